@@ -1,0 +1,55 @@
+"""Best possible full-precision weights from the quantizations of a model.
+
+The public names are loaded on first use, so that importing the package costs nothing:
+`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate`, and the errors.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from recover.errors import (
+    EvaluationError,
+    GGUFError,
+    OutputError,
+    PlanError,
+    QuantError,
+    RecoverError,
+)
+
+if TYPE_CHECKING:
+    from recover.evaluate.errors import evaluate
+    from recover.gguf.reader import open_gguf
+    from recover.merge.execute import execute_merge
+    from recover.merge.plan import plan_merge
+    from recover.quants import dequantize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EvaluationError",
+    "GGUFError",
+    "OutputError",
+    "PlanError",
+    "QuantError",
+    "RecoverError",
+    "__version__",
+    "dequantize",
+    "evaluate",
+    "execute_merge",
+    "open_gguf",
+    "plan_merge",
+]
+
+_HOME = {
+    "dequantize": "recover.quants",
+    "evaluate": "recover.evaluate.errors",
+    "execute_merge": "recover.merge.execute",
+    "open_gguf": "recover.gguf.reader",
+    "plan_merge": "recover.merge.plan",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'recover' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

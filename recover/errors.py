@@ -1,0 +1,25 @@
+"""The errors that users meet. Each message states the value, the limit and the tensor's name."""
+
+
+class RecoverError(Exception):
+    """Base of every error that this package raises on purpose; its text is meant for people."""
+
+
+class GGUFError(RecoverError):
+    """A file is not a GGUF file that can be used: damaged, truncated, hostile or unsupported."""
+
+
+class QuantError(RecoverError):
+    """A tensor's type cannot be decoded or encoded, or its bytes do not fit its type."""
+
+
+class PlanError(RecoverError):
+    """The inputs do not belong together, or what was asked for cannot be done with them."""
+
+
+class OutputError(RecoverError):
+    """The output cannot be written: disk full, folder not writable, or it is one of the inputs."""
+
+
+class EvaluationError(RecoverError):
+    """A model cannot be compared with the truth."""

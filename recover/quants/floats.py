@@ -1,0 +1,91 @@
+"""F32, F16 and BF16."""
+
+import numpy as np
+
+from recover._jit import kernel
+from recover.quants._float16 import f16_to_f32, f32_from_bits, f32_to_bf16, f32_to_f16
+from recover.quants.base import F32Array, FloatType, U8Array
+
+
+def _decode_f32(raw: U8Array, out: F32Array) -> None:
+    out[:] = raw.view(np.float32)
+
+
+def _encode_f32(x: F32Array, raw: U8Array) -> int:
+    raw.view(np.float32)[:] = x
+    return int(x.size - np.count_nonzero(np.isfinite(x)))
+
+
+@kernel
+def _decode_f16_words(words: np.ndarray, out: F32Array) -> None:
+    for i in range(words.size):
+        out[i] = f16_to_f32(words[i])
+
+
+def _decode_f16(raw: U8Array, out: F32Array) -> None:
+    _decode_f16_words(raw.view(np.uint16), out)
+
+
+@kernel
+def _encode_f16_words(x: F32Array, words: np.ndarray) -> int:
+    n_bad = 0
+    for i in range(x.size):
+        words[i] = f32_to_f16(x[i])
+        n_bad += (words[i] & np.uint16(0x7C00)) == np.uint16(0x7C00)
+    return n_bad
+
+
+def _encode_f16(x: F32Array, raw: U8Array) -> int:
+    return _encode_f16_words(x, raw.view(np.uint16))
+
+
+@kernel
+def _decode_bf16_words(words: np.ndarray, out: F32Array) -> None:
+    for i in range(words.size):
+        out[i] = f32_from_bits(np.uint32(words[i]) << np.uint32(16))
+
+
+def _decode_bf16(raw: U8Array, out: F32Array) -> None:
+    _decode_bf16_words(raw.view(np.uint16), out)
+
+
+@kernel
+def _encode_bf16_words(x: F32Array, words: np.ndarray) -> int:
+    n_bad = 0
+    for i in range(x.size):
+        words[i] = f32_to_bf16(x[i])
+        n_bad += (words[i] & np.uint16(0x7F80)) == np.uint16(0x7F80)
+    return n_bad
+
+
+def _encode_bf16(x: F32Array, raw: U8Array) -> int:
+    return _encode_bf16_words(x, raw.view(np.uint16))
+
+
+F32 = FloatType(
+    name="F32",
+    type_id=0,
+    block_size=1,
+    type_size=4,
+    significand_bits=24,
+    decode=_decode_f32,
+    encode=_encode_f32,
+)
+F16 = FloatType(
+    name="F16",
+    type_id=1,
+    block_size=1,
+    type_size=2,
+    significand_bits=11,
+    decode=_decode_f16,
+    encode=_encode_f16,
+)
+BF16 = FloatType(
+    name="BF16",
+    type_id=30,
+    block_size=1,
+    type_size=2,
+    significand_bits=8,
+    decode=_decode_bf16,
+    encode=_encode_bf16,
+)

@@ -1,0 +1,50 @@
+"""Q8_0: 32 weights, one f16 scale, signed 8-bit codes.
+
+Block: ``d`` f16, ``qs`` 32 signed bytes. Unpacked codes are shifted by 128 to be unsigned.
+"""
+
+import numpy as np
+
+from recover._jit import kernel
+from recover.quants._float16 import read_f16
+from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, table
+
+
+@kernel
+def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> None:
+    """Mirrors `dequantize_row_q8_0`."""
+    for b in range(raw.size // 34):
+        d = read_f16(raw, 34 * b)
+        scale[2 * b : 2 * b + 2] = d
+        offset[2 * b : 2 * b + 2] = -0.0
+        qs = raw[34 * b + 2 : 34 * b + 34]
+        y = codes[32 * b : 32 * b + 32]
+        for j in range(32):
+            y[j] = qs[j] ^ np.uint8(128)
+
+
+def _cells() -> tuple[F32Array, F32Array]:
+    # `quantize_row_q8_0_ref`: d = amax / 127, code = roundf(x / d), d is rounded to f16 last. No weight
+    # is beyond 127 d; code -128 is never given, so it proves nothing.
+    level = np.arange(-128, 128)
+    lower, upper = level - 0.5, level + 0.5
+    lower[1], upper[255] = -127, 127
+    lower[0], upper[0] = -np.inf, np.inf
+    return table(lower), table(upper)
+
+
+_LOWER, _UPPER = _cells()
+
+Q8_0 = ScalarType(
+    name="Q8_0",
+    type_id=8,
+    block_size=32,
+    type_size=34,
+    levels=integer_levels(256, first=-128),
+    lower_levels=_LOWER,
+    upper_levels=_UPPER,
+    scale_rounding=2**-11,
+    unpack=_unpack,
+    noise=0.081,
+    relative_mse=3e-05,
+)
