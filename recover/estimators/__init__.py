@@ -1,0 +1,50 @@
+"""The estimators: evidence to estimate, one file each, found by discovery.
+
+A file defines ``estimate(evidence, out, tally)``: it fills `out`, float32 (n,), and adds to `tally`,
+float64 (2 + K + V,), the sums over the weights of
+
+- ``tally[0]``: the variance that the estimate is expected to have,
+- ``tally[1]``: one for each weight on which the inputs contradict each other,
+- ``tally[2 + k]``: the variance that input k alone is expected to have (scalar inputs first).
+"""
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.errors import PlanError
+from recover.evidence import Evidence
+from recover.quants import F32Array
+
+DEFAULT_METHOD = "linear"
+
+
+class Estimator(Protocol):
+    """An estimator's module."""
+
+    SEES_CONFLICTS: bool
+    """Whether it counts contradictions between the inputs."""
+
+    @staticmethod
+    def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> None:
+        """Fill `out` and add to `tally`."""
+
+
+@cache
+def method_names() -> tuple[str, ...]:
+    """Names of all estimators, without importing them."""
+    return tuple(
+        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+    )
+
+
+def estimator(name: str) -> Estimator:
+    """The estimator of that name; `PlanError` if there is none."""
+    if name not in method_names():
+        raise PlanError(f"method {name!r} is unknown; known are {', '.join(method_names())}")
+    module: Estimator = import_module(f"{__name__}.{name}")  # type: ignore[assignment]
+    return module

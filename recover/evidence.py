@@ -1,0 +1,161 @@
+"""What K inputs say of the same weights, in one shape for every format."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import kernel
+from recover.errors import QuantError
+from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
+
+# Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a division,
+# two products and two sums, generously.
+_ARITHMETIC_SLACK = 2.0**-21
+# A relative bound r on d' / d also bounds d / d' by r (1 + r).
+_INVERSE = 1 + 2.0**-10
+
+
+class Evidence(NamedTuple):
+    """A tile of n weights as K scalar and V other inputs tell it; finest input first in each.
+
+    A scalar input says ``scale * levels[code] + offset``; scale and offset are given per group of 16
+    weights, whatever the format's own sub-block is.
+    """
+
+    codes: U8Array
+    """(K, n)"""
+    scale: F32Array
+    """(K, n / 16)"""
+    offset: F32Array
+    """(K, n / 16)"""
+    levels: F32Array
+    """(K, 256)"""
+    lower_levels: F32Array
+    """(K, 256); -inf throughout if the codes of this input prove nothing."""
+    upper_levels: F32Array
+    """(K, 256); inf throughout if the codes of this input prove nothing."""
+    scale_slack: F32Array
+    """(K,) relative uncertainty of ``scale * level``."""
+    offset_slack: F32Array
+    """(K,) relative uncertainty of the offset."""
+    noise: NDArray[np.float64]
+    """(K,) mean square error in units of the squared scale."""
+    values: F32Array
+    """(V, n): what the other inputs say, decoded."""
+    variance: F32Array
+    """(V, n / 16): their mean square error, typical of their type."""
+
+
+@dataclass(frozen=True)
+class Witness:
+    """One input's part in the evidence on one tensor.
+
+    Attributes
+    ----------
+    type : TensorType
+        How this input stores the tensor.
+    has_cells : bool
+        Whether its codes confine the original weights.
+    """
+
+    type: TensorType
+    has_cells: bool = True
+
+
+class EvidenceBuffer:
+    """Memory for the evidence on one tile, used again and again by one thread.
+
+    Parameters
+    ----------
+    witnesses : sequence of Witness
+        One per input, in any order.
+    """
+
+    def __init__(self, witnesses: Sequence[Witness]) -> None:
+        self._types = [witness.type for witness in witnesses]
+        for kind in self._types:
+            if not isinstance(kind, ScalarType | VectorType):
+                raise QuantError(f"type {kind.name} gives no evidence to combine")
+        scalars = [(w.type, w.has_cells) for w in witnesses if isinstance(w.type, ScalarType)]
+        kinds = [kind for kind, _ in scalars]
+        n_scalars, n_others = len(scalars), len(witnesses) - len(scalars)
+        rows = {True: iter(range(n_scalars)), False: iter(range(n_others))}
+        self._row_of = [next(rows[isinstance(kind, ScalarType)]) for kind in self._types]
+        open_end = np.full(256, np.inf, np.float32)
+        self._whole = Evidence(
+            codes=np.empty((n_scalars, TILE), np.uint8),
+            scale=np.empty((n_scalars, TILE // GROUP), np.float32),
+            offset=np.empty((n_scalars, TILE // GROUP), np.float32),
+            levels=_stack([kind.levels for kind in kinds]),
+            lower_levels=_stack([k.lower_levels if cells else -open_end for k, cells in scalars]),
+            upper_levels=_stack([k.upper_levels if cells else open_end for k, cells in scalars]),
+            scale_slack=np.array(
+                [kind.scale_rounding * _INVERSE + _ARITHMETIC_SLACK for kind in kinds], np.float32
+            ),
+            offset_slack=np.array(
+                [kind.offset_rounding * _INVERSE + _ARITHMETIC_SLACK for kind in kinds], np.float32
+            ),
+            noise=np.array([kind.noise for kind in kinds], np.float64),
+            values=np.empty((n_others, TILE), np.float32),
+            variance=np.empty((n_others, TILE // GROUP), np.float32),
+        )
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Index into a ``tally[2:]`` of each witness (see `recover.estimators`)."""
+        n_scalars = self._whole.codes.shape[0]
+        return tuple(
+            row if isinstance(kind, ScalarType) else n_scalars + row
+            for kind, row in zip(self._types, self._row_of, strict=True)
+        )
+
+    def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
+        """Unpack one tile.
+
+        Parameters
+        ----------
+        raws : sequence of uint8 arrays
+            The stored bytes of these weights in each input, in the order of the witnesses.
+        n_weights : int
+            At most `TILE`; whole blocks of every type.
+
+        Returns
+        -------
+        Evidence
+            Views of this buffer, valid until the next call.
+        """
+        n_groups = n_weights // GROUP
+        whole = self._whole
+        tile = whole._replace(
+            codes=whole.codes[:, :n_weights],
+            scale=whole.scale[:, :n_groups],
+            offset=whole.offset[:, :n_groups],
+            values=whole.values[:, :n_weights],
+            variance=whole.variance[:, :n_groups],
+        )
+        for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
+            if isinstance(kind, ScalarType):
+                kind.unpack(raw, tile.codes[row], tile.scale[row], tile.offset[row])
+            elif isinstance(kind, VectorType):
+                kind.decode(raw, tile.values[row])
+                typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
+        return tile
+
+
+def _stack(tables: Sequence[F32Array]) -> F32Array:
+    return np.stack(tables) if tables else np.empty((0, 256), np.float32)
+
+
+@kernel
+def typical_variance(values: F32Array, relative_mse: float, variance: F32Array) -> None:
+    """The error to expect of decoded values: a share of the mean square of each 256 of them."""
+    for start in range(0, values.size, 256):
+        end = min(start + 256, values.size)
+        total = 0.0
+        for i in range(start, end):
+            total += np.float64(values[i]) * np.float64(values[i])
+        for g in range(start // 16, end // 16):
+            variance[g] = np.float32(relative_mse * total / (end - start))

@@ -1,0 +1,1 @@
+"""From inputs to one file: the plan is pure data, the execution follows it tile by tile."""

@@ -1,0 +1,373 @@
+"""What a merge will do, decided from the headers (and from which tensors are the same bytes)."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recover import __version__
+from recover.errors import PlanError
+from recover.estimators import DEFAULT_METHOD, estimator
+from recover.evidence import Witness
+from recover.gguf.header import (
+    TensorInfo,
+    ValueType,
+    encode_header,
+    encode_key_value,
+    place_tensors,
+)
+from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.writer import check_output_path
+from recover.quants import (
+    FloatType,
+    OpaqueType,
+    ScalarType,
+    TensorType,
+    U8Array,
+    VectorType,
+    type_by_name,
+)
+
+# `enum llama_ftype`, as `general.file_type` stores it.
+_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
+OUTTYPES = tuple(name.lower() for name in ("F16", "BF16", "F32"))
+
+# Keys of the first input that would be wrong in the output.
+_DROPPED_PREFIXES = ("quantize.imatrix.", "recover.", "split.")
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """What happens to one tensor.
+
+    Attributes
+    ----------
+    name : str
+        Name of the tensor.
+    dims : tuple of int
+        Row length first.
+    action : str
+        ``copy`` (stored bytes), ``convert`` (one input, decoded) or ``merge``.
+    types : tuple of str
+        How each input stores it, in the order of the inputs.
+    sources : tuple of int
+        Inputs that take part, finest first.
+    twins : tuple of int
+        For each input, the first input with the same bytes.
+    outtype : str
+        How the output stores it.
+    position : int
+        Of its first byte in the output file.
+    """
+
+    name: str
+    dims: tuple[int, ...]
+    action: str
+    types: tuple[str, ...]
+    sources: tuple[int, ...]
+    twins: tuple[int, ...]
+    outtype: str
+    position: int
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A whole merge: every output byte has its place before the first weight is read.
+
+    Attributes
+    ----------
+    models : tuple of Model
+        The opened inputs.
+    output : Path
+        File to be written.
+    method : str
+        Name of the estimator.
+    tensors : tuple of TensorPlan
+        In output order.
+    header : bytes
+        Of the output, padded to where the data begins.
+    n_bytes : int
+        Size of the output.
+    warnings : tuple of str
+        What the user should know.
+    """
+
+    models: tuple[Model, ...]
+    output: Path
+    method: str
+    tensors: tuple[TensorPlan, ...]
+    header: bytes
+    n_bytes: int
+    warnings: tuple[str, ...]
+
+    def witness(self, tensor: TensorPlan, source: int) -> Witness:
+        """Input `source` as a witness on a tensor."""
+        model = self.models[source]
+        kind = model.tensors[tensor.name].type
+        refitted = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
+        return Witness(kind, has_cells=not (refitted and uses_imatrix(model)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for ``--dry-run``."""
+        return {
+            "output": str(self.output),
+            "method": self.method,
+            "inputs": [str(model.path) for model in self.models],
+            "n_bytes": self.n_bytes,
+            "warnings": list(self.warnings),
+            "tensors": [asdict(tensor) for tensor in self.tensors],
+        }
+
+
+def plan_merge(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    method: str = DEFAULT_METHOD,
+    outtype: str = "f16",
+    tensors: str | None = None,
+) -> MergePlan:
+    """Decide what a merge does; nothing is written.
+
+    Parameters
+    ----------
+    inputs : sequence of path-like
+        GGUF files quantized from the same original. Metadata comes from the first.
+    output : path-like
+        GGUF file to be written.
+    method : str
+        Name of an estimator (`recover.estimators.method_names`).
+    outtype : {"f16", "bf16", "f32"}
+        How merged and converted tensors are stored.
+    tensors : str, optional
+        Regular expression; only tensors in whose name it is found are written.
+
+    Returns
+    -------
+    MergePlan
+
+    Raises
+    ------
+    GGUFError, OutputError, PlanError
+        If an input cannot be read, the output cannot be written, or the inputs do not fit together.
+    """
+    estimator(method)
+    if outtype not in OUTTYPES:
+        raise PlanError(f"output type {outtype!r} is unknown; known are {', '.join(OUTTYPES)}")
+    if not inputs:
+        raise PlanError("there are no inputs")
+    models = tuple(open_gguf(path) for path in inputs)
+    output = Path(output)
+    check_output_path(output, [part for model in models for part in model.parts])
+    for model in models[1:]:
+        _check_match(models[0], model)
+    names = _select(models[0], tensors)
+    warnings: list[str] = []
+    drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
+    return _lay_out(models, output, method, outtype, drafts, tuple(warnings))
+
+
+def uses_imatrix(model: Model) -> bool:
+    """Whether the metadata say that the file was quantized with an importance matrix."""
+    return any(key.startswith("quantize.imatrix.") for key in model.metadata)
+
+
+def typical_error(tensor_type: TensorType) -> float:
+    """Relative mean square error to expect of a type; ranks what is finest."""
+    match tensor_type:
+        case FloatType():
+            return float(2.0 ** (-2 * tensor_type.significand_bits))
+        case ScalarType() | VectorType():
+            return tensor_type.relative_mse
+        case _:
+            return 0.0
+
+
+def _select(model: Model, pattern: str | None) -> list[str]:
+    if pattern is None:
+        return list(model.tensors)
+    try:
+        names = [name for name in model.tensors if re.search(pattern, name)]
+    except re.error as error:
+        raise PlanError(f"{pattern!r} is no regular expression: {error}") from None
+    if not names:
+        raise PlanError(f"{model.path}: no tensor's name matches {pattern!r}")
+    return names
+
+
+def _check_match(first: Model, other: Model) -> None:
+    """Refuse an input that cannot be a quantization of the same original."""
+    differences = []
+    architectures = [model.get("general.architecture") for model in (first, other)]
+    if architectures[0] != architectures[1]:
+        differences.append(f"its architecture is {architectures[1]}, not {architectures[0]}")
+    missing = [name for name in first.tensors if name not in other.tensors]
+    added = [name for name in other.tensors if name not in first.tensors]
+    if missing:
+        differences.append(f"it lacks {_some(missing)}")
+    if added:
+        differences.append(f"only it has {_some(added)}")
+    reshaped = [
+        f"{name} ({_shape(other.tensors[name])} instead of {_shape(tensor)})"
+        for name, tensor in first.tensors.items()
+        if name in other.tensors and _shape(other.tensors[name]) != _shape(tensor)
+    ]
+    if reshaped:
+        differences.append(f"shapes differ: {_some(reshaped)}")
+    if differences:
+        raise PlanError(f"{other.path} does not belong to {first.path}: {'; '.join(differences)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _shape(tensor: Tensor) -> str:
+    dims = list(tensor.dims)
+    while len(dims) > 1 and dims[-1] == 1:
+        dims.pop()
+    return "x".join(map(str, dims))
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A tensor's plan before it has its place."""
+
+    name: str
+    dims: tuple[int, ...]
+    action: str
+    types: tuple[str, ...]
+    sources: tuple[int, ...]
+    twins: tuple[int, ...]
+    outtype: TensorType
+
+
+def _draft(
+    name: str, models: Sequence[Model], method: str, outtype: TensorType, warnings: list[str]
+) -> _Draft:
+    tensors = [model.tensors[name] for model in models]
+    twins = _twins(tensors)
+    distinct = sorted(set(twins), key=lambda i: typical_error(tensors[i].type))
+    finest = tensors[distinct[0]]
+    one_dimensional = sum(dim > 1 for dim in finest.dims) <= 1
+    action = "convert"
+    if isinstance(finest.type, OpaqueType) or (
+        isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
+    ):
+        action, outtype = "copy", finest.type
+        if len(distinct) > 1:
+            warnings.append(
+                f"tensor {name!r}: the inputs disagree; taken from {models[distinct[0]].path}"
+            )
+        distinct = distinct[:1]
+    elif isinstance(finest.type, FloatType):
+        action = "copy" if finest.type is outtype else "convert"
+        distinct = distinct[:1]
+    else:
+        if one_dimensional:
+            outtype = type_by_name("F32")
+        if method == "best":
+            distinct = distinct[:1]
+        action = "merge" if len(distinct) > 1 else "convert"
+    return _Draft(
+        name,
+        finest.dims,
+        action,
+        tuple(tensor.type.name for tensor in tensors),
+        tuple(distinct),
+        twins,
+        outtype,
+    )
+
+
+def _twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """For each tensor the index of the first one with the same type and bytes."""
+    twins: list[int] = []
+    for i, tensor in enumerate(tensors):
+        same = (j for j in dict.fromkeys(twins) if _same(tensors[j], tensor))
+        twins.append(next(same, i))
+    return tuple(twins)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.type is other.type and same_bytes(one.raw, other.raw)
+
+
+def same_bytes(one: U8Array, other: U8Array) -> bool:
+    """Whether two byte arrays are equal; stops at the first chunk that differs."""
+    if one.size != other.size:
+        return False
+    start, chunk = 0, 4096
+    while start < one.size:
+        if not np.array_equal(one[start : start + chunk], other[start : start + chunk]):
+            return False
+        start, chunk = start + chunk, 1 << 20
+    return True
+
+
+def _lay_out(
+    models: tuple[Model, ...],
+    output: Path,
+    method: str,
+    outtype: str,
+    drafts: Sequence[_Draft],
+    warnings: tuple[str, ...],
+) -> MergePlan:
+    alignment = models[0].header.alignment
+    placed, data_size = place_tensors(
+        [(draft.name, draft.dims, draft.outtype) for draft in drafts], alignment
+    )
+    header = encode_header(_metadata(models, method, outtype), placed, alignment)
+    return MergePlan(
+        models=models,
+        output=output,
+        method=method,
+        tensors=tuple(_place(draft, info, len(header)) for draft, info in zip(drafts, placed, strict=True)),
+        header=header,
+        n_bytes=len(header) + data_size,
+        warnings=warnings,
+    )
+
+
+def _place(draft: _Draft, info: TensorInfo, data_start: int) -> TensorPlan:
+    return TensorPlan(
+        draft.name,
+        draft.dims,
+        draft.action,
+        draft.types,
+        draft.sources,
+        draft.twins,
+        draft.outtype.name,
+        data_start + info.offset,
+    )
+
+
+def _metadata(models: Sequence[Model], method: str, outtype: str) -> list[bytes]:
+    """Spans of the first input, byte for byte, but for the keys that would be wrong; and provenance."""
+    spans = {
+        key: entry.span
+        for key, entry in models[0].metadata.items()
+        if not key.startswith(_DROPPED_PREFIXES)
+    }
+    spans["general.file_type"] = encode_key_value(
+        "general.file_type", ValueType.UINT32, _FILE_TYPES[outtype.upper()]
+    )
+    types = [Counter(tensor.type.name for tensor in model.tensors.values()) for model in models]
+    own: dict[str, tuple[ValueType, Any]] = {
+        "recover.version": (ValueType.STRING, __version__),
+        "recover.method": (ValueType.STRING, method),
+        "recover.calibration": (ValueType.STRING, "none"),
+        "recover.source.names": (ValueType.STRING, [model.path.name for model in models]),
+        "recover.source.sizes": (ValueType.UINT64, [model.n_bytes for model in models]),
+        "recover.source.types": (
+            ValueType.STRING,
+            [" ".join(f"{name}:{n}" for name, n in counts.most_common()) for counts in types],
+        ),
+    }
+    return [*spans.values(), *(encode_key_value(key, *entry) for key, entry in own.items())]
