@@ -1,7 +1,7 @@
 """Best possible full-precision weights from the quantizations of a model.
 
 The public names are loaded on first use, so that importing the package costs nothing:
-`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate`, and the errors.
+`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate_models`, and the errors.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ from recover.errors import (
 )
 
 if TYPE_CHECKING:
-    from recover.evaluate.errors import evaluate
+    from recover.evaluate.errors import evaluate_models
     from recover.gguf.reader import open_gguf
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
@@ -34,7 +34,7 @@ __all__ = [
     "RecoverError",
     "__version__",
     "dequantize",
-    "evaluate",
+    "evaluate_models",
     "execute_merge",
     "open_gguf",
     "plan_merge",
@@ -42,7 +42,7 @@ __all__ = [
 
 _HOME = {
     "dequantize": "recover.quants",
-    "evaluate": "recover.evaluate.errors",
+    "evaluate_models": "recover.evaluate.errors",
     "execute_merge": "recover.merge.execute",
     "open_gguf": "recover.gguf.reader",
     "plan_merge": "recover.merge.plan",

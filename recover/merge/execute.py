@@ -1,35 +1,22 @@
 """Carrying out a plan: threads take tiles, each reads, estimates, encodes and writes its own bytes."""
 
 import math
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.errors import PlanError, QuantError
+from recover.errors import PlanError
 from recover.estimators import Estimator, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.writer import OutputFile
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.quants import TILE, FloatType, TensorType, U8Array, dequantize, type_by_name
-
-Progress = Callable[[int, int], None]
-"""Called now and then with the number of weights done and of all weights."""
-
-_POLL_SECONDS = 0.1
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,7 @@ class MergeResult:
     @property
     def n_weights(self) -> int:
         """Weights in the output."""
-        return sum(math.prod(tensor.dims) for tensor in self.plan.tensors)
+        return sum(tensor.n_weights for tensor in self.plan.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover merge --json`` prints."""
@@ -122,122 +109,94 @@ def execute_merge(
         If a weight is not finite, or does not fit into the output type.
     """
     start = time.perf_counter()
-    n_threads = n_threads or available_cores()
     inputs = [part for model in plan.models for part in model.parts]
+    tallies = _Tallies(plan)
     with OutputFile(plan.output, plan.n_bytes, inputs) as output:
         output.write_at(0, plan.header)
-        queue = _TileQueue(plan)
-        workers = [_Worker(plan, output, queue) for _ in range(n_threads)]
-        _run(workers, queue, progress)
-    tallies: dict[int, NDArray[np.float64]] = {}
-    for worker in workers:
-        for index, tally in worker.tallies.items():
-            tallies[index] = tallies[index] + tally if index in tallies else tally
-    return _result(plan, time.perf_counter() - start, tallies)
+        workers = [_Worker(plan, output, tallies) for _ in range(n_threads or available_cores())]
+        sizes = [tensor.n_weights for tensor in plan.tensors]
+        for_each_tile(sizes, [worker.work for worker in workers], progress)
+    return _result(plan, time.perf_counter() - start, tallies.totals)
 
 
-def _run(workers: Sequence["_Worker"], queue: "_TileQueue", progress: Progress | None) -> None:
-    """Let the workers empty the queue; an error or an interrupt stops them all."""
-    with ThreadPoolExecutor(len(workers), thread_name_prefix="recover") as pool:
-        pending = {pool.submit(worker.work) for worker in workers}
-        try:
-            while pending:
-                finished, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)
-                if progress is not None:
-                    progress(queue.n_taken, queue.n_weights)
-                for future in finished:
-                    future.result()
-        finally:
-            queue.close()
+class _Tallies:
+    """Sums per tensor (see `recover.estimators`), added up in the order of the tiles.
 
-
-class _TileQueue:
-    """Hands out (tensor's index, first weight, one past the last), in output order."""
+    So the figures do not depend on the threads; tiles are kept apart only while their tensor is worked
+    on.
+    """
 
     def __init__(self, plan: MergePlan) -> None:
+        self._plan = plan
         self._lock = threading.Lock()
-        self._tiles = self._cut(plan)
-        self._closed = False
-        self.n_taken = 0
-        self.n_weights = sum(math.prod(tensor.dims) for tensor in plan.tensors)
+        self._open: dict[int, list[NDArray[np.float64] | None]] = {}
+        self.totals: dict[int, NDArray[np.float64]] = {}
 
-    @staticmethod
-    def _cut(plan: MergePlan) -> Iterator[tuple[int, int, int]]:
-        for index, tensor in enumerate(plan.tensors):
-            n_weights = math.prod(tensor.dims)
-            for start in range(0, n_weights, TILE):
-                yield index, start, min(start + TILE, n_weights)
-
-    def close(self) -> None:
-        self._closed = True
-
-    def take(self) -> tuple[int, int, int] | None:
+    def add(self, tile: Tile, tally: NDArray[np.float64]) -> None:
+        """Take the sums of one tile."""
         with self._lock:
-            tile = None if self._closed else next(self._tiles, None)
-            if tile is not None:
-                self.n_taken += tile[2] - tile[1]
-            return tile
+            size = n_tiles(self._plan.tensors[tile.tensor].n_weights)
+            tallies = self._open.setdefault(tile.tensor, [None] * size)
+            tallies[tile.start // TILE] = tally
+            done = [each for each in tallies if each is not None]
+            if len(done) == size:
+                self.totals[tile.tensor] = np.sum(done, axis=0)
+                del self._open[tile.tensor]
 
 
 class _Worker:
-    """One thread's part: scratch memory, and sums per tensor."""
+    """One thread's part: scratch memory, and the evidence buffer of the tensor at hand."""
 
-    def __init__(self, plan: MergePlan, output: OutputFile, queue: _TileQueue) -> None:
+    def __init__(self, plan: MergePlan, output: OutputFile, tallies: _Tallies) -> None:
         self._plan = plan
         self._output = output
-        self._queue = queue
+        self._tallies = tallies
         self._estimate = np.empty(TILE, np.float32)
         self._encoded = np.empty(TILE * 4, np.uint8)
         self._witnesses: list[Witness] = []
         self._buffer = EvidenceBuffer([])
         self._estimator: Estimator = estimator(plan.method)
-        self._fallback: Estimator = estimator("best")
-        self.tallies: dict[int, NDArray[np.float64]] = {}
+        self._alone: Estimator = estimator("best")
 
-    def work(self) -> None:
-        """Take tiles until there are none."""
-        while (tile := self._queue.take()) is not None:
-            index, start, end = tile
-            tensor = self._plan.tensors[index]
-            outtype = type_by_name(tensor.outtype)
-            position = tensor.position + outtype.n_bytes(start)
-            if tensor.action == "copy":
-                self._output.write_at(position, self._raw(tensor, tensor.sources[0], start, end).data)
-            else:
-                self._output.write_at(position, self._encode(index, tensor, outtype, start, end).data)
+    def work(self, tile: Tile) -> None:
+        """Write the bytes of one tile."""
+        tensor = self._plan.tensors[tile.tensor]
+        outtype = type_by_name(tensor.outtype)
+        if tensor.action == "copy":
+            encoded = self._raw(tensor, tensor.sources[0], tile)
+        else:
+            encoded = self._encode(tensor, outtype, tile)
+        self._output.write_at(tensor.position + outtype.n_bytes(tile.start), encoded.data)
 
-    def _raw(self, tensor: TensorPlan, source: int, start: int, end: int) -> U8Array:
+    def _raw(self, tensor: TensorPlan, source: int, tile: Tile) -> U8Array:
         stored = self._plan.models[source].tensors[tensor.name]
-        return stored.raw[stored.type.n_bytes(start) : stored.type.n_bytes(end)]
+        return stored.raw[stored.type.n_bytes(tile.start) : stored.type.n_bytes(tile.end)]
 
-    def _encode(
-        self, index: int, tensor: TensorPlan, outtype: TensorType, start: int, end: int
-    ) -> U8Array:
-        """Estimate one tile; its bytes in the output's type."""
+    def _encode(self, tensor: TensorPlan, outtype: TensorType, tile: Tile) -> U8Array:
+        """Estimate the weights of one tile; their bytes in the output's type."""
         assert isinstance(outtype, FloatType)
-        raws = [self._raw(tensor, source, start, end) for source in tensor.sources]
-        estimate = self._estimate[: end - start]
+        raws = [self._raw(tensor, source, tile) for source in tensor.sources]
+        estimate = self._estimate[: tile.end - tile.start]
         kind = self._plan.models[tensor.sources[0]].tensors[tensor.name].type
         if isinstance(kind, FloatType):
             kind.decode(raws[0], estimate)
         else:
-            self._combine(index, tensor, raws, estimate)
-        encoded = self._encoded[: outtype.n_bytes(end - start)]
+            self._combine(tensor, tile, raws, estimate)
+        encoded = self._encoded[: outtype.n_bytes(estimate.size)]
         if outtype.encode(estimate, encoded):
             raise self._not_finite(tensor, raws, estimate)
         return encoded
 
     def _combine(
-        self, index: int, tensor: TensorPlan, raws: Sequence[U8Array], estimate: NDArray[np.float32]
+        self, tensor: TensorPlan, tile: Tile, raws: Sequence[U8Array], estimate: NDArray[np.float32]
     ) -> None:
         witnesses = [self._plan.witness(tensor, source) for source in tensor.sources]
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
-        if index not in self.tallies:
-            self.tallies[index] = np.zeros(2 + len(witnesses))
-        evidence = self._buffer.load(raws, estimate.size)
-        method = self._estimator if len(witnesses) > 1 else self._fallback
-        method.estimate(evidence, estimate, self.tallies[index])
+        tally = np.zeros(2 + len(witnesses))
+        method = self._estimator if len(witnesses) > 1 else self._alone
+        method.estimate(self._buffer.load(raws, estimate.size), estimate, tally)
+        self._tallies.add(tile, tally)
 
     def _not_finite(
         self, tensor: TensorPlan, raws: Sequence[U8Array], estimate: NDArray[np.float32]
@@ -267,7 +226,7 @@ def _result(
         if tally is None:
             results.append(TensorResult(tensor, None, None))
             continue
-        n_weights = math.prod(tensor.dims)
+        n_weights = tensor.n_weights
         merged = tensor.action == "merge"
         n_merged += n_weights * merged
         expected, n_conflicts = expected + tally[0], n_conflicts + tally[1]

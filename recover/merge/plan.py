@@ -1,5 +1,6 @@
 """What a merge will do, decided from the headers (and from which tensors are the same bytes)."""
 
+import math
 import os
 import re
 from collections import Counter
@@ -73,6 +74,11 @@ class TensorPlan:
     twins: tuple[int, ...]
     outtype: str
     position: int
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.dims)
 
 
 @dataclass(frozen=True)

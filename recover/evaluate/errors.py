@@ -1,0 +1,396 @@
+"""Error statistics of the weights of models whose original is known.
+
+Quantiles are exact, yet no tensor is ever in memory: the magnitude of a float32, read as an integer,
+orders like the number itself, so a first pass counts the upper 16 bits of all errors, and a second the
+lower 16 bits of those few upper halves that hold the wanted ranks.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import kernel
+from recover.errors import EvaluationError
+from recover.gguf.names import role_of
+from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.quants import TILE, F32Array, FloatType, OpaqueType, dequantize
+from recover.quants._float16 import f32_bits
+from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+
+GroupBy = Literal["tensor", "type", "role"]
+
+_QUANTILES = (0.5, 0.95)
+_HALF = 1 << 16
+
+
+@dataclass(frozen=True)
+class ErrorStatistics:
+    """How far decoded weights are from the truth.
+
+    Attributes
+    ----------
+    n_weights : int
+        Number of weights.
+    mse, rmse : float
+        Mean square error and its root.
+    max_abs_error, p95_abs_error, median_abs_error : float
+        Largest, 95th percentile and median magnitude of the error (exact; `numpy.quantile`'s linear
+        interpolation).
+    sqnr_db : float
+        Signal to quantization noise: ten times the decimal logarithm of the mean square of the true
+        weights over `mse`; infinite without error.
+    exact_fraction : float
+        Share of the weights that equal the truth.
+    """
+
+    n_weights: int
+    mse: float
+    rmse: float
+    max_abs_error: float
+    p95_abs_error: float
+    median_abs_error: float
+    sqnr_db: float
+    exact_fraction: float
+
+
+@dataclass(frozen=True)
+class TensorErrors:
+    """One tensor's errors."""
+
+    name: str
+    type: str
+    errors: ErrorStatistics
+
+
+@dataclass(frozen=True)
+class ModelErrors:
+    """One model's errors.
+
+    Attributes
+    ----------
+    path : str
+        As given.
+    total : ErrorStatistics
+        Over all compared tensors.
+    tensors : tuple of TensorErrors
+        In file order.
+    groups : dict of str to ErrorStatistics
+        Per type or role, if asked for.
+    """
+
+    path: str
+    total: ErrorStatistics
+    tensors: tuple[TensorErrors, ...]
+    groups: dict[str, ErrorStatistics]
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of ``models`` in what ``recover evaluate --json`` prints."""
+        return {
+            "path": self.path,
+            "total": asdict(self.total),
+            "tensors": [
+                {"name": each.name, "type": each.type, **asdict(each.errors)}
+                for each in self.tensors
+            ],
+            "divergence": None,
+        }
+
+
+def evaluate_models(
+    models: Sequence[str | os.PathLike[str]],
+    truth: str | os.PathLike[str],
+    *,
+    by: GroupBy = "tensor",
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> list[ModelErrors]:
+    """Compare models with the original they come from.
+
+    Compared are the tensors that at least one of the models stores quantized; if none does (files that
+    are themselves merged or dequantized), all tensors of two or more dimensions.
+
+    Parameters
+    ----------
+    models : sequence of path-like
+        GGUF files.
+    truth : path-like
+        The original, in any type that can be decoded.
+    by : {"tensor", "type", "role"}
+        What `ModelErrors.groups` are made by.
+    n_threads : int, optional
+        Default: the cores that this process may use.
+    progress : callable, optional
+        ``progress(n_weights_done, n_weights)``.
+
+    Returns
+    -------
+    list of ModelErrors
+
+    Raises
+    ------
+    GGUFError
+        If a file cannot be read.
+    EvaluationError
+        If a tensor is missing from the truth, has another shape there, or holds NaN or infinities.
+    """
+    opened = [open_gguf(path) for path in models]
+    original = open_gguf(truth)
+    names = _compared(opened)
+    for model in opened:
+        _check_match(model, original, names)
+    n_weights = 2 * sum(
+        tensor.n_weights for model in opened for name, tensor in model.tensors.items() if name in names
+    )
+    done = _Progress(progress, n_weights)
+    return [
+        _evaluate_model(
+            model, original, names, by, _Comparer(n_threads or available_cores(), done)
+        )
+        for model in opened
+    ]
+
+
+def _compared(models: Iterable[Model]) -> set[str]:
+    tensors = [tensor for model in models for tensor in model.tensors.values()]
+    quantized = {t.name for t in tensors if not isinstance(t.type, FloatType | OpaqueType)}
+    return quantized or {
+        t.name
+        for t in tensors
+        if isinstance(t.type, FloatType) and sum(dim > 1 for dim in t.dims) > 1
+    }
+
+
+def _check_match(model: Model, truth: Model, names: set[str]) -> None:
+    for name, tensor in model.tensors.items():
+        if name not in names:
+            continue
+        if name not in truth.tensors:
+            raise EvaluationError(f"{truth.path}: has no tensor {name!r}, which {model.path} has")
+        if truth.tensors[name].n_weights != tensor.n_weights or tensor.dims[0] != truth.tensors[name].dims[0]:
+            raise EvaluationError(
+                f"tensor {name!r} has the shape {tensor.dims} in {model.path},"
+                f" but {truth.tensors[name].dims} in {truth.path}"
+            )
+    if not names & set(model.tensors):
+        raise EvaluationError(f"{model.path}: has no tensor that can be compared with {truth.path}")
+
+
+class _Progress:
+    """One count over all passes."""
+
+    def __init__(self, report: Progress | None, n_weights: int) -> None:
+        self._report = report
+        self._n_weights = n_weights
+        self._before = 0
+
+    def __call__(self, n_done: int, n_all: int) -> None:
+        if self._report is not None:
+            self._report(self._before + n_done, self._n_weights)
+        if n_done == n_all:
+            self._before += n_all
+
+
+def _evaluate_model(
+    model: Model, truth: Model, names: set[str], by: GroupBy, comparer: "_Comparer"
+) -> ModelErrors:
+    tensors = [tensor for name, tensor in model.tensors.items() if name in names]
+    total = _Errors()
+    groups: dict[str, _Errors] = {}
+    own: list[tuple[Tensor, _Errors, _Errors | None]] = []
+    for tensor in tensors:
+        errors = comparer.first_pass(tensor, truth.tensors[tensor.name])
+        group = None
+        if by != "tensor":
+            key = tensor.type.name if by == "type" else role_of(tensor.name)
+            group = groups.setdefault(key, _Errors())
+            group.add(errors)
+        total.add(errors)
+        errors.find_ranks()
+        own.append((tensor, errors, group))
+    for errors in (total, *groups.values()):
+        errors.find_ranks()
+    for tensor, errors, group in own:
+        wanting = [each for each in (errors, group, total) if each is not None]
+        comparer.second_pass(tensor, truth.tensors[tensor.name], wanting)
+    return ModelErrors(
+        path=str(model.path),
+        total=total.statistics(),
+        tensors=tuple(
+            TensorErrors(tensor.name, tensor.type.name, errors.statistics())
+            for tensor, errors, _ in own
+        ),
+        groups={key: group.statistics() for key, group in groups.items()},
+    )
+
+
+@dataclass
+class _Errors:
+    """Sums and counts of the errors of a tensor or group, on the way to its statistics."""
+
+    n_weights: int = 0
+    n_exact: int = 0
+    square_error: float = 0.0
+    square_truth: float = 0.0
+    largest: float = 0.0
+    coarse: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_HALF, np.int64))
+    """Counts by the upper 16 bits of the magnitude."""
+    before: dict[int, int] = field(default_factory=dict)
+    """For each upper half that holds a wanted rank: how many errors are below it."""
+    fine: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    """For the same: counts by the lower 16 bits."""
+
+    def add(self, other: "_Errors") -> None:
+        """Take in a part."""
+        self.n_weights += other.n_weights
+        self.n_exact += other.n_exact
+        self.square_error += other.square_error
+        self.square_truth += other.square_truth
+        self.largest = max(self.largest, other.largest)
+        self.coarse += other.coarse
+
+    def find_ranks(self) -> None:
+        """Find the upper halves that hold the wanted ranks; the coarse counts are not needed then."""
+        ends = np.cumsum(self.coarse)
+        for rank in {rank for q in _QUANTILES for rank in self._ranks(q)}:
+            half = int(np.searchsorted(ends, rank, side="right"))
+            self.before[half] = int(ends[half] - self.coarse[half])
+            self.fine[half] = np.zeros(_HALF, np.int64)
+        self.coarse = np.zeros(0, np.int64)
+
+    def _ranks(self, quantile: float) -> tuple[int, int]:
+        rank = int(quantile * (self.n_weights - 1))
+        return rank, min(rank + 1, self.n_weights - 1)
+
+    def _at_rank(self, rank: int) -> float:
+        half = max(half for half, before in self.before.items() if before <= rank)
+        ends = np.cumsum(self.fine[half])
+        low = int(np.searchsorted(ends, rank - self.before[half], side="right"))
+        return float(np.array([half << 16 | low], np.uint32).view(np.float32)[0])
+
+    def _quantile(self, quantile: float) -> float:
+        low, high = (self._at_rank(rank) for rank in self._ranks(quantile))
+        fraction = quantile * (self.n_weights - 1) % 1.0
+        return low + fraction * (high - low)
+
+    def statistics(self) -> ErrorStatistics:
+        """The final figures."""
+        mse = self.square_error / self.n_weights
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sqnr_db = float(10 * np.log10(np.divide(self.square_truth, self.square_error)))
+        return ErrorStatistics(
+            n_weights=self.n_weights,
+            mse=mse,
+            rmse=mse**0.5,
+            max_abs_error=self.largest,
+            p95_abs_error=self._quantile(0.95),
+            median_abs_error=self._quantile(0.5),
+            sqnr_db=sqnr_db,
+            exact_fraction=self.n_exact / self.n_weights,
+        )
+
+
+class _Comparer:
+    """Runs the two passes over one tensor at a time, on threads."""
+
+    def __init__(self, n_threads: int, progress: Progress) -> None:
+        self._n_threads = n_threads
+        self._progress = progress
+
+    def first_pass(self, tensor: Tensor, truth: Tensor) -> _Errors:
+        """Sums and coarse counts."""
+        sums = np.zeros((n_tiles(tensor.n_weights), 4))
+        coarse = np.zeros((self._n_threads, _HALF), np.int64)
+
+        def count(thread: int, tile: Tile, x: F32Array, y: F32Array) -> None:
+            _count_coarse(x, y, sums[tile.start // TILE], coarse[thread])
+
+        self._run(tensor, truth, count)
+        square_error, square_truth, n_exact = sums[:, :3].sum(axis=0)
+        if not np.isfinite(square_error):
+            raise EvaluationError(f"tensor {tensor.name!r} holds NaN or infinite weights")
+        return _Errors(
+            n_weights=tensor.n_weights,
+            n_exact=int(n_exact),
+            square_error=float(square_error),
+            square_truth=float(square_truth),
+            largest=float(sums[:, 3].max()),
+            coarse=coarse.sum(axis=0),
+        )
+
+    def second_pass(self, tensor: Tensor, truth: Tensor, wanting: Sequence[_Errors]) -> None:
+        """Add fine counts to all that want them."""
+        halves = sorted({half for errors in wanting for half in errors.fine})
+        row_of = np.full(_HALF, -1, np.int64)
+        row_of[halves] = np.arange(len(halves))
+        fine = np.zeros((self._n_threads, len(halves), _HALF), np.int64)
+
+        def count(thread: int, _tile: Tile, x: F32Array, y: F32Array) -> None:
+            _count_fine(x, y, row_of, fine[thread])
+
+        self._run(tensor, truth, count)
+        for errors in wanting:
+            for half, counts in errors.fine.items():
+                counts += fine[:, row_of[half]].sum(axis=0)
+
+    def _run(
+        self,
+        tensor: Tensor,
+        truth: Tensor,
+        count: Callable[[int, Tile, F32Array, F32Array], None],
+    ) -> None:
+        def worker(thread: int) -> Callable[[Tile], None]:
+            scratch = np.empty((2, TILE), np.float32)
+
+            def work(tile: Tile) -> None:
+                x, y = (
+                    dequantize(
+                        stored.raw[stored.type.n_bytes(tile.start) : stored.type.n_bytes(tile.end)],
+                        stored.type,
+                        out[: tile.end - tile.start],
+                    )
+                    for stored, out in zip((tensor, truth), scratch, strict=True)
+                )
+                count(thread, tile, x, y)
+
+            return work
+
+        workers = [worker(thread) for thread in range(self._n_threads)]
+        for_each_tile([tensor.n_weights], workers, self._progress)
+
+
+@kernel
+def _count_coarse(
+    x: F32Array, truth: F32Array, sums: NDArray[np.float64], coarse: NDArray[np.int64]
+) -> None:
+    """Sums (square error, square of the truth, exact ones, largest error) and coarse counts."""
+    square_error = 0.0
+    square_truth = 0.0
+    n_exact = 0
+    largest = np.float32(0)
+    for i in range(x.size):
+        error = abs(x[i] - truth[i])
+        square_error += np.float64(error) * np.float64(error)
+        square_truth += np.float64(truth[i]) * np.float64(truth[i])
+        n_exact += error == 0
+        largest = max(largest, error)
+        coarse[f32_bits(error) >> np.uint32(16)] += 1
+    sums[0] = square_error
+    sums[1] = square_truth
+    sums[2] = n_exact
+    sums[3] = largest
+
+
+@kernel
+def _count_fine(
+    x: F32Array, truth: F32Array, row_of: NDArray[np.int64], fine: NDArray[np.int64]
+) -> None:
+    """Counts by lower 16 bits for the upper halves that have a row."""
+    for i in range(x.size):
+        bits = f32_bits(abs(x[i] - truth[i]))
+        row = row_of[bits >> np.uint32(16)]
+        if row >= 0:
+            fine[row, bits & np.uint32(0xFFFF)] += 1

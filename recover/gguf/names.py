@@ -1,0 +1,18 @@
+"""What llama.cpp's tensor names say."""
+
+import re
+
+_IN_BLOCK = re.compile(r"blk\.(?P<layer>\d+)\.(?P<rest>.+)")
+
+
+def role_of(name: str) -> str:
+    """What a tensor does, the same in every layer: ``attn_q`` for ``blk.7.attn_q.weight``."""
+    match = _IN_BLOCK.fullmatch(name)
+    rest = match["rest"] if match else name
+    return rest.removesuffix(".weight")
+
+
+def layer_of(name: str) -> int | None:
+    """Number of the layer that a tensor belongs to, or None."""
+    match = _IN_BLOCK.fullmatch(name)
+    return int(match["layer"]) if match else None
