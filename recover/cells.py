@@ -1,7 +1,7 @@
 """What the stored codes prove: the cell of each weight, and the intersection over all inputs.
 
-The encoders choose, for each weight, the code of the cell that the weight lies in (`lower_levels` and
-`upper_levels` of a `ScalarType`); so the stored code proves that the original weight lies in
+The encoders choose, for each weight, the code of the cell that the weight lies in (`lower_levels`
+and `upper_levels` of a `ScalarType`); so the stored code proves that the original weight lies in
 ``[scale * lower_level + offset, scale * upper_level + offset]``, widened by what rounding allows.
 """
 
@@ -11,14 +11,14 @@ from recover._jit import kernel
 from recover.evidence import Evidence
 from recover.quants import F32Array
 
-# Half the spacing of the smallest float16 numbers: rounding a scale to float16 is off by this much even
-# where its relative precision ends.
+# Half the spacing of the smallest float16 numbers: rounding a scale to float16 is off by this much
+# even where its relative precision ends.
 _F16_TINY = np.float32(2.0**-25)
 
 
 @kernel
 def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
-    """Bounds (n,) that all the inputs agree on; ``lower > upper`` where they contradict each other."""
+    """Bounds (n,) that all inputs agree on; ``lower > upper`` where they contradict each other."""
     lower[:] = -np.inf
     upper[:] = np.inf
     for k in range(evidence.codes.shape[0]):

@@ -11,8 +11,8 @@ from recover._jit import kernel
 from recover.errors import QuantError
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
 
-# Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a division,
-# two products and two sums, generously.
+# Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a
+# division, two products and two sums, generously.
 _ARITHMETIC_SLACK = 2.0**-21
 # A relative bound r on d' / d also bounds d / d' by r (1 + r).
 _INVERSE = 1 + 2.0**-10
@@ -21,8 +21,8 @@ _INVERSE = 1 + 2.0**-10
 class Evidence(NamedTuple):
     """A tile of n weights as K scalar and V other inputs tell it; finest input first in each.
 
-    A scalar input says ``scale * levels[code] + offset``; scale and offset are given per group of 16
-    weights, whatever the format's own sub-block is.
+    A scalar input says ``scale * levels[code] + offset``; scale and offset are given per group of
+    16 weights, whatever the format's own sub-block is.
     """
 
     codes: U8Array

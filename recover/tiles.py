@@ -38,7 +38,9 @@ def n_tiles(n_weights: int) -> int:
 
 
 def for_each_tile(
-    sizes: Sequence[int], workers: Sequence[Callable[[Tile], None]], progress: Progress | None = None
+    sizes: Sequence[int],
+    workers: Sequence[Callable[[Tile], None]],
+    progress: Progress | None = None,
 ) -> None:
     """Cut tensors into tiles and let the workers take them in order, one thread each.
 

@@ -1,7 +1,7 @@
 """The estimators: evidence to estimate, one file each, found by discovery.
 
-A file defines ``estimate(evidence, out, tally)``: it fills `out`, float32 (n,), and adds to `tally`,
-float64 (2 + K + V,), the sums over the weights of
+A file defines ``estimate(evidence, out, tally)``: it fills `out`, float32 (n,), and adds to
+`tally`, float64 (2 + K + V,), the sums over the weights of
 
 - ``tally[0]``: the variance that the estimate is expected to have,
 - ``tally[1]``: one for each weight on which the inputs contradict each other,

@@ -16,7 +16,7 @@ def precision(variance: float) -> float:
 
 @kernel
 def scalar_variance(evidence: Evidence, k: int, g: int) -> float:
-    """Expected mean square error of scalar input `k` in group `g`; infinite if its bytes are broken."""
+    """Expected mean square error of scalar input `k` in group `g`; infinite if it is broken."""
     if not np.isfinite(evidence.offset[k, g]):
         return np.inf
     scale = np.float64(evidence.scale[k, g])
@@ -69,8 +69,8 @@ def combine(
 ) -> None:
     """The mean of the inputs weighted by inverse variance.
 
-    Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tally[2:]`` the expected
-    variance of each input alone. Where no input has a usable variance, the first is taken.
+    Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tally[2:]`` the
+    expected variance of each input alone. Where no input has a usable variance, the first is taken.
     """
     n_scalars = evidence.codes.shape[0]
     n_others = evidence.values.shape[0]

@@ -1,8 +1,8 @@
 """The mean of the inputs, weighted by inverse variance, per group of 16 weights.
 
-Where the rounding errors of the inputs are independent these are the best linear weights, and they need
-no ground truth: the variance of an input is its type's `noise` times its squared scale. (A least-squares
-fit to the truth finds the same weights to two digits.)
+Where the rounding errors of the inputs are independent these are the best linear weights, and they
+need no ground truth: the variance of an input is its type's `noise` times its squared scale. (A
+least-squares fit to the truth finds the same weights to two digits.)
 """
 
 import numpy as np

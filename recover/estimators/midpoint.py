@@ -1,8 +1,8 @@
 """The middle of the intersection of all cells.
 
-Consistent reconstruction (Goyal, Vetterli, Thao, IEEE Trans. Inf. Theory 44(1), 1998): no other point
-has a smaller worst-case error. Where the intersection is open on a side, the linear estimate is moved
-into it; where it is empty, the first (finest) input is taken alone.
+Consistent reconstruction (Goyal, Vetterli, Thao, IEEE Trans. Inf. Theory 44(1), 1998): no other
+point has a smaller worst-case error. Where the intersection is open on a side, the linear estimate
+is moved into it; where it is empty, the first (finest) input is taken alone.
 """
 
 import numpy as np
@@ -30,8 +30,8 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
 def _expected_variance(evidence: Evidence, g: int, i: int, width: np.float32) -> float:
     """Expected mean square error of the middle of an interval of this width.
 
-    That of the first input, shrunk as much as its own cell was (errors are not uniform in a cell: the
-    search for the scale draws them to the middle); uniform where its own cell is open.
+    That of the first input, shrunk as much as its own cell was (errors are not uniform in a cell:
+    the search for the scale draws them to the middle); uniform where its own cell is open.
     """
     if evidence.codes.shape[0] > 0:
         code = evidence.codes[0, i]

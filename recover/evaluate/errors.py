@@ -1,8 +1,8 @@
 """Error statistics of the weights of models whose original is known.
 
-Quantiles are exact, yet no tensor is ever in memory: the magnitude of a float32, read as an integer,
-orders like the number itself, so a first pass counts the upper 16 bits of all errors, and a second the
-lower 16 bits of those few upper halves that hold the wanted ranks.
+Quantiles are exact, yet no tensor is ever in memory: the magnitude of a float32, read as an
+integer, orders like the number itself, so a first pass counts the upper 16 bits of all errors, and
+a second the lower 16 bits of those few upper halves that hold the wanted ranks.
 """
 
 import os
@@ -110,8 +110,8 @@ def evaluate_models(
 ) -> list[ModelErrors]:
     """Compare models with the original they come from.
 
-    Compared are the tensors that at least one of the models stores quantized; if none does (files that
-    are themselves merged or dequantized), all tensors of two or more dimensions.
+    Compared are the tensors that at least one of the models stores quantized; if none does (files
+    that are themselves merged or dequantized), all tensors of two or more dimensions.
 
     Parameters
     ----------
@@ -143,13 +143,14 @@ def evaluate_models(
     for model in opened:
         _check_match(model, original, names)
     n_weights = 2 * sum(
-        tensor.n_weights for model in opened for name, tensor in model.tensors.items() if name in names
+        tensor.n_weights
+        for model in opened
+        for name, tensor in model.tensors.items()
+        if name in names
     )
     done = _Progress(progress, n_weights)
     return [
-        _evaluate_model(
-            model, original, names, by, _Comparer(n_threads or available_cores(), done)
-        )
+        _evaluate_model(model, original, names, by, _Comparer(n_threads or available_cores(), done))
         for model in opened
     ]
 
@@ -170,7 +171,10 @@ def _check_match(model: Model, truth: Model, names: set[str]) -> None:
             continue
         if name not in truth.tensors:
             raise EvaluationError(f"{truth.path}: has no tensor {name!r}, which {model.path} has")
-        if truth.tensors[name].n_weights != tensor.n_weights or tensor.dims[0] != truth.tensors[name].dims[0]:
+        if (
+            truth.tensors[name].n_weights != tensor.n_weights
+            or tensor.dims[0] != truth.tensors[name].dims[0]
+        ):
             raise EvaluationError(
                 f"tensor {name!r} has the shape {tensor.dims} in {model.path},"
                 f" but {truth.tensors[name].dims} in {truth.path}"
@@ -253,7 +257,7 @@ class _Errors:
         self.coarse += other.coarse
 
     def find_ranks(self) -> None:
-        """Find the upper halves that hold the wanted ranks; the coarse counts are not needed then."""
+        """Find the upper halves that hold the wanted ranks, and drop the coarse counts."""
         ends = np.cumsum(self.coarse)
         for rank in {rank for q in _QUANTILES for rank in self._ranks(q)}:
             half = int(np.searchsorted(ends, rank, side="right"))

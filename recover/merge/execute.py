@@ -1,4 +1,4 @@
-"""Carrying out a plan: threads take tiles, each reads, estimates, encodes and writes its own bytes."""
+"""Carrying out a plan: threads take tiles, estimate their weights and write their bytes."""
 
 import math
 import threading
@@ -41,8 +41,8 @@ class MergeResult:
     expected_mse_ratio : float or None
         Expected mean square error over that of the best single input, predicted without the truth.
     conflict_fraction : float or None
-        Share of the merged weights on which the inputs contradict each other; None if the method does
-        not look.
+        Share of the merged weights on which the inputs contradict each other; None if the method
+        does not look.
     tensors : tuple of TensorResult
         In output order.
     """
@@ -122,8 +122,8 @@ def execute_merge(
 class _Tallies:
     """Sums per tensor (see `recover.estimators`), added up in the order of the tiles.
 
-    So the figures do not depend on the threads; tiles are kept apart only while their tensor is worked
-    on.
+    So the figures do not depend on the threads; tiles are kept apart only while their tensor is
+    worked on.
     """
 
     def __init__(self, plan: MergePlan) -> None:
@@ -205,7 +205,9 @@ class _Worker:
         for source, raw in zip(tensor.sources, raws, strict=True):
             model = self._plan.models[source]
             if not np.isfinite(dequantize(raw, model.tensors[tensor.name].type)).all():
-                return PlanError(f"{model.path}: tensor {tensor.name!r} holds NaN or infinite weights")
+                return PlanError(
+                    f"{model.path}: tensor {tensor.name!r} holds NaN or infinite weights"
+                )
         worst = np.abs(estimate).max()
         return PlanError(
             f"tensor {tensor.name!r}: a weight of {worst:.6g} is beyond the range of"

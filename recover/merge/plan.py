@@ -334,7 +334,9 @@ def _lay_out(
         models=models,
         output=output,
         method=method,
-        tensors=tuple(_place(draft, info, len(header)) for draft, info in zip(drafts, placed, strict=True)),
+        tensors=tuple(
+            _place(draft, info, len(header)) for draft, info in zip(drafts, placed, strict=True)
+        ),
         header=header,
         n_bytes=len(header) + data_size,
         warnings=warnings,
@@ -355,7 +357,7 @@ def _place(draft: _Draft, info: TensorInfo, data_start: int) -> TensorPlan:
 
 
 def _metadata(models: Sequence[Model], method: str, outtype: str) -> list[bytes]:
-    """Spans of the first input, byte for byte, but for the keys that would be wrong; and provenance."""
+    """Spans of the first input, verbatim, without those that would be wrong; and provenance."""
     spans = {
         key: entry.span
         for key, entry in models[0].metadata.items()

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from recover._jit import kernel
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def f16_to_f32(_context: Any, _bits: Any) -> Any:
     """`float32(float16 with these bits)`; exact."""
 
@@ -24,7 +24,7 @@ def f16_to_f32(_context: Any, _bits: Any) -> Any:
     return types.float32(types.uint16), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def f32_to_f16(_context: Any, _value: Any) -> Any:
     """Bits of the float16 nearest to a float32, ties to even; too large becomes infinity."""
 
@@ -34,7 +34,7 @@ def f32_to_f16(_context: Any, _value: Any) -> Any:
     return types.uint16(types.float32), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def f32_bits(_context: Any, _value: Any) -> Any:
     """Bits of a float32 as uint32."""
 
@@ -44,7 +44,7 @@ def f32_bits(_context: Any, _value: Any) -> Any:
     return types.uint32(types.float32), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def f32_from_bits(_context: Any, _bits: Any) -> Any:
     """The float32 with these uint32 bits."""
 
@@ -71,3 +71,11 @@ def f32_to_bf16(value: np.float32) -> np.uint16:
 def read_f16(raw: np.ndarray, at: int) -> np.float32:
     """The little-endian float16 at byte `at` of `raw`, as float32."""
     return f16_to_f32(np.uint16(np.uint16(raw[at]) | np.uint16(np.uint16(raw[at + 1]) << 8)))
+
+
+@kernel
+def write_f16(raw: np.ndarray, at: int, value: np.float32) -> None:
+    """Store the float16 nearest to `value` at byte `at` of `raw`, little-endian."""
+    half = f32_to_f16(value)
+    raw[at] = np.uint8(half & np.uint16(255))
+    raw[at + 1] = np.uint8(half >> np.uint16(8))

@@ -1,0 +1,120 @@
+"""The command line: one file per command; heavy imports stay inside the commands' bodies."""
+
+import argparse
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn, Protocol
+
+from recover import RecoverError, __version__
+from recover.cli import demo, evaluate, merge
+
+
+class Command(Protocol):
+    """A command's module."""
+
+    NAME: str
+    SUMMARY: str
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+
+    @staticmethod
+    def run(args: argparse.Namespace) -> int:
+        """Do the work; the exit status."""
+
+
+_COMMANDS: tuple[Command, ...] = (merge, evaluate, demo)  # type: ignore[assignment]
+
+
+class _Stopped(BaseException):
+    """A signal asks for the end; not an `Exception`, so that nothing swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.strsignal(number))
+        self.number = number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status (0 done, 1 failed, 2 wrong usage)."""
+    args = build_parser().parse_args(argv)
+    _catch_signals()
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except RecoverError as error:
+        if args.debug:
+            traceback.print_exc()
+        return _fail(str(error))
+    except _Stopped as stop:
+        print(f"recover: stopped ({stop}); nothing was left behind", file=sys.stderr)
+        return 128 + stop.number
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone
+        return 1
+    except Exception as error:
+        if args.debug:
+            raise
+        return _fail(f"{type(error).__name__}: {error} (unexpected; --debug shows where)")
+    return status
+
+
+def _fail(message: str) -> int:
+    print(f"recover: error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+def _catch_signals() -> None:
+    """Let the first signal unwind the stack, so that temporary files go; ignore further ones."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        for each in caught:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    caught = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    for number in caught:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as set by nohup
+            signal.signal(number, stop)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="recover",
+        description="The best possible full-precision weights from the quantizations of a model.",
+    )
+    parser.add_argument("--version", action="version", version=f"recover {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        sub = commands.add_parser(
+            command.NAME, help=command.SUMMARY, description=f"{command.SUMMARY}."
+        )
+        command.add_arguments(sub)
+        _add_common(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("common options")
+    group.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="number of threads (default: the cores that this process may use)",
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress, no messages")
+    group.add_argument("-v", "--verbose", action="store_true", help="tell more")
+    group.add_argument("--debug", action="store_true", help="show a traceback on errors")
+    group.add_argument("--version", action="version", version=f"recover {__version__}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number

@@ -1,0 +1,111 @@
+"""What people see: tables on stdout, progress and messages on stderr."""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from recover import tiles
+
+_PIPE_WIDTH = 200
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False)
+
+
+@contextmanager
+def progress_bar(args: Namespace, what: str) -> Iterator[tiles.Progress | None]:
+    """A callback that draws a bar with the time left; None if there is nobody to look at it."""
+    if args.quiet or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None, speed="")
+
+        def report(n_done: int, n_weights: int) -> None:
+            speed = progress.tasks[task].speed
+            text = f"{count(speed)} weights/s" if speed else ""
+            progress.update(task, completed=n_done, total=n_weights, speed=text)
+
+        yield report
+
+
+def message(args: Namespace, text: str) -> None:
+    """A line for people on stderr, unless they asked for quiet."""
+    if not args.quiet:
+        print(f"recover: {text}", file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; numbers that JSON does not have become null."""
+    print(json.dumps(_finite(document), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout; the first column and those named in lower case with a colon are text."""
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        text = column.endswith(":")
+        table.add_column(
+            column.rstrip(":"), justify="left" if text else "right", overflow="fold", style=None
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _console().print(table)
+
+
+def count(number: float) -> str:
+    """A number for people: ``29.4M``."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes for people: ``56.1 MiB``."""
+    for limit, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if n_bytes >= limit:
+            return f"{n_bytes / limit:.1f} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def optional(value: float | None, layout: str = ".4g") -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else format(value, layout)

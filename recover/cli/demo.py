@@ -1,0 +1,69 @@
+"""``recover demo``."""
+
+import tempfile
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+NAME = "demo"
+SUMMARY = "Recover a small model that comes with the package, and compare with the truth"
+
+_TRUTH = "tiny-llama-3m-bf16.gguf"
+_INPUTS = tuple(f"tiny-llama-3m-{name}.gguf" for name in ("Q5_K_M", "Q4_K_M", "Q2_K"))
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: Namespace) -> int:
+    """Do the work; the exit status."""
+    from recover.cli._console import message
+
+    message(args, "the first run compiles for some seconds; the next ones do not")
+    with (
+        as_file(files("recover") / "data") as folder,
+        tempfile.TemporaryDirectory(prefix="recover-demo-") as scratch,
+    ):
+        return _run_in(args, folder, Path(scratch))
+
+
+def _run_in(args: Namespace, folder: Path, scratch: Path) -> int:
+    from recover.cli._console import print_json, progress_bar
+    from recover.cli.evaluate import print_errors
+    from recover.estimators import method_names
+    from recover.evaluate.errors import evaluate_models
+    from recover.merge.execute import execute_merge
+    from recover.merge.plan import plan_merge
+
+    inputs = [folder / name for name in _INPUTS]
+    merges = []
+    for method in method_names():
+        plan = plan_merge(inputs, scratch / f"merged-{method}.gguf", method=method)
+        with progress_bar(args, f"merging ({method})") as progress:
+            merges.append(execute_merge(plan, n_threads=args.threads, progress=progress))
+    candidates = [*inputs, *(merge.plan.output for merge in merges)]
+    with progress_bar(args, "comparing with the truth") as progress:
+        results = evaluate_models(
+            candidates, folder / _TRUTH, n_threads=args.threads, progress=progress
+        )
+    if args.json:
+        print_json(
+            {
+                "truth": _TRUTH,
+                "merges": [merge.to_json() for merge in merges],
+                "models": [result.to_json() for result in results],
+            }
+        )
+        return 0
+    print(f"Three quantizations of {_TRUTH} made by llama.cpp, merged with each method:\n")
+    print_errors([replace(result, path=Path(result.path).name) for result in results])
+    print()
+    for merge in merges:
+        print(
+            f"{merge.plan.output.name}: expected mean square error (predicted without the truth)"
+            f" {merge.expected_mse_ratio:.3f} of that of the best single input"
+        )
+    return 0

@@ -1,0 +1,131 @@
+"""``recover merge``."""
+
+from argparse import ArgumentParser, Namespace
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recover.merge.execute import MergeResult, TensorResult
+    from recover.merge.plan import MergePlan
+
+NAME = "merge"
+SUMMARY = "Merge several quantizations of one model into one better file"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", type=Path, help="GGUF file to write"
+    )
+    parser.add_argument(
+        "--method",
+        choices=("linear", "midpoint", "best"),
+        help="how to combine the inputs (default: linear)",
+    )
+    parser.add_argument(
+        "--outtype",
+        choices=("f16", "bf16", "f32"),
+        default="f16",
+        help="how the weights are stored (default: f16)",
+    )
+    parser.add_argument(
+        "--tensors", metavar="REGEX", help="write only tensors in whose name this is found"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: Namespace) -> int:
+    """Do the work; the exit status."""
+    from recover.cli._console import message, print_json, progress_bar
+    from recover.estimators import DEFAULT_METHOD
+    from recover.merge.execute import execute_merge
+    from recover.merge.plan import plan_merge
+
+    plan = plan_merge(
+        args.inputs,
+        args.output,
+        method=args.method or DEFAULT_METHOD,
+        outtype=args.outtype,
+        tensors=args.tensors,
+    )
+    for warning in plan.warnings:
+        message(args, f"warning: {warning}")
+    if args.dry_run:
+        print_json(plan.to_json()) if args.json else _print_plan(plan)
+        return 0
+    with progress_bar(args, "merging") as progress:
+        result = execute_merge(plan, n_threads=args.threads, progress=progress)
+    print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
+    return 0
+
+
+def _print_plan(plan: "MergePlan") -> None:
+    from recover.cli._console import count, print_table, size
+
+    rows = [
+        (
+            tensor.name,
+            "x".join(map(str, tensor.dims)),
+            tensor.action,
+            " ".join(tensor.types),
+            tensor.outtype,
+            count(tensor.n_weights),
+            f"{tensor.position:,}",
+        )
+        for tensor in plan.tensors
+    ]
+    columns = ("tensor:", "shape:", "action:", "inputs:", "output:", "weights", "position")
+    print_table(f"Plan for {plan.output} ({size(plan.n_bytes)}, {plan.method})", columns, rows)
+
+
+def _print_result(result: "MergeResult", *, verbose: bool) -> None:
+    from recover.cli._console import count, optional, print_table, size
+
+    plan = result.plan
+    columns = ("action:", "inputs:", "output:", "tensors", "weights", "expected rmse", "conflicts")
+    if verbose:
+        rows = [(tensor.plan.name, *_row([tensor])) for tensor in result.tensors]
+        print_table("", ("tensor:", *columns), rows)
+    groups: defaultdict[tuple[str, ...], list[TensorResult]] = defaultdict(list)
+    for tensor in result.tensors:
+        groups[tensor.plan.action, *tensor.plan.types, tensor.plan.outtype].append(tensor)
+    rows = [_row(tensors) for _, tensors in sorted(groups.items(), reverse=True)]
+    names = " + ".join(model.path.name for model in plan.models)
+    print_table(f"{names} ({plan.method})", columns, rows)
+    ratio = optional(result.expected_mse_ratio, ".3f")
+    print(f"expected mean square error: {ratio} of that of the best single input")
+    if result.conflict_fraction:
+        print(f"conflicts: the inputs contradict each other on {result.conflict_fraction:.2%}")
+    speed = count(result.n_weights / result.seconds)
+    print(
+        f"wrote {plan.output} ({size(plan.n_bytes)}, {count(result.n_weights)} weights)"
+        f" in {result.seconds:.2f} s ({speed} weights/s)"
+    )
+
+
+def _row(tensors: "list[TensorResult]") -> tuple[str, ...]:
+    """One line for tensors that are treated alike."""
+    from recover.cli._console import count, optional
+
+    plan = tensors[0].plan
+    n_weights = sum(tensor.plan.n_weights for tensor in tensors)
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [
+            v * t.plan.n_weights for v, t in zip(values, tensors, strict=True) if v is not None
+        ]
+        return sum(known) / n_weights if known else None
+
+    mse = mean([None if t.expected_rmse is None else t.expected_rmse**2 for t in tensors])
+    return (
+        plan.action,
+        " ".join(plan.types),
+        plan.outtype,
+        str(len(tensors)),
+        count(n_weights),
+        optional(None if mse is None else mse**0.5),
+        optional(mean([tensor.conflict_fraction for tensor in tensors]), ".2%"),
+    )
