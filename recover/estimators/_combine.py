@@ -5,65 +5,78 @@ from numpy.typing import NDArray
 
 from recover._jit import kernel
 from recover.evidence import Evidence
-from recover.quants import F32Array
+from recover.quants import GROUP, F32Array, U8Array
+from recover.quants._decode import decode_codes
 
 
 @kernel
-def precision(variance: float) -> float:
-    """``1 / variance``; 0 where a variance says nothing (scale 0, infinite or NaN)."""
-    return 1.0 / variance if 0.0 < variance < np.inf else 0.0
+def group_variances(evidence: Evidence, k: int, variance: F32Array) -> None:
+    """Expected mean square error (n / 16,) of input `k`; infinite where its bytes are broken."""
+    n_scalars = evidence.scale.shape[0]
+    if k >= n_scalars:
+        variance[:] = evidence.variance[k - n_scalars]
+        return
+    noise = np.float32(evidence.noise[k])
+    scale = evidence.scale[k]
+    offset = evidence.offset[k]
+    for g in range(variance.size):
+        alone = noise * scale[g] * scale[g]
+        variance[g] = alone if np.isfinite(offset[g]) and np.isfinite(alone) else np.inf
 
 
 @kernel
-def scalar_variance(evidence: Evidence, k: int, g: int) -> float:
-    """Expected mean square error of scalar input `k` in group `g`; infinite if it is broken."""
-    if not np.isfinite(evidence.offset[k, g]):
-        return np.inf
-    scale = np.float64(evidence.scale[k, g])
-    return evidence.noise[k] * scale * scale
+def sum_variance(variance: F32Array) -> float:
+    """Sum over the weights of a variance (n / 16,) that they share in groups, where it is known."""
+    total = 0.0
+    for g in range(variance.size):
+        total += np.float64(variance[g]) if variance[g] < np.inf else 0.0
+    return 16 * total
 
 
 @kernel
-def add_scalar(
-    evidence: Evidence, k: int, g: int, weight: np.float32, out: F32Array, first: bool
+def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> None:
+    """``1 / variance``, added to `total`; 0 where a variance says nothing (scale 0, broken)."""
+    for g in range(variance.size):
+        known = variance[g] > 0 and variance[g] < np.inf
+        precision[g] = np.float32(1) / variance[g] if known else np.float32(0)
+        total[g] += precision[g]
+
+
+@kernel
+def _normalize(weights: F32Array, total: F32Array, otherwise: np.float32) -> None:
+    """Precisions to weights that add up to 1; `otherwise` where there are none."""
+    for g in range(total.size):
+        weights[g] = weights[g] / total[g] if total[g] > 0 else otherwise
+
+
+@kernel
+def _add_codes(
+    codes: U8Array,
+    scale: F32Array,
+    offset: F32Array,
+    levels: F32Array,
+    weights: F32Array,
+    out: F32Array,
 ) -> None:
-    """``out (+)= weight * decoded`` for group `g` of scalar input `k`; `first` overwrites."""
-    s = weight * evidence.scale[k, g]
-    o = weight * evidence.offset[k, g]
-    codes = evidence.codes[k]
-    levels = evidence.levels[k]
-    if first:
-        for j in range(16):
-            out[16 * g + j] = s * levels[codes[16 * g + j]] + o
-    else:
-        for j in range(16):
-            out[16 * g + j] += s * levels[codes[16 * g + j]] + o
+    """``out += weight * decoded``."""
+    for g in range(weights.size):
+        if weights[g] > 0:
+            s = weights[g] * scale[g]
+            o = weights[g] * offset[g]
+            for j in range(16):
+                i = 16 * g + j
+                out[i] += s * levels[codes[i]] + o
 
 
 @kernel
-def add_other(
-    evidence: Evidence, v: int, g: int, weight: np.float32, out: F32Array, first: bool
-) -> None:
-    """``out (+)= weight * decoded`` for group `g` of input `v` of the other inputs."""
-    values = evidence.values[v]
-    if first:
-        for j in range(16):
-            out[16 * g + j] = weight * values[16 * g + j]
-    else:
-        for j in range(16):
-            out[16 * g + j] += weight * values[16 * g + j]
+def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
+    """``out += weight * value``."""
+    for g in range(weights.size):
+        if weights[g] > 0:
+            for i in range(16 * g, 16 * g + 16):
+                out[i] += weights[g] * values[i]
 
 
-@kernel
-def take_first(evidence: Evidence, g: int, out: F32Array) -> None:
-    """Decode group `g` of the first input: exactly what dequantizing it gives."""
-    if evidence.codes.shape[0] > 0:
-        add_scalar(evidence, 0, g, np.float32(1), out, True)
-    else:
-        add_other(evidence, 0, g, np.float32(1), out, True)
-
-
-@kernel
 def combine(
     evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
 ) -> None:
@@ -72,31 +85,35 @@ def combine(
     Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tally[2:]`` the
     expected variance of each input alone. Where no input has a usable variance, the first is taken.
     """
-    n_scalars = evidence.codes.shape[0]
-    n_others = evidence.values.shape[0]
-    for g in range(variance.size):
-        total = 0.0
-        for k in range(n_scalars):
-            alone = precision(scalar_variance(evidence, k, g))
-            total += alone
-            tally[2 + k] += 16 / alone if alone > 0 else 0.0
-        for v in range(n_others):
-            alone = precision(np.float64(evidence.variance[v, g]))
-            total += alone
-            tally[2 + n_scalars + v] += 16 / alone if alone > 0 else 0.0
-        if total == 0.0:
-            variance[g] = 0
-            take_first(evidence, g, out)
-            continue
-        variance[g] = 1.0 / total
-        first = True
-        for k in range(n_scalars):
-            weight = precision(scalar_variance(evidence, k, g)) / total
-            if weight > 0:
-                add_scalar(evidence, k, g, np.float32(weight), out, first)
-                first = False
-        for v in range(n_others):
-            weight = precision(np.float64(evidence.variance[v, g])) / total
-            if weight > 0:
-                add_other(evidence, v, g, np.float32(weight), out, first)
-                first = False
+    n_scalars, n_inputs = evidence.codes.shape[0], tally.size - 2
+    weights = np.empty((n_inputs, variance.size), np.float32)
+    total = np.zeros_like(variance)
+    for k in range(n_inputs):
+        group_variances(evidence, k, variance)
+        tally[2 + k] += sum_variance(variance)
+        _precisions(variance, weights[k], total)
+    for k in range(n_inputs):
+        _normalize(weights[k], total, np.float32(k == 0))
+    np.divide(1, total, out=variance, where=total > 0)
+    out[:] = 0
+    for k in range(n_scalars):
+        _add_codes(
+            evidence.codes[k],
+            evidence.scale[k],
+            evidence.offset[k],
+            evidence.levels[k],
+            weights[k],
+            out,
+        )
+    for k in range(n_scalars, n_inputs):
+        _add_values(evidence.values[k - n_scalars], weights[k], out)
+
+
+def take_first(evidence: Evidence, out: F32Array) -> None:
+    """The first input alone: exactly what dequantizing it gives."""
+    if evidence.codes.shape[0] > 0:
+        decode_codes(
+            evidence.codes[0], evidence.scale[0], evidence.offset[0], evidence.levels[0], out
+        )
+    else:
+        out[:] = evidence.values[0]

@@ -8,7 +8,7 @@ least-squares fit to the truth finds the same weights to two digits.)
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators._combine import combine
+from recover.estimators._combine import combine, sum_variance
 from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array
 
@@ -19,4 +19,4 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     combine(evidence, out, variance, tally)
-    tally[0] += GROUP * float(variance.sum(dtype=np.float64))
+    tally[0] += sum_variance(variance)

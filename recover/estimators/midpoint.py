@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from recover._jit import kernel
 from recover.cells import intersect_cells
-from recover.estimators._combine import combine, scalar_variance
+from recover.estimators._combine import combine, group_variances, take_first
 from recover.evidence import Evidence
-from recover.quants import GROUP, F32Array
+from recover.quants import GROUP, F32Array, U8Array
 
 SEES_CONFLICTS = True
 
@@ -21,52 +21,70 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     combine(evidence, out, variance, tally)
+    if evidence.codes.shape[0] == 0:
+        return
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
-    _move_into_cells(evidence, lower, upper, variance, out, tally)
+    expected, n_conflicts = _move_into_cells(
+        lower, upper, variance, evidence.codes[0], _relative_variance(evidence), out
+    )
+    if n_conflicts:
+        first = np.empty_like(out)
+        take_first(evidence, first)
+        group_variances(evidence, 0, variance)
+        expected += _resolve_conflicts(lower, upper, variance, first, out)
+    tally[0] += expected
+    tally[1] += n_conflicts
 
 
-@kernel
-def _expected_variance(evidence: Evidence, g: int, i: int, width: np.float32) -> float:
-    """Expected mean square error of the middle of an interval of this width.
+def _relative_variance(evidence: Evidence) -> F32Array:
+    """Expected mean square error over squared width of an interval, for each code (256,) of input 0.
 
-    That of the first input, shrunk as much as its own cell was (errors are not uniform in a cell:
-    the search for the scale draws them to the middle); uniform where its own cell is open.
+    Errors are not uniform in a cell, since the search for the scale draws them to its middle; within
+    an intersection they are taken to be distributed as in the first input's own cells. Where these
+    are open, the error is taken to be uniform.
     """
-    if evidence.codes.shape[0] > 0:
-        code = evidence.codes[0, i]
-        own = evidence.upper_levels[0, code] - evidence.lower_levels[0, code]
-        if own < np.inf:
-            shrunk = np.float64(width) / np.float64(own)
-            return evidence.noise[0] * shrunk * shrunk
-    return np.float64(width) * np.float64(width) / 12
+    width = evidence.upper_levels[0] - evidence.lower_levels[0]
+    closed = np.isfinite(width) & (width > 0)
+    relative = np.full(256, 1 / 12, np.float32)
+    np.divide(evidence.noise[0], width * width, out=relative, where=closed)
+    return relative
 
 
 @kernel
 def _move_into_cells(
-    evidence: Evidence,
     lower: F32Array,
     upper: F32Array,
     variance: F32Array,
+    codes: U8Array,
+    relative_variance: F32Array,
     out: F32Array,
-    tally: NDArray[np.float64],
-) -> None:
-    """Replace the linear estimates in `out`; add up the variance to expect, and the conflicts."""
+) -> tuple[float, int]:
+    """Replace linear estimates by midpoints; the variance to expect, summed, and the conflicts."""
     n_conflicts = 0
     expected = 0.0
     for g in range(variance.size):
+        group = np.float32(0)
         for i in range(16 * g, 16 * g + 16):
             width = upper[i] - lower[i]
-            if width < 0:
-                n_conflicts += 1
-                level = evidence.levels[0, evidence.codes[0, i]]
-                out[i] = evidence.scale[0, g] * level + evidence.offset[0, g]
-                expected += scalar_variance(evidence, 0, g)
-            elif width < np.inf:
-                out[i] = np.float32(0.5) * (lower[i] + upper[i])
-                expected += _expected_variance(evidence, g, i, width)
-            else:
-                out[i] = min(max(out[i], lower[i]), upper[i])
-                expected += variance[g]
-    tally[0] += expected
-    tally[1] += n_conflicts
+            middle = np.float32(0.5) * (lower[i] + upper[i])
+            clipped = min(max(out[i], lower[i]), upper[i])
+            closed = width < np.inf
+            out[i] = middle if closed else clipped
+            group += width * width * relative_variance[codes[i]] if closed else variance[g]
+            n_conflicts += width < 0
+        expected += group
+    return expected, n_conflicts
+
+
+@kernel
+def _resolve_conflicts(
+    lower: F32Array, upper: F32Array, variance: F32Array, first: F32Array, out: F32Array
+) -> float:
+    """Take the first input where the inputs contradict each other; the variance this adds."""
+    added = 0.0
+    for i in range(out.size):
+        if lower[i] > upper[i]:
+            out[i] = first[i]
+            added += variance[i // 16]
+    return added

@@ -1,0 +1,62 @@
+"""Models that the tests share: real weights whose truth is known, quantized by llama.cpp."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(str(files("recover") / "data"))
+TINY = DATA / "tiny-llama-3m-bf16.gguf"
+SHARED = ROOT.parent / "shared" / "models"
+
+settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("fixed")
+
+Quantized = Callable[..., list[Path]]
+
+
+def quantize(model: Path, folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Quantize with llama.cpp, in a process of its own."""
+    script = ROOT / "tests" / "golden" / "make_quantized.py"
+    command = [sys.executable, str(script), str(model), str(folder), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    stem = model.stem.removesuffix("-bf16")
+    return [folder / f"{stem}-{name}.gguf" for name in names]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[Path]:
+    """The demonstration's Q5_K_M, Q4_K_M and Q2_K, which come with the package."""
+    return [DATA / f"tiny-llama-3m-{name}.gguf" for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
+
+
+@pytest.fixture(scope="session")
+def llama_29m() -> Path:
+    """A trained Llama of 29 million weights, if it is there."""
+    path = SHARED / "llama-29m-bf16.gguf"
+    if not path.exists():
+        pytest.skip("../shared/models/llama-29m-bf16.gguf is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def quantized_29m(
+    llama_29m: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """What llama.cpp makes of it."""
+    names = ("Q5_K_M", "Q4_K_M", "Q2_K", "Q8_0", "Q6_K")
+    folder = tmp_path_factory.mktemp("llama-29m")
+    return dict(zip(names, quantize(llama_29m, folder, names), strict=True))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(20240131)
