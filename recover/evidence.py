@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 from recover._jit import kernel
 from recover.errors import QuantError
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
+from recover.quants._float16 import read_f16
 
 # Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a
 # division, two products and two sums, generously.
-_ARITHMETIC_SLACK = 2.0**-21
-# A relative bound r on d' / d also bounds d / d' by r (1 + r).
-_INVERSE = 1 + 2.0**-10
+_ARITHMETIC = np.float32(2.0**-21)
+# Rounding to float16: relative, and absolute below 2**-14 where the precision ends; a little more
+# for the rounding of this bound itself.
+_F16_RELATIVE = np.float32(2.0**-11 * 1.001)
+_F16_ABSOLUTE = np.float32(2.0**-25 * 1.001)
+_F16_SMALLEST_NORMAL = np.float32(2.0**-14)
 
 
 class Evidence(NamedTuple):
@@ -37,10 +41,10 @@ class Evidence(NamedTuple):
     """(K, 256); -inf throughout if the codes of this input prove nothing."""
     upper_levels: F32Array
     """(K, 256); inf throughout if the codes of this input prove nothing."""
-    scale_slack: F32Array
-    """(K,) relative uncertainty of ``scale * level``."""
-    offset_slack: F32Array
-    """(K,) relative uncertainty of the offset."""
+    scale_error: F32Array
+    """(K, n / 16): how far the scale that chose the codes may be from the stored one."""
+    offset_error: F32Array
+    """(K, n / 16): the same of the offset."""
     noise: NDArray[np.float64]
     """(K,) mean square error in units of the squared scale."""
     values: F32Array
@@ -92,12 +96,8 @@ class EvidenceBuffer:
             levels=_stack([kind.levels for kind in kinds]),
             lower_levels=_stack([k.lower_levels if cells else -open_end for k, cells in scalars]),
             upper_levels=_stack([k.upper_levels if cells else open_end for k, cells in scalars]),
-            scale_slack=np.array(
-                [kind.scale_rounding * _INVERSE + _ARITHMETIC_SLACK for kind in kinds], np.float32
-            ),
-            offset_slack=np.array(
-                [kind.offset_rounding * _INVERSE + _ARITHMETIC_SLACK for kind in kinds], np.float32
-            ),
+            scale_error=np.empty((n_scalars, TILE // GROUP), np.float32),
+            offset_error=np.empty((n_scalars, TILE // GROUP), np.float32),
             noise=np.array([kind.noise for kind in kinds], np.float64),
             values=np.empty((n_others, TILE), np.float32),
             variance=np.empty((n_others, TILE // GROUP), np.float32),
@@ -133,12 +133,15 @@ class EvidenceBuffer:
             codes=whole.codes[:, :n_weights],
             scale=whole.scale[:, :n_groups],
             offset=whole.offset[:, :n_groups],
+            scale_error=whole.scale_error[:, :n_groups],
+            offset_error=whole.offset_error[:, :n_groups],
             values=whole.values[:, :n_weights],
             variance=whole.variance[:, :n_groups],
         )
         for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
             if isinstance(kind, ScalarType):
                 kind.unpack(raw, tile.codes[row], tile.scale[row], tile.offset[row])
+                _bound_errors(kind, raw, tile, row)
             elif isinstance(kind, VectorType):
                 kind.decode(raw, tile.values[row])
                 typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
@@ -147,6 +150,34 @@ class EvidenceBuffer:
 
 def _stack(tables: Sequence[F32Array]) -> F32Array:
     return np.stack(tables) if tables else np.empty((0, 256), np.float32)
+
+
+def _bound_errors(kind: ScalarType, raw: U8Array, tile: Evidence, row: int) -> None:
+    np.multiply(np.abs(tile.scale[row]), _ARITHMETIC, out=tile.scale_error[row])
+    np.multiply(np.abs(tile.offset[row]), _ARITHMETIC, out=tile.offset_error[row])
+    if kind.rounds_scale_last:
+        layout = (kind.type_size, kind.d_at, kind.block_size // GROUP)
+        _add_scale_rounding(raw, layout, tile.scale[row], tile.scale_error[row])
+    if kind.rounds_offset_last:
+        tile.offset_error[row] += np.maximum(
+            np.abs(tile.offset[row]) * _F16_RELATIVE, _F16_ABSOLUTE
+        )
+
+
+@kernel
+def _add_scale_rounding(
+    raw: U8Array, layout: tuple[int, int, int], scale: F32Array, scale_error: F32Array
+) -> None:
+    """Add what rounding each block's ``d`` to float16 may have changed in its scales."""
+    type_size, d_at, n_groups = layout
+    for b in range(raw.size // type_size):
+        d = abs(read_f16(raw, type_size * b + d_at))
+        if d >= _F16_SMALLEST_NORMAL:
+            relative = _F16_RELATIVE
+        else:
+            relative = _F16_ABSOLUTE / d if d > 0 else np.float32(0)
+        for g in range(n_groups * b, n_groups * (b + 1)):
+            scale_error[g] += relative * abs(scale[g])
 
 
 @kernel

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from numpy.typing import NDArray
+
+from recover.gguf.reader import open_gguf
+from recover.quants import dequantize
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(str(files("recover") / "data"))
@@ -47,13 +51,18 @@ def llama_29m() -> Path:
 
 
 @pytest.fixture(scope="session")
-def quantized_29m(
-    llama_29m: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def quantized_29m(llama_29m: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What llama.cpp makes of it."""
     names = ("Q5_K_M", "Q4_K_M", "Q2_K", "Q8_0", "Q6_K")
     folder = tmp_path_factory.mktemp("llama-29m")
     return dict(zip(names, quantize(llama_29m, folder, names), strict=True))
+
+
+@pytest.fixture(scope="session")
+def real_rows() -> NDArray[np.float32]:
+    """Trained weights (n_rows, 768) of the small model that comes with the package."""
+    tensor = open_gguf(TINY).tensors["blk.1.ffn_down.weight"]
+    return dequantize(tensor.raw, tensor.type).reshape(-1, tensor.dims[0])
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ Q4_0 = ScalarType(
     levels=integer_levels(16, first=-8),
     lower_levels=_LOWER,
     upper_levels=_UPPER,
-    scale_rounding=2**-11,
+    rounds_scale_last=True,
     refits_scale_with_imatrix=True,
     unpack=_unpack,
     noise=0.0828,

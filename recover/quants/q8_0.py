@@ -43,7 +43,7 @@ Q8_0 = ScalarType(
     levels=integer_levels(256, first=-128),
     lower_levels=_LOWER,
     upper_levels=_UPPER,
-    scale_rounding=2**-11,
+    rounds_scale_last=True,
     unpack=_unpack,
     noise=0.081,
     relative_mse=3e-05,

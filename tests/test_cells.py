@@ -1,0 +1,97 @@
+"""Soundness: the original lies in its cell, without exception. libggml encodes, we bound."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from recover.cells import intersect_cells
+from recover.evidence import EvidenceBuffer, Witness
+from recover.quants import TILE, ScalarType, all_types
+from tests.oracle import libggml
+
+SCALAR = [t for t in all_types() if isinstance(t, ScalarType)]
+HARD_WITH_IMATRIX = [t for t in SCALAR if not t.refits_scale_with_imatrix]
+ROW = 2048
+
+
+def count_violations(
+    kind: ScalarType, x: NDArray[np.float32], imatrix: NDArray[np.float32] | None
+) -> tuple[int, float]:
+    """Originals outside their cell, and the share of two-sided cells."""
+    raw = libggml.quantize(kind.type_id, x.reshape(-1, ROW), imatrix)
+    buffer = EvidenceBuffer([Witness(kind)])
+    lower, upper = np.empty((2, x.size), np.float32)
+    for start in range(0, x.size, TILE):
+        end = min(start + TILE, x.size)
+        evidence = buffer.load([raw[kind.n_bytes(start) : kind.n_bytes(end)]], end - start)
+        intersect_cells(evidence, lower[start:end], upper[start:end])
+    outside = np.count_nonzero((x < lower) | (x > upper))
+    return outside, float(np.mean(np.isfinite(lower) & np.isfinite(upper)))
+
+
+def draw(kind: str, n: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    if kind == "normal":
+        return rng.standard_normal(n, np.float32) * np.float32(0.02)
+    if kind == "heavy-tailed":
+        return rng.standard_t(3, n).astype(np.float32)
+    if kind == "scattered":  # magnitudes over many decades, zeros, signs
+        x = rng.standard_normal(n, np.float32) * np.float32(10) ** rng.integers(-7, 4, n)
+        x[rng.random(n) < 0.1] = 0
+        return x.astype(np.float32)
+    if kind == "one-sided":
+        return (np.abs(rng.standard_normal(n, np.float32)) + np.float32(0.5)).astype(np.float32)
+    x = rng.standard_normal(n, np.float32)
+    x.view(np.uint32)[:] &= 0xFFFF0000  # bf16 numbers: exact ties and repeated extremes
+    return x
+
+
+KINDS = ("normal", "heavy-tailed", "scattered", "one-sided", "bf16")
+
+
+@pytest.mark.parametrize("imatrix", [False, True], ids=["plain", "imatrix"])
+@pytest.mark.parametrize("kind", SCALAR, ids=lambda kind: kind.name)
+def test_originals_lie_in_their_cells(
+    kind: ScalarType, imatrix: bool, rng: np.random.Generator
+) -> None:
+    if imatrix and kind.refits_scale_with_imatrix:
+        assert kind not in HARD_WITH_IMATRIX  # these promise nothing; see the test below
+        return
+    weights = rng.lognormal(size=ROW).astype(np.float32) if imatrix else None
+    for what in KINDS:
+        x = draw(what, 64 * ROW, rng)
+        n_outside, two_sided = count_violations(kind, x, weights)
+        assert n_outside == 0, what
+        if what == "normal":
+            assert two_sided > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SCALAR, ids=lambda kind: kind.name)
+def test_originals_lie_in_their_cells_long(kind: ScalarType, rng: np.random.Generator) -> None:
+    """More than 10^8 weights per format."""
+    n_weights = 0
+    while n_weights < 10**8:
+        for what in KINDS:
+            weights = rng.lognormal(size=ROW).astype(np.float32)
+            with_imatrix = kind in HARD_WITH_IMATRIX and n_weights // ROW % 2
+            x = draw(what, 512 * ROW, rng)
+            n_outside, _ = count_violations(kind, x, weights if with_imatrix else None)
+            assert n_outside == 0, what
+            n_weights += x.size
+
+
+def test_refitted_scales_do_break_the_cells(rng: np.random.Generator) -> None:
+    """Why legacy types with an imatrix must not be given cells."""
+    x = draw("normal", 64 * ROW, rng)
+    weights = rng.lognormal(size=ROW).astype(np.float32)
+    refitted = [kind for kind in SCALAR if kind.refits_scale_with_imatrix]
+    assert {kind.name for kind in refitted} == {"Q4_0", "Q4_1", "Q5_0", "Q5_1"}
+    for kind in refitted:
+        assert count_violations(kind, x, weights)[0] > 0
+        raw = libggml.quantize(kind.type_id, x.reshape(-1, ROW), weights)
+        evidence = EvidenceBuffer([Witness(kind, has_cells=False)]).load(
+            [raw[: kind.n_bytes(TILE)]], TILE
+        )
+        lower, upper = np.empty((2, TILE), np.float32)
+        intersect_cells(evidence, lower, upper)
+        assert np.all(np.isneginf(lower) & np.isposinf(upper))

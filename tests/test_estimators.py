@@ -1,0 +1,192 @@
+"""Estimators against float64 twins, on blocks that libggml encoded; and the rules they must keep."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from recover import PlanError
+from recover.cells import intersect_cells
+from recover.estimators import estimator, method_names
+from recover.evidence import Evidence, EvidenceBuffer, Witness
+from recover.quants import F32Array, ScalarType, U8Array, dequantize, type_by_name
+from tests.naive import estimators as naive
+from tests.oracle import libggml
+
+MIXES = (
+    ("Q5_K", "Q4_K", "Q2_K"),
+    ("Q8_0", "Q6_K", "Q3_K", "Q4_0"),
+    ("Q5_0", "Q5_1", "Q4_1", "IQ4_NL"),
+    ("IQ4_XS", "Q2_K"),
+    ("Q4_K", "IQ3_S", "Q2_K"),
+    ("IQ3_S", "IQ2_XS"),
+)
+
+
+def sample(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Rows with ordinary and awkward sub-blocks."""
+    x = rng.standard_t(5, (8, 512)).astype(np.float32) * np.float32(0.02)
+    x[0, 32:80] = 0
+    x[1, :256] = 0.125
+    x[2, 100] = 30
+    x[3] *= np.float32(1e-4)
+    return x
+
+
+def encode(mix: tuple[str, ...], x: NDArray[np.float32]) -> list[U8Array]:
+    ones = np.ones(x.shape[1], np.float32)
+    return [
+        libggml.quantize(
+            type_by_name(name).type_id, x, ones if name.startswith(("IQ2", "IQ3")) else None
+        )
+        for name in mix
+    ]
+
+
+def load(mix: tuple[str, ...], raws: list[U8Array], n_weights: int) -> Evidence:
+    return EvidenceBuffer([Witness(type_by_name(name)) for name in mix]).load(raws, n_weights)
+
+
+def run(method: str, evidence: Evidence, n: int) -> tuple[F32Array, NDArray[np.float64]]:
+    out = np.full(n, np.nan, np.float32)
+    tally = np.zeros(2 + len(evidence.codes) + len(evidence.values))
+    estimator(method).estimate(evidence, out, tally)
+    return out, tally
+
+
+def say(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naive.Saying]]:
+    """What each input says of each weight, by formulas of its own in float64; scalar types first."""
+    columns: list[list[naive.Saying]] = []
+    for name, raw in sorted(zip(mix, raws, strict=True), key=lambda each: each[0][:3] == "IQ3"):
+        kind = type_by_name(name)
+        values = libggml.dequantize(kind.type_id, raw).astype(np.float64)
+        if not isinstance(kind, ScalarType):
+            share = kind.relative_mse  # type: ignore[attr-defined]
+            variances = np.repeat(np.mean(values.reshape(-1, 256) ** 2, axis=1) * share, 256)
+            columns.append(
+                [
+                    naive.Saying(float(value), float(variance), -math.inf, math.inf)
+                    for value, variance in zip(values, variances, strict=True)
+                ]
+            )
+            continue
+        codes = np.empty(n, np.uint8)
+        scale, offset = np.empty((2, n // 16), np.float32)
+        kind.unpack(raw, codes, scale, offset)
+        f16 = raw.reshape(-1, kind.type_size)[:, :2].copy().view(np.float16)[:, 0]
+        column = []
+        for i in range(n):
+            s, o, q = float(scale[i // 16]), float(offset[i // 16]), codes[i]
+            edges = [float(kind.lower_levels[q]), float(kind.upper_levels[q])]
+            if s < 0:
+                edges.reverse()
+            d = float(f16[i // kind.block_size])
+            slack = abs(s / d) * max(2**-11 * abs(d), 2**-25) if kind.rounds_scale_last and d else 0
+            offset_slack = max(2**-11 * abs(o), 2**-25) if kind.rounds_offset_last else 0
+            lower = s * edges[0] + o - abs(edges[0]) * (slack or 1e-30) - offset_slack
+            upper = s * edges[1] + o + abs(edges[1]) * (slack or 1e-30) + offset_slack
+            cell = (lower, upper) if s else (-math.inf, math.inf)
+            column.append(naive.Saying(float(values[i]), kind.noise * s * s, *cell))
+        columns.append(column)
+    return [list(sayings) for sayings in zip(*columns, strict=True)]
+
+
+def order(mix: tuple[str, ...]) -> tuple[str, ...]:
+    """Scalar inputs first, as evidence has them."""
+    return tuple(sorted(mix, key=lambda name: name.startswith(("IQ2", "IQ3"))))
+
+
+@pytest.mark.parametrize("mix", MIXES, ids="+".join)
+@pytest.mark.parametrize("method", ["linear", "midpoint"])
+def test_against_the_naive_twin(
+    method: str, mix: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    x = sample(rng)
+    mix = order(mix)
+    raws = encode(mix, x)
+    out, _ = run(method, load(mix, raws, x.size), x.size)
+    twin = getattr(naive, method)
+    expected = np.array([twin(sayings) for sayings in say(mix, raws, x.size)])
+    scale = np.abs(x).reshape(-1, 256).max(axis=1).repeat(256)
+    # 2e-9: float16 scales have no more precision than that on the row of tiny weights
+    close = np.abs(out - expected) <= 3e-6 * scale + 2e-9
+    assert np.all(close)
+
+
+@pytest.mark.parametrize("mix", MIXES, ids="+".join)
+def test_best_is_the_first_input_dequantized(
+    mix: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    x = sample(rng)
+    mix = order(mix)
+    raws = encode(mix, x)
+    out, tally = run("best", load(mix, raws, x.size), x.size)
+    np.testing.assert_array_equal(out, dequantize(raws[0], type_by_name(mix[0])))
+    assert tally[0] == tally[2] > 0
+
+
+def test_expected_variances_are_the_measured_ones(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((64, 2048), np.float32)
+    mix = ("Q5_K", "Q4_K", "Q2_K")
+    raws = encode(mix, x)
+    evidence = load(mix, [raw[: raw.size // 2] for raw in raws], x.size // 2)
+    truth = x.reshape(-1)[: x.size // 2].astype(np.float64)
+    for method in ("best", "linear"):
+        out, tally = run(method, evidence, truth.size)
+        assert np.sum((out - truth) ** 2) == pytest.approx(tally[0], rel=0.03)
+    for k, (name, raw) in enumerate(zip(mix, raws, strict=True)):
+        alone = dequantize(raw, type_by_name(name))[: truth.size]
+        assert np.sum((alone - truth) ** 2) == pytest.approx(tally[2 + k], rel=0.05)
+
+
+def test_midpoint_lies_in_the_intersection(rng: np.random.Generator) -> None:
+    x = sample(rng)
+    mix = ("Q6_K", "Q5_K", "Q4_K", "Q3_K")
+    evidence = load(mix, encode(mix, x), x.size)
+    out, tally = run("midpoint", evidence, x.size)
+    lower, upper = np.empty_like(out), np.empty_like(out)
+    intersect_cells(evidence, lower, upper)
+    assert tally[1] == 0
+    assert np.all((lower <= out) & (out <= upper))
+
+
+def test_conflicts_are_counted_and_the_finest_input_wins(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((4, 256), np.float32)
+    other = rng.standard_normal((4, 256), np.float32)
+    mix = ("Q6_K", "Q5_K")
+    raws = [encode(("Q6_K",), x)[0], encode(("Q5_K",), other)[0]]
+    evidence = load(mix, raws, x.size)
+    out, tally = run("midpoint", evidence, x.size)
+    lower, upper = np.empty_like(out), np.empty_like(out)
+    intersect_cells(evidence, lower, upper)
+    conflicts = lower > upper
+    assert tally[1] == np.count_nonzero(conflicts) > 900
+    finest = dequantize(raws[0], type_by_name("Q6_K"))
+    np.testing.assert_array_equal(out[conflicts], finest[conflicts])
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_power_of_two_scaling(method: str, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((4, 512), np.float32)
+    mix = ("Q5_K", "Q4_K", "Q3_K")
+    results = [
+        run(method, load(mix, encode(mix, x * np.float32(factor)), x.size), x.size)[0]
+        for factor in (1, 0.25)
+    ]
+    np.testing.assert_allclose(results[0], 4 * results[1], rtol=2e-5, atol=2e-7)
+
+
+def test_a_broken_block_is_left_to_the_other_inputs(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((1, 256), np.float32)
+    mix = ("Q5_K", "Q4_K")
+    raws = encode(mix, x)
+    raws[0][2:4] = (0x00, 0x7E)  # dmin is NaN
+    for method in ("linear", "midpoint"):
+        out, _ = run(method, load(mix, raws, x.size), x.size)
+        np.testing.assert_allclose(out, dequantize(raws[1], type_by_name("Q4_K")), atol=0.2)
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(PlanError, match="method 'median' is unknown; known are best, linear"):
+        estimator("median")
