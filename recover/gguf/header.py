@@ -20,6 +20,7 @@ from math import prod
 from typing import Any
 
 from recover.errors import GGUFError, QuantError
+from recover.gguf.text import quoted
 from recover.quants import TensorType, type_by_id
 
 MAGIC = b"GGUF"
@@ -27,6 +28,18 @@ READABLE_VERSIONS = (2, 3)
 WRITTEN_VERSION = 3
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
+MAX_NAME = 65_535
+"""Bytes of a key or of a tensor's name; the format sets this limit for keys."""
+
+# Far beyond every model, so that a hostile file costs seconds and megabytes at most.
+_MAX_TEXT = 1 << 27
+_MAX_ITEMS = {
+    "tensors": 1 << 18,
+    "metadata entries": 1 << 18,
+    "strings": 1 << 23,
+    "arrays": 1 << 20,
+    "elements": 1 << 23,
+}
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -68,7 +81,7 @@ _MAX_ARRAY_DEPTH = 4
 
 @dataclass(frozen=True)
 class KeyValue:
-    """One metadata entry; its bytes are kept as they are and parsed only when asked.
+    """One metadata entry; its bytes stay where they are and are parsed only when asked.
 
     Attributes
     ----------
@@ -76,19 +89,30 @@ class KeyValue:
         For instance ``general.architecture``.
     value_type : ValueType
         Type of the value.
-    span : bytes
-        Key, type and value as stored.
+    stored : memoryview
+        Key, type and value: a view of the buffer that was parsed.
     """
 
     key: str
     value_type: ValueType
-    span: bytes
+    stored: memoryview
+
+    @property
+    def span(self) -> bytes:
+        """Key, type and value, byte for byte as stored."""
+        return bytes(self.stored)
 
     @cached_property
     def value(self) -> Any:
-        """The value as int, float, bool, str or (nested) list."""
-        cursor = _Cursor(self.span, f"metadata {self.key!r}")
-        cursor.string()
+        """The value as int, float, bool, str or (nested) list.
+
+        Raises
+        ------
+        GGUFError
+            If a string in an array is not UTF-8, or an array is too long to become a list.
+        """
+        cursor = _Cursor(self.stored, f"metadata {quoted(self.key)}")
+        cursor.string(MAX_NAME)
         return cursor.value(ValueType(cursor.u32()))
 
 
@@ -157,11 +181,12 @@ class Header:
 class _Cursor:
     """Reads forward through a buffer; every step is checked against its end."""
 
-    def __init__(self, buffer: bytes | memoryview, what: str) -> None:
+    def __init__(self, buffer: memoryview, what: str) -> None:
         self.buffer = buffer
         self.size = len(buffer)
         self.position = 0
         self.what = what
+        self.items_left = dict(_MAX_ITEMS)
 
     def skip(self, n_bytes: int) -> int:
         """Step over `n_bytes`; their position."""
@@ -188,11 +213,23 @@ class _Cursor:
                 f"{self.what}: announces {number} {of_what},"
                 f" more than the {self.size - self.position} bytes that follow can hold"
             )
+        self.items_left[of_what] -= number
+        if self.items_left[of_what] < 0:
+            raise GGUFError(
+                f"{self.what}: announces {number} {of_what}; more than {_MAX_ITEMS[of_what]}"
+                " in one file are not supported"
+            )
         return number
 
-    def string(self) -> str:
+    def string(self, most: int = _MAX_TEXT) -> str:
+        """A text of at most `most` bytes."""
         length = self.u64()
         start = self.skip(length)
+        if length > most:
+            raise GGUFError(
+                f"{self.what}: text of {length} bytes at position {start}; more than {most}"
+                " are not supported"
+            )
         try:
             return str(self.buffer[start : start + length], "utf-8")
         except UnicodeDecodeError:
@@ -208,7 +245,7 @@ class _Cursor:
     def skip_value(self, value_type: ValueType, depth: int = 0) -> None:
         """Step over a value without building it."""
         if value_type == ValueType.STRING:
-            self.skip(self.u64())
+            self.string()
         elif value_type != ValueType.ARRAY:
             self.skip(struct.calcsize(_FORMATS[value_type]))
         else:
@@ -225,16 +262,16 @@ class _Cursor:
                 self._skip_array(depth + 1)
         else:
             size = struct.calcsize(_FORMATS[element])
-            self.skip(size * self.count(size, "elements"))
+            self.skip(size * self.u64())
 
     def _skip_strings(self, number: int) -> None:
-        # Vocabularies have 10^5 strings: the position only grows, so that an impossible length shows
-        # at the next step or at the end.
+        # Vocabularies have 10^5 strings: the position only grows, so that an impossible length
+        # shows at the next step or at the end.
         position, buffer, unpack_from = self.position, self.buffer, _U64.unpack_from
         try:
             for _ in range(number):
                 position += 8 + unpack_from(buffer, position)[0]
-        except struct.error:
+        except (struct.error, OverflowError):
             position = self.size + 1
         if position > self.size:
             raise GGUFError(f"{self.what}: a string reaches beyond the end of the file")
@@ -247,12 +284,14 @@ class _Cursor:
             layout = f"<{_FORMATS[value_type]}"
             return struct.unpack_from(layout, self.buffer, self.skip(struct.calcsize(layout)))[0]
         element = self.value_type()
-        number = self.u64()
-        if element in _FORMATS:
-            layout = f"<{number}{_FORMATS[element]}"
-            start = self.skip(struct.calcsize(layout))
-            return list(struct.unpack_from(layout, self.buffer, start))
-        return [self.value(element) for _ in range(number)]
+        if element == ValueType.STRING:
+            return [self.string() for _ in range(self.count(8, "strings"))]
+        if element == ValueType.ARRAY:
+            return [self.value(element) for _ in range(self.count(12, "arrays"))]
+        size = struct.calcsize(_FORMATS[element])
+        number = self.count(size, "elements")
+        layout = f"<{number}{_FORMATS[element]}"
+        return list(struct.unpack_from(layout, self.buffer, self.skip(size * number)))
 
 
 def align(position: int, alignment: int) -> int:
@@ -277,7 +316,7 @@ def parse_header(buffer: bytes | memoryview) -> Header:
     GGUFError
         If anything announced does not fit into the file, overlaps, or is not understood.
     """
-    cursor = _Cursor(buffer, "header")
+    cursor = _Cursor(memoryview(buffer), "header")
     version = _parse_version(cursor)
     n_tensors = cursor.count(24, "tensors")
     n_kv = cursor.count(13, "metadata entries")
@@ -285,12 +324,16 @@ def parse_header(buffer: bytes | memoryview) -> Header:
     for _ in range(n_kv):
         entry = _parse_key_value(cursor)
         if metadata.setdefault(entry.key, entry) is not entry:
-            raise GGUFError(f"metadata {entry.key!r} is there twice")
+            raise GGUFError(f"metadata {quoted(entry.key)} is there twice")
     alignment = _alignment(metadata)
-    tensors = tuple(_parse_tensor(cursor) for _ in range(n_tensors))
+    tensors: dict[str, TensorInfo] = {}
+    for _ in range(n_tensors):
+        tensor = _parse_tensor(cursor)
+        if tensors.setdefault(tensor.name, tensor) is not tensor:
+            raise GGUFError(f"tensor {quoted(tensor.name)} is there twice")
     data_start = align(cursor.position, alignment) if tensors else cursor.position
-    _check_extents(tensors, alignment, len(buffer) - data_start)
-    return Header(version, metadata, tensors, alignment, data_start)
+    _check_extents(tensors.values(), alignment, cursor.size - data_start)
+    return Header(version, metadata, tuple(tensors.values()), alignment, data_start)
 
 
 def _parse_version(cursor: _Cursor) -> int:
@@ -302,82 +345,81 @@ def _parse_version(cursor: _Cursor) -> int:
     cursor.skip(4)
     version = cursor.u32()
     if version not in READABLE_VERSIONS:
-        if version & 0xFFFF == 0:
+        if int.from_bytes(_U32.pack(version), "big") in READABLE_VERSIONS:
             raise GGUFError(
                 "big-endian GGUF files are not supported; convert it with gguf-convert-endian"
                 " of the package gguf"
             )
-        raise GGUFError(f"GGUF version {version} is not supported, only {READABLE_VERSIONS}")
+        known = " and ".join(map(str, READABLE_VERSIONS))
+        raise GGUFError(f"GGUF version {version} is not supported, only {known}")
     return version
 
 
 def _parse_key_value(cursor: _Cursor) -> KeyValue:
     start = cursor.position
     cursor.what = "metadata"
-    key = cursor.string()
-    cursor.what = f"metadata {key!r}"
+    key = cursor.string(MAX_NAME)
+    cursor.what = f"metadata {quoted(key)}"
     value_type = cursor.value_type()
     cursor.skip_value(value_type)
-    return KeyValue(key, value_type, bytes(cursor.buffer[start : cursor.position]))
+    return KeyValue(key, value_type, cursor.buffer[start : cursor.position])
 
 
 def _alignment(metadata: Mapping[str, KeyValue]) -> int:
     entry = metadata.get("general.alignment")
     if entry is None:
         return DEFAULT_ALIGNMENT
-    alignment = entry.value
-    if entry.value_type != ValueType.UINT32 or alignment == 0 or alignment & (alignment - 1):
-        raise GGUFError(f"general.alignment is {alignment!r}, not a power of two")
-    return int(alignment)
+    if entry.value_type != ValueType.UINT32:
+        raise GGUFError(f"metadata 'general.alignment' is {entry.value_type.name}, not UINT32")
+    alignment = int(entry.value)
+    if alignment == 0 or alignment & (alignment - 1):
+        raise GGUFError(f"metadata 'general.alignment' is {alignment}, not a power of two")
+    return alignment
 
 
 def _parse_tensor(cursor: _Cursor) -> TensorInfo:
     cursor.what = "tensor table"
-    name = cursor.string()
-    cursor.what = f"tensor {name!r}"
+    name = cursor.string(MAX_NAME)
+    cursor.what = f"tensor {quoted(name)}"
     n_dims = cursor.u32()
     if n_dims > MAX_DIMS:
-        raise GGUFError(f"tensor {name!r}: {n_dims} dimensions, more than {MAX_DIMS}")
+        raise GGUFError(f"{cursor.what}: {n_dims} dimensions, more than {MAX_DIMS}")
     dims = tuple(cursor.u64() for _ in range(n_dims)) or (1,)
     try:
         tensor_type = type_by_id(cursor.u32())
     except QuantError as error:
-        raise GGUFError(f"tensor {name!r}: {error}") from None
+        raise GGUFError(f"{cursor.what}: {error}") from None
     if 0 in dims:
-        raise GGUFError(f"tensor {name!r}: shape {dims} has no weights")
+        raise GGUFError(f"{cursor.what}: shape {dims} has no weights")
     if dims[0] % tensor_type.block_size:
         raise GGUFError(
-            f"tensor {name!r}: rows of {dims[0]} weights are no multiple"
+            f"{cursor.what}: rows of {dims[0]} weights are no multiple"
             f" of the {tensor_type.block_size} weights in a {tensor_type.name} block"
         )
     return TensorInfo(name, dims, tensor_type, cursor.u64())
 
 
-def _check_extents(tensors: tuple[TensorInfo, ...], alignment: int, available: int) -> None:
-    names = set()
+def _check_extents(tensors: Iterable[TensorInfo], alignment: int, available: int) -> None:
     end, previous = 0, ""
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
-        if tensor.name in names:
-            raise GGUFError(f"tensor {tensor.name!r} is there twice")
-        names.add(tensor.name)
+        what = f"tensor {quoted(tensor.name)}"
         if tensor.offset % alignment:
             raise GGUFError(
-                f"tensor {tensor.name!r}: offset {tensor.offset} is no multiple"
-                f" of the alignment {alignment}"
+                f"{what}: offset {tensor.offset} is no multiple of the alignment {alignment}"
             )
         if tensor.offset < end:
-            raise GGUFError(f"tensor {tensor.name!r} overlaps tensor {previous!r}")
-        end, previous = tensor.offset + tensor.n_bytes, tensor.name
+            raise GGUFError(f"{what} overlaps {previous}")
+        end, previous = tensor.offset + tensor.n_bytes, what
         if end > available:
             raise GGUFError(
-                f"tensor {tensor.name!r} ends {end - available} bytes beyond the end of the file;"
-                " the file is truncated"
+                f"{what} ends {end - available} bytes beyond the end of the file;"
+                " the file is truncated, or its header damaged"
             )
 
 
 def encode_string(text: str) -> bytes:
-    """A GGUF string."""
-    raw = text.encode()
+    """A GGUF string; what has no UTF-8 form, as in some names of files, becomes a question mark."""
+    raw = text.encode(errors="replace")
     return _U64.pack(len(raw)) + raw
 
 
@@ -401,7 +443,13 @@ def encode_header(
 ) -> bytes:
     """The bytes in front of the data section, padded to the alignment."""
     spans, infos = list(metadata_spans), list(tensors)
-    parts = [MAGIC, _U32.pack(WRITTEN_VERSION), _U64.pack(len(infos)), _U64.pack(len(spans)), *spans]
+    parts = [
+        MAGIC,
+        _U32.pack(WRITTEN_VERSION),
+        _U64.pack(len(infos)),
+        _U64.pack(len(spans)),
+        *spans,
+    ]
     for tensor in infos:
         parts += [encode_string(tensor.name), _U32.pack(len(tensor.dims))]
         parts += [_U64.pack(dim) for dim in tensor.dims]

@@ -3,6 +3,7 @@
 import mmap
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,14 @@ from typing import Any
 import numpy as np
 
 from recover.errors import GGUFError
-from recover.gguf.header import Header, KeyValue, TensorInfo, parse_header
+from recover.gguf.header import Header, KeyValue, TensorInfo, ValueType, parse_header
+from recover.gguf.text import printable, quoted
 from recover.quants import TensorType, U8Array
 
-_PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf", re.DOTALL)
+_PART_NAME = re.compile(
+    r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf", re.DOTALL
+)
+_NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,17 @@ class Model:
         return self.header.metadata
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a metadata key, or `default`."""
-        return self.header.get(key, default)
+        """The value of a metadata key, or `default`.
+
+        Raises
+        ------
+        GGUFError
+            As `KeyValue.value` does.
+        """
+        try:
+            return self.header.get(key, default)
+        except GGUFError as error:
+            raise GGUFError(f"{printable(self.path)}: {error}") from None
 
     @cached_property
     def n_weights(self) -> int:
@@ -116,20 +130,21 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
     tensors: dict[str, Tensor] = {}
     n_bytes = 0
     for number, part in enumerate(parts):
-        data = _map(part)
-        n_bytes += data.size
         try:
+            data = _map(part, is_part=len(parts) > 1)
             header = parse_header(data.data)
-            if len(parts) > 1:
-                _check_part(header, number, len(parts))
+            headers.append(header)
+            _check_part(header, headers[0], number, len(parts))
             for info in header.tensors:
                 start = header.data_start + info.offset
                 tensor = Tensor(info, data[start : start + info.n_bytes])
                 if tensors.setdefault(info.name, tensor) is not tensor:
-                    raise GGUFError(f"tensor {info.name!r} is in two parts")
+                    raise GGUFError(f"tensor {quoted(info.name)} is in another part, too")
+            if number + 1 == len(parts) > 1:
+                _check_total(header, len(tensors))
         except GGUFError as error:
-            raise GGUFError(f"{part}: {error}") from None
-        headers.append(header)
+            raise GGUFError(f"{printable(part)}: {error}") from None
+        n_bytes += data.size
     return Model(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
 
 
@@ -139,30 +154,66 @@ def _part_paths(path: Path) -> tuple[Path, ...]:
         return (path,)
     total = int(match["total"])
     if not 1 <= int(match["number"]) <= total:
-        raise GGUFError(f"{path}: part {match['number']} of {match['total']} cannot exist")
-    parts = [path.with_name(f"{match['stem']}-{i + 1:05}-of-{total:05}.gguf") for i in range(total)]
-    for part in parts:
-        if not part.exists():
-            raise GGUFError(f"{part}: this part of the split file is missing")
-    return tuple(parts)
-
-
-def _check_part(header: Header, number: int, total: int) -> None:
-    stored = header.get("split.no"), header.get("split.count")
-    if stored != (number, total):
         raise GGUFError(
-            f"the name says part {number + 1} of {total}, but its metadata split.no and split.count"
-            f" are {stored[0]} and {stored[1]}"
+            f"{printable(path)}: part {match['number']} of {match['total']} cannot exist"
+        )
+    return tuple(
+        path.with_name(f"{match['stem']}-{i + 1:05}-of-{total:05}.gguf") for i in range(total)
+    )
+
+
+def _check_part(header: Header, first: Header, number: int, total: int) -> None:
+    """Refuse a part whose metadata contradict its name or the first part."""
+    stored_number, stored_total = _integer(header, "split.no"), _integer(header, "split.count")
+    if total == 1:
+        if stored_total not in (None, 0, 1):
+            raise GGUFError(
+                f"is one of {stored_total} parts of a split file; parts are found by their names,"
+                f" which must end in -00001-of-{stored_total:05}.gguf and so on"
+            )
+        return
+    if (stored_number, stored_total) != (number, total):
+        raise GGUFError(
+            f"the name says part {number + 1} of {total}, but its metadata say split.no"
+            f" {stored_number} (counted from 0) and split.count {stored_total}"
+        )
+    for key, entry in header.metadata.items():
+        if key != "split.no" and key in first.metadata and entry != first.metadata[key]:
+            raise GGUFError(f"metadata {quoted(key)} differs from that of the first part")
+
+
+def _check_total(header: Header, n_tensors: int) -> None:
+    announced = _integer(header, "split.tensors.count")
+    if announced not in (None, n_tensors):
+        raise GGUFError(
+            f"metadata 'split.tensors.count' is {announced}, but the parts hold {n_tensors} tensors"
         )
 
 
-def _map(path: Path) -> U8Array:
+def _integer(header: Header, key: str) -> int | None:
+    entry = header.metadata.get(key)
+    if entry is None:
+        return None
+    if entry.value_type in _NO_INTEGERS:
+        raise GGUFError(f"metadata {key!r} is {entry.value_type.name}, not an integer")
+    return int(entry.value)
+
+
+def _map(path: Path, is_part: bool) -> U8Array:
     """The file's bytes, read-only; pages are loaded when touched."""
     try:
+        status = path.stat()  # before opening it: opening a pipe would wait for its other end
+        if stat.S_ISDIR(status.st_mode):
+            raise GGUFError("is a folder; name a GGUF file")
+        if not stat.S_ISREG(status.st_mode):
+            raise GGUFError("is no regular file, so that it cannot be mapped")
+        if status.st_size == 0:
+            raise GGUFError("the file is empty")
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise GGUFError(f"{path}: the file is empty")
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except FileNotFoundError:
+        what = "this part of the split file is missing" if is_part else "there is no such file"
+        raise GGUFError(what) from None
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
         reason = getattr(error, "strerror", None) or error
-        raise GGUFError(f"{path}: cannot be read: {reason}") from None
+        raise GGUFError(f"cannot be read: {reason}") from None

@@ -5,11 +5,13 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from recover.errors import OutputError
+from recover.gguf.text import printable
 
 
 class OutputFile:
@@ -39,7 +41,7 @@ class OutputFile:
         check_output_path(path, inputs)
         self._target = path.resolve()  # a symbolic link stays a link
         self._temporary = self._target.with_name(
-            f".{self._target.name[:200]}.{secrets.token_hex(4)}.tmp"
+            f".{self._target.name[:50]}.{secrets.token_hex(4)}.tmp"
         )
         self._descriptor = -1
 
@@ -86,8 +88,7 @@ class OutputFile:
         try:
             if kind is None:
                 os.fsync(self._descriptor)
-                os.close(self._descriptor)
-                self._descriptor = -1
+                self._close()
                 os.replace(self._temporary, self._target)
                 _sync_folder(self._target.parent)
         except OSError as error:
@@ -95,42 +96,68 @@ class OutputFile:
         finally:
             self._remove()
 
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
     def _remove(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        self._temporary.unlink(missing_ok=True)
+        """Drop the temporary file, if it is still there; an error on the way here matters more."""
+        with suppress(OSError):
+            self._close()
+        with suppress(OSError):
+            self._temporary.unlink()
 
     def _error(self, error: OSError) -> OutputError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return OutputError(
-                f"{self.path}: no space left for its {self.n_bytes:,} bytes ({error.strerror});"
-                " free some space or choose another folder"
+                f"{printable(self.path)}: no space left for its {self.n_bytes:,} bytes"
+                f" ({error.strerror}); free some space or choose another folder"
             )
-        return OutputError(f"{self.path}: cannot be written: {error.strerror}")
+        return OutputError(f"{printable(self.path)}: cannot be written: {error.strerror}")
 
 
 def check_output_path(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuse a path whose file is an input, or is no regular file, or has no folder."""
+    """Refuse a path whose file is an input, or is no regular file, or has no folder.
+
+    Parameters
+    ----------
+    path : Path
+        Where a file is to be written.
+    inputs : iterable of Path
+        Files that must not be overwritten, under whatever name: links are followed.
+
+    Raises
+    ------
+    OutputError
+        If nothing may be written there.
+    """
+    shown = printable(path)
+    found = None
     try:
-        found = path.stat()
-    except FileNotFoundError:
-        if not path.resolve().parent.is_dir():
-            raise OutputError(f"{path}: its folder does not exist") from None
+        has_folder = path.resolve().parent.is_dir()
+        with suppress(FileNotFoundError):
+            found = path.stat()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL character
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{shown}: cannot be written: {reason}") from None
+    if not has_folder:
+        raise OutputError(f"{shown}: its folder does not exist")
+    if found is None:
         return
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise OutputError(f"{path}: is no regular file; name a file to be written")
+        raise OutputError(f"{shown}: is no regular file; name a file to be written")
     for other in inputs:
-        if other.exists() and os.path.samestat(found, other.stat()):
-            raise OutputError(f"{path}: is one of the inputs, which are never overwritten")
+        with suppress(OSError):
+            if os.path.samestat(found, other.stat()):
+                raise OutputError(f"{shown}: is one of the inputs, which are never overwritten")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a rename durable, where the file system lets us."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,35 @@
+"""Names and paths as messages show them: on one line, without control characters, not too long."""
+
+import os
+
+_LONGEST = 80
+
+
+def quoted(text: str) -> str:
+    r"""Text from a file between quotation marks, escaped as by `repr`, and shortened.
+
+    Parameters
+    ----------
+    text : str
+        A name, key or value; it may hold anything, for instance line ends or terminal codes.
+
+    Returns
+    -------
+    str
+        At most about 120 printable characters.
+
+    Examples
+    --------
+    >>> quoted("blk.0\n")
+    "'blk.0\\n'"
+    """
+    shown = repr(text[:_LONGEST])
+    if len(text) <= _LONGEST and len(shown) <= _LONGEST + 2:
+        return shown
+    return f"{shown[: _LONGEST + 1]}...{shown[0]} ({len(text)} characters)"
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as it is, or as by `repr` if it holds anything that cannot be printed."""
+    text = os.fspath(path)
+    return text if text.isprintable() else repr(text)

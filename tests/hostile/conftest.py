@@ -1,0 +1,29 @@
+"""No hostile file may make the reader hang: every test here has a deadline."""
+
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from recover.quants import all_types
+
+SECONDS = 20
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported_types() -> None:
+    """Import the tensor types beforehand: neither time nor memory of that belong to a test."""
+    all_types()
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    def give_up(_number: int, _frame: FrameType | None) -> None:
+        pytest.fail(f"still busy after {SECONDS} s", pytrace=True)
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
