@@ -161,7 +161,7 @@ def _compared(models: Iterable[Model]) -> set[str]:
     return quantized or {
         t.name
         for t in tensors
-        if isinstance(t.type, FloatType) and sum(dim > 1 for dim in t.dims) > 1
+        if isinstance(t.type, FloatType) and len(t.dims) > 1
     }
 
 

@@ -1,0 +1,123 @@
+"""Speed and memory of a whole merge, against a straightforward script on gguf-py.
+
+    python -m tests.benchmarks.merge_speed [--weights 200e6] [--folder DIR]... [--method linear]
+
+makes three K-quant files of that many weights (the tensors of the package's small model, again and
+again), merges them in a process of its own with two threads, does the same with gguf-py, and prints
+both speeds, their ratio and the largest anonymous memory (mapped input pages do not count). The files
+are in the page cache. Name several folders to compare file systems.
+"""
+
+import argparse
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from recover.gguf.header import encode_header, place_tensors
+from recover.gguf.reader import open_gguf
+from recover.gguf.writer import OutputFile
+
+DATA = Path(__file__).parents[2] / "recover" / "data"
+NAMES = ("Q5_K_M", "Q4_K_M", "Q2_K")
+
+SCRIPT = """
+import sys
+import gguf, numpy as np
+*inputs, output = sys.argv[1:]
+readers = [gguf.GGUFReader(path) for path in inputs]
+writer = gguf.GGUFWriter(output, "llama")
+for tensors in zip(*(reader.tensors for reader in readers)):
+    values = [gguf.quants.dequantize(t.data, t.tensor_type) for t in tensors]
+    mean = sum(values) / len(values)
+    mean = mean.reshape(tensors[0].shape.tolist()[::-1])
+    writer.add_tensor(tensors[0].name, mean if mean.ndim == 1 else mean.astype(np.float16))
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
+"""
+
+
+def grow(source: Path, target: Path, n_weights: float) -> int:
+    """Write a model's tensors again and again under new names; the number of weights."""
+    model = open_gguf(source)
+    times = -(-int(n_weights) // model.n_weights)
+    tensors = [(f"copy{i}.{t.name}", t) for i in range(times) for t in model.tensors.values()]
+    alignment = model.header.alignment
+    placed, n_bytes = place_tensors([(name, t.dims, t.type) for name, t in tensors], alignment)
+    header = encode_header([kv.span for kv in model.metadata.values()], placed, alignment)
+    with OutputFile(target, len(header) + n_bytes) as output:
+        output.write_at(0, header)
+        for (_, tensor), info in zip(tensors, placed, strict=True):
+            output.write_at(len(header) + info.offset, tensor.raw.data)
+    return times * model.n_weights
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Seconds, and the largest anonymous memory in MiB."""
+    largest = 0.0
+
+    def watch() -> None:
+        nonlocal largest
+        status, lines = Path(f"/proc/{process.pid}/status"), list[str]()
+        while process.poll() is None:
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                lines = status.read_text().splitlines()
+            for line in lines:
+                if line.startswith("RssAnon:"):
+                    largest = max(largest, float(line.split()[1]) / 1024)
+            time.sleep(0.01)
+
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        status = process.wait()
+        seconds = time.perf_counter() - start
+        watcher.join()
+    if status:
+        raise SystemExit(f"{command} failed")
+    return seconds, largest
+
+
+def compare(folder: Path, n_weights: float, method: str, rounds: int) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        inputs = [Path(scratch) / f"{name}.gguf" for name in NAMES]
+        sources = [DATA / f"tiny-llama-3m-{name}.gguf" for name in NAMES]
+        n = [grow(s, t, n_weights) for s, t in zip(sources, inputs, strict=True)][0]
+        output = str(Path(scratch) / "out.gguf")
+        paths = [str(path) for path in inputs]
+        ours = [sys.executable, "-m", "recover", "merge", *paths, "-o", output]
+        ours += ["--method", method, "--threads", "2"]
+        theirs = [sys.executable, "-c", SCRIPT, *paths, output]
+        measure(ours)  # compile, and fill the page cache
+        print(f"{folder} ({shutil.disk_usage(folder).free >> 30} GiB free), {n / 1e6:.0f}M weights")
+        figures = []
+        for _ in range(rounds):
+            for name, command in (("recover", ours), ("gguf-py", theirs)):
+                seconds, memory = measure(command)
+                figures.append((name, seconds))
+                print(f"  {name}: {seconds:6.2f} s, {n / seconds / 1e6:6.1f}M weights/s,", end=" ")
+                print(f"{memory:5.0f} MiB")
+        best = {name: min(s for each, s in figures if each == name) for name, _ in figures}
+        print(f"  {method}: {best['gguf-py'] / best['recover']:.1f} times as fast as gguf-py")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--weights", type=float, default=200e6)
+    parser.add_argument("--folder", type=Path, action="append")
+    parser.add_argument("--method", default="linear")
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    for folder in args.folder or [Path(tempfile.gettempdir())]:
+        compare(folder, args.weights, args.method, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
