@@ -8,6 +8,7 @@ import numpy as np
 
 from recover.errors import QuantError
 from recover.quants._decode import decode_scalar
+from recover.quants._float16 import all_finite
 from recover.quants.base import (
     GROUP,
     TILE,
@@ -32,6 +33,7 @@ __all__ = [
     "VectorType",
     "all_types",
     "dequantize",
+    "quantize",
     "type_by_id",
     "type_by_name",
 ]
@@ -45,7 +47,10 @@ def all_types() -> tuple[TensorType, ...]:
         if module.name.startswith("_") or module.name == "base":
             continue
         for value in vars(import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, TensorType) and found.setdefault(value.type_id, value) is not value:
+            if (
+                isinstance(value, TensorType)
+                and found.setdefault(value.type_id, value) is not value
+            ):
                 raise QuantError(f"two tensor types share the id {value.type_id}")
     return tuple(found[type_id] for type_id in sorted(found))
 
@@ -111,3 +116,69 @@ def dequantize(raw: U8Array, tensor_type: TensorType, out: F32Array | None = Non
         case _:
             raise QuantError(f"type {tensor_type.name} holds no weights that can be decoded")
     return out
+
+
+def quantize(
+    x: F32Array,
+    tensor_type: TensorType,
+    imatrix: F32Array | None = None,
+    out: U8Array | None = None,
+) -> U8Array:
+    """Encode rows of weights, byte for byte as `ggml_quantize_chunk` does on x86-64.
+
+    Parameters
+    ----------
+    x : float32 (..., ne0)
+        Rows of weights, finite; `ne0` is a multiple of the block size.
+    tensor_type : TensorType
+        A `ScalarType` or a `FloatType`.
+    imatrix : float32 (ne0,), optional
+        The importance of each column, finite and not negative. It changes the search for the
+        scales; Q8_0 and the float types do not use it.
+    out : uint8 (n_rows * row_bytes,), optional
+        Where to put the bytes; made if not given.
+
+    Returns
+    -------
+    uint8 (n_rows * row_bytes,)
+
+    Raises
+    ------
+    QuantError
+        If the type cannot be encoded, the row length does not fit it, weights are not finite or too
+        large for a float type, `imatrix` does not fit the rows or holds numbers that are no
+        importances, or `out` has another size.
+    """
+    if not isinstance(tensor_type, ScalarType | FloatType):
+        raise QuantError(f"weights cannot be encoded as {tensor_type.name}")
+    ne0 = x.shape[-1]
+    n_bytes = tensor_type.n_bytes(ne0) * (x.size // max(ne0, 1))
+    weights = np.ascontiguousarray(x, np.float32).reshape(x.size // max(ne0, 1), ne0)
+    if not all_finite(weights.reshape(-1)):
+        n_bad = int(np.count_nonzero(~np.isfinite(weights)))
+        raise QuantError(f"{n_bad} of {weights.size} weights are infinite or not a number")
+    importance = _checked_imatrix(imatrix, ne0)
+    if out is None:
+        out = np.empty(n_bytes, np.uint8)
+    elif out.shape != (n_bytes,):
+        raise QuantError(
+            f"{weights.size} weights as {tensor_type.name} take {n_bytes} bytes,"
+            f" but the output has the shape {out.shape}"
+        )
+    if isinstance(tensor_type, ScalarType):
+        tensor_type.quantize(weights, importance, out)
+    elif n_bad := tensor_type.encode(weights.reshape(-1), out):
+        raise QuantError(f"{n_bad} of {weights.size} weights are too large for {tensor_type.name}")
+    return out
+
+
+def _checked_imatrix(imatrix: F32Array | None, ne0: int) -> F32Array:
+    """The importances of `ne0` columns; an empty array for none."""
+    if imatrix is None:
+        return np.empty(0, np.float32)
+    if imatrix.shape != (ne0,):
+        raise QuantError(f"rows of {ne0} weights, but an importance matrix of {imatrix.shape}")
+    importance = np.ascontiguousarray(imatrix, np.float32)
+    if not all_finite(importance) or np.any(importance < 0):
+        raise QuantError("the importance matrix has entries that are negative or not finite")
+    return importance

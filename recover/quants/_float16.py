@@ -79,3 +79,12 @@ def write_f16(raw: np.ndarray, at: int, value: np.float32) -> None:
     half = f32_to_f16(value)
     raw[at] = np.uint8(half & np.uint16(255))
     raw[at + 1] = np.uint8(half >> np.uint16(8))
+
+
+@kernel
+def all_finite(values: np.ndarray) -> bool:
+    """Whether no float32 of an array is infinite or NaN."""
+    n_bad = 0
+    for i in range(values.size):
+        n_bad += (f32_bits(values[i]) & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    return n_bad == 0

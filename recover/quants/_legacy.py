@@ -1,8 +1,25 @@
-"""What the 32-weight formats share: nibbles, fifth bits, and the cells of truncating encoders."""
+"""What the 32-weight formats share: nibbles, fifth bits, and the cells of truncating encoders.
+
+Plain encoders work on one block after the other, its halves being two vectors of sixteen weights;
+those with an importance matrix work on sixteen blocks at once.
+"""
+
+from typing import Any
 
 import numpy as np
 
 from recover._jit import kernel
+from recover.quants._lanes import (
+    first_lane,
+    largest_lane,
+    load,
+    load_bytes,
+    mask_bits,
+    store_bytes,
+    truncate,
+    where,
+)
+from recover.quants._search import sum_of_squares, transpose, weigh
 from recover.quants.base import F32Array, U8Array, table
 
 
@@ -22,6 +39,86 @@ def add_fifth_bits(qh: U8Array, codes: U8Array) -> None:
         bits |= np.uint32(qh[j]) << np.uint32(8 * j)
     for j in range(32):
         codes[j] |= np.uint8(((bits >> np.uint32(j)) & np.uint32(1)) << np.uint32(4))
+
+
+@kernel
+def join_nibbles(codes: U8Array, qs: U8Array) -> None:
+    """32 codes to 16 bytes; the inverse of `split_nibbles`, leaves out fifth bits."""
+    low, high = load_bytes(codes, 0), load_bytes(codes, 16)
+    store_bytes(qs, 0, (low & 15) | (high << 4))
+
+
+@kernel
+def collect_fifth_bits(codes: U8Array, qh: U8Array) -> None:
+    """Bit 4 of 32 codes to 4 bytes."""
+    word = mask_bits((load_bytes(codes, 0) & 16) != 0, (load_bytes(codes, 16) & 16) != 0)
+    for j in range(4):
+        qh[j] = np.uint8(word >> np.uint32(8 * j))
+
+
+@kernel
+def largest_magnitude_of_32(x: F32Array) -> np.float32:
+    """The first of the weights with the largest magnitude; 0 if all are 0."""
+    first, second = abs(load(x, 0)), abs(load(x, 16))
+    largest = largest_lane(where(second > first, second, first))
+    if largest == 0:
+        return np.float32(0)
+    return x[first_lane(first == largest, second == largest)]
+
+
+@kernel
+def range_of_32(x: F32Array) -> Any:
+    """Smallest and largest weight; of several zeros the first, as they may differ in sign."""
+    first, second = load(x, 0), load(x, 16)
+    low = -largest_lane(-where(second < first, second, first))
+    high = largest_lane(where(second > first, second, first))
+    if low == 0:
+        low = x[first_lane(first == low, second == low)]
+        high = high if high > 0 else low
+    return low, high
+
+
+@kernel
+def inverse(d: np.float32) -> np.float32:
+    """``1 / d``, or 0 for 0."""
+    return np.float32(1) / d if d != 0 else np.float32(0)
+
+
+@kernel
+def encode_32(
+    x: F32Array,
+    low: np.float32,
+    factor: np.float32,
+    middle: np.float32,
+    highest: int,
+    codes: U8Array,
+) -> None:
+    """Codes ``int8((x - low) * factor + middle)`` up to `highest`; what does not fit becomes 0."""
+    for i in range(0, 32, 16):
+        code = truncate((load(x, i) - low) * factor + middle)
+        store_bytes(codes, i, where(code > highest, highest, code))
+
+
+@kernel
+def row_mean_squares(x: F32Array) -> F32Array:
+    """Mean square of every row, the squares added up in order."""
+    means = np.empty(x.shape[0], np.float32)
+    for row in range(x.shape[0]):
+        means[row] = sum_of_squares(x[row]) / np.float32(x.shape[1])
+    return means
+
+
+@kernel
+def weigh_blocks(
+    x: F32Array, imatrix: F32Array, means: F32Array, start: int, lanes: F32Array
+) -> None:
+    """Sixteen blocks from ``x[start]`` on, transposed, and the importances of their weights."""
+    transpose(x, start, 32, lanes[0])
+    transpose(imatrix, start % imatrix.size, 32, lanes[1])
+    mean = lanes[2, :16]
+    for k in range(16):
+        mean[k] = means[(start + 32 * k) // imatrix.size % means.size]
+    weigh(lanes[0], load(mean, 0), lanes[1])
 
 
 def extreme_code_cells(n_codes: int) -> tuple[F32Array, F32Array]:

@@ -1,8 +1,9 @@
 """What a tensor type is: data that describes its blocks, and the kernels that read and write them.
 
 Every scalar format stores, per block, codes, a scale and perhaps an offset, and means
-``scale * levels[code] + offset``. A format is therefore declared as a `ScalarType`: the table of its
-levels, the edges of the cells that its encoder assigns to each code, and an `unpack` kernel.
+``scale * levels[code] + offset``. A format is therefore declared as a `ScalarType`: the table of
+its levels, the edges of the cells that its encoder assigns to each code, and the kernels `unpack`
+and `quantize`.
 """
 
 from collections.abc import Callable
@@ -55,7 +56,8 @@ class TensorType:
         n_blocks, rest = divmod(n_weights, self.block_size)
         if rest:
             raise QuantError(
-                f"{n_weights} weights are no whole number of {self.name} blocks of {self.block_size}"
+                f"{n_weights} weights are no whole number of {self.name} blocks"
+                f" of {self.block_size}"
             )
         return n_blocks * self.type_size
 
@@ -89,36 +91,38 @@ class ScalarType(TensorType):
     levels : float32 (256,)
         What a code stands for, in units of the scale (unused codes: 0).
     lower_levels, upper_levels : float32 (256,)
-        Edges of the cell of each code in units of the (unrounded) scale: an original weight that was
-        given this code lay between them. Infinite where the encoder clips.
+        Edges of the cell of each code in units of the (unrounded) scale: an original weight that
+        was given this code lay between them. Infinite where the encoder clips.
     unpack : Callable
         ``unpack(raw: uint8 (n_blocks * type_size,), codes: uint8 (n,), scale: float32 (n / 16,),
         offset: float32 (n / 16,))``. Types without an offset store -0.0, the neutral element of
         addition.
-    rounds_scale_last, rounds_offset_last : bool
-        Whether the encoder chose the codes with a scale or offset that it rounded to f16 only
-        afterwards, so that the stored one is not quite the one that it used.
-    d_at : int
-        Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
+    quantize : Callable
+        ``quantize(x: float32 (n_rows, ne0), imatrix: float32 (ne0,) or (0,) for none,
+        raw: uint8 (n_rows * row_bytes,))``. The numbers must be finite and `imatrix` not negative.
+        The same bytes as `ggml_quantize_chunk` makes on x86-64.
+    scale_rounding, offset_rounding : float
+        Relative uncertainty of the stored scale and offset against those that the encoder used: 0
+        where it used the stored ones, 2**-11 where it rounded them to f16 afterwards.
     noise : float
         Mean square error of the decoded value in units of the squared scale, measured.
     relative_mse : float
         Mean square error relative to the mean square of the weights, typical of trained weights,
         measured; ranks the types.
     refits_scale_with_imatrix : bool
-        With an importance matrix the encoder changes the scale after it chose the codes, so that the
-        codes prove nothing.
+        With an importance matrix the encoder changes the scale after it chose the codes, so that
+        the codes prove nothing.
     """
 
     levels: F32Array
     lower_levels: F32Array
     upper_levels: F32Array
     unpack: Callable[[U8Array, U8Array, F32Array, F32Array], None]
+    quantize: Callable[[F32Array, F32Array, U8Array], None]
     noise: float
     relative_mse: float
-    rounds_scale_last: bool = False
-    rounds_offset_last: bool = False
-    d_at: int = 0
+    scale_rounding: float = 0.0
+    offset_rounding: float = 0.0
     refits_scale_with_imatrix: bool = False
 
 

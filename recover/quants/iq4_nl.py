@@ -3,10 +3,14 @@
 Block: ``d`` f16, ``qs`` 16 bytes (as in Q4_0).
 """
 
+import numpy as np
+
 from recover._jit import kernel
-from recover.quants._float16 import read_f16
-from recover.quants._iq4 import LEVELS, codebook_cells
-from recover.quants._legacy import split_nibbles
+from recover.quants._float16 import read_f16, write_f16
+from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
+from recover.quants._lanes import load, splat, store
+from recover.quants._legacy import inverse, join_nibbles, split_nibbles
+from recover.quants._search import SCALE, transpose, weigh
 from recover.quants.base import F32Array, ScalarType, U8Array
 
 
@@ -20,7 +24,40 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
         split_nibbles(raw[18 * b + 2 : 18 * b + 18], codes[32 * b : 32 * b + 32])
 
 
-# `quantize_row_iq4_nl_impl`: nearest entry of the code book for the final scale, rounded to f16 last.
+@kernel
+def _search(x: F32Array, imatrix: F32Array, start: int, lanes: F32Array, found: F32Array) -> None:
+    """Scales of the sixteen blocks from ``x[start]`` on."""
+    values, weights = lanes[0], lanes[1]
+    transpose(x, start, 32, values)
+    sum_x2 = splat(np.float32(0))
+    for i in range(0, 512, 16):
+        square = load(values, i) * load(values, i)
+        sum_x2 = sum_x2 + square
+        store(weights, i, square)
+    if imatrix.size:
+        transpose(imatrix, start % imatrix.size, 32, weights)
+        weigh(values, sum_x2 * np.float32(2 / 32), weights)
+    search_levels(values, weights, found)
+
+
+@kernel
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_iq4_nl`."""
+    x = x.reshape(x.size)
+    lanes, found = np.empty((2, 512), np.float32), np.empty((4, 16), np.float32)
+    codes = np.empty(32, np.uint8)
+    for b in range(x.size // 32):
+        if b % 16 == 0:
+            _search(x, imatrix, 32 * b, lanes, found)
+        scale = found[SCALE, b % 16]
+        block = raw[18 * b : 18 * b + 18]
+        write_f16(block, 0, scale)
+        encode_levels(x[32 * b : 32 * b + 32], inverse(scale), codes)
+        join_nibbles(codes, block[2:18])
+
+
+# `quantize_row_iq4_nl_impl`: nearest entry of the code book for the final scale, rounded to f16
+# last.
 _LOWER, _UPPER = codebook_cells()
 
 IQ4_NL = ScalarType(
@@ -33,6 +70,7 @@ IQ4_NL = ScalarType(
     upper_levels=_UPPER,
     rounds_scale_last=True,
     unpack=_unpack,
+    quantize=_quantize,
     noise=16.28,
     relative_mse=0.0058,
 )

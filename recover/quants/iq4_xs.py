@@ -6,9 +6,18 @@ Block: ``d`` f16, ``scales_h`` 2 bytes, ``scales_l`` 4 bytes, ``qs`` 128 bytes (
 import numpy as np
 
 from recover._jit import kernel
-from recover.quants._float16 import read_f16
-from recover.quants._iq4 import LEVELS, codebook_cells
-from recover.quants._legacy import split_nibbles
+from recover.quants._float16 import read_f16, write_f16
+from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
+from recover.quants._lanes import load, store
+from recover.quants._legacy import inverse, join_nibbles, split_nibbles
+from recover.quants._search import (
+    SCALE,
+    largest_magnitude,
+    nearest,
+    sum_of_squares,
+    transpose,
+    weigh,
+)
 from recover.quants.base import F32Array, ScalarType, U8Array
 
 
@@ -29,7 +38,57 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
             split_nibbles(block[8 + 16 * j : 24 + 16 * j], y)
 
 
-# `quantize_row_iq4_nl_impl`: nearest entry of the code book for ``d * scale``; d is rounded to f16 last.
+@kernel
+def _search(x: F32Array, imatrix: F32Array, start: int, lanes: F32Array, found: F32Array) -> None:
+    """Scales of the sub-blocks of two superblocks from ``x[start]`` on."""
+    values, weights, means = lanes[0], lanes[1], lanes[2]
+    transpose(x, start, 32, values)
+    if imatrix.size:
+        for half in range(2):
+            first = (start + 256 * half) % x.size
+            mean = sum_of_squares(x[first : first + 256]) * np.float32(2 / 256)
+            means[8 * half : 8 * half + 8] = mean
+        transpose(imatrix, start % imatrix.size, 32, weights)
+        weigh(values, load(means, 0), weights)
+    else:
+        for i in range(0, 512, 16):
+            store(weights, i, load(values, i) * load(values, i))
+    search_levels(values, weights, found)
+
+
+@kernel
+def _quantize_block(x: F32Array, scales: F32Array, codes: U8Array, block: U8Array) -> None:
+    d = -largest_magnitude(scales) / np.float32(32)
+    write_f16(block, 0, d)
+    scales_h = np.uint32(0)
+    for j in range(8):
+        scale = min(max(nearest(inverse(d) * scales[j]), np.int32(-32)), np.int32(31))
+        encode_levels(x[32 * j : 32 * j + 32], inverse(d * np.float32(scale)), codes)
+        join_nibbles(codes, block[8 + 16 * j : 24 + 16 * j])
+        stored = np.uint32(scale + np.int32(32))
+        low, shift = np.uint8(stored & np.uint32(15)), np.uint8(4 * (j % 2))
+        block[4 + j // 2] = low if shift == 0 else block[4 + j // 2] | (low << shift)
+        scales_h |= (stored >> np.uint32(4)) << np.uint32(2 * j)
+    block[2], block[3] = np.uint8(scales_h), np.uint8(scales_h >> np.uint32(8))
+
+
+@kernel
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_iq4_xs`."""
+    x = x.reshape(x.size)
+    lanes, found = np.empty((3, 512), np.float32), np.empty((4, 16), np.float32)
+    codes = np.empty(32, np.uint8)
+    for b in range(x.size // 256):
+        half = b % 2
+        if half == 0:
+            _search(x, imatrix, 256 * b, lanes, found)
+        scales = found[SCALE, 8 * half : 8 * half + 8]
+        block = raw[136 * b : 136 * b + 136]
+        _quantize_block(x[256 * b : 256 * b + 256], scales, codes, block)
+
+
+# `quantize_row_iq4_nl_impl`: nearest entry of the code book for ``d * scale``; d is rounded to f16
+# last.
 _LOWER, _UPPER = codebook_cells()
 
 IQ4_XS = ScalarType(
@@ -42,6 +101,7 @@ IQ4_XS = ScalarType(
     upper_levels=_UPPER,
     rounds_scale_last=True,
     unpack=_unpack,
+    quantize=_quantize,
     noise=16.54,
     relative_mse=0.0059,
 )

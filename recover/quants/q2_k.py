@@ -1,14 +1,32 @@
 """Q2_K: superblocks of 256 weights in 16 sub-blocks with 4-bit scales and minima, 2-bit codes.
 
-Block: ``scales`` 16 bytes (scale in the low nibble, minimum in the high one), ``qs`` 64 bytes, ``d`` f16,
-``dmin`` f16.
+Block: ``scales`` 16 bytes (scale in the low nibble, minimum in the high one), ``qs`` 64 bytes,
+``d`` f16, ``dmin`` f16.
 """
 
 import numpy as np
 
 from recover._jit import kernel
-from recover.quants._float16 import read_f16
+from recover.quants._float16 import read_f16, write_f16
+from recover.quants._k_affine import (
+    BATCH,
+    Batch,
+    encode_superblock,
+    new_batch,
+    search_batch,
+)
+from recover.quants._k_scales import pack_pairs
+from recover.quants._search import Steps
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
+
+
+@kernel
+def _unpack_scales(block: U8Array, scale: F32Array, offset: F32Array) -> None:
+    d = read_f16(block, 80)
+    dmin = read_f16(block, 82)
+    for g in range(16):
+        scale[g] = d * np.float32(block[g] & 15)
+        offset[g] = -(dmin * np.float32(block[g] >> 4))
 
 
 @kernel
@@ -16,11 +34,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     """Mirrors `dequantize_row_q2_K`."""
     for b in range(raw.size // 84):
         block = raw[84 * b : 84 * b + 84]
-        d = read_f16(block, 80)
-        dmin = read_f16(block, 82)
-        for g in range(16):
-            scale[16 * b + g] = d * np.float32(block[g] & 15)
-            offset[16 * b + g] = -(dmin * np.float32(block[g] >> 4))
+        _unpack_scales(block, scale[16 * b : 16 * b + 16], offset[16 * b : 16 * b + 16])
         for half in range(2):
             qs = block[16 + 32 * half : 48 + 32 * half]
             for j in range(4):
@@ -28,6 +42,38 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
                 shift = np.uint8(2 * j)
                 for i in range(32):
                     y[i] = (qs[i] >> shift) & np.uint8(3)
+
+
+_STEPS = Steps(4, np.float32(-0.5), np.float32(0.1), 15, True)
+_WEIGHTED_STEPS = Steps(4, np.float32(-0.9), np.float32(0.05), 36, False)
+
+
+@kernel
+def _pack_scales(batch: Batch, b: int, block: U8Array) -> None:
+    for g in range(16):
+        block[g] = batch.scale_codes[16 * g + b] | (batch.min_codes[16 * g + b] << 4)
+    write_f16(block, 80, batch.d[b])
+    write_f16(block, 82, batch.dmin[b])
+
+
+@kernel
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_q2_K`."""
+    x = x.reshape(x.size)
+    batch = new_batch()
+    scale, offset = np.empty(16, np.float32), np.empty(16, np.float32)
+    codes = np.empty(256, np.uint8)
+    steps = _WEIGHTED_STEPS if imatrix.size else _STEPS
+    for start in range(0, x.size, BATCH):
+        weights = x[start : start + BATCH]
+        search_batch(weights, imatrix, start, 16, steps, batch)
+        for b in range(weights.size // 256):
+            block = raw[84 * (start // 256 + b) :][:84]
+            _pack_scales(batch, b, block)
+            _unpack_scales(block, scale, offset)
+            values = weights[256 * b : 256 * b + 256]
+            encode_superblock(values, scale, offset, batch.found, 16 * b, 16, 3, codes)
+            pack_pairs(codes, block[16:80])
 
 
 # `quantize_row_q2_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..3.
@@ -42,6 +88,7 @@ Q2_K = ScalarType(
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,
+    quantize=_quantize,
     noise=0.0659,
     relative_mse=0.088,
 )

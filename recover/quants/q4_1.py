@@ -3,9 +3,21 @@
 Block: ``d`` f16, ``m`` f16, ``qs`` 16 bytes (as in Q4_0).
 """
 
+import numpy as np
+
 from recover._jit import kernel
-from recover.quants._float16 import read_f16
-from recover.quants._legacy import range_cells, split_nibbles
+from recover.quants._float16 import read_f16, write_f16
+from recover.quants._legacy import (
+    encode_32,
+    inverse,
+    join_nibbles,
+    range_cells,
+    range_of_32,
+    row_mean_squares,
+    split_nibbles,
+    weigh_blocks,
+)
+from recover.quants._search import BASE, FACTOR, MIN, SCALE, Steps, encode_found, make_qkx_quants
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels
 
 
@@ -20,8 +32,52 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
         split_nibbles(raw[20 * b + 4 : 20 * b + 20], codes[32 * b : 32 * b + 32])
 
 
-# `quantize_row_q4_1_ref`: d = (max - min) / 15, code = min(15, int((x - min) / d + 0.5)); d and min are
-# rounded to f16 last.
+_STEPS = Steps(16, np.float32(-0.9), np.float32(0.05), 36, False)
+
+
+@kernel
+def _quantize_plain(x: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_row_q4_1_ref`."""
+    codes = np.empty(32, np.uint8)
+    for b in range(x.size // 32):
+        weights, block = x[32 * b : 32 * b + 32], raw[20 * b : 20 * b + 20]
+        low, high = range_of_32(weights)
+        d = (high - low) / np.float32(15)
+        write_f16(block, 0, d)
+        write_f16(block, 2, low)
+        encode_32(weights, low, inverse(d), np.float32(0.5), 15, codes)
+        join_nibbles(codes, block[4:20])
+
+
+@kernel
+def _quantize_weighted(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_row_q4_1_impl`."""
+    means, x = row_mean_squares(x), x.reshape(x.size)
+    lanes, found = np.empty((3, 512), np.float32), np.empty((4, 16), np.float32)
+    codes = np.empty(32, np.uint8)
+    for b in range(x.size // 32):
+        k = b % 16
+        if k == 0:
+            weigh_blocks(x, imatrix, means, 32 * b, lanes)
+            make_qkx_quants(lanes[0], lanes[1], lanes[2], _STEPS, found, 0)
+        weights, block = x[32 * b : 32 * b + 32], raw[20 * b : 20 * b + 20]
+        write_f16(block, 0, found[SCALE, k])
+        write_f16(block, 2, -found[MIN, k])
+        encode_found(weights, found[FACTOR, k], found[BASE, k], 0, 15, codes)
+        join_nibbles(codes, block[4:20])
+
+
+@kernel
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_q4_1`."""
+    if imatrix.size:
+        _quantize_weighted(x, imatrix, raw)
+    else:
+        _quantize_plain(x.reshape(x.size), raw)
+
+
+# `quantize_row_q4_1_ref`: d = (max - min) / 15, code = min(15, int((x - min) / d + 0.5)); d and min
+# are rounded to f16 last.
 _LOWER, _UPPER = range_cells(16)
 
 Q4_1 = ScalarType(
@@ -36,6 +92,7 @@ Q4_1 = ScalarType(
     rounds_offset_last=True,
     refits_scale_with_imatrix=True,
     unpack=_unpack,
+    quantize=_quantize,
     noise=0.0781,
     relative_mse=0.0061,
 )

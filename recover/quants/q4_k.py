@@ -1,12 +1,15 @@
 """Q4_K: superblocks of 256 weights in 8 sub-blocks with 6-bit scales and minima, 4-bit codes.
 
-Block: ``d`` f16, ``dmin`` f16, ``scales`` 12 bytes, ``qs`` 128 bytes (32 bytes hold two sub-blocks).
+Block: ``d`` f16, ``dmin`` f16, ``scales`` 12 bytes, ``qs`` 128 bytes (32 bytes hold two
+sub-blocks).
 """
 
 import numpy as np
 
 from recover._jit import kernel
-from recover.quants._k_scales import unpack_scales
+from recover.quants._k_affine import BATCH, encode_superblock, new_batch, search_batch
+from recover.quants._k_scales import pack_scales, unpack_scales
+from recover.quants._search import Steps
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 
 
@@ -15,9 +18,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     """Mirrors `dequantize_row_q4_K`."""
     for b in range(raw.size // 144):
         block = raw[144 * b : 144 * b + 144]
-        unpack_scales(
-            block[:16], scale[16 * b : 16 * b + 16], offset[16 * b : 16 * b + 16]
-        )
+        unpack_scales(block[:16], scale[16 * b : 16 * b + 16], offset[16 * b : 16 * b + 16])
         for j in range(4):
             qs = block[16 + 32 * j : 48 + 32 * j]
             low = codes[256 * b + 64 * j : 256 * b + 64 * j + 32]
@@ -25,6 +26,33 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
             for i in range(32):
                 low[i] = qs[i] & np.uint8(15)
                 high[i] = qs[i] >> np.uint8(4)
+
+
+_STEPS = Steps(16, np.float32(-1), np.float32(0.1), 20, False)
+_WEIGHTED_STEPS = Steps(16, np.float32(-0.9), np.float32(0.05), 36, False)
+
+
+@kernel
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_q4_K`."""
+    x = x.reshape(x.size)
+    batch = new_batch()
+    scale, offset = np.empty(16, np.float32), np.empty(16, np.float32)
+    codes = np.empty(256, np.uint8)
+    steps, limit = (_WEIGHTED_STEPS, 255) if imatrix.size else (_STEPS, 63)
+    for start in range(0, x.size, BATCH):
+        weights = x[start : start + BATCH]
+        search_batch(weights, imatrix, start, 32, steps, batch)
+        for b in range(weights.size // 256):
+            block = raw[144 * (start // 256 + b) :][:144]
+            pack_scales(batch, b, limit, block)
+            unpack_scales(block[:16], scale, offset)
+            values = weights[256 * b : 256 * b + 256]
+            encode_superblock(values, scale, offset, batch.found, 8 * b, 32, 15, codes)
+            for j in range(4):
+                qs = block[16 + 32 * j : 48 + 32 * j]
+                for i in range(32):
+                    qs[i] = codes[64 * j + i] | (codes[64 * j + 32 + i] << np.uint8(4))
 
 
 # `quantize_row_q4_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..15.
@@ -39,6 +67,7 @@ Q4_K = ScalarType(
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,
+    quantize=_quantize,
     noise=0.0643,
     relative_mse=0.0051,
 )

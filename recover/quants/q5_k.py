@@ -1,13 +1,15 @@
 """Q5_K: as Q4_K, with 5-bit codes.
 
-Block: ``d`` f16, ``dmin`` f16, ``scales`` 12 bytes, ``qh`` 32 bytes (fifth bits, sub-block k in bit k),
-``qs`` 128 bytes.
+Block: ``d`` f16, ``dmin`` f16, ``scales`` 12 bytes, ``qh`` 32 bytes (fifth bits, sub-block k in bit
+k), ``qs`` 128 bytes.
 """
 
 import numpy as np
 
 from recover._jit import kernel
-from recover.quants._k_scales import unpack_scales
+from recover.quants._k_affine import BATCH, encode_superblock, new_batch, search_batch
+from recover.quants._k_scales import pack_scales, unpack_scales
+from recover.quants._search import Steps
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 
 
@@ -17,9 +19,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     one, fifteen, four = np.uint8(1), np.uint8(15), np.uint8(4)
     for b in range(raw.size // 176):
         block = raw[176 * b : 176 * b + 176]
-        unpack_scales(
-            block[:16], scale[16 * b : 16 * b + 16], offset[16 * b : 16 * b + 16]
-        )
+        unpack_scales(block[:16], scale[16 * b : 16 * b + 16], offset[16 * b : 16 * b + 16])
         qh = block[16:48]
         for j in range(4):
             qs = block[48 + 32 * j : 80 + 32 * j]
@@ -30,6 +30,42 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
                 fifths = qh[i] >> bit
                 low[i] = (qs[i] & fifteen) | ((fifths & one) << four)
                 high[i] = (qs[i] >> four) | (((fifths >> one) & one) << four)
+
+
+_STEPS = Steps(32, np.float32(-0.5), np.float32(0.1), 15, False)
+_WEIGHTED_STEPS = Steps(32, np.float32(-0.9), np.float32(0.05), 36, False)
+
+
+@kernel
+def _pack(codes: U8Array, qh: U8Array, qs: U8Array) -> None:
+    """256 codes to their fifth bits and nibbles."""
+    one, fifteen, four = np.uint8(1), np.uint8(15), np.uint8(4)
+    qh[:] = 0
+    for j in range(4):
+        for i in range(32):
+            low, high = codes[64 * j + i], codes[64 * j + 32 + i]
+            qs[32 * j + i] = (low & fifteen) | (high << four)
+            qh[i] |= ((low >> four) | ((high >> four) << one)) << np.uint8(2 * j)
+
+
+@kernel
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_q5_K`."""
+    x = x.reshape(x.size)
+    batch = new_batch()
+    scale, offset = np.empty(16, np.float32), np.empty(16, np.float32)
+    codes = np.empty(256, np.uint8)
+    steps = _WEIGHTED_STEPS if imatrix.size else _STEPS
+    for start in range(0, x.size, BATCH):
+        weights = x[start : start + BATCH]
+        search_batch(weights, imatrix, start, 32, steps, batch)
+        for b in range(weights.size // 256):
+            block = raw[176 * (start // 256 + b) :][:176]
+            pack_scales(batch, b, 63, block)
+            unpack_scales(block[:16], scale, offset)
+            values = weights[256 * b : 256 * b + 256]
+            encode_superblock(values, scale, offset, batch.found, 8 * b, 32, 31, codes)
+            _pack(codes, block[16:48], block[48:176])
 
 
 # `quantize_row_q5_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..31.
@@ -44,6 +80,7 @@ Q5_K = ScalarType(
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,
+    quantize=_quantize,
     noise=0.0712,
     relative_mse=0.0013,
 )

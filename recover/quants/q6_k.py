@@ -1,13 +1,26 @@
-"""Q6_K: superblocks of 256 weights in 16 sub-blocks with signed 8-bit scales, 6-bit codes around zero.
+"""Q6_K: superblocks of 256 weights, 16 sub-blocks with signed 8-bit scales, 6-bit codes around 0.
 
-Block: ``ql`` 128 bytes (low four bits), ``qh`` 64 bytes (high two bits), ``scales`` 16 signed bytes,
-``d`` f16.
+Block: ``ql`` 128 bytes (low four bits), ``qh`` 64 bytes (high two bits), ``scales`` 16 signed
+bytes, ``d`` f16.
 """
 
 import numpy as np
 
 from recover._jit import kernel
-from recover.quants._float16 import read_f16
+from recover.quants._float16 import read_f16, write_f16
+from recover.quants._lanes import load, store
+from recover.quants._search import (
+    BASE,
+    FACTOR,
+    SCALE,
+    SMALLEST,
+    encode,
+    encode_found,
+    largest_magnitude,
+    make_qx_quants,
+    nearest,
+    transpose,
+)
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 
 
@@ -32,6 +45,69 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
                     y[i] = low | (((qh[i] >> high_shift) & np.uint8(3)) << np.uint8(4))
 
 
+@kernel
+def _search(x: F32Array, importance: F32Array, lanes: F32Array, found: F32Array) -> None:
+    """Scales of the sub-blocks of a superblock; `importance` is that of its weights, if any."""
+    values, weights = lanes[0], lanes[1]
+    transpose(x, 0, 16, values)
+    if importance.size:
+        transpose(importance, 0, 16, weights)
+    else:
+        for i in range(0, 256, 16):
+            store(weights, i, load(values, i) * load(values, i))
+    make_qx_quants(values, weights, 32, found, 0)
+
+
+@kernel
+def _pack(codes: U8Array, ql: U8Array, qh: U8Array) -> None:
+    """256 codes to their low four and high two bits."""
+    fifteen, two, four, six = np.uint8(15), np.uint8(2), np.uint8(4), np.uint8(6)
+    for half in range(2):
+        q = codes[128 * half : 128 * half + 128]
+        for i in range(32):
+            a, b, c, d = q[i], q[i + 32], q[i + 64], q[i + 96]
+            ql[64 * half + i] = (a & fifteen) | (c << four)
+            ql[64 * half + 32 + i] = (b & fifteen) | (d << four)
+            high = (a >> four) | ((b >> four) << two)
+            qh[32 * half + i] = high | ((c >> four) << four) | ((d >> four) << six)
+
+
+@kernel
+def _quantize_block(x: F32Array, found: F32Array, codes: U8Array, block: U8Array) -> None:
+    largest = largest_magnitude(found[SCALE])
+    if abs(largest) < SMALLEST:
+        block[:] = 0
+        return
+    factor = np.float32(-128) / largest
+    write_f16(block, 208, np.float32(1) / factor)
+    stored = read_f16(block, 208)
+    for g in range(16):
+        scale = np.int8(min(nearest(factor * found[SCALE, g]), np.int32(127)))
+        block[192 + g] = np.uint8(scale)
+        values, out = x[16 * g : 16 * g + 16], codes[16 * g : 16 * g + 16]
+        d = stored * np.float32(scale)
+        if d != 0:
+            encode(values, d, np.float32(0), -32, 31, out)
+        else:
+            encode_found(values, found[FACTOR, g], found[BASE, g], -32, 31, out)
+    _pack(codes, block[:128], block[128:192])
+
+
+@kernel
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_q6_K`."""
+    x = x.reshape(x.size)
+    lanes, found = np.empty((2, 256), np.float32), np.empty((4, 16), np.float32)
+    codes = np.empty(256, np.uint8)
+    importance = imatrix
+    for b in range(x.size // 256):
+        if imatrix.size:
+            importance = imatrix[256 * b % imatrix.size :][:256]
+        weights = x[256 * b : 256 * b + 256]
+        _search(weights, importance, lanes, found)
+        _quantize_block(weights, found, codes, raw[210 * b : 210 * b + 210])
+
+
 # `quantize_row_q6_K`: code = nearest_int(x / d) with the stored d, clipped to -32..31.
 _LOWER, _UPPER = rounding_cells(64, first=-32)
 
@@ -44,6 +120,7 @@ Q6_K = ScalarType(
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,
+    quantize=_quantize,
     noise=0.0688,
     relative_mse=0.00031,
 )

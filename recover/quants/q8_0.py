@@ -6,7 +6,9 @@ Block: ``d`` f16, ``qs`` 32 signed bytes. Unpacked codes are shifted by 128 to b
 import numpy as np
 
 from recover._jit import kernel
-from recover.quants._float16 import read_f16
+from recover.quants._float16 import read_f16, write_f16
+from recover.quants._lanes import largest_lane, load, round_away, store_bytes, truncate, where
+from recover.quants._legacy import inverse
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, table
 
 
@@ -23,9 +25,23 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
             y[j] = qs[j] ^ np.uint8(128)
 
 
+@kernel
+def _quantize(x: F32Array, _imatrix: F32Array, raw: U8Array) -> None:
+    """Mirrors `quantize_row_q8_0_ref`; an importance matrix changes nothing."""
+    x = x.reshape(x.size)
+    for b in range(x.size // 32):
+        first, second = load(x, 32 * b), load(x, 32 * b + 16)
+        larger = where(abs(second) > abs(first), abs(second), abs(first))
+        d = largest_lane(larger) / np.float32(127)
+        factor = inverse(d)
+        write_f16(raw, 34 * b, d)
+        store_bytes(raw, 34 * b + 2, truncate(round_away(first * factor)))
+        store_bytes(raw, 34 * b + 18, truncate(round_away(second * factor)))
+
+
 def _cells() -> tuple[F32Array, F32Array]:
-    # `quantize_row_q8_0_ref`: d = amax / 127, code = roundf(x / d), d is rounded to f16 last. No weight
-    # is beyond 127 d; code -128 is never given, so it proves nothing.
+    # `quantize_row_q8_0_ref`: d = amax / 127, code = roundf(x / d), d is rounded to f16 last. No
+    # weight is beyond 127 d; code -128 is never given, so it proves nothing.
     level = np.arange(-128, 128)
     lower, upper = level - 0.5, level + 0.5
     lower[1], upper[255] = -127, 127
@@ -45,6 +61,7 @@ Q8_0 = ScalarType(
     upper_levels=_UPPER,
     rounds_scale_last=True,
     unpack=_unpack,
+    quantize=_quantize,
     noise=0.081,
     relative_mse=3e-05,
 )

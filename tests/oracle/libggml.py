@@ -28,9 +28,8 @@ _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_in
 def library() -> ctypes.CDLL:
     """libggml-base; an import error here must fail the tests, never skip them."""
     spec = importlib.util.find_spec("libggml")
-    assert spec is not None and spec.submodule_search_locations is not None, (
-        "the test extra is not installed: package libggml-python is missing"
-    )
+    assert spec is not None, "the test extra is not installed: package libggml-python is missing"
+    assert spec.submodule_search_locations is not None
     folder = Path(next(iter(spec.submodule_search_locations)))
     path = next(path for path in sorted(folder.rglob("*ggml-base*")) if path.is_file())
     lib = ctypes.CDLL(str(path))
@@ -84,4 +83,14 @@ def dequantize(type_id: int, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     out = np.empty(raw.size // type_size * block_size, np.float32)
     to_float = _TO_FLOAT(library().ggml_get_type_traits(type_id).contents.to_float)
     to_float(raw.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def to_float16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of the nearest float16 to each number."""
+    x = np.ascontiguousarray(x, np.float32)
+    out = np.empty(x.size, np.uint16)
+    library().ggml_fp32_to_fp16_row(
+        ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(x.size)
+    )
     return out

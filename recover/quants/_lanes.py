@@ -1,0 +1,396 @@
+"""Sixteen numbers at once: explicit SIMD for kernels whose float32 arithmetic must keep its order.
+
+A sum over the weights of a sub-block has to be added up one by one, as ggml does, so it cannot be
+spread over SIMD lanes; but sixteen sub-blocks can be worked on at once, each in a lane of its own.
+Left to itself the compiler does not find that. Here `float32`, `int32` and truth values come in
+vectors of `LANES` that numba kernels load, compute with and store. LLVM maps one vector to whatever
+registers the machine has. Every operation is the IEEE operation on each lane; nothing is fused or
+reordered. A scalar next to a vector stands in every lane; only float32 mixes with float32 vectors,
+so that nothing is promoted to float64 by accident.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.typing import signature
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+LANES = 16
+
+_F32 = ir.FloatType()
+_I32 = ir.IntType(32)
+_I8 = ir.IntType(8)
+_WORD = ir.IntType(LANES)
+_F32_VECTOR = ir.VectorType(_F32, LANES)
+_I32_VECTOR = ir.VectorType(_I32, LANES)
+_I8_VECTOR = ir.VectorType(_I8, LANES)
+_MASK_VECTOR = ir.VectorType(ir.IntType(1), LANES)
+
+
+class _F32Lanes(types.Type):
+    pass
+
+
+class _I32Lanes(types.Type):
+    pass
+
+
+class _MaskLanes(types.Type):
+    pass
+
+
+f32_lanes = _F32Lanes("f32_lanes")
+i32_lanes = _I32Lanes("i32_lanes")
+mask_lanes = _MaskLanes("mask_lanes")
+
+_VECTORS = {f32_lanes: _F32_VECTOR, i32_lanes: _I32_VECTOR, mask_lanes: _MASK_VECTOR}
+
+
+def _register_model(lane_type: Any, vector: ir.VectorType) -> None:
+    @register_model(lane_type)
+    class _Model(models.PrimitiveModel):  # type: ignore[misc]
+        def __init__(self, manager: Any, numba_type: Any) -> None:
+            super().__init__(manager, numba_type, vector)
+
+
+_register_model(_F32Lanes, _F32_VECTOR)
+_register_model(_I32Lanes, _I32_VECTOR)
+_register_model(_MaskLanes, _MASK_VECTOR)
+
+
+def _mixes_with(lane_type: Any, other: Any) -> bool:
+    """Whether `other` is the same kind of vector or a scalar that may stand in all of its lanes."""
+    if other == lane_type:
+        return True
+    if lane_type == f32_lanes:
+        return bool(other == types.float32)
+    return lane_type == i32_lanes and isinstance(other, types.Integer)
+
+
+def _splat(builder: Any, value: Any, vector: ir.VectorType) -> Any:
+    if value.type == vector:
+        return value
+    if isinstance(value.type, ir.IntType) and value.type != vector.element:
+        resize = builder.trunc if value.type.width > vector.element.width else builder.sext
+        value = resize(value, vector.element)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
+    zeros = ir.Constant(_I32_VECTOR, [0] * LANES)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _define_binary(
+    function: Callable[..., Any],
+    lane_type: Any,
+    result: Any,
+    generate: Callable[[Any, Any, Any], Any],
+) -> None:
+    """Let kernels apply `function`, an operator, to two vectors or to a vector and a scalar."""
+
+    @type_callable(function)
+    def type_function(_context: Any) -> Any:
+        def typer(left: Any, right: Any) -> Any:
+            if lane_type not in (left, right):
+                return None
+            if not (_mixes_with(lane_type, left) and _mixes_with(lane_type, right)):
+                return None
+            return signature(result, left, right)
+
+        return typer
+
+    def lower(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        left, right = (_splat(builder, value, _VECTORS[lane_type]) for value in args)
+        return generate(builder, left, right)
+
+    scalars = {f32_lanes: (types.Float,), i32_lanes: (types.Integer,), mask_lanes: ()}[lane_type]
+    lower_builtin(function, lane_type, lane_type)(lower)
+    for scalar in scalars:
+        lower_builtin(function, lane_type, scalar)(lower)
+        lower_builtin(function, scalar, lane_type)(lower)
+
+
+def _define_unary(
+    function: Callable[..., Any], lane_type: Any, generate: Callable[[Any, Any], Any]
+) -> None:
+    @type_callable(function)
+    def type_function(_context: Any) -> Any:
+        def typer(value: Any) -> Any:
+            return signature(lane_type, lane_type) if value == lane_type else None
+
+        return typer
+
+    @lower_builtin(function, lane_type)
+    def lower(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return generate(builder, args[0])
+
+
+def _call_llvm(builder: Any, name: str, value: Any, result: ir.Type = _F32_VECTOR) -> Any:
+    """An LLVM intrinsic of one float32 vector."""
+    kind = ir.FunctionType(result, (value.type,))
+    full_name = f"{name}.v{LANES}f32"
+    module = builder.module
+    function = module.globals.get(full_name) or ir.Function(module, kind, name=full_name)
+    return builder.call(function, (value,))
+
+
+def _method(name: str, *before: str) -> Callable[..., Any]:
+    """The instruction that a method of LLVM's builder adds."""
+
+    def generate(builder: Any, *operands: Any) -> Any:
+        return getattr(builder, name)(*before, *operands)
+
+    return generate
+
+
+def _magnitude(builder: Any, value: Any) -> Any:
+    return _call_llvm(builder, "llvm.fabs", value)
+
+
+def _define_operators() -> None:
+    for function, name in (
+        (operator.add, "fadd"),
+        (operator.sub, "fsub"),
+        (operator.mul, "fmul"),
+        (operator.truediv, "fdiv"),
+    ):
+        _define_binary(function, f32_lanes, f32_lanes, _method(name))
+    for function, symbol in (
+        (operator.lt, "<"),
+        (operator.gt, ">"),
+        (operator.eq, "=="),
+    ):
+        _define_binary(function, f32_lanes, mask_lanes, _method("fcmp_ordered", symbol))
+        _define_binary(function, i32_lanes, mask_lanes, _method("icmp_signed", symbol))
+    _define_binary(operator.ne, f32_lanes, mask_lanes, _method("fcmp_unordered", "!="))
+    _define_binary(operator.ne, i32_lanes, mask_lanes, _method("icmp_signed", "!="))
+    for function, name in (
+        (operator.add, "add"),
+        (operator.sub, "sub"),
+        (operator.and_, "and_"),
+        (operator.or_, "or_"),
+        (operator.lshift, "shl"),
+    ):
+        _define_binary(function, i32_lanes, i32_lanes, _method(name))
+    _define_binary(operator.and_, mask_lanes, mask_lanes, _method("and_"))
+    _define_binary(operator.or_, mask_lanes, mask_lanes, _method("or_"))
+    _define_unary(operator.invert, mask_lanes, _method("not_"))
+    _define_unary(operator.neg, f32_lanes, _method("fneg"))
+    _define_unary(abs, f32_lanes, _magnitude)
+
+
+_define_operators()
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any, to: Any) -> Any:
+    """Address of element `at` of a contiguous array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), to.as_pointer())
+
+
+def _concatenate(builder: Any, first: Any, second: Any) -> Any:
+    """The bits of two masks as one 32-bit integer."""
+    low, high = (builder.zext(builder.bitcast(mask, _WORD), _I32) for mask in (first, second))
+    return builder.or_(low, builder.shl(high, _I32(LANES)))
+
+
+def _is_array(value: Any, dtype: Any) -> bool:
+    return isinstance(value, types.Array) and value.ndim == 1 and value.dtype == dtype
+
+
+@intrinsic
+def load(_context: Any, array: Any, at: Any) -> Any:
+    """``array[at : at + 16]`` of a contiguous float32 array."""
+    if not (_is_array(array, types.float32) and array.layout == "C"):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = _pointer(context, builder, sig.args[0], args[0], at, _F32_VECTOR)
+        return builder.load(pointer, align=4)
+
+    return f32_lanes(array, at), generate
+
+
+@intrinsic
+def store(_context: Any, array: Any, at: Any, value: Any) -> Any:
+    """``array[at : at + 16] = value`` in a contiguous float32 array."""
+    if not (_is_array(array, types.float32) and array.layout == "C" and value == f32_lanes):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = _pointer(context, builder, sig.args[0], args[0], at, _F32_VECTOR)
+        builder.store(args[2], pointer, align=4)
+
+    return types.void(array, at, value), generate
+
+
+@intrinsic
+def store_bytes(_context: Any, array: Any, at: Any, value: Any) -> Any:
+    """``array[at : at + 16] = uint8(value)``: the low byte of every lane of an integer vector."""
+    if not (_is_array(array, types.uint8) and array.layout == "C" and value == i32_lanes):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = _pointer(context, builder, sig.args[0], args[0], at, _I8_VECTOR)
+        builder.store(builder.trunc(args[2], _I8_VECTOR), pointer, align=1)
+
+    return types.void(array, at, value), generate
+
+
+@intrinsic
+def load_bytes(_context: Any, array: Any, at: Any) -> Any:
+    """``array[at : at + 16]`` of a contiguous uint8 array as an integer vector."""
+    if not (_is_array(array, types.uint8) and array.layout == "C"):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = _pointer(context, builder, sig.args[0], args[0], at, _I8_VECTOR)
+        return builder.zext(builder.load(pointer, align=1), _I32_VECTOR)
+
+    return i32_lanes(array, at), generate
+
+
+@intrinsic
+def load_strided(_context: Any, array: Any, at: Any, stride: Any) -> Any:
+    """``array[at : at + 16 * stride : stride]`` of a contiguous float32 array."""
+    if not (_is_array(array, types.float32) and array.layout == "C"):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        stride = context.cast(builder, args[2], sig.args[2], types.intp)
+        vector = ir.Constant(_F32_VECTOR, ir.Undefined)
+        for lane in range(LANES):
+            pointer = _pointer(context, builder, sig.args[0], args[0], at, _F32)
+            vector = builder.insert_element(vector, builder.load(pointer, align=4), _I32(lane))
+            at = builder.add(at, stride)
+        return vector
+
+    return f32_lanes(array, at, stride), generate
+
+
+@intrinsic
+def splat(_context: Any, value: Any) -> Any:
+    """A vector with the float32 `value` in every lane."""
+    if value != types.float32:
+        return None
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _splat(builder, args[0], _F32_VECTOR)
+
+    return f32_lanes(value), generate
+
+
+@intrinsic
+def where(_context: Any, mask: Any, yes: Any, no: Any) -> Any:
+    """In every lane `yes` where `mask` is true, otherwise `no`; either may be a scalar."""
+    lane_type = i32_lanes if i32_lanes in (yes, no) else f32_lanes
+    if mask != mask_lanes or not (_mixes_with(lane_type, yes) and _mixes_with(lane_type, no)):
+        return None
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        yes, no = (_splat(builder, value, _VECTORS[lane_type]) for value in args[1:])
+        return builder.select(args[0], yes, no)
+
+    return lane_type(mask, yes, no), generate
+
+
+@intrinsic
+def sqrt(_context: Any, value: Any) -> Any:
+    """Correctly rounded square roots."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _call_llvm(builder, "llvm.sqrt", args[0])
+
+    return f32_lanes(f32_lanes), generate
+
+
+@intrinsic
+def round_away(_context: Any, value: Any) -> Any:
+    """C's `roundf`: to the nearest integer, halves away from zero."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _call_llvm(builder, "llvm.round", args[0])
+
+    return f32_lanes(f32_lanes), generate
+
+
+@intrinsic
+def truncate(_context: Any, value: Any) -> Any:
+    """C's conversion to int32 as x86-64 does it: -2**31 for what does not fit and for NaN."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        magnitude = _magnitude(builder, args[0])
+        limit = ir.Constant(_F32_VECTOR, [2.0**31] * LANES)
+        lowest = ir.Constant(_I32_VECTOR, [-(2**31)] * LANES)
+        fits = builder.fcmp_ordered("<", magnitude, limit)
+        return builder.select(fits, builder.fptosi(args[0], _I32_VECTOR), lowest)
+
+    return i32_lanes(f32_lanes), generate
+
+
+@intrinsic
+def to_f32(_context: Any, value: Any) -> Any:
+    """The integers of a vector as float32, rounded to nearest."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.sitofp(args[0], _F32_VECTOR)
+
+    return f32_lanes(i32_lanes), generate
+
+
+@intrinsic
+def bits(_context: Any, value: Any) -> Any:
+    """The bits of a float32 vector as integers."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _I32_VECTOR)
+
+    return i32_lanes(f32_lanes), generate
+
+
+@intrinsic
+def any_lane(_context: Any, mask: Any) -> Any:
+    """Whether the mask is true in any lane."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        word = builder.bitcast(args[0], _WORD)
+        return builder.icmp_unsigned("!=", word, _WORD(0))
+
+    return types.boolean(mask_lanes), generate
+
+
+@intrinsic
+def mask_bits(_context: Any, first: Any, second: Any) -> Any:
+    """Two masks as one unsigned integer: lane k is bit k of the first, bit 16 + k of the second."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _concatenate(builder, args[0], args[1])
+
+    return types.uint32(mask_lanes, mask_lanes), generate
+
+
+@intrinsic
+def first_lane(_context: Any, first: Any, second: Any) -> Any:
+    """The number of the first true lane of two masks, of which at least one is true."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        word = _concatenate(builder, args[0], args[1])
+        return builder.zext(builder.cttz(word, ir.IntType(1)(1)), ir.IntType(64))
+
+    return types.int64(mask_lanes, mask_lanes), generate
+
+
+@intrinsic
+def largest_lane(_context: Any, value: Any) -> Any:
+    """The largest of the lanes, none of which is NaN."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _call_llvm(builder, "llvm.vector.reduce.fmax", args[0], _F32)
+
+    return types.float32(f32_lanes), generate
