@@ -101,9 +101,11 @@ class ScalarType(TensorType):
         ``quantize(x: float32 (n_rows, ne0), imatrix: float32 (ne0,) or (0,) for none,
         raw: uint8 (n_rows * row_bytes,))``. The numbers must be finite and `imatrix` not negative.
         The same bytes as `ggml_quantize_chunk` makes on x86-64.
-    scale_rounding, offset_rounding : float
-        Relative uncertainty of the stored scale and offset against those that the encoder used: 0
-        where it used the stored ones, 2**-11 where it rounded them to f16 afterwards.
+    rounds_scale_last, rounds_offset_last : bool
+        Whether the encoder chose the codes with a scale or offset that it rounded to f16 only
+        afterwards, so that the stored one is not quite the one that it used.
+    d_at : int
+        Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
     noise : float
         Mean square error of the decoded value in units of the squared scale, measured.
     relative_mse : float
@@ -121,8 +123,9 @@ class ScalarType(TensorType):
     quantize: Callable[[F32Array, F32Array, U8Array], None]
     noise: float
     relative_mse: float
-    scale_rounding: float = 0.0
-    offset_rounding: float = 0.0
+    rounds_scale_last: bool = False
+    rounds_offset_last: bool = False
+    d_at: int = 0
     refits_scale_with_imatrix: bool = False
 
 
