@@ -10,6 +10,7 @@ import numpy as np
 from recover._jit import kernel
 from recover.evidence import Evidence
 from recover.quants import F32Array, U8Array
+from recover.quants._lanes import gather, load, load_bytes, store, where
 
 
 def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
@@ -38,7 +39,7 @@ def _narrow(
     lower: F32Array,
     upper: F32Array,
 ) -> None:
-    """Intersect `lower` and `upper` with one input's cells; scales and offsets with their errors."""
+    """Intersect `lower` and `upper` with one input's cells; scales, offsets with their errors."""
     scale, scale_error = scales
     offset, offset_error = offsets
     for g in range(scale.size):
@@ -46,12 +47,12 @@ def _narrow(
         o = offset[g]
         if s == 0 or not (np.isfinite(s) and np.isfinite(o)):
             continue  # the codes are left over from the encoder's search
-        s_error = scale_error[g]
-        o_error = offset_error[g]
-        for i in range(16 * g, 16 * g + 16):
-            low = lower_edges[codes[i]]
-            high = upper_edges[codes[i]]
-            if s < 0:
-                low, high = high, low
-            lower[i] = max(lower[i], s * low + o - (s_error * abs(low) + o_error))
-            upper[i] = min(upper[i], s * high + o + (s_error * abs(high) + o_error))
+        q = load_bytes(codes, 16 * g)
+        low, high = gather(lower_edges, q), gather(upper_edges, q)
+        if s < 0:
+            low, high = high, low
+        new_lower = low * s + o - (abs(low) * scale_error[g] + offset_error[g])
+        new_upper = high * s + o + (abs(high) * scale_error[g] + offset_error[g])
+        old_lower, old_upper = load(lower, 16 * g), load(upper, 16 * g)
+        store(lower, 16 * g, where(new_lower > old_lower, new_lower, old_lower))
+        store(upper, 16 * g, where(new_upper < old_upper, new_upper, old_upper))

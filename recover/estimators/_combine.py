@@ -5,8 +5,9 @@ from numpy.typing import NDArray
 
 from recover._jit import kernel
 from recover.evidence import Evidence
-from recover.quants import GROUP, F32Array, U8Array
-from recover.quants._decode import decode_codes
+from recover.quants import F32Array, U8Array
+from recover.quants._decode import decode_codes, is_affine
+from recover.quants._lanes import gather, load, load_bytes, store, to_f32
 
 
 @kernel
@@ -59,13 +60,13 @@ def _add_codes(
     out: F32Array,
 ) -> None:
     """``out += weight * decoded``."""
+    affine = is_affine(levels)
     for g in range(weights.size):
         if weights[g] > 0:
-            s = weights[g] * scale[g]
-            o = weights[g] * offset[g]
-            for j in range(16):
-                i = 16 * g + j
-                out[i] += s * levels[codes[i]] + o
+            q = load_bytes(codes, 16 * g)
+            level = to_f32(q) + levels[0] if affine else gather(levels, q)
+            weighted = level * (weights[g] * scale[g]) + weights[g] * offset[g]
+            store(out, 16 * g, load(out, 16 * g) + weighted)
 
 
 @kernel
@@ -73,8 +74,7 @@ def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
     """``out += weight * value``."""
     for g in range(weights.size):
         if weights[g] > 0:
-            for i in range(16 * g, 16 * g + 16):
-                out[i] += weights[g] * values[i]
+            store(out, 16 * g, load(out, 16 * g) + load(values, 16 * g) * weights[g])
 
 
 def combine(

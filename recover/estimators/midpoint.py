@@ -13,6 +13,7 @@ from recover.cells import intersect_cells
 from recover.estimators._combine import combine, group_variances, take_first
 from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array, U8Array
+from recover.quants._lanes import any_lane, gather, load, load_bytes, splat, store, where
 
 SEES_CONFLICTS = True
 
@@ -38,11 +39,11 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
 
 
 def _relative_variance(evidence: Evidence) -> F32Array:
-    """Expected mean square error over squared width of an interval, for each code (256,) of input 0.
+    """Expected mean square error over squared width of an interval, by code (256,) of input 0.
 
-    Errors are not uniform in a cell, since the search for the scale draws them to its middle; within
-    an intersection they are taken to be distributed as in the first input's own cells. Where these
-    are open, the error is taken to be uniform.
+    Errors are not uniform in a cell, since the search for the scale draws them to its middle;
+    within an intersection they are taken to be distributed as in the first input's own cells. Where
+    these are open, the error is taken to be uniform.
     """
     width = evidence.upper_levels[0] - evidence.lower_levels[0]
     closed = np.isfinite(width) & (width > 0)
@@ -62,19 +63,22 @@ def _move_into_cells(
 ) -> tuple[float, int]:
     """Replace linear estimates by midpoints; the variance to expect, summed, and the conflicts."""
     n_conflicts = 0
-    expected = 0.0
+    expected = splat(np.float32(0))
     for g in range(variance.size):
-        group = np.float32(0)
-        for i in range(16 * g, 16 * g + 16):
-            width = upper[i] - lower[i]
-            middle = np.float32(0.5) * (lower[i] + upper[i])
-            clipped = min(max(out[i], lower[i]), upper[i])
-            closed = width < np.inf
-            out[i] = middle if closed else clipped
-            group += width * width * relative_variance[codes[i]] if closed else variance[g]
-            n_conflicts += width < 0
-        expected += group
-    return expected, n_conflicts
+        low, high = load(lower, 16 * g), load(upper, 16 * g)
+        linear = load(out, 16 * g)
+        width = high - low
+        closed = width < np.float32(np.inf)
+        clipped = where(linear < low, low, where(linear > high, high, linear))
+        store(out, 16 * g, where(closed, (low + high) * np.float32(0.5), clipped))
+        relative = gather(relative_variance, load_bytes(codes, 16 * g))
+        expected = expected + where(closed, width * width * relative, variance[g])
+        if any_lane(width < np.float32(0)):
+            for i in range(16 * g, 16 * g + 16):
+                n_conflicts += lower[i] > upper[i]
+    lanes = np.empty(16, np.float32)
+    store(lanes, 0, expected)
+    return lanes.sum(), n_conflicts
 
 
 @kernel

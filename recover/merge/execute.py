@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.errors import PlanError
-from recover.estimators import Estimator, estimator
+from recover.estimators import estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.writer import OutputFile
 from recover.merge.plan import MergePlan, TensorPlan
-from recover.quants import TILE, FloatType, TensorType, U8Array, dequantize, type_by_name
+from recover.quants import TILE, F32Array, FloatType, U8Array, dequantize, type_by_name
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 
@@ -129,23 +129,22 @@ class _Tallies:
     def __init__(self, plan: MergePlan) -> None:
         self._plan = plan
         self._lock = threading.Lock()
-        self._open: dict[int, list[NDArray[np.float64] | None]] = {}
+        self._open: dict[int, dict[int, NDArray[np.float64]]] = {}
         self.totals: dict[int, NDArray[np.float64]] = {}
 
     def add(self, tile: Tile, tally: NDArray[np.float64]) -> None:
         """Take the sums of one tile."""
         with self._lock:
-            size = n_tiles(self._plan.tensors[tile.tensor].n_weights)
-            tallies = self._open.setdefault(tile.tensor, [None] * size)
-            tallies[tile.start // TILE] = tally
-            done = [each for each in tallies if each is not None]
-            if len(done) == size:
-                self.totals[tile.tensor] = np.sum(done, axis=0)
+            tallies = self._open.setdefault(tile.tensor, {})
+            tallies[tile.start] = tally
+            if len(tallies) == n_tiles(self._plan.tensors[tile.tensor].n_weights):
+                in_order = [tallies[start] for start in sorted(tallies)]
+                self.totals[tile.tensor] = np.sum(in_order, axis=0)
                 del self._open[tile.tensor]
 
 
 class _Worker:
-    """One thread's part: scratch memory, and the evidence buffer of the tensor at hand."""
+    """One thread's part: scratch memory, and what it needs to know of the tensor at hand."""
 
     def __init__(self, plan: MergePlan, output: OutputFile, tallies: _Tallies) -> None:
         self._plan = plan
@@ -155,63 +154,63 @@ class _Worker:
         self._encoded = np.empty(TILE * 4, np.uint8)
         self._witnesses: list[Witness] = []
         self._buffer = EvidenceBuffer([])
-        self._estimator: Estimator = estimator(plan.method)
-        self._alone: Estimator = estimator("best")
+        self._index = -1
 
     def work(self, tile: Tile) -> None:
         """Write the bytes of one tile."""
-        tensor = self._plan.tensors[tile.tensor]
-        outtype = type_by_name(tensor.outtype)
-        if tensor.action == "copy":
-            encoded = self._raw(tensor, tensor.sources[0], tile)
-        else:
-            encoded = self._encode(tensor, outtype, tile)
-        self._output.write_at(tensor.position + outtype.n_bytes(tile.start), encoded.data)
-
-    def _raw(self, tensor: TensorPlan, source: int, tile: Tile) -> U8Array:
-        stored = self._plan.models[source].tensors[tensor.name]
-        return stored.raw[stored.type.n_bytes(tile.start) : stored.type.n_bytes(tile.end)]
-
-    def _encode(self, tensor: TensorPlan, outtype: TensorType, tile: Tile) -> U8Array:
-        """Estimate the weights of one tile; their bytes in the output's type."""
-        assert isinstance(outtype, FloatType)
-        raws = [self._raw(tensor, source, tile) for source in tensor.sources]
+        if tile.tensor != self._index:
+            self._turn_to(tile.tensor)
+        stored = [
+            tensor.raw[tensor.type.n_bytes(tile.start) : tensor.type.n_bytes(tile.end)]
+            for tensor in self._sources
+        ]
+        position = self._tensor.position + self._outtype.n_bytes(tile.start)
+        if self._tensor.action == "copy":
+            self._output.write_at(position, stored[0].data)
+            return
+        assert isinstance(self._outtype, FloatType)
         estimate = self._estimate[: tile.end - tile.start]
-        kind = self._plan.models[tensor.sources[0]].tensors[tensor.name].type
-        if isinstance(kind, FloatType):
-            kind.decode(raws[0], estimate)
-        else:
-            self._combine(tensor, tile, raws, estimate)
-        encoded = self._encoded[: outtype.n_bytes(estimate.size)]
-        if outtype.encode(estimate, encoded):
-            raise self._not_finite(tensor, raws, estimate)
-        return encoded
+        self._fill(tile, stored, estimate)
+        encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
+        if self._outtype.encode(estimate, encoded):
+            raise self._not_finite(stored, estimate)
+        self._output.write_at(position, encoded.data)
 
-    def _combine(
-        self, tensor: TensorPlan, tile: Tile, raws: Sequence[U8Array], estimate: NDArray[np.float32]
-    ) -> None:
-        witnesses = [self._plan.witness(tensor, source) for source in tensor.sources]
+    def _turn_to(self, index: int) -> None:
+        self._index = index
+        self._tensor = self._plan.tensors[index]
+        self._outtype = type_by_name(self._tensor.outtype)
+        models = [self._plan.models[source] for source in self._tensor.sources]
+        self._sources = [model.tensors[self._tensor.name] for model in models]
+        self._is_float = isinstance(self._sources[0].type, FloatType)
+        # One input alone is just decoded, whatever the method.
+        merged = self._tensor.action == "merge"
+        self._estimator = estimator(self._plan.method if merged else "best")
+        if self._tensor.action == "copy" or self._is_float:
+            return
+        witnesses = [self._plan.witness(self._tensor, source) for source in self._tensor.sources]
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
-        tally = np.zeros(2 + len(witnesses))
-        method = self._estimator if len(witnesses) > 1 else self._alone
-        method.estimate(self._buffer.load(raws, estimate.size), estimate, tally)
+
+    def _fill(self, tile: Tile, stored: Sequence[U8Array], estimate: F32Array) -> None:
+        """Estimate the weights of one tile."""
+        if self._is_float:
+            dequantize(stored[0], self._sources[0].type, estimate)
+            return
+        tally = np.zeros(2 + len(stored))
+        evidence = self._buffer.load(stored, estimate.size)
+        self._estimator.estimate(evidence, estimate, tally)
         self._tallies.add(tile, tally)
 
-    def _not_finite(
-        self, tensor: TensorPlan, raws: Sequence[U8Array], estimate: NDArray[np.float32]
-    ) -> PlanError:
+    def _not_finite(self, stored: Sequence[U8Array], estimate: F32Array) -> PlanError:
         """Say why a tile cannot be stored."""
-        for source, raw in zip(tensor.sources, raws, strict=True):
-            model = self._plan.models[source]
-            if not np.isfinite(dequantize(raw, model.tensors[tensor.name].type)).all():
-                return PlanError(
-                    f"{model.path}: tensor {tensor.name!r} holds NaN or infinite weights"
-                )
-        worst = np.abs(estimate).max()
+        for source, tensor, raw in zip(self._tensor.sources, self._sources, stored, strict=True):
+            if not np.isfinite(dequantize(raw, tensor.type)).all():
+                path = self._plan.models[source].path
+                return PlanError(f"{path}: tensor {tensor.name!r} holds NaN or infinite weights")
         return PlanError(
-            f"tensor {tensor.name!r}: a weight of {worst:.6g} is beyond the range of"
-            f" {tensor.outtype} (65504 for F16); use --outtype bf16 or --outtype f32"
+            f"tensor {self._tensor.name!r}: a weight of {np.abs(estimate).max():.6g} is beyond the"
+            f" range of {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
         )
 
 

@@ -3,7 +3,14 @@
 import numpy as np
 
 from recover._jit import kernel
+from recover.quants._lanes import gather, load_bytes, store, to_f32
 from recover.quants.base import GROUP, TILE, F32Array, ScalarType, U8Array
+
+
+@kernel
+def is_affine(levels: F32Array) -> bool:
+    """Whether the levels (256,) are consecutive integers, so that no table is needed."""
+    return levels[255] == levels[0] + np.float32(255)
 
 
 @kernel
@@ -11,18 +18,16 @@ def decode_codes(
     codes: U8Array, scale: F32Array, offset: F32Array, levels: F32Array, out: F32Array
 ) -> None:
     """Codes (n,), scale and offset (n / 16,) to weights (n,)."""
+    affine = is_affine(levels)
     for g in range(scale.size):
-        s = scale[g]
-        o = offset[g]
-        if np.isfinite(o):
-            for j in range(16):
-                i = 16 * g + j
-                out[i] = s * levels[codes[i]] + o
+        q = load_bytes(codes, 16 * g)
+        level = to_f32(q) + levels[0] if affine else gather(levels, q)
+        if np.isfinite(offset[g]):
+            store(out, 16 * g, level * scale[g] + offset[g])
         else:  # of two NaN, ggml's machine code keeps the first; an addition here may keep either
-            for j in range(16):
-                i = 16 * g + j
-                product = s * levels[codes[i]]
-                out[i] = product if np.isnan(product) else product + o
+            for i in range(16 * g, 16 * g + 16):
+                product = scale[g] * levels[codes[i]]
+                out[i] = product if np.isnan(product) else product + offset[g]
 
 
 def decode_scalar(scalar_type: ScalarType, raw: U8Array, out: F32Array) -> None:

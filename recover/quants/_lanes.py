@@ -394,3 +394,21 @@ def largest_lane(_context: Any, value: Any) -> Any:
         return _call_llvm(builder, "llvm.vector.reduce.fmax", args[0], _F32)
 
     return types.float32(f32_lanes), generate
+
+
+@intrinsic
+def gather(_context: Any, table: Any, index: Any) -> Any:
+    """``table[index]`` in every lane, of a contiguous float32 array; indices are not checked."""
+    if not (_is_array(table, types.float32) and table.layout == "C" and index == i32_lanes):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        base = context.make_array(sig.args[0])(context, builder, args[0]).data
+        vector = ir.Constant(_F32_VECTOR, ir.Undefined)
+        for lane in range(LANES):
+            at = builder.zext(builder.extract_element(args[1], _I32(lane)), ir.IntType(64))
+            value = builder.load(builder.gep(base, [at]))
+            vector = builder.insert_element(vector, value, _I32(lane))
+        return vector
+
+    return f32_lanes(table, index), generate

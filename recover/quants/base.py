@@ -89,7 +89,7 @@ class ScalarType(TensorType):
     Attributes
     ----------
     levels : float32 (256,)
-        What a code stands for, in units of the scale (unused codes: 0).
+        What a code stands for, in units of the scale.
     lower_levels, upper_levels : float32 (256,)
         Edges of the cell of each code in units of the (unrounded) scale: an original weight that
         was given this code lay between them. Infinite where the encoder clips.
@@ -158,9 +158,9 @@ def table(values: Any, *, fill: float = 0.0) -> F32Array:
     return entries
 
 
-def integer_levels(n_codes: int, first: int = 0) -> F32Array:
-    """Levels of an affine format: the integers from `first` on."""
-    return table(np.arange(first, first + n_codes))
+def integer_levels(first: int = 0) -> F32Array:
+    """Levels of an affine format: the integers from `first` on, for unused codes too."""
+    return table(np.arange(first, first + 256))
 
 
 def rounding_cells(n_codes: int, first: int = 0) -> tuple[F32Array, F32Array]:

@@ -209,7 +209,7 @@ Q3_K = ScalarType(
     type_id=11,
     block_size=256,
     type_size=110,
-    levels=integer_levels(8, first=-4),
+    levels=integer_levels(first=-4),
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,

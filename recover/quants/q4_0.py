@@ -79,7 +79,7 @@ Q4_0 = ScalarType(
     type_id=2,
     block_size=32,
     type_size=18,
-    levels=integer_levels(16, first=-8),
+    levels=integer_levels(first=-8),
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     rounds_scale_last=True,

@@ -88,7 +88,7 @@ Q5_0 = ScalarType(
     type_id=6,
     block_size=32,
     type_size=22,
-    levels=integer_levels(32, first=-16),
+    levels=integer_levels(first=-16),
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     rounds_scale_last=True,

@@ -116,7 +116,7 @@ Q6_K = ScalarType(
     type_id=14,
     block_size=256,
     type_size=210,
-    levels=integer_levels(64, first=-32),
+    levels=integer_levels(first=-32),
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,

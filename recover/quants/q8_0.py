@@ -56,7 +56,7 @@ Q8_0 = ScalarType(
     type_id=8,
     block_size=32,
     type_size=34,
-    levels=integer_levels(256, first=-128),
+    levels=integer_levels(first=-128),
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     rounds_scale_last=True,
