@@ -51,6 +51,9 @@ class OutputFile:
             self._descriptor = os.open(
                 self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
             )
+        except OSError as error:
+            raise self._error(error) from None
+        try:
             self._reserve()
         except BaseException as error:
             self._remove()

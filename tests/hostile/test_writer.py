@@ -214,6 +214,17 @@ def test_error_is_not_hidden_by_a_temporary_file_that_is_gone(path: Path) -> Non
     check_untouched(path, None)
 
 
+def test_temporary_file_of_another_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda _n_bytes: "01234567")
+    other = path.with_name(".out.gguf.01234567.tmp")
+    write(path)
+    other.write_bytes(OLD)
+    with pytest.raises(OutputError, match="File exists"):
+        write(path, b"new")
+    assert path.read_bytes() == NEW
+    assert other.read_bytes() == OLD
+
+
 def test_temporary_file_that_is_gone_is_an_error(path: Path, before: bytes | None) -> None:
     with pytest.raises(OutputError, match="cannot be written"), OutputFile(path, 9):
         next(path.parent.glob(".*.tmp")).unlink()
