@@ -149,7 +149,7 @@ from recover.cli import main
 work = execute._Worker.work
 def slow(self, tile):
     time.sleep(0.2)
-    print("tile", file=sys.stderr, flush=True)
+    sys.stderr.write("tile\\n")
     work(self, tile)
 execute._Worker.work = slow
 sys.exit(main(sys.argv[1:]))

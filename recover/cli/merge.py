@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--outtype",
-        choices=("f16", "bf16", "f32"),
+        choices=("f16", "bf16", "f32", "q8_0"),
         default="f16",
         help="how the weights are stored (default: f16)",
     )

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.errors import PlanError
+from recover.errors import PlanError, QuantError
 from recover.estimators import estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.writer import OutputFile
 from recover.merge.plan import MergePlan, TensorPlan
-from recover.quants import TILE, F32Array, FloatType, U8Array, dequantize, type_by_name
+from recover.quants import TILE, F32Array, FloatType, U8Array, dequantize, quantize, type_by_name
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 
@@ -168,12 +168,13 @@ class _Worker:
         if self._tensor.action == "copy":
             self._output.write_at(position, stored[0].data)
             return
-        assert isinstance(self._outtype, FloatType)
         estimate = self._estimate[: tile.end - tile.start]
         self._fill(tile, stored, estimate)
         encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
-        if self._outtype.encode(estimate, encoded):
-            raise self._not_finite(stored, estimate)
+        try:
+            quantize(estimate, self._outtype, out=encoded)
+        except QuantError:
+            raise self._not_finite(stored, estimate) from None
         self._output.write_at(position, encoded.data)
 
     def _turn_to(self, index: int) -> None:

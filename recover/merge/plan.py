@@ -35,8 +35,8 @@ from recover.quants import (
 )
 
 # `enum llama_ftype`, as `general.file_type` stores it.
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
-OUTTYPES = tuple(name.lower() for name in ("F16", "BF16", "F32"))
+_FILE_TYPES = {"F16": 1, "BF16": 32, "F32": 0, "Q8_0": 7}
+OUTTYPES = tuple(name.lower() for name in _FILE_TYPES)
 
 # Keys of the first input that would be wrong in the output.
 _DROPPED_PREFIXES = ("quantize.imatrix.", "recover.", "split.")
@@ -148,8 +148,9 @@ def plan_merge(
         GGUF file to be written.
     method : str
         Name of an estimator (`recover.estimators.method_names`).
-    outtype : {"f16", "bf16", "f32"}
-        How merged and converted tensors are stored.
+    outtype : {"f16", "bf16", "f32", "q8_0"}
+        How merged and converted tensors are stored (rows that are no whole number of blocks as
+        F16).
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are written.
 
@@ -262,6 +263,8 @@ def _draft(
     distinct = sorted(set(twins), key=lambda i: typical_error(tensors[i].type))
     finest = tensors[distinct[0]]
     one_dimensional = sum(dim > 1 for dim in finest.dims) <= 1
+    if finest.dims[0] % outtype.block_size:
+        outtype = type_by_name("F16")
     action = "convert"
     if isinstance(finest.type, OpaqueType) or (
         isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
