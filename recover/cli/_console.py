@@ -78,16 +78,19 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout; the first column and those named in lower case with a colon are text."""
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False)
+    """A table on stdout; columns whose name ends with a colon are text, the others figures."""
+    console = _console()
+    if title:
+        console.print(Text(title, style="bold"))
+    table = Table(box=None, pad_edge=False)
     for column in columns:
         text = column.endswith(":")
         table.add_column(
-            column.rstrip(":"), justify="left" if text else "right", overflow="fold", style=None
+            column.rstrip(":"), justify="left" if text else "right", overflow="fold"
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    _console().print(table)
+    console.print(table)
 
 
 def count(number: float) -> str:
