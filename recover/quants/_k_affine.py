@@ -102,7 +102,7 @@ def search_batch(
 ) -> None:
     """Scales and minima for the sub-blocks of `n` weights of up to sixteen superblocks.
 
-    The batch `x` begins at weight `at` of its row; `imatrix` may be empty.
+    The batch `x` begins at weight `at` of the tensor; `imatrix` may be empty.
     """
     values, weights, codes = batch.lanes[0, : 16 * n], batch.lanes[1, : 16 * n], batch.lanes[2]
     for start in range(0, x.size, 16 * n):

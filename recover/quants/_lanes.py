@@ -126,13 +126,15 @@ def _define_unary(
         return generate(builder, args[0])
 
 
-def _call_llvm(builder: Any, name: str, value: Any, result: ir.Type = _F32_VECTOR) -> Any:
+def _call_llvm(
+    builder: Any, name: str, value: Any, result: ir.Type = _F32_VECTOR, flags: tuple[str, ...] = ()
+) -> Any:
     """An LLVM intrinsic of one float32 vector."""
     kind = ir.FunctionType(result, (value.type,))
     full_name = f"{name}.v{LANES}f32"
     module = builder.module
     function = module.globals.get(full_name) or ir.Function(module, kind, name=full_name)
-    return builder.call(function, (value,))
+    return builder.call(function, (value,), fastmath=flags)
 
 
 def _method(name: str, *before: str) -> Callable[..., Any]:
@@ -391,7 +393,7 @@ def largest_lane(_context: Any, value: Any) -> Any:
     """The largest of the lanes, none of which is NaN."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call_llvm(builder, "llvm.vector.reduce.fmax", args[0], _F32)
+        return _call_llvm(builder, "llvm.vector.reduce.fmax", args[0], _F32, ("nnan",))
 
     return types.float32(f32_lanes), generate
 

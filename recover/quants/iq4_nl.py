@@ -26,7 +26,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
 
 @kernel
 def _search(x: F32Array, imatrix: F32Array, start: int, lanes: F32Array, found: F32Array) -> None:
-    """Scales of the sixteen blocks from ``x[start]`` on."""
+    """Scales of the sixteen blocks from ``x[start]`` on; `imatrix` may be empty."""
     values, weights = lanes[0], lanes[1]
     transpose(x, start, 32, values)
     sum_x2 = splat(np.float32(0))

@@ -40,7 +40,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
 
 @kernel
 def _search(x: F32Array, imatrix: F32Array, start: int, lanes: F32Array, found: F32Array) -> None:
-    """Scales of the sub-blocks of two superblocks from ``x[start]`` on."""
+    """Scales of the sub-blocks of two superblocks from ``x[start]`` on; `imatrix` may be empty."""
     values, weights, means = lanes[0], lanes[1], lanes[2]
     transpose(x, start, 32, values)
     if imatrix.size:

@@ -151,7 +151,7 @@ def _search_weighted(
     sum_lanes(weights, sums)
     make_qx_quants(values, weights, 4, found, 0)
     factor = load(found[FACTOR], 0)
-    half = where(factor == factor, splat(np.float32(4)), np.float32(0))
+    half = where(factor == factor, splat(np.float32(4)), np.float32(0))  # 0 where it is NaN
     for i in range(0, 256, 16):
         store(codes, i, to_f32(clipped_nearest(factor * load(values, i), -4, 3)) + half)
     # The same search makes the scales integers; all its lanes hold this superblock.

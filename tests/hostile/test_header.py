@@ -2,6 +2,7 @@
 
 import os
 import struct
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -436,7 +437,7 @@ edits = st.one_of(
 def test_damaged_file_is_refused_or_consistent(path: Path) -> None:
     outcomes = {"opened": 0, "refused": 0}
 
-    @settings(derandomize=True, deadline=None, max_examples=1500)
+    @settings(derandomize=True, deadline=None, max_examples=1000)
     @given(st.lists(st.tuples(st.integers(0, len(VICTIM) - 1), edits), min_size=1, max_size=3))
     def damage(changes: list[tuple[int, bytes]]) -> None:
         content = bytearray(VICTIM)
@@ -454,12 +455,12 @@ def test_damaged_file_is_refused_or_consistent(path: Path) -> None:
             outcomes["opened"] += 1
 
     damage()
-    assert min(outcomes.values()) > 200, outcomes
+    assert min(outcomes.values()) > 100, outcomes
 
 
-@pytest.mark.parametrize("position", range(len(VICTIM) - 8))
-def test_impossible_number_anywhere(path: Path, position: int) -> None:
-    for number in (2**64 - 1, 2**60, 0):
+def test_impossible_number_anywhere(path: Path) -> None:
+    n_refused = 0
+    for position, number in product(range(len(VICTIM) - 8), (2**64 - 1, 2**60, 0)):
         content = VICTIM[:position] + u64(number) + VICTIM[position + 8 :]
         path.unlink(missing_ok=True)
         path.write_bytes(content)
@@ -467,8 +468,10 @@ def test_impossible_number_anywhere(path: Path, position: int) -> None:
             model = open_gguf(path)
         except GGUFError as error:
             check_message(str(error), path)
+            n_refused += 1
         else:
             exercise(model)
+    assert n_refused > len(VICTIM)
 
 
 def test_arbitrary_bytes_behind_a_right_start() -> None:
