@@ -1,4 +1,4 @@
-"""Estimators against float64 twins, on blocks that libggml encoded; and the rules they must keep."""
+"""Estimators against float64 twins, on blocks that libggml encoded; and rules they must keep."""
 
 import math
 
@@ -56,7 +56,7 @@ def run(method: str, evidence: Evidence, n: int) -> tuple[F32Array, NDArray[np.f
 
 
 def say(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naive.Saying]]:
-    """What each input says of each weight, by formulas of its own in float64; scalar types first."""
+    """What each input says of each weight, by its own formulas in float64; scalar types first."""
     columns: list[list[naive.Saying]] = []
     for name, raw in sorted(zip(mix, raws, strict=True), key=lambda each: each[0][:3] == "IQ3"):
         kind = type_by_name(name)

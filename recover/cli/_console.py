@@ -85,9 +85,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     table = Table(box=None, pad_edge=False)
     for column in columns:
         text = column.endswith(":")
-        table.add_column(
-            column.rstrip(":"), justify="left" if text else "right", overflow="fold"
-        )
+        table.add_column(column.rstrip(":"), justify="left" if text else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

@@ -17,6 +17,7 @@ from recover._jit import kernel
 from recover.errors import EvaluationError
 from recover.gguf.names import role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.text import printable, quoted
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, dequantize
 from recover.quants._float16 import f32_bits
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
@@ -159,28 +160,27 @@ def _compared(models: Iterable[Model]) -> set[str]:
     tensors = [tensor for model in models for tensor in model.tensors.values()]
     quantized = {t.name for t in tensors if not isinstance(t.type, FloatType | OpaqueType)}
     return quantized or {
-        t.name
-        for t in tensors
-        if isinstance(t.type, FloatType) and len(t.dims) > 1
+        t.name for t in tensors if isinstance(t.type, FloatType) and len(t.dims) > 1
     }
 
 
 def _check_match(model: Model, truth: Model, names: set[str]) -> None:
+    here, there = printable(model.path), printable(truth.path)
     for name, tensor in model.tensors.items():
         if name not in names:
             continue
         if name not in truth.tensors:
-            raise EvaluationError(f"{truth.path}: has no tensor {name!r}, which {model.path} has")
+            raise EvaluationError(f"{there}: has no tensor {quoted(name)}, which {here} has")
         if (
             truth.tensors[name].n_weights != tensor.n_weights
             or tensor.dims[0] != truth.tensors[name].dims[0]
         ):
             raise EvaluationError(
-                f"tensor {name!r} has the shape {tensor.dims} in {model.path},"
-                f" but {truth.tensors[name].dims} in {truth.path}"
+                f"tensor {quoted(name)} has the shape {tensor.dims} in {here},"
+                f" but {truth.tensors[name].dims} in {there}"
             )
     if not names & set(model.tensors):
-        raise EvaluationError(f"{model.path}: has no tensor that can be compared with {truth.path}")
+        raise EvaluationError(f"{here}: has no tensor that can be compared with {there}")
 
 
 class _Progress:
@@ -315,7 +315,7 @@ class _Comparer:
         self._run(tensor, truth, count)
         square_error, square_truth, n_exact = sums[:, :3].sum(axis=0)
         if not np.isfinite(square_error):
-            raise EvaluationError(f"tensor {tensor.name!r} holds NaN or infinite weights")
+            raise EvaluationError(f"tensor {quoted(tensor.name)} holds NaN or infinite weights")
         return _Errors(
             n_weights=tensor.n_weights,
             n_exact=int(n_exact),

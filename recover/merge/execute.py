@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recover.errors import PlanError, QuantError
 from recover.estimators import estimator
 from recover.evidence import EvidenceBuffer, Witness
+from recover.gguf.text import printable, quoted
 from recover.gguf.writer import OutputFile
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.quants import TILE, F32Array, FloatType, U8Array, dequantize, quantize, type_by_name
@@ -208,10 +209,12 @@ class _Worker:
         for source, tensor, raw in zip(self._tensor.sources, self._sources, stored, strict=True):
             if not np.isfinite(dequantize(raw, tensor.type)).all():
                 path = self._plan.models[source].path
-                return PlanError(f"{path}: tensor {tensor.name!r} holds NaN or infinite weights")
+                what = f"tensor {quoted(tensor.name)} holds NaN or infinite weights"
+                return PlanError(f"{printable(path)}: {what}")
+        largest = np.abs(estimate).max()
         return PlanError(
-            f"tensor {self._tensor.name!r}: a weight of {np.abs(estimate).max():.6g} is beyond the"
-            f" range of {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
+            f"tensor {quoted(self._tensor.name)}: a weight of {largest:.6g} is beyond the range of"
+            f" {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
         )
 
 

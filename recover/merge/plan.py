@@ -23,6 +23,7 @@ from recover.gguf.header import (
     place_tensors,
 )
 from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.text import printable, quoted
 from recover.gguf.writer import check_output_path
 from recover.quants import (
     FloatType,
@@ -201,33 +202,34 @@ def _select(model: Model, pattern: str | None) -> list[str]:
     try:
         names = [name for name in model.tensors if re.search(pattern, name)]
     except re.error as error:
-        raise PlanError(f"{pattern!r} is no regular expression: {error}") from None
+        raise PlanError(f"{quoted(pattern)} is no regular expression: {error}") from None
     if not names:
-        raise PlanError(f"{model.path}: no tensor's name matches {pattern!r}")
+        raise PlanError(f"{printable(model.path)}: no tensor's name matches {quoted(pattern)}")
     return names
 
 
 def _check_match(first: Model, other: Model) -> None:
     """Refuse an input that cannot be a quantization of the same original."""
     differences = []
-    architectures = [model.get("general.architecture") for model in (first, other)]
+    architectures = [quoted(str(model.get("general.architecture"))) for model in (first, other)]
     if architectures[0] != architectures[1]:
         differences.append(f"its architecture is {architectures[1]}, not {architectures[0]}")
-    missing = [name for name in first.tensors if name not in other.tensors]
-    added = [name for name in other.tensors if name not in first.tensors]
+    missing = [quoted(name) for name in first.tensors if name not in other.tensors]
+    added = [quoted(name) for name in other.tensors if name not in first.tensors]
     if missing:
         differences.append(f"it lacks {_some(missing)}")
     if added:
         differences.append(f"only it has {_some(added)}")
     reshaped = [
-        f"{name} ({_shape(other.tensors[name])} instead of {_shape(tensor)})"
+        f"{quoted(name)} is {_shape(other.tensors[name])} instead of {_shape(tensor)}"
         for name, tensor in first.tensors.items()
         if name in other.tensors and _shape(other.tensors[name]) != _shape(tensor)
     ]
     if reshaped:
         differences.append(f"shapes differ: {_some(reshaped)}")
     if differences:
-        raise PlanError(f"{other.path} does not belong to {first.path}: {'; '.join(differences)}")
+        paths = printable(other.path), printable(first.path)
+        raise PlanError(f"{paths[0]} does not belong to {paths[1]}: {'; '.join(differences)}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -266,13 +268,19 @@ def _draft(
     if finest.dims[0] % outtype.block_size:
         outtype = type_by_name("F16")
     action = "convert"
+    kinds = {tensor.type.name for tensor in tensors}
+    if isinstance(finest.type, OpaqueType) and len(kinds) > 1:
+        raise PlanError(
+            f"tensor {quoted(name)} has types that do not fit: {', '.join(sorted(kinds))}"
+        )
     if isinstance(finest.type, OpaqueType) or (
         isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
     ):
         action, outtype = "copy", finest.type
         if len(distinct) > 1:
             warnings.append(
-                f"tensor {name!r}: the inputs disagree; taken from {models[distinct[0]].path}"
+                f"tensor {quoted(name)}: the inputs disagree; taken from"
+                f" {printable(models[distinct[0]].path)}"
             )
         distinct = distinct[:1]
     elif isinstance(finest.type, FloatType):

@@ -4,8 +4,8 @@
 
 makes three K-quant files of that many weights (the tensors of the package's small model, again and
 again), merges them in a process of its own with two threads, does the same with gguf-py, and prints
-both speeds, their ratio and the largest anonymous memory (mapped input pages do not count). The files
-are in the page cache. Name several folders to compare file systems.
+both speeds, their ratio and the largest anonymous memory (mapped input pages do not count). The
+files are in the page cache. Name several folders to compare file systems.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def compare(folder: Path, n_weights: float, method: str, rounds: int) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         inputs = [Path(scratch) / f"{name}.gguf" for name in NAMES]
         sources = [DATA / f"tiny-llama-3m-{name}.gguf" for name in NAMES]
-        n = [grow(s, t, n_weights) for s, t in zip(sources, inputs, strict=True)][0]
+        n = {grow(s, t, n_weights) for s, t in zip(sources, inputs, strict=True)}.pop()
         output = str(Path(scratch) / "out.gguf")
         paths = [str(path) for path in inputs]
         ours = [sys.executable, "-m", "recover", "merge", *paths, "-o", output]

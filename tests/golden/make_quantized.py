@@ -2,8 +2,9 @@
 
     python tests/golden/make_quantized.py MODEL.gguf FOLDER Q5_K_M Q4_K_M Q2_K
 
-writes FOLDER/STEM-Q5_K_M.gguf and so on, where STEM is the model's name without ``-bf16``. It made the
-files in recover/data; the tests run it as a process of its own, because llama.cpp cannot be unloaded.
+writes FOLDER/STEM-Q5_K_M.gguf and so on, where STEM is the model's name without ``-bf16``. It made
+the files in recover/data; the tests run it as a process of its own, because llama.cpp cannot be
+unloaded.
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""Slow float64 twins of the estimators, one weight at a time in plain Python; they know nothing of us.
+"""Slow float64 twins of the estimators, one weight at a time in plain Python.
+
+They know nothing of the package.
 
 An input is given per weight: its decoded value, its expected variance (0 where it has none) and its
 cell (lower, upper).
@@ -26,7 +28,7 @@ def linear(sayings: list[Saying]) -> float:
 
 
 def midpoint(sayings: list[Saying]) -> float:
-    """Middle of the intersection; linear moved into it where it is open; first where it is empty."""
+    """Middle of the intersection; linear moved into it if it is open; first if it is empty."""
     lower = max(s.lower for s in sayings)
     upper = min(s.upper for s in sayings)
     if lower > upper:
