@@ -8,7 +8,6 @@ its parameter structs change from version to version, so they are treated as opa
 import ctypes
 import importlib.util
 import os
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -373,7 +372,7 @@ def text_chunks(
     n_ctx : int
         Tokens per chunk.
     n_chunks : int, optional
-        Take this many of the chunks, evenly spaced from the first on; default: all.
+        Take this many of the chunks, evenly spaced from the first to the last; default: all.
 
     Returns
     -------
@@ -390,14 +389,14 @@ def text_chunks(
     if not 1 <= wanted <= n_all:
         raise LlamaError(f"{wanted} chunks of {n_ctx} tokens: the text has {n_all} of them")
     chunks = tokens[: n_all * n_ctx].reshape(n_all, n_ctx)
-    chunks = chunks[np.arange(wanted) * n_all // wanted]
+    chunks = chunks[np.arange(wanted) * (n_all - 1) // max(wanted - 1, 1)]
     if model.adds_bos:
         chunks[:, 0] = model.bos
     return chunks
 
 
 def negative_log_likelihood(
-    logits: NDArray[np.float32], tokens: Sequence[int] | NDArray[np.int32]
+    logits: NDArray[np.float32], tokens: NDArray[np.int32]
 ) -> NDArray[np.float64]:
     """How much each token surprises, in nats.
 
@@ -419,6 +418,30 @@ def negative_log_likelihood(
     return np.log(np.exp(shifted, out=shifted).sum(axis=1)) - chosen
 
 
+def score_chunks(model: LlamaModel, chunks: NDArray[np.int32]) -> NDArray[np.float64]:
+    """How much the tokens in the second half of each chunk surprise a model.
+
+    Parameters
+    ----------
+    model : LlamaModel
+        Opened with at least the ``n_ctx`` of the chunks.
+    chunks : int32 (n_chunks, n_ctx)
+        From `text_chunks`, perhaps with another model of the same vocabulary.
+
+    Returns
+    -------
+    float64 (n_chunks, n_ctx - n_ctx // 2 - 1)
+        Negative log-likelihoods, in nats, of the tokens behind the one in the middle; perplexity is
+        the exponential of their mean.
+    """
+    first = chunks.shape[1] // 2
+    scores = [
+        negative_log_likelihood(model.logits(chunk[:-1], first), chunk[first + 1 :])
+        for chunk in chunks
+    ]
+    return np.stack(scores)
+
+
 def perplexity(
     model: LlamaModel, text: str, n_ctx: int = N_CTX, n_chunks: int | None = None
 ) -> float:
@@ -438,16 +461,10 @@ def perplexity(
     Returns
     -------
     float
-        Exponential of the mean negative log-likelihood of the scored tokens.
 
     Raises
     ------
     LlamaError
         If the text is too short.
     """
-    first = n_ctx // 2
-    scores = [
-        negative_log_likelihood(model.logits(chunk[:-1], first), chunk[first + 1 :])
-        for chunk in text_chunks(model, text, n_ctx, n_chunks)
-    ]
-    return float(np.exp(np.mean(scores)))
+    return float(np.exp(score_chunks(model, text_chunks(model, text, n_ctx, n_chunks)).mean()))
