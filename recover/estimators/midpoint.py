@@ -2,7 +2,9 @@
 
 Consistent reconstruction (Goyal, Vetterli, Thao, IEEE Trans. Inf. Theory 44(1), 1998): no other
 point has a smaller worst-case error. Where the intersection is open on a side, the linear estimate
-is moved into it; where it is empty, the first (finest) input is taken alone.
+is moved into it; where it is empty, the first (finest) input is taken alone. Next to inputs without
+cells, of which the middle knows nothing, the linear estimate is moved into the intersection, if
+there is one.
 """
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from recover._jit import kernel
 from recover.cells import intersect_cells
-from recover.estimators._combine import combine, group_variances, take_first
+from recover.estimators._combine import combine, group_variances, sum_variance, take_first
 from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._lanes import any_lane, gather, load, load_bytes, splat, store, where
@@ -22,10 +24,14 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     combine(evidence, out, variance, tally)
-    if evidence.codes.shape[0] == 0:
-        return
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
+    if evidence.values.shape[0] > 0:
+        fits = lower <= upper
+        np.clip(out, lower, upper, out=out, where=fits)
+        tally[0] += sum_variance(variance)
+        tally[1] += out.size - np.count_nonzero(fits)
+        return
     expected, n_conflicts = _move_into_cells(
         lower, upper, variance, evidence.codes[0], _relative_variance(evidence), out
     )
