@@ -22,14 +22,15 @@ class Stored(NamedTuple):
     rows: NDArray[Any]
 
 
-def stored(kind: str, x: NDArray[Any]) -> Stored:
+def stored(kind: str, x: NDArray[Any], *, imatrix: bool = False) -> Stored:
     """An array as it is (kind ``F32``, ``F16``, ``I32``), or quantized by libggml.
 
-    Types that want an importance matrix get one that finds all weights equally important.
+    The importance matrix (types that want one always get it) finds all weights equally important.
     """
     if kind in ("F32", "F16", "I32"):
         return Stored(kind, x.astype({"F32": np.float32, "F16": np.float16, "I32": np.int32}[kind]))
-    weights = np.ones(x.shape[-1], np.float32) if kind.startswith(("IQ1", "IQ2", "IQ3")) else None
+    wanted = imatrix or kind.startswith(("IQ1", "IQ2", "IQ3"))
+    weights = np.ones(x.shape[-1], np.float32) if wanted else None
     raw = libggml.quantize(GGMLQuantizationType[kind], x.reshape(-1, x.shape[-1]), weights)
     return Stored(kind, raw.reshape(*x.shape[:-1], -1))
 

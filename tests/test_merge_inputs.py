@@ -128,25 +128,25 @@ class TestMismatches:
 
     def test_missing_tensor(self, make: Make) -> None:
         message = self.refused(make("Q5_K"), make("Q4_K", {UP: None}))
-        assert f"it lacks {UP}" in message
+        assert f"it lacks {UP!r}" in message
 
     def test_added_tensors(self, make: Make) -> None:
         extra = {f"blk.{i}.ffn_norm.weight": stored("F32", np.ones(8)) for i in range(5)}
         message = self.refused(make("Q5_K"), make("Q4_K", extra))
-        assert "only it has blk.0.ffn_norm.weight, " in message
+        assert "only it has 'blk.0.ffn_norm.weight', " in message
         assert "and 2 more" in message
 
     def test_shape(self, make: Make, truth: dict[str, F32Array]) -> None:
         other = make("Q4_K", {UP: stored("Q4_K", truth[UP][:-1])})
-        assert f"{UP} (512x47 instead of 512x48)" in self.refused(make("Q5_K"), other)
+        assert f"{UP!r} is 512x47 instead of 512x48" in self.refused(make("Q5_K"), other)
 
     def test_transposed(self, make: Make, truth: dict[str, F32Array]) -> None:
         other = make("Q4_K", {UP: stored("Q4_K", truth[UP].reshape(96, 256))})
-        assert f"{UP} (256x96 instead of 512x48)" in self.refused(make("Q5_K"), other)
+        assert f"{UP!r} is 256x96 instead of 512x48" in self.refused(make("Q5_K"), other)
 
     def test_architecture(self, make: Make) -> None:
         message = self.refused(make("Q5_K"), make("Q4_K", architecture="qwen2"))
-        assert "architecture is qwen2, not llama" in message
+        assert "architecture is 'qwen2', not 'llama'" in message
 
     def test_trailing_dimensions_of_one_do_not_matter(
         self, make: Make, tmp_path: Path, truth: dict[str, F32Array]
@@ -279,6 +279,23 @@ def test_types_without_cells_help(
     assert result.expected_mse_ratio == pytest.approx(error / min(alone), rel=0.2)
 
 
+@pytest.mark.parametrize("method", COMBINING)
+def test_codes_that_prove_nothing_help(
+    make: Make, tmp_path: Path, truth: dict[str, F32Array], method: str
+) -> None:
+    refitted = {name: stored("Q5_0", truth[name], imatrix=True) for name in MATRICES}
+    paths = [
+        make("Q5_0", refitted, add=lambda writer: writer.add_string("quantize.imatrix.file", "x")),
+        make("Q4_K"),
+    ]
+    result = merge(paths, tmp_path / "out.gguf", method=method, outtype="f32")
+    error = squared_error(read_weights(tmp_path / "out.gguf"), truth)
+    alone = [squared_error(read_weights(path), truth) for path in paths]
+    assert alone[0] < alone[1]
+    assert result.expected_mse_ratio == pytest.approx(error / alone[0], rel=0.1)
+    assert error < 0.85 * alone[0]
+
+
 class TestTooLarge:
     @pytest.fixture
     def large(self, make: Make, truth: dict[str, F32Array]) -> list[Path]:
@@ -347,6 +364,15 @@ class TestBrokenScales:
         flat, all_three = weights[UP].reshape(-1), of_all[UP].reshape(-1)
         np.testing.assert_array_equal(flat[256:], all_three[256:])
         np.testing.assert_array_equal(flat[:256], of_others[UP].reshape(-1)[:256])
+
+    @pytest.mark.parametrize("method", COMBINING)
+    def test_a_broken_block_that_the_others_contradict_each_other_on(
+        self, make: Make, tmp_path: Path, truth: dict[str, F32Array], method: str
+    ) -> None:
+        broken = self.broken("Q5_K", truth[UP])
+        others = [make("Q4_K"), make("Q2_K", {UP: stored("Q2_K", truth[UP][::-1])})]
+        inputs = [make("Q5_K", {UP: broken}), *others]
+        assert np.isfinite(merged(inputs, tmp_path / "out.gguf", method=method)[UP]).all()
 
     @pytest.mark.parametrize("method", COMBINING)
     def test_a_broken_block_of_zeros(

@@ -2,9 +2,9 @@
 
 Consistent reconstruction (Goyal, Vetterli, Thao, IEEE Trans. Inf. Theory 44(1), 1998): no other
 point has a smaller worst-case error. Where the intersection is open on a side, the linear estimate
-is moved into it; where it is empty, the first (finest) input is taken alone. Next to inputs without
-cells, of which the middle knows nothing, the linear estimate is moved into the intersection, if
-there is one.
+is moved into it; where it is empty, the first (finest) input is taken alone. Next to inputs that
+have no cells, of which the middle knows nothing, it is the linear estimate throughout, moved into
+the intersection if there is one.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
     combine(evidence, out, variance, tally)
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
-    if evidence.values.shape[0] > 0:
+    if _some_have_no_cells(evidence):
         fits = lower <= upper
         np.clip(out, lower, upper, out=out, where=fits)
         tally[0] += sum_variance(variance)
@@ -42,6 +42,11 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
         expected += _resolve_conflicts(lower, upper, variance, first, out)
     tally[0] += expected
     tally[1] += n_conflicts
+
+
+def _some_have_no_cells(evidence: Evidence) -> bool:
+    open_ended = np.isneginf(evidence.lower_levels).all(axis=1)
+    return evidence.values.shape[0] > 0 or bool(open_ended.any())
 
 
 def _relative_variance(evidence: Evidence) -> F32Array:
@@ -94,7 +99,7 @@ def _resolve_conflicts(
     """Take the first input where the inputs contradict each other; the variance this adds."""
     added = 0.0
     for i in range(out.size):
-        if lower[i] > upper[i]:
+        if lower[i] > upper[i] and np.isfinite(first[i]):
             out[i] = first[i]
             added += variance[i // 16]
     return added
