@@ -13,7 +13,7 @@ from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from tests.gguf_files import Stored, stored, tensor_bytes, write_gguf
 
-FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
+FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}
 """`enum llama_ftype`."""
 
 NOT_COPIED = ("quantize.imatrix.", "recover.", "split.")
