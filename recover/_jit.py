@@ -78,10 +78,20 @@ def kernel(function: _F) -> _F:
     There is no `fastmath` and no contraction to fused multiply-add, so that results match ggml's
     bit for bit.
     """
+    return _compiled(function, forceinline=False)
+
+
+def inlined(function: _F) -> _F:
+    """As `kernel`, for small functions that must become part of the kernels that call them."""
+    return _compiled(function, forceinline=True)
+
+
+def _compiled(function: _F, *, forceinline: bool) -> _F:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = _CACHE_FOLDER  # read when a function is decorated
     try:
-        compiled: _F = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        compile_ = numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=forceinline)
+        compiled: _F = compile_(function)
     finally:
         numba.config.CACHE_DIR = before
     return compiled

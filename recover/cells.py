@@ -10,7 +10,7 @@ import numpy as np
 from recover._jit import kernel
 from recover.evidence import Evidence
 from recover.quants import F32Array, U8Array
-from recover.quants._lanes import gather, load, load_bytes, store, where
+from recover.quants._lanes import gather, load, load_bytes, store, to_f32, where
 
 
 def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
@@ -22,11 +22,25 @@ def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> Non
             evidence.codes[k],
             (evidence.scale[k], evidence.scale_error[k]),
             (evidence.offset[k], evidence.offset_error[k]),
-            evidence.lower_levels[k],
-            evidence.upper_levels[k],
+            (evidence.lower_levels[k], evidence.upper_levels[k]),
+            _uniform(evidence, k),
             lower,
             upper,
         )
+
+
+def _uniform(evidence: Evidence, k: int) -> tuple[np.float32, int]:
+    """Level of code 0 and last code, if all cells but those of the ends are one wide; else NaN."""
+    first, last = evidence.end_codes[k]
+    levels = evidence.levels[k, : last + 1]
+    lower, upper = evidence.lower_levels[k, : last + 1], evidence.upper_levels[k, : last + 1]
+    half = np.float32(0.5)
+    simple = (
+        first == 0
+        and np.array_equal(lower[1:], levels[1:] - half)
+        and np.array_equal(upper[:-1], levels[:-1] + half)
+    )
+    return levels[0] if simple else np.float32(np.nan), int(last)
 
 
 @kernel
@@ -34,21 +48,30 @@ def _narrow(
     codes: U8Array,
     scales: tuple[F32Array, F32Array],
     offsets: tuple[F32Array, F32Array],
-    lower_edges: F32Array,
-    upper_edges: F32Array,
+    edges: tuple[F32Array, F32Array],
+    uniform: tuple[np.float32, int],
     lower: F32Array,
     upper: F32Array,
 ) -> None:
     """Intersect `lower` and `upper` with one input's cells; scales, offsets with their errors."""
     scale, scale_error = scales
     offset, offset_error = offsets
+    lower_edges, upper_edges = edges
+    first_level, last = uniform
+    simple = not np.isnan(first_level)
+    half = np.float32(0.5)
     for g in range(scale.size):
         s = scale[g]
         o = offset[g]
         if s == 0 or not (np.isfinite(s) and np.isfinite(o)):
             continue  # the codes are left over from the encoder's search
         q = load_bytes(codes, 16 * g)
-        low, high = gather(lower_edges, q), gather(upper_edges, q)
+        if simple:
+            level = to_f32(q) + first_level
+            low = where(q == 0, lower_edges[0], level - half)
+            high = where(q == last, upper_edges[last], level + half)
+        else:
+            low, high = gather(lower_edges, q), gather(upper_edges, q)
         if s < 0:
             low, high = high, low
         new_lower = low * s + o - (abs(low) * scale_error[g] + offset_error[g])

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import kernel
+from recover.densities import density, end_codes
 from recover.errors import QuantError
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
 from recover.quants._float16 import read_f16
@@ -47,6 +48,10 @@ class Evidence(NamedTuple):
     """(K, n / 16): the same of the offset."""
     noise: NDArray[np.float64]
     """(K,) mean square error in units of the squared scale."""
+    density: F32Array
+    """(K, 3, 7): where in their cells weights lie (see `recover.densities`)."""
+    end_codes: NDArray[np.int32]
+    """(K, 2): the lowest and the highest code."""
     values: F32Array
     """(V, n): what the other inputs say, decoded."""
     variance: F32Array
@@ -89,18 +94,23 @@ class EvidenceBuffer:
         rows = {True: iter(range(n_scalars)), False: iter(range(n_others))}
         self._row_of = [next(rows[isinstance(kind, ScalarType)]) for kind in self._types]
         open_end = np.full(256, np.inf, np.float32)
+        n_weights, n_groups = n_scalars * TILE, n_scalars * (TILE // GROUP)
         self._whole = Evidence(
-            codes=np.empty((n_scalars, TILE), np.uint8),
-            scale=np.empty((n_scalars, TILE // GROUP), np.float32),
-            offset=np.empty((n_scalars, TILE // GROUP), np.float32),
+            codes=np.empty(n_weights, np.uint8),
+            scale=np.empty(n_groups, np.float32),
+            offset=np.empty(n_groups, np.float32),
             levels=_stack([kind.levels for kind in kinds]),
             lower_levels=_stack([k.lower_levels if cells else -open_end for k, cells in scalars]),
             upper_levels=_stack([k.upper_levels if cells else open_end for k, cells in scalars]),
-            scale_error=np.empty((n_scalars, TILE // GROUP), np.float32),
-            offset_error=np.empty((n_scalars, TILE // GROUP), np.float32),
+            scale_error=np.empty(n_groups, np.float32),
+            offset_error=np.empty(n_groups, np.float32),
             noise=np.array([kind.noise for kind in kinds], np.float64),
-            values=np.empty((n_others, TILE), np.float32),
-            variance=np.empty((n_others, TILE // GROUP), np.float32),
+            density=np.array(
+                [density(kind, has_cells=cells) for kind, cells in scalars], np.float32
+            ).reshape(n_scalars, 3, 7),
+            end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
+            values=np.empty(n_others * TILE, np.float32),
+            variance=np.empty(n_others * (TILE // GROUP), np.float32),
         )
 
     @property
@@ -128,15 +138,21 @@ class EvidenceBuffer:
             Views of this buffer, valid until the next call.
         """
         n_groups = n_weights // GROUP
+        n_scalars = len(self._whole.levels)
+        n_others = len(self._types) - n_scalars
+
+        def part(memory: NDArray[Any], n_rows: int, n: int) -> NDArray[Any]:
+            return memory[: n_rows * n].reshape(n_rows, n)
+
         whole = self._whole
         tile = whole._replace(
-            codes=whole.codes[:, :n_weights],
-            scale=whole.scale[:, :n_groups],
-            offset=whole.offset[:, :n_groups],
-            scale_error=whole.scale_error[:, :n_groups],
-            offset_error=whole.offset_error[:, :n_groups],
-            values=whole.values[:, :n_weights],
-            variance=whole.variance[:, :n_groups],
+            codes=part(whole.codes, n_scalars, n_weights),
+            scale=part(whole.scale, n_scalars, n_groups),
+            offset=part(whole.offset, n_scalars, n_groups),
+            scale_error=part(whole.scale_error, n_scalars, n_groups),
+            offset_error=part(whole.offset_error, n_scalars, n_groups),
+            values=part(whole.values, n_others, n_weights),
+            variance=part(whole.variance, n_others, n_groups),
         )
         for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
             if isinstance(kind, ScalarType):
