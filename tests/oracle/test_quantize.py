@@ -1,6 +1,7 @@
 """Every encoder makes the same bytes as ggml."""
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pytest
@@ -92,13 +93,13 @@ def real_weights() -> Iterator[NDArray[np.float32]]:
     yield from sentence_encoder_weights()
 
 
-def real_rows(kind: ScalarType, n_weights: int) -> Iterator[NDArray[np.float32]]:
+@cache
+def real_rows(block_size: int, n_weights: int) -> list[NDArray[np.float32]]:
     """About as many trained weights, from all tensors whose rows are whole blocks."""
-    tensors = [x for x in real_weights() if x.shape[1] % kind.block_size == 0]
+    tensors = [x for x in real_weights() if x.shape[1] % block_size == 0]
     total = sum(x.size for x in tensors)
-    for x in tensors:
-        n_rows = -(-n_weights * x.shape[0] // total)
-        yield x[:: max(1, x.shape[0] // n_rows)]
+    step = max(1, total // n_weights)
+    return [np.ascontiguousarray(x[::step]) for x in tensors]
 
 
 @each_type
@@ -109,7 +110,7 @@ def real_rows(kind: ScalarType, n_weights: int) -> Iterator[NDArray[np.float32]]
 def test_real_weights(
     kind: ScalarType, name: str, n_weights: int, rng: np.random.Generator
 ) -> None:
-    for x in real_rows(kind, n_weights):
+    for x in real_rows(kind.block_size, n_weights):
         assert_same(kind, x, IMATRICES[name](rng, x.shape[1]), name)
 
 

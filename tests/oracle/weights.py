@@ -47,6 +47,13 @@ def _scales_of_their_own(rng: Generator, shape: Shape) -> F32:
     return (rng.standard_normal(shape) * np.repeat(scales, 16, 1)).astype(np.float32)
 
 
+def _a_few_far_below(rng: Generator, shape: Shape) -> F32:
+    """Nearly equal weights and some far below: rounding may make a fitted scale negative."""
+    sizes = np.repeat(10.0 ** rng.integers(-3, 3, (shape[0], shape[1] // 16)), 16, 1)
+    weights = np.where(rng.random(shape) < 0.1, -1, 1e-6) + 1e-7 * rng.standard_normal(shape)
+    return (sizes * weights).astype(np.float32)
+
+
 def _one_outlier(rng: Generator, shape: Shape) -> F32:
     weights = _normal(rng, shape)
     weights[np.arange(shape[0]), rng.integers(0, shape[1], shape[0])] *= 10_000
@@ -89,6 +96,7 @@ SYNTHETIC: dict[str, Callable[[Generator, Shape], F32]] = {
     "integers": lambda rng, shape: rng.integers(-3, 4, shape).astype(np.float32),
     "all positive": lambda rng, shape: abs(_normal(rng, shape)) + np.float32(0.1),
     "all negative": lambda rng, shape: -abs(_normal(rng, shape)) - np.float32(0.1),
+    "a few far below": _a_few_far_below,
     "one outlier": _one_outlier,
     "one weight": _one_weight,
     "scales of their own": _scales_of_their_own,
