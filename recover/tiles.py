@@ -37,10 +37,16 @@ def n_tiles(n_weights: int) -> int:
     return -(-n_weights // TILE)
 
 
+def whole_rows(row_length: int) -> int:
+    """Weights of a tile that is cut at rows: about `TILE`, or one row that is longer."""
+    return max(1, TILE // row_length) * row_length
+
+
 def for_each_tile(
     sizes: Sequence[int],
     workers: Sequence[Callable[[Tile], None]],
     progress: Progress | None = None,
+    steps: Sequence[int] | None = None,
 ) -> None:
     """Cut tensors into tiles and let the workers take them in order, one thread each.
 
@@ -52,13 +58,15 @@ def for_each_tile(
         Each is called with one tile at a time, from its own thread.
     progress : callable, optional
         Called from this thread.
+    steps : sequence of int, optional
+        For each tensor the weights of a tile (the last one may have fewer); default `TILE`.
 
     Raises
     ------
     Exception
         The first that a worker raises; the others stop after the tile at hand.
     """
-    queue = _Queue(sizes)
+    queue = _Queue(sizes, steps or [TILE] * len(sizes))
     n_weights = sum(sizes)
     with ThreadPoolExecutor(len(workers), thread_name_prefix="recover") as pool:
         pending = {pool.submit(_work, worker, queue) for worker in workers}
@@ -74,12 +82,12 @@ def for_each_tile(
 
 
 class _Queue:
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int], steps: Sequence[int]) -> None:
         self._lock = threading.Lock()
         self._tiles: Iterator[Tile] = (
-            Tile(tensor, start, min(start + TILE, size))
-            for tensor, size in enumerate(sizes)
-            for start in range(0, size, TILE)
+            Tile(tensor, start, min(start + step, size))
+            for tensor, (size, step) in enumerate(zip(sizes, steps, strict=True))
+            for start in range(0, size, step)
         )
         self.n_done = 0
 

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 from recover import RecoverError, __version__
-from recover.cli import demo, evaluate, merge
+from recover.cli import demo, evaluate, merge, quantize
 
 
 class Command(Protocol):
@@ -27,7 +27,7 @@ class Command(Protocol):
         """Do the work; the exit status."""
 
 
-_COMMANDS: tuple[Command, ...] = (merge, evaluate, demo)  # type: ignore[assignment]
+_COMMANDS: tuple[Command, ...] = (merge, quantize, evaluate, demo)  # type: ignore[assignment]
 
 
 class _Stopped(BaseException):

@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -89,6 +90,15 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+
+
+def print_written(path: Path, n_bytes: int, n_weights: int, seconds: float) -> None:
+    """The last line of a command that wrote a file."""
+    speed = count(n_weights / seconds)
+    print(
+        f"wrote {path} ({size(n_bytes)}, {count(n_weights)} weights)"
+        f" in {seconds:.2f} s ({speed} weights/s)"
+    )
 
 
 def count(number: float) -> str:

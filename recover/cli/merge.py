@@ -82,7 +82,7 @@ def _print_plan(plan: "MergePlan") -> None:
 
 
 def _print_result(result: "MergeResult", *, verbose: bool) -> None:
-    from recover.cli._console import count, optional, print_table, size
+    from recover.cli._console import optional, print_table, print_written
 
     plan = result.plan
     columns = ("action:", "inputs:", "output:", "tensors", "weights", "expected rmse", "conflicts")
@@ -99,11 +99,7 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     print(f"expected mean square error: {ratio} of that of the best single input")
     if result.conflict_fraction:
         print(f"conflicts: the inputs contradict each other on {result.conflict_fraction:.2%}")
-    speed = count(result.n_weights / result.seconds)
-    print(
-        f"wrote {plan.output} ({size(plan.n_bytes)}, {count(result.n_weights)} weights)"
-        f" in {result.seconds:.2f} s ({speed} weights/s)"
-    )
+    print_written(plan.output, plan.n_bytes, result.n_weights, result.seconds)
 
 
 def _row(tensors: "list[TensorResult]") -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from recover.errors import GGUFError, QuantError
 from recover.gguf.text import quoted
@@ -474,3 +474,32 @@ def place_tensors(
         placed.append(TensorInfo(name, dims, tensor_type, end))
         end = align(end + placed[-1].n_bytes, alignment)
     return placed, end
+
+
+class Layout(NamedTuple):
+    """A file before its data: every byte has its place."""
+
+    header: bytes
+    """Padded to where the data begins."""
+    positions: tuple[int, ...]
+    """Of each tensor's first byte in the file."""
+    n_bytes: int
+    """Size of the file."""
+
+
+def lay_out(
+    metadata_spans: Iterable[bytes],
+    tensors: Iterable[tuple[str, tuple[int, ...], TensorType]],
+    alignment: int,
+) -> Layout:
+    """Encode a header for tensors (name, dims, type) whose data follow it in that order.
+
+    Raises
+    ------
+    QuantError
+        If a row is no whole number of blocks of its type.
+    """
+    placed, data_size = place_tensors(tensors, alignment)
+    header = encode_header(metadata_spans, placed, alignment)
+    positions = tuple(len(header) + info.offset for info in placed)
+    return Layout(header, positions, len(header) + data_size)

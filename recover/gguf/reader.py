@@ -131,7 +131,7 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
     n_bytes = 0
     for number, part in enumerate(parts):
         try:
-            data = _map(part, is_part=len(parts) > 1)
+            data = map_file(part, is_part=len(parts) > 1)
             header = parse_header(data.data)
             headers.append(header)
             _check_part(header, headers[0], number, len(parts))
@@ -199,8 +199,14 @@ def _integer(header: Header, key: str) -> int | None:
     return int(entry.value)
 
 
-def _map(path: Path, is_part: bool) -> U8Array:
-    """The file's bytes, read-only; pages are loaded when touched."""
+def map_file(path: Path, *, is_part: bool = False) -> U8Array:
+    """The file's bytes, read-only; pages are loaded when touched.
+
+    Raises
+    ------
+    GGUFError
+        If it is no regular file, or empty, or cannot be read; the message leaves out the path.
+    """
     try:
         status = path.stat()  # before opening it: opening a pipe would wait for its other end
         if stat.S_ISDIR(status.st_mode):

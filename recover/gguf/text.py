@@ -1,6 +1,7 @@
 """Names and paths as messages show them: on one line, without control characters, not too long."""
 
 import os
+from collections.abc import Sequence
 
 _LONGEST = 80
 
@@ -27,6 +28,12 @@ def quoted(text: str) -> str:
     if len(text) <= _LONGEST and len(shown) <= _LONGEST + 2:
         return shown
     return f"{shown[: _LONGEST + 1]}...{shown[0]} ({len(text)} characters)"
+
+
+def some(items: Sequence[str]) -> str:
+    """The first three items, and how many more there are."""
+    shown = ", ".join(items[:3])
+    return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"
 
 
 def printable(path: str | os.PathLike[str]) -> str:

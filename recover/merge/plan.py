@@ -15,15 +15,10 @@ from recover import __version__
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, estimator
 from recover.evidence import Witness
-from recover.gguf.header import (
-    TensorInfo,
-    ValueType,
-    encode_header,
-    encode_key_value,
-    place_tensors,
-)
+from recover.gguf.header import ValueType, lay_out
+from recover.gguf.metadata import FILE_TYPES, derived_metadata
 from recover.gguf.reader import Model, Tensor, open_gguf
-from recover.gguf.text import printable, quoted
+from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
 from recover.quants import (
     TILE,
@@ -37,9 +32,7 @@ from recover.quants import (
     type_by_name,
 )
 
-# `enum llama_ftype`, as `general.file_type` stores it.
-_FILE_TYPES = {"F16": 1, "BF16": 32, "F32": 0, "Q8_0": 7}
-OUTTYPES = tuple(name.lower() for name in _FILE_TYPES)
+OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 
 # Keys of the first input that would be wrong in the output.
 _DROPPED_PREFIXES = ("quantize.imatrix.", "recover.", "split.")
@@ -219,24 +212,19 @@ def _check_match(first: Model, other: Model) -> None:
     missing = [quoted(name) for name in first.tensors if name not in other.tensors]
     added = [quoted(name) for name in other.tensors if name not in first.tensors]
     if missing:
-        differences.append(f"it lacks {_some(missing)}")
+        differences.append(f"it lacks {some(missing)}")
     if added:
-        differences.append(f"only it has {_some(added)}")
+        differences.append(f"only it has {some(added)}")
     reshaped = [
         f"{quoted(name)} is {_shape(other.tensors[name])} instead of {_shape(tensor)}"
         for name, tensor in first.tensors.items()
         if name in other.tensors and _shape(other.tensors[name]) != _shape(tensor)
     ]
     if reshaped:
-        differences.append(f"shapes differ: {_some(reshaped)}")
+        differences.append(f"shapes differ: {some(reshaped)}")
     if differences:
         paths = printable(other.path), printable(first.path)
         raise PlanError(f"{paths[0]} does not belong to {paths[1]}: {'; '.join(differences)}")
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _shape(tensor: Tensor) -> str:
@@ -356,25 +344,26 @@ def _lay_out(
     drafts: Sequence[_Draft],
     warnings: tuple[str, ...],
 ) -> MergePlan:
-    alignment = models[0].header.alignment
-    placed, data_size = place_tensors(
-        [(draft.name, draft.dims, draft.outtype) for draft in drafts], alignment
+    layout = lay_out(
+        _metadata(models, method, outtype),
+        [(draft.name, draft.dims, draft.outtype) for draft in drafts],
+        models[0].header.alignment,
     )
-    header = encode_header(_metadata(models, method, outtype), placed, alignment)
     return MergePlan(
         models=models,
         output=output,
         method=method,
         tensors=tuple(
-            _place(draft, info, len(header)) for draft, info in zip(drafts, placed, strict=True)
+            _place(draft, position)
+            for draft, position in zip(drafts, layout.positions, strict=True)
         ),
-        header=header,
-        n_bytes=len(header) + data_size,
+        header=layout.header,
+        n_bytes=layout.n_bytes,
         warnings=warnings,
     )
 
 
-def _place(draft: _Draft, info: TensorInfo, data_start: int) -> TensorPlan:
+def _place(draft: _Draft, position: int) -> TensorPlan:
     return TensorPlan(
         draft.name,
         draft.dims,
@@ -383,30 +372,24 @@ def _place(draft: _Draft, info: TensorInfo, data_start: int) -> TensorPlan:
         draft.sources,
         draft.twins,
         draft.outtype.name,
-        data_start + info.offset,
+        position,
     )
 
 
 def _metadata(models: Sequence[Model], method: str, outtype: str) -> list[bytes]:
-    """Spans of the first input, verbatim, without those that would be wrong; and provenance."""
-    spans = {
-        key: entry.span
-        for key, entry in models[0].metadata.items()
-        if not key.startswith(_DROPPED_PREFIXES)
-    }
-    spans["general.file_type"] = encode_key_value(
-        "general.file_type", ValueType.UINT32, _FILE_TYPES[outtype.upper()]
-    )
+    """Spans of the first input, without those that would be wrong; and provenance."""
     types = [Counter(tensor.type.name for tensor in model.tensors.values()) for model in models]
-    own: dict[str, tuple[ValueType, Any]] = {
-        "recover.version": (ValueType.STRING, __version__),
-        "recover.method": (ValueType.STRING, method),
-        "recover.calibration": (ValueType.STRING, "none"),
-        "recover.source.names": (ValueType.STRING, [model.path.name for model in models]),
-        "recover.source.sizes": (ValueType.UINT64, [model.n_bytes for model in models]),
-        "recover.source.types": (
-            ValueType.STRING,
-            [" ".join(f"{name}:{n}" for name, n in counts.most_common()) for counts in types],
-        ),
-    }
-    return [*spans.values(), *(encode_key_value(key, *entry) for key, entry in own.items())]
+    source_types = [" ".join(f"{name}:{n}" for name, n in counts.most_common()) for counts in types]
+    return derived_metadata(
+        models[0].metadata,
+        _DROPPED_PREFIXES,
+        [
+            ("general.file_type", ValueType.UINT32, FILE_TYPES[outtype.upper()]),
+            ("recover.version", ValueType.STRING, __version__),
+            ("recover.method", ValueType.STRING, method),
+            ("recover.calibration", ValueType.STRING, "none"),
+            ("recover.source.names", ValueType.STRING, [model.path.name for model in models]),
+            ("recover.source.sizes", ValueType.UINT64, [model.n_bytes for model in models]),
+            ("recover.source.types", ValueType.STRING, source_types),
+        ],
+    )

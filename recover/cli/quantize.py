@@ -1,0 +1,137 @@
+"""``recover quantize``."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recover.quantize.execute import QuantizeResult
+    from recover.quantize.plan import QuantizePlan, TensorPlan
+
+NAME = "quantize"
+SUMMARY = "Quantize a file, byte for byte as llama.cpp does"
+
+_TYPES = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS", "F16", "BF16", "F32"),
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("input", metavar="INPUT", type=Path, help="GGUF file")
+    parser.add_argument(
+        "type", metavar="TYPE", type=str.upper, choices=_TYPES, help=f"one of {', '.join(_TYPES)}"
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", type=Path, help="GGUF file to write"
+    )
+    parser.add_argument(
+        "--imatrix", metavar="FILE", type=Path, help="importance matrix (GGUF, or the older format)"
+    )
+    parser.add_argument(
+        "--tensor-type",
+        metavar="REGEX=TYPE",
+        type=_tensor_type,
+        action="append",
+        default=[],
+        help="another type for tensors in whose name REGEX is found; may be repeated, the first"
+        " that matches counts",
+    )
+    parser.add_argument(
+        "--allow-requantize",
+        action="store_true",
+        help="encode tensors that are quantized already, which loses precision",
+    )
+    parser.add_argument(
+        "--leave-output-tensor", action="store_true", help="leave output.weight as it is"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _tensor_type(text: str) -> tuple[str, str]:
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern or name.upper() not in _TYPES:
+        raise ArgumentTypeError(f"{text!r} is not REGEX=TYPE with one of {', '.join(_TYPES)}")
+    return pattern, name
+
+
+def run(args: Namespace) -> int:
+    """Do the work; the exit status."""
+    from recover.cli._console import message, print_json, progress_bar
+    from recover.quantize.execute import execute_quantize
+    from recover.quantize.plan import plan_quantize
+
+    plan = plan_quantize(
+        args.input,
+        args.output,
+        args.type,
+        imatrix=args.imatrix,
+        tensor_types=args.tensor_type,
+        allow_requantize=args.allow_requantize,
+        leave_output_tensor=args.leave_output_tensor,
+    )
+    for warning in plan.warnings:
+        message(args, f"warning: {warning}")
+    if args.dry_run:
+        print_json(plan.to_json()) if args.json else _print_plan(plan)
+        return 0
+    with progress_bar(args, "quantizing") as progress:
+        result = execute_quantize(plan, n_threads=args.threads, progress=progress)
+    print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
+    return 0
+
+
+def _print_plan(plan: "QuantizePlan") -> None:
+    from recover.cli._console import count, print_table, size
+
+    rows = [
+        (
+            tensor.name,
+            "x".join(map(str, tensor.dims)),
+            tensor.action,
+            tensor.type,
+            tensor.outtype,
+            "yes" if tensor.uses_imatrix else "no",
+            count(tensor.n_weights),
+            f"{tensor.position:,}",
+        )
+        for tensor in plan.tensors
+    ]
+    columns = ("tensor:", "shape:", "action:", "input:", "output:", "imatrix:", "weights")
+    title = f"Plan for {plan.output} ({size(plan.n_bytes)}, {plan.outtype})"
+    print_table(title, (*columns, "position"), rows)
+
+
+def _print_result(result: "QuantizeResult", *, verbose: bool) -> None:
+    from recover.cli._console import print_table, print_written
+
+    plan = result.plan
+    columns = ("action:", "input:", "output:", "imatrix:", "tensors", "weights")
+    if verbose:
+        rows = [(tensor.name, *_row([tensor])) for tensor in plan.tensors]
+        print_table("", ("tensor:", *columns), rows)
+    groups: defaultdict[tuple[str, str, str, bool], list[TensorPlan]] = defaultdict(list)
+    for tensor in plan.tensors:
+        groups[tensor.action, tensor.type, tensor.outtype, tensor.uses_imatrix].append(tensor)
+    rows = [_row(tensors) for _, tensors in sorted(groups.items(), reverse=True)]
+    print_table(f"{plan.model.path.name} ({plan.outtype})", columns, rows)
+    print(f"{plan.bits_per_weight:.2f} bits per weight")
+    print_written(plan.output, plan.n_bytes, plan.n_weights, result.seconds)
+
+
+def _row(tensors: "list[TensorPlan]") -> tuple[str, ...]:
+    """One line for tensors that are treated alike."""
+    from recover.cli._console import count
+
+    first = tensors[0]
+    return (
+        first.action,
+        first.type,
+        first.outtype,
+        "yes" if first.uses_imatrix else "no",
+        str(len(tensors)),
+        count(sum(tensor.n_weights for tensor in tensors)),
+    )

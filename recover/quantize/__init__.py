@@ -1,0 +1,1 @@
+"""From one file to a smaller one, byte for byte as llama.cpp quantizes."""
