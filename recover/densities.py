@@ -5,7 +5,7 @@ some places in the cell more likely than others. For ``u = (x - value) / scale``
 code (interior, lowest, highest) the logarithm of the density of `u` is kept as a polynomial of
 degree 4 without its constant. Where a format gives an extreme weight of the block exactly an end
 code, there is an atom at ``u = 0`` as well: its mass, over the density of the rest at that place.
-Where a cell is open, no weight was seen beyond the reach.
+A weight is looked for within the reach: the cell or, where that is open, where weights were seen.
 
 The shipped table, ``recover/data/densities.json``, is made by ``python -m recover.densities``.
 """
@@ -31,7 +31,7 @@ _DEGREES_OF_FREEDOM = 8  # of Student's t, the prior
 _N_BINS = 512
 _FEWEST = 20  # weights in a bin that counts in a fit
 _MOST = 3000  # weights in a bin beyond which it counts no more: tails matter, too
-_DEVIATIONS = 5  # how far a normal density reaches
+_DEVIATIONS = 4  # how far a normal density reaches
 
 
 def density(kind: ScalarType, *, has_cells: bool = True) -> F32Array:
@@ -48,8 +48,7 @@ def density(kind: ScalarType, *, has_cells: bool = True) -> F32Array:
     -------
     float32 (3, 7)
         For interior, lowest and highest codes: the coefficients of ``u`` to ``u**4`` in the
-        logarithm of the density, the atom, and how far `u` reaches below and above 0 (infinite
-        where the cell says so).
+        logarithm of the density, the atom, and how far `u` reaches below and above 0.
     """
     if not has_cells:
         reach = _DEVIATIONS * kind.noise**0.5
@@ -60,12 +59,8 @@ def density(kind: ScalarType, *, has_cells: bool = True) -> F32Array:
 
 @cache
 def _shipped() -> dict[str, list[list[float]]]:
-    closed = [0.0] * (DEGREE + 1) + [-np.inf, np.inf]
-    types = json.loads(_shipped_path().read_text())["types"]
-    return {
-        name: [[c if x is None else x for x, c in zip(row, closed, strict=True)] for row in rows]
-        for name, rows in types.items()
-    }
+    table: dict[str, list[list[float]]] = json.loads(_shipped_path().read_text())["types"]
+    return table
 
 
 def _shipped_path() -> Path:
@@ -101,6 +96,8 @@ def simulate(kind: ScalarType, *, n_weights: int = _N_WEIGHTS, seed: int = _SEED
         inside = _surely_inside(kind, each, (bins[1:] + bins[:-1]) / 2)
         row = _fit(bins, np.where(inside, counts[each], 0), atoms[each], each)
         row[5:] = _reach(kind, each, bins[:-1][counts[each] >= _FEWEST])
+        if each == INTERIOR and _is_code_book(kind):
+            row[:4] = 0  # the cells differ in width; within each, the density is about constant
         rows.append(row)
     return np.array(rows, np.float32)
 
@@ -126,13 +123,18 @@ def _atom_width(kind: ScalarType, code_class: int) -> float:
     return float(ends * 2.0**-11 * (1.6 if kind.rounds_offset_last else 1.0))
 
 
+def _is_code_book(kind: ScalarType) -> bool:
+    first, last = end_codes(kind)
+    return bool(np.ptp(np.diff(kind.levels[first : last + 1])) > 0)
+
+
 def _edges(kind: ScalarType, each: int) -> tuple[float, float]:
-    """Where the cells of a class end, from the value; infinite if open (or not all the same)."""
+    """Where the cells of a class end, from the value; infinite if open, or not all the same."""
     first, last = end_codes(kind)
     code = {INTERIOR: (first + last) // 2, LOWEST: first, HIGHEST: last}[each]
-    level = kind.levels[code]
-    if each == INTERIOR and np.ptp(np.diff(kind.levels[first : last + 1])) > 0:
+    if each == INTERIOR and _is_code_book(kind):
         return -np.inf, np.inf
+    level = kind.levels[code]
     return float(kind.lower_levels[code] - level), float(kind.upper_levels[code] - level)
 
 
@@ -146,11 +148,11 @@ def _surely_inside(kind: ScalarType, each: int, u: NDArray[np.float64]) -> NDArr
 
 
 def _reach(kind: ScalarType, each: int, seen: NDArray[np.float64]) -> tuple[float, float]:
-    """How far weights were seen from the value, where the cell is open."""
+    """The cell, not widened; where it is open, how far weights were seen from the value."""
     lower, upper = _edges(kind, each)
     return (
-        float(seen.min()) if np.isinf(lower) else -np.inf,
-        float(seen.max()) if np.isinf(upper) else np.inf,
+        float(seen.min()) if np.isinf(lower) else lower,
+        float(seen.max()) if np.isinf(upper) else upper,
     )
 
 
@@ -184,12 +186,8 @@ def main() -> None:
     _shipped_path().write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _rounded(density: F32Array) -> list[list[float | None]]:
-    """Six digits; JSON has no infinity."""
-    return [
-        [float(f"{number:.6g}") if np.isfinite(number) else None for number in row]
-        for row in density
-    ]
+def _rounded(density: F32Array) -> list[list[float]]:
+    return [[float(f"{number:.6g}") for number in row] for row in density]
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ def inputs_29m(quantized_29m: dict[str, Path]) -> list[Path]:
 
 
 @pytest.mark.parametrize("outtype", OUTTYPES)
-@pytest.mark.parametrize(("method", "limit"), [("linear", 0.81), ("midpoint", 0.82)])
+@pytest.mark.parametrize(
+    ("method", "limit"), [("linear", 0.81), ("midpoint", 0.82), ("posterior", 0.757)]
+)
 class TestGain:
     def test_29m(
         self,
@@ -63,7 +65,7 @@ class TestGain:
         result = merge(tiny, output, method, outtype)
         check_finite(read_weights(output))
         ratio = mse_ratio(output, TINY, tiny[0])
-        assert ratio <= limit + 0.015  # many of its weights lie in tensors of one type
+        assert ratio <= limit + 0.02  # many of its weights lie in tensors of one type
         assert result.expected_mse_ratio == pytest.approx(ratio, rel=0.03)
 
 

@@ -21,8 +21,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=("linear", "midpoint", "best"),
-        help="how to combine the inputs (default: linear)",
+        choices=("posterior", "linear", "midpoint", "best"),
+        help="how to combine the inputs (default: posterior)",
     )
     parser.add_argument(
         "--outtype",

@@ -20,7 +20,7 @@ from recover.errors import PlanError
 from recover.evidence import Evidence
 from recover.quants import F32Array
 
-DEFAULT_METHOD = "linear"
+DEFAULT_METHOD = "posterior"
 
 
 class Estimator(Protocol):

@@ -1,12 +1,13 @@
 """The mean of the product-of-cells posterior.
 
-Each input says where in its cell a weight is likely to be (`recover.densities`). Their product, on the
-intersection of the cells and with a normal prior as wide as the superblock's weights, is integrated
-by a fixed Gauss-Legendre rule; the estimate is its mean, the error to expect its variance.
+Each input says where in its cell a weight is likely to be (`recover.densities`). The product of
+these densities and of a normal prior as wide as the superblock's weights is integrated over the
+intersection by a fixed Gauss-Legendre rule; the estimate is its mean, the error to expect its
+variance. Where the intersection of the cells is empty the first (finest) input is taken alone.
 
 The logarithms of the densities are polynomials, so their sum is one polynomial of degree 4 in the
-place ``t`` (-1 to 1) in the intersection, whatever the number of inputs. Sixteen weights are worked on
-at once.
+place ``t`` (-1 to 1) in the intersection, whatever the number of inputs. Sixteen weights are worked
+on at once.
 """
 
 from typing import Any
@@ -29,22 +30,25 @@ _NODES = tuple(np.float32(t) for t in -np.polynomial.legendre.leggauss(8)[0][:4]
 _WEIGHTS = tuple(np.float32(w) for w in np.polynomial.legendre.leggauss(8)[1][:4])
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-_DEVIATIONS = np.float32(5)
+_DEVIATIONS = np.float32(4)
 _FAR = np.float32(np.inf)
+_JUST_INSIDE = np.float32(1.001)
 
 
 def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     combine(evidence, out, variance, tally)
-    linear_variance = sum_variance(variance)
     lower, upper, first = np.empty_like(out), np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
+    if np.isneginf(evidence.lower_levels).all():  # without cells, the mean is the linear estimate
+        tally[0] += sum_variance(variance)
+        return
     take_first(evidence, first)
     spread = np.empty_like(variance)
     typical_variance(first, 1.0, spread)
     expected, n_conflicts = _integrate(evidence, lower, upper, first, spread, variance, out)
-    tally[0] += expected if np.isfinite(expected) else linear_variance
+    tally[0] += expected
     tally[1] += n_conflicts
 
 
@@ -233,8 +237,8 @@ def _integrate(
                         / half
                     )
                     weight = weight * _exp(_at(total, t) - top)
-                    weight = where((abs(t) < _ONE) & (weight < _FAR), weight, _ZERO)
-                    t = where(abs(t) < _ONE, t, _ZERO)
+                    inside = (abs(t) < _JUST_INSIDE) & (weight < _FAR)
+                    weight, t = where(inside, weight, _ZERO), where(inside, t, _ZERO)
                     m0, m1, m2 = m0 + weight, m1 + weight * t, m2 + weight * t * t
         mean = m1 / m0
         linear = load(out, at)

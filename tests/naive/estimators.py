@@ -9,6 +9,9 @@ cell (lower, upper).
 import math
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Saying(NamedTuple):
     """What one input says of one weight."""
@@ -41,3 +44,48 @@ def midpoint(sayings: list[Saying]) -> float:
     if math.isinf(lower) or math.isinf(upper):
         return min(max(linear(sayings), lower), upper)
     return (lower + upper) / 2
+
+
+class Belief(NamedTuple):
+    """Where one input believes a weight to be; a normal belief has c2 = -1/2."""
+
+    value: float
+    scale: float
+    coefficients: tuple[float, ...]
+    """Of u, u**2, ... in the logarithm of the density of u = (x - value) / scale."""
+    atom: float
+    """Mass at u = 0, over the density of the rest there."""
+    reach: tuple[float, float]
+    """Smallest and largest u."""
+
+
+def posterior(
+    beliefs: list[Belief], lower: float, upper: float, prior_variance: float
+) -> tuple[float, float] | None:
+    """Mean and variance by a dense trapezoidal rule; None if there is no place for the weight."""
+    for belief in beliefs:
+        ends = [belief.value + belief.scale * u for u in belief.reach]
+        lower, upper = max(lower, min(ends)), min(upper, max(ends))
+    if not lower < upper:
+        return None
+    x = np.linspace(lower, upper, 4001)
+
+    def log_density(x: NDArray[np.float64], without: Belief | None = None) -> NDArray[np.float64]:
+        total = -(x**2) / (2 * prior_variance)
+        for belief in beliefs:
+            u = (x - belief.value) / belief.scale
+            if belief is not without:
+                total = total + sum(c * u ** (i + 1) for i, c in enumerate(belief.coefficients))
+        return total
+
+    logs = log_density(x)
+    top = logs.max()
+    weight = np.exp(logs - top) * (x[1] - x[0])
+    weight[[0, -1]] /= 2
+    for belief in beliefs:
+        if belief.atom > 0 and lower <= belief.value <= upper:
+            place = np.array([belief.value])
+            mass = belief.atom * abs(belief.scale) * np.exp(log_density(place, belief) - top)
+            x, weight = np.append(x, place), np.append(weight, mass)
+    mean = float(np.sum(weight * x) / np.sum(weight))
+    return mean, float(np.sum(weight * (x - mean) ** 2) / np.sum(weight))
