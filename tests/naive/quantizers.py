@@ -15,3 +15,10 @@ def best_q4_0_error(block: NDArray[np.float32]) -> float:
         levels = np.clip(np.rint(x / scales), -8, 7)
         best = min(best, float(((x - scales * levels) ** 2).sum(1).min()))
     return best
+
+
+def nearest_codes(
+    x: NDArray[np.float32], scale: NDArray[np.float32], minimum: NDArray[np.float32], highest: int
+) -> NDArray[np.uint8]:
+    """The codes of ``scale * code - minimum``, in float32, as the last step of ggml's encoders."""
+    return np.clip(np.rint((x + minimum) / scale), 0, highest).astype(np.uint8)

@@ -1,8 +1,8 @@
 """Q4_K and Q5_K whose scales and minima are fitted to the codes again, by least squares.
 
-llama.cpp's encoder fits the scale and minimum of each sub-block, and then rounds them to multiples of
-d and dmin without looking at the weights again. Here every superblock is worked on further, in the
-way of llama.cpp pull request 4739, with the unweighted square error as the measure:
+llama.cpp's encoder fits the scale and minimum of each sub-block, and then rounds them to multiples
+of d and dmin without looking at the weights again. Here every superblock is worked on further, in
+the way of llama.cpp pull request 4739, with the unweighted square error as the measure:
 
 1. Scale and minimum of each sub-block, for now any numbers: least squares for the given codes and
    nearest codes for the given scale, in turns, from llama.cpp's stored ones on.
@@ -13,8 +13,8 @@ way of llama.cpp pull request 4739, with the unweighted square error as the meas
 3. The 6-bit scale and minimum of each sub-block: the best pair within four steps, with the nearest
    codes of every pair.
 
-This is repeated once from what it found. A superblock is changed only if that makes the error of its
-decoded weights smaller.
+This is done three times, each from what the last one found. A superblock is changed only if that
+makes the error of its decoded weights smaller.
 
 The codes are ``nearest_int((x + dm) / d)`` with the stored scale and minimum, as llama.cpp's: the
 cells of the types hold.
@@ -38,8 +38,8 @@ from recover.quants.q5_k import pack_codes as pack_q5_k
 from recover.quants.variants import Variant
 
 _N = np.float32(32)  # weights in a sub-block
-_N_ROUNDS = 2
-_N_FITS = 4
+_N_ROUNDS = 3
+_N_FITS = 2
 _N_UNITS = 41
 _UNIT_STEP = np.float32(0.005)
 _RADIUS = 4
@@ -176,7 +176,6 @@ def _choose_unit(target: F32Array, weight: Any, unit: F32Array, scratch: F32Arra
         unit[first : first + 8] = largest / np.float32(63)
     smallest, targets = load(unit, 0), load(target, 0)
     best_first = best_second = np.inf
-    best = smallest
     for a in range(_N_UNITS):
         candidate = smallest * (np.float32(1) + _UNIT_STEP * np.float32(a))
         multiple = candidate * _clipped(targets * _inverse(candidate), np.float32(63))
@@ -195,7 +194,7 @@ def _choose_unit(target: F32Array, weight: Any, unit: F32Array, scratch: F32Arra
 
 @kernel
 def _choose_units(rows: F32Array) -> None:
-    """d and dmin, and the multiples of them that are nearest to the fitted scales and minima."""
+    """Both units, and the multiples of them that are nearest to the fitted scales and minima."""
     zero, scratch = splat(np.float32(0)), rows[_SCRATCH]
     sum_q, sum_qq = load(rows[_SUM_Q], 0), load(rows[_SUM_QQ], 0)
     _choose_unit(rows[_SCALE], sum_qq - sum_q * sum_q / _N, rows[_D], scratch)
@@ -248,7 +247,9 @@ def _keep_better(work: _Work) -> None:
 
 
 @kernel
-def _search_pair(x: F32Array, raw: U8Array, type_size: int, at: int, highest: int, w: _Work) -> None:
+def _search_pair(
+    x: F32Array, raw: U8Array, type_size: int, at: int, highest: int, w: _Work
+) -> None:
     """New scales and minima for the superblocks `at` and, if there is one, ``at + 1``."""
     transpose(x, 256 * at, 32, w.x)
     for b in range(2):
@@ -267,7 +268,7 @@ def _search_pair(x: F32Array, raw: U8Array, type_size: int, at: int, highest: in
 
 @kernel
 def _encode(x: F32Array, header: U8Array, highest: int, w: _Work) -> float:
-    """The codes of a superblock for a stored header, and the square error of what they decode to."""
+    """The codes of a superblock for a stored header; the square error of what they decode to."""
     unpack_scales(header, w.scale, w.offset)
     encode_superblock(x, w.scale, w.offset, w.batch.found, 0, 32, highest, w.codes)
     error = 0.0
@@ -292,37 +293,29 @@ def _replace_header(x: F32Array, header: U8Array, b: int, highest: int, w: _Work
 
 
 @kernel
-def _improve_q4_k(x: F32Array, raw: U8Array) -> None:
+def _improve(x: F32Array, raw: U8Array, type_size: int, highest: int) -> None:
+    """Superblocks of llama.cpp's to better ones; `highest` is the highest code of the type."""
     x, work = x.reshape(x.size), _new_work()
     n_blocks = x.size // 256
     for at in range(0, n_blocks, 2):
-        _search_pair(x, raw, 144, at, 15, work)
+        _search_pair(x, raw, type_size, at, highest, work)
         for b in range(min(2, n_blocks - at)):
-            weights, block = x[256 * (at + b) :][:256], raw[144 * (at + b) :][:144]
-            if _replace_header(weights, block[:16], b, 15, work):
-                pack_q4_k(work.codes, block)
-
-
-@kernel
-def _improve_q5_k(x: F32Array, raw: U8Array) -> None:
-    x, work = x.reshape(x.size), _new_work()
-    n_blocks = x.size // 256
-    for at in range(0, n_blocks, 2):
-        _search_pair(x, raw, 176, at, 31, work)
-        for b in range(min(2, n_blocks - at)):
-            weights, block = x[256 * (at + b) :][:256], raw[176 * (at + b) :][:176]
-            if _replace_header(weights, block[:16], b, 31, work):
-                pack_q5_k(work.codes, block)
+            weights, block = x[256 * (at + b) :][:256], raw[type_size * (at + b) :][:type_size]
+            if _replace_header(weights, block[:16], b, highest, work):
+                if highest == 15:
+                    pack_q4_k(work.codes, block)
+                else:
+                    pack_q5_k(work.codes, block)
 
 
 def _quantize_q4_k(x: F32Array, raw: U8Array) -> None:
     Q4_K.quantize(x, np.empty(0, np.float32), raw)
-    _improve_q4_k(x, raw)
+    _improve(x, raw, Q4_K.type_size, 15)
 
 
 def _quantize_q5_k(x: F32Array, raw: U8Array) -> None:
     Q5_K.quantize(x, np.empty(0, np.float32), raw)
-    _improve_q5_k(x, raw)
+    _improve(x, raw, Q5_K.type_size, 31)
 
 
 K_LSQ = Variant(name="k-lsq", encoders={"Q4_K": _quantize_q4_k, "Q5_K": _quantize_q5_k})

@@ -1,20 +1,20 @@
 """Q4_0 whose stored block has the smallest square error that any Q4_0 block can have.
 
-llama.cpp's encoder gives the weight of largest magnitude the code -8 and takes the scale from it.
-Here the scale is searched, exactly and unweighted, in the way of llama.cpp pull request 835. As
-``1 / |d|`` grows from 0, a weight's level goes from k to k + 1 in magnitude at ``(k + 1/2) / |x|``:
-so all codes that can be nearest for any d are met one after the other, by sorting these
-change-overs. For given levels k the error is ``sum(x**2) - s**2 / n + n * (d - s / n)**2`` with
-``s = sum(x * k)`` and ``n = sum(k * k)``, a parabola in d; the best stored d for these levels is the
-float16 nearest to ``s / n``, whatever d those levels are nearest for. With the nearest codes for that
-float16 the error is the same or smaller. So the optimum is among these, one per change-over and sign
-of d (the signs differ, as the levels go from -8 to 7); only those whose ``s**2 / n`` is not below
-what is already achieved are computed.
+llama.cpp's encoder gives the weight of largest magnitude the code of level -8 and takes the scale
+from it. Here the scale is searched, exactly and unweighted, in the way of llama.cpp pull request
+835. As ``1 / |d|`` grows from 0, a weight's level goes from k to k + 1 in magnitude at
+``(k + 1/2) / |x|``: so all levels that can be nearest for any d are met one after the other, by
+sorting these change-overs. For given levels k the error is
+``sum(x**2) - s**2 / n + n * (d - s / n)**2`` with ``s = sum(x * k)`` and ``n = sum(k * k)``, a
+parabola in d; the best stored d for these levels is the float16 nearest to ``s / n``, whatever d
+they are nearest for. With the nearest codes for that float16 the error is the same or smaller. So
+the optimum is among these, one per change-over and sign of d (the signs differ, as the levels go
+from -8 to 7); only those whose ``s**2 / n`` is not below what is already achieved are computed.
 
-The codes are the nearest for the stored d: the cell of level k is ``k - 1/2 .. k + 1/2`` in units of
-the stored d, without widening for its rounding, and both end cells are open. That is another cell
-than the one which `recover.quants.q4_0` declares for llama.cpp's encoder: there no weight is beyond
-8 d, here the largest ones may be.
+The codes are the nearest for the stored d: the cell of level k is ``k - 1/2 .. k + 1/2`` in units
+of the stored d, without widening for its rounding, and both end cells are open. That is another
+cell than the one which `recover.quants.q4_0` declares for llama.cpp's encoder: there no weight is
+beyond 8 d, here the largest ones may be.
 """
 
 import numpy as np
@@ -77,6 +77,11 @@ def _change_overs(x: F32Array, limit: float, at: F64Array, what: NDArray[np.int1
 
 
 @kernel
+def _bucket(position: float) -> int:
+    return int(min(position, _N_BUCKETS - 1.0))
+
+
+@kernel
 def _sort(
     at: F64Array, n: int, limit: float, starts: NDArray[np.int16], order: NDArray[np.int16]
 ) -> None:
@@ -84,11 +89,11 @@ def _sort(
     factor = _N_BUCKETS / limit
     starts[:] = 0
     for e in range(n):
-        starts[1 + min(np.int64(at[e] * factor), _N_BUCKETS - 1)] += 1
+        starts[1 + _bucket(at[e] * factor)] += 1
     for b in range(_N_BUCKETS):
         starts[b + 1] += starts[b]
     for e in range(n):
-        b = min(np.int64(at[e] * factor), _N_BUCKETS - 1)
+        b = _bucket(at[e] * factor)
         order[starts[b]] = e
         starts[b] += 1
     for e in range(1, n):
