@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from llvmlite.binding import get_host_cpu_features
+
+from recover.errors import RecoverError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -56,6 +60,15 @@ def _cache_folder() -> str:
     return str(shared / name) if owned else tempfile.mkdtemp(prefix="recover-")
 
 
+def _check_cpu() -> None:
+    """Refuse CPUs on which LLVM would abort the process for want of float16 conversions."""
+    if platform.machine() in ("x86_64", "AMD64") and not get_host_cpu_features().get("f16c"):
+        raise RecoverError(
+            "this CPU lacks the F16C instructions (x86-64 CPUs have them since 2012)"
+        )
+
+
+_check_cpu()
 _CACHE_FOLDER = _cache_folder()
 
 

@@ -44,10 +44,21 @@ def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> Non
 
 
 @kernel
-def _normalize(weights: F32Array, total: F32Array, otherwise: np.float32) -> None:
-    """Precisions to weights that add up to 1; `otherwise` where there are none."""
+def _normalize(weights: F32Array, total: F32Array) -> None:
+    """Precisions to weights that add up to 1, where there are any."""
     for g in range(total.size):
-        weights[g] = weights[g] / total[g] if total[g] > 0 else otherwise
+        weights[g] = weights[g] / total[g] if total[g] > 0 else np.float32(0)
+
+
+def _take_first_usable(evidence: Evidence, missing: NDArray[np.bool_], weights: F32Array) -> None:
+    """Where weights (K + V, n / 16) are `missing`: 1 for the first input that is not broken."""
+    variance = np.empty(missing.size, np.float32)
+    for k in range(len(weights)):
+        group_variances(evidence, k, variance)
+        usable = missing & (variance < np.inf)
+        weights[k, usable] = 1
+        missing = missing & ~usable
+    weights[0, missing] = 1
 
 
 @kernel
@@ -83,7 +94,8 @@ def combine(
     """The mean of the inputs weighted by inverse variance.
 
     Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tally[2:]`` the
-    expected variance of each input alone. Where no input has a usable variance, the first is taken.
+    expected variance of each input alone. Where no input has a usable variance (scales are 0), the
+    first that is not broken is taken.
     """
     n_scalars, n_inputs = evidence.codes.shape[0], tally.size - 2
     weights = np.empty((n_inputs, variance.size), np.float32)
@@ -93,7 +105,9 @@ def combine(
         tally[2 + k] += sum_variance(variance)
         _precisions(variance, weights[k], total)
     for k in range(n_inputs):
-        _normalize(weights[k], total, np.float32(k == 0))
+        _normalize(weights[k], total)
+    if not total.all():
+        _take_first_usable(evidence, total == 0, weights)
     np.divide(1, total, out=variance, where=total > 0)
     out[:] = 0
     for k in range(n_scalars):

@@ -2,7 +2,9 @@
 
 Consistent reconstruction (Goyal, Vetterli, Thao, IEEE Trans. Inf. Theory 44(1), 1998): no other
 point has a smaller worst-case error. Where the intersection is open on a side, the linear estimate
-is moved into it; where it is empty, the first (finest) input is taken alone.
+is moved into it; where it is empty, the first (finest) input is taken alone. Next to inputs that
+have no cells, of which the middle knows nothing, it is the linear estimate throughout, moved into
+the intersection if there is one.
 """
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from recover._jit import kernel
 from recover.cells import intersect_cells
-from recover.estimators._combine import combine, group_variances, take_first
+from recover.estimators._combine import combine, group_variances, sum_variance, take_first
 from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._lanes import any_lane, gather, load, load_bytes, splat, store, where
@@ -22,10 +24,14 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     combine(evidence, out, variance, tally)
-    if evidence.codes.shape[0] == 0:
-        return
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
+    if _some_have_no_cells(evidence):
+        fits = lower <= upper
+        np.clip(out, lower, upper, out=out, where=fits)
+        tally[0] += sum_variance(variance)
+        tally[1] += out.size - np.count_nonzero(fits)
+        return
     expected, n_conflicts = _move_into_cells(
         lower, upper, variance, evidence.codes[0], _relative_variance(evidence), out
     )
@@ -36,6 +42,11 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
         expected += _resolve_conflicts(lower, upper, variance, first, out)
     tally[0] += expected
     tally[1] += n_conflicts
+
+
+def _some_have_no_cells(evidence: Evidence) -> bool:
+    open_ended = np.isneginf(evidence.lower_levels).all(axis=1)
+    return evidence.values.shape[0] > 0 or bool(open_ended.any())
 
 
 def _relative_variance(evidence: Evidence) -> F32Array:
@@ -88,7 +99,7 @@ def _resolve_conflicts(
     """Take the first input where the inputs contradict each other; the variance this adds."""
     added = 0.0
     for i in range(out.size):
-        if lower[i] > upper[i]:
+        if lower[i] > upper[i] and np.isfinite(first[i]):
             out[i] = first[i]
             added += variance[i // 16]
     return added

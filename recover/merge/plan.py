@@ -26,12 +26,14 @@ from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted
 from recover.gguf.writer import check_output_path
 from recover.quants import (
+    TILE,
     FloatType,
     OpaqueType,
     ScalarType,
     TensorType,
     U8Array,
     VectorType,
+    dequantize,
     type_by_name,
 )
 
@@ -277,7 +279,7 @@ def _draft(
         isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
     ):
         action, outtype = "copy", finest.type
-        if len(distinct) > 1:
+        if any(_contradicts(tensors[i], finest) for i in distinct[1:]):
             warnings.append(
                 f"tensor {quoted(name)}: the inputs disagree; taken from"
                 f" {printable(models[distinct[0]].path)}"
@@ -301,6 +303,24 @@ def _draft(
         twins,
         outtype,
     )
+
+
+def _contradicts(other: Tensor, finest: Tensor) -> bool:
+    """Whether a tensor with other bytes says something else than a finer one, rounding aside."""
+    if isinstance(finest.type, OpaqueType) or other.type is finest.type:
+        return True
+    if not isinstance(other.type, FloatType):
+        return False
+    precision = 2.0**-other.type.significand_bits
+    for start in range(0, finest.n_weights, TILE):
+        end = min(start + TILE, finest.n_weights)
+        rounded, exact = (
+            dequantize(each.raw[each.type.n_bytes(start) : each.type.n_bytes(end)], each.type)
+            for each in (other, finest)
+        )
+        if not np.allclose(rounded, exact, rtol=precision, atol=2.0**-25, equal_nan=True):
+            return True
+    return False
 
 
 def _twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:

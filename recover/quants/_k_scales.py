@@ -21,8 +21,9 @@ def unpack_scales(header: U8Array, scale: F32Array, offset: F32Array) -> None:
         else:
             sc = (packed[j + 4] & 15) | ((packed[j - 4] >> 6) << 4)
             m = (packed[j + 4] >> 4) | ((packed[j] >> 6) << 4)
-        scale[2 * j : 2 * j + 2] = d * np.float32(sc)
-        offset[2 * j : 2 * j + 2] = -(dmin * np.float32(m))
+        for g in range(2 * j, 2 * j + 2):
+            scale[g] = d * np.float32(sc)
+            offset[g] = -(dmin * np.float32(m))
 
 
 @kernel

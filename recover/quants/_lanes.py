@@ -173,6 +173,8 @@ def _define_operators() -> None:
         (operator.and_, "and_"),
         (operator.or_, "or_"),
         (operator.lshift, "shl"),
+        (operator.rshift, "lshr"),
+        (operator.xor, "xor"),
     ):
         _define_binary(function, i32_lanes, i32_lanes, _method(name))
     _define_binary(operator.and_, mask_lanes, mask_lanes, _method("and_"))

@@ -26,9 +26,9 @@ from recover.quants.base import F32Array, U8Array, table
 @kernel
 def split_nibbles(qs: U8Array, codes: U8Array) -> None:
     """16 bytes to 32 codes: low nibbles first, then high nibbles."""
-    for j in range(16):
-        codes[j] = qs[j] & np.uint8(15)
-        codes[j + 16] = qs[j] >> np.uint8(4)
+    q = load_bytes(qs, 0)
+    store_bytes(codes, 0, q & 15)
+    store_bytes(codes, 16, q >> 4)
 
 
 @kernel

@@ -32,8 +32,9 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
             low = (block[4 + j // 2] >> (4 * (j % 2))) & 15
             high = (scales_h >> np.uint32(2 * j)) & np.uint32(3)
             g = 16 * b + 2 * j
-            scale[g : g + 2] = d * np.float32(np.int32(low | (high << np.uint32(4))) - 32)
-            offset[g : g + 2] = -0.0
+            dl = d * np.float32(np.int32(low | (high << np.uint32(4))) - 32)
+            scale[g] = scale[g + 1] = dl
+            offset[g] = offset[g + 1] = -0.0
             y = codes[256 * b + 32 * j : 256 * b + 32 * j + 32]
             split_nibbles(block[8 + 16 * j : 24 + 16 * j], y)
 

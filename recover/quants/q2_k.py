@@ -16,6 +16,7 @@ from recover.quants._k_affine import (
     search_batch,
 )
 from recover.quants._k_scales import pack_pairs
+from recover.quants._lanes import load_bytes, store_bytes
 from recover.quants._search import Steps
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 
@@ -36,12 +37,10 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
         block = raw[84 * b : 84 * b + 84]
         _unpack_scales(block, scale[16 * b : 16 * b + 16], offset[16 * b : 16 * b + 16])
         for half in range(2):
-            qs = block[16 + 32 * half : 48 + 32 * half]
             for j in range(4):
-                y = codes[256 * b + 128 * half + 32 * j : 256 * b + 128 * half + 32 * j + 32]
-                shift = np.uint8(2 * j)
-                for i in range(32):
-                    y[i] = (qs[i] >> shift) & np.uint8(3)
+                for i in range(0, 32, 16):
+                    q = load_bytes(block, 16 + 32 * half + i) >> (2 * j)
+                    store_bytes(codes, 256 * b + 128 * half + 32 * j + i, q & 3)
 
 
 _STEPS = Steps(4, np.float32(-0.5), np.float32(0.1), 15, True)

@@ -10,7 +10,16 @@ import numpy as np
 from recover._jit import kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._k_scales import pack_pairs
-from recover.quants._lanes import any_lane, load, splat, store, to_f32, where
+from recover.quants._lanes import (
+    any_lane,
+    load,
+    load_bytes,
+    splat,
+    store,
+    store_bytes,
+    to_f32,
+    where,
+)
 from recover.quants._search import (
     FACTOR,
     SCALE,
@@ -59,16 +68,15 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     for b in range(raw.size // 110):
         block = raw[110 * b : 110 * b + 110]
         _unpack_scales(block, scale[16 * b : 16 * b + 16])
-        offset[16 * b : 16 * b + 16] = -0.0
+        for g in range(16 * b, 16 * b + 16):
+            offset[g] = -0.0
         for half in range(2):
-            qs = block[32 + 32 * half : 64 + 32 * half]
             for j in range(4):
-                y = codes[256 * b + 128 * half + 32 * j : 256 * b + 128 * half + 32 * j + 32]
-                shift = np.uint8(2 * j)
-                bit = np.uint8(4 * half + j)
-                for i in range(32):
-                    high_bit = (block[i] >> bit) & np.uint8(1)
-                    y[i] = ((qs[i] >> shift) & np.uint8(3)) | (high_bit << np.uint8(2))
+                for i in range(0, 32, 16):
+                    low = load_bytes(block, 32 + 32 * half + i) >> (2 * j)
+                    high = load_bytes(block, i) >> (4 * half + j)
+                    q = (low & 3) | ((high & 1) << 2)
+                    store_bytes(codes, 256 * b + 128 * half + 32 * j + i, q)
 
 
 @kernel

@@ -27,8 +27,9 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     """Mirrors `dequantize_row_q4_0`."""
     for b in range(raw.size // 18):
         d = read_f16(raw, 18 * b)
-        scale[2 * b : 2 * b + 2] = d
-        offset[2 * b : 2 * b + 2] = -0.0
+        for g in range(2 * b, 2 * b + 2):
+            scale[g] = d
+            offset[g] = -0.0
         split_nibbles(raw[18 * b + 2 : 18 * b + 18], codes[32 * b : 32 * b + 32])
 
 

@@ -27,8 +27,9 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     for b in range(raw.size // 20):
         d = read_f16(raw, 20 * b)
         m = read_f16(raw, 20 * b + 2)
-        scale[2 * b : 2 * b + 2] = d
-        offset[2 * b : 2 * b + 2] = m
+        for g in range(2 * b, 2 * b + 2):
+            scale[g] = d
+            offset[g] = m
         split_nibbles(raw[20 * b + 4 : 20 * b + 20], codes[32 * b : 32 * b + 32])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from recover._jit import kernel
 from recover.quants._k_affine import BATCH, encode_superblock, new_batch, search_batch
 from recover.quants._k_scales import pack_scales, unpack_scales
+from recover.quants._lanes import load_bytes, store_bytes
 from recover.quants._search import Steps
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 
@@ -20,12 +21,10 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
         block = raw[144 * b : 144 * b + 144]
         unpack_scales(block[:16], scale[16 * b : 16 * b + 16], offset[16 * b : 16 * b + 16])
         for j in range(4):
-            qs = block[16 + 32 * j : 48 + 32 * j]
-            low = codes[256 * b + 64 * j : 256 * b + 64 * j + 32]
-            high = codes[256 * b + 64 * j + 32 : 256 * b + 64 * j + 64]
-            for i in range(32):
-                low[i] = qs[i] & np.uint8(15)
-                high[i] = qs[i] >> np.uint8(4)
+            for i in range(0, 32, 16):
+                q = load_bytes(block, 16 + 32 * j + i)
+                store_bytes(codes, 256 * b + 64 * j + i, q & 15)
+                store_bytes(codes, 256 * b + 64 * j + 32 + i, q >> 4)
 
 
 _STEPS = Steps(16, np.float32(-1), np.float32(0.1), 20, False)

@@ -28,8 +28,9 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     """Mirrors `dequantize_row_q5_0`."""
     for b in range(raw.size // 22):
         d = read_f16(raw, 22 * b)
-        scale[2 * b : 2 * b + 2] = d
-        offset[2 * b : 2 * b + 2] = -0.0
+        for g in range(2 * b, 2 * b + 2):
+            scale[g] = d
+            offset[g] = -0.0
         split_nibbles(raw[22 * b + 6 : 22 * b + 22], codes[32 * b : 32 * b + 32])
         add_fifth_bits(raw[22 * b + 2 : 22 * b + 6], codes[32 * b : 32 * b + 32])
 

@@ -9,6 +9,7 @@ import numpy as np
 from recover._jit import kernel
 from recover.quants._k_affine import BATCH, encode_superblock, new_batch, search_batch
 from recover.quants._k_scales import pack_scales, unpack_scales
+from recover.quants._lanes import load_bytes, store_bytes
 from recover.quants._search import Steps
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 
@@ -16,20 +17,15 @@ from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, r
 @kernel
 def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> None:
     """Mirrors `dequantize_row_q5_K`."""
-    one, fifteen, four = np.uint8(1), np.uint8(15), np.uint8(4)
     for b in range(raw.size // 176):
         block = raw[176 * b : 176 * b + 176]
         unpack_scales(block[:16], scale[16 * b : 16 * b + 16], offset[16 * b : 16 * b + 16])
-        qh = block[16:48]
         for j in range(4):
-            qs = block[48 + 32 * j : 80 + 32 * j]
-            low = codes[256 * b + 64 * j : 256 * b + 64 * j + 32]
-            high = codes[256 * b + 64 * j + 32 : 256 * b + 64 * j + 64]
-            bit = np.uint8(2 * j)
-            for i in range(32):
-                fifths = qh[i] >> bit
-                low[i] = (qs[i] & fifteen) | ((fifths & one) << four)
-                high[i] = (qs[i] >> four) | (((fifths >> one) & one) << four)
+            for i in range(0, 32, 16):
+                q = load_bytes(block, 48 + 32 * j + i)
+                fifths = load_bytes(block, 16 + i) >> (2 * j)
+                store_bytes(codes, 256 * b + 64 * j + i, (q & 15) | ((fifths & 1) << 4))
+                store_bytes(codes, 256 * b + 64 * j + 32 + i, (q >> 4) | ((fifths & 2) << 3))
 
 
 _STEPS = Steps(32, np.float32(-0.5), np.float32(0.1), 15, False)

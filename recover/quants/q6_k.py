@@ -8,7 +8,7 @@ import numpy as np
 
 from recover._jit import kernel
 from recover.quants._float16 import read_f16, write_f16
-from recover.quants._lanes import load, store
+from recover.quants._lanes import load, load_bytes, store, store_bytes
 from recover.quants._search import (
     BASE,
     FACTOR,
@@ -34,15 +34,12 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
             scale[16 * b + g] = d * np.float32(np.int8(block[192 + g]))
             offset[16 * b + g] = -0.0
         for half in range(2):
-            qh = block[128 + 32 * half : 160 + 32 * half]
             for j in range(4):
-                ql = block[64 * half + 32 * (j % 2) : 64 * half + 32 * (j % 2) + 32]
-                y = codes[256 * b + 128 * half + 32 * j : 256 * b + 128 * half + 32 * j + 32]
-                low_shift = np.uint8(4 * (j // 2))
-                high_shift = np.uint8(2 * j)
-                for i in range(32):
-                    low = (ql[i] >> low_shift) & np.uint8(15)
-                    y[i] = low | (((qh[i] >> high_shift) & np.uint8(3)) << np.uint8(4))
+                for i in range(0, 32, 16):
+                    low = load_bytes(block, 64 * half + 32 * (j % 2) + i) >> (4 * (j // 2))
+                    high = load_bytes(block, 128 + 32 * half + i) >> (2 * j)
+                    q = (low & 15) | ((high & 3) << 4)
+                    store_bytes(codes, 256 * b + 128 * half + 32 * j + i, q)
 
 
 @kernel

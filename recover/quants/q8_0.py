@@ -7,7 +7,15 @@ import numpy as np
 
 from recover._jit import kernel
 from recover.quants._float16 import read_f16, write_f16
-from recover.quants._lanes import largest_lane, load, round_away, store_bytes, truncate, where
+from recover.quants._lanes import (
+    largest_lane,
+    load,
+    load_bytes,
+    round_away,
+    store_bytes,
+    truncate,
+    where,
+)
 from recover.quants._legacy import inverse
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, table
 
@@ -17,12 +25,11 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     """Mirrors `dequantize_row_q8_0`."""
     for b in range(raw.size // 34):
         d = read_f16(raw, 34 * b)
-        scale[2 * b : 2 * b + 2] = d
-        offset[2 * b : 2 * b + 2] = -0.0
-        qs = raw[34 * b + 2 : 34 * b + 34]
-        y = codes[32 * b : 32 * b + 32]
-        for j in range(32):
-            y[j] = qs[j] ^ np.uint8(128)
+        for g in range(2 * b, 2 * b + 2):
+            scale[g] = d
+            offset[g] = -0.0
+        for i in range(0, 32, 16):
+            store_bytes(codes, 32 * b + i, load_bytes(raw, 34 * b + 2 + i) ^ 128)
 
 
 @kernel

@@ -28,9 +28,14 @@ def linear(sayings: list[Saying]) -> float:
 
 
 def midpoint(sayings: list[Saying]) -> float:
-    """Middle of the intersection; linear moved into it if it is open; first if it is empty."""
+    """Middle of the intersection; linear moved into it if it is open; first if it is empty.
+
+    Next to inputs of known variance without a cell: linear moved into it, if it is not empty.
+    """
     lower = max(s.lower for s in sayings)
     upper = min(s.upper for s in sayings)
+    if any(s.variance > 0 and (s.lower, s.upper) == (-math.inf, math.inf) for s in sayings):
+        return min(max(linear(sayings), lower), upper) if lower <= upper else linear(sayings)
     if lower > upper:
         return sayings[0].value
     if math.isinf(lower) or math.isinf(upper):
