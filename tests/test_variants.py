@@ -120,6 +120,14 @@ def test_q4_0_rmse_is_the_optimum_on_trained_weights() -> None:
     assert_optimal(blocks_of("tiny-llama-3m", 32, N_REAL)[::200])
 
 
+@pytest.mark.parametrize(("middle", "towards"), [(1 + 2**-11, np.inf), (1 + 3 * 2**-11, 0)])
+def test_q4_0_rmse_rounds_its_scale_once(middle: float, towards: float) -> None:
+    """Best scales next to the middle of two float16, where float32 would round to the middle."""
+    block = (middle * np.tile(np.arange(-8, 8), 2)).astype(np.float32)
+    block[0] = -np.nextafter(-block[0], np.float32(towards))
+    assert_optimal(block)
+
+
 def numbers(low: float, high: float) -> st.SearchStrategy[float]:
     """Float32 of both signs, of magnitudes from `low` to `high`, and zeros."""
     size = st.floats(low, high, width=32)
