@@ -124,7 +124,7 @@ def test_q4_0_rmse_is_the_optimum_on_trained_weights() -> None:
 def test_q4_0_rmse_rounds_its_scale_once(middle: float, towards: float) -> None:
     """Best scales next to the middle of two float16, where float32 would round to the middle."""
     block = (middle * np.tile(np.arange(-8, 8), 2)).astype(np.float32)
-    block[0] = -np.nextafter(-block[0], np.float32(towards))
+    block[1] = -np.nextafter(-block[1], np.float32(towards))
     assert_optimal(block)
 
 
