@@ -1,6 +1,7 @@
 """The tensor types, one file per type, found by discovery: a new type is one new file."""
 
 import pkgutil
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 
@@ -20,8 +21,11 @@ from recover.quants.base import (
     U8Array,
     VectorType,
 )
+from recover.quants.variants import DEFAULT as DEFAULT_QUANTIZER
+from recover.quants.variants import quantizer_names, variant_encoder
 
 __all__ = [
+    "DEFAULT_QUANTIZER",
     "GROUP",
     "TILE",
     "F32Array",
@@ -34,6 +38,7 @@ __all__ = [
     "all_types",
     "dequantize",
     "quantize",
+    "quantizer_names",
     "type_by_id",
     "type_by_name",
 ]
@@ -44,7 +49,7 @@ def all_types() -> tuple[TensorType, ...]:
     """Every declared type, by ascending `type_id`."""
     found: dict[int, TensorType] = {}
     for module in pkgutil.iter_modules(__path__):
-        if module.name.startswith("_") or module.name == "base":
+        if module.name.startswith("_") or module.name in ("base", "variants"):
             continue
         for value in vars(import_module(f"{__name__}.{module.name}")).values():
             if (
@@ -123,6 +128,7 @@ def quantize(
     tensor_type: TensorType,
     imatrix: F32Array | None = None,
     out: U8Array | None = None,
+    quantizer: str = DEFAULT_QUANTIZER,
 ) -> U8Array:
     """Encode rows of weights, byte for byte as `ggml_quantize_chunk` does on x86-64.
 
@@ -137,6 +143,8 @@ def quantize(
         scales; Q8_0 and the float types do not use it.
     out : uint8 (n_rows * row_bytes,), optional
         Where to put the bytes; made if not given.
+    quantizer : str, optional
+        Another way to choose scales and codes than ggml's; see `recover.quants.variants`.
 
     Returns
     -------
@@ -147,7 +155,8 @@ def quantize(
     QuantError
         If the type cannot be encoded, the row length does not fit it, weights are not finite or too
         large for a float type, `imatrix` does not fit the rows or holds numbers that are no
-        importances, or `out` has another size.
+        importances, `out` has another size, or `quantizer` is unknown, does not make the type or
+        takes no importance matrix.
     """
     if not isinstance(tensor_type, ScalarType | FloatType):
         raise QuantError(f"weights cannot be encoded as {tensor_type.name}")
@@ -158,6 +167,7 @@ def quantize(
         n_bad = int(np.count_nonzero(~np.isfinite(weights)))
         raise QuantError(f"{n_bad} of {weights.size} weights are infinite or not a number")
     importance = _checked_imatrix(imatrix, ne0)
+    encode = _variant_encoder(quantizer, tensor_type, imatrix)
     if out is None:
         out = np.empty(n_bytes, np.uint8)
     elif out.shape != (n_bytes,):
@@ -165,11 +175,25 @@ def quantize(
             f"{weights.size} weights as {tensor_type.name} take {n_bytes} bytes,"
             f" but the output has the shape {out.shape}"
         )
-    if isinstance(tensor_type, ScalarType):
+    if encode is not None:
+        encode(weights, out)
+    elif isinstance(tensor_type, ScalarType):
         tensor_type.quantize(weights, importance, out)
     elif n_bad := tensor_type.encode(weights.reshape(-1), out):
         raise QuantError(f"{n_bad} of {weights.size} weights are too large for {tensor_type.name}")
     return out
+
+
+def _variant_encoder(
+    quantizer: str, tensor_type: TensorType, imatrix: F32Array | None
+) -> Callable[[F32Array, U8Array], None] | None:
+    """The encoder of a named quantizer; none for the default."""
+    if quantizer == DEFAULT_QUANTIZER:
+        return None
+    encode = variant_encoder(quantizer, tensor_type.name)
+    if imatrix is not None:
+        raise QuantError(f"the quantizer {quantizer} takes no importance matrix")
+    return encode
 
 
 def _checked_imatrix(imatrix: F32Array | None, ne0: int) -> F32Array:

@@ -32,6 +32,15 @@ _WEIGHTED_STEPS = Steps(16, np.float32(-0.9), np.float32(0.05), 36, False)
 
 
 @kernel
+def pack_codes(codes: U8Array, block: U8Array) -> None:
+    """256 codes to the nibbles of a block."""
+    for j in range(4):
+        qs = block[16 + 32 * j : 48 + 32 * j]
+        for i in range(32):
+            qs[i] = codes[64 * j + i] | (codes[64 * j + 32 + i] << np.uint8(4))
+
+
+@kernel
 def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_q4_K`."""
     x = x.reshape(x.size)
@@ -48,10 +57,7 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
             unpack_scales(block[:16], scale, offset)
             values = weights[256 * b : 256 * b + 256]
             encode_superblock(values, scale, offset, batch.found, 8 * b, 32, 15, codes)
-            for j in range(4):
-                qs = block[16 + 32 * j : 48 + 32 * j]
-                for i in range(32):
-                    qs[i] = codes[64 * j + i] | (codes[64 * j + 32 + i] << np.uint8(4))
+            pack_codes(codes, block)
 
 
 # `quantize_row_q4_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..15.

@@ -33,8 +33,9 @@ _WEIGHTED_STEPS = Steps(32, np.float32(-0.9), np.float32(0.05), 36, False)
 
 
 @kernel
-def _pack(codes: U8Array, qh: U8Array, qs: U8Array) -> None:
-    """256 codes to their fifth bits and nibbles."""
+def pack_codes(codes: U8Array, block: U8Array) -> None:
+    """256 codes to the fifth bits and nibbles of a block."""
+    qh, qs = block[16:48], block[48:176]
     one, fifteen, four = np.uint8(1), np.uint8(15), np.uint8(4)
     qh[:] = 0
     for j in range(4):
@@ -61,7 +62,7 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
             unpack_scales(block[:16], scale, offset)
             values = weights[256 * b : 256 * b + 256]
             encode_superblock(values, scale, offset, batch.found, 8 * b, 32, 31, codes)
-            _pack(codes, block[16:48], block[48:176])
+            pack_codes(codes, block)
 
 
 # `quantize_row_q5_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..31.
