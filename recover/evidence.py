@@ -116,7 +116,7 @@ class EvidenceBuffer:
     @property
     def order(self) -> tuple[int, ...]:
         """Index into a ``tally[2:]`` of each witness (see `recover.estimators`)."""
-        n_scalars = self._whole.codes.shape[0]
+        n_scalars = len(self._whole.levels)
         return tuple(
             row if isinstance(kind, ScalarType) else n_scalars + row
             for kind, row in zip(self._types, self._row_of, strict=True)

@@ -84,7 +84,7 @@ def test_default_method_and_messages(tiny: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     done = run("merge", *tiny, "-o", out)
     assert done.returncode == 0
-    assert "(linear)" in done.stdout
+    assert "(posterior)" in done.stdout
     assert f"wrote {out}" in done.stdout
     assert done.stderr == ""
 

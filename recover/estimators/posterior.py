@@ -46,7 +46,7 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
         return
     take_first(evidence, first)
     spread = np.empty_like(variance)
-    typical_variance(first, 1.0, spread)
+    typical_variance(out, 1.0, spread)
     expected, n_conflicts = _integrate(evidence, lower, upper, first, spread, variance, out)
     tally[0] += expected
     tally[1] += n_conflicts
