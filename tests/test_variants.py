@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from recover import evaluate_models, open_gguf, plan_merge
 from recover.cells import intersect_cells
+from recover.cli import main
 from recover.errors import QuantError
 from recover.evidence import EvidenceBuffer, Witness
 from recover.quants import (
@@ -23,6 +26,7 @@ from recover.quants import (
 )
 from recover.quants.base import rounding_cells
 from recover.quants.variants import all_variants
+from tests.conftest import TINY
 from tests.naive.quantizers import best_q4_0_error, nearest_codes
 from tests.oracle import libggml
 from tests.oracle.data_sets import DATA_SETS, blocks_of
@@ -246,3 +250,27 @@ def test_what_cannot_be_selected() -> None:
     with pytest.raises(QuantError, match="1 of 512 weights are infinite or not a number"):
         quantize(x, kind, quantizer="k-lsq")
     assert np.array_equal(quantize(x[1:], kind, quantizer=DEFAULT_QUANTIZER), quantize(x[1:], kind))
+
+
+@pytest.mark.parametrize(("name", "type_name"), [("q4_0-rmse", "Q4_0"), ("k-lsq", "Q5_K")])
+def test_quantize_command(name: str, type_name: str, tmp_path: Path) -> None:
+    """The file says how it was made; its error is the smaller one; merge asks for no cells."""
+    plain, special = tmp_path / "plain.gguf", tmp_path / "special.gguf"
+    assert main(["quantize", str(TINY), type_name, "-o", str(plain), "-q"]) == 0
+    options = ["--quantizer", name, "-q"]
+    assert main(["quantize", str(TINY), type_name, "-o", str(special), *options]) == 0
+    errors = [evaluate_models([path], TINY)[0].total.mse for path in (plain, special)]
+    assert errors[1] < 0.95 * errors[0]
+    assert open_gguf(special).get("recover.quantizer") == name
+    plan = plan_merge([special, plain], tmp_path / "out.gguf")
+    witness = plan.witness(next(t for t in plan.tensors if t.action == "merge"), 0)
+    assert witness.has_cells == (name == "k-lsq")
+
+
+def test_quantize_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.gguf"
+    for type_name, name in (("Q8_0", "k-lsq"), ("Q4_K", "nonsense")):
+        options = ["--quantizer", name]
+        assert main(["quantize", str(TINY), type_name, "-o", str(out), *options]) == 1
+        assert name in capsys.readouterr().err
+    assert not out.exists()

@@ -47,6 +47,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--leave-output-tensor", action="store_true", help="leave output.weight as it is"
     )
+    parser.add_argument(
+        "--quantizer",
+        metavar="NAME",
+        default="llama.cpp",
+        help="encoder of TYPE: llama.cpp (default), q4_0-rmse (for Q4_0: least squared error per"
+        " block), k-lsq (for Q4_K and Q5_K: least-squares scales)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -72,6 +79,7 @@ def run(args: Namespace) -> int:
         tensor_types=args.tensor_type,
         allow_requantize=args.allow_requantize,
         leave_output_tensor=args.leave_output_tensor,
+        quantizer=args.quantizer,
     )
     for warning in plan.warnings:
         message(args, f"warning: {warning}")

@@ -25,6 +25,9 @@ FILE_TYPES = {
 """What `general.file_type` says of a file whose weights have that type: the `enum llama_ftype` that
 ``llama-quantize`` takes for the name (for Q3_K, Q4_K and Q5_K that of the K_M mix)."""
 
+QUANTIZER_KEY = "recover.quantizer"
+"""Name of the encoder, where it was another than llama.cpp's."""
+
 
 def derived_metadata(
     metadata: Mapping[str, KeyValue],

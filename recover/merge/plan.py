@@ -16,7 +16,7 @@ from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, estimator
 from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
-from recover.gguf.metadata import FILE_TYPES, derived_metadata
+from recover.gguf.metadata import FILE_TYPES, QUANTIZER_KEY, derived_metadata
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
@@ -112,7 +112,8 @@ class MergePlan:
         model = self.models[source]
         kind = model.tensors[tensor.name].type
         refitted = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
-        return Witness(kind, has_cells=not (refitted and uses_imatrix(model)))
+        searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
+        return Witness(kind, has_cells=not (refitted and searched))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""

@@ -11,6 +11,7 @@ from recover.gguf.text import printable, quoted
 from recover.gguf.writer import OutputFile
 from recover.quantize.plan import QuantizePlan
 from recover.quants import (
+    DEFAULT_QUANTIZER,
     F32Array,
     FloatType,
     ScalarType,
@@ -146,7 +147,9 @@ class _Worker:
         rows = weights.reshape(-1, row_length)
         encoded = self._encoded[: self._outtype.n_bytes(weights.size)]
         if self._importance is None:
-            return quantize(rows, self._outtype, out=encoded)
+            special = self._tensor.outtype == self._plan.outtype
+            quantizer = self._plan.quantizer if special else DEFAULT_QUANTIZER
+            return quantize(rows, self._outtype, out=encoded, quantizer=quantizer)
         importance = self._importance.reshape(-1, row_length)
         row_bytes = self._outtype.n_bytes(row_length)
         first, start = tile.start // row_length, 0

@@ -11,12 +11,13 @@ from typing import Any
 
 from recover.errors import PlanError
 from recover.gguf.header import ValueType, lay_out
-from recover.gguf.metadata import FILE_TYPES, derived_metadata
+from recover.gguf.metadata import FILE_TYPES, QUANTIZER_KEY, derived_metadata
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
 from recover.quantize.imatrix import Imatrix, Importance, load_imatrix
 from recover.quants import (
+    DEFAULT_QUANTIZER,
     TILE,
     FloatType,
     OpaqueType,
@@ -24,6 +25,7 @@ from recover.quants import (
     TensorType,
     type_by_name,
 )
+from recover.quants.variants import variant_encoder
 from recover.tiles import whole_rows
 
 QUANTIZATION_VERSION = 2
@@ -146,6 +148,8 @@ class QuantizePlan:
         File to be written.
     outtype : str
         The type that was asked for.
+    quantizer : str
+        Name of the encoder that makes this type.
     imatrix_path : Path or None
         Where the importance matrix was read from.
     imatrix : Imatrix or None
@@ -163,6 +167,7 @@ class QuantizePlan:
     model: Model
     output: Path
     outtype: str
+    quantizer: str
     imatrix_path: Path | None
     imatrix: Imatrix | None
     tensors: tuple[TensorPlan, ...]
@@ -213,6 +218,7 @@ def plan_quantize(
     tensor_types: Sequence[tuple[str, str]] = (),
     allow_requantize: bool = False,
     leave_output_tensor: bool = False,
+    quantizer: str = DEFAULT_QUANTIZER,
 ) -> QuantizePlan:
     """Decide what a quantization does; nothing is written.
 
@@ -233,6 +239,9 @@ def plan_quantize(
         Whether tensors may be encoded that are quantized already.
     leave_output_tensor : bool
         Leave ``output.weight`` as it is.
+    quantizer : str
+        Name of the encoder for the tensors that become `outtype`; others are encoded as llama.cpp
+        does.
 
     Returns
     -------
@@ -246,6 +255,10 @@ def plan_quantize(
     """
     rules = [(_compiled(pattern), _known(name)) for pattern, name in tensor_types]
     default = _known(outtype)
+    if quantizer != DEFAULT_QUANTIZER:
+        variant_encoder(quantizer, default.name)
+        if imatrix is not None:
+            raise PlanError(f"the quantizer {quantizer} takes no importance matrix")
     model = open_gguf(source)
     if not model.tensors:
         raise PlanError(f"{printable(model.path)}: holds no tensors")
@@ -262,7 +275,7 @@ def plan_quantize(
             " them again loses precision: take the original, or allow it with --allow-requantize"
         )
     layout = lay_out(
-        _metadata(model, default, weights, imatrix_path),
+        _metadata(model, default, weights, imatrix_path, quantizer),
         [(draft.tensor.name, draft.tensor.dims, draft.outtype) for draft in drafts],
         model.header.alignment,
     )
@@ -270,6 +283,7 @@ def plan_quantize(
         model=model,
         output=output,
         outtype=default.name,
+        quantizer=quantizer,
         imatrix_path=imatrix_path,
         imatrix=weights,
         tensors=tuple(
@@ -398,14 +412,20 @@ class _Chooser:
 
 
 def _metadata(
-    model: Model, outtype: TensorType, imatrix: Imatrix | None, imatrix_path: Path | None
+    model: Model,
+    outtype: TensorType,
+    imatrix: Imatrix | None,
+    imatrix_path: Path | None,
+    quantizer: str,
 ) -> list[bytes]:
     entries: list[tuple[str, ValueType, Any]] = [
         ("general.quantization_version", ValueType.UINT32, QUANTIZATION_VERSION),
         ("general.file_type", ValueType.UINT32, FILE_TYPES[outtype.name]),
     ]
+    if quantizer != DEFAULT_QUANTIZER:
+        entries.append((QUANTIZER_KEY, ValueType.STRING, quantizer))
     if imatrix is None:
-        return derived_metadata(model.metadata, ("split.",), entries)
+        return derived_metadata(model.metadata, ("split.", QUANTIZER_KEY), entries)
     prefix = "quantize.imatrix."
     entries.append((f"{prefix}file", ValueType.STRING, _cut(str(imatrix_path))))
     if imatrix.datasets:
@@ -413,7 +433,7 @@ def _metadata(
     entries.append((f"{prefix}entries_count", ValueType.UINT32, len(imatrix.entries)))
     if imatrix.n_chunks > 0:
         entries.append((f"{prefix}chunks_count", ValueType.UINT32, imatrix.n_chunks))
-    return derived_metadata(model.metadata, ("split.", prefix), entries)
+    return derived_metadata(model.metadata, ("split.", prefix, QUANTIZER_KEY), entries)
 
 
 def _cut(text: str) -> str:
