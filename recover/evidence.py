@@ -156,8 +156,10 @@ class EvidenceBuffer:
         )
         for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
             if isinstance(kind, ScalarType):
-                kind.unpack(raw, tile.codes[row], tile.scale[row], tile.offset[row])
-                _bound_errors(kind, raw, tile, row)
+                scale, offset = tile.scale[row], tile.offset[row]
+                kind.unpack(raw, tile.codes[row], scale, offset)
+                errors = tile.scale_error[row], tile.offset_error[row]
+                _bound_errors(raw, _rounding(kind), scale, offset, *errors)
             elif isinstance(kind, VectorType):
                 kind.decode(raw, tile.values[row])
                 typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
@@ -168,32 +170,48 @@ def _stack(tables: Sequence[F32Array]) -> F32Array:
     return np.stack(tables) if tables else np.empty((0, 256), np.float32)
 
 
-def _bound_errors(kind: ScalarType, raw: U8Array, tile: Evidence, row: int) -> None:
-    np.multiply(np.abs(tile.scale[row]), _ARITHMETIC, out=tile.scale_error[row])
-    np.multiply(np.abs(tile.offset[row]), _ARITHMETIC, out=tile.offset_error[row])
-    if kind.rounds_scale_last:
-        layout = (kind.type_size, kind.d_at, kind.block_size // GROUP)
-        _add_scale_rounding(raw, layout, tile.scale[row], tile.scale_error[row])
-    if kind.rounds_offset_last:
-        tile.offset_error[row] += np.maximum(
-            np.abs(tile.offset[row]) * _F16_RELATIVE, _F16_ABSOLUTE
-        )
+class _Rounding(NamedTuple):
+    """What a format's encoder rounds to float16 last, and where its blocks have the scale."""
+
+    type_size: int
+    d_at: int
+    groups_per_block: int
+    scale_last: bool
+    offset_last: bool
+
+
+def _rounding(kind: ScalarType) -> _Rounding:
+    groups = kind.block_size // GROUP
+    last = kind.rounds_scale_last, kind.rounds_offset_last
+    return _Rounding(kind.type_size, kind.d_at, groups, *last)
 
 
 @kernel
-def _add_scale_rounding(
-    raw: U8Array, layout: tuple[int, int, int], scale: F32Array, scale_error: F32Array
+def _bound_errors(
+    raw: U8Array,
+    rounding: _Rounding,
+    scale: F32Array,
+    offset: F32Array,
+    scale_error: F32Array,
+    offset_error: F32Array,
 ) -> None:
-    """Add what rounding each block's ``d`` to float16 may have changed in its scales."""
-    type_size, d_at, n_groups = layout
-    for b in range(raw.size // type_size):
-        d = abs(read_f16(raw, type_size * b + d_at))
-        if d >= _F16_SMALLEST_NORMAL:
-            relative = _F16_RELATIVE
-        else:
-            relative = _F16_ABSOLUTE / d if d > 0 else np.float32(0)
-        for g in range(n_groups * b, n_groups * (b + 1)):
-            scale_error[g] += relative * abs(scale[g])
+    """How far the encoder's scales and offsets may be from the stored ones."""
+    for g in range(scale.size):
+        scale_error[g] = abs(scale[g]) * _ARITHMETIC
+        offset_error[g] = abs(offset[g]) * _ARITHMETIC
+    if rounding.scale_last:
+        n_groups = rounding.groups_per_block
+        for b in range(raw.size // rounding.type_size):
+            d = abs(read_f16(raw, rounding.type_size * b + rounding.d_at))
+            if d >= _F16_SMALLEST_NORMAL:
+                relative = _F16_RELATIVE
+            else:
+                relative = _F16_ABSOLUTE / d if d > 0 else np.float32(0)
+            for g in range(n_groups * b, n_groups * (b + 1)):
+                scale_error[g] += relative * abs(scale[g])
+    if rounding.offset_last:
+        for g in range(offset.size):
+            offset_error[g] += max(abs(offset[g]) * _F16_RELATIVE, _F16_ABSOLUTE)
 
 
 @kernel

@@ -50,15 +50,20 @@ def _normalize(weights: F32Array, total: F32Array) -> None:
         weights[g] = weights[g] / total[g] if total[g] > 0 else np.float32(0)
 
 
-def _take_first_usable(evidence: Evidence, missing: NDArray[np.bool_], weights: F32Array) -> None:
-    """Where weights (K + V, n / 16) are `missing`: 1 for the first input that is not broken."""
-    variance = np.empty(missing.size, np.float32)
-    for k in range(len(weights)):
+@kernel
+def _take_first_usable(evidence: Evidence, total: F32Array, weights: F32Array) -> None:
+    """Where the `total` precision is 0: weight 1 for the first input that is not broken."""
+    variance = np.empty(total.size, np.float32)
+    missing = total == 0
+    for k in range(weights.shape[0]):
         group_variances(evidence, k, variance)
-        usable = missing & (variance < np.inf)
-        weights[k, usable] = 1
-        missing = missing & ~usable
-    weights[0, missing] = 1
+        for g in range(total.size):
+            if missing[g] and variance[g] < np.inf:
+                weights[k, g] = 1
+                missing[g] = False
+    for g in range(total.size):
+        if missing[g]:
+            weights[0, g] = 1
 
 
 @kernel
@@ -88,6 +93,7 @@ def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
             store(out, 16 * g, load(out, 16 * g) + load(values, 16 * g) * weights[g])
 
 
+@kernel
 def combine(
     evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
 ) -> None:
@@ -106,9 +112,11 @@ def combine(
         _precisions(variance, weights[k], total)
     for k in range(n_inputs):
         _normalize(weights[k], total)
-    if not total.all():
-        _take_first_usable(evidence, total == 0, weights)
-    np.divide(1, total, out=variance, where=total > 0)
+    if not np.all(total > 0):
+        _take_first_usable(evidence, total, weights)
+    for g in range(variance.size):
+        if total[g] > 0:
+            variance[g] = np.float32(1) / total[g]
     out[:] = 0
     for k in range(n_scalars):
         _add_codes(

@@ -4,7 +4,9 @@ import numpy as np
 
 from recover._jit import kernel
 from recover.quants._lanes import gather, load_bytes, store, to_f32
-from recover.quants.base import GROUP, TILE, F32Array, ScalarType, U8Array
+from recover.quants.base import GROUP, F32Array, ScalarType, U8Array
+
+_PART = 65_536
 
 
 @kernel
@@ -31,13 +33,13 @@ def decode_codes(
 
 
 def decode_scalar(scalar_type: ScalarType, raw: U8Array, out: F32Array) -> None:
-    """Decode whole blocks through tile-sized scratch arrays that stay in the L2 cache."""
-    n = min(out.size, TILE)
+    """Decode whole blocks part by part, through scratch arrays that stay in the L2 cache."""
+    n = min(out.size, _PART)
     codes = np.empty(n, np.uint8)
     scale = np.empty(n // GROUP, np.float32)
     offset = np.empty(n // GROUP, np.float32)
-    for start in range(0, out.size, TILE):
-        end = min(start + TILE, out.size)
+    for start in range(0, out.size, _PART):
+        end = min(start + _PART, out.size)
         n, n_groups = end - start, (end - start) // GROUP
         blocks = raw[scalar_type.n_bytes(start) : scalar_type.n_bytes(end)]
         scalar_type.unpack(blocks, codes[:n], scale[:n_groups], offset[:n_groups])

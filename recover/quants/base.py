@@ -18,8 +18,9 @@ from recover.errors import QuantError
 GROUP = 16
 """Weights that share one (scale, offset) in unpacked form, whatever the format's sub-block is."""
 
-TILE = 65_536
-"""Weights that are worked on at once: all the stages of a tile stay in the L2 cache."""
+TILE = 524_288
+"""Weights that a thread works on at once: few enough for the cache that the cores share, and so
+many that threads seldom meet at the interpreter's lock."""
 
 F32Array = NDArray[np.float32]
 U8Array = NDArray[np.uint8]
