@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.merge_speed [--weights 200e6] [--folder DIR]... [--method linear]
 
-makes three K-quant files of that many weights (the tensors of the package's small model, again and
+makes three K-quant files of that many weights (the rows of the package's small model, again and
 again), merges them in a process of its own with two threads, does the same with gguf-py, and prints
 both speeds, their ratio and the largest anonymous memory (mapped input pages do not count). The
 files are in the page cache. Name several folders to compare file systems.
@@ -44,18 +44,21 @@ writer.close()
 
 
 def grow(source: Path, target: Path, n_weights: float) -> int:
-    """Write a model's tensors again and again under new names; the number of weights."""
+    """Write a model whose matrices have a model's rows again and again; the number of weights."""
     model = open_gguf(source)
     times = -(-int(n_weights) // model.n_weights)
-    tensors = [(f"copy{i}.{t.name}", t) for i in range(times) for t in model.tensors.values()]
+    tensors = [(t, times if len(t.dims) > 1 else 1) for t in model.tensors.values()]
     alignment = model.header.alignment
-    placed, n_bytes = place_tensors([(name, t.dims, t.type) for name, t in tensors], alignment)
+    shapes = [(t.name, (*t.dims[:-1], t.dims[-1] * n), t.type) for t, n in tensors]
+    placed, n_bytes = place_tensors(shapes, alignment)
     header = encode_header([kv.span for kv in model.metadata.values()], placed, alignment)
     with OutputFile(target, len(header) + n_bytes) as output:
         output.write_at(0, header)
-        for (_, tensor), info in zip(tensors, placed, strict=True):
-            output.write_at(len(header) + info.offset, tensor.raw.data)
-    return times * model.n_weights
+        for (tensor, n), info in zip(tensors, placed, strict=True):
+            for i in range(n):
+                start = len(header) + info.offset + i * tensor.raw.size
+                output.write_at(start, tensor.raw.data)
+    return sum(info.n_weights for info in placed)
 
 
 def measure(command: list[str]) -> tuple[float, float]:
