@@ -12,6 +12,7 @@ import pytest
 
 from recover.errors import OutputError, PlanError
 from recover.estimators import method_names
+from recover.gguf.reader import open_gguf
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
 from tests.gguf_files import (
@@ -33,8 +34,9 @@ COMBINING = tuple(name for name in method_names() if name != "best")
 
 
 def merge(inputs: list[Path], output: Path, **options: Any) -> MergeResult:
-    n_threads = options.pop("n_threads", 1)
-    return execute_merge(plan_merge(inputs, output, **options), n_threads=n_threads)
+    n_threads, force = options.pop("n_threads", 1), options.pop("force", False)
+    plan = plan_merge(inputs, output, **options)
+    return execute_merge(plan, n_threads=n_threads, force=force)
 
 
 def merged(inputs: list[Path], output: Path, **options: Any) -> dict[str, F32Array]:
@@ -372,7 +374,8 @@ class TestBrokenScales:
         broken = self.broken("Q5_K", truth[UP])
         others = [make("Q4_K"), make("Q2_K", {UP: stored("Q2_K", truth[UP][::-1])})]
         inputs = [make("Q5_K", {UP: broken}), *others]
-        assert np.isfinite(merged(inputs, tmp_path / "out.gguf", method=method)[UP]).all()
+        output = tmp_path / "out.gguf"
+        assert np.isfinite(merged(inputs, output, method=method, force=True)[UP]).all()
 
     @pytest.mark.parametrize("method", COMBINING)
     def test_a_broken_block_of_zeros(
@@ -432,3 +435,27 @@ def test_threads_change_nothing(tiny: list[Path], tmp_path: Path, method: str) -
         assert figures.pop("weights_per_second") > 0
         written.append((json.dumps(figures), output.read_bytes()))
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("method", ["posterior", "midpoint"])
+def test_files_of_different_models_are_refused(
+    tiny: list[Path], tmp_path: Path, method: str
+) -> None:
+    """The same names and shapes, but in one tensor other weights."""
+    other = tmp_path / "other.gguf"
+    data = bytearray(tiny[1].read_bytes())
+    model = open_gguf(tiny[1])
+    tensor = model.tensors["blk.1.ffn_up.weight"]
+    start = model.header.data_start + tensor.info.offset
+    half = tensor.raw.size // 2  # swaps the halves of the matrix
+    data[start : start + 2 * half] = bytes(tensor.raw[half:]) + bytes(tensor.raw[:half])
+    other.write_bytes(data)
+    output = tmp_path / "out.gguf"
+    plan = plan_merge([tiny[0], other], output, method=method)
+    with pytest.raises(PlanError, match=r"tensors 'blk\.1\.ffn_up\.weight' \(\d\d\.\d%\):"):
+        execute_merge(plan)
+    assert list(tmp_path.iterdir()) == [other]
+    result = execute_merge(plan, force=True)
+    fractions = {t.plan.name: t.conflict_fraction for t in result.tensors}
+    assert fractions["blk.1.ffn_up.weight"] > 0.3
+    assert fractions["blk.1.ffn_gate.weight"] == 0

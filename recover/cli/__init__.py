@@ -30,6 +30,9 @@ class Command(Protocol):
 _COMMANDS: tuple[Command, ...] = (merge, quantize, evaluate, demo)  # type: ignore[assignment]
 
 
+_MOST_THREADS = 1024
+
+
 class _Stopped(BaseException):
     """A signal asks for the end; not an `Exception`, so that nothing swallows it."""
 
@@ -103,7 +106,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("common options")
     group.add_argument(
         "--threads",
-        type=_positive,
+        type=_thread_count,
         metavar="N",
         help="number of threads (default: the cores that this process may use)",
     )
@@ -113,8 +116,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--version", action="version", version=f"recover {__version__}")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+def _thread_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {_MOST_THREADS}")
+    return int(text)

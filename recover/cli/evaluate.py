@@ -49,7 +49,7 @@ def print_errors(results: "list[ModelErrors]", by: str | None = None) -> None:
     """Tables for people: one line per model, or per model one table with its parts."""
     from recover.cli._console import print_table
 
-    figures = ("weights", "rmse", "max", "p95", "median", "SQNR dB", "exact", "mse ratio")
+    figures = ("weights", "rmse", "max", "p95", "median", "SQNR dB", "exact", "mse / first")
     first = results[0].total
     if by is None:
         rows = [(each.path, *_figures(each.total, first)) for each in results]

@@ -33,6 +33,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tensors", metavar="REGEX", help="write only tensors in whose name this is found"
     )
+    parser.add_argument(
+        "--force", action="store_true", help="go on although the inputs contradict each other"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -57,7 +60,7 @@ def run(args: Namespace) -> int:
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
     with progress_bar(args, "merging") as progress:
-        result = execute_merge(plan, n_threads=args.threads, progress=progress)
+        result = execute_merge(plan, n_threads=args.threads, progress=progress, force=args.force)
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from recover.errors import PlanError, QuantError
 from recover.estimators import estimator
 from recover.evidence import EvidenceBuffer, Witness
-from recover.gguf.text import printable, quoted
+from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.quants import TILE, F32Array, FloatType, U8Array, dequantize, quantize, type_by_name
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+
+# Quantizations of one original contradict each other on no weight at all.
+_TOLERATED_CONFLICTS = 0.001
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,11 @@ class MergeResult:
 
 
 def execute_merge(
-    plan: MergePlan, *, n_threads: int | None = None, progress: Progress | None = None
+    plan: MergePlan,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
 ) -> MergeResult:
     """Carry out a plan.
 
@@ -97,6 +104,8 @@ def execute_merge(
         Default: the cores that this process may use.
     progress : callable, optional
         ``progress(n_weights_done, n_weights)``, called from this thread.
+    force : bool
+        Write the output even if the inputs contradict each other.
 
     Returns
     -------
@@ -107,7 +116,8 @@ def execute_merge(
     OutputError
         If the output cannot be written.
     PlanError
-        If a weight is not finite, or does not fit into the output type.
+        If a weight is not finite, or does not fit into the output type, or the inputs contradict
+        each other on more weights of a tensor than chance allows.
     """
     start = time.perf_counter()
     inputs = [part for model in plan.models for part in model.parts]
@@ -117,7 +127,26 @@ def execute_merge(
         workers = [_Worker(plan, output, tallies) for _ in range(n_threads or available_cores())]
         sizes = [tensor.n_weights for tensor in plan.tensors]
         for_each_tile(sizes, [worker.work for worker in workers], progress)
+        if not force:
+            _check_conflicts(plan, tallies.totals)
     return _result(plan, time.perf_counter() - start, tallies.totals)
+
+
+def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) -> None:
+    """Refuse inputs that cannot come from one original."""
+    shares = {plan.tensors[i]: tally[1] / plan.tensors[i].n_weights for i, tally in totals.items()}
+    worst = sorted(shares, key=lambda tensor: -shares[tensor])
+    named = [
+        f"{quoted(tensor.name)} ({shares[tensor]:.1%})"
+        for tensor in worst
+        if shares[tensor] > _TOLERATED_CONFLICTS
+    ]
+    if named:
+        raise PlanError(
+            f"the inputs contradict each other on tensors {some(named)}: they are not quantized"
+            " from the same original, or by an unknown quantizer; find out with two inputs at a"
+            " time, or take the finest input there with --force"
+        )
 
 
 class _Tallies:
