@@ -10,9 +10,3 @@ def role_of(name: str) -> str:
     match = _IN_BLOCK.fullmatch(name)
     rest = match["rest"] if match else name
     return rest.removesuffix(".weight")
-
-
-def layer_of(name: str) -> int | None:
-    """Number of the layer that a tensor belongs to, or None."""
-    match = _IN_BLOCK.fullmatch(name)
-    return int(match["layer"]) if match else None
