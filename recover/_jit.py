@@ -3,9 +3,11 @@
 import hashlib
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,36 +30,56 @@ def _user_cache_folder() -> Path:
     return Path.home() / ".cache" / "recover"
 
 
-def _sources_digest() -> str:
-    """Hash of all the package's sources.
+_ROOT = Path(__file__).parent
+_IMPORT = re.compile(r"^from recover([\w.]*) import \(?([\w\s,]*)", re.MULTILINE)
+
+
+@cache
+def _imported(path: Path) -> tuple[Path, ...]:
+    """Files of the package that a file of it imports at its top level."""
+    found = []
+    for module, names in _IMPORT.findall(path.read_text(encoding="utf-8")):
+        base = _ROOT.joinpath(*module.split("."))
+        candidates = [base.with_suffix(".py"), base / "__init__.py"]
+        candidates += [base / f"{name.strip()}.py" for name in names.split(",") if name.strip()]
+        found += [each for each in candidates if each.is_file()]
+    return tuple(found)
+
+
+@cache
+def _sources_digest(path: Path) -> str:
+    """Hash of a file and of all files of the package that it imports, however indirectly.
 
     numba checks only the file of the compiled function, so that an edit in a function that it
     calls from another file would leave stale machine code; a folder per state of the sources
     cannot be stale.
     """
+    sources, new = {Path(__file__)}, {path}
+    while new:
+        sources |= new
+        new = {each for source in new for each in _imported(source)} - sources
     digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
+    for source in sorted(sources):
+        digest.update(str(source).encode())
+        digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _cache_folder() -> str:
+@cache
+def _cache_root() -> Path:
     """The user's cache folder or, where that cannot be written, a private temporary one."""
-    name = f"numba-{_sources_digest()}"
     try:
-        folder = _user_cache_folder() / name
+        folder = _user_cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
-            return str(folder)
+            return folder
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         pass
     shared = Path(tempfile.gettempdir()) / f"recover-{os.getuid()}"
     shared.mkdir(mode=0o700, exist_ok=True)
     owned = shared.stat().st_uid == os.getuid() and not shared.is_symlink()
     # Machine code is loaded from here: a folder that somebody else made is not trusted.
-    return str(shared / name) if owned else tempfile.mkdtemp(prefix="recover-")
+    return shared if owned else Path(tempfile.mkdtemp(prefix="recover-"))
 
 
 def _check_cpu() -> None:
@@ -69,7 +91,6 @@ def _check_cpu() -> None:
 
 
 _check_cpu()
-_CACHE_FOLDER = _cache_folder()
 
 
 def kernel(function: _F) -> _F:
@@ -88,8 +109,10 @@ def inlined(function: _F) -> _F:
 
 def _compiled(function: _F, *, forceinline: bool) -> _F:
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _CACHE_FOLDER  # read when a function is decorated
+    digest = _sources_digest(Path(function.__code__.co_filename))
     try:
+        # Read when a function is decorated.
+        numba.config.CACHE_DIR = str(_cache_root() / f"numba-{digest}")
         compile_ = numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=forceinline)
         compiled: _F = compile_(function)
     finally:

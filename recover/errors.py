@@ -21,5 +21,13 @@ class OutputError(RecoverError):
     """The output cannot be written: disk full, folder not writable, or it is one of the inputs."""
 
 
+class ReblockError(RecoverError):
+    """A source of integer weights is damaged, hostile, or has no exact GGUF type."""
+
+
+class CalibrationError(RecoverError):
+    """A calibration cannot be fitted, read, or applied to these inputs."""
+
+
 class EvaluationError(RecoverError):
     """A model cannot be compared with the truth."""

@@ -1,0 +1,1 @@
+"""Integer originals to GGUF without changing a value."""
