@@ -9,14 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.estimators._combine import combine, sum_variance
+from recover.estimators._request import Request, fill_deviation
 from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array
 
 SEES_CONFLICTS = False
 
 
-def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> None:
+def estimate(
+    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
+) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     combine(evidence, out, variance, tally)
     tally[0] += sum_variance(variance)
+    fill_deviation(request, variance)

@@ -112,8 +112,9 @@ class MergePlan:
         model = self.models[source]
         kind = model.tensors[tensor.name].type
         refitted = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
-        searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
-        return Witness(kind, has_cells=not (refitted and searched))
+        weighted = uses_imatrix(model)
+        searched = weighted or QUANTIZER_KEY in model.metadata
+        return Witness(kind, has_cells=not (refitted and searched), weighted=weighted)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
