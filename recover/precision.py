@@ -4,7 +4,7 @@ Quantizers leave norms in F32. If each of them is exactly a bf16 (or f16) number
 stored so: of random float32 numbers one in 65,536 is a bf16 number. bf16 is asked for first,
 because most bf16 numbers of a norm's size are f16 numbers, too, but not the other way round.
 
-Some converters add 1 to norms (Gemma's); norms that are such sums count as well.
+Of some architectures (Gemma's) converters add 1 to the norms; there, sums with 1 count as well.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,6 +16,7 @@ from recover.gguf.reader import Model, Tensor
 from recover.quants import F32Array, dequantize, quantize, type_by_name
 
 _FEWEST = 32  # different numbers that norms must have to prove something
+_ADDING_ONE = ("gemma", "nemotron", "qwen3next")
 _MOST = 1 << 22  # numbers that are looked at
 
 
@@ -68,10 +69,10 @@ def source_precision(model: Model) -> SourcePrecision:
     parts = [dequantize(tensor.raw, tensor.type) for tensor in tensors]
     numbers = np.concatenate([*parts, np.empty(0, np.float32)])[:_MOST]
     n_distinct = int(np.unique(numbers).size)
-    plain = _count(numbers, 0)
-    shifted = _count(numbers, 1)
-    minus_one = max(shifted) == numbers.size > max(plain)
-    n_bf16, n_f16 = shifted if minus_one else plain
+    n_bf16, n_f16 = _count(numbers, 0)
+    minus_one = n_bf16 < numbers.size and _adds_one(model)
+    if minus_one:
+        n_bf16, n_f16 = _count(numbers, 1)
     name = "f32"
     if n_distinct < _FEWEST:
         name = "unknown"
@@ -79,9 +80,12 @@ def source_precision(model: Model) -> SourcePrecision:
         name = "bf16"
     elif n_f16 == numbers.size:
         name = "f16"
-    return SourcePrecision(
-        name, len(tensors), numbers.size, n_distinct, n_bf16, n_f16, bool(minus_one)
-    )
+    return SourcePrecision(name, len(tensors), numbers.size, n_distinct, n_bf16, n_f16, minus_one)
+
+
+def _adds_one(model: Model) -> bool:
+    """Whether converters add 1 to the norms of this architecture."""
+    return str(model.get("general.architecture")).startswith(_ADDING_ONE)
 
 
 def _norms(model: Model) -> list[Tensor]:

@@ -22,7 +22,7 @@ For the types of the first three lines the mark also decides whether the codes c
 the K-quants and IQ4 choose the codes last, whatever chose their scales.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +116,14 @@ def has_cells(model: Model, tensor: Tensor) -> bool:
     if kind.refits_scale_with_imatrix and searched:
         return False
     return codes_are_plain(tensor.raw, kind)
+
+
+def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
+    """Tensors without cells because of their codes, of which the metadata tell nothing."""
+    if uses_imatrix(model) or QUANTIZER_KEY in model.metadata:
+        return []
+    tensors = [model.tensors[name] for name in names]
+    return [each.name for each in tensors if not codes_are_plain(each.raw, each.type)]
 
 
 def _sample(blocks: U8Array) -> U8Array:

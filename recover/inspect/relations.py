@@ -31,7 +31,7 @@ ANOTHER_MODEL = "another model"
 _N_RUNS = 8
 _RUN = 4096
 
-_TOLERATED = 1e-4  # conflicts of one original: none at all
+_TOLERATED = 2  # conflicts in a pair of files; of one original there are none at all
 _RELATED = 0.5  # correlation of the weights of a model and its fine-tune: nearly 1
 _FEWEST_EXPECTED = 20.0  # weights outside, so that none outside is no chance
 
@@ -166,7 +166,7 @@ class _Pair:
         )
         self.n_weights += one.values.size
         self.n_conflicts += int(conflicts)
-        self.shares[name] = conflicts / one.values.size
+        self.shares[name] = float(conflicts / one.values.size)
         a, b = (np.nan_to_num(each.values.astype(np.float64)) for each in (one, two))
         self.moments += a @ a, a @ b, b @ b
         self.children[0].add(one, two)
@@ -201,10 +201,10 @@ class _Pair:
         for parent, child in zip((self.first, self.second), self.children, strict=True):
             if (via := child.via()) is not None:
                 return QUANTIZED_FROM, parent, via or None
-        differing = [share for share in self.shares.values() if share > _TOLERATED]
-        if not differing:
+        if self.n_conflicts <= _TOLERATED:
             return SAME_ORIGINAL, None, None
-        if 2 * len(differing) < len(self.shares):
+        n_differing = sum(share > 0 for share in self.shares.values())
+        if 2 * n_differing < len(self.shares):
             return SOME_TENSORS_DIFFER, None, None
         return (FINE_TUNE if self._correlation() > _RELATED else ANOTHER_MODEL), None, None
 

@@ -93,6 +93,15 @@ class Inspection:
         if relation.kind == ANOTHER_MODEL:
             likeness = f"correlation {relation.correlation:.2f}"
             return f"{one} and {two}: different models ({share}, {likeness})"
+        children = {
+            each.second if each.parent == each.first else each.first
+            for each in self.relations
+            if each.parent is not None
+        }
+        if known := children & {relation.first, relation.second}:
+            child = self._path(min(known))
+            why = f"{child} was not quantized from the original"
+            return f"{one} and {two}: {share}, because {why}"
         return (
             f"{one} and {two}: one is a fine-tune of the other's model, or quantized from another"
             f" quantization of it ({share}, in {len(relation.tensors)} tensors; correlation"

@@ -20,7 +20,7 @@ from recover.gguf.metadata import FILE_TYPES, derived_metadata
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
-from recover.provenance import has_cells
+from recover.provenance import has_cells, searched_tensors
 from recover.quants import (
     TILE,
     FloatType,
@@ -171,6 +171,12 @@ def plan_merge(
         check_match(models[0], model)
     names = select_tensors(models[0], tensors)
     warnings: list[str] = []
+    warnings += [
+        f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
+        f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
+        for model in models
+        if (searched := searched_tensors(model, names))
+    ]
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
     return _lay_out(models, output, method, outtype, drafts, tuple(warnings))
 
