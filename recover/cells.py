@@ -19,87 +19,125 @@ _FAR = np.float32(np.inf)
 _ZERO = np.float32(0)
 
 
+_TABLE, _SIGNED, _POSITIVE = range(3)  # ways to find the edges of cells
+
+
 @kernel
 def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
     """Bounds (n,) that all inputs agree on; ``lower > upper`` where they contradict each other."""
     n_groups = evidence.scale.shape[1]
-    is_uniform = np.empty(evidence.scale.shape[0], np.bool_)
-    for k in range(is_uniform.size):
-        is_uniform[k] = _is_uniform(evidence, k)
-    uniform, others = np.flatnonzero(is_uniform), np.flatnonzero(~is_uniform)
-    places = np.empty((uniform.size, 7, _STRIP), np.float32)
-    ends = np.empty((uniform.size, 2, _STRIP), np.int32)
+    ways = np.empty(evidence.scale.shape[0], np.int64)
+    for k in range(ways.size):
+        ways[k] = _way(evidence, k)
+    signed, positive = np.flatnonzero(ways == _SIGNED), np.flatnonzero(ways == _POSITIVE)
+    places, scratch = (
+        np.empty((ways.size, 9, _STRIP), np.float32),
+        np.zeros((4, _STRIP), np.float32),
+    )
     lower[:] = -_FAR
     upper[:] = _FAR
-    for j in range(others.size):
-        scales = evidence.scale[others[j]], evidence.scale_error[others[j]]
-        offsets = evidence.offset[others[j]], evidence.offset_error[others[j]]
-        edges = evidence.lower_levels[others[j]], evidence.upper_levels[others[j]]
-        _narrow(evidence.codes[others[j]], scales, offsets, edges, lower, upper)
+    for k in range(ways.size):
+        if ways[k] == _TABLE:
+            scales = evidence.scale[k], evidence.scale_error[k]
+            offsets = evidence.offset[k], evidence.offset_error[k]
+            edges = evidence.lower_levels[k], evidence.upper_levels[k]
+            _narrow(evidence.codes[k], scales, offsets, edges, lower, upper)
     for start in range(0, n_groups, _STRIP):
         end = min(start + _STRIP, n_groups)
-        for j in range(uniform.size):
-            _place_cells(evidence, uniform[j], start, end, places[j], ends[j])
         part = slice(16 * start, 16 * end)
-        _narrow_uniform(evidence, uniform, start, places, ends, lower[part], upper[part])
+        for inputs, is_signed in ((signed, True), (positive, False)):
+            for j in range(inputs.size):
+                _place_cells(evidence, inputs[j], start, end, is_signed, scratch, places[j])
+            if inputs.size and is_signed:
+                _narrow_signed(evidence, inputs, start, places, lower[part], upper[part])
+            elif inputs.size:
+                _narrow_positive(evidence, inputs, start, places, lower[part], upper[part])
 
 
 @kernel
-def _is_uniform(evidence: Evidence, k: int) -> bool:
-    """Whether all cells but those of the ends reach half a level to both sides."""
+def _way(evidence: Evidence, k: int) -> int:
+    """Whether all cells but those of the ends reach half a level to both sides, and the signs."""
     first, last = evidence.end_codes[k]
     for q in range(first, last + 1):
         level = evidence.levels[k, 0] + np.float32(q)
         if evidence.levels[k, q] != level:
-            return False
+            return _TABLE
         if q > first and evidence.lower_levels[k, q] != level - _HALF:
-            return False
+            return _TABLE
         if q < last and evidence.upper_levels[k, q] != level + _HALF:
-            return False
-    return True
+            return _TABLE
+    return _POSITIVE if first == 0 and evidence.levels[k, 0] == 0 else _SIGNED
 
 
 @kernel
 def _place_cells(
-    evidence: Evidence, k: int, start: int, end: int, places: F32Array, ends: NDArray[np.int32]
+    evidence: Evidence,
+    k: int,
+    start: int,
+    end: int,
+    is_signed: bool,
+    scratch: F32Array,
+    places: F32Array,
 ) -> None:
-    """What `_narrow_uniform` needs to know of groups `start` to `end` of an input.
+    """What the kernels below need to know of groups `start` to `end` of an input.
 
-    Fills `places` (7, n_groups): scale, offset, half with the sign of the scale, error of the
-    scale, half the width of a cell, lower edge of the lowest cell, upper edge of the highest; and
-    `ends` (2, n_groups), the codes of these two. A group whose codes are left over from the
-    encoder's search gets an infinite width.
+    Fills `places` (9, n_groups), whose last four are the lower edge of the cell at the lower end,
+    the upper edge of the one at the upper end, and the levels of these two. A group whose codes are
+    left over from the encoder's search gets edges that are infinitely far. Sixteen groups are
+    worked on at once.
     """
-    scale, scale_error = evidence.scale[k, start:end], evidence.scale_error[k, start:end]
-    offset, offset_error = evidence.offset[k, start:end], evidence.offset_error[k, start:end]
+    scratch[:, end - start :] = 0
+    scratch[0, : end - start], scratch[1, : end - start] = (
+        evidence.scale[k, start:end],
+        evidence.offset[k, start:end],
+    )
+    scratch[2, : end - start], scratch[3, : end - start] = (
+        evidence.scale_error[k, start:end],
+        evidence.offset_error[k, start:end],
+    )
     first, last = evidence.end_codes[k]
     lowest, highest = evidence.lower_levels[k, first], evidence.upper_levels[k, last]
-    for g in range(scale.size):
-        s, o = scale[g], offset[g]
-        known = (s != 0) & (abs(s) < _FAR) & (abs(o) < _FAR)
-        s, o = (s, o) if known else (_ZERO, _ZERO)
-        s_error, o_error = (scale_error[g], offset_error[g]) if known else (_ZERO, _FAR)
-        at_lower, at_upper = (highest, lowest) if s < 0 else (lowest, highest)
-        places[0, g], places[1, g] = s, o
-        places[2, g] = -_HALF if s < 0 else _HALF
-        places[3, g], places[4, g] = s_error, _HALF * abs(s) + o_error
-        places[5, g] = at_lower * s + o - (abs(at_lower) * s_error + o_error)
-        places[6, g] = at_upper * s + o + (abs(at_upper) * s_error + o_error)
-        ends[0, g] = last if s < 0 else first
-        ends[1, g] = first if s < 0 else last
+    first_level, last_level = evidence.levels[k, first], evidence.levels[k, last]
+    for g in range(0, end - start, 16):
+        s, o = load(scratch[0], g), load(scratch[1], g)
+        known = (s != _ZERO) & (abs(s) < _FAR) & (abs(o) < _FAR)
+        s, o = where(known, s, _ZERO), where(known, o, _ZERO)
+        s_error = where(known, load(scratch[2], g), _ZERO)
+        o_error = where(known, load(scratch[3], g), _FAR)
+        flipped = s < _ZERO
+        half = where(flipped, -_HALF, _HALF)
+        if is_signed:
+            store(places[0], g, s)
+            store(places[1], g, o)
+            store(places[2], g, half)
+            store(places[3], g, s_error)
+            store(places[4], g, half * s + o_error)
+        else:
+            store(places[0], g, s - s_error)
+            store(places[1], g, o - half * s + half * s_error - o_error)
+            store(places[2], g, s + s_error)
+            store(places[3], g, o + half * s + half * s_error + o_error)
+        at_lower, at_upper = where(flipped, highest, lowest), where(flipped, lowest, highest)
+        store(places[5], g, at_lower * s + o - (abs(at_lower) * s_error + o_error))
+        store(places[6], g, at_upper * s + o + (abs(at_upper) * s_error + o_error))
+        store(places[7], g, where(flipped, last_level, first_level))
+        store(places[8], g, where(flipped, first_level, last_level))
 
 
 @kernel
-def _narrow_uniform(
+def _narrow_signed(
     evidence: Evidence,
     inputs: NDArray[np.int64],
     start: int,
     places: F32Array,
-    ends: NDArray[np.int32],
     lower: F32Array,
     upper: F32Array,
 ) -> None:
-    """Intersect bounds of groups from `start` on with the uniform cells of some inputs."""
+    """Intersect bounds of groups from `start` on with cells around levels of both signs.
+
+    `places` begins with scale, offset, half with the sign of the scale, error of the scale, and
+    half the width of a cell, widened by the error of the offset.
+    """
     codes = evidence.codes.reshape(-1)
     first_codes, first_levels = evidence.end_codes[inputs, 0], evidence.levels[inputs, 0]
     positions = inputs * evidence.codes.shape[1] + 16 * start
@@ -112,11 +150,42 @@ def _narrow_uniform(
             half, error, reach = places[j, 2, g], places[j, 3, g], places[j, 4, g]
             below = value - (abs(level - half) * error + reach)
             above = value + (abs(level + half) * error + reach)
-            below = where(q == ends[j, 0, g], places[j, 5, g], below)
-            above = where(q == ends[j, 1, g], places[j, 6, g], above)
+            below = where(level == places[j, 7, g], places[j, 5, g], below)
+            above = where(level == places[j, 8, g], places[j, 6, g], above)
             if first_codes[j] > 0:  # lower codes are never given
                 below = where(q < first_codes[j], -_FAR, below)
                 above = where(q < first_codes[j], _FAR, above)
+            low = where(below > low, below, low)
+            high = where(above < high, above, high)
+        store(lower, 16 * g, low)
+        store(upper, 16 * g, high)
+
+
+@kernel
+def _narrow_positive(
+    evidence: Evidence,
+    inputs: NDArray[np.int64],
+    start: int,
+    places: F32Array,
+    lower: F32Array,
+    upper: F32Array,
+) -> None:
+    """Intersect bounds of groups from `start` on with cells around the levels 0, 1, 2...
+
+    `places` begins with what the lower edge rises by from level to level, the lower edge of level
+    0, and the same of the upper edge: errors are in proportion to edges, too. (That is wrong only
+    for the edge below level 0, which is an end.)
+    """
+    codes = evidence.codes.reshape(-1)
+    positions = inputs * evidence.codes.shape[1] + 16 * start
+    for g in range(lower.size // 16):
+        low, high = load(lower, 16 * g), load(upper, 16 * g)
+        for j in range(inputs.size):
+            level = to_f32(load_bytes(codes, positions[j] + 16 * g))
+            below = level * places[j, 0, g] + places[j, 1, g]
+            above = level * places[j, 2, g] + places[j, 3, g]
+            below = where(level == places[j, 7, g], places[j, 5, g], below)
+            above = where(level == places[j, 8, g], places[j, 6, g], above)
             low = where(below > low, below, low)
             high = where(above < high, above, high)
         store(lower, 16 * g, low)

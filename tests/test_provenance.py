@@ -155,8 +155,9 @@ class TestSourcePrecision:
     def test_norms_tell(
         self, tmp_path: Path, rng: np.random.Generator, dtype: Any, expected: str, architecture: str
     ) -> None:
-        numbers = rng.normal(0.6, 0.1, 512).astype(dtype).astype(np.float32)
-        numbers[0] = 0.001  # of so small a number, the sum with 1 is of another precision
+        drawn = rng.normal(0.6, 0.1, 512)
+        drawn[0] = 0.001  # of so small a number, the sum with 1 is of another precision
+        numbers = drawn.astype(dtype).astype(np.float32)
         numbers += np.float32(architecture == "gemma2")
         found = source_precision(
             self.model(tmp_path / "m.gguf", numbers, architecture=architecture)
