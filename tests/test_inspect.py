@@ -105,6 +105,7 @@ class TestTogether:
         result = inspect(make("Q5_K"), make("Q4_K"), other)
         assert kinds(result) == [SAME_ORIGINAL, ANOTHER_MODEL, ANOTHER_MODEL]
         assert result.groups == [[0, 1], [2]]
+        assert result.expected_mse_ratio is None
         assert result.relations[1].conflict_fraction > 0.5
         assert f"does not belong to the others: {other}" in result.findings()
         plan = plan_merge([make("Q5_K"), other], tmp_path / "out.gguf")

@@ -70,7 +70,6 @@ def _print_file(file: "FileReport") -> None:
 
 def _print_together(result: "Inspection", *, verbose: bool) -> None:
     from recover.cli._console import count, optional, print_table
-    from recover.merge.expect import expected_ratio
 
     n_identical = len(result.identical_tensors)
     columns = ("tensor:", "inputs:", "weights", "conflicts", "expected rmse", "mse / best input")
@@ -90,5 +89,8 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
     print(f"identical in all files: {n_identical} of {len(result.expectations)} tensors")
     for line in result.findings():
         print(line)
-    ratio = optional(expected_ratio(result.expectations), ".3f")
-    print(f"a merge is expected to have {ratio} times the mean square error of the best input")
+    if result.same_original:
+        ratio = optional(result.expected_mse_ratio, ".3f")
+        print(f"a merge is expected to have {ratio} times the mean square error of the best input")
+    else:
+        print("a merge of all of them is of no use")

@@ -52,6 +52,14 @@ class Inspection:
         return groups(len(self.files), self.relations)
 
     @property
+    def expected_mse_ratio(self) -> float | None:
+        """Expected mean square error of a merge over that of the best file.
+
+        None if the files do not belong together, or nothing is estimated.
+        """
+        return expected_ratio(self.expectations) if self.same_original else None
+
+    @property
     def identical_tensors(self) -> tuple[str, ...]:
         """Tensors that have the same bytes in all files."""
         return tuple(each.name for each in self.expectations if not any(each.twins))
@@ -119,7 +127,7 @@ class Inspection:
                 "findings": self.findings(),
                 "pairs": [relation.to_json() for relation in self.relations],
                 "identical_tensors": list(self.identical_tensors),
-                "expected_mse_ratio": expected_ratio(self.expectations),
+                "expected_mse_ratio": self.expected_mse_ratio,
                 "tensors": [
                     {
                         "name": each.name,
