@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,15 @@ class MergePlan:
         """Input `source` as a witness on a tensor."""
         model = self.models[source]
         stored = model.tensors[tensor.name]
-        return Witness(stored.type, has_cells=has_cells(model, stored))
+        key = tensor.name, source
+        if key not in self._witnesses:
+            self._witnesses[key] = Witness(stored.type, has_cells=has_cells(model, stored))
+        return self._witnesses[key]
+
+    @cached_property
+    def _witnesses(self) -> dict[tuple[str, int], Witness]:
+        """Those that were asked for: every thread asks again, and the answer takes a while."""
+        return {}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
@@ -170,8 +179,7 @@ def plan_merge(
     for model in models[1:]:
         check_match(models[0], model)
     names = select_tensors(models[0], tensors)
-    warnings: list[str] = []
-    warnings += [
+    warnings = [
         f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
         f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
         for model in models
