@@ -1,7 +1,8 @@
 """Best possible full-precision weights from the quantizations of a model.
 
 The public names are loaded on first use, so that importing the package costs nothing:
-`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate_models`, and the errors.
+`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate_models`, `plan_bounds`,
+`execute_bounds`, `verify_model`, `inspect_files`, and the errors.
 """
 
 from importlib import import_module
@@ -17,8 +18,12 @@ from recover.errors import (
 )
 
 if TYPE_CHECKING:
+    from recover.bounds.execute import execute_bounds
+    from recover.bounds.plan import plan_bounds
+    from recover.bounds.verify import verify_model
     from recover.evaluate.errors import evaluate_models
     from recover.gguf.reader import open_gguf
+    from recover.inspect.report import inspect_files
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
     from recover.quants import dequantize
@@ -35,17 +40,25 @@ __all__ = [
     "__version__",
     "dequantize",
     "evaluate_models",
+    "execute_bounds",
     "execute_merge",
+    "inspect_files",
     "open_gguf",
+    "plan_bounds",
     "plan_merge",
+    "verify_model",
 ]
 
 _HOME = {
     "dequantize": "recover.quants",
     "evaluate_models": "recover.evaluate.errors",
+    "execute_bounds": "recover.bounds.execute",
     "execute_merge": "recover.merge.execute",
+    "inspect_files": "recover.inspect.report",
     "open_gguf": "recover.gguf.reader",
+    "plan_bounds": "recover.bounds.plan",
     "plan_merge": "recover.merge.plan",
+    "verify_model": "recover.bounds.verify",
 }
 
 

@@ -9,7 +9,8 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 from recover import RecoverError, __version__
-from recover.cli import demo, evaluate, merge, quantize
+from recover.cli import bounds, demo, evaluate, merge, quantize, verify
+from recover.cli import inspect as inspect_command
 
 
 class Command(Protocol):
@@ -27,7 +28,15 @@ class Command(Protocol):
         """Do the work; the exit status."""
 
 
-_COMMANDS: tuple[Command, ...] = (merge, quantize, evaluate, demo)  # type: ignore[assignment]
+_COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
+    merge,
+    bounds,
+    inspect_command,
+    verify,
+    quantize,
+    evaluate,
+    demo,
+)
 
 
 _MOST_THREADS = 1024

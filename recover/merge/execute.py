@@ -144,8 +144,8 @@ def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) ->
     if named:
         raise PlanError(
             f"the inputs contradict each other on tensors {some(named)}: they are not quantized"
-            " from the same original, or by an unknown quantizer; find out with two inputs at a"
-            " time, or take the finest input there with --force"
+            " from the same original, or by an unknown quantizer; recover inspect says which and"
+            " how they differ, --force takes the finest input there"
         )
 
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, estimator
 from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
-from recover.gguf.metadata import FILE_TYPES, QUANTIZER_KEY, derived_metadata
+from recover.gguf.metadata import FILE_TYPES, derived_metadata
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
+from recover.provenance import searched_tensors, witness_of
 from recover.quants import (
     TILE,
     FloatType,
@@ -110,11 +112,16 @@ class MergePlan:
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
         """Input `source` as a witness on a tensor."""
         model = self.models[source]
-        kind = model.tensors[tensor.name].type
-        refitted = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
-        weighted = uses_imatrix(model)
-        searched = weighted or QUANTIZER_KEY in model.metadata
-        return Witness(kind, has_cells=not (refitted and searched), weighted=weighted)
+        stored = model.tensors[tensor.name]
+        key = tensor.name, source
+        if key not in self._witnesses:
+            self._witnesses[key] = witness_of(model, stored)
+        return self._witnesses[key]
+
+    @cached_property
+    def _witnesses(self) -> dict[tuple[str, int], Witness]:
+        """Those that were asked for: every thread asks again, and the answer takes a while."""
+        return {}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
@@ -170,16 +177,16 @@ def plan_merge(
     output = Path(output)
     check_output_path(output, [part for model in models for part in model.parts])
     for model in models[1:]:
-        _check_match(models[0], model)
-    names = _select(models[0], tensors)
-    warnings: list[str] = []
+        check_match(models[0], model)
+    names = select_tensors(models[0], tensors)
+    warnings = [
+        f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
+        f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
+        for model in models
+        if (searched := searched_tensors(model, names))
+    ]
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
     return _lay_out(models, output, method, outtype, drafts, tuple(warnings))
-
-
-def uses_imatrix(model: Model) -> bool:
-    """Whether the metadata say that the file was quantized with an importance matrix."""
-    return any(key.startswith("quantize.imatrix.") for key in model.metadata)
 
 
 def typical_error(tensor_type: TensorType) -> float:
@@ -193,7 +200,8 @@ def typical_error(tensor_type: TensorType) -> float:
             return 0.0
 
 
-def _select(model: Model, pattern: str | None) -> list[str]:
+def select_tensors(model: Model, pattern: str | None) -> list[str]:
+    """Names of the tensors in whose name a regular expression is found; all if there is none."""
     if pattern is None:
         return list(model.tensors)
     try:
@@ -205,7 +213,7 @@ def _select(model: Model, pattern: str | None) -> list[str]:
     return names
 
 
-def _check_match(first: Model, other: Model) -> None:
+def check_match(first: Model, other: Model) -> None:
     """Refuse an input that cannot be a quantization of the same original."""
     differences = []
     architectures = [quoted(str(model.get("general.architecture"))) for model in (first, other)]
@@ -253,7 +261,7 @@ def _draft(
     name: str, models: Sequence[Model], method: str, outtype: TensorType, warnings: list[str]
 ) -> _Draft:
     tensors = [model.tensors[name] for model in models]
-    twins = _twins(tensors)
+    twins = find_twins(tensors)
     distinct = sorted(set(twins), key=lambda i: typical_error(tensors[i].type))
     finest = tensors[distinct[0]]
     one_dimensional = sum(dim > 1 for dim in finest.dims) <= 1
@@ -313,7 +321,7 @@ def _contradicts(other: Tensor, finest: Tensor) -> bool:
     return False
 
 
-def _twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """For each tensor the index of the first one with the same type and bytes."""
     twins: list[int] = []
     for i, tensor in enumerate(tensors):
