@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recover import tiles
+from recover._json import finite
 
 _PIPE_WIDTH = 200
 
@@ -65,17 +66,7 @@ def message(args: Namespace, text: str) -> None:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; numbers that JSON does not have become null."""
-    print(json.dumps(_finite(document), indent=2))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value
+    print(json.dumps(finite(document), indent=2))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -109,11 +109,7 @@ class MergePlan:
 
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
         """Input `source` as a witness on a tensor."""
-        model = self.models[source]
-        kind = model.tensors[tensor.name].type
-        refitted = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
-        searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
-        return Witness(kind, has_cells=not (refitted and searched))
+        return witness_of(self.models[source], tensor.name)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
@@ -174,6 +170,14 @@ def plan_merge(
     warnings: list[str] = []
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
     return _lay_out(models, output, method, outtype, drafts, tuple(warnings))
+
+
+def witness_of(model: Model, name: str) -> Witness:
+    """What a model's tensor of that name can tell of the original weights."""
+    kind = model.tensors[name].type
+    refitted = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
+    searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
+    return Witness(kind, has_cells=not (refitted and searched))
 
 
 def uses_imatrix(model: Model) -> bool:
