@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recover.evaluate.errors import ErrorStatistics, ModelErrors
@@ -22,6 +22,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=("tensor", "type", "role"),
         help="one line per tensor, type or role (default: one line per model)",
     )
+    parser.add_argument(
+        "--plot", metavar="DIR", type=Path, help="write pictures (PNG) into this folder"
+    )
+    parser.add_argument(
+        "--report", metavar="FILE.html", type=Path, help="write one page with tables and pictures"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -30,6 +36,7 @@ def run(args: Namespace) -> int:
     from recover.cli._console import print_json, progress_bar
     from recover.evaluate.errors import evaluate_models
 
+    _check_outputs(args)
     with progress_bar(args, "comparing") as progress:
         results = evaluate_models(
             args.models,
@@ -38,11 +45,52 @@ def run(args: Namespace) -> int:
             n_threads=args.threads,
             progress=progress,
         )
+    document = {"truth": str(args.truth), "models": [each.to_json() for each in results]}
+    _write_pictures(args, results, document)
     if args.json:
-        print_json({"truth": str(args.truth), "models": [each.to_json() for each in results]})
+        print_json(document)
     else:
         print_errors(results, args.by)
     return 0
+
+
+def _check_outputs(args: Namespace) -> None:
+    """Refuse, before the work, what would fail after it."""
+    if args.plot is None and args.report is None:
+        return
+    from recover.evaluate.pictures import check_folder, require_matplotlib
+    from recover.gguf.writer import check_output_path
+
+    require_matplotlib()
+    if args.plot is not None:
+        check_folder(args.plot)
+    if args.report is not None:
+        check_output_path(args.report, [*args.models, args.truth])
+
+
+def _write_pictures(
+    args: Namespace, results: "list[ModelErrors]", document: dict[str, Any]
+) -> None:
+    """The pictures and the report, where they are asked for."""
+    if args.plot is None and args.report is None:
+        return
+    from recover.cli._console import message, progress_bar
+    from recover.evaluate.histograms import collect_distributions
+    from recover.evaluate.pictures import draw_pictures, save_pictures
+    from recover.evaluate.report import Provenance, write_report
+
+    with progress_bar(args, "collecting for the pictures") as progress:
+        distributions = collect_distributions(
+            results, args.truth, n_threads=args.threads, progress=progress
+        )
+    pictures = list(draw_pictures(results, distributions))
+    inputs = [*args.models, args.truth]
+    if args.plot is not None:
+        paths = save_pictures(pictures, args.plot, inputs)
+        message(args, f"wrote {len(paths)} pictures into {args.plot}")
+    if args.report is not None:
+        write_report(args.report, document, pictures, Provenance.of(args.command_line), inputs)
+        message(args, f"wrote {args.report}")
 
 
 def print_errors(results: "list[ModelErrors]", by: str | None = None) -> None:

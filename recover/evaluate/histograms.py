@@ -34,7 +34,8 @@ N_MAGNITUDES = 1 << 15
 _INFINITY = 0x7F80
 N_WEIGHT_BINS = 1 << 10
 """Bins by the magnitude of the true weight, four per power of two."""
-_WEIGHT_SHIFT = 21
+WEIGHT_SHIFT = 21
+"""Bits of a float32 that these bins leave out."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -270,7 +271,7 @@ def _count_errors(
     for i in range(x.size):
         error = x[i] - truth[i]
         errors[f32_bits(error) >> np.uint32(16)] += 1
-        weight = f32_bits(abs(truth[i])) >> np.uint32(_WEIGHT_SHIFT)
+        weight = f32_bits(abs(truth[i])) >> np.uint32(WEIGHT_SHIFT)
         n_by_weight[weight] += 1
         square_by_weight[weight] += np.float64(error) * np.float64(error)
 
