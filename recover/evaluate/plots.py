@@ -18,7 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from recover.gguf.text import printable
@@ -370,9 +370,10 @@ def _number_log_axis(axis: Axis) -> None:
 
     def text(value: float, _position: int | None) -> str:
         low, high = axis.get_view_interval()
-        digit = round(value / 10.0 ** np.floor(np.log10(value) + 1e-9))
-        return _number(value) if digit == 1 or (digit in (2, 5) and high < 30 * low) else ""
+        power = float(np.log10(value))
+        return _number(value) if abs(power - round(power)) < 1e-6 or high < 30 * low else ""
 
+    axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(text))
     axis.set_minor_formatter(FuncFormatter(text))
 
