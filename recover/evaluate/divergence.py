@@ -5,45 +5,28 @@ tokens, the first token of each is replaced by the one that begins a text, and w
 after each token of the second half is scored.
 """
 
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover.errors import EvaluationError
+from recover.evaluate.inference import N_CTX, Measurement
+from recover.evaluate.token_figures import F64Array, PerToken
+from recover.tiles import Progress, available_cores
 
-F64Array = NDArray[np.float64]
-I32Array = NDArray[np.int32]
-
-
-@dataclass(frozen=True, eq=False)
-class PerToken:
-    """One model's figures for every scored token, in the order of the text.
-
-    Attributes
-    ----------
-    kl : float64 (n_tokens,)
-        Divergence of the model's expectation from that of the original, in nats:
-        ``sum(p * (log(p) - log(q)))`` with p of the original.
-    nll_truth, nll : float64 (n_tokens,)
-        Negative log-likelihood of the token that really follows, in nats: of the original, and of
-        the model.
-    rank : int32 (n_tokens,)
-        How many tokens the model holds for more likely than the one that the original holds for the
-        most likely; of equally likely ones the lower id comes first.
-    position : int32 (n_tokens,)
-        Of the last token that was seen, counted from 0 at the beginning of its chunk.
-    chunk : int32 (n_tokens,)
-        Which chunk of the text it is in, counted from 0 over all chunks of the text.
-    """
-
-    kl: F64Array
-    nll_truth: F64Array
-    nll: F64Array
-    rank: I32Array
-    position: I32Array
-    chunk: I32Array
+__all__ = [
+    "Divergence",
+    "PairedDifference",
+    "PerToken",
+    "compare_with_first",
+    "mean_interval",
+    "measure_divergence",
+    "summarize",
+]
 
 
 @dataclass(frozen=True)
@@ -141,7 +124,7 @@ def mean_interval(values: F64Array) -> tuple[float, float]:
     tuple of float
         Lower and upper end; both the mean if all values are equal.
     """
-    from scipy.stats import mvsdist
+    from scipy.stats import mvsdist  # type: ignore[import-untyped]
 
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
@@ -203,3 +186,72 @@ def compare_with_first(divergence: Divergence, first: Divergence) -> Divergence:
             mean_kld_ratio=divergence.mean_kld / first.mean_kld if first.mean_kld else None,
         ),
     )
+
+
+def measure_divergence(
+    models: Sequence[str | os.PathLike[str]],
+    truth: str | os.PathLike[str],
+    text: str | os.PathLike[str],
+    *,
+    n_ctx: int = N_CTX,
+    n_chunks: int | None = None,
+    native: bool = False,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
+) -> list[Divergence]:
+    """Let llama.cpp read a text with the original and with each model, and compare.
+
+    Files that are not F32 or F16 are dequantized to a temporary file first, so that the weights are
+    judged and not llama.cpp's rounding of activations. Models run one after the other; the
+    original's logits wait on the disk, in the folder of temporary files.
+
+    Parameters
+    ----------
+    models : sequence of path-like
+        GGUF files.
+    truth : path-like
+        The original.
+    text : path-like
+        A file of UTF-8 text.
+    n_ctx : int
+        Tokens per chunk.
+    n_chunks : int, optional
+        So many chunks, evenly spaced from the first to the last; default: all.
+    native : bool
+        Run the models (not the original) as they are stored.
+    n_threads : int, optional
+        Default: the cores that this process may use.
+    progress : callable, optional
+        ``progress(n_tokens_done, n_tokens)`` over all models, called from this thread.
+    notify : callable, optional
+        Called with sentences that the user should know.
+    log : callable, optional
+        Called with each line that llama.cpp has to say.
+
+    Returns
+    -------
+    list of Divergence
+        In the order of the models; all but the first are compared with the first.
+
+    Raises
+    ------
+    EvaluationError
+        If llama.cpp is missing or cannot run a file, vocabularies differ, the text is too short,
+        or there is no space for temporary files.
+    GGUFError, PlanError, QuantError
+        If a file cannot be read or dequantized.
+    """
+    measurement = Measurement(
+        n_ctx=n_ctx,
+        n_chunks=n_chunks,
+        native=native,
+        n_threads=n_threads or available_cores(),
+        progress=progress or (lambda _done, _all: None),
+        notify=notify or (lambda _sentence: None),
+        log=log,
+    )
+    figures = measurement.run([Path(path) for path in models], Path(truth), Path(text))
+    first, *others = (summarize(each) for each in figures)
+    return [first, *(compare_with_first(each, first) for each in others)]
