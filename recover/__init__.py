@@ -1,7 +1,8 @@
 """Best possible full-precision weights from the quantizations of a model.
 
 The public names are loaded on first use, so that importing the package costs nothing:
-`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate_models`, and the errors.
+`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate_models`, `measure_divergence`,
+and the errors.
 """
 
 from importlib import import_module
@@ -17,6 +18,7 @@ from recover.errors import (
 )
 
 if TYPE_CHECKING:
+    from recover.evaluate.divergence import measure_divergence
     from recover.evaluate.errors import evaluate_models
     from recover.gguf.reader import open_gguf
     from recover.merge.execute import execute_merge
@@ -36,6 +38,7 @@ __all__ = [
     "dequantize",
     "evaluate_models",
     "execute_merge",
+    "measure_divergence",
     "open_gguf",
     "plan_merge",
 ]
@@ -44,6 +47,7 @@ _HOME = {
     "dequantize": "recover.quants",
     "evaluate_models": "recover.evaluate.errors",
     "execute_merge": "recover.merge.execute",
+    "measure_divergence": "recover.evaluate.divergence",
     "open_gguf": "recover.gguf.reader",
     "plan_merge": "recover.merge.plan",
 }

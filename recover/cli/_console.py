@@ -33,7 +33,9 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def progress_bar(args: Namespace, what: str) -> Iterator[tiles.Progress | None]:
+def progress_bar(
+    args: Namespace, what: str, unit: str = "weights"
+) -> Iterator[tiles.Progress | None]:
     """A callback that draws a bar with the time left; None if there is nobody to look at it."""
     if args.quiet or not sys.stderr.isatty():
         yield None
@@ -50,10 +52,10 @@ def progress_bar(args: Namespace, what: str) -> Iterator[tiles.Progress | None]:
     with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None, speed="")
 
-        def report(n_done: int, n_weights: int) -> None:
+        def report(n_done: int, n_all: int) -> None:
             speed = progress.tasks[task].speed
-            text = f"{count(speed)} weights/s" if speed else ""
-            progress.update(task, completed=n_done, total=n_weights, speed=text)
+            text = f"{count(speed)} {unit}/s" if speed else ""
+            progress.update(task, completed=n_done, total=n_all, speed=text)
 
         yield report
 

@@ -1,10 +1,12 @@
 """``recover evaluate``."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recover.evaluate.divergence import Divergence
     from recover.evaluate.errors import ErrorStatistics, ModelErrors
 
 NAME = "evaluate"
@@ -28,7 +30,35 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--report", metavar="FILE.html", type=Path, help="write one page with tables and pictures"
     )
+    _add_text_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_text_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("on a text, through llama.cpp (the extra 'eval')")
+    group.add_argument(
+        "--text",
+        metavar="FILE",
+        type=Path,
+        help="UTF-8 text on which to measure the divergence from the original",
+    )
+    group.add_argument(
+        "--n-ctx", metavar="N", type=_count, default=512, help="tokens per chunk (default: 512)"
+    )
+    group.add_argument(
+        "--chunks", metavar="N", type=_count, help="take N evenly spaced chunks (default: all)"
+    )
+    group.add_argument(
+        "--native",
+        action="store_true",
+        help="let llama.cpp run the models as they are, which rounds activations as well",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 1 << 31:
+        raise ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def run(args: Namespace) -> int:
@@ -37,6 +67,8 @@ def run(args: Namespace) -> int:
     from recover.evaluate.errors import evaluate_models
 
     _check_outputs(args)
+    if args.text is not None:
+        _check_llama_cpp()
     with progress_bar(args, "comparing") as progress:
         results = evaluate_models(
             args.models,
@@ -45,12 +77,15 @@ def run(args: Namespace) -> int:
             n_threads=args.threads,
             progress=progress,
         )
+    if args.text is not None:
+        results = _with_divergence(args, results)
     document = {"truth": str(args.truth), "models": [each.to_json() for each in results]}
-    _write_pictures(args, results, document)
     if args.json:
         print_json(document)
     else:
         print_errors(results, args.by)
+        print_divergence(results)
+    _write_pictures(args, results, document)
     return 0
 
 
@@ -65,7 +100,15 @@ def _check_outputs(args: Namespace) -> None:
     if args.plot is not None:
         check_folder(args.plot)
     if args.report is not None:
-        check_output_path(args.report, [*args.models, args.truth])
+        check_output_path(args.report, _inputs(args))
+
+
+def _inputs(args: Namespace) -> list[Path]:
+    """Files that must not be overwritten."""
+    from recover.gguf.reader import open_gguf
+
+    files = [part for path in (*args.models, args.truth) for part in open_gguf(path).parts]
+    return files if args.text is None else [*files, args.text]
 
 
 def _write_pictures(
@@ -84,13 +127,45 @@ def _write_pictures(
             results, args.truth, n_threads=args.threads, progress=progress
         )
     pictures = list(draw_pictures(results, distributions))
-    inputs = [*args.models, args.truth]
+    inputs = _inputs(args)
     if args.plot is not None:
         paths = save_pictures(pictures, args.plot, inputs)
         message(args, f"wrote {len(paths)} pictures into {args.plot}")
     if args.report is not None:
-        write_report(args.report, document, pictures, Provenance.of(args.command_line), inputs)
+        provenance = Provenance.of(args.command_line, inference=args.text is not None)
+        write_report(args.report, document, pictures, provenance, inputs)
         message(args, f"wrote {args.report}")
+
+
+def _check_llama_cpp() -> None:
+    """Say that it is missing before anything is computed."""
+    from recover.evaluate.llama_cpp import library
+
+    library()
+
+
+def _with_divergence(args: Namespace, results: "list[ModelErrors]") -> "list[ModelErrors]":
+    """The same, with what llama.cpp makes of the models."""
+    from recover.cli._console import message, progress_bar
+    from recover.evaluate.divergence import measure_divergence
+
+    with progress_bar(args, "reading the text", "tokens") as progress:
+        divergences = measure_divergence(
+            args.models,
+            args.truth,
+            args.text,
+            n_ctx=args.n_ctx,
+            n_chunks=args.chunks,
+            native=args.native,
+            n_threads=args.threads,
+            progress=progress,
+            notify=lambda sentence: message(args, sentence),
+            log=(lambda line: message(args, f"llama.cpp: {line}")) if args.verbose else None,
+        )
+    return [
+        replace(result, divergence=divergence)
+        for result, divergence in zip(results, divergences, strict=True)
+    ]
 
 
 def print_errors(results: "list[ModelErrors]", by: str | None = None) -> None:
@@ -111,6 +186,60 @@ def print_errors(results: "list[ModelErrors]", by: str | None = None) -> None:
         rows = [(key, *_figures(each, reference.get(key))) for key, each in parts.items()]
         rows.append(("all", *_figures(result.total, first)))
         print_table(result.path, (f"{by}:", *figures), rows)
+
+
+def print_divergence(results: "list[ModelErrors]") -> None:
+    """Tables for people: divergence and perplexity; nothing if no text was read."""
+    from recover.cli._console import print_table
+
+    read = [(each.path, each.divergence) for each in results if each.divergence is not None]
+    if not read:
+        return
+    first = read[0][1]
+    print()
+    print_table(
+        f"Divergence from the original on {first.n_tokens:,} tokens (nats; 99% intervals)",
+        ("model:", "mean KL", "interval", "median", "p90", "p99", "max", "KL - first", "interval"),
+        [(path, *_divergence_figures(each)) for path, each in read],
+    )
+    print()
+    print_table(
+        f"Most likely token, and perplexity (original: {first.ppl_truth:.4f})",
+        ("model:", "same top", "in top 5", "in top 10", "perplexity", "ln ratio", "std error"),
+        [
+            (
+                path,
+                f"{each.same_top:.2%}",
+                f"{each.top1_in_top5:.2%}",
+                f"{each.top1_in_top10:.2%}",
+                f"{each.ppl:.4f}",
+                f"{each.ln_ppl_ratio:+.5f}",
+                f"{each.ln_ppl_ratio_se:.5f}",
+            )
+            for path, each in read
+        ],
+    )
+
+
+def _divergence_figures(divergence: "Divergence") -> tuple[str, ...]:
+    low, high = divergence.mean_kld_ci99
+    paired = divergence.paired
+    compared = ("-", "-")
+    if paired is not None:
+        interval = paired.mean_kld_difference_ci99
+        compared = (
+            f"{paired.mean_kld_difference:+.4g}",
+            f"{interval[0]:+.4g} .. {interval[1]:+.4g}",
+        )
+    return (
+        f"{divergence.mean_kld:.4g}",
+        f"{low:.4g} .. {high:.4g}",
+        f"{divergence.kld_median:.4g}",
+        f"{divergence.kld_p90:.4g}",
+        f"{divergence.kld_p99:.4g}",
+        f"{divergence.kld_max:.4g}",
+        *compared,
+    )
 
 
 def _figures(errors: "ErrorStatistics", reference: "ErrorStatistics | None") -> tuple[str, ...]:

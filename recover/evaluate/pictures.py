@@ -1,7 +1,7 @@
 """From an evaluation to its pictures: which there are, what they show, and files of them."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from recover.evaluate.plots import Grid, Panel, Series
+    from recover.evaluate.token_figures import PerToken
 
 F64Array = NDArray[np.float64]
 
@@ -37,22 +38,6 @@ _MOST_ROLES = 24
 _FEWEST_WEIGHTS = 20
 _TINY = 1e-30
 _DPI = 200
-
-
-@dataclass(frozen=True, eq=False)
-class TokenDivergence:
-    """One model's KL divergence for every scored token.
-
-    Attributes
-    ----------
-    kl : float64 (n_tokens,)
-        In nats.
-    position : int (n_tokens,)
-        Where in its context the token is, counted from 0.
-    """
-
-    kl: F64Array
-    position: NDArray[np.integer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,20 +78,16 @@ def require_matplotlib() -> None:
 
 
 def draw_pictures(
-    results: Sequence[ModelErrors],
-    distributions: Sequence[ModelDistributions],
-    divergences: Mapping[str, TokenDivergence] | None = None,
+    results: Sequence[ModelErrors], distributions: Sequence[ModelDistributions]
 ) -> Iterator[Picture]:
     """Draw all pictures for which there is something to show, one after the other.
 
     Parameters
     ----------
     results : sequence of ModelErrors
-        From `evaluate_models`.
+        From `evaluate_models`, with divergences if a text was read.
     distributions : sequence of ModelDistributions
         From `collect_distributions`, in the same order.
-    divergences : mapping of str to TokenDivergence, optional
-        By the path of the model.
 
     Yields
     ------
@@ -121,7 +102,7 @@ def draw_pictures(
     names = short_names([each.path for each in results])
     yield from _of_types(names, distributions)
     yield from _of_tensors(names, results, distributions)
-    yield from _of_tokens(names, results, divergences or {})
+    yield from _of_tokens(names, results)
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -297,17 +278,13 @@ def _exact_by_type(result: ModelErrors) -> dict[str, float]:
     return {name: exact[name] / n_weights[name] for name in sorted(exact)}
 
 
-def _of_tokens(
-    names: Sequence[str],
-    results: Sequence[ModelErrors],
-    divergences: Mapping[str, TokenDivergence],
-) -> Iterator[Picture]:
+def _of_tokens(names: Sequence[str], results: Sequence[ModelErrors]) -> Iterator[Picture]:
     from recover.evaluate.plots import Series, divergence_by_position, sorted_divergence
 
     known = [
-        (name, divergences[result.path])
+        (name, result.divergence.per_token)
         for name, result in zip(names, results, strict=True)
-        if result.path in divergences
+        if result.divergence is not None
     ]
     if not known:
         return
@@ -328,7 +305,7 @@ def _of_tokens(
     )
 
 
-def _by_position(own: TokenDivergence) -> tuple[F64Array, F64Array]:
+def _by_position(own: PerToken) -> tuple[F64Array, F64Array]:
     """Mean position and divergence in bins of positions."""
     first, last = int(own.position.min()), int(own.position.max())
     step = -(-(last + 1 - first) // _N_POSITIONS)

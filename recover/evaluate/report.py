@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -24,7 +24,9 @@ from recover.evaluate.pictures import Picture, short_names
 from recover.gguf.text import printable
 from recover.gguf.writer import OutputFile
 
-_PACKAGES = ("numpy", "numba", "scipy", "matplotlib", "xllamacpp")
+_PACKAGES = ("numpy", "numba", "scipy", "matplotlib")
+_INFERENCE = "xllamacpp"
+"""The package that brings llama.cpp."""
 
 _ABOUT_ERRORS = (
     "Of the decoded weights against those of the original, in units of the weights, over the"
@@ -81,15 +83,11 @@ class Provenance:
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, command: str) -> "Provenance":
-        """That of the running process."""
-        versions = {"recover": __version__, "Python": platform.python_version()}
-        for package in _PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:  # an extra
-                continue
-        return cls(command, versions)
+    def of(cls, command: str, *, inference: bool = False) -> "Provenance":
+        """That of the running process, perhaps with llama.cpp."""
+        packages = (*_PACKAGES, *([_INFERENCE] if inference else []))
+        own = {"recover": __version__, "Python": platform.python_version()}
+        return cls(command, own | {package: version(package) for package in packages})
 
 
 def write_report(
