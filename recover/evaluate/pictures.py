@@ -305,7 +305,7 @@ def _of_tokens(names: Sequence[str], results: Sequence[ModelErrors]) -> Iterator
     )
 
 
-def _by_position(own: PerToken) -> tuple[F64Array, F64Array]:
+def _by_position(own: "PerToken") -> tuple[F64Array, F64Array]:
     """Mean position and divergence in bins of positions."""
     first, last = int(own.position.min()), int(own.position.max())
     step = -(-(last + 1 - first) // _N_POSITIONS)

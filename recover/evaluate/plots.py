@@ -357,6 +357,8 @@ def _finish(ax: Axes, title: str, x_label: str, y_label: str) -> None:
     ax.set_ylabel(y_label)
     for axis, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
         if scale == "log":
+            if axis.get_view_interval()[0] <= 0:  # there is nothing to show
+                axis.set_view_interval(0.1, 1, ignore=True)
             _number_log_axis(axis)
 
 
