@@ -209,6 +209,8 @@ def heat_map(grids: Sequence[Grid]) -> Figure:
     bar.set_label("rmse (units of the weights)")
     _number_log_axis(bar.ax.xaxis)
     bar.outline.set_visible(False)
+    if bar.solids is not None:  # else an image in the page
+        bar.solids.set(rasterized=False, edgecolor="face")
     return figure
 
 

@@ -22,7 +22,7 @@ from recover import __version__
 from recover._json import finite
 from recover.evaluate.pictures import Picture, short_names
 from recover.gguf.text import printable
-from recover.gguf.writer import OutputFile
+from recover.gguf.writer import OutputFile, check_output_path
 
 _PACKAGES = ("numpy", "numba", "scipy", "matplotlib")
 _INFERENCE = "xllamacpp"
@@ -117,6 +117,8 @@ def write_report(
     OutputError
         If the file cannot be written.
     """
+    inputs = list(inputs)
+    check_output_path(path, inputs)  # before the work
     page = render_report(document, pictures, provenance).encode()
     with OutputFile(path, len(page), inputs) as output:
         output.write_at(0, page)
