@@ -247,7 +247,7 @@ def interval_widths(panels: Sequence[Panel]) -> Figure:
     for ax, panel in zip(axes, panels, strict=True):
         _draw_lines(ax, panel.series, style)
         ax.set_xscale("log")
-        ax.set_ylim(0, 1)
+        ax.set_ylim(0, 1.03)
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         _finish(ax, panel.title, "", "share of weights")
     axes[-1].set_xlabel("width of the proven interval (units of the weights)")
