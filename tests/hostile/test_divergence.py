@@ -228,7 +228,10 @@ def test_a_disk_that_fills_up(
 
 
 def test_without_the_extra(text: Path) -> None:
-    code = "import sys; sys.modules['xllamacpp'] = None; from recover.cli import main; exit(main())"
+    code = (
+        "import sys; sys.modules['xllamacpp'] = None\n"
+        "from recover.cli import main; sys.exit(main())"
+    )
     command = [sys.executable, "-c", code, "evaluate", str(Q2_K), "--truth", str(TINY)]
     done = subprocess.run(
         [*command, "--text", str(text)], capture_output=True, text=True, check=False
