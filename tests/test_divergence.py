@@ -164,6 +164,9 @@ def test_paired_with_the_first(measured: list[Divergence]) -> None:
     assert other.paired.mean_kld_difference == pytest.approx(other.mean_kld - first.mean_kld)
     interval = scipy.stats.bayes_mvs(difference, 0.99)[0].minmax
     assert other.paired.mean_kld_difference_ci99 == pytest.approx(interval)
+    of_chunks = difference.reshape(N_CHUNKS, N_SCORED).mean(axis=1)
+    interval = scipy.stats.bayes_mvs(of_chunks, 0.99)[0].minmax
+    assert other.paired.mean_kld_difference_ci99_by_chunk == pytest.approx(interval)
     assert other.paired.mean_kld_ratio == pytest.approx(other.mean_kld / first.mean_kld)
     assert same.paired.mean_kld_ratio == 0
 
@@ -214,7 +217,11 @@ def test_merged_files_in_f16_run_as_they_are(tiny: list[Path], text: Path, tmp_p
 
 def test_a_message_about_the_context(text: Path) -> None:
     said: list[str] = []
-    measure_divergence([TINY], TINY, text, n_ctx=300, n_chunks=1, notify=said.append)
+    results = measure_divergence(
+        [TINY, TINY], TINY, text, n_ctx=300, n_chunks=1, notify=said.append
+    )
+    assert results[1].paired is not None
+    assert results[1].paired.mean_kld_difference_ci99_by_chunk is None
     assert said == [f"warning: {TINY} was trained on a context of 256 tokens; --n-ctx is 300"]
 
 
@@ -406,6 +413,8 @@ def test_a_merge_comes_closer(
     assert together.paired.mean_kld_ratio is not None
     assert together.paired.mean_kld_ratio <= 0.80
     assert together.paired.mean_kld_difference_ci99[1] < 0
+    assert together.paired.mean_kld_difference_ci99_by_chunk is not None
+    assert together.paired.mean_kld_difference_ci99_by_chunk[1] < 0
     assert together.same_top > alone.same_top
 
 
