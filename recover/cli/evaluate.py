@@ -226,7 +226,7 @@ def _divergence_figures(divergence: "Divergence") -> tuple[str, ...]:
     paired = divergence.paired
     compared = ("-", "-")
     if paired is not None:
-        interval = paired.mean_kld_difference_ci99
+        interval = paired.mean_kld_difference_ci99_by_chunk or paired.mean_kld_difference_ci99
         compared = (
             f"{paired.mean_kld_difference:+.4g}",
             f"{interval[0]:+.4g} .. {interval[1]:+.4g}",

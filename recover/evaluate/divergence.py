@@ -39,12 +39,16 @@ class PairedDifference:
         Mean divergence minus that of the first model; negative is better.
     mean_kld_difference_ci99 : tuple of float
         Its 99% interval, from the differences per token.
+    mean_kld_difference_ci99_by_chunk : tuple of float or None
+        Its 99% interval, from the means of the chunks: wider, since tokens of one chunk are alike.
+        None if there is only one chunk.
     mean_kld_ratio : float or None
         Mean divergence over that of the first model; None if that is zero.
     """
 
     mean_kld_difference: float
     mean_kld_difference_ci99: tuple[float, float]
+    mean_kld_difference_ci99_by_chunk: tuple[float, float] | None
     mean_kld_ratio: float | None
 
 
@@ -105,9 +109,10 @@ class Divergence:
         del figures["per_token"], figures["paired"]
         figures["mean_kld_ci99"] = list(self.mean_kld_ci99)
         if self.paired is not None:
-            paired = asdict(self.paired)
-            paired["mean_kld_difference_ci99"] = list(self.paired.mean_kld_difference_ci99)
-            figures["paired"] = paired
+            figures["paired"] = {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in asdict(self.paired).items()
+            }
         return figures
 
 
@@ -178,11 +183,16 @@ def summarize(per_token: PerToken) -> Divergence:
 def compare_with_first(divergence: Divergence, first: Divergence) -> Divergence:
     """The same with `Divergence.paired` filled in; both of the same tokens."""
     difference = divergence.per_token.kl - first.per_token.kl
+    _, starts = np.unique(divergence.per_token.chunk, return_index=True)
+    of_chunks = np.array([part.mean() for part in np.split(difference, starts[1:])])
     return replace(
         divergence,
         paired=PairedDifference(
             mean_kld_difference=float(difference.mean()),
             mean_kld_difference_ci99=mean_interval(difference),
+            mean_kld_difference_ci99_by_chunk=(
+                mean_interval(of_chunks) if of_chunks.size > 1 else None
+            ),
             mean_kld_ratio=divergence.mean_kld / first.mean_kld if first.mean_kld else None,
         ),
     )

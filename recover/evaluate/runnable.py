@@ -81,8 +81,7 @@ class RunnableFiles:
         else:
             raise EvaluationError(
                 f"{self._folder.parent}: has {max(free, 0):,} bytes to spare, but the dequantized"
-                f" model takes {needed:,}; set TMPDIR to a folder with more space, or run the"
-                " models as they are with --native"
+                f" model takes {needed:,}; set TMPDIR to a folder with more space"
             )
         if outtype != "f32" and needed:
             self._notify("there is no space for dequantized models in F32; they are stored as F16")
