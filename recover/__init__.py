@@ -1,8 +1,6 @@
 """Best possible full-precision weights from the quantizations of a model.
 
-The public names are loaded on first use, so that importing the package costs nothing:
-`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate_models`, `plan_bounds`,
-`execute_bounds`, `verify_model`, `inspect_files`, and the errors.
+The public names (`__all__`) are loaded on first use, so that importing the package costs nothing.
 """
 
 from importlib import import_module
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from recover.bounds.execute import execute_bounds
     from recover.bounds.plan import plan_bounds
     from recover.bounds.verify import verify_model
+    from recover.evaluate.divergence import measure_divergence
     from recover.evaluate.errors import evaluate_models
     from recover.gguf.reader import open_gguf
     from recover.inspect.report import inspect_files
@@ -43,6 +42,7 @@ __all__ = [
     "execute_bounds",
     "execute_merge",
     "inspect_files",
+    "measure_divergence",
     "open_gguf",
     "plan_bounds",
     "plan_merge",
@@ -55,6 +55,7 @@ _HOME = {
     "execute_bounds": "recover.bounds.execute",
     "execute_merge": "recover.merge.execute",
     "inspect_files": "recover.inspect.report",
+    "measure_divergence": "recover.evaluate.divergence",
     "open_gguf": "recover.gguf.reader",
     "plan_bounds": "recover.bounds.plan",
     "plan_merge": "recover.merge.plan",

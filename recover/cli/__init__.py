@@ -1,6 +1,7 @@
 """The command line: one file per command; heavy imports stay inside the commands' bodies."""
 
 import argparse
+import shlex
 import signal
 import sys
 import traceback
@@ -53,6 +54,7 @@ class _Stopped(BaseException):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status (0 done, 1 failed, 2 wrong usage)."""
     args = build_parser().parse_args(argv)
+    args.command_line = shlex.join(["recover", *(sys.argv[1:] if argv is None else argv)])
     _catch_signals()
     try:
         status: int = args.run(args)

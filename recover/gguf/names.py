@@ -10,3 +10,10 @@ def role_of(name: str) -> str:
     match = _IN_BLOCK.fullmatch(name)
     rest = match["rest"] if match else name
     return rest.removesuffix(".weight")
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor is in: 7 for ``blk.7.attn_q.weight``; None outside of the layers."""
+    match = _IN_BLOCK.fullmatch(name)
+    digits = match["layer"] if match else ""
+    return int(digits) if digits.isascii() and 0 < len(digits) < 10 else None
