@@ -1,6 +1,9 @@
 """Divergence against its definitions in numpy, on logits that another binding of llama.cpp gave."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 import recover
 from recover import EvaluationError
 from recover.cli import main
+from recover.evaluate import llama_cpp
 from recover.evaluate.divergence import Divergence, mean_interval
 from recover.evaluate.llama_cpp import LlamaModel
 from recover.evaluate.reference import ReferenceLogits
@@ -397,6 +401,62 @@ def test_tables(tiny: list[Path], text: Path, capfd: pytest.CaptureFixture[str])
     assert second.paired is not None
     assert f"{second.paired.mean_kld_difference:+.4g}" in printed.out
     assert "recover: llama.cpp: llama_model_loader: " in printed.err
+
+
+def test_without_the_extra(
+    tiny: list[Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    monkeypatch.setattr(llama_cpp, "library", llama_cpp.library.__wrapped__)
+    assert evaluate(tiny, text) == 1
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        "recover: error: evaluating on a text needs llama.cpp;"
+        " install it with: pip install 'recover[eval]'\n"
+    )
+    assert main(["evaluate", str(tiny[0]), "--truth", str(TINY)]) == 0
+
+
+SLOW = """
+import os, sys, time
+from recover.cli import main
+from recover.evaluate.llama_cpp import LlamaModel
+logits, n_calls = LlamaModel.logits, 0
+def slow(self, tokens, first):
+    global n_calls
+    n_calls += 1
+    if n_calls > 2:
+        sys.stderr.write("chunk\\n")
+        time.sleep(60)
+    return logits(self, tokens, first)
+LlamaModel.logits = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_nothing(
+    number: signal.Signals, tiny: list[Path], text: Path, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    arguments = ["evaluate", str(tiny[2]), "--truth", str(TINY), "--text", str(text)]
+    sizes = ["--n-ctx", "64", "--chunks", "2", "--threads", "1"]
+    command = [sys.executable, "-c", SLOW, *arguments, *sizes]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={"TMPDIR": str(scratch)}
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "chunk\n"
+        (folder,) = scratch.iterdir()
+        assert [path.name for path in folder.iterdir()] == ["model.gguf"]
+        process.send_signal(number)
+        messages = process.stderr.read()
+    assert process.returncode == 128 + number
+    assert messages.splitlines()[-1].startswith("recover: stopped")
+    assert "Traceback" not in messages
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.parametrize("n_chunks", [8, pytest.param(24, marks=pytest.mark.slow)])

@@ -63,6 +63,10 @@ _DIVERGENCES = {
     "ln_ppl_ratio_se": ("its standard error", "{:.6f}"),
     "paired.mean_kld_difference": ("KL divergence, mean minus the first model's", "{:.6f}"),
     "paired.mean_kld_difference_ci99": ("KL divergence, 99% interval of that, by token", "{:.6f}"),
+    "paired.mean_kld_difference_ci99_by_chunk": (
+        "KL divergence, 99% interval of that, by chunk",
+        "{:.6f}",
+    ),
     "paired.mean_kld_ratio": ("KL divergence, mean over the first model's", "{:.4f}"),
 }
 
@@ -171,7 +175,8 @@ def _cell(value: Any, layout: str) -> str:
         shown = " to ".join(layout.format(each) for each in value)
     else:
         shown = layout.format(value)
-    return f'<td data-value="{exact}" title="{exact}">{shown}</td>'
+    kind = ' class="range"' if isinstance(value, list) else ""
+    return f'<td{kind} data-value="{exact}" title="{exact}">{shown}</td>'
 
 
 def _table(head: Iterable[str], rows: Iterable[str]) -> str:

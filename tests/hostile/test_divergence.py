@@ -1,9 +1,6 @@
 """What cannot be read, run or stored: one line that says why, and no temporary file is left."""
 
 import resource
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,23 +224,6 @@ def test_a_disk_that_fills_up(
     assert expected[what] in message
 
 
-def test_without_the_extra(text: Path) -> None:
-    code = (
-        "import sys; sys.modules['xllamacpp'] = None\n"
-        "from recover.cli import main; sys.exit(main())"
-    )
-    command = [sys.executable, "-c", code, "evaluate", str(Q2_K), "--truth", str(TINY)]
-    done = subprocess.run(
-        [*command, "--text", str(text)], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "recover: error: evaluating on a text needs llama.cpp;"
-        " install it with: pip install 'recover[eval]'\n"
-    )
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 def test_another_layout_is_refused() -> None:
     class Library:
         """Says that the defaults are others."""
@@ -260,40 +240,3 @@ def test_wrong_usage(options: list[str], text: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", str(TINY), "--truth", str(TINY), "--text", str(text), *options])
     assert caught.value.code == 2
-
-
-SLOW = """
-import os, sys, time
-from recover.cli import main
-from recover.evaluate.llama_cpp import LlamaModel
-logits, n_calls = LlamaModel.logits, 0
-def slow(self, tokens, first):
-    global n_calls
-    n_calls += 1
-    if n_calls > 2:
-        sys.stderr.write("chunk\\n")
-        time.sleep(60)
-    return logits(self, tokens, first)
-LlamaModel.logits = slow
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_leave_nothing(number: signal.Signals, text: Path, scratch: Path) -> None:
-    arguments = ["evaluate", str(Q2_K), "--truth", str(TINY), "--text", str(text)]
-    sizes = ["--n-ctx", "64", "--chunks", "2", "--threads", "1"]
-    command = [sys.executable, "-c", SLOW, *arguments, *sizes]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={"TMPDIR": str(scratch)}
-    ) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "chunk\n"
-        (folder,) = scratch.iterdir()
-        assert [path.name for path in folder.iterdir()] == ["model.gguf"]
-        process.send_signal(number)
-        messages = process.stderr.read()
-    assert process.returncode == 128 + number
-    assert messages.splitlines()[-1].startswith("recover: stopped")
-    assert "Traceback" not in messages
-    assert not list(scratch.iterdir())
