@@ -31,7 +31,7 @@ _RECONSTRUCT = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
 }
-_NDARRAY = ("numpy", "ndarray")
+_NDARRAYS = {("numpy", "ndarray")}
 _DTYPE = ("numpy", "dtype")
 _BFLOAT16 = {
     ("ml_dtypes", "bfloat16"),
@@ -43,7 +43,7 @@ _JAX_ARRAY = {
     ("jax._src.device_array", "reconstruct_device_array"),
 }
 _ITEM_SIZES = {"i1": 1, "f4": 4, "f2": 2, "bfloat16": 2}
-_FORMATS = {"i1": np.int8, "f4": np.dtype("<f4"), "f2": np.dtype("<f2"), "bfloat16": np.uint16}
+_FORMATS = {"i1": "<i1", "f4": "<f4", "f2": "<f2", "bfloat16": "<u2"}
 
 # Far beyond what two arrays take.
 _MAX_STEPS = 2_000
@@ -73,7 +73,7 @@ class PickledArray:
     @property
     def values(self) -> NDArray[Any]:
         """The numbers; bfloat16 as their bits, uint16."""
-        return self.raw.view(_FORMATS[self.dtype]).reshape(self.shape)
+        return self.raw.view(np.dtype(_FORMATS[self.dtype])).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def parse_pickle(data: U8Array) -> PickledArray | QuantizedWeight:
         return result.checked()
     if isinstance(result, _Object):
         if set(result.state) != {"weight", "scales"}:
-            raise ReblockError(f"pickle: {QUANTIZED} with {sorted(map(str, result.state))[:5]}")
+            raise ReblockError(f"pickle: a {QUANTIZED} is not made of weight and scales")
         weight, scales = result.state["weight"], result.state["scales"]
         if isinstance(weight, _Array) and isinstance(scales, _Array):
             return QuantizedWeight(weight.checked(), scales.checked())
@@ -165,7 +165,7 @@ class _Array:
             or len(shape) > _MAX_DIMS
             or not all(type(n) is int and 0 < n < _MAX_SIZE for n in shape)
         ):
-            raise ReblockError(f"pickle: {quoted(str(shape))} is no shape of an array")
+            raise ReblockError(f"pickle: an array whose shape is {_shown(shape)}")
         n_bytes = prod(shape) * _ITEM_SIZES[dtype.name]
         if span.end - span.start != n_bytes:
             raise ReblockError(
@@ -191,7 +191,7 @@ class _Machine:
 
     def __init__(self, data: U8Array) -> None:
         self._data = data
-        self._view = memoryview(data)
+        self._view = data.data
         self._position = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -339,14 +339,16 @@ class _Machine:
         return found[0].decode("utf-8", "replace")
 
     def _push_name(self, module: Any, name: Any) -> None:
-        wanted = _Name(str(module), str(name))
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ReblockError("pickle: wants to import what has no name")
+        wanted = _Name(module, name)
         known = (
-            wanted in _RECONSTRUCT | _BFLOAT16 | _JAX_ARRAY | {_NDARRAY, _DTYPE}
+            wanted in _RECONSTRUCT | _BFLOAT16 | _JAX_ARRAY | _NDARRAYS | {_DTYPE}
             or wanted.name == QUANTIZED
         )
-        if not known or not isinstance(module, str) or not isinstance(name, str):
+        if not known:
             raise ReblockError(
-                f"pickle: wants to import {quoted(f'{wanted.module}.{wanted.name}')}, which no"
+                f"pickle: wants to import {_shown(wanted)}, which no"
                 " array needs; refused, nothing of it was run"
             )
         self.push(wanted)
@@ -355,7 +357,7 @@ class _Machine:
         """An object of the quantized weights' class, still empty."""
         arguments, kind = self._pop(), self._pop()
         if not isinstance(kind, _Name) or kind.name != QUANTIZED or arguments != ():
-            raise ReblockError(f"pickle: makes an object of {quoted(str(kind))}")
+            raise ReblockError(f"pickle: makes an object of {_shown(kind)}")
         self.push(_Object({}))
 
     def reduce(self) -> None:
@@ -363,19 +365,18 @@ class _Machine:
         arguments, function = self._pop(), self._pop()
         if not isinstance(arguments, tuple) or not isinstance(function, _Name):
             raise ReblockError("pickle: calls what is no function")
-        if function in _RECONSTRUCT and len(arguments) == 3 and arguments[0] == _NDARRAY:
+        if function in _RECONSTRUCT and _is_call(arguments, _NDARRAYS):
             self.push(_Array(self._data))
         elif function == _DTYPE and len(arguments) == 3:
             self.push(_dtype(arguments[0]))
-        elif function in _JAX_ARRAY and len(arguments) >= 3 and arguments[0] in _RECONSTRUCT:
+        elif function in _JAX_ARRAY and _is_call(arguments, _RECONSTRUCT):
             array = _Array(self._data)
             _set_array(array, arguments[2])
             self.push(array)
         elif function.name == QUANTIZED and len(arguments) == 2:
             self.push(_Object({"weight": arguments[0], "scales": arguments[1]}))
         else:
-            what = f"{function.module}.{function.name}"
-            raise ReblockError(f"pickle: calls {quoted(what)} in an unknown way")
+            raise ReblockError(f"pickle: calls {_shown(function)} in an unknown way")
 
     def build(self) -> None:
         """Give an object its state."""
@@ -411,12 +412,24 @@ class _Machine:
             target[key] = value
 
 
+def _shown(value: Any) -> str:
+    """A value for a message; a tuple of tuples may be huge, so it is only called by its kind."""
+    if isinstance(value, _Name):
+        return quoted(f"{value.module}.{value.name}")
+    return quoted(value) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _is_call(arguments: tuple[Any, ...], first: set[tuple[str, str]]) -> bool:
+    """Whether there are at least three arguments, and the first is one of some names."""
+    return len(arguments) >= 3 and isinstance(arguments[0], _Name) and arguments[0] in first
+
+
 def _dtype(name: Any) -> _Dtype:
     if isinstance(name, _Name) and name in _BFLOAT16:
         return _Dtype("bfloat16")
     if isinstance(name, str) and name in _ITEM_SIZES:
         return _Dtype(name)
-    raise ReblockError(f"pickle: numbers of type {quoted(str(name))} are not supported")
+    raise ReblockError(f"pickle: numbers of type {_shown(name)} are not supported")
 
 
 def _set_array(array: _Array, state: Any) -> None:

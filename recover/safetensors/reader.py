@@ -11,6 +11,7 @@ The key ``__metadata__`` holds texts. Shapes are row-major, so the row length co
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -197,8 +198,7 @@ def _parse_json(raw: bytes, what: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
             raise SafetensorsError(f"{what}: {quoted(twice)} is there twice")
         return found
 
