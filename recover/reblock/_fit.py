@@ -96,9 +96,10 @@ class Scratch(NamedTuple):
 
 def scratch() -> Scratch:
     """New memory for a thread."""
-    integers = (np.empty(MAX_DISTINCT, np.int64) for _ in range(4))
-    floats = (np.empty(MAX_DISTINCT) for _ in range(2))
-    return Scratch(np.empty(512, np.uint8), *integers, *floats, np.empty((_MAX_STACK, 3)))
+    bits, counts, origin, code = np.empty((4, MAX_DISTINCT), np.int64)
+    low, high = np.empty((2, MAX_DISTINCT))
+    slots, stack = np.empty(512, np.uint8), np.empty((_MAX_STACK, 3))
+    return Scratch(slots, bits, counts, origin, code, low, high, stack)
 
 
 class Fit(NamedTuple):
@@ -258,10 +259,10 @@ def _is_possible(k: int, n: int, ratios: tuple[float, float], found: Scratch) ->
     ratios: the inverse of both ends of the largest magnitude's preimage, upper end first.
     """
     low, high = k * ratios[0], k * ratios[1]
-    for i in range(n - 1):
-        if max(ceil(found.low[i] * low), 1) > found.high[i] * high:
-            return False
-    return True
+    i = 0
+    while i < n - 1 and max(ceil(found.low[i] * low), 1) <= found.high[i] * high:
+        i += 1
+    return i >= n - 1
 
 
 @kernel

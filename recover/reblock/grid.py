@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.quants import U8Array
+from recover.reblock._codes import BLOCK, as_float64
 from recover.reblock._fit import (
     INEXACT,
     MAX_CODE,
@@ -16,14 +17,11 @@ from recover.reblock._fit import (
     STORAGES,
     Expected,
     all_have_grids,
-    read_runs,
     reach,
+    read_runs,
     scratch,
 )
 from recover.tiles import Tile, available_cores, for_each_tile, whole_rows
-
-BLOCK = 32
-"""Weights that share a scale in the output types; the smallest run."""
 
 # What decides whether there is a grid at all.
 _N_PROBED_ROWS = 64
@@ -70,19 +68,6 @@ class Floats:
         """A copy of the bits of weights `start` to `end`, uint32 or uint16."""
         size = self._item_size
         return self.raw[start * size : end * size].copy().view(f"<u{size}")
-
-    def values(self, start: int, end: int) -> NDArray[np.float64]:
-        """Weights `start` to `end`, exactly; by NumPy alone."""
-        words = self.words(start, end)
-        match self.type_name:
-            case "F32":
-                return words.view(np.float32).astype(np.float64)
-            case "F16":
-                return words.view(np.float16).astype(np.float64)
-            case _:
-                return (
-                    (words.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +197,7 @@ def _may_have_one(floats: Floats) -> bool:
         for block in _spread(floats.row_length // BLOCK, _N_PROBES_PER_ROW):
             start = row * floats.row_length + block * BLOCK
             words = floats.words(start, start + BLOCK)
-            if np.count_nonzero(floats.values(start, start + BLOCK)) >= _FEWEST_NONZERO:
+            if np.count_nonzero(as_float64(words, floats.type_name)) >= _FEWEST_NONZERO:
                 n_told += 1
                 n_on += int(
                     read(words, floats.type_name, BLOCK, STRICT).status[0] in (ON_GRID, INEXACT)
@@ -298,8 +283,8 @@ def _prove(
         status = runs.status.reshape(-1, runs_per_row)
         first = tile.start // floats.row_length
         is_off[first : first + len(status)] = ((status == NONE) | (status == PATCHED)).any(1)
-        counts = (int(np.count_nonzero(status == kind)) for kind in (NONE, INEXACT))
-        sums.append((runs.n_off, *counts, int(reach(runs.codes))))
+        n_failed, n_inexact = (int(np.count_nonzero(status == kind)) for kind in (NONE, INEXACT))
+        sums.append((runs.n_off, n_failed, n_inexact, int(reach(runs.codes))))
 
     workers = [work] * (n_threads or available_cores())
     for_each_tile([floats.n_weights], workers, steps=[whole_rows(floats.row_length)])

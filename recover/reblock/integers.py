@@ -118,7 +118,7 @@ def settle(
             group=rows.group,
             exact=True,
             reason="; ".join(filter(None, (f"{outtype.name} holds {formula}", reason))),
-            encode=_by_rows(rows.row_length, outtype, _packer(rows, outtype)),
+            encode=by_rows(rows.row_length, outtype, _packer(rows, outtype)),
             reference=flat_reference(rows.row_length, rows.reference),
         )
     return inexact(
@@ -233,7 +233,7 @@ def _packer(rows: IntegerRows, outtype: TensorType) -> Callable[[int, int, U8Arr
     return encode
 
 
-def _by_rows(
+def by_rows(
     row_length: int, outtype: TensorType, encode_rows: Callable[[int, int, U8Array], None]
 ) -> Callable[[int, int, U8Array], None]:
     """`SourceTensor.encode` from a function of whole rows: ends of rows are encoded and cut."""
