@@ -17,6 +17,11 @@ HALVES = {"Q4_0": 8, "Q4_1": 8, "Q5_0": 16, "Q8_0": 128}
 """The codes of these types go from minus that to that less one."""
 
 
+def n_bits(reach: int) -> int:
+    """Bits of the smallest type that holds a reach (see `recover.reblock._fit.reach`)."""
+    return 4 if reach <= HALVES["Q4_0"] else 5 if reach <= HALVES["Q5_0"] else 8
+
+
 def as_float64(words: NDArray[Any], type_name: str) -> NDArray[np.float64]:
     """Stored bits as numbers, exactly; by NumPy alone."""
     match type_name:

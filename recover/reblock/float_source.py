@@ -15,7 +15,7 @@ from recover.gguf.metadata import FILE_TYPES, derived_metadata
 from recover.gguf.reader import open_gguf
 from recover.gguf.text import quoted, some
 from recover.quants import OpaqueType, TensorType, U8Array, type_by_name
-from recover.reblock._codes import BLOCK, HALVES, pack_codes, products
+from recover.reblock._codes import BLOCK, HALVES, n_bits, pack_codes, products
 from recover.reblock._fit import ON_GRID, STORAGES, ZERO
 from recover.reblock.floats import copied
 from recover.reblock.grid import Floats, Grid, Runs, find_grid, read
@@ -173,7 +173,7 @@ def _settle(stored: _Stored, outtype: str | None, n_threads: int | None) -> Iter
     elif outtype is None:
         yield _kept(
             stored,
-            f"{_describe(grid, stored)} but for {_off(grid)}: no type holds both, so the tensor"
+            f"{_describe(grid, stored)}, but {_off(grid)}: no type holds both, so the tensor"
             f" stays {stored.type_name}; with a wanted type ({name}) the rows are written apart",
         )
     else:
@@ -187,7 +187,7 @@ def _kept(stored: _Stored, reason: str) -> SourceTensor:
 
 def _describe(grid: Grid, stored: _Stored) -> str:
     return (
-        f"integers up to {min(grid.reach, 128)} times a scale per {grid.run_length} weights,"
+        f"{n_bits(grid.reach)}-bit integers times a scale per {grid.run_length} weights,"
         f" rounded to {stored.type_name}"
     )
 
@@ -195,8 +195,8 @@ def _describe(grid: Grid, stored: _Stored) -> str:
 def _off(grid: Grid) -> str:
     """Says what is off the grid, and where."""
     rows = some([str(row) for row in grid.off_rows])
-    what = [f"{grid.n_off} weights"] if grid.n_off else []
-    what += [f"{grid.n_failed} runs"] if grid.n_failed else []
+    what = [f"{grid.n_off} single weights"] if grid.n_off else []
+    what += [f"{grid.n_failed} whole runs"] if grid.n_failed else []
     return f"{' and '.join(what)} off the grid in rows {rows}"
 
 
