@@ -82,8 +82,18 @@ class _Blocks:
 
 
 @dataclass(frozen=True, eq=False)
-class _Groups:
-    """What rows were made from; `n_unproven` is -1 if a group has no explanation."""
+class Groups:
+    """What consecutive groups were made from.
+
+    Attributes
+    ----------
+    codes : int16 (n,)
+        The integers.
+    scales : float64 (n_groups,)
+        BF16 numbers; 0 for zeros.
+    n_unproven : int
+        Weights whose byte another code would explain as well; -1 if a group has no explanation.
+    """
 
     codes: NDArray[np.int16]
     scales: NDArray[np.float64]
@@ -132,17 +142,18 @@ def _guess(rows: list[U8Array], row_length: int) -> SecondHand | None:
                 continue
             for chain in CHAINS:
                 guess = SecondHand(chain, group * BLOCK, max_code, 0, 0)
-                if all(_read(row, guess).n_unproven >= 0 for row in rows):
+                if all(read_second_hand(row, guess).n_unproven >= 0 for row in rows):
                     return guess
     return None
 
 
-def _read(raw: U8Array, found: SecondHand) -> _Groups:
+def read_second_hand(raw: U8Array, found: SecondHand) -> Groups:
+    """What whole groups of stored blocks, raw uint8 (n_bytes,), were made from."""
     n_weights = raw.size // 34 * BLOCK
     codes, scales = np.zeros(n_weights, np.int16), np.zeros(n_weights // found.group)
     chain = CHAINS.index(found.chain)
     n_unproven = read_groups(raw, chain, found.max_code, tables(), codes, scales)
-    return _Groups(codes, scales, n_unproven)
+    return Groups(codes, scales, n_unproven)
 
 
 def _prove(blocks: _Blocks, found: SecondHand, n_threads: int | None) -> SecondHand | None:
@@ -152,7 +163,7 @@ def _prove(blocks: _Blocks, found: SecondHand, n_threads: int | None) -> SecondH
 
     def work(tile: Tile) -> None:
         raw = blocks.rows(tile.start // row_length, tile.end // row_length)
-        groups = _read(raw, found)
+        groups = read_second_hand(raw, found)
         weights = _weights(groups, found).astype(np.float32)
         if groups.n_unproven < 0 or not np.array_equal(
             quantize(weights.reshape(-1, row_length), kind), raw
@@ -174,7 +185,7 @@ class _UnexplainedError(Exception):
     """A group has no explanation: the search is over."""
 
 
-def _weights(groups: _Groups, found: SecondHand) -> NDArray[np.float64]:
+def _weights(groups: Groups, found: SecondHand) -> NDArray[np.float64]:
     """What the naive way encoded: the products, rounded as in the chain."""
     products = groups.codes.reshape(-1, found.group) * groups.scales[:, None]
     return rounded(products, found.chain).reshape(-1)
@@ -262,9 +273,9 @@ def _kept(tensor: Tensor, reason: str) -> SourceTensor:
 def _recovered(tensor: Tensor, found: SecondHand, outtype: TensorType, what: str) -> SourceTensor:
     blocks, length = _Blocks(tensor.raw, tensor.dims[0]), tensor.dims[0]
 
-    def groups_of(first: int, last: int) -> tuple[U8Array, _Groups]:
+    def groups_of(first: int, last: int) -> tuple[U8Array, Groups]:
         raw = blocks.rows(first, last)
-        groups = _read(raw, found)
+        groups = read_second_hand(raw, found)
         if groups.n_unproven < 0:
             raise ReblockError(f"tensor {quoted(tensor.name)} is not what it was: the file changed")
         return raw, groups
