@@ -1,6 +1,8 @@
 """Signed codes and scales to blocks, and back from stored floats by NumPy alone."""
 
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,22 @@ BLOCK = 32
 
 HALVES = {"Q4_0": 8, "Q4_1": 8, "Q5_0": 16, "Q8_0": 128}
 """The codes of these types go from minus that to that less one."""
+
+_T = TypeVar("_T")
+_LAST = threading.local()
+
+
+def read_once(first: int, last: int, read: Callable[[int, int], _T]) -> _T:
+    """What ``read(first, last)`` returns, kept until this thread reads something else.
+
+    A tile is searched when it is encoded and again when it is verified, by the same thread; what is
+    kept is one tile per thread, whoever owns it.
+    """
+    if getattr(_LAST, "key", None) != (first, last) or _LAST.read is not read:
+        _LAST.value = read(first, last)
+        _LAST.read, _LAST.key = read, (first, last)
+    value: _T = _LAST.value
+    return value
 
 
 def n_bits(reach: int) -> int:

@@ -15,7 +15,7 @@ from recover.gguf.metadata import FILE_TYPES, derived_metadata
 from recover.gguf.reader import open_gguf
 from recover.gguf.text import quoted, some
 from recover.quants import OpaqueType, TensorType, U8Array, type_by_name
-from recover.reblock._codes import BLOCK, HALVES, n_bits, pack_codes, products
+from recover.reblock._codes import BLOCK, HALVES, n_bits, pack_codes, products, read_once
 from recover.reblock._fit import ON_GRID, STORAGES, ZERO
 from recover.reblock.floats import copied
 from recover.reblock.grid import Floats, Grid, Runs, find_grid, read
@@ -266,11 +266,11 @@ def _on_grid(
         return words, runs
 
     def encode(first: int, last: int, out: U8Array) -> None:
-        _, runs = runs_of(first, last)
+        _, runs = read_once(first, last, runs_of)
         pack_codes(runs.codes.reshape(-1, length), runs.scales, outtype, out)
 
     def reference(first: int, last: int) -> NDArray[np.float64]:
-        words, runs = runs_of(first, last)
+        words, runs = read_once(first, last, runs_of)
         return products(words, floats.type_name, runs.scales, stored.name).reshape(-1, length)
 
     dims = stored.dims if rows is None else (length, rows.size)

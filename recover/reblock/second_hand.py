@@ -18,7 +18,7 @@ from recover.gguf.metadata import FILE_TYPES, derived_metadata
 from recover.gguf.reader import Tensor, open_gguf
 from recover.gguf.text import printable, quoted
 from recover.quants import TensorType, U8Array, quantize, type_by_name
-from recover.reblock._codes import BLOCK, HALVES, n_bits, pack_codes, rounded
+from recover.reblock._codes import BLOCK, HALVES, n_bits, pack_codes, read_once, rounded
 from recover.reblock._fit import reach
 from recover.reblock._second_hand import MAX_CODE, is_naive, read_groups, tables
 from recover.reblock.floats import copied
@@ -281,11 +281,11 @@ def _recovered(tensor: Tensor, found: SecondHand, outtype: TensorType, what: str
         return raw, groups
 
     def encode(first: int, last: int, out: U8Array) -> None:
-        _, groups = groups_of(first, last)
+        _, groups = read_once(first, last, groups_of)
         pack_codes(groups.codes.reshape(-1, length), groups.scales, outtype, out)
 
     def reference(first: int, last: int) -> NDArray[np.float64]:
-        raw, groups = groups_of(first, last)
+        raw, groups = read_once(first, last, groups_of)
         if not np.array_equal(encoded(_weights(groups, found)), raw.reshape(-1, 34)):
             raise ReblockError(f"tensor {quoted(tensor.name)}: encoded again it is something else")
         products = groups.codes.reshape(-1, found.group) * groups.scales[:, None]
