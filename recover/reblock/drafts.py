@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,9 +163,7 @@ def permuted(draft: Draft, order: NDArray[np.int64]) -> Draft:
             f"tensor {quoted(draft.name)}: {rows.n_rows} rows are no whole heads of {size}"
         )
 
-    def gathered(
-        read: Callable[[int, int], NDArray[np.generic]], first: int, last: int
-    ) -> F64Array:
+    def gathered(read: Callable[[int, int], NDArray[Any]], first: int, last: int) -> F64Array:
         begin, end = first // size * size, -(-last // size) * size
         blocks = read(begin, end).reshape((end - begin) // size, size, -1)[:, order]
         return blocks.reshape(end - begin, -1)[first - begin : last - begin]
@@ -197,7 +196,7 @@ def permuted(draft: Draft, order: NDArray[np.int64]) -> Draft:
     return replace(draft, rows=moved)
 
 
-def _as_f32(found: NDArray[np.generic]) -> F32Array:
+def _as_f32(found: NDArray[Any]) -> F32Array:
     return found.astype(np.float32, copy=False)
 
 
@@ -221,8 +220,8 @@ def stacked(name: str, drafts: Sequence[Draft]) -> Draft:
     each = [draft.rows for draft in drafts]
 
     def joined(
-        read: Callable[[Rows], Callable[[int, int], NDArray[np.generic]]], first: int, last: int
-    ) -> NDArray[np.generic]:
+        read: Callable[[Rows], Callable[[int, int], NDArray[Any]]], first: int, last: int
+    ) -> NDArray[Any]:
         parts = []
         while first < last:
             matrix, row = divmod(first, n_rows)
