@@ -40,14 +40,14 @@ def main() -> None:
     parser.add_argument("--weights", type=float, default=400e6)
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
-    print("million weights/s, one thread:  exact repack   with verification")
+    print("million weights/s of one core:      exact repack   with verification")
     for name, make in SOURCES.items():
         seconds(make(1e6), verify=True)  # compile
         tensor = make(args.weights)
         best = min(seconds(tensor, verify=False) for _ in range(args.repeat))
         checked = seconds(tensor, verify=True)
         n = tensor.n_weights / 1e6
-        print(f"{name:30}  {n / best:12.0f}   {n / checked:17.0f}")
+        print(f"{name:32}  {n / best:12.0f}   {n / checked:17.0f}")
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ def values(tensor: Tensor) -> NDArray[Any]:
 def as_float32(tensor: Tensor, numbers: NDArray[Any]) -> F32Array:
     """Stored floats (part of `values`) as float32; exact."""
     raw = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
-    return decode_floats(raw, tensor.dtype).astype(np.float32).reshape(numbers.shape)
+    with np.errstate(invalid="ignore"):
+        return decode_floats(raw, tensor.dtype).astype(np.float32).reshape(numbers.shape)
 
 
 def unpacked(words: NDArray[Any], n_bits: int) -> NDArray[np.int32]:
