@@ -13,14 +13,14 @@ import time
 import numpy as np
 
 from recover.quants import dequantize
-from recover.reblock import integers
+from recover.reblock.integers import tile_size
 from recover.reblock.source import SourceTensor
 from tests.reblock_sources import SOURCES
 
 
 def seconds(tensor: SourceTensor, *, verify: bool) -> float:
     """Time for all tiles of a tensor."""
-    step = integers.rows_per_tile(tensor.dims[0]) * tensor.dims[0]
+    step = tile_size(tensor.dims[0])
     out = np.empty(tensor.outtype.n_bytes(step), np.uint8)
     start = time.process_time()
     for first in range(0, tensor.n_weights, step):
