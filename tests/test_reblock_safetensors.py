@@ -370,6 +370,15 @@ def test_unknown_schemes_are_refused(method: str, tmp_path: Path) -> None:
     assert method in text
 
 
+def test_tables_of_integers_are_copied(rng: np.random.Generator, tmp_path: Path) -> None:
+    tensors, _ = packed_int4(rng)
+    positions = np.arange(64, dtype=np.int64)[None]
+    source = model(tmp_path / "m", {**named("a", tensors), "b.position_ids": positions})
+    reblock(source, tmp_path / "a.gguf")
+    (found,) = (t for t in GGUFReader(tmp_path / "a.gguf").tensors if t.name == "b.position_ids")
+    assert (found.tensor_type.name, found.data.tolist()) == ("I64", positions.tolist())
+
+
 def test_single_file_and_index(rng: np.random.Generator, tmp_path: Path) -> None:
     tensors, truth = packed_int4(rng)
     single = model(tmp_path / "m", named("a", tensors)) / "model.safetensors"

@@ -14,7 +14,7 @@ from recover.reblock._repack import I8Array
 from recover.reblock.floats import F64Array, converted, copied, decode_floats, stored_as_float
 from recover.reblock.integers import IntegerRows, Request, flat_reference, inexact, settle
 from recover.reblock.schemes import Weight
-from recover.reblock.schemes.base import FloatRows
+from recover.reblock.schemes.base import FLOATS, FloatRows
 from recover.reblock.source import SourceTensor
 from recover.safetensors.reader import Tensor
 
@@ -73,9 +73,7 @@ def draft_floats(tensor: Tensor) -> Draft:
     ReblockError
         If GGUF has no such type or number of dimensions.
     """
-    if len(tensor.shape) > _MAX_DIMS:
-        raise ReblockError(f"tensor {quoted(tensor.name)}: more than {_MAX_DIMS} dimensions")
-    dims = tensor.shape[::-1] or (1,)
+    dims = _dims(tensor)
     size, length = tensor.raw.size // tensor.n_weights, dims[0]
 
     def reference(first: int, last: int) -> F64Array:
@@ -97,6 +95,37 @@ def draft_floats(tensor: Tensor) -> Draft:
         is_float=True,
         plain=tensor,
     )
+
+
+def draft_copy(tensor: Tensor) -> Draft:
+    """The draft of numbers that are no weights and stay as they are; errors as `draft_floats`."""
+    dims = _dims(tensor)
+
+    def refuse(_first: int, _last: int) -> F64Array:
+        raise ReblockError(f"tensor {quoted(tensor.name)}: {tensor.dtype} is only copied")
+
+    rows = FloatRows(
+        n_rows=tensor.n_weights // dims[0],
+        row_length=dims[0],
+        group=None,
+        obstacle="",
+        reference=refuse,
+    )
+    return Draft(
+        name=tensor.name,
+        dims=dims,
+        stored_as=tensor.dtype,
+        rows=rows,
+        is_float=True,
+        plain=tensor,
+    )
+
+
+def _dims(tensor: Tensor) -> tuple[int, ...]:
+    """Sizes, row length first."""
+    if len(tensor.shape) > _MAX_DIMS:
+        raise ReblockError(f"tensor {quoted(tensor.name)}: more than {_MAX_DIMS} dimensions")
+    return tensor.shape[::-1] or (1,)
 
 
 def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> SourceTensor:
@@ -121,7 +150,7 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> SourceTen
         return settle(name, dims, draft.stored_as, rows, request, draft.note)
     reference = flat_reference(rows.row_length, rows.reference)
     if draft.is_float:
-        as_f32 = norms_as_f32 and len(dims) == 1
+        as_f32 = norms_as_f32 and len(dims) == 1 and draft.stored_as in FLOATS
         outtype = type_by_name("F32" if as_f32 else draft.stored_as)
         if draft.plain is not None and outtype.name == draft.stored_as:
             return copied(name, dims, draft.stored_as, draft.plain.raw)

@@ -80,7 +80,7 @@ def array(
 # What must be read
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("n", [3, 70_000])
 def test_real_arrays(protocol: int, n: int) -> None:
     x = np.arange(2 * n, dtype=np.float32).reshape(2, n)
@@ -237,6 +237,8 @@ def test_real_hostile_pickles(protocol: int, tmp_path: Path) -> None:
         (HEAD + EMPTY + b"K\x01\x85b.", "no tuple of five"),
         (HEAD + RECONSTRUCT + b"K\0K\0K\0\x87R.", "unknown way"),
         (HEAD + RECONSTRUCT + b")R.", "unknown way"),
+        (HEAD + name("numpy._core.numeric", "_frombuffer") + b")R.", "unknown way"),
+        (HEAD + name("numpy._core.numeric", "_frombuffer") + b"(NNNNtR.", "without its state"),
         (HEAD + name("numpy", "dtype") + b"N\x89\x88\x87R.", "numbers of type a NoneType"),
         (HEAD + name("m", "QuantizedWeight8bit") + b")\x81.", "not made of weight and scales"),
         (HEAD + name("m", "QuantizedWeight8bit") + b"N\x81.", "makes an object"),
