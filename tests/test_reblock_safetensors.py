@@ -1,6 +1,7 @@
 """Integers in safetensors to GGUF: every scheme packed by code written from its definition."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +412,26 @@ LLAMA = {
 }
 
 
+def llama3_factors(scaling: dict[str, Any]) -> Array:
+    """One frequency after the other, as in llama.cpp's convert_hf_to_gguf.py."""
+    factors = []
+    context = scaling["original_max_position_embeddings"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    for i in range(0, 64, 2):
+        wave = 2 * math.pi * 10000.0 ** (i / 64)
+        if wave < context / high:
+            factors.append(1.0)
+        elif wave > context / low:
+            factors.append(scaling["factor"])
+        else:
+            smooth = (context / wave - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / scaling["factor"] + smooth))
+    assert 1.0 in factors
+    assert 8.0 in factors
+    assert any(1.5 < factor < 7.5 for factor in factors)
+    return np.array(factors, np.float32).astype(np.float64)
+
+
 def test_llama_names_metadata_and_order_of_rows(rng: np.random.Generator, tmp_path: Path) -> None:
     from tests.oracle.llama_cpp import LlamaModel
 
@@ -445,8 +466,21 @@ def test_llama_names_metadata_and_order_of_rows(rng: np.random.Generator, tmp_pa
     ):
         tensors[f"{name}.weight"] = rng.uniform(0.9, 1.1, 256).astype(BF16)
         truth[f"{own}.weight"] = ("F32", tensors[f"{name}.weight"].astype(np.float64))
+    bias = rng.standard_normal(128).astype(np.float16)
+    tensors["model.layers.0.self_attn.k_proj.bias"] = bias
+    moved = bias.astype(np.float64).reshape(2, 2, 32).swapaxes(1, 2).reshape(128)
+    truth["blk.0.attn_k.bias"] = ("F32", moved)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(32, np.float32)
-    source = model(tmp_path / "m", tensors, {**LLAMA, **COMPRESSED, "model_type": "llama"})
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    truth["rope_freqs.weight"] = ("F32", llama3_factors(scaling))
+    config = {**LLAMA, **COMPRESSED, "model_type": "llama", "rope_scaling": scaling}
+    source = model(tmp_path / "m", tensors, config)
     out = tmp_path / "a.gguf"
     check(source, out, truth, arch="llama")
     fields = {key: field.contents() for key, field in GGUFReader(out).fields.items()}
@@ -467,6 +501,12 @@ def test_experts_are_stacked(rng: np.random.Generator, tmp_path: Path) -> None:
         "n_routed_experts": 3,
         "scoring_func": "sigmoid",
         "norm_topk_prob": True,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 32,
+            "mscale_all_dim": 1,
+            "original_max_position_embeddings": 4096,
+        },
     }
     tensors: dict[str, Array] = {}
     expected = []
@@ -487,10 +527,29 @@ def test_experts_are_stacked(rng: np.random.Generator, tmp_path: Path) -> None:
     }
     assert fields["deepseek2.attention.key_length"] == 48
     assert fields["deepseek2.expert_gating_func"] == 2
+    assert fields["deepseek2.rope.scaling.type"] == "yarn"
+    assert type(fields["deepseek2.rope.scaling.factor"]) is float
+    assert fields["deepseek2.rope.scaling.original_context_length"] == 4096
+    assert fields["deepseek2.rope.scaling.yarn_log_multiplier"] == np.float32(0.1)
     for leaf in ("weight_packed", "weight_scale", "weight_shape"):
         del tensors[f"model.layers.0.mlp.experts.1.up_proj.{leaf}"]
     source = model(tmp_path / "m", tensors, config)
     assert "expert 1 is missing" in refusal(source, tmp_path, arch="kimi")
+
+
+@pytest.mark.parametrize("value", ["x", -1, 0, 2**40, None, [1], {"a": 1}, True, 1.5])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_attention_heads", "rope_scaling"])
+def test_strange_configurations(
+    key: str, value: Any, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    tensors, _ = packed_int4(rng)
+    other = {"type": value} if key == "rope_scaling" else value
+    config = {**LLAMA, **COMPRESSED, key: other}
+    source = model(tmp_path / "m", named("model.layers.0.mlp.up_proj", tensors), config)
+    if key == "rope_scaling" and value is None:
+        reblock(source, tmp_path / "a.gguf", arch="llama")
+        return
+    assert f"config.json: {key}" in refusal(source, tmp_path, arch="llama")
 
 
 def test_names_without_a_place_are_refused(rng: np.random.Generator, tmp_path: Path) -> None:
