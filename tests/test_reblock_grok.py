@@ -312,6 +312,30 @@ def test_truncated_shard(damaged: Path, tmp_path: Path, kept: int) -> None:
     assert "tensor00003_000: " in refusal(damaged, tmp_path)
 
 
+class _Evil:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._target,)
+
+
+def test_hostile_shard(damaged: Path, tmp_path: Path) -> None:
+    target, out = tmp_path / "run", tmp_path / "out.gguf"
+    path = damaged / "ckpt-0" / "tensor00004_000"
+    path.write_bytes(pickle.dumps(_Evil(target), protocol=4))
+    command = [sys.executable, "-m", "recover", "reblock", str(damaged), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"recover: error: {path}: pickle: wants to import")
+    assert done.stderr.count("\n") == 1
+    assert not out.exists()
+    assert not target.exists()
+    assert {each.name for each in tmp_path.iterdir()} == {"damaged"}
+
+
 @pytest.mark.parametrize("scale", [2.0**-30, 1e5, float("inf"), float("nan"), 2.0**-24 * 1.5])
 def test_scale_beyond_float16(damaged: Path, tmp_path: Path, scale: float) -> None:
     weight = np.ones((64, 64), np.int8)
