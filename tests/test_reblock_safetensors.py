@@ -273,10 +273,14 @@ def test_small_groups_are_refused(rng: np.random.Generator, tmp_path: Path) -> N
 # AWQ
 
 
-@pytest.mark.parametrize("has_config", [False, True])
-def test_awq_to_q5_0(has_config: bool, rng: np.random.Generator, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("has_config", "outtype"), [(False, "Q5_0"), (True, "Q5_0"), (True, "Q4_0")]
+)
+def test_awq(has_config: bool, outtype: str, rng: np.random.Generator, tmp_path: Path) -> None:
     order = [0, 2, 4, 6, 1, 3, 5, 7]
     codes, zeros = rng.integers(0, 16, (K, N)), rng.integers(0, 16, (2, N))
+    if outtype == "Q4_0":
+        zeros[:] = 8
     scales = random_scales(rng, (2, N), np.float16)
 
     def interleave(columns: Array) -> Array:
@@ -288,7 +292,7 @@ def test_awq_to_q5_0(has_config: bool, rng: np.random.Generator, tmp_path: Path)
     truth = ((codes - spread(zeros, K, 0)) * spread(scales.astype(np.float64), K, 0)).T
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemm"}}
     source = model(tmp_path / "m", named("a", tensors), config if has_config else None)
-    check(source, tmp_path / "a.gguf", {"a.weight": ("Q5_0", truth)})
+    check(source, tmp_path / "a.gguf", {"a.weight": (outtype, truth)})
     tensor = open_source(source, Request()).tensors[0]
     start, end = 5 * K, 13 * K  # rows that are no whole words
     out = np.empty(tensor.outtype.n_bytes(end - start), np.uint8)
