@@ -12,7 +12,6 @@ import argparse
 import json
 import pickle
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,8 @@ def quantize(weights: Array, n_groups: int) -> QuantizedWeight8bit:
     return QuantizedWeight8bit(codes.astype(np.int8).reshape(weights.shape), scales)
 
 
-def tensors(args: argparse.Namespace) -> Iterator[QuantizedWeight8bit | Array]:
-    """All tensors in the order of the checkpoint."""
+def parameters(args: argparse.Namespace) -> dict[str, QuantizedWeight8bit | Array]:
+    """Random parameters by the paths that they have in Grok-1's code."""
     rng = np.random.default_rng(args.seed)
     n_experts, n_embd, n_ff = args.experts, args.embd, args.ff
     n_kv = args.kv_heads * args.head_size
@@ -55,19 +54,29 @@ def tensors(args: argparse.Namespace) -> Iterator[QuantizedWeight8bit | Array]:
     def norm() -> Array:
         return (1 + 0.1 * rng.standard_normal(n_embd)).astype(np.float32)
 
-    yield 0.02 * rng.standard_normal((args.vocab, n_embd), np.float32)
-    yield norm()
-    for _ in range(args.layers):
-        yield quantize(random(n_experts, n_embd, n_ff), 1)  # gate
-        yield quantize(random(n_experts, n_ff, n_embd), args.down_groups)  # down
-        yield quantize(random(n_experts, n_embd, n_ff), 1)  # up
-        yield quantize(random(n_embd, n_kv), 1)  # key
-        yield quantize(random(n_embd, n_embd), args.output_groups)  # attention output
-        yield quantize(random(n_embd, n_embd), 1)  # query
-        yield quantize(random(n_embd, n_kv), 1)  # value
-        for _ in range(4):
-            yield norm()
-        yield random(n_embd, n_experts)  # router
+    found: dict[str, QuantizedWeight8bit | Array] = {
+        "language_model/in_out_embed": 0.02 * rng.standard_normal((args.vocab, n_embd), np.float32),
+        "language_model/rms_norm": norm(),
+    }
+    for layer in range(args.layers):
+        moe, attention = "moe", "multi_head_attention"
+        in_layer: dict[str, QuantizedWeight8bit | Array] = {
+            f"{moe}/linear": quantize(random(n_experts, n_embd, n_ff), 1),  # gate
+            f"{moe}/linear_v": quantize(random(n_experts, n_embd, n_ff), 1),  # up
+            f"{moe}/linear_1": quantize(random(n_experts, n_ff, n_embd), args.down_groups),
+            f"{attention}/query": quantize(random(n_embd, n_embd), 1),
+            f"{attention}/key": quantize(random(n_embd, n_kv), 1),
+            f"{attention}/value": quantize(random(n_embd, n_kv), 1),
+            f"{attention}/linear": quantize(random(n_embd, n_embd), args.output_groups),
+            "rms_norm": norm(),  # before the attention
+            "rms_norm_1": norm(),  # behind it
+            "rms_norm_2": norm(),  # before the experts
+            "rms_norm_3": norm(),  # behind them
+            "router": random(n_embd, n_experts),
+        }
+        prefix = f"language_model/transformer/decoder_layer_{layer}"
+        found |= {f"{prefix}/{path}": tensor for path, tensor in in_layer.items()}
+    return found
 
 
 def write_checkpoint(folder: Path, args: argparse.Namespace) -> int:
@@ -80,7 +89,8 @@ def write_checkpoint(folder: Path, args: argparse.Namespace) -> int:
     main.QuantizedWeight8bit = QuantizedWeight8bit  # type: ignore[attr-defined]
     n_files = 0
     try:
-        for tensor in tensors(args):
+        # JAX flattens a dictionary in the order of its sorted keys
+        for _, tensor in sorted(parameters(args).items()):
             path = checkpoint / f"tensor{n_files:05}_000"
             path.write_bytes(pickle.dumps(tensor, protocol=4))
             n_files += 1

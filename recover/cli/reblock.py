@@ -86,6 +86,7 @@ def run(args: Namespace) -> int:
         arch=args.arch,
         hparams=args.hparams,
         float_type=args.float_type,
+        n_threads=args.threads,
     )
     plan = plan_reblock(source, args.output)
     with progress_bar(args, "re-blocking") as progress:

@@ -155,16 +155,19 @@ def interleaved_nibbles(
 ) -> None:
     """AWQ: words (K, n / 8) of eight columns in the order 0, 2, 4, 6, 1, 3, 5, 7, less zeros.
 
-    `zeros` is (K / group, n), `out` is (n, K).
+    `zeros` is (K / group, n), `out` is (n, K); groups are multiples of 32.
     """
     row_length, n_words = words.shape
-    for start in range(0, row_length, _STRIP):
-        end = min(start + _STRIP, row_length)
+    column = np.empty(32, np.uint32)
+    for start in range(0, row_length, 32):
         for w in range(n_words):
+            for k in range(32):
+                column[k] = words[start + k, w]
             for i in range(8):
                 # nibble i belongs to column 2 i, or 2 (i - 4) + 1
                 row = 8 * w + (2 * i if i < 4 else 2 * i - 7)
-                shift = np.uint32(4 * i)
-                for k in range(start, end):
-                    nibble = np.int32((words[k, w] >> shift) & np.uint32(15))
-                    out[row, k] = np.int8(nibble - np.int32(zeros[k // group, row]))
+                shift, zero = np.uint32(4 * i), np.int32(zeros[start // group, row])
+                line = out[row, start : start + 32]
+                for k in range(32):
+                    nibble = np.int32((column[k] >> shift) & np.uint32(15))
+                    line[k] = np.int8(nibble - zero)

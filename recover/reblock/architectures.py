@@ -17,6 +17,8 @@ from recover.errors import ReblockError
 from recover.gguf.header import ValueType, encode_key_value
 from recover.gguf.text import quoted
 from recover.reblock.drafts import Draft, permuted, stacked
+from recover.reblock.rope import rope_factors, rope_scaling
+from recover.reblock.schemes.base import FloatRows
 from recover.reblock.sentencepiece import load_vocabulary
 from recover.safetensors.reader import Model
 
@@ -103,7 +105,9 @@ def apply_architecture(
     merged = _with_experts([draft for draft in drafts if not _DROPPED.fullmatch(draft.name)])
     if name == "LLAMA":
         merged = [_reordered(draft, config) for draft in merged]
-    return list(_renamed(merged, name, n_layers)), list(_metadata(model, config, name))
+    renamed = list(_renamed(merged, name, n_layers))
+    renamed += rope_factors(config)
+    return renamed, list(_metadata(model, config, name))
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -166,9 +170,20 @@ def _reordered(draft: Draft, config: Mapping[str, Any]) -> Draft:
         raise ReblockError(f"tensor {quoted(draft.name)}: {n_rows} rows for {n_heads} heads")
     half = n_rows // n_heads // 2
     order: NDArray[np.int64] = np.arange(2 * half).reshape(2, half).T.reshape(-1)
-    if len(draft.dims) == 1:
-        raise ReblockError(f"tensor {quoted(draft.name)}: such biases are not supported")
-    return permuted(draft, order)
+    return permuted(_as_column(draft) if len(draft.dims) == 1 else draft, order)
+
+
+def _as_column(draft: Draft) -> Draft:
+    """A vector as rows of one weight."""
+    whole = draft.rows.reference(0, 1).reshape(-1, 1)
+    rows = FloatRows(
+        n_rows=whole.size,
+        row_length=1,
+        group=None,
+        obstacle="",
+        reference=lambda first, last: whole[first:last],
+    )
+    return replace(draft, rows=rows, plain=None)
 
 
 def _renamed(drafts: Sequence[Draft], name: str, n_layers: int) -> Iterator[Draft]:
@@ -198,8 +213,9 @@ def _metadata(model: Model, config: Mapping[str, Any], name: str) -> Iterator[by
         "general.name": (ValueType.STRING, model.path.resolve().stem),
         "general.quantization_version": (ValueType.UINT32, 2),
     }
-    for key, value in _hyper_parameters(config, name).items():
+    for key, value in (_hyper_parameters(config, name) | rope_scaling(config)).items():
         kind = ValueType.FLOAT32 if isinstance(value, float) else ValueType.UINT32
+        kind = ValueType.STRING if isinstance(value, str) else kind
         kind = ValueType.BOOL if isinstance(value, bool) else kind
         entries[f"{arch}.{key}"] = (kind, value)
     for key, (kind, value) in entries.items():

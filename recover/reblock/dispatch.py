@@ -19,6 +19,7 @@ def open_source(
     arch: str | None = None,
     hparams: Path | None = None,
     float_type: str | None = None,
+    n_threads: int | None = None,
 ) -> Source:
     """Open whatever can be re-blocked.
 
@@ -36,6 +37,8 @@ def open_source(
         Hyper-parameters, for Grok-1.
     float_type : str, optional
         Type of the embedding, for Grok-1.
+    n_threads : int, optional
+        For the search for integers in floats; default: the cores that this process may use.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def open_source(
     if second_hand:
         from recover.reblock.second_hand import open_second_hand
 
-        return open_second_hand(path, request.outtype)
+        return open_second_hand(path, request.outtype, n_threads=n_threads)
     from recover.reblock.float_source import open_float_source
 
-    return open_float_source(path, request.outtype)
+    return open_float_source(path, request.outtype, n_threads=n_threads)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from recover.reblock._repack import I8Array
 from recover.reblock.floats import F64Array, converted, copied, decode_floats, stored_as_float
 from recover.reblock.integers import IntegerRows, Request, flat_reference, inexact, settle
 from recover.reblock.schemes import Weight
-from recover.reblock.schemes.base import FloatRows
+from recover.reblock.schemes.base import FLOATS, FloatRows
 from recover.reblock.source import SourceTensor
 from recover.safetensors.reader import Tensor
 
@@ -72,9 +73,7 @@ def draft_floats(tensor: Tensor) -> Draft:
     ReblockError
         If GGUF has no such type or number of dimensions.
     """
-    if len(tensor.shape) > _MAX_DIMS:
-        raise ReblockError(f"tensor {quoted(tensor.name)}: more than {_MAX_DIMS} dimensions")
-    dims = tensor.shape[::-1] or (1,)
+    dims = _dims(tensor)
     size, length = tensor.raw.size // tensor.n_weights, dims[0]
 
     def reference(first: int, last: int) -> F64Array:
@@ -96,6 +95,37 @@ def draft_floats(tensor: Tensor) -> Draft:
         is_float=True,
         plain=tensor,
     )
+
+
+def draft_copy(tensor: Tensor) -> Draft:
+    """The draft of numbers that are no weights and stay as they are; errors as `draft_floats`."""
+    dims = _dims(tensor)
+
+    def refuse(_first: int, _last: int) -> F64Array:
+        raise ReblockError(f"tensor {quoted(tensor.name)}: {tensor.dtype} is only copied")
+
+    rows = FloatRows(
+        n_rows=tensor.n_weights // dims[0],
+        row_length=dims[0],
+        group=None,
+        obstacle="",
+        reference=refuse,
+    )
+    return Draft(
+        name=tensor.name,
+        dims=dims,
+        stored_as=tensor.dtype,
+        rows=rows,
+        is_float=True,
+        plain=tensor,
+    )
+
+
+def _dims(tensor: Tensor) -> tuple[int, ...]:
+    """Sizes, row length first."""
+    if len(tensor.shape) > _MAX_DIMS:
+        raise ReblockError(f"tensor {quoted(tensor.name)}: more than {_MAX_DIMS} dimensions")
+    return tensor.shape[::-1] or (1,)
 
 
 def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> SourceTensor:
@@ -120,7 +150,7 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> SourceTen
         return settle(name, dims, draft.stored_as, rows, request, draft.note)
     reference = flat_reference(rows.row_length, rows.reference)
     if draft.is_float:
-        as_f32 = norms_as_f32 and len(dims) == 1
+        as_f32 = norms_as_f32 and len(dims) == 1 and draft.stored_as in FLOATS
         outtype = type_by_name("F32" if as_f32 else draft.stored_as)
         if draft.plain is not None and outtype.name == draft.stored_as:
             return copied(name, dims, draft.stored_as, draft.plain.raw)
@@ -162,9 +192,7 @@ def permuted(draft: Draft, order: NDArray[np.int64]) -> Draft:
             f"tensor {quoted(draft.name)}: {rows.n_rows} rows are no whole heads of {size}"
         )
 
-    def gathered(
-        read: Callable[[int, int], NDArray[np.generic]], first: int, last: int
-    ) -> F64Array:
+    def gathered(read: Callable[[int, int], NDArray[Any]], first: int, last: int) -> F64Array:
         begin, end = first // size * size, -(-last // size) * size
         blocks = read(begin, end).reshape((end - begin) // size, size, -1)[:, order]
         return blocks.reshape(end - begin, -1)[first - begin : last - begin]
@@ -197,7 +225,7 @@ def permuted(draft: Draft, order: NDArray[np.int64]) -> Draft:
     return replace(draft, rows=moved)
 
 
-def _as_f32(found: NDArray[np.generic]) -> F32Array:
+def _as_f32(found: NDArray[Any]) -> F32Array:
     return found.astype(np.float32, copy=False)
 
 
@@ -221,8 +249,8 @@ def stacked(name: str, drafts: Sequence[Draft]) -> Draft:
     each = [draft.rows for draft in drafts]
 
     def joined(
-        read: Callable[[Rows], Callable[[int, int], NDArray[np.generic]]], first: int, last: int
-    ) -> NDArray[np.generic]:
+        read: Callable[[Rows], Callable[[int, int], NDArray[Any]]], first: int, last: int
+    ) -> NDArray[Any]:
         parts = []
         while first < last:
             matrix, row = divmod(first, n_rows)

@@ -14,7 +14,12 @@ F64Array = NDArray[np.float64]
 
 
 def decode_floats(raw: U8Array, dtype: str) -> F64Array:
-    """Numbers of type F32, F16, BF16 or F64 as float64; exact."""
+    """Numbers of type F32, F16, BF16 or F64 as float64; exact, NaN included."""
+    with np.errstate(invalid="ignore"):
+        return _decoded(raw, dtype)
+
+
+def _decoded(raw: U8Array, dtype: str) -> F64Array:
     if dtype == "BF16":
         words = raw.view("<u2").astype(np.uint32) << np.uint32(16)
         return words.view(np.float32).astype(np.float64)
@@ -55,7 +60,7 @@ def stored_as_float(
     """A tensor that is computed in float64 and rounded to `outtype` (through float32)."""
 
     def encode(start: int, end: int, out: U8Array) -> None:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             weights = reference(start, end).astype(np.float32)
         try:
             quantize(weights.reshape(1, -1), outtype, out=out)

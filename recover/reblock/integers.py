@@ -25,6 +25,7 @@ F64Array = NDArray[np.float64]
 
 _RANGES = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-128, 127)}
 _CHUNK = 1 << 20
+_LARGEST_TILE = 8 * TILE
 _NO_CODES = np.empty(0, np.int8)
 _SCRATCH = threading.local()  # fresh memory for every tile would cost as much as the work
 
@@ -264,6 +265,12 @@ def flat_reference(
     return flat
 
 
-def rows_per_tile(row_length: int) -> int:
-    """Rows of a tile: about `TILE` weights, and a multiple of 64: columns fill cache lines."""
-    return max(64, TILE // row_length // 64 * 64)
+def tile_size(row_length: int) -> int:
+    """Weights of a tile: whole rows, if possible 64 or a multiple so that columns fill cache lines.
+
+    Rows that are longer than any matrix has them, as those of a long vector, are cut.
+    """
+    if row_length > _LARGEST_TILE:
+        return TILE
+    rows = max(64, TILE // row_length // 64 * 64)
+    return min(rows, _LARGEST_TILE // row_length) * row_length

@@ -4,7 +4,8 @@ A small machine runs the opcodes that arrays need and no others. It imports and 
 names of classes stay names, and of the few calls that it knows it keeps the arguments. The bytes of
 an array stay where they are in the mapped file. What it understands:
 
-- numpy's pickles of arrays (``_reconstruct`` and the state tuple), with ml_dtypes' bfloat16;
+- numpy's pickles of arrays (``_reconstruct`` and the state tuple, or, since protocol 5,
+  ``_frombuffer``), with ml_dtypes' bfloat16;
 - the same wrapped by JAX (``_reconstruct_array``);
 - an object of Grok-1's class ``QuantizedWeight8bit``, under any module, with ``weight`` and
   ``scales``.
@@ -30,6 +31,10 @@ QUANTIZED = "QuantizedWeight8bit"
 _RECONSTRUCT = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
+}
+_FROM_BUFFER = {
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
 }
 _NDARRAYS = {("numpy", "ndarray")}
 _DTYPE = ("numpy", "dtype")
@@ -343,7 +348,7 @@ class _Machine:
             raise ReblockError("pickle: wants to import what has no name")
         wanted = _Name(module, name)
         known = (
-            wanted in _RECONSTRUCT | _BFLOAT16 | _JAX_ARRAY | _NDARRAYS | {_DTYPE}
+            wanted in _RECONSTRUCT | _FROM_BUFFER | _BFLOAT16 | _JAX_ARRAY | _NDARRAYS | {_DTYPE}
             or wanted.name == QUANTIZED
         )
         if not known:
@@ -367,6 +372,9 @@ class _Machine:
             raise ReblockError("pickle: calls what is no function")
         if function in _RECONSTRUCT and _is_call(arguments, _NDARRAYS):
             self.push(_Array(self._data))
+        elif function in _FROM_BUFFER and len(arguments) == 4:
+            span, dtype, shape, order = arguments
+            self.push(_Array(self._data, shape, dtype, order != "C", span))
         elif function == _DTYPE and len(arguments) == 3:
             self.push(_dtype(arguments[0]))
         elif function in _JAX_ARRAY and _is_call(arguments, _RECONSTRUCT):
@@ -458,6 +466,7 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord("C"): lambda machine: machine.binary("<B"),
     ord("B"): lambda machine: machine.binary("<I"),
     ord("\x8e"): lambda machine: machine.binary("<Q"),
+    ord("\x96"): lambda machine: machine.binary("<Q"),
     ord(")"): _constant(()),
     ord("\x85"): lambda machine: machine.tuple_of(1),
     ord("\x86"): lambda machine: machine.tuple_of(2),

@@ -8,7 +8,7 @@ from recover.errors import PlanError
 from recover.gguf.header import DEFAULT_ALIGNMENT, lay_out
 from recover.gguf.text import printable
 from recover.gguf.writer import check_output_path
-from recover.reblock.integers import rows_per_tile
+from recover.reblock.integers import tile_size
 from recover.reblock.source import Source
 
 
@@ -47,7 +47,7 @@ class ReblockPlan:
     @property
     def tile_sizes(self) -> list[int]:
         """For each tensor the weights that are worked on at once: whole rows."""
-        return [rows_per_tile(tensor.dims[0]) * tensor.dims[0] for tensor in self.source.tensors]
+        return [tile_size(tensor.dims[0]) for tensor in self.source.tensors]
 
 
 def plan_reblock(source: Source, output: str | os.PathLike[str]) -> ReblockPlan:

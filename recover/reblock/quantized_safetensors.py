@@ -6,7 +6,7 @@ from typing import Any
 from recover.errors import ReblockError
 from recover.gguf.header import ValueType, encode_key_value
 from recover.gguf.text import printable, quoted
-from recover.reblock.drafts import Draft, draft_floats, draft_weight, finished
+from recover.reblock.drafts import Draft, draft_copy, draft_floats, draft_weight, finished
 from recover.reblock.integers import Request
 from recover.reblock.schemes import Module, all_schemes
 from recover.reblock.schemes.base import FLOATS
@@ -18,6 +18,9 @@ CONDITIONS = (
     "a weight means (code - zero) x scale, or code x scale + bias, not rounded to 16 bits",
 )
 
+# Types that GGUF has, too.
+_COPIED = ("I8", "I16", "I32", "I64", "F64")
+
 # Why what these methods store has no exact type.
 _REASONS = {
     "bitsandbytes": "int8 rows are scaled by absmax / 127 in float32, and NF4 levels are no"
@@ -28,13 +31,18 @@ _REASONS = {
 
 
 def holds_integers(model: Model) -> bool:
-    """Whether a model says that it is quantized, or holds matrices of anything but floats."""
+    """Whether a model says that it is quantized, or holds weights that are no floats."""
     if any(isinstance(model.config.get(key), dict) for key in _CONFIG_KEYS):
         return True
-    return any(
-        len(tensor.shape) > 1 and tensor.dtype not in (*FLOATS, "F64")
-        for tensor in model.tensors.values()
-    )
+    return any(_is_weight(tensor) for tensor in model.tensors.values())
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Whether a tensor is part of a weight that is no float; others are tables of positions."""
+    if tensor.dtype.startswith("F8"):
+        return True
+    leaf = tensor.name.rpartition(".")[2]
+    return tensor.dtype not in (*FLOATS, "F64") and "weight" in leaf
 
 
 _CONFIG_KEYS = ("quantization_config", "quantization", "compression_config")
@@ -121,6 +129,8 @@ def _of_module(config: Mapping[str, Any], stem: str) -> Mapping[str, Any]:
 def _plain(tensor: Tensor, config: Mapping[str, Any]) -> Draft:
     if tensor.dtype in FLOATS:
         return draft_floats(tensor)
+    if tensor.dtype in _COPIED and not _is_weight(tensor):
+        return draft_copy(tensor)
     method = config.get("quant_method")
     reason = _REASONS.get(method) if isinstance(method, str) else None
     raise ReblockError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recover.errors import ReblockError
 from recover.gguf.text import quoted
 from recover.quants import F32Array
-from recover.reblock.floats import F64Array, decode_floats
+from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows, row_chunks
 from recover.safetensors.reader import Tensor
 
@@ -133,8 +133,10 @@ def values(tensor: Tensor) -> NDArray[Any]:
 
 def as_float32(tensor: Tensor, numbers: NDArray[Any]) -> F32Array:
     """Stored floats (part of `values`) as float32; exact."""
-    raw = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
-    return decode_floats(raw, tensor.dtype).astype(np.float32).reshape(numbers.shape)
+    if tensor.dtype == "BF16":
+        return (numbers.astype(np.uint32, order="C") << np.uint32(16)).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        return numbers.astype(np.float32, order="C")
 
 
 def unpacked(words: NDArray[Any], n_bits: int) -> NDArray[np.int32]:
