@@ -12,6 +12,8 @@ from recover.cli import main
 from recover.errors import ReblockError
 from recover.reblock._codes import rounded as our_rounded
 from recover.reblock._second_hand import is_naive, read_groups, tables
+from recover.reblock.execute import execute_reblock
+from recover.reblock.plan import plan_reblock
 from recover.reblock.second_hand import (
     CHAINS,
     SecondHand,
@@ -183,6 +185,10 @@ def test_the_claim_names_its_conditions(rng: Generator, tmp_path: Path) -> None:
     assert not tensor.exact
     assert "of the codes are proven" in tensor.reason
     assert any("rounded to nearest in BF16" in condition for condition in source.conditions)
+    result = execute_reblock(plan_reblock(source, tmp_path / "out.gguf"))
+    assert result.tensors[0].verified
+    assert result.tensors[0].n_different == 0
+    assert not result.exact
     refused = open_second_hand(path, "q4_0").tensors[0]
     assert "Q4_0 does not hold them" in refused.reason
 

@@ -52,7 +52,7 @@ class TensorResult:
     @property
     def reason(self) -> str:
         """Why it is exact or not, and how large the error is."""
-        if self.exact or not self.verified:
+        if self.exact or not self.verified or not self.n_different:
             return self.tensor.reason
         error = (
             f"{self.n_different} of {self.tensor.n_weights} weights differ,"
@@ -242,7 +242,7 @@ class _Tally:
 def _judge(tensor: SourceTensor, tally: _Tally) -> TensorResult:
     """The result of a tensor; a broken promise is an error."""
     verified = tally.n_compared == tensor.n_weights
-    exact = tally.n_different == 0 if verified else tensor.exact
+    exact = (tally.n_different == 0 if verified else tensor.exact) and tensor.proven
     if tensor.exact and not exact:
         raise ReblockError(
             f"tensor {quoted(tensor.name)}: {tally.n_different} of {tensor.n_weights} weights are"

@@ -308,6 +308,7 @@ def _recovered(tensor: Tensor, found: SecondHand, outtype: TensorType, what: str
         outtype=outtype,
         group=found.group,
         exact=not found.n_unproven,
+        proven=not found.n_unproven,
         reason=f"{what}: {proof}; encoded again they are the file's bytes",
         encode=by_rows(length, outtype, encode),
         reference=flat_reference(length, reference),
