@@ -12,7 +12,9 @@ from recover.errors import (
     OutputError,
     PlanError,
     QuantError,
+    ReblockError,
     RecoverError,
+    SafetensorsError,
 )
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
     from recover.quants import dequantize
+    from recover.reblock.dispatch import open_source
+    from recover.reblock.execute import execute_reblock
+    from recover.reblock.plan import plan_reblock
 
 __version__ = "0.1.0"
 
@@ -35,17 +40,22 @@ __all__ = [
     "OutputError",
     "PlanError",
     "QuantError",
+    "ReblockError",
     "RecoverError",
+    "SafetensorsError",
     "__version__",
     "dequantize",
     "evaluate_models",
     "execute_bounds",
     "execute_merge",
+    "execute_reblock",
     "inspect_files",
     "measure_divergence",
     "open_gguf",
+    "open_source",
     "plan_bounds",
     "plan_merge",
+    "plan_reblock",
     "verify_model",
 ]
 
@@ -54,11 +64,14 @@ _HOME = {
     "evaluate_models": "recover.evaluate.errors",
     "execute_bounds": "recover.bounds.execute",
     "execute_merge": "recover.merge.execute",
+    "execute_reblock": "recover.reblock.execute",
     "inspect_files": "recover.inspect.report",
     "measure_divergence": "recover.evaluate.divergence",
     "open_gguf": "recover.gguf.reader",
+    "open_source": "recover.reblock.dispatch",
     "plan_bounds": "recover.bounds.plan",
     "plan_merge": "recover.merge.plan",
+    "plan_reblock": "recover.reblock.plan",
     "verify_model": "recover.bounds.verify",
 }
 

@@ -5,9 +5,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from recover.quants import (
     dequantize,
     type_by_name,
 )
+from recover.reblock.origin import find_original, is_original
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 
@@ -179,7 +181,9 @@ def plan_merge(
     for model in models[1:]:
         check_match(models[0], model)
     names = select_tensors(models[0], tensors)
-    warnings = [
+    warnings: list[str] = []
+    models = _with_originals(models, names, warnings)
+    warnings += [
         f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
         f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
         for model in models
@@ -289,9 +293,12 @@ def _draft(
     else:
         if one_dimensional:
             outtype = type_by_name("F32")
-        if method == "best":
-            distinct = distinct[:1]
+        originals = [i for i in distinct if is_original(tensors[i])]
+        if originals or method == "best":
+            distinct = (originals or distinct)[:1]
         action = "merge" if len(distinct) > 1 else "convert"
+        if originals and outtype is tensors[distinct[0]].type:
+            action = "copy"
     return _Draft(
         name,
         finest.dims,
@@ -300,6 +307,29 @@ def _draft(
         tuple(distinct),
         twins,
         outtype,
+    )
+
+
+def _with_originals(
+    models: tuple[Model, ...], names: Sequence[str], warnings: list[str]
+) -> tuple[Model, ...]:
+    """Inputs whose Q8_0 tensors are replaced by the integers that they were made from, if any."""
+    replaced: list[dict[str, Tensor]] = [{} for _ in models]
+    for name in names:
+        kinds = [model.tensors[name].type for model in models]
+        if any(isinstance(kind, FloatType | OpaqueType) for kind in kinds):
+            continue
+        for model, tensors in zip(models, replaced, strict=True):
+            if (found := find_original(model.tensors[name])) is not None:
+                tensors[name], what = found
+                warnings.append(
+                    f"tensor {quoted(name)}: {printable(model.path)} was made from {what}, which"
+                    " are taken"
+                )
+                break
+    return tuple(
+        replace(model, tensors=MappingProxyType({**model.tensors, **tensors})) if tensors else model
+        for model, tensors in zip(models, replaced, strict=True)
     )
 
 
