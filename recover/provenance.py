@@ -81,7 +81,7 @@ def encoder_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
     """
     if not isinstance(tensor_type, ScalarType) or tensor_type.name not in _MARKED:
         return None
-    blocks = _sample(raw.reshape(-1, tensor_type.type_size))
+    blocks = _sample(raw, tensor_type.type_size)
     usable, marked = _MARKED[tensor_type.name](blocks, tensor_type)
     return Marks(int(np.count_nonzero(usable)), int(np.count_nonzero(usable & ~marked)))
 
@@ -138,11 +138,14 @@ def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
     return [each.name for each in tensors if not codes_are_plain(each.raw, each.type)]
 
 
-def _sample(blocks: U8Array) -> U8Array:
-    if len(blocks) <= _N_RUNS * _RUN:
-        return blocks
-    starts = np.linspace(0, len(blocks) - _RUN, _N_RUNS).astype(np.int64)
-    return np.concatenate([blocks[start : start + _RUN] for start in starts])
+def _sample(raw: U8Array, type_size: int) -> U8Array:
+    """Blocks (n, type_size) to look at; only ranges of `raw` are taken."""
+    n_blocks = raw.size // type_size
+    if n_blocks <= _N_RUNS * _RUN:
+        return raw[: n_blocks * type_size].reshape(-1, type_size)
+    starts = np.linspace(0, n_blocks - _RUN, _N_RUNS).astype(np.int64) * type_size
+    runs = [raw[start : start + _RUN * type_size] for start in starts]
+    return np.concatenate(runs).reshape(-1, type_size)
 
 
 def _f16(blocks: U8Array, at: int) -> F32Array:
