@@ -40,8 +40,8 @@ from recover.reblock.origin import find_original, is_original
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 SNAPS = ("auto", "none", "bf16", "f16")
-# An input with a smaller relative mean square error than this has nothing to gain alone.
-_EXACT_ENOUGH = 1e-4
+# An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
+_FINE_ALONE = 6e-3
 # Where the finest input's, over the squared number of inputs, is larger, no cell is so narrow that
 # it holds a single BF16 number.
 _TOO_COARSE = 1.5e-4
@@ -324,7 +324,7 @@ def method_for(sources: Sequence[Tensor], method: str) -> str:
     if len(sources) > 1:
         return method
     alone = sources[0]
-    gains = method == DEFAULT_METHOD and typical_error(alone.type) > _EXACT_ENOUGH
+    gains = method == DEFAULT_METHOD and typical_error(alone.type) > _FINE_ALONE
     return method if gains and not is_original(alone) else "best"
 
 
