@@ -1,13 +1,15 @@
 """Best possible full-precision weights from the quantizations of a model.
 
 The public names are loaded on first use, so that importing the package costs nothing:
-`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate_models`, and the errors.
+`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `evaluate_models`, `calibrate`,
+`load_calibration`, and the errors.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from recover.errors import (
+    CalibrationError,
     EvaluationError,
     GGUFError,
     OutputError,
@@ -17,6 +19,8 @@ from recover.errors import (
 )
 
 if TYPE_CHECKING:
+    from recover.calibration.fit import calibrate
+    from recover.calibration.weights import load_calibration
     from recover.evaluate.errors import evaluate_models
     from recover.gguf.reader import open_gguf
     from recover.merge.execute import execute_merge
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalibrationError",
     "EvaluationError",
     "GGUFError",
     "OutputError",
@@ -33,17 +38,21 @@ __all__ = [
     "QuantError",
     "RecoverError",
     "__version__",
+    "calibrate",
     "dequantize",
     "evaluate_models",
     "execute_merge",
+    "load_calibration",
     "open_gguf",
     "plan_merge",
 ]
 
 _HOME = {
+    "calibrate": "recover.calibration.fit",
     "dequantize": "recover.quants",
     "evaluate_models": "recover.evaluate.errors",
     "execute_merge": "recover.merge.execute",
+    "load_calibration": "recover.calibration.weights",
     "open_gguf": "recover.gguf.reader",
     "plan_merge": "recover.merge.plan",
 }

@@ -23,12 +23,12 @@ from recover.quants import GROUP, F32Array, ScalarType, all_types, dequantize, q
 INTERIOR, LOWEST, HIGHEST = range(3)
 """Classes of codes."""
 DEGREE = 4
+N_BINS = 512
 
 _SEED = 8
 _N_WEIGHTS = 1 << 24
 _CHUNK = (128, 2048)
 _DEGREES_OF_FREEDOM = 8  # of Student's t, the prior
-_N_BINS = 512
 _FEWEST = 20  # weights in a bin that counts in a fit
 _MOST = 3000  # weights in a bin beyond which it counts no more: tails matter, too
 _DEVIATIONS = 4  # how far a normal density reaches
@@ -79,18 +79,46 @@ def simulate(kind: ScalarType, *, n_weights: int = _N_WEIGHTS, seed: int = _SEED
     The random numbers depend on the seed and the chunk alone: not on threads or other formats.
     """
     ends = end_codes(kind)
-    reach = 2 * float(np.max(np.diff(kind.levels[ends[0] : ends[1] + 1])))
-    bins = np.linspace(-reach, reach, _N_BINS + 1)
-    counts, atoms = np.zeros((3, _N_BINS)), np.zeros(3)
+    bins = histogram_bins(kind)
+    counts, atoms = np.zeros((3, N_BINS)), np.zeros(3)
     for chunk in range(-(-n_weights // (_CHUNK[0] * _CHUNK[1]))):
         generator = np.random.Generator(np.random.Philox(key=[seed, chunk]))
         x = generator.standard_t(_DEGREES_OF_FREEDOM, _CHUNK).astype(np.float32)
         codes, u = _places(kind, x)
         for each, chosen in enumerate((~np.isin(codes, ends), codes == ends[0], codes == ends[1])):
             here = u[chosen]
-            on_atom = np.abs(here) <= _atom_width(kind, each)
+            on_atom = np.abs(here) <= atom_width(kind, each)
             atoms[each] += np.count_nonzero(on_atom)
             counts[each] += np.histogram(here[~on_atom], bins)[0]
+    return fit_density(kind, counts, atoms)
+
+
+def histogram_bins(kind: ScalarType) -> NDArray[np.float64]:
+    """Edges (`N_BINS` + 1,) of the bins in which `fit_density` wants its counts."""
+    first, last = end_codes(kind)
+    reach = 2 * float(np.max(np.diff(kind.levels[first : last + 1])))
+    return np.linspace(-reach, reach, N_BINS + 1)
+
+
+def fit_density(
+    kind: ScalarType, counts: NDArray[np.float64], atoms: NDArray[np.float64]
+) -> F32Array:
+    """Densities of a format, as `density` returns them, from counts of weights.
+
+    Parameters
+    ----------
+    kind : ScalarType
+        How the weights are stored.
+    counts : float64 (3, N_BINS)
+        For each class of code, the weights by bin (`histogram_bins`) of ``(x - value) / scale``.
+    atoms : float64 (3,)
+        The weights within `atom_width` of their value, which are not in `counts`.
+
+    Returns
+    -------
+    float32 (3, 7)
+    """
+    bins = histogram_bins(kind)
     rows = []
     for each in range(3):
         inside = _surely_inside(kind, each, (bins[1:] + bins[:-1]) / 2)
@@ -114,7 +142,7 @@ def _places(kind: ScalarType, x: F32Array) -> tuple[NDArray[np.uint8], NDArray[n
     return codes[usable], error[usable] / scales[usable]
 
 
-def _atom_width(kind: ScalarType, code_class: int) -> float:
+def atom_width(kind: ScalarType, code_class: int) -> float:
     """How far rounding may move a weight that is exactly the block's extreme from its end code."""
     bounded = np.isfinite(kind.lower_levels[end_codes(kind)[0]])
     if code_class == INTERIOR or not (kind.rounds_scale_last and bounded):

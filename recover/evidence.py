@@ -56,6 +56,8 @@ class Evidence(NamedTuple):
     """(V, n): what the other inputs say, decoded."""
     variance: F32Array
     """(V, n / 16): their mean square error, typical of their type."""
+    weights: NDArray[np.float64]
+    """(K + V,): what a calibration says that the inputs weigh, scalar ones first; (0,) if none."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,16 @@ class Witness:
         How this input stores the tensor.
     has_cells : bool
         Whether its codes confine the original weights.
+    weight : float or None
+        What it weighs by a calibration; all witnesses have one, or none has.
+    density : tuple of 3 tuples of 7 floats, or None
+        Where in their cells the weights lie by a calibration (see `recover.densities.density`).
     """
 
     type: TensorType
     has_cells: bool = True
+    weight: float | None = None
+    density: tuple[tuple[float, ...], ...] | None = None
 
 
 class EvidenceBuffer:
@@ -90,6 +98,7 @@ class EvidenceBuffer:
                 raise QuantError(f"type {kind.name} gives no evidence to combine")
         scalars = [(w.type, w.has_cells) for w in witnesses if isinstance(w.type, ScalarType)]
         kinds = [kind for kind, _ in scalars]
+        calibrated = [w.density for w in witnesses if isinstance(w.type, ScalarType)]
         n_scalars, n_others = len(scalars), len(witnesses) - len(scalars)
         rows = {True: iter(range(n_scalars)), False: iter(range(n_others))}
         self._row_of = [next(rows[isinstance(kind, ScalarType)]) for kind in self._types]
@@ -106,12 +115,22 @@ class EvidenceBuffer:
             offset_error=np.empty(n_groups, np.float32),
             noise=np.array([kind.noise for kind in kinds], np.float64),
             density=np.array(
-                [density(kind, has_cells=cells) for kind, cells in scalars], np.float32
+                [
+                    density(kind, has_cells=cells) if rows is None else rows
+                    for (kind, cells), rows in zip(scalars, calibrated, strict=True)
+                ],
+                np.float32,
             ).reshape(n_scalars, 3, 7),
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
             values=np.empty(n_others * TILE, np.float32),
             variance=np.empty(n_others * (TILE // GROUP), np.float32),
+            weights=np.empty(0, np.float64),
         )
+        known = [w.weight for w in witnesses if w.weight is not None]
+        if known:
+            weights = np.empty(len(witnesses))
+            weights[list(self.order)] = known
+            self._whole = self._whole._replace(weights=weights)
 
     @property
     def order(self) -> tuple[int, ...]:

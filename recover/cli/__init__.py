@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 from recover import RecoverError, __version__
-from recover.cli import demo, evaluate, merge, quantize
+from recover.cli import calibrate, demo, evaluate, merge, quantize
 
 
 class Command(Protocol):
@@ -27,7 +27,7 @@ class Command(Protocol):
         """Do the work; the exit status."""
 
 
-_COMMANDS: tuple[Command, ...] = (merge, quantize, evaluate, demo)  # type: ignore[assignment]
+_COMMANDS: tuple[Command, ...] = (merge, quantize, evaluate, calibrate, demo)  # type: ignore[assignment]
 
 
 _MOST_THREADS = 1024

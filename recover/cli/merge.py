@@ -25,6 +25,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="how to combine the inputs (default: posterior)",
     )
     parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        type=Path,
+        help="weights (--method linear) or densities (posterior) from recover calibrate",
+    )
+    parser.add_argument(
         "--outtype",
         choices=("f16", "bf16", "f32", "q8_0"),
         default="f16",
@@ -53,6 +59,7 @@ def run(args: Namespace) -> int:
         method=args.method or DEFAULT_METHOD,
         outtype=args.outtype,
         tensors=args.tensors,
+        calibration=args.calibration,
     )
     for warning in plan.warnings:
         message(args, f"warning: {warning}")

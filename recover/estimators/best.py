@@ -8,6 +8,7 @@ from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array
 
 SEES_CONFLICTS = False
+CALIBRATED = None
 
 
 def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> None:

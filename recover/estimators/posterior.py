@@ -24,6 +24,7 @@ from recover.quants._decode import is_affine
 from recover.quants._lanes import any_lane, gather, load, load_bytes, splat, store, to_f32, where
 
 SEES_CONFLICTS = True
+CALIBRATED = "densities"
 
 # The positive half of the symmetric rule with 8 nodes, outermost node first.
 _NODES = tuple(np.float32(t) for t in -np.polynomial.legendre.leggauss(8)[0][:4])

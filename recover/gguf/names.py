@@ -10,3 +10,9 @@ def role_of(name: str) -> str:
     match = _IN_BLOCK.fullmatch(name)
     rest = match["rest"] if match else name
     return rest.removesuffix(".weight")
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor belongs to; None for those outside, as the embeddings are."""
+    match = _IN_BLOCK.fullmatch(name)
+    return int(match["layer"]) if match else None

@@ -5,18 +5,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recover import __version__
-from recover.errors import PlanError
+from recover.calibration.weights import Calibration, load_calibration
+from recover.errors import CalibrationError, PlanError
 from recover.estimators import DEFAULT_METHOD, estimator
 from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
 from recover.gguf.metadata import FILE_TYPES, QUANTIZER_KEY, derived_metadata
+from recover.gguf.names import layer_of, role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
@@ -97,6 +99,8 @@ class MergePlan:
         Size of the output.
     warnings : tuple of str
         What the user should know.
+    calibration : Calibration or None
+        Weights or densities that were fitted on another model.
     """
 
     models: tuple[Model, ...]
@@ -106,14 +110,18 @@ class MergePlan:
     header: bytes
     n_bytes: int
     warnings: tuple[str, ...]
+    calibration: Calibration | None = None
 
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
         """Input `source` as a witness on a tensor."""
         model = self.models[source]
-        kind = model.tensors[tensor.name].type
-        refitted = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
-        searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
-        return Witness(kind, has_cells=not (refitted and searched))
+        witness = witness_of(model, model.tensors[tensor.name].type)
+        if self.calibration is None or tensor.action != "merge":
+            return witness
+        if estimator(self.method).CALIBRATED == "weights":
+            weights = _weights(self.calibration, self.models, tensor.name, tensor.sources)
+            return replace(witness, weight=weights[tensor.sources.index(source)])
+        return replace(witness, density=_density(self.calibration, witness))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
@@ -134,6 +142,7 @@ def plan_merge(
     method: str = DEFAULT_METHOD,
     outtype: str = "f16",
     tensors: str | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
 ) -> MergePlan:
     """Decide what a merge does; nothing is written.
 
@@ -150,6 +159,9 @@ def plan_merge(
         F16).
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are written.
+    calibration : Calibration or path-like, optional
+        Weights for the method ``linear``, densities for the method ``posterior``, fitted on a model
+        whose original is known.
 
     Returns
     -------
@@ -157,6 +169,8 @@ def plan_merge(
 
     Raises
     ------
+    CalibrationError
+        If the calibration cannot be read, or was not made for the types of the inputs.
     GGUFError, OutputError, PlanError
         If an input cannot be read, the output cannot be written, or the inputs do not fit together.
     """
@@ -165,20 +179,63 @@ def plan_merge(
         raise PlanError(f"output type {outtype!r} is unknown; known are {', '.join(OUTTYPES)}")
     if not inputs:
         raise PlanError("there are no inputs")
+    if isinstance(calibration, str | os.PathLike):
+        calibration = load_calibration(calibration)
+    if calibration is not None and estimator(method).CALIBRATED is None:
+        raise PlanError(f"the method {method} uses no calibration; linear and posterior do")
     models = tuple(open_gguf(path) for path in inputs)
     output = Path(output)
     check_output_path(output, [part for model in models for part in model.parts])
     for model in models[1:]:
-        _check_match(models[0], model)
+        check_match(models[0], model)
     names = _select(models[0], tensors)
     warnings: list[str] = []
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
-    return _lay_out(models, output, method, outtype, drafts, tuple(warnings))
+    plan = _lay_out(models, output, method, outtype, drafts, tuple(warnings), calibration)
+    _check_calibration(plan)
+    return plan
+
+
+def _check_calibration(plan: MergePlan) -> None:
+    """Refuse a calibration that does not know a tensor's types, before anything is written."""
+    for tensor in plan.tensors:
+        try:
+            for source in tensor.sources:
+                plan.witness(tensor, source)
+        except CalibrationError as error:
+            raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
+
+
+def _weights(
+    calibration: Calibration, models: Sequence[Model], name: str, sources: Sequence[int]
+) -> tuple[float, ...]:
+    """Calibrated weights of the inputs that take part."""
+    layer = layer_of(name)
+    n_layers = 1 + max((layer_of(each) or 0 for each in models[0].tensors), default=0)
+    return calibration.weights_for(
+        [models[source].tensors[name].type.name for source in sources],
+        role_of(name),
+        None if layer is None else layer / n_layers,
+    )
+
+
+def _density(calibration: Calibration, witness: Witness) -> tuple[tuple[float, ...], ...] | None:
+    """A calibrated density; none for types whose codes stand for several weights."""
+    if not isinstance(witness.type, ScalarType):
+        return None
+    return calibration.density_for(witness.type.name, has_cells=witness.has_cells)
 
 
 def uses_imatrix(model: Model) -> bool:
     """Whether the metadata say that the file was quantized with an importance matrix."""
     return any(key.startswith("quantize.imatrix.") for key in model.metadata)
+
+
+def witness_of(model: Model, kind: TensorType) -> Witness:
+    """An input as a witness on a tensor that it stores as `kind`."""
+    refitted = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
+    searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
+    return Witness(kind, has_cells=not (refitted and searched))
 
 
 def typical_error(tensor_type: TensorType) -> float:
@@ -204,7 +261,7 @@ def _select(model: Model, pattern: str | None) -> list[str]:
     return names
 
 
-def _check_match(first: Model, other: Model) -> None:
+def check_match(first: Model, other: Model) -> None:
     """Refuse an input that cannot be a quantization of the same original."""
     differences = []
     architectures = [quoted(str(model.get("general.architecture"))) for model in (first, other)]
@@ -252,8 +309,7 @@ def _draft(
     name: str, models: Sequence[Model], method: str, outtype: TensorType, warnings: list[str]
 ) -> _Draft:
     tensors = [model.tensors[name] for model in models]
-    twins = _twins(tensors)
-    distinct = sorted(set(twins), key=lambda i: typical_error(tensors[i].type))
+    twins, distinct = find_twins(tensors)
     finest = tensors[distinct[0]]
     one_dimensional = sum(dim > 1 for dim in finest.dims) <= 1
     if finest.dims[0] % outtype.block_size:
@@ -312,13 +368,17 @@ def _contradicts(other: Tensor, finest: Tensor) -> bool:
     return False
 
 
-def _twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """For each tensor the index of the first one with the same type and bytes."""
+def find_twins(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], list[int]]:
+    """For each tensor the index of the first one with the same bytes; and these, finest first."""
     twins: list[int] = []
     for i, tensor in enumerate(tensors):
         same = (j for j in dict.fromkeys(twins) if _same(tensors[j], tensor))
         twins.append(next(same, i))
-    return tuple(twins)
+
+    def rank(i: int) -> tuple[float, str]:
+        return typical_error(tensors[i].type), tensors[i].type.name
+
+    return tuple(twins), sorted(set(twins), key=rank)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -344,9 +404,10 @@ def _lay_out(
     outtype: str,
     drafts: Sequence[_Draft],
     warnings: tuple[str, ...],
+    calibration: Calibration | None,
 ) -> MergePlan:
     layout = lay_out(
-        _metadata(models, method, outtype),
+        _metadata(models, method, outtype, calibration),
         [(draft.name, draft.dims, draft.outtype) for draft in drafts],
         models[0].header.alignment,
     )
@@ -361,6 +422,7 @@ def _lay_out(
         header=layout.header,
         n_bytes=layout.n_bytes,
         warnings=warnings,
+        calibration=calibration,
     )
 
 
@@ -377,7 +439,9 @@ def _place(draft: _Draft, position: int) -> TensorPlan:
     )
 
 
-def _metadata(models: Sequence[Model], method: str, outtype: str) -> list[bytes]:
+def _metadata(
+    models: Sequence[Model], method: str, outtype: str, calibration: Calibration | None
+) -> list[bytes]:
     """Spans of the first input, without those that would be wrong; and provenance."""
     types = [Counter(tensor.type.name for tensor in model.tensors.values()) for model in models]
     source_types = [" ".join(f"{name}:{n}" for name, n in counts.most_common()) for counts in types]
@@ -388,7 +452,7 @@ def _metadata(models: Sequence[Model], method: str, outtype: str) -> list[bytes]
             ("general.file_type", ValueType.UINT32, FILE_TYPES[outtype.upper()]),
             ("recover.version", ValueType.STRING, __version__),
             ("recover.method", ValueType.STRING, method),
-            ("recover.calibration", ValueType.STRING, "none"),
+            ("recover.calibration", ValueType.STRING, calibration.label if calibration else "none"),
             ("recover.source.names", ValueType.STRING, [model.path.name for model in models]),
             ("recover.source.sizes", ValueType.UINT64, [model.n_bytes for model in models]),
             ("recover.source.types", ValueType.STRING, source_types),

@@ -1,0 +1,400 @@
+"""One streaming pass over models and their original: the sums that every fit needs.
+
+A least-squares fit of any weights, on any part of the tensors, needs only each tensor's Gram
+matrix. It is kept of the errors, not of the decoded weights: they are so much smaller that a fit to
+the differences between decoded weights would lose half of its digits.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import kernel
+from recover.calibration.weights import Source
+from recover.densities import N_BINS, atom_width, histogram_bins
+from recover.errors import CalibrationError
+from recover.estimators import linear
+from recover.evidence import Evidence, EvidenceBuffer, Witness
+from recover.gguf.names import layer_of, role_of
+from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.text import printable, quoted
+from recover.merge.plan import check_match, find_twins, witness_of
+from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, dequantize
+from recover.quants._decode import decode_codes
+from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+
+F64Array = NDArray[np.float64]
+I64Array = NDArray[np.int64]
+
+_PART = 512  # weights whose errors, as float64, stay in the L1 cache
+_LANES = 8
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the fits need of one tensor.
+
+    Attributes
+    ----------
+    name, role : str
+        Of the tensor.
+    layer : int or None
+        That it belongs to.
+    depth : float or None
+        The same over the number of layers.
+    types : tuple of str
+        How the K inputs with different bytes store it: finest first, equal ones in their order.
+    n_weights : int
+        Number of weights.
+    gram : float64 (K + 1, K + 1)
+        Sums of the products of the errors (decoded minus true) of the inputs and, in the last row
+        and column, of the true weights.
+    linear_error : float
+        Sum of the square errors of the method ``linear`` without calibration.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    depth: float | None
+    types: tuple[str, ...]
+    n_weights: int
+    gram: F64Array
+    linear_error: float
+
+
+@dataclass
+class Places:
+    """Where in their cells the weights of a type lie: counts as `fit_density` takes them."""
+
+    kind: ScalarType
+    has_cells: bool
+    counts: I64Array
+    """(3, N_BINS + 1): the last column counts weights beyond all bins."""
+    atoms: I64Array
+    """(3,)"""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass found.
+
+    Attributes
+    ----------
+    inputs : tuple of Source
+        In their order.
+    truth : Source
+        The original.
+    paths : tuple of Path
+        All files that were read.
+    moments : tuple of Moments
+        Of every tensor that has several inputs to combine, in file order.
+    places : tuple of Places
+        By type.
+    """
+
+    inputs: tuple[Source, ...]
+    truth: Source
+    paths: tuple[Any, ...]
+    moments: tuple[Moments, ...]
+    places: tuple[Places, ...]
+
+
+def survey(
+    inputs: Sequence[str | os.PathLike[str]],
+    truth: str | os.PathLike[str],
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> Survey:
+    """Compare quantizations with their original; memory does not grow with the model.
+
+    Parameters
+    ----------
+    inputs : sequence of path-like
+        GGUF files quantized from `truth`.
+    truth : path-like
+        The original, in any type that can be decoded.
+    n_threads : int, optional
+        Default: the cores that this process may use. The sums do not depend on it.
+    progress : callable, optional
+        ``progress(n_weights_done, n_weights)``.
+
+    Returns
+    -------
+    Survey
+
+    Raises
+    ------
+    GGUFError
+        If a file cannot be read.
+    PlanError
+        If the inputs do not fit together.
+    CalibrationError
+        If there is nothing to combine, a tensor is missing from the truth or has another shape
+        there, or holds NaN or infinities.
+    """
+    models = tuple(open_gguf(path) for path in inputs)
+    if len(models) < 2:
+        raise CalibrationError("a calibration weighs inputs against each other: give two or more")
+    for model in models[1:]:
+        check_match(models[0], model)
+    original = open_gguf(truth)
+    jobs = [job for name in models[0].tensors if (job := _job(name, models, original))]
+    if not jobs:
+        raise CalibrationError(
+            f"{printable(models[0].path)}: no tensor is quantized in two of the inputs with"
+            " different bytes, so there is nothing to combine"
+        )
+    n_weights = sum(job.truth.n_weights for job in jobs)
+    n_done = 0
+    places: dict[tuple[str, bool], Places] = {}
+    moments = []
+    n_layers = 1 + max((layer_of(name) or 0 for name in models[0].tensors), default=0)
+    for job in jobs:
+
+        def report(n: int, _all: int, before: int = n_done) -> None:
+            if progress is not None:
+                progress(before + n, n_weights)
+
+        gram, linear_error = _Pass(job, places, n_threads or available_cores()).run(report)
+        _check_finite(gram, job)
+        moments.append(_moments(job, gram, linear_error, n_layers))
+        n_done += job.truth.n_weights
+    return Survey(
+        inputs=tuple(_source(model) for model in models),
+        truth=_source(original),
+        paths=tuple(part for model in (*models, original) for part in model.parts),
+        moments=tuple(moments),
+        places=tuple(places[key] for key in sorted(places)),
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A tensor to compare: the inputs with different bytes, finest first, and the truth."""
+
+    models: tuple[Model, ...]
+    tensors: tuple[Tensor, ...]
+    witnesses: tuple[Witness, ...]
+    truth: Tensor
+    truth_path: str
+
+
+def _job(name: str, models: Sequence[Model], truth: Model) -> _Job | None:
+    """None for a tensor that needs no combination."""
+    tensors = [model.tensors[name] for model in models]
+    _, distinct = find_twins(tensors)
+    if len(distinct) < 2 or isinstance(tensors[distinct[0]].type, FloatType | OpaqueType):
+        return None
+    path = printable(truth.path)
+    if name not in truth.tensors:
+        raise CalibrationError(f"{path}: has no tensor {quoted(name)}, which the inputs have")
+    original, first = truth.tensors[name], tensors[distinct[0]]
+    if original.n_weights != first.n_weights or original.dims[0] != first.dims[0]:
+        raise CalibrationError(
+            f"tensor {quoted(name)} has the shape {first.dims} in the inputs,"
+            f" but {original.dims} in {path}"
+        )
+    if isinstance(original.type, OpaqueType):
+        raise CalibrationError(
+            f"{path}: tensor {quoted(name)} of type {original.type.name} cannot be decoded"
+        )
+    return _Job(
+        models=tuple(models[i] for i in distinct),
+        tensors=tuple(tensors[i] for i in distinct),
+        witnesses=tuple(witness_of(models[i], tensors[i].type) for i in distinct),
+        truth=original,
+        truth_path=path,
+    )
+
+
+def _source(model: Model) -> Source:
+    types = [tensor.type.name for tensor in model.tensors.values()]
+    counts = {name: types.count(name) for name in sorted(set(types))}
+    return Source(name=model.path.name, n_bytes=model.n_bytes, types=counts)
+
+
+def _check_finite(gram: F64Array, job: _Job) -> None:
+    """Name the file whose weights are not finite."""
+    if np.isfinite(gram).all():
+        return
+    name = quoted(job.truth.name)
+    for k, model in enumerate(job.models):
+        if not np.isfinite(gram[k, k]) and np.isfinite(gram[-1, -1]):
+            raise CalibrationError(
+                f"{printable(model.path)}: tensor {name} holds NaN or infinite weights"
+            )
+    raise CalibrationError(f"{job.truth_path}: tensor {name} holds NaN or infinite weights")
+
+
+def _moments(job: _Job, gram: F64Array, linear_error: float, n_layers: int) -> Moments:
+    layer = layer_of(job.truth.name)
+    return Moments(
+        name=job.truth.name,
+        role=role_of(job.truth.name),
+        layer=layer,
+        depth=None if layer is None else layer / n_layers,
+        types=tuple(tensor.type.name for tensor in job.tensors),
+        n_weights=job.truth.n_weights,
+        gram=gram,
+        linear_error=linear_error,
+    )
+
+
+class _Pass:
+    """The pass over one tensor, on threads: sums by tile, added in their order."""
+
+    def __init__(self, job: _Job, places: dict[tuple[str, bool], Places], n_threads: int) -> None:
+        self._job = job
+        self._n_threads = n_threads
+        n_rows = len(job.tensors) + 1
+        n = n_tiles(job.truth.n_weights)
+        self._grams = np.zeros((n, n_rows, n_rows))
+        self._linear = np.zeros(n)
+        self._places = []
+        for each in job.witnesses:
+            if isinstance(each.type, ScalarType):
+                key = each.type.name, each.has_cells
+                if key not in places:
+                    counts = np.zeros((3, N_BINS + 1), np.int64)
+                    places[key] = Places(each.type, each.has_cells, counts, np.zeros(3, np.int64))
+                self._places.append(places[key])
+
+    def run(self, progress: Progress) -> tuple[F64Array, float]:
+        """Gram matrix of the errors and the truth, and the square error of ``linear``."""
+        n_threads = min(self._n_threads, len(self._grams))
+        counts = np.zeros((n_threads, len(self._places), 3, N_BINS + 1), np.int64)
+        atoms = np.zeros((n_threads, len(self._places), 3), np.int64)
+        workers = [self._worker(counts[i], atoms[i]) for i in range(n_threads)]
+        for_each_tile([self._job.truth.n_weights], workers, progress)
+        for k, each in enumerate(self._places):
+            each.counts += counts[:, k].sum(axis=0)
+            each.atoms += atoms[:, k].sum(axis=0)
+        return self._grams.sum(axis=0), float(self._linear.sum())
+
+    def _worker(self, counts: I64Array, atoms: I64Array) -> Callable[[Tile], None]:
+        job = self._job
+        buffer = EvidenceBuffer(job.witnesses)
+        n_inputs = len(job.witnesses)
+        n = min(TILE, job.truth.n_weights)
+        memory, decoded, estimate = (
+            np.empty(n, np.float32),
+            np.empty(n_inputs * n, np.float32),
+            np.empty(n, np.float32),
+        )
+
+        def work(tile: Tile) -> None:
+            size = tile.end - tile.start
+            truth = _decode(job.truth, tile, memory[:size])
+            raws = [
+                each.raw[each.type.n_bytes(tile.start) : each.type.n_bytes(tile.end)]
+                for each in job.tensors
+            ]
+            evidence = buffer.load(raws, size)
+            values = decoded[: n_inputs * size].reshape(n_inputs, size)
+            for row, slot in zip(values, buffer.order, strict=True):
+                _say(evidence, slot, row)
+            index = tile.start // TILE
+            _add_gram(values, truth, self._grams[index])
+            linear.estimate(evidence, estimate[:size], np.zeros(2 + n_inputs))
+            self._linear[index] = _square_error(estimate[:size], truth)
+            for k, place in enumerate(self._places):
+                _count_places(evidence, k, truth, _ruler(place.kind), counts[k], atoms[k])
+
+        return work
+
+
+def _decode(tensor: Tensor, tile: Tile, out: F32Array) -> F32Array:
+    kind = tensor.type
+    return dequantize(tensor.raw[kind.n_bytes(tile.start) : kind.n_bytes(tile.end)], kind, out)
+
+
+def _say(evidence: Evidence, slot: int, out: F32Array) -> None:
+    """What one input says: exactly what dequantizing it gives."""
+    n_scalars = len(evidence.codes)
+    if slot >= n_scalars:
+        out[:] = evidence.values[slot - n_scalars]
+        return
+    decode_codes(
+        evidence.codes[slot],
+        evidence.scale[slot],
+        evidence.offset[slot],
+        evidence.levels[slot],
+        out,
+    )
+
+
+def _ruler(kind: ScalarType) -> F64Array:
+    """How far the bins reach, and the width of the atom of each class of code."""
+    return np.array([histogram_bins(kind)[-1], *(atom_width(kind, each) for each in range(3))])
+
+
+@kernel
+def _add_gram(values: F32Array, truth: F32Array, gram: F64Array) -> None:
+    """Add the products of errors (K, n) and truth (n,) to a symmetric matrix (K + 1, K + 1)."""
+    n_inputs, n = values.shape
+    part = np.zeros((n_inputs + 1, _PART))
+    lanes = np.empty(_LANES)
+    for start in range(0, n, _PART):
+        size = min(_PART, n - start)
+        part[:, size:] = 0
+        for i in range(size):
+            part[n_inputs, i] = np.float64(truth[start + i])
+        for k in range(n_inputs):
+            for i in range(size):
+                part[k, i] = np.float64(values[k, start + i]) - part[n_inputs, i]
+        for j in range(n_inputs + 1):
+            for k in range(j + 1):
+                lanes[:] = 0
+                for i in range(0, _PART, _LANES):
+                    for lane in range(_LANES):
+                        lanes[lane] += part[j, i + lane] * part[k, i + lane]
+                total = lanes.sum()
+                gram[j, k] += total
+                if k < j:
+                    gram[k, j] += total
+
+
+@kernel
+def _square_error(x: F32Array, truth: F32Array) -> float:
+    total = 0.0
+    for i in range(x.size):
+        error = np.float64(x[i]) - np.float64(truth[i])
+        total += error * error
+    return total
+
+
+@kernel
+def _count_places(
+    evidence: Evidence,
+    k: int,
+    truth: F32Array,
+    ruler: F64Array,
+    counts: I64Array,
+    atoms: I64Array,
+) -> None:
+    """Count the places of the true weights in the cells of scalar input `k`."""
+    codes, levels = evidence.codes[k], evidence.levels[k]
+    first, last = evidence.end_codes[k]
+    n_bins = counts.shape[1] - 1
+    reach = ruler[0]
+    for g in range(truth.size // 16):
+        scale, offset = evidence.scale[k, g], evidence.offset[k, g]
+        if scale == 0 or not (np.isfinite(scale) and np.isfinite(offset)):
+            continue
+        for i in range(16 * g, 16 * g + 16):
+            code = codes[i]
+            each = 1 if code == first else 2 if code == last else 0
+            value = levels[code] * scale + offset
+            u = (np.float64(truth[i]) - np.float64(value)) / np.float64(scale)
+            if abs(u) <= ruler[1 + each]:
+                atoms[each] += 1
+            elif abs(u) < reach:
+                counts[each, int((u + reach) / (2 * reach) * n_bins)] += 1
+            else:
+                counts[each, n_bins] += 1
