@@ -382,19 +382,20 @@ def _count_places(
     codes, levels = evidence.codes[k], evidence.levels[k]
     first, last = evidence.end_codes[k]
     n_bins = counts.shape[1] - 1
-    reach = ruler[0]
+    reach, bins_per_scale = ruler[0], n_bins / (2 * ruler[0])
     for g in range(truth.size // 16):
         scale, offset = evidence.scale[k, g], evidence.offset[k, g]
         if scale == 0 or not (np.isfinite(scale) and np.isfinite(offset)):
             continue
+        inverse = 1 / np.float64(scale)
         for i in range(16 * g, 16 * g + 16):
             code = codes[i]
             each = 1 if code == first else 2 if code == last else 0
             value = levels[code] * scale + offset
-            u = (np.float64(truth[i]) - np.float64(value)) / np.float64(scale)
+            u = (np.float64(truth[i]) - np.float64(value)) * inverse
             if abs(u) <= ruler[1 + each]:
                 atoms[each] += 1
             elif abs(u) < reach:
-                counts[each, int((u + reach) / (2 * reach) * n_bins)] += 1
+                counts[each, int((u + reach) * bins_per_scale)] += 1
             else:
                 counts[each, n_bins] += 1
