@@ -24,12 +24,13 @@ INTERIOR, LOWEST, HIGHEST = range(3)
 """Classes of codes."""
 DEGREE = 4
 N_BINS = 512
+FEWEST = 20
+"""Weights in a bin that counts in a fit."""
 
 _SEED = 8
 _N_WEIGHTS = 1 << 24
 _CHUNK = (128, 2048)
 _DEGREES_OF_FREEDOM = 8  # of Student's t, the prior
-_FEWEST = 20  # weights in a bin that counts in a fit
 _MOST = 3000  # weights in a bin beyond which it counts no more: tails matter, too
 _DEVIATIONS = 4  # how far a normal density reaches
 
@@ -90,44 +91,57 @@ def simulate(kind: ScalarType, *, n_weights: int = _N_WEIGHTS, seed: int = _SEED
             on_atom = np.abs(here) <= atom_width(kind, each)
             atoms[each] += np.count_nonzero(on_atom)
             counts[each] += np.histogram(here[~on_atom], bins)[0]
-    return fit_density(kind, counts, atoms)
+    rows = [fit_class(kind, each, counts[each], atoms[each]) for each in range(3)]
+    return np.array(rows, np.float32)
 
 
 def histogram_bins(kind: ScalarType) -> NDArray[np.float64]:
-    """Edges (`N_BINS` + 1,) of the bins in which `fit_density` wants its counts."""
+    """Edges (`N_BINS` + 1,) of the bins in which `fit_class` wants its counts."""
     first, last = end_codes(kind)
     reach = 2 * float(np.max(np.diff(kind.levels[first : last + 1])))
     return np.linspace(-reach, reach, N_BINS + 1)
 
 
-def fit_density(
-    kind: ScalarType, counts: NDArray[np.float64], atoms: NDArray[np.float64]
-) -> F32Array:
-    """Densities of a format, as `density` returns them, from counts of weights.
+def fit_class(
+    kind: ScalarType,
+    code_class: int,
+    counts: NDArray[np.float64],
+    atom: float,
+    *,
+    has_cells: bool = True,
+) -> NDArray[np.float64]:
+    """The row of a density (see `density`) for one class of code, from counts of weights.
 
     Parameters
     ----------
     kind : ScalarType
         How the weights are stored.
-    counts : float64 (3, N_BINS)
-        For each class of code, the weights by bin (`histogram_bins`) of ``(x - value) / scale``.
-    atoms : float64 (3,)
+    code_class : int
+        `INTERIOR`, `LOWEST` or `HIGHEST`.
+    counts : float64 (N_BINS,)
+        The weights by bin (`histogram_bins`) of ``(x - value) / scale``; some bins must hold as
+        many as `FEWEST`.
+    atom : float
         The weights within `atom_width` of their value, which are not in `counts`.
+    has_cells : bool
+        If not, weights may be anywhere.
 
     Returns
     -------
-    float32 (3, 7)
+    float64 (7,)
     """
     bins = histogram_bins(kind)
-    rows = []
-    for each in range(3):
-        inside = _surely_inside(kind, each, (bins[1:] + bins[:-1]) / 2)
-        row = _fit(bins, np.where(inside, counts[each], 0), atoms[each], each)
-        row[5:] = _reach(kind, each, bins[:-1][counts[each] >= _FEWEST])
-        if each == INTERIOR and _is_code_book(kind):
-            row[:4] = 0  # the cells differ in width; within each, the density is about constant
-        rows.append(row)
-    return np.array(rows, np.float32)
+    seen = bins[:-1][counts >= FEWEST]
+    if not has_cells:
+        row = _fit(bins, counts, atom, code_class)
+        row[5:] = seen.min(), seen.max()
+        return row
+    inside = _surely_inside(kind, code_class, (bins[1:] + bins[:-1]) / 2)
+    row = _fit(bins, np.where(inside, counts, 0), atom, code_class)
+    row[5:] = _reach(kind, code_class, seen)
+    if code_class == INTERIOR and _is_code_book(kind):
+        row[:4] = 0  # the cells differ in width; within each, the density is about constant
+    return row
 
 
 def _places(kind: ScalarType, x: F32Array) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -189,7 +203,7 @@ def _fit(
 ) -> NDArray[np.float64]:
     """Polynomial for the logarithm of a histogram (weighted least squares), and the atom."""
     middle, width = (bins[1:] + bins[:-1]) / 2, bins[1] - bins[0]
-    enough = counts >= _FEWEST
+    enough = counts >= FEWEST
     powers = np.array([0, 2, 4] if each == INTERIOR else range(DEGREE + 1))
     u = middle[enough] / bins[-1]  # of order 1, for the sake of the solver
     weight = np.sqrt(np.minimum(counts[enough], _MOST))

@@ -23,7 +23,7 @@ from recover.calibration.weights import (
     FittedDensity,
     Gain,
 )
-from recover.densities import density, fit_density
+from recover.densities import FEWEST, density, fit_class
 from recover.errors import CalibrationError
 from recover.tiles import Progress
 
@@ -37,7 +37,8 @@ _FEWEST_FOR_INTERVAL = 3
 _SEED = 4739
 _NONE = 1e-7  # of the largest weight: what the solver leaves where the true weight is 0
 _RANK = 1e-13
-_FEWEST_PLACES = 100_000  # weights of a class of code from which a density can be fitted
+# From how many weights of a class of code, in how many bins, a density can be fitted.
+_FEWEST_PLACES, _FEWEST_BINS = 100_000, 16
 
 
 def calibrate(
@@ -329,12 +330,15 @@ def _fit_density(places: Places) -> FittedDensity:
     n_weights = places.counts.sum(axis=1) + places.atoms
     rows = density(places.kind, has_cells=places.has_cells).astype(np.float64)
     counts = places.counts[:, :-1].astype(np.float64)
-    for each in range(3):
-        if n_weights[each] >= _FEWEST_PLACES:
-            reach = rows[each, 5:].copy()
-            rows[each] = fit_density(places.kind, counts, places.atoms.astype(np.float64))[each]
-            rows[each, 5] = min(rows[each, 5], reach[0])
-            rows[each, 6] = max(rows[each, 6], reach[1])
+    enough = (n_weights >= _FEWEST_PLACES) & ((counts >= FEWEST).sum(axis=1) >= _FEWEST_BINS)
+    for each in np.flatnonzero(enough):
+        low, high = rows[each, 5:]
+        atom = float(places.atoms[each])
+        rows[each] = fit_class(
+            places.kind, int(each), counts[each], atom, has_cells=places.has_cells
+        )
+        if places.has_cells:  # a tail that the simulation has seen is there
+            rows[each, 5:] = min(rows[each, 5], low), max(rows[each, 6], high)
     return FittedDensity(
         type=places.kind.name,
         has_cells=places.has_cells,

@@ -69,7 +69,7 @@ class Moments:
 
 @dataclass
 class Places:
-    """Where in their cells the weights of a type lie: counts as `fit_density` takes them."""
+    """Where in their cells the weights of a type lie: counts as `recover.densities.fit_class` takes them."""
 
     kind: ScalarType
     has_cells: bool
@@ -77,6 +77,12 @@ class Places:
     """(3, N_BINS + 1): the last column counts weights beyond all bins."""
     atoms: I64Array
     """(3,)"""
+
+    @property
+    def ruler(self) -> F64Array:
+        """How far the bins reach, and the width of the atom of each class of code."""
+        widths = [atom_width(self.kind, each) if self.has_cells else -1.0 for each in range(3)]
+        return np.array([histogram_bins(self.kind)[-1], *widths])
 
 
 @dataclass(frozen=True)
@@ -304,7 +310,7 @@ class _Pass:
             linear.estimate(evidence, estimate[:size], np.zeros(2 + n_inputs))
             self._linear[index] = _square_error(estimate[:size], truth)
             for k, place in enumerate(self._places):
-                _count_places(evidence, k, truth, _ruler(place.kind), counts[k], atoms[k])
+                _count_places(evidence, k, truth, place.ruler, counts[k], atoms[k])
 
         return work
 
@@ -327,11 +333,6 @@ def _say(evidence: Evidence, slot: int, out: F32Array) -> None:
         evidence.levels[slot],
         out,
     )
-
-
-def _ruler(kind: ScalarType) -> F64Array:
-    """How far the bins reach, and the width of the atom of each class of code."""
-    return np.array([histogram_bins(kind)[-1], *(atom_width(kind, each) for each in range(3))])
 
 
 @kernel
