@@ -35,7 +35,8 @@ _N_RESAMPLES = 5_000
 _DRAWN_AT_ONCE = 250
 _FEWEST_FOR_INTERVAL = 3
 _SEED = 4739
-_NONE = 1e-7  # of the largest weight: what the solver leaves where the true weight is 0
+_NONE = 1e-6  # of the largest weight: what the solver leaves where the true weight is 0
+_SLACK = 1e-9  # of the conditions of an optimum, in units in which an input alone has 1
 _RANK = 1e-13
 # From how many weights of a class of code, in how many bins, a density can be fitted.
 _FEWEST_PLACES, _FEWEST_BINS = 100_000, 16
@@ -273,15 +274,31 @@ def _problem(n_inputs: int) -> _Problem:
 
 
 def _polished(errors: F64Array, weights: F64Array) -> F64Array:
-    """The optimum on the inputs that the solver uses, if it satisfies all conditions."""
+    """The optimum, from the solver's on: in turns the best weights on some inputs, and others.
+
+    An input whose weight becomes negative is left out, one that would lower the error is taken in
+    (active sets). Should that not come to an end, the solver's weights are good enough.
+    """
+    sizes = np.sqrt(errors.diagonal())
     used = weights > _NONE * weights.max()
-    exact = np.zeros_like(weights)
-    exact[used] = _solve(errors[np.ix_(used, used)], np.ones(used.sum()))
-    if not exact.sum() > 0:
-        return weights
-    exact /= exact.sum()
-    better = exact @ errors @ exact <= (1 + _NONE) * (weights @ errors @ weights)
-    return exact if better and (exact >= 0).all() else weights
+    for _ in range(4 * len(weights)):
+        exact = np.zeros_like(weights)
+        exact[used] = _solve(errors[np.ix_(used, used)], np.ones(np.count_nonzero(used)))
+        if not exact.sum() > 0:
+            break
+        exact /= exact.sum()
+        if exact.min() < 0:
+            used[np.argmin(exact * sizes)] = False
+            continue
+        gradient = errors @ exact
+        level = exact @ gradient
+        if not level > 0:  # no error is left
+            return exact
+        slack = (gradient - level) / (sizes * np.sqrt(level))
+        if slack.min() > -_SLACK:
+            return exact
+        used[np.argmin(slack)] = True
+    return weights
 
 
 def _held_out_errors(
@@ -332,13 +349,10 @@ def _fit_density(places: Places) -> FittedDensity:
     counts = places.counts[:, :-1].astype(np.float64)
     enough = (n_weights >= _FEWEST_PLACES) & ((counts >= FEWEST).sum(axis=1) >= _FEWEST_BINS)
     for each in np.flatnonzero(enough):
-        low, high = rows[each, 5:]
         atom = float(places.atoms[each])
         rows[each] = fit_class(
             places.kind, int(each), counts[each], atom, has_cells=places.has_cells
         )
-        if places.has_cells:  # a tail that the simulation has seen is there
-            rows[each, 5:] = min(rows[each, 5], low), max(rows[each, 6], high)
     return FittedDensity(
         type=places.kind.name,
         has_cells=places.has_cells,

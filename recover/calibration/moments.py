@@ -69,7 +69,7 @@ class Moments:
 
 @dataclass
 class Places:
-    """Where in their cells the weights of a type lie: counts as `recover.densities.fit_class` takes them."""
+    """Where in their cells the weights of a type lie, for `recover.densities.fit_class`."""
 
     kind: ScalarType
     has_cells: bool
