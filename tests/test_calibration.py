@@ -28,7 +28,7 @@ from recover.calibration.fit import _gain, fit, free_weights, simplex_weights, s
 from recover.calibration.moments import survey
 from recover.calibration.weights import Calibration, Gain
 from recover.cli import main
-from recover.densities import density, fit_class, histogram_bins, simulate
+from recover.densities import density, fit_class, histogram_bins
 from recover.estimators.linear import estimate as linear_estimate
 from recover.evidence import EvidenceBuffer, Witness
 from recover.quants import ScalarType, dequantize, type_by_name
@@ -603,12 +603,3 @@ class TestCommandLine:
             assert captured.err.count("\n") == 1
         assert source.read_bytes() == tiny[0].read_bytes()
         assert [path.name for path in tmp_path.iterdir()] == ["in.gguf"]
-
-
-def test_simulation_is_what_it_was() -> None:
-    """`simulate` and the fits to trained weights share their code."""
-    kind = type_by_name("Q4_K")
-    assert isinstance(kind, ScalarType)
-    rows = simulate(kind, n_weights=1 << 18)
-    assert rows.dtype == np.float32
-    assert rows.shape == (3, 7)

@@ -19,7 +19,7 @@ from recover.densities import N_BINS, atom_width, histogram_bins
 from recover.errors import CalibrationError
 from recover.estimators import linear
 from recover.evidence import Evidence, EvidenceBuffer, Witness
-from recover.gguf.names import layer_of, role_of
+from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted
 from recover.merge.plan import check_match, find_twins, witness_of
@@ -160,7 +160,7 @@ def survey(
     n_done = 0
     places: dict[tuple[str, bool], Places] = {}
     moments = []
-    n_layers = 1 + max((layer_of(name) or 0 for name in models[0].tensors), default=0)
+    layers = n_layers(models[0].tensors)
     for job in jobs:
 
         def report(n: int, _all: int, before: int = n_done) -> None:
@@ -169,7 +169,7 @@ def survey(
 
         gram, linear_error = _Pass(job, places, n_threads or available_cores()).run(report)
         _check_finite(gram, job)
-        moments.append(_moments(job, gram, linear_error, n_layers))
+        moments.append(_moments(job, gram, linear_error, layers))
         n_done += job.truth.n_weights
     return Survey(
         inputs=tuple(_source(model) for model in models),
@@ -238,13 +238,13 @@ def _check_finite(gram: F64Array, job: _Job) -> None:
     raise CalibrationError(f"{job.truth_path}: tensor {name} holds NaN or infinite weights")
 
 
-def _moments(job: _Job, gram: F64Array, linear_error: float, n_layers: int) -> Moments:
+def _moments(job: _Job, gram: F64Array, linear_error: float, layers: int) -> Moments:
     layer = layer_of(job.truth.name)
     return Moments(
         name=job.truth.name,
         role=role_of(job.truth.name),
         layer=layer,
-        depth=None if layer is None else layer / n_layers,
+        depth=None if layer is None else layer / layers,
         types=tuple(tensor.type.name for tensor in job.tensors),
         n_weights=job.truth.n_weights,
         gram=gram,

@@ -1,6 +1,7 @@
 """What llama.cpp's tensor names say."""
 
 import re
+from collections.abc import Iterable
 
 _IN_BLOCK = re.compile(r"blk\.(?P<layer>\d+)\.(?P<rest>.+)")
 
@@ -16,3 +17,8 @@ def layer_of(name: str) -> int | None:
     """The layer that a tensor belongs to; None for those outside, as the embeddings are."""
     match = _IN_BLOCK.fullmatch(name)
     return int(match["layer"]) if match else None
+
+
+def n_layers(names: Iterable[str]) -> int:
+    """The number of layers that a model with tensors of these names has; at least 1."""
+    return 1 + max((layer_of(name) or 0 for name in names), default=0)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from recover.estimators import DEFAULT_METHOD, estimator
 from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
 from recover.gguf.metadata import FILE_TYPES, QUANTIZER_KEY, derived_metadata
-from recover.gguf.names import layer_of, role_of
+from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
@@ -119,9 +120,22 @@ class MergePlan:
         if self.calibration is None or tensor.action != "merge":
             return witness
         if estimator(self.method).CALIBRATED == "weights":
-            weights = _weights(self.calibration, self.models, tensor.name, tensor.sources)
+            weights = self._weights(self.calibration, tensor)
             return replace(witness, weight=weights[tensor.sources.index(source)])
         return replace(witness, density=_density(self.calibration, witness))
+
+    def _weights(self, calibration: Calibration, tensor: TensorPlan) -> tuple[float, ...]:
+        """Calibrated weights of the inputs that take part, in the order of the sources."""
+        layer = layer_of(tensor.name)
+        return calibration.weights_for(
+            [tensor.types[source] for source in tensor.sources],
+            role_of(tensor.name),
+            None if layer is None else layer / self._n_layers,
+        )
+
+    @cached_property
+    def _n_layers(self) -> int:
+        return n_layers(self.models[0].tensors)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
@@ -204,19 +218,6 @@ def _check_calibration(plan: MergePlan) -> None:
                 plan.witness(tensor, source)
         except CalibrationError as error:
             raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
-
-
-def _weights(
-    calibration: Calibration, models: Sequence[Model], name: str, sources: Sequence[int]
-) -> tuple[float, ...]:
-    """Calibrated weights of the inputs that take part."""
-    layer = layer_of(name)
-    n_layers = 1 + max((layer_of(each) or 0 for each in models[0].tensors), default=0)
-    return calibration.weights_for(
-        [models[source].tensors[name].type.name for source in sources],
-        role_of(name),
-        None if layer is None else layer / n_layers,
-    )
 
 
 def _density(calibration: Calibration, witness: Witness) -> tuple[tuple[float, ...], ...] | None:
