@@ -1,8 +1,6 @@
 """Best possible full-precision weights from the quantizations of a model.
 
-The public names are loaded on first use, so that importing the package costs nothing:
-`open_gguf`, `dequantize`, `plan_merge`, `execute_merge`, `plan_quantize`, `execute_quantize`,
-`evaluate_models`, `calibrate`, `load_calibration`, and the errors.
+The public names (`__all__`) are loaded on first use, so that importing the package costs nothing.
 """
 
 from importlib import import_module
@@ -15,19 +13,29 @@ from recover.errors import (
     OutputError,
     PlanError,
     QuantError,
+    ReblockError,
     RecoverError,
+    SafetensorsError,
 )
 
 if TYPE_CHECKING:
+    from recover.bounds.execute import execute_bounds
+    from recover.bounds.plan import plan_bounds
+    from recover.bounds.verify import verify_model
     from recover.calibration.fit import calibrate
     from recover.calibration.weights import load_calibration
+    from recover.evaluate.divergence import measure_divergence
     from recover.evaluate.errors import evaluate_models
     from recover.gguf.reader import open_gguf
+    from recover.inspect.report import inspect_files
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
     from recover.quantize.execute import execute_quantize
     from recover.quantize.plan import plan_quantize
     from recover.quants import dequantize
+    from recover.reblock.dispatch import open_source
+    from recover.reblock.execute import execute_reblock
+    from recover.reblock.plan import plan_reblock
 
 __version__ = "0.1.0"
 
@@ -38,29 +46,47 @@ __all__ = [
     "OutputError",
     "PlanError",
     "QuantError",
+    "ReblockError",
     "RecoverError",
+    "SafetensorsError",
     "__version__",
     "calibrate",
     "dequantize",
     "evaluate_models",
+    "execute_bounds",
     "execute_merge",
     "execute_quantize",
+    "execute_reblock",
+    "inspect_files",
     "load_calibration",
+    "measure_divergence",
     "open_gguf",
+    "open_source",
+    "plan_bounds",
     "plan_merge",
     "plan_quantize",
+    "plan_reblock",
+    "verify_model",
 ]
 
 _HOME = {
     "calibrate": "recover.calibration.fit",
     "dequantize": "recover.quants",
     "evaluate_models": "recover.evaluate.errors",
-    "execute_quantize": "recover.quantize.execute",
+    "execute_bounds": "recover.bounds.execute",
     "execute_merge": "recover.merge.execute",
+    "execute_quantize": "recover.quantize.execute",
+    "execute_reblock": "recover.reblock.execute",
+    "inspect_files": "recover.inspect.report",
     "load_calibration": "recover.calibration.weights",
+    "measure_divergence": "recover.evaluate.divergence",
     "open_gguf": "recover.gguf.reader",
-    "plan_quantize": "recover.quantize.plan",
+    "open_source": "recover.reblock.dispatch",
+    "plan_bounds": "recover.bounds.plan",
     "plan_merge": "recover.merge.plan",
+    "plan_quantize": "recover.quantize.plan",
+    "plan_reblock": "recover.reblock.plan",
+    "verify_model": "recover.bounds.verify",
 }
 
 

@@ -9,6 +9,10 @@ class GGUFError(RecoverError):
     """A file is not a GGUF file that can be used: damaged, truncated, hostile or unsupported."""
 
 
+class SafetensorsError(RecoverError):
+    """A file is not a safetensors file that can be used: damaged, hostile or unsupported."""
+
+
 class QuantError(RecoverError):
     """A tensor's type cannot be decoded or encoded, or its bytes do not fit its type."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import kernel
-from recover.densities import density, end_codes
+from recover.densities import DEGREE, density, end_codes, likelihood, share
 from recover.errors import QuantError
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
 from recover.quants._float16 import read_f16
@@ -49,13 +49,16 @@ class Evidence(NamedTuple):
     noise: NDArray[np.float64]
     """(K,) mean square error in units of the squared scale."""
     density: F32Array
-    """(K, 3, 7): where in their cells weights lie (see `recover.densities`)."""
+    """(K, 4, 7): where in their cells weights lie (see `recover.densities`)."""
     end_codes: NDArray[np.int32]
     """(K, 2): the lowest and the highest code."""
     values: F32Array
     """(V, n): what the other inputs say, decoded."""
     variance: F32Array
     """(V, n / 16): their mean square error, typical of their type."""
+    likelihood: F32Array
+    """(V, 2): centre of what a value says of the weight, over the value, and its variance, over the
+    variance above (see `recover.densities.likelihood`)."""
     weights: NDArray[np.float64]
     """(K + V,): what a calibration says that the inputs weigh, scalar ones first; (0,) if none."""
 
@@ -70,14 +73,17 @@ class Witness:
         How this input stores the tensor.
     has_cells : bool
         Whether its codes confine the original weights.
+    weighted : bool
+        Whether it was quantized with an importance matrix.
     weight : float or None
         What it weighs by a calibration; all witnesses have one, or none has.
-    density : tuple of 3 tuples of 7 floats, or None
-        Where in their cells the weights lie by a calibration (see `recover.densities.density`).
+    density : tuple of 4 tuples of 7 floats, or None
+        What its codes say of the weights by a calibration (see `recover.densities.density`).
     """
 
     type: TensorType
     has_cells: bool = True
+    weighted: bool = False
     weight: float | None = None
     density: tuple[tuple[float, ...], ...] | None = None
 
@@ -96,10 +102,10 @@ class EvidenceBuffer:
         for kind in self._types:
             if not isinstance(kind, ScalarType | VectorType):
                 raise QuantError(f"type {kind.name} gives no evidence to combine")
-        scalars = [(w.type, w.has_cells) for w in witnesses if isinstance(w.type, ScalarType)]
+        scalars = [(w.type, w) for w in witnesses if isinstance(w.type, ScalarType)]
         kinds = [kind for kind, _ in scalars]
-        calibrated = [w.density for w in witnesses if isinstance(w.type, ScalarType)]
-        n_scalars, n_others = len(scalars), len(witnesses) - len(scalars)
+        others = [kind for kind in self._types if isinstance(kind, VectorType)]
+        n_scalars, n_others = len(scalars), len(others)
         rows = {True: iter(range(n_scalars)), False: iter(range(n_others))}
         self._row_of = [next(rows[isinstance(kind, ScalarType)]) for kind in self._types]
         open_end = np.full(256, np.inf, np.float32)
@@ -109,21 +115,18 @@ class EvidenceBuffer:
             scale=np.empty(n_groups, np.float32),
             offset=np.empty(n_groups, np.float32),
             levels=_stack([kind.levels for kind in kinds]),
-            lower_levels=_stack([k.lower_levels if cells else -open_end for k, cells in scalars]),
-            upper_levels=_stack([k.upper_levels if cells else open_end for k, cells in scalars]),
+            lower_levels=_stack([k.lower_levels if w.has_cells else -open_end for k, w in scalars]),
+            upper_levels=_stack([k.upper_levels if w.has_cells else open_end for k, w in scalars]),
             scale_error=np.empty(n_groups, np.float32),
             offset_error=np.empty(n_groups, np.float32),
             noise=np.array([kind.noise for kind in kinds], np.float64),
             density=np.array(
-                [
-                    density(kind, has_cells=cells) if rows is None else rows
-                    for (kind, cells), rows in zip(scalars, calibrated, strict=True)
-                ],
-                np.float32,
-            ).reshape(n_scalars, 3, 7),
+                [_density(w, kind, kinds.count(kind)) for kind, w in scalars], np.float32
+            ).reshape(n_scalars, 4, 7),
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
             values=np.empty(n_others * TILE, np.float32),
             variance=np.empty(n_others * (TILE // GROUP), np.float32),
+            likelihood=np.array([_likelihood(kind) for kind in others], np.float32).reshape(-1, 2),
             weights=np.empty(0, np.float64),
         )
         known = [w.weight for w in witnesses if w.weight is not None]
@@ -183,6 +186,22 @@ class EvidenceBuffer:
                 kind.decode(raw, tile.values[row])
                 typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
         return tile
+
+
+def _density(witness: Witness, kind: ScalarType, n_alike: int) -> F32Array:
+    """The calibrated density if there is one, otherwise the simulated one."""
+    if witness.density is None:
+        return density(
+            kind, weighted=witness.weighted, has_cells=witness.has_cells, n_alike=n_alike
+        )
+    table = np.array(witness.density, np.float64)
+    table[:, :DEGREE] *= share(kind, n_alike)
+    return table.astype(np.float32)
+
+
+def _likelihood(kind: VectorType) -> tuple[float, float]:
+    gain, variance = likelihood(kind)
+    return gain, variance / kind.relative_mse
 
 
 def _stack(tables: Sequence[F32Array]) -> F32Array:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,18 @@ from recover import (
     plan_merge,
     plan_quantize,
 )
+from recover.calibration import moments
 from recover.calibration.fit import _gain, fit, free_weights, simplex_weights, square_error
 from recover.calibration.moments import survey
 from recover.calibration.weights import Calibration, Gain
 from recover.cli import main
-from recover.densities import density, fit_class, histogram_bins
+from recover.densities import density
+from recover.estimators import Request
 from recover.estimators.linear import estimate as linear_estimate
 from recover.evidence import EvidenceBuffer, Witness
 from recover.quants import ScalarType, dequantize, type_by_name
 from recover.quants import quantize as encode
+from recover.simulate import Counts
 from tests.conftest import TINY
 from tests.gguf_files import F64Array, read_tensors, read_weights, stored, write_gguf
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
@@ -246,6 +250,13 @@ class TestLookUp:
             calibration.density_for("Q8_0", has_cells=True)
         with pytest.raises(CalibrationError, match="Q2_K without cells"):
             calibration.density_for("Q2_K", has_cells=False)
+        plain = calibration.density_for("Q2_K", has_cells=True)
+        assert calibration.density_for("Q2_K", has_cells=True, weighted=True) == plain
+        (own,) = (each for each in calibration.densities if each.type == "Q2_K")
+        other = replace(own, weighted=True, rows=tuple(row[::-1] for row in own.rows))
+        both = replace(calibration, densities=(*calibration.densities, other))
+        assert both.density_for("Q2_K", has_cells=True) == plain
+        assert both.density_for("Q2_K", has_cells=True, weighted=True) == other.rows
 
     def test_roles_and_depths(self, tiny: list[Path]) -> None:
         found = calibrate(tiny, TINY, by_role=True, n_depths=3)
@@ -310,7 +321,8 @@ class TestDensities:
             kind = type_by_name(each.type)
             assert isinstance(kind, ScalarType)
             simulated = density(kind)
-            for new, old, n in zip(each.rows, simulated, each.n_weights, strict=True):
+            classes = zip(each.rows[:3], simulated[:3], each.n_weights, strict=True)
+            for new, old, n in classes:
                 if n < 100_000:
                     assert new == pytest.approx(tuple(old), rel=1e-5)
                     continue
@@ -323,40 +335,88 @@ class TestDensities:
                 assert distance < 0.05
 
     def test_counts_are_those_of_numpy(self, tiny: list[Path]) -> None:
+        """All weights of this model, of every class of code; and the fit to all at once."""
         found = survey(tiny, TINY)
         (q3,) = (each for each in found.places if each.kind.name == "Q3_K")
-        kind = q3.kind
-        counts = np.zeros(3, np.int64)
-        interior = np.zeros(len(histogram_bins(kind)) - 1, np.int64)
+        assert (q3.has_cells, q3.weighted) == (True, False)
         model, truth = open_gguf(tiny[2]), read_weights(TINY)
-        for name, tensor in model.tensors.items():
-            if tensor.type.name != "Q3_K":
-                continue
-            n = tensor.n_weights
-            codes, scale = np.empty(n, np.uint8), np.empty(n // 16, np.float32)
-            kind.unpack(tensor.raw, codes, scale, np.empty(n // 16, np.float32))
-            scales = np.repeat(scale, 16).astype(np.float64)
-            usable = scales != 0
-            error = truth[name].reshape(-1).astype(np.float64) - dequantize(tensor.raw, kind)
-            u = error[usable] / scales[usable]
-            ends = [codes[usable] == 0, codes[usable] == 7]
-            counts += [u.size - sum(e.sum() for e in ends), *(e.sum() for e in ends)]
-            inside = ~(ends[0] | ends[1])
-            interior += np.histogram(u[inside], histogram_bins(kind))[0]
-        assert (q3.counts.sum(axis=1) + q3.atoms).tolist() == counts.tolist()
-        assert np.abs(q3.counts[0, :-1] - interior).sum() < 1e-4 * counts[0]
+        tensors = [each for each in model.tensors.values() if each.type.name == "Q3_K"]
+        raw = np.concatenate([each.raw for each in tensors])
+        n = sum(each.n_weights for each in tensors)
+        codes, scale = np.empty(n, np.uint8), np.empty(n // 16, np.float32)
+        q3.kind.unpack(raw, codes, scale, np.empty(n // 16, np.float32))
+        codes = codes[np.repeat(scale, 16) != 0]
+        expected = (codes % 7 != 0).sum(), (codes == 0).sum(), (codes == 7).sum()
+        assert q3.counts.n_weights == tuple(expected)
+        at_once = Counts(q3.kind, is_hard=True)
+        at_once.add(np.concatenate([truth[each.name].reshape(-1) for each in tensors]), raw)
+        np.testing.assert_allclose(q3.counts.table(), at_once.table(), rtol=1e-4, atol=1e-6)
+
+    def test_large_models_are_sampled(
+        self, tiny: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A bounded number of weights, evenly spaced, give about the same densities."""
+        whole = {each.kind.name: each.counts for each in survey(tiny, TINY).places}
+        monkeypatch.setattr(moments, "_COUNTED", 1 << 12)
+        monkeypatch.setattr(moments, "_MOST_COUNTED", 1 << 20)
+        for each in survey(tiny, TINY).places:
+            all_weights, sampled = sum(whole[each.kind.name].n_weights), sum(each.counts.n_weights)
+            assert sampled <= 1 << 20
+            assert sampled >= min(all_weights, 1 << 19)
+            shares = [
+                np.array(c.n_weights) / n
+                for c, n in ((each.counts, sampled), (whole[each.kind.name], all_weights))
+            ]
+            np.testing.assert_allclose(*shares, atol=0.005)
 
     def test_codes_that_prove_nothing(self) -> None:
         """A normal density is found again, as wide as it is."""
         kind = type_by_name("Q4_0")
         assert isinstance(kind, ScalarType)
-        u = 0.4 * np.random.default_rng(0).standard_normal(1_000_000)
-        counts = np.histogram(u, histogram_bins(kind))[0].astype(np.float64)
-        row = fit_class(kind, 0, counts, 0.0, has_cells=False)
-        assert row[1] == pytest.approx(-0.5 / 0.4**2, rel=0.05)
+        rng = np.random.default_rng(0)
+        raw = encode(rng.standard_normal((4096, 256)).astype(np.float32), kind)
+        codes, scale = np.empty(4096 * 256, np.uint8), np.empty(4096 * 16, np.float32)
+        kind.unpack(raw, codes, scale, np.empty_like(scale))
+        scales = np.repeat(scale, 16).astype(np.float64)
+        value = dequantize(raw, kind)
+        x = (value + 0.4 * scales * rng.standard_normal(scales.size)).astype(np.float32)
+        counts = Counts(kind, is_hard=False)
+        counts.add(x, raw)
+        row = counts.table()[0]
+        prior = np.repeat(np.square(value.reshape(-1, 256)).mean(axis=1), 256)
+        removed = 0.5 * np.mean(scales**2 / prior)
+        assert removed > 0.03
+        assert row[1] == pytest.approx(-0.5 / 0.4**2 + removed, rel=0.03)
         assert row[4] == 0
-        assert -1.6 < row[5] < -1.1
-        assert 1.1 < row[6] < 1.6
+        assert -2.0 < row[5] < -1.4
+        assert 1.4 < row[6] < 2.0
+
+    def test_seldom_classes_keep_what_is_given(self) -> None:
+        kind = type_by_name("Q8_0")
+        assert isinstance(kind, ScalarType)
+        x = np.random.default_rng(0).standard_normal((1024, 256)).astype(np.float32)
+        counts = Counts(kind, is_hard=True)
+        counts.add(x, encode(x, kind))
+        shipped = density(kind)
+        table = counts.table(shipped)
+        assert sum(counts.n_weights) == x.size
+        assert max(counts.n_weights[1:]) < 100_000
+        np.testing.assert_array_equal(table[1:3], shipped[1:3])
+        assert not np.array_equal(table[[0, 3]], shipped[[0, 3]])
+
+    def test_inputs_of_one_type_share(self) -> None:
+        """A calibrated density counts as little as a simulated one of several inputs of a type."""
+        kind = type_by_name("Q5_K")
+        assert isinstance(kind, ScalarType)
+        rows = tuple(map(tuple, density(kind, weighted=True).astype(np.float64).tolist()))
+        x = np.random.default_rng(0).standard_normal((1, 256)).astype(np.float32)
+        found = [
+            EvidenceBuffer([Witness(kind, weighted=True, density=each)] * 3)
+            .load([encode(x, kind)] * 3, 256)
+            .density
+            for each in (rows, None)
+        ]
+        np.testing.assert_allclose(*found, rtol=1e-6)
 
     def test_simulated_rows_change_nothing(self, tiny: list[Path], tmp_path: Path) -> None:
         """A calibration that holds the shipped densities gives the bytes of a merge without."""
@@ -459,7 +519,7 @@ class TestMerge:
             [Witness(kind, weight=w) for kind, w in zip(kinds, weights, strict=True)]
         )
         out, tally = np.empty(x.size, np.float32), np.zeros(5)
-        linear_estimate(buffer.load(raws, x.size), out, tally)
+        linear_estimate(buffer.load(raws, x.size), out, tally, Request())
         decoded = np.stack([dequantize(r, k) for r, k in zip(raws, kinds, strict=True)])
         expected = np.array(weights) @ decoded.astype(np.float64)
         expected[:32] = (np.array(weights[1:]) / 0.3) @ decoded[1:, :32]

@@ -1,13 +1,24 @@
 """The shipped densities against new draws; and that they do not depend on chance."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.densities import density, end_codes, simulate
-from recover.quants import ScalarType, all_types, type_by_name
+from recover.densities import density, end_codes, likelihood, share
+from recover.quants import ScalarType, VectorType, all_types, dequantize, type_by_name
+from recover.simulate import find_likelihood, find_shares, importance, simulate, student_t
+from tests.oracle import libggml
 
 SCALAR = [kind for kind in all_types() if isinstance(kind, ScalarType)]
+VECTOR = [kind for kind in all_types() if isinstance(kind, VectorType)]
+
+
+def scalar(name: str) -> ScalarType:
+    kind = type_by_name(name)
+    assert isinstance(kind, ScalarType)
+    return kind
 
 
 def distribution(row: NDArray[np.float32], reach: tuple[float, float]) -> NDArray[np.float64]:
@@ -19,24 +30,47 @@ def distribution(row: NDArray[np.float32], reach: tuple[float, float]) -> NDArra
     return total
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("kind", SCALAR, ids=lambda kind: kind.name)
-def test_shipped_densities_are_found_again(kind: ScalarType) -> None:
+def test_shipped_densities_are_found_again(kind: ScalarType, weighted: bool) -> None:
     """Kolmogorov's distance between the distributions, for each class of code."""
-    again, shipped = simulate(kind, n_weights=1 << 21, seed=123), density(kind)
-    assert shipped.shape == (3, 7)
-    for new, old in zip(again, shipped, strict=True):
+    again = simulate(kind, student_t(123), weighted=weighted, n_chunks=8)
+    has_cells = not (weighted and kind.refits_scale_with_imatrix)
+    shipped = density(kind, weighted=weighted, has_cells=has_cells)
+    assert shipped.shape == (4, 7)
+    for new, old in zip(again[:3], shipped[:3], strict=True):
         reach = max(new[5], old[5]), min(new[6], old[6])
         assert reach[1] - reach[0] > 0.45
         distance = np.abs(distribution(new, reach) - distribution(old, reach)).max()
-        assert distance < 0.02
+        assert distance < 0.03
+
+
+@pytest.mark.parametrize("kind", VECTOR, ids=lambda kind: kind.name)
+def test_shipped_likelihoods_are_found_again(kind: VectorType) -> None:
+    x = student_t(321)(0)
+    raw = libggml.quantize(kind.type_id, x, np.ones(x.shape[1], np.float32))
+    again = find_likelihood(dequantize(raw, kind), x)
+    np.testing.assert_allclose(again, likelihood(kind), rtol=0.03)
+
+
+def test_shipped_shares_are_found_again() -> None:
+    kind = scalar("Q5_K")
+    shipped = [share(kind, n) for n in (2, 4, 8)]
+    np.testing.assert_allclose(find_shares(kind, seed=77), shipped, rtol=0.2)
+
+
+def test_shares_fall_with_the_number_of_inputs() -> None:
+    for kind in SCALAR:
+        shares = [share(kind, n) for n in (1, 2, 3, 4, 6, 8, 12, 20)]
+        assert shares[0] == 1
+        assert all(a >= b > 0 for a, b in pairwise(shares))
 
 
 def test_draws_depend_on_the_seed_alone() -> None:
-    kind = type_by_name("Q4_K")
-    assert isinstance(kind, ScalarType)
-    one, two, other = (simulate(kind, n_weights=1 << 18, seed=seed) for seed in (5, 5, 6))
+    one, two, other = (simulate(scalar("Q4_K"), student_t(s), n_chunks=1) for s in (5, 5, 6))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
+    np.testing.assert_array_equal(importance(1, 2, 64), importance(1, 2, 64))
 
 
 def test_ends() -> None:
@@ -46,10 +80,9 @@ def test_ends() -> None:
     assert end_codes(kinds["Q6_K"]) == (0, 63)
 
 
-def test_without_cells_the_density_is_normal() -> None:
-    kind = type_by_name("Q4_0")
-    assert isinstance(kind, ScalarType)
-    rows = density(kind, has_cells=False)
-    assert np.all(rows == rows[0])
-    assert rows[0, 1] == pytest.approx(-0.5 / kind.noise)
-    assert not rows[0, [0, 2, 3, 4]].any()
+def test_without_cells_weights_may_be_outside() -> None:
+    """Of a refitted scale as drawn, of another quantizer's a normal density."""
+    refitted, other = (density(scalar(name), has_cells=False) for name in ("Q4_0", "Q8_0"))
+    assert np.all(refitted[0, 5:] * (-1, 1) > 0.5)
+    assert other[0, 1] == pytest.approx(-0.5 / scalar("Q8_0").noise)
+    assert not other[0, [0, 2, 3, 4]].any()

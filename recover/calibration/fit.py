@@ -23,7 +23,7 @@ from recover.calibration.weights import (
     FittedDensity,
     Gain,
 )
-from recover.densities import FEWEST, density, fit_class
+from recover.densities import VARYING, density
 from recover.errors import CalibrationError
 from recover.tiles import Progress
 
@@ -38,8 +38,6 @@ _SEED = 4739
 _NONE = 1e-6  # of the largest weight: what the solver leaves where the true weight is 0
 _SLACK = 1e-9  # of the conditions of an optimum, in units in which an input alone has 1
 _RANK = 1e-13
-# From how many weights of a class of code, in how many bins, a density can be fitted.
-_FEWEST_PLACES, _FEWEST_BINS = 100_000, 16
 
 
 def calibrate(
@@ -344,18 +342,15 @@ def _gain(errors: dict[str, float], alone: dict[str, float]) -> Gain:
 
 def _fit_density(places: Places) -> FittedDensity:
     """The density that was seen; of classes of code that are seldom, the simulated one."""
-    n_weights = places.counts.sum(axis=1) + places.atoms
-    rows = density(places.kind, has_cells=places.has_cells).astype(np.float64)
-    counts = places.counts[:, :-1].astype(np.float64)
-    enough = (n_weights >= _FEWEST_PLACES) & ((counts >= FEWEST).sum(axis=1) >= _FEWEST_BINS)
-    for each in np.flatnonzero(enough):
-        atom = float(places.atoms[each])
-        rows[each] = fit_class(
-            places.kind, int(each), counts[each], atom, has_cells=places.has_cells
-        )
+    simulated = density(places.kind, weighted=places.weighted, has_cells=places.has_cells)
+    table = places.counts.table(simulated)
+    # What an input says is possible even if all weights that were seen are to one side of it.
+    table[:VARYING, 5] = np.minimum(table[:VARYING, 5], 0)
+    table[:VARYING, 6] = np.maximum(table[:VARYING, 6], 0)
     return FittedDensity(
         type=places.kind.name,
         has_cells=places.has_cells,
-        n_weights=tuple(map(int, n_weights)),
-        rows=tuple(tuple(float(f"{number:.9g}") for number in row) for row in rows),
+        weighted=places.weighted,
+        n_weights=places.counts.n_weights,
+        rows=tuple(tuple(float(f"{number:.9g}") for number in row) for row in table),
     )

@@ -6,6 +6,7 @@ the differences between decoded weights would lose half of its digits.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,23 +16,26 @@ from numpy.typing import NDArray
 
 from recover._jit import kernel
 from recover.calibration.weights import Source
-from recover.densities import N_BINS, atom_width, histogram_bins
 from recover.errors import CalibrationError
-from recover.estimators import linear
+from recover.estimators import Request, linear
 from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted
-from recover.merge.plan import check_match, find_twins, witness_of
-from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, dequantize
+from recover.merge.plan import check_match, find_twins, typical_error
+from recover.provenance import witness_of
+from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, U8Array, dequantize
 from recover.quants._decode import decode_codes
+from recover.simulate import Counts
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 F64Array = NDArray[np.float64]
-I64Array = NDArray[np.int64]
 
 _PART = 512  # weights whose errors, as float64, stay in the L1 cache
 _LANES = 8
+_SUPERBLOCK = 256
+_COUNTED = 1 << 16  # weights that are counted in one go, and whose neighbours may be left out
+_MOST_COUNTED = 1 << 23  # weights of a type
 
 
 @dataclass(frozen=True)
@@ -67,22 +71,24 @@ class Moments:
     linear_error: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Places:
-    """Where in their cells the weights of a type lie, for `recover.densities.fit_class`."""
+    """Where in their cells the weights of a type lie.
+
+    Attributes
+    ----------
+    kind : ScalarType
+        The type.
+    has_cells, weighted : bool
+        How it was made (see `recover.evidence.Witness`).
+    counts : Counts
+        Of the true weights.
+    """
 
     kind: ScalarType
     has_cells: bool
-    counts: I64Array
-    """(3, N_BINS + 1): the last column counts weights beyond all bins."""
-    atoms: I64Array
-    """(3,)"""
-
-    @property
-    def ruler(self) -> F64Array:
-        """How far the bins reach, and the width of the atom of each class of code."""
-        widths = [atom_width(self.kind, each) if self.has_cells else -1.0 for each in range(3)]
-        return np.array([histogram_bins(self.kind)[-1], *widths])
+    weighted: bool
+    counts: Counts
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def survey(
         )
     n_weights = sum(job.truth.n_weights for job in jobs)
     n_done = 0
-    places: dict[tuple[str, bool], Places] = {}
+    sample = _Sample(jobs)
     moments = []
     layers = n_layers(models[0].tensors)
     for job in jobs:
@@ -167,8 +173,9 @@ def survey(
             if progress is not None:
                 progress(before + n, n_weights)
 
-        gram, linear_error = _Pass(job, places, n_threads or available_cores()).run(report)
+        gram, linear_error = _Pass(job, n_threads or available_cores()).run(report)
         _check_finite(gram, job)
+        sample.add(job)
         moments.append(_moments(job, gram, linear_error, layers))
         n_done += job.truth.n_weights
     return Survey(
@@ -176,7 +183,7 @@ def survey(
         truth=_source(original),
         paths=tuple(part for model in (*models, original) for part in model.parts),
         moments=tuple(moments),
-        places=tuple(places[key] for key in sorted(places)),
+        places=sample.places,
     )
 
 
@@ -194,7 +201,10 @@ class _Job:
 def _job(name: str, models: Sequence[Model], truth: Model) -> _Job | None:
     """None for a tensor that needs no combination."""
     tensors = [model.tensors[name] for model in models]
-    _, distinct = find_twins(tensors)
+    distinct = sorted(
+        set(find_twins(tensors)),
+        key=lambda i: (typical_error(tensors[i].type), tensors[i].type.name),
+    )
     if len(distinct) < 2 or isinstance(tensors[distinct[0]].type, FloatType | OpaqueType):
         return None
     path = printable(truth.path)
@@ -213,7 +223,7 @@ def _job(name: str, models: Sequence[Model], truth: Model) -> _Job | None:
     return _Job(
         models=tuple(models[i] for i in distinct),
         tensors=tuple(tensors[i] for i in distinct),
-        witnesses=tuple(witness_of(models[i], tensors[i].type) for i in distinct),
+        witnesses=tuple(witness_of(models[i], tensors[i]) for i in distinct),
         truth=original,
         truth_path=path,
     )
@@ -255,35 +265,21 @@ def _moments(job: _Job, gram: F64Array, linear_error: float, layers: int) -> Mom
 class _Pass:
     """The pass over one tensor, on threads: sums by tile, added in their order."""
 
-    def __init__(self, job: _Job, places: dict[tuple[str, bool], Places], n_threads: int) -> None:
+    def __init__(self, job: _Job, n_threads: int) -> None:
         self._job = job
         self._n_threads = n_threads
         n_rows = len(job.tensors) + 1
         n = n_tiles(job.truth.n_weights)
         self._grams = np.zeros((n, n_rows, n_rows))
         self._linear = np.zeros(n)
-        self._places = []
-        for each in job.witnesses:
-            if isinstance(each.type, ScalarType):
-                key = each.type.name, each.has_cells
-                if key not in places:
-                    counts = np.zeros((3, N_BINS + 1), np.int64)
-                    places[key] = Places(each.type, each.has_cells, counts, np.zeros(3, np.int64))
-                self._places.append(places[key])
 
     def run(self, progress: Progress) -> tuple[F64Array, float]:
         """Gram matrix of the errors and the truth, and the square error of ``linear``."""
-        n_threads = min(self._n_threads, len(self._grams))
-        counts = np.zeros((n_threads, len(self._places), 3, N_BINS + 1), np.int64)
-        atoms = np.zeros((n_threads, len(self._places), 3), np.int64)
-        workers = [self._worker(counts[i], atoms[i]) for i in range(n_threads)]
+        workers = [self._worker() for _ in range(min(self._n_threads, len(self._grams)))]
         for_each_tile([self._job.truth.n_weights], workers, progress)
-        for k, each in enumerate(self._places):
-            each.counts += counts[:, k].sum(axis=0)
-            each.atoms += atoms[:, k].sum(axis=0)
         return self._grams.sum(axis=0), float(self._linear.sum())
 
-    def _worker(self, counts: I64Array, atoms: I64Array) -> Callable[[Tile], None]:
+    def _worker(self) -> Callable[[Tile], None]:
         job = self._job
         buffer = EvidenceBuffer(job.witnesses)
         n_inputs = len(job.witnesses)
@@ -296,28 +292,83 @@ class _Pass:
 
         def work(tile: Tile) -> None:
             size = tile.end - tile.start
-            truth = _decode(job.truth, tile, memory[:size])
-            raws = [
-                each.raw[each.type.n_bytes(tile.start) : each.type.n_bytes(tile.end)]
-                for each in job.tensors
-            ]
+            truth = _decode(job.truth, tile.start, tile.end, memory[:size])
+            raws = [_stored(each, tile.start, tile.end) for each in job.tensors]
             evidence = buffer.load(raws, size)
             values = decoded[: n_inputs * size].reshape(n_inputs, size)
             for row, slot in zip(values, buffer.order, strict=True):
                 _say(evidence, slot, row)
             index = tile.start // TILE
             _add_gram(values, truth, self._grams[index])
-            linear.estimate(evidence, estimate[:size], np.zeros(2 + n_inputs))
+            linear.estimate(evidence, estimate[:size], np.zeros(2 + n_inputs), Request())
             self._linear[index] = _square_error(estimate[:size], truth)
-            for k, place in enumerate(self._places):
-                _count_places(evidence, k, truth, place.ruler, counts[k], atoms[k])
 
         return work
 
 
-def _decode(tensor: Tensor, tile: Tile, out: F32Array) -> F32Array:
-    kind = tensor.type
-    return dequantize(tensor.raw[kind.n_bytes(tile.start) : kind.n_bytes(tile.end)], kind, out)
+class _Sample:
+    """Counts of true weights by type: of all, or of parts that are evenly spaced.
+
+    Which parts depends on the files alone; they are counted one after the other, so that the sums
+    do not depend on the threads.
+    """
+
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        self._places: dict[_Key, Places] = {}
+        self._n_parts: Counter[_Key] = Counter()
+        self._n_passed: Counter[_Key] = Counter()
+        for job in jobs:
+            for each in job.witnesses:
+                if isinstance(each.type, ScalarType):
+                    key = _key(each)
+                    counts = Counts(each.type, is_hard=each.has_cells)
+                    self._places.setdefault(
+                        key, Places(each.type, each.has_cells, each.weighted, counts)
+                    )
+                    self._n_parts[key] += -(-job.truth.n_weights // _COUNTED)
+
+    @property
+    def places(self) -> tuple[Places, ...]:
+        """By type."""
+        return tuple(self._places[key] for key in sorted(self._places))
+
+    def add(self, job: _Job) -> None:
+        """Count the weights of one tensor."""
+        memory = np.empty(min(_COUNTED, job.truth.n_weights), np.float32)
+        for start in range(0, job.truth.n_weights, _COUNTED):
+            wanted = [k for k, each in enumerate(job.witnesses) if self._is_turn(each)]
+            end = min(start + _COUNTED, job.truth.n_weights)
+            end -= (end - start) % _SUPERBLOCK
+            if wanted and end > start:
+                truth = _decode(job.truth, start, end, memory[: end - start])
+                for k in wanted:
+                    raw = _stored(job.tensors[k], start, end)
+                    self._places[_key(job.witnesses[k])].counts.add(truth, raw)
+
+    def _is_turn(self, witness: Witness) -> bool:
+        """Whether the next part of a type is one that is counted."""
+        if not isinstance(witness.type, ScalarType):
+            return False
+        key = _key(witness)
+        number = self._n_passed[key]
+        self._n_passed[key] += 1
+        every = -(-self._n_parts[key] * _COUNTED // _MOST_COUNTED)
+        return number % every == 0
+
+
+_Key = tuple[str, bool, bool]
+
+
+def _key(witness: Witness) -> _Key:
+    return witness.type.name, witness.has_cells, witness.weighted
+
+
+def _stored(tensor: Tensor, start: int, end: int) -> U8Array:
+    return tensor.raw[tensor.type.n_bytes(start) : tensor.type.n_bytes(end)]
+
+
+def _decode(tensor: Tensor, start: int, end: int, out: F32Array) -> F32Array:
+    return dequantize(_stored(tensor, start, end), tensor.type, out)
 
 
 def _say(evidence: Evidence, slot: int, out: F32Array) -> None:
@@ -368,35 +419,3 @@ def _square_error(x: F32Array, truth: F32Array) -> float:
         error = np.float64(x[i]) - np.float64(truth[i])
         total += error * error
     return total
-
-
-@kernel
-def _count_places(
-    evidence: Evidence,
-    k: int,
-    truth: F32Array,
-    ruler: F64Array,
-    counts: I64Array,
-    atoms: I64Array,
-) -> None:
-    """Count the places of the true weights in the cells of scalar input `k`."""
-    codes, levels = evidence.codes[k], evidence.levels[k]
-    first, last = evidence.end_codes[k]
-    n_bins = counts.shape[1] - 1
-    reach, bins_per_scale = ruler[0], n_bins / (2 * ruler[0])
-    for g in range(truth.size // 16):
-        scale, offset = evidence.scale[k, g], evidence.offset[k, g]
-        if scale == 0 or not (np.isfinite(scale) and np.isfinite(offset)):
-            continue
-        inverse = 1 / np.float64(scale)
-        for i in range(16 * g, 16 * g + 16):
-            code = codes[i]
-            each = 1 if code == first else 2 if code == last else 0
-            value = levels[code] * scale + offset
-            u = (np.float64(truth[i]) - np.float64(value)) * inverse
-            if abs(u) <= ruler[1 + each]:
-                atoms[each] += 1
-            elif abs(u) < reach:
-                counts[each, int((u + reach) * bins_per_scale)] += 1
-            else:
-                counts[each, n_bins] += 1

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 from recover import __version__
 from recover.calibration._document import Field, read_document
 from recover.errors import CalibrationError
+from recover.evidence import Witness
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile
+from recover.quants import ScalarType
 
 FORMAT = "recover.calibration"
 VERSION = 1
@@ -108,17 +110,19 @@ class FittedDensity:
     ----------
     type : str
         Name of the type.
-    has_cells : bool
-        Whether its codes confine the weights (see `recover.evidence.Witness`).
+    has_cells, weighted : bool
+        Whether its codes confine the weights, and whether an importance matrix was used (see
+        `recover.evidence.Witness`).
     n_weights : tuple of int
-        For each class of code, the weights that were seen; with too few, the class keeps the
+        For each class of code, the weights that were counted; with too few, the class keeps the
         simulated density.
-    rows : tuple of 3 tuples of 7 floats
+    rows : tuple of 4 tuples of 7 floats
         As `recover.densities.density` returns them.
     """
 
     type: str
     has_cells: bool
+    weighted: bool
     n_weights: tuple[int, ...]
     rows: tuple[tuple[float, ...], ...]
 
@@ -200,16 +204,32 @@ class Calibration:
             f" it knows {some(list(dict.fromkeys(known))) or 'none'}"
         )
 
-    def density_for(self, type_name: str, *, has_cells: bool) -> tuple[tuple[float, ...], ...]:
-        """The density of a type; `CalibrationError` if this calibration does not know it."""
-        for each in self.densities:
-            if (each.type, each.has_cells) == (type_name, has_cells):
-                return each.rows
+    def density_for(
+        self, type_name: str, *, has_cells: bool, weighted: bool = False
+    ) -> tuple[tuple[float, ...], ...]:
+        """The density of a type; `CalibrationError` if this calibration does not know it.
+
+        Those with and without an importance matrix stand in for each other if one is missing.
+        """
+        found = [
+            each for each in self.densities if (each.type, each.has_cells) == (type_name, has_cells)
+        ]
+        for each in sorted(found, key=lambda each: each.weighted != weighted):
+            return each.rows
         known = [_density_name(each.type, has_cells=each.has_cells) for each in self.densities]
         raise CalibrationError(
             f"the calibration has no density of {_density_name(type_name, has_cells=has_cells)};"
             f" it knows {', '.join(known) or 'none'}"
         )
+
+    def with_density(self, witness: Witness) -> Witness:
+        """A witness with its density; unchanged if its codes stand for several weights."""
+        if not isinstance(witness.type, ScalarType):
+            return witness
+        rows = self.density_for(
+            witness.type.name, has_cells=witness.has_cells, weighted=witness.weighted
+        )
+        return replace(witness, density=rows)
 
     @cached_property
     def _by_key(self) -> dict[tuple[tuple[str, ...], str | None, int | None], Combination]:
@@ -309,7 +329,7 @@ def _parse(document: Field) -> Calibration:
         "two combinations are for the same types, role and depth",
     )
     _refuse_twice(
-        [(each.type, each.has_cells) for each in calibration.densities],
+        [(each.type, each.has_cells, each.weighted) for each in calibration.densities],
         "two densities are of the same type",
     )
     return calibration
@@ -369,18 +389,23 @@ def _combination(field: Field, n_depths: int, *, constrained: bool) -> Combinati
 
 
 def _density(field: Field) -> FittedDensity:
+    *classes, varying = field["rows"].items(4, 4)
+    limit = _LARGEST_COEFFICIENT
     rows = []
-    for each in field["rows"].items(3, 3):
+    for each in classes:
         *coefficients, atom, low, high = each.items(7, 7)
-        limit = _LARGEST_COEFFICIENT
         row = [number.number(-limit, limit) for number in coefficients]
         row += [atom.number(0.0, limit), low.number(-_FURTHEST, 0.0), high.number(0.0, _FURTHEST)]
         if row[5] == row[6]:
             raise CalibrationError(f"is damaged: {each.place} leaves no place for a weight")
         rows.append(tuple(row))
+    limits = (limit,) * 4 + (0.0,) * 3  # there is nothing else that varies
+    added = zip(varying.items(7, 7), limits, strict=True)
+    rows.append(tuple(number.number(-most, most) for number, most in added))
     return FittedDensity(
         type=field["type"].text(),
         has_cells=field["has_cells"].boolean(),
+        weighted=field["weighted"].boolean(),
         n_weights=tuple(each.integer(0) for each in field["n_weights"].items(3, 3)),
         rows=tuple(rows),
     )

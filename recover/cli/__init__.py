@@ -1,6 +1,7 @@
 """The command line: one file per command; heavy imports stay inside the commands' bodies."""
 
 import argparse
+import shlex
 import signal
 import sys
 import traceback
@@ -9,7 +10,8 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 from recover import RecoverError, __version__
-from recover.cli import calibrate, demo, evaluate, merge, quantize
+from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
+from recover.cli import inspect as inspect_command
 
 
 class Command(Protocol):
@@ -27,7 +29,17 @@ class Command(Protocol):
         """Do the work; the exit status."""
 
 
-_COMMANDS: tuple[Command, ...] = (merge, quantize, evaluate, calibrate, demo)  # type: ignore[assignment]
+_COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
+    merge,
+    bounds,
+    inspect_command,
+    verify,
+    quantize,
+    evaluate,
+    calibrate,
+    reblock,
+    demo,
+)
 
 
 _MOST_THREADS = 1024
@@ -44,6 +56,7 @@ class _Stopped(BaseException):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status (0 done, 1 failed, 2 wrong usage)."""
     args = build_parser().parse_args(argv)
+    args.command_line = shlex.join(["recover", *(sys.argv[1:] if argv is None else argv)])
     _catch_signals()
     try:
         status: int = args.run(args)

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recover import tiles
+from recover._json import finite
 
 _PIPE_WIDTH = 200
 
@@ -32,7 +33,9 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def progress_bar(args: Namespace, what: str) -> Iterator[tiles.Progress | None]:
+def progress_bar(
+    args: Namespace, what: str, unit: str = "weights"
+) -> Iterator[tiles.Progress | None]:
     """A callback that draws a bar with the time left; None if there is nobody to look at it."""
     if args.quiet or not sys.stderr.isatty():
         yield None
@@ -49,10 +52,10 @@ def progress_bar(args: Namespace, what: str) -> Iterator[tiles.Progress | None]:
     with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None, speed="")
 
-        def report(n_done: int, n_weights: int) -> None:
+        def report(n_done: int, n_all: int) -> None:
             speed = progress.tasks[task].speed
-            text = f"{count(speed)} weights/s" if speed else ""
-            progress.update(task, completed=n_done, total=n_weights, speed=text)
+            text = f"{count(speed)} {unit}/s" if speed else ""
+            progress.update(task, completed=n_done, total=n_all, speed=text)
 
         yield report
 
@@ -65,17 +68,7 @@ def message(args: Namespace, text: str) -> None:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; numbers that JSON does not have become null."""
-    print(json.dumps(_finite(document), indent=2))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value
+    print(json.dumps(finite(document), indent=2))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

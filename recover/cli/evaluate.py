@@ -1,10 +1,12 @@
 """``recover evaluate``."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recover.evaluate.divergence import Divergence
     from recover.evaluate.errors import ErrorStatistics, ModelErrors
 
 NAME = "evaluate"
@@ -22,7 +24,41 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=("tensor", "type", "role"),
         help="one line per tensor, type or role (default: one line per model)",
     )
+    parser.add_argument(
+        "--plot", metavar="DIR", type=Path, help="write pictures (PNG) into this folder"
+    )
+    parser.add_argument(
+        "--report", metavar="FILE.html", type=Path, help="write one page with tables and pictures"
+    )
+    _add_text_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_text_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("on a text, through llama.cpp (the extra 'eval')")
+    group.add_argument(
+        "--text",
+        metavar="FILE",
+        type=Path,
+        help="UTF-8 text on which to measure the divergence from the original",
+    )
+    group.add_argument(
+        "--n-ctx", metavar="N", type=_count, default=512, help="tokens per chunk (default: 512)"
+    )
+    group.add_argument(
+        "--chunks", metavar="N", type=_count, help="take N evenly spaced chunks (default: all)"
+    )
+    group.add_argument(
+        "--native",
+        action="store_true",
+        help="let llama.cpp run the models as they are, which rounds activations as well",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 1 << 31:
+        raise ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def run(args: Namespace) -> int:
@@ -30,6 +66,9 @@ def run(args: Namespace) -> int:
     from recover.cli._console import print_json, progress_bar
     from recover.evaluate.errors import evaluate_models
 
+    _check_outputs(args)
+    if args.text is not None:
+        _check_llama_cpp()
     with progress_bar(args, "comparing") as progress:
         results = evaluate_models(
             args.models,
@@ -38,11 +77,95 @@ def run(args: Namespace) -> int:
             n_threads=args.threads,
             progress=progress,
         )
+    if args.text is not None:
+        results = _with_divergence(args, results)
+    document = {"truth": str(args.truth), "models": [each.to_json() for each in results]}
     if args.json:
-        print_json({"truth": str(args.truth), "models": [each.to_json() for each in results]})
+        print_json(document)
     else:
         print_errors(results, args.by)
+        print_divergence(results)
+    _write_pictures(args, results, document)
     return 0
+
+
+def _check_outputs(args: Namespace) -> None:
+    """Refuse, before the work, what would fail after it."""
+    if args.plot is None and args.report is None:
+        return
+    from recover.evaluate.pictures import check_folder, require_matplotlib
+    from recover.gguf.writer import check_output_path
+
+    require_matplotlib()
+    if args.plot is not None:
+        check_folder(args.plot)
+    if args.report is not None:
+        check_output_path(args.report, _inputs(args))
+
+
+def _inputs(args: Namespace) -> list[Path]:
+    """Files that must not be overwritten."""
+    from recover.gguf.reader import open_gguf
+
+    files = [part for path in (*args.models, args.truth) for part in open_gguf(path).parts]
+    return files if args.text is None else [*files, args.text]
+
+
+def _write_pictures(
+    args: Namespace, results: "list[ModelErrors]", document: dict[str, Any]
+) -> None:
+    """The pictures and the report, where they are asked for."""
+    if args.plot is None and args.report is None:
+        return
+    from recover.cli._console import message, progress_bar
+    from recover.evaluate.histograms import collect_distributions
+    from recover.evaluate.pictures import draw_pictures, save_pictures
+    from recover.evaluate.report import Provenance, write_report
+
+    with progress_bar(args, "collecting for the pictures") as progress:
+        distributions = collect_distributions(
+            results, args.truth, n_threads=args.threads, progress=progress
+        )
+    pictures = list(draw_pictures(results, distributions))
+    inputs = _inputs(args)
+    if args.plot is not None:
+        paths = save_pictures(pictures, args.plot, inputs)
+        message(args, f"wrote {len(paths)} pictures into {args.plot}")
+    if args.report is not None:
+        provenance = Provenance.of(args.command_line, inference=args.text is not None)
+        write_report(args.report, document, pictures, provenance, inputs)
+        message(args, f"wrote {args.report}")
+
+
+def _check_llama_cpp() -> None:
+    """Say that it is missing before anything is computed."""
+    from recover.evaluate.llama_cpp import library
+
+    library()
+
+
+def _with_divergence(args: Namespace, results: "list[ModelErrors]") -> "list[ModelErrors]":
+    """The same, with what llama.cpp makes of the models."""
+    from recover.cli._console import message, progress_bar
+    from recover.evaluate.divergence import measure_divergence
+
+    with progress_bar(args, "reading the text", "tokens") as progress:
+        divergences = measure_divergence(
+            args.models,
+            args.truth,
+            args.text,
+            n_ctx=args.n_ctx,
+            n_chunks=args.chunks,
+            native=args.native,
+            n_threads=args.threads,
+            progress=progress,
+            notify=lambda sentence: message(args, sentence),
+            log=(lambda line: message(args, f"llama.cpp: {line}")) if args.verbose else None,
+        )
+    return [
+        replace(result, divergence=divergence)
+        for result, divergence in zip(results, divergences, strict=True)
+    ]
 
 
 def print_errors(results: "list[ModelErrors]", by: str | None = None) -> None:
@@ -63,6 +186,60 @@ def print_errors(results: "list[ModelErrors]", by: str | None = None) -> None:
         rows = [(key, *_figures(each, reference.get(key))) for key, each in parts.items()]
         rows.append(("all", *_figures(result.total, first)))
         print_table(result.path, (f"{by}:", *figures), rows)
+
+
+def print_divergence(results: "list[ModelErrors]") -> None:
+    """Tables for people: divergence and perplexity; nothing if no text was read."""
+    from recover.cli._console import print_table
+
+    read = [(each.path, each.divergence) for each in results if each.divergence is not None]
+    if not read:
+        return
+    first = read[0][1]
+    print()
+    print_table(
+        f"Divergence from the original on {first.n_tokens:,} tokens (nats; 99% intervals)",
+        ("model:", "mean KL", "interval", "median", "p90", "p99", "max", "KL - first", "interval"),
+        [(path, *_divergence_figures(each)) for path, each in read],
+    )
+    print()
+    print_table(
+        f"Most likely token, and perplexity (original: {first.ppl_truth:.4f})",
+        ("model:", "same top", "in top 5", "in top 10", "perplexity", "ln ratio", "std error"),
+        [
+            (
+                path,
+                f"{each.same_top:.2%}",
+                f"{each.top1_in_top5:.2%}",
+                f"{each.top1_in_top10:.2%}",
+                f"{each.ppl:.4f}",
+                f"{each.ln_ppl_ratio:+.5f}",
+                f"{each.ln_ppl_ratio_se:.5f}",
+            )
+            for path, each in read
+        ],
+    )
+
+
+def _divergence_figures(divergence: "Divergence") -> tuple[str, ...]:
+    low, high = divergence.mean_kld_ci99
+    paired = divergence.paired
+    compared = ("-", "-")
+    if paired is not None:
+        interval = paired.mean_kld_difference_ci99_by_chunk or paired.mean_kld_difference_ci99
+        compared = (
+            f"{paired.mean_kld_difference:+.4g}",
+            f"{interval[0]:+.4g} .. {interval[1]:+.4g}",
+        )
+    return (
+        f"{divergence.mean_kld:.4g}",
+        f"{low:.4g} .. {high:.4g}",
+        f"{divergence.kld_median:.4g}",
+        f"{divergence.kld_p90:.4g}",
+        f"{divergence.kld_p99:.4g}",
+        f"{divergence.kld_max:.4g}",
+        *compared,
+    )
 
 
 def _figures(errors: "ErrorStatistics", reference: "ErrorStatistics | None") -> tuple[str, ...]:

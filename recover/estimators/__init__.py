@@ -1,7 +1,7 @@
 """The estimators: evidence to estimate, one file each, found by discovery.
 
-A file defines ``estimate(evidence, out, tally)``: it fills `out`, float32 (n,), and adds to
-`tally`, float64 (2 + K + V,), the sums over the weights of
+A file defines ``estimate(evidence, out, tally, request)``: it fills `out`, float32 (n,), and adds
+to `tally`, float64 (2 + K + V,), the sums over the weights of
 
 - ``tally[0]``: the variance that the estimate is expected to have,
 - ``tally[1]``: one for each weight on which the inputs contradict each other,
@@ -17,8 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.errors import PlanError
+from recover.estimators._request import ESTIMATES, MEAN, MODE, Request
 from recover.evidence import Evidence
 from recover.quants import F32Array
+
+__all__ = [
+    "DEFAULT_METHOD",
+    "ESTIMATES",
+    "MEAN",
+    "MODE",
+    "Estimator",
+    "Request",
+    "estimator",
+    "method_names",
+]
 
 DEFAULT_METHOD = "posterior"
 
@@ -32,8 +44,10 @@ class Estimator(Protocol):
     """What it takes from a calibration: ``weights``, ``densities`` or nothing."""
 
     @staticmethod
-    def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> None:
-        """Fill `out` and add to `tally`."""
+    def estimate(
+        evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
+    ) -> None:
+        """Fill `out` (and what the request has room for) and add to `tally`."""
 
 
 @cache

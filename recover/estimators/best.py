@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.estimators._combine import group_variances, sum_variance, take_first
+from recover.estimators._request import Request, fill_deviation
 from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array
 
@@ -11,7 +12,9 @@ SEES_CONFLICTS = False
 CALIBRATED = None
 
 
-def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> None:
+def estimate(
+    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
+) -> None:
     """See `recover.estimators`."""
     take_first(evidence, out)
     variance = np.empty(out.size // GROUP, np.float32)
@@ -20,3 +23,4 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
         tally[2 + k] += sum_variance(variance)
         if k == 0:
             tally[0] += sum_variance(variance)
+            fill_deviation(request, variance)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.estimators._combine import combine, combine_weighted, sum_variance
+from recover.estimators._request import Request, fill_deviation
 from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array
 
@@ -17,7 +18,9 @@ SEES_CONFLICTS = False
 CALIBRATED = "weights"
 
 
-def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> None:
+def estimate(
+    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
+) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     if evidence.weights.size:
@@ -25,3 +28,4 @@ def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> N
     else:
         combine(evidence, out, variance, tally)
     tally[0] += sum_variance(variance)
+    fill_deviation(request, variance)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recover._jit import kernel
 from recover.cells import intersect_cells
 from recover.estimators._combine import combine, group_variances, sum_variance, take_first
+from recover.estimators._request import Request, fill_deviation
 from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._lanes import any_lane, gather, load, load_bytes, splat, store, where
@@ -21,10 +22,13 @@ SEES_CONFLICTS = True
 CALIBRATED = None
 
 
-def estimate(evidence: Evidence, out: F32Array, tally: NDArray[np.float64]) -> None:
+def estimate(
+    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
+) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     combine(evidence, out, variance, tally)
+    fill_deviation(request, variance)
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
     if _some_have_no_cells(evidence):

@@ -8,7 +8,7 @@ a second the lower 16 bits of those few upper halves that hold the wanted ranks.
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from recover.gguf.text import printable, quoted
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, dequantize
 from recover.quants._float16 import f32_bits
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+
+if TYPE_CHECKING:
+    from recover.evaluate.divergence import Divergence
 
 GroupBy = Literal["tensor", "type", "role"]
 
@@ -81,12 +84,15 @@ class ModelErrors:
         In file order.
     groups : dict of str to ErrorStatistics
         Per type or role, if asked for.
+    divergence : Divergence or None
+        What `measure_divergence` says, where a text was read.
     """
 
     path: str
     total: ErrorStatistics
     tensors: tuple[TensorErrors, ...]
     groups: dict[str, ErrorStatistics]
+    divergence: "Divergence | None" = None
 
     def to_json(self) -> dict[str, Any]:
         """One entry of ``models`` in what ``recover evaluate --json`` prints."""
@@ -97,7 +103,7 @@ class ModelErrors:
                 {"name": each.name, "type": each.type, **asdict(each.errors)}
                 for each in self.tensors
             ],
-            "divergence": None,
+            "divergence": self.divergence.to_json() if self.divergence else None,
         }
 
 

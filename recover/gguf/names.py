@@ -14,9 +14,10 @@ def role_of(name: str) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that a tensor belongs to; None for those outside, as the embeddings are."""
+    """The layer that a tensor is in: 7 for ``blk.7.attn_q.weight``; None outside of the layers."""
     match = _IN_BLOCK.fullmatch(name)
-    return int(match["layer"]) if match else None
+    digits = match["layer"] if match else ""
+    return int(digits) if digits.isascii() and 0 < len(digits) < 10 else None
 
 
 def n_layers(names: Iterable[str]) -> int:

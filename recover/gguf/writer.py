@@ -81,6 +81,19 @@ class OutputFile:
         except OSError as error:
             raise self._error(error) from None
 
+    def read_at(self, position: int, n_bytes: int) -> bytes:
+        """What stands at a byte position now; callable from several threads at once."""
+        data = bytearray()
+        try:
+            while len(data) < n_bytes:
+                more = os.pread(self._descriptor, n_bytes - len(data), position + len(data))
+                if not more:
+                    raise OutputError(f"{printable(self.path)}: is shorter than what was written")
+                data += more
+        except OSError as error:
+            raise self._error(error) from None
+        return bytes(data)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.errors import PlanError, QuantError
-from recover.estimators import estimator
+from recover.estimators import Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile
@@ -144,8 +144,8 @@ def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) ->
     if named:
         raise PlanError(
             f"the inputs contradict each other on tensors {some(named)}: they are not quantized"
-            " from the same original, or by an unknown quantizer; find out with two inputs at a"
-            " time, or take the finest input there with --force"
+            " from the same original, or by an unknown quantizer; recover inspect says which and"
+            " how they differ, --force takes the finest input there"
         )
 
 
@@ -230,7 +230,7 @@ class _Worker:
             return
         tally = np.zeros(2 + len(stored))
         evidence = self._buffer.load(stored, estimate.size)
-        self._estimator.estimate(evidence, estimate, tally)
+        self._estimator.estimate(evidence, estimate, tally, Request())
         self._tallies.add(tile, tally)
 
     def _not_finite(self, stored: Sequence[U8Array], estimate: F32Array) -> PlanError:

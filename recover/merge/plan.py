@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from recover.errors import CalibrationError, PlanError
 from recover.estimators import DEFAULT_METHOD, estimator
 from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
-from recover.gguf.metadata import FILE_TYPES, QUANTIZER_KEY, derived_metadata
+from recover.gguf.metadata import FILE_TYPES, derived_metadata
 from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
+from recover.provenance import searched_tensors, witness_of
 from recover.quants import (
     TILE,
     FloatType,
@@ -34,6 +36,7 @@ from recover.quants import (
     dequantize,
     type_by_name,
 )
+from recover.reblock.origin import find_original, is_original
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 
@@ -116,22 +119,32 @@ class MergePlan:
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
         """Input `source` as a witness on a tensor."""
         model = self.models[source]
-        witness = witness_of(model, model.tensors[tensor.name].type)
-        if self.calibration is None or tensor.action != "merge":
-            return witness
-        if estimator(self.method).CALIBRATED == "weights":
-            weights = self._weights(self.calibration, tensor)
-            return replace(witness, weight=weights[tensor.sources.index(source)])
-        return replace(witness, density=_density(self.calibration, witness))
+        key = tensor.name, source
+        if key not in self._witnesses:
+            witness = witness_of(model, model.tensors[tensor.name])
+            if self.calibration is not None and tensor.action == "merge":
+                witness = self._calibrated(self.calibration, witness, tensor, source)
+            self._witnesses[key] = witness
+        return self._witnesses[key]
 
-    def _weights(self, calibration: Calibration, tensor: TensorPlan) -> tuple[float, ...]:
-        """Calibrated weights of the inputs that take part, in the order of the sources."""
+    @cached_property
+    def _witnesses(self) -> dict[tuple[str, int], Witness]:
+        """Those that were asked for: every thread asks again, and the answer takes a while."""
+        return {}
+
+    def _calibrated(
+        self, calibration: Calibration, witness: Witness, tensor: TensorPlan, source: int
+    ) -> Witness:
+        """A witness with what the method takes from a calibration."""
+        if estimator(self.method).CALIBRATED == "densities":
+            return calibration.with_density(witness)
         layer = layer_of(tensor.name)
-        return calibration.weights_for(
-            [tensor.types[source] for source in tensor.sources],
+        weights = calibration.weights_for(
+            [tensor.types[i] for i in tensor.sources],
             role_of(tensor.name),
             None if layer is None else layer / self._n_layers,
         )
+        return replace(witness, weight=weights[tensor.sources.index(source)])
 
     @cached_property
     def _n_layers(self) -> int:
@@ -202,11 +215,19 @@ def plan_merge(
     check_output_path(output, [part for model in models for part in model.parts])
     for model in models[1:]:
         check_match(models[0], model)
-    names = _select(models[0], tensors)
+    names = select_tensors(models[0], tensors)
     warnings: list[str] = []
+    models = _with_originals(models, names, warnings)
+    warnings += [
+        f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
+        f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
+        for model in models
+        if (searched := searched_tensors(model, names))
+    ]
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
     plan = _lay_out(models, output, method, outtype, drafts, tuple(warnings), calibration)
-    _check_calibration(plan)
+    if calibration is not None:
+        _check_calibration(plan)
     return plan
 
 
@@ -214,29 +235,10 @@ def _check_calibration(plan: MergePlan) -> None:
     """Refuse a calibration that does not know a tensor's types, before anything is written."""
     for tensor in plan.tensors:
         try:
-            for source in tensor.sources:
+            for source in tensor.sources if tensor.action == "merge" else ():
                 plan.witness(tensor, source)
         except CalibrationError as error:
             raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
-
-
-def _density(calibration: Calibration, witness: Witness) -> tuple[tuple[float, ...], ...] | None:
-    """A calibrated density; none for types whose codes stand for several weights."""
-    if not isinstance(witness.type, ScalarType):
-        return None
-    return calibration.density_for(witness.type.name, has_cells=witness.has_cells)
-
-
-def uses_imatrix(model: Model) -> bool:
-    """Whether the metadata say that the file was quantized with an importance matrix."""
-    return any(key.startswith("quantize.imatrix.") for key in model.metadata)
-
-
-def witness_of(model: Model, kind: TensorType) -> Witness:
-    """An input as a witness on a tensor that it stores as `kind`."""
-    refitted = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
-    searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
-    return Witness(kind, has_cells=not (refitted and searched))
 
 
 def typical_error(tensor_type: TensorType) -> float:
@@ -250,7 +252,8 @@ def typical_error(tensor_type: TensorType) -> float:
             return 0.0
 
 
-def _select(model: Model, pattern: str | None) -> list[str]:
+def select_tensors(model: Model, pattern: str | None) -> list[str]:
+    """Names of the tensors in whose name a regular expression is found; all if there is none."""
     if pattern is None:
         return list(model.tensors)
     try:
@@ -310,7 +313,8 @@ def _draft(
     name: str, models: Sequence[Model], method: str, outtype: TensorType, warnings: list[str]
 ) -> _Draft:
     tensors = [model.tensors[name] for model in models]
-    twins, distinct = find_twins(tensors)
+    twins = find_twins(tensors)
+    distinct = sorted(set(twins), key=lambda i: typical_error(tensors[i].type))
     finest = tensors[distinct[0]]
     one_dimensional = sum(dim > 1 for dim in finest.dims) <= 1
     if finest.dims[0] % outtype.block_size:
@@ -337,9 +341,12 @@ def _draft(
     else:
         if one_dimensional:
             outtype = type_by_name("F32")
-        if method == "best":
-            distinct = distinct[:1]
+        originals = [i for i in distinct if is_original(tensors[i])]
+        if originals or method == "best":
+            distinct = (originals or distinct)[:1]
         action = "merge" if len(distinct) > 1 else "convert"
+        if originals and outtype is tensors[distinct[0]].type:
+            action = "copy"
     return _Draft(
         name,
         finest.dims,
@@ -348,6 +355,29 @@ def _draft(
         tuple(distinct),
         twins,
         outtype,
+    )
+
+
+def _with_originals(
+    models: tuple[Model, ...], names: Sequence[str], warnings: list[str]
+) -> tuple[Model, ...]:
+    """Inputs whose Q8_0 tensors are replaced by the integers that they were made from, if any."""
+    replaced: list[dict[str, Tensor]] = [{} for _ in models]
+    for name in names:
+        kinds = [model.tensors[name].type for model in models]
+        if any(isinstance(kind, FloatType | OpaqueType) for kind in kinds):
+            continue
+        for model, tensors in zip(models, replaced, strict=True):
+            if (found := find_original(model.tensors[name])) is not None:
+                tensors[name], what = found
+                warnings.append(
+                    f"tensor {quoted(name)}: {printable(model.path)} was made from {what}, which"
+                    " are taken"
+                )
+                break
+    return tuple(
+        replace(model, tensors=MappingProxyType({**model.tensors, **tensors})) if tensors else model
+        for model, tensors in zip(models, replaced, strict=True)
     )
 
 
@@ -369,17 +399,13 @@ def _contradicts(other: Tensor, finest: Tensor) -> bool:
     return False
 
 
-def find_twins(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], list[int]]:
-    """For each tensor the index of the first one with the same bytes; and these, finest first."""
+def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """For each tensor the index of the first one with the same type and bytes."""
     twins: list[int] = []
     for i, tensor in enumerate(tensors):
         same = (j for j in dict.fromkeys(twins) if _same(tensors[j], tensor))
         twins.append(next(same, i))
-
-    def rank(i: int) -> tuple[float, str]:
-        return typical_error(tensors[i].type), tensors[i].type.name
-
-    return tuple(twins), sorted(set(twins), key=rank)
+    return tuple(twins)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

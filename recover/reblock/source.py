@@ -36,6 +36,9 @@ class SourceTensor:
     reference : Callable or None
         ``reference(start, end) -> float64 (end - start,)``: code times scale in float64, straight
         from the source and by other means than `encode`, for the verification.
+    proven : bool
+        Whether all the codes are beyond doubt under the conditions of the source; if not, the
+        tensor is never called exact, however well it is written.
     """
 
     name: str
@@ -47,6 +50,7 @@ class SourceTensor:
     reason: str
     encode: Callable[[int, int, U8Array], None]
     reference: Callable[[int, int], NDArray[np.float64]] | None
+    proven: bool = True
 
     @property
     def n_weights(self) -> int:

@@ -26,6 +26,7 @@ from tests.hostile.checks import check_message
 SOURCE = Source("a.gguf", 10, {"Q8_0": 2})
 GAIN = Gain(0.5, (0.4, 0.6), 5)
 ROW = (0.0, -1.0, 0.0, 0.0, 0.0, -0.5, 0.5)
+VARYING = (0.5, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 GOOD = Calibration(
     inputs=(SOURCE, SOURCE),
     truth=SOURCE,
@@ -39,7 +40,7 @@ GOOD = Calibration(
         Combination(("Q8_0", "Q4_K"), None, None, (0.75, 0.25), 2, 512, GAIN, GAIN, None),
         Combination(("Q8_0", "Q4_K"), "attn_q", 1, (0.5, 0.5), 1, 256, GAIN, GAIN, GAIN),
     ),
-    densities=(FittedDensity("Q8_0", True, (9, 8, 7), (ROW, ROW, ROW)),),
+    densities=(FittedDensity("Q8_0", True, False, (9, 8, 7), (ROW, ROW, ROW, VARYING)),),
 )
 
 
@@ -116,11 +117,15 @@ LIES: dict[str, Callable[[Any], object]] = {
         d["combinations"][0] | {"types": ["Q4_K", "Q8_0"]}
     ),
     "density twice": lambda d: d["densities"].append(d["densities"][0]),
-    "two rows": lambda d: d["densities"][0]["rows"].pop(),
+    "three rows": lambda d: d["densities"][0]["rows"].pop(),
+    "varying atom": lambda d: d["densities"][0]["rows"][3].__setitem__(4, 0.1),
+    "varying reach": lambda d: d["densities"][0]["rows"][3].__setitem__(5, -0.1),
+    "huge varying coefficient": lambda d: d["densities"][0]["rows"][3].__setitem__(0, -1e30),
+    "weighted a number": lambda d: d["densities"][0].update(weighted=0),
     "short row": lambda d: d["densities"][0]["rows"][1].pop(),
     "negative atom": lambda d: d["densities"][0]["rows"][1].__setitem__(4, -1),
     "reach the wrong way": lambda d: d["densities"][0]["rows"][1].__setitem__(5, 0.1),
-    "reach of nothing": lambda d: d["densities"][0].update(rows=[[0] * 7] * 3),
+    "reach of nothing": lambda d: d["densities"][0].update(rows=[[0] * 7] * 4),
     "huge coefficient": lambda d: d["densities"][0]["rows"][0].__setitem__(3, 1e30),
     "constrained a number": lambda d: d.update(constrained=1),
     "negative ratio": lambda d: d["held_out"].update(mse_ratio=-1),

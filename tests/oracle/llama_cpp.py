@@ -210,6 +210,7 @@ class LlamaModel:
         self._lib = library()
         self._context: int | None = None
         _LOG.clear()
+        self._lib.llama_log_set(_LOG.callback, None)  # the library is shared with the package
         self._model: int | None = self._lib.llama_model_load_from_file(
             os.fsencode(self.path), self._lib.llama_model_default_params()
         )

@@ -1,0 +1,1 @@
+"""What inputs prove of the original weights: intervals, and whether a model keeps within them."""

@@ -1,0 +1,281 @@
+"""Bounds tile by tile: statistics, and if asked for the bounds themselves in a file."""
+
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import kernel
+from recover.bounds.intervals import PART, Intervals
+from recover.bounds.plan import BoundsPlan, TensorPlan
+from recover.cells import STRIP, intersect_strip, new_strips
+from recover.evidence import Evidence
+from recover.gguf.writer import OutputFile
+from recover.quants import TILE, F32Array
+from recover.quants._float16 import f16_to_f32, f32_to_f16
+from recover.quants._lanes import load, splat, store, where
+from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+
+_UP = 1 + 2.0**-23  # a width is a rounded float32 difference
+
+
+@dataclass(frozen=True)
+class BoundStatistics:
+    """How much is known of some weights.
+
+    Attributes
+    ----------
+    n_weights : int
+        Number of weights.
+    two_sided : float
+        Share of the weights that have both a lower and an upper bound.
+    mean_width : float or None
+        Mean distance of the bounds, over these weights.
+    certified_max_error : float or None
+        Half of the largest distance: no weight with two bounds is further from the middle.
+    n_conflicts : int
+        Weights on which the inputs contradict each other.
+    """
+
+    n_weights: int
+    two_sided: float
+    mean_width: float | None
+    certified_max_error: float | None
+    n_conflicts: int
+
+    @property
+    def conflict_fraction(self) -> float:
+        """Share of the weights on which the inputs contradict each other."""
+        return self.n_conflicts / self.n_weights
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"conflict_fraction": self.conflict_fraction}
+
+
+@dataclass(frozen=True)
+class BoundsResult:
+    """What was bounded.
+
+    Attributes
+    ----------
+    plan : BoundsPlan
+        What was carried out.
+    seconds : float
+        Wall time.
+    total : BoundStatistics
+        Of all weights.
+    tensors : tuple of BoundStatistics
+        In the order of the plan.
+    """
+
+    plan: BoundsPlan
+    seconds: float
+    total: BoundStatistics
+    tensors: tuple[BoundStatistics, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``recover bounds --json`` prints."""
+        return {
+            "output": None if self.plan.output is None else str(self.plan.output),
+            "dtype": self.plan.dtype,
+            "inputs": [str(model.path) for model in self.plan.models],
+            "seconds": self.seconds,
+            "weights_per_second": self.plan.n_weights / self.seconds,
+            "total": self.total.to_json(),
+            "tensors": [
+                {"name": plan.name, "shape": list(plan.dims), "types": list(plan.types)}
+                | statistics.to_json()
+                for plan, statistics in zip(self.plan.tensors, self.tensors, strict=True)
+            ],
+        }
+
+
+def execute_bounds(
+    plan: BoundsPlan, *, n_threads: int | None = None, progress: Progress | None = None
+) -> BoundsResult:
+    """Bound every weight; write the bounds if the plan has an output.
+
+    Parameters
+    ----------
+    plan : BoundsPlan
+        From `plan_bounds`.
+    n_threads : int, optional
+        Default: the cores that this process may use.
+    progress : callable, optional
+        ``progress(n_weights_done, n_weights)``, called from this thread.
+
+    Returns
+    -------
+    BoundsResult
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be written.
+    """
+    start = time.perf_counter()
+    inputs = [part for model in plan.models for part in model.parts]
+    sizes = [tensor.n_weights for tensor in plan.tensors]
+    figures = [np.zeros((n_tiles(size), 4)) for size in sizes]
+    file = None if plan.output is None else OutputFile(plan.output, plan.n_bytes, inputs)
+    with nullcontext() if file is None else file as output:
+        if output is not None:
+            output.write_at(0, plan.header)
+        workers = [_Worker(plan, output, figures) for _ in range(n_threads or available_cores())]
+        for_each_tile(sizes, [worker.work for worker in workers], progress)
+    return BoundsResult(
+        plan=plan,
+        seconds=time.perf_counter() - start,
+        total=_statistics(sum(sizes), np.concatenate(figures)),
+        tensors=tuple(_statistics(n, rows) for n, rows in zip(sizes, figures, strict=True)),
+    )
+
+
+def _statistics(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
+    """Of rows (two-sided weights, conflicts, sum of widths, largest width), one per tile."""
+    n_two_sided, n_conflicts, width = figures[:, :3].sum(0)
+    return BoundStatistics(
+        n_weights=n_weights,
+        two_sided=float(n_two_sided / n_weights),
+        mean_width=float(width / n_two_sided) if n_two_sided else None,
+        certified_max_error=float(figures[:, 3].max() * _UP / 2) if n_two_sided else None,
+        n_conflicts=int(n_conflicts),
+    )
+
+
+class _Worker:
+    """One thread's part."""
+
+    def __init__(
+        self, plan: BoundsPlan, output: OutputFile | None, figures: list[NDArray[np.float64]]
+    ) -> None:
+        self._plan = plan
+        self._output = output
+        self._figures = figures
+        self._intervals = Intervals()
+        self._tensor: TensorPlan | None = None
+
+    def work(self, tile: Tile) -> None:
+        """Bound the weights of one tile."""
+        tensor = self._plan.tensors[tile.tensor]
+        if tensor is not self._tensor:
+            self._intervals.turn_to(tensor.sources)
+            self._tensor = tensor
+        figures = self._figures[tile.tensor][tile.start // TILE]
+        if self._output is None and self._measure_at_once(tile, figures):
+            return
+        lower, upper = self._intervals.bound(tile.start, tile.end)
+        figures[:] = measure(lower, upper)
+        if self._output is None:
+            return
+        mark_conflicts(lower, upper)
+        for bounds, start, up in zip((lower, upper), tensor.positions, (False, True), strict=True):
+            position = start + tile.start * self._plan.item_size
+            if self._plan.dtype == "f32":
+                self._output.write_at(position, bounds.data)
+                continue
+            words: NDArray[np.uint16] = np.empty(bounds.size, np.uint16)
+            round_outward(bounds, up, words)
+            self._output.write_at(position, words.data)
+
+    def _measure_at_once(self, tile: Tile, figures: NDArray[np.float64]) -> bool:
+        """Measure bounds that nobody wants to see, if all inputs are quantized."""
+        for start in range(tile.start, tile.end, PART):
+            evidence = self._intervals.evidence(start, min(start + PART, tile.end))
+            if evidence is None:
+                return False
+            n_two_sided, n_conflicts, total, largest = measure_cells(evidence)
+            figures[:3] += n_two_sided, n_conflicts, total
+            figures[3] = max(figures[3], largest)
+        return True
+
+
+@kernel
+def measure_cells(evidence: Evidence) -> tuple[int, int, float, float]:
+    """As `measure`, of the intersections of cells, which are not kept."""
+    strips = new_strips(evidence)
+    lower, upper = np.empty(16 * STRIP, np.float32), np.empty(16 * STRIP, np.float32)
+    n_two_sided, n_conflicts, total, largest = 0, 0, 0.0, 0.0
+    n_groups = evidence.scale.shape[1]
+    for start in range(0, n_groups, STRIP):
+        n = 16 * (min(start + STRIP, n_groups) - start)
+        intersect_strip(evidence, strips, start, lower[:n], upper[:n])
+        counted = measure(lower[:n], upper[:n])
+        n_two_sided, n_conflicts = n_two_sided + counted[0], n_conflicts + counted[1]
+        total, largest = total + counted[2], max(largest, counted[3])
+    return n_two_sided, n_conflicts, total, largest
+
+
+@kernel
+def measure(lower: F32Array, upper: F32Array) -> tuple[int, int, float, float]:
+    """Two-sided weights, conflicts, the sum of the widths and the largest one of bounds (n,)."""
+    part, zero, one = 4096, np.float32(0), np.float32(1)
+    lanes = np.empty(64, np.float32)
+    n_two_sided, n_conflicts, total, largest = 0, 0, 0.0, zero
+    whole = lower.size - lower.size % 16
+    for start in range(0, whole, part):
+        closed_lanes = conflict_lanes = sum_lanes = largest_lanes = splat(zero)
+        for i in range(start, min(start + part, whole), 16):
+            low, high = load(lower, i), load(upper, i)
+            width = high - low
+            closed = (width < np.float32(np.inf)) & ~(high < low)
+            width = where(closed, width, zero)
+            closed_lanes = closed_lanes + where(closed, splat(one), zero)
+            conflict_lanes = conflict_lanes + where(high < low, splat(one), zero)
+            sum_lanes = sum_lanes + width
+            largest_lanes = where(width > largest_lanes, width, largest_lanes)
+        store(lanes, 0, closed_lanes)
+        store(lanes, 16, conflict_lanes)
+        store(lanes, 32, sum_lanes)
+        store(lanes, 48, largest_lanes)
+        for k in range(16):
+            n_two_sided += int(lanes[k])
+            n_conflicts += int(lanes[16 + k])
+            total += np.float64(lanes[32 + k])
+            largest = max(largest, lanes[48 + k])
+    for i in range(whole, lower.size):
+        width = upper[i] - lower[i]
+        n_conflicts += upper[i] < lower[i]
+        if width >= zero and width < np.float32(np.inf):
+            n_two_sided += 1
+            total += np.float64(width)
+            largest = max(largest, width)
+    return n_two_sided, n_conflicts, total, np.float64(largest)
+
+
+@kernel
+def mark_conflicts(lower: F32Array, upper: F32Array) -> None:
+    """Make both bounds NaN where they contradict each other."""
+    for i in range(lower.size):
+        if lower[i] > upper[i]:
+            lower[i] = upper[i] = np.float32(np.nan)
+
+
+@kernel
+def round_outward(bounds: F32Array, up: bool, words: NDArray[np.uint16]) -> None:
+    """The nearest float16 that is not above (`up`: not below) each bound; NaN stays NaN."""
+    for i in range(bounds.size):
+        value = bounds[i]
+        word = f32_to_f16(value)
+        back = f16_to_f32(word)
+        if up and back < value:
+            word = _next_f16(word)
+        elif not up and back > value:
+            word = _next_f16(word ^ np.uint16(0x8000)) ^ np.uint16(0x8000)
+        words[i] = word
+
+
+@kernel
+def _next_f16(word: np.uint16) -> np.uint16:
+    """The float16 above one that is not NaN or infinity."""
+    if word == np.uint16(0x8000):
+        return np.uint16(1)
+    return (
+        np.uint16(word - np.uint16(1))
+        if word > np.uint16(0x8000)
+        else np.uint16(word + np.uint16(1))
+    )

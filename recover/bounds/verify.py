@@ -1,0 +1,311 @@
+"""Whether a model keeps within what other files prove, and quantizes to their bytes again."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recover._jit import kernel
+from recover.bounds.intervals import Intervals
+from recover.bounds.plan import confines
+from recover.errors import PlanError, QuantError
+from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.text import printable, quoted, some
+from recover.provenance import uses_imatrix
+from recover.quants import (
+    TILE,
+    F32Array,
+    OpaqueType,
+    ScalarType,
+    U8Array,
+    dequantize,
+    quantize,
+)
+from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+
+_N_FIGURES = 5
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """One tensor of the model against one input.
+
+    Attributes
+    ----------
+    name, type : str
+        The tensor, and how the input stores it.
+    n_weights : int
+        Number of weights.
+    n_bounded : int
+        Those that the input gives a bound.
+    n_outside : int
+        Those that lie outside by more than the rounding of the model's own type.
+    largest_excess : float
+        How far the worst of these lies outside, that rounding taken off.
+    n_blocks, n_reproduced : int
+        Blocks of the input, and those that come back byte for byte when the model is quantized
+        without an importance matrix; 0 for types that are not encoded.
+    """
+
+    name: str
+    type: str
+    n_weights: int
+    n_bounded: int
+    n_outside: int
+    largest_excess: float
+    n_blocks: int
+    n_reproduced: int
+
+
+@dataclass(frozen=True)
+class InputCheck:
+    """The model against one input.
+
+    Attributes
+    ----------
+    path : str
+        The input.
+    imatrix : bool
+        It was quantized with an importance matrix, so that it is of no meaning which blocks come
+        back.
+    tensors : tuple of TensorCheck
+        Those that both have.
+    n_missing : int
+        Tensors of the input that the model lacks.
+    """
+
+    path: str
+    imatrix: bool
+    tensors: tuple[TensorCheck, ...]
+    n_missing: int
+
+    def total(self, figure: str) -> int:
+        """Sum of an integer attribute over the tensors."""
+        return sum(int(getattr(tensor, figure)) for tensor in self.tensors)
+
+    @property
+    def largest_excess(self) -> float:
+        """How far the worst weight lies outside."""
+        return max(tensor.largest_excess for tensor in self.tensors)
+
+    @property
+    def reproduced_fraction(self) -> float | None:
+        """Share of the blocks that come back byte for byte; None where that has no meaning."""
+        n_blocks = self.total("n_blocks")
+        return None if self.imatrix or not n_blocks else self.total("n_reproduced") / n_blocks
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        figures = ("n_weights", "n_bounded", "n_outside", "n_blocks", "n_reproduced")
+        return {
+            "path": self.path,
+            "imatrix": self.imatrix,
+            **{figure: self.total(figure) for figure in figures},
+            "largest_excess": self.largest_excess,
+            "reproduced_fraction": self.reproduced_fraction,
+            "n_missing_tensors": self.n_missing,
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "type": tensor.type,
+                    **{figure: getattr(tensor, figure) for figure in figures},
+                    "largest_excess": tensor.largest_excess,
+                }
+                for tensor in self.tensors
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """The model against all inputs.
+
+    Attributes
+    ----------
+    model : str
+        Its path.
+    inputs : tuple of InputCheck
+        In the order given.
+    """
+
+    model: str
+    inputs: tuple[InputCheck, ...]
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether no weight lies outside what an input proves."""
+        return not any(each.total("n_outside") for each in self.inputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``recover verify --json`` prints."""
+        return {
+            "model": self.model,
+            "consistent": self.is_consistent,
+            "inputs": [each.to_json() for each in self.inputs],
+        }
+
+
+def verify_model(
+    model: str | os.PathLike[str],
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyResult:
+    """Compare a model's weights with what quantizations prove of the original.
+
+    Parameters
+    ----------
+    model : path-like
+        GGUF file whose weights are looked at.
+    inputs : sequence of path-like
+        GGUF files, for instance those that it was merged from.
+    n_threads : int, optional
+        Default: the cores that this process may use.
+    progress : callable, optional
+        ``progress(n_weights_done, n_weights)``, called from this thread.
+
+    Returns
+    -------
+    VerifyResult
+
+    Raises
+    ------
+    GGUFError, PlanError
+        If a file cannot be read, or the files have no weights in common, or shapes differ.
+    """
+    checked, others = open_gguf(model), [open_gguf(path) for path in inputs]
+    if not others:
+        raise PlanError("there are no inputs")
+    checks = [_Check(checked, other) for other in others]
+    jobs = [(check, pair) for check in checks for pair in range(len(check.pairs))]
+    sizes = [check.pairs[pair][0].n_weights for check, pair in jobs]
+    workers = [_Worker(jobs) for _ in range(n_threads or available_cores())]
+    for_each_tile(sizes, [worker.work for worker in workers], progress)
+    return VerifyResult(str(checked.path), tuple(check.result() for check in checks))
+
+
+class _Check:
+    """Pairs of tensors of the model and one input, and the figures of their tiles."""
+
+    def __init__(self, model: Model, other: Model) -> None:
+        self.other = other
+        self.pairs = _pairs(model, other)
+        self.figures = [np.zeros((n_tiles(ours.n_weights), _N_FIGURES)) for ours, _ in self.pairs]
+        self.n_missing = len(other.tensors) - len(self.pairs)
+
+    def result(self) -> InputCheck:
+        tensors = []
+        for (ours, theirs), figures in zip(self.pairs, self.figures, strict=True):
+            n_bounded, n_outside, _, n_blocks, n_reproduced = figures.sum(0)
+            tensors.append(
+                TensorCheck(
+                    name=theirs.name,
+                    type=theirs.type.name,
+                    n_weights=ours.n_weights,
+                    n_bounded=int(n_bounded),
+                    n_outside=int(n_outside),
+                    largest_excess=float(figures[:, 2].max()),
+                    n_blocks=int(n_blocks),
+                    n_reproduced=int(n_reproduced),
+                )
+            )
+        path, imatrix = str(self.other.path), uses_imatrix(self.other)
+        return InputCheck(path, imatrix, tuple(tensors), self.n_missing)
+
+
+def _pairs(model: Model, other: Model) -> list[tuple[Tensor, Tensor]]:
+    """Tensors that both have and that hold weights."""
+    pairs = [
+        (tensor, other.tensors[name])
+        for name, tensor in model.tensors.items()
+        if name in other.tensors
+        and not isinstance(tensor.type, OpaqueType)
+        and not isinstance(other.tensors[name].type, OpaqueType)
+    ]
+    shown = printable(model.path), printable(other.path)
+    if not pairs:
+        raise PlanError(f"{shown[0]} and {shown[1]} have no tensor of weights in common")
+    reshaped = [quoted(one.name) for one, two in pairs if one.n_weights != two.n_weights]
+    reshaped += [
+        quoted(one.name)
+        for one, two in pairs
+        if one.n_weights == two.n_weights and one.dims[0] != two.dims[0]
+    ]
+    if reshaped:
+        raise PlanError(f"{shown[0]} and {shown[1]}: shapes of {some(reshaped)} differ")
+    return pairs
+
+
+class _Worker:
+    """One thread's part."""
+
+    def __init__(self, jobs: Sequence[tuple[_Check, int]]) -> None:
+        self._jobs = jobs
+        self._ours, self._theirs = Intervals(), Intervals()
+        self._weights = np.empty(TILE, np.float32)
+        self._encoded = np.empty(TILE * 4, np.uint8)
+        self._index = -1
+
+    def work(self, tile: Tile) -> None:
+        """Check one tile."""
+        check, pair = self._jobs[tile.tensor]
+        ours, theirs = check.pairs[pair]
+        if tile.tensor != self._index:
+            self._index = tile.tensor
+            # A quantized model stands for what was quantized: its cells are its rounding.
+            self._ours.turn_to([ours])
+            self._theirs.turn_to([theirs] if confines(check.other, theirs) else [])
+        weights = self._weights[: tile.end - tile.start]
+        dequantize(_bytes_of(ours, tile), ours.type, weights)
+        bounds = self._theirs.bound(tile.start, tile.end)
+        rounding = self._ours.bound(tile.start, tile.end)
+        figures = check.figures[pair][tile.start // TILE]
+        figures[:3] = _count(weights, *rounding, *bounds)
+        figures[3:] = self._requantize(weights, theirs, tile)
+
+    def _requantize(self, weights: F32Array, theirs: Tensor, tile: Tile) -> tuple[int, int]:
+        """Blocks of the input, and those that the weights give when they are quantized."""
+        kind = theirs.type
+        if not isinstance(kind, ScalarType) or not np.isfinite(weights).all():
+            return 0, 0
+        stored = _bytes_of(theirs, tile)
+        try:
+            encoded = quantize(weights[None], kind, out=self._encoded[: stored.size])
+        except QuantError:
+            return 0, 0
+        shape = (-1, kind.type_size)
+        same = (encoded.reshape(shape) == stored.reshape(shape)).all(1)
+        return same.size, int(np.count_nonzero(same))
+
+
+def _bytes_of(tensor: Tensor, tile: Tile) -> U8Array:
+    return tensor.raw[tensor.type.n_bytes(tile.start) : tensor.type.n_bytes(tile.end)]
+
+
+@kernel
+def _count(
+    weights: F32Array,
+    least: F32Array,
+    most: F32Array,
+    lower: F32Array,
+    upper: F32Array,
+) -> tuple[int, int, float]:
+    """Weights with a bound, weights outside, and the largest excess.
+
+    `least` and `most` are what the weights may have been before they were rounded to their type. A
+    weight that is NaN lies outside wherever there is a bound.
+    """
+    n_bounded, n_outside, largest = 0, 0, np.float32(0)
+    for i in range(weights.size):
+        if lower[i] == -np.inf and upper[i] == np.inf:
+            continue
+        n_bounded += 1
+        low, high = min(least[i], weights[i]), max(most[i], weights[i])
+        excess = max(lower[i] - high, low - upper[i])
+        if np.isnan(weights[i]) or excess > 0:
+            n_outside += 1
+            largest = max(largest, excess)
+    return n_bounded, n_outside, np.float64(largest)

@@ -1,0 +1,76 @@
+"""``recover bounds``."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recover.bounds.execute import BoundsResult, BoundStatistics
+
+NAME = "bounds"
+SUMMARY = "Prove an interval for each weight of the original"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, help="safetensors file to write"
+    )
+    target.add_argument("--summary", action="store_true", help="write nothing")
+    parser.add_argument(
+        "--dtype",
+        choices=("f32", "f16"),
+        default="f32",
+        help="how bounds are stored (default: f32; f16 is rounded outward)",
+    )
+    parser.add_argument(
+        "--tensors", metavar="REGEX", help="take only tensors in whose name this is found"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: Namespace) -> int:
+    """Do the work; the exit status."""
+    from recover.bounds.execute import execute_bounds
+    from recover.bounds.plan import plan_bounds
+    from recover.cli._console import message, print_json, progress_bar
+
+    plan = plan_bounds(args.inputs, args.output, dtype=args.dtype, tensors=args.tensors)
+    for warning in plan.warnings:
+        message(args, f"warning: {warning}")
+    with progress_bar(args, "bounding") as progress:
+        result = execute_bounds(plan, n_threads=args.threads, progress=progress)
+    print_json(result.to_json()) if args.json else _print(result)
+    return 0
+
+
+def _print(result: "BoundsResult") -> None:
+    from recover.cli._console import count, print_table, print_written
+
+    plan = result.plan
+    rows = [
+        (tensor.name, " ".join(tensor.types), *_figures(statistics))
+        for tensor, statistics in zip(plan.tensors, result.tensors, strict=True)
+    ]
+    rows.append(("all", "", *_figures(result.total)))
+    figures = ("weights", "two-sided", "mean width", "max error", "conflicts")
+    print_table("", ("tensor:", "inputs:", *figures), rows)
+    if plan.output is not None:
+        print_written(plan.output, plan.n_bytes, plan.n_weights, result.seconds)
+        return
+    speed = count(plan.n_weights / result.seconds)
+    print(f"{count(plan.n_weights)} weights in {result.seconds:.2f} s ({speed} weights/s)")
+
+
+def _figures(statistics: "BoundStatistics") -> tuple[str, ...]:
+    from recover.cli._console import count, optional
+
+    return (
+        count(statistics.n_weights),
+        f"{statistics.two_sided:.2%}",
+        optional(statistics.mean_width),
+        optional(statistics.certified_max_error),
+        str(statistics.n_conflicts),
+    )

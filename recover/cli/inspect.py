@@ -1,0 +1,96 @@
+"""``recover inspect``."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recover.inspect.files import FileReport
+    from recover.inspect.report import Inspection
+
+NAME = "inspect"
+SUMMARY = "Say what files are, whether they belong together, and what a merge would gain"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: Namespace) -> int:
+    """Do the work; the exit status."""
+    from recover.cli._console import print_json, progress_bar
+    from recover.inspect.report import inspect_files
+
+    with progress_bar(args, "looking") as progress:
+        result = inspect_files(args.inputs, n_threads=args.threads, progress=progress)
+    print_json(result.to_json()) if args.json else _print(result, verbose=args.verbose)
+    return 0
+
+
+def _print(result: "Inspection", *, verbose: bool) -> None:
+    for file in result.files:
+        _print_file(file)
+    if result.relations:
+        _print_together(result, verbose=verbose)
+
+
+def _print_file(file: "FileReport") -> None:
+    from recover.cli._console import count, print_table, size
+    from recover.gguf.text import quoted
+    from recover.inspect.files import described_imatrix
+
+    def text(value: str | None) -> str:
+        return "-" if value is None else quoted(value)
+
+    types = ", ".join(f"{kind} x {n}" for kind, n in file.types.items())
+    marks = [
+        f"{each.n_without:,} of {each.n_blocks:,} {each.type} blocks"
+        for each in file.marks
+        if each.n_without
+    ]
+    lacking = f"; {', '.join(marks)} lack the mark of the plain encoder" if marks else ""
+    rows = [
+        ("architecture", text(file.architecture)),
+        ("name", text(file.name)),
+        ("parameters", count(file.n_weights)),
+        ("size", f"{size(file.n_bytes)}, {file.bits_per_weight:.2f} bits per weight"),
+        ("types", types),
+        ("file type", file.file_type or "-"),
+        ("importance matrix", described_imatrix(file)),
+        ("quantized by", text(file.quantized_by)),
+        ("quantizer (metadata)", text(file.quantizer)),
+        ("quantizer (bytes)", file.quantizer_from_bytes + lacking),
+        ("source precision", f"{file.source.type}: {file.source.evidence}"),
+    ]
+    print_table(file.path, ("what:", "found:"), rows)
+    print()
+
+
+def _print_together(result: "Inspection", *, verbose: bool) -> None:
+    from recover.cli._console import count, optional, print_table
+
+    n_identical = len(result.identical_tensors)
+    columns = ("tensor:", "inputs:", "weights", "conflicts", "expected rmse", "mse / best input")
+    rows = [
+        (
+            each.name,
+            " ".join(each.types),
+            count(each.n_weights),
+            f"{each.n_conflicts / each.n_weights:.2%}",
+            optional(None if each.variance is None else each.variance**0.5),
+            optional(each.mse_ratio, ".3f"),
+        )
+        for each in result.expectations
+        if verbose or any(each.twins)
+    ]
+    print_table("Together", columns, rows)
+    print(f"identical in all files: {n_identical} of {len(result.expectations)} tensors")
+    for line in result.findings():
+        print(line)
+    if result.same_original:
+        ratio = optional(result.expected_mse_ratio, ".3f")
+        print(f"a merge is expected to have {ratio} times the mean square error of the best input")
+    else:
+        print("a merge of all of them is of no use")

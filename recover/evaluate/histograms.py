@@ -1,0 +1,345 @@
+"""What the pictures show of the weights, collected in one more pass over the tensors.
+
+The upper 16 bits of a float32 order like the number itself and are 128 steps per power of two, so
+that counts by them are a histogram of 65,536 bins which suits any model, whatever the size of its
+errors; memory does not depend on the size of the model.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import kernel
+from recover.cells import intersect_cells
+from recover.errors import EvaluationError
+from recover.estimators import Request, best
+from recover.evaluate.errors import ModelErrors
+from recover.evidence import EvidenceBuffer, Witness
+from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.text import printable, quoted
+from recover.provenance import witness_of
+from recover.quants import TILE, F32Array, FloatType, ScalarType, dequantize
+from recover.quants._float16 import f32_bits
+from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+
+F64Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+N_MAGNITUDES = 1 << 15
+"""Bins of a magnitude: the upper 16 bits of a float32 without its sign."""
+_INFINITY = 0x7F80
+N_WEIGHT_BINS = 1 << 10
+"""Bins by the magnitude of the true weight, four per power of two."""
+WEIGHT_SHIFT = 21
+"""Bits of a float32 that these bins leave out."""
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, eq=False)
+class TypeDistribution:
+    """The errors of all tensors of one type in a model.
+
+    Attributes
+    ----------
+    type : str
+        Name of the type.
+    errors : int64 (65536,)
+        Counts of the errors, decoded minus true weight, by the upper 16 bits of their float32.
+    n_by_weight : int64 (1024,)
+        Counts of the weights by the upper 11 bits of the float32 of their magnitude.
+    square_by_weight : float64 (1024,)
+        Sums of the squared errors in the same bins.
+    widths : int64 (32768,)
+        Counts of the widths of the proven intervals by the upper 16 bits of their float32; all 0 if
+        the codes prove nothing. Intervals that are open on a side are counted as infinite.
+    """
+
+    type: str
+    errors: Counts
+    n_by_weight: Counts
+    square_by_weight: F64Array
+    widths: Counts
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return int(self.errors.sum())
+
+    def magnitudes(self) -> Counts:
+        """Counts of the errors' magnitudes (32768,)."""
+        return self.errors[:N_MAGNITUDES] + self.errors[N_MAGNITUDES:]
+
+    def __add__(self, other: "TypeDistribution") -> "TypeDistribution":
+        return TypeDistribution(
+            type=self.type,
+            errors=self.errors + other.errors,
+            n_by_weight=self.n_by_weight + other.n_by_weight,
+            square_by_weight=self.square_by_weight + other.square_by_weight,
+            widths=self.widths + other.widths,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ModelDistributions:
+    """One model's errors as the pictures show them.
+
+    Attributes
+    ----------
+    path : str
+        As in `ModelErrors`.
+    types : tuple of TypeDistribution
+        By name of the type.
+    expected_rmse : mapping of str to float
+        For each quantized tensor the root mean square error that its type and its scales let
+        expect, without a look at the truth.
+    """
+
+    path: str
+    types: tuple[TypeDistribution, ...]
+    expected_rmse: Mapping[str, float]
+
+
+def collect_distributions(
+    results: Sequence[ModelErrors],
+    truth: str | os.PathLike[str],
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> list[ModelDistributions]:
+    """Collect the distributions of errors of models that `evaluate_models` has compared.
+
+    Parameters
+    ----------
+    results : sequence of ModelErrors
+        Names the models and the tensors.
+    truth : path-like
+        The same original.
+    n_threads : int, optional
+        Default: the cores that this process may use.
+    progress : callable, optional
+        ``progress(n_weights_done, n_weights)``.
+
+    Returns
+    -------
+    list of ModelDistributions
+        In the order of `results`.
+
+    Raises
+    ------
+    GGUFError
+        If a file cannot be read (again).
+    EvaluationError
+        If a file is not any more what it was when it was compared.
+    """
+    original = open_gguf(truth)
+    report = _OneCount(progress, sum(each.total.n_weights for each in results))
+    collector = _Collector(n_threads or available_cores(), report)
+    return [_collect_model(result, original, collector) for result in results]
+
+
+def _collect_model(
+    result: ModelErrors, truth: Model, collector: "_Collector"
+) -> ModelDistributions:
+    model = open_gguf(result.path)
+    types: dict[str, TypeDistribution] = {}
+    expected: dict[str, float] = {}
+    for each in result.tensors:
+        tensor, original = model.tensors.get(each.name), truth.tensors.get(each.name)
+        if (
+            tensor is None
+            or original is None
+            or tensor.type.name != each.type
+            or not tensor.n_weights == original.n_weights == each.errors.n_weights
+        ):
+            raise EvaluationError(
+                f"{printable(model.path)}: tensor {quoted(each.name)} is not any more what it was"
+                " when it was compared"
+            )
+        is_float = isinstance(tensor.type, FloatType)
+        witness = None if is_float else witness_of(model, tensor)
+        own, variance = collector.collect(tensor, original, witness)
+        types[each.type] = own + types[each.type] if each.type in types else own
+        if witness is not None:
+            expected[each.name] = math.sqrt(variance)
+    return ModelDistributions(result.path, tuple(types[name] for name in sorted(types)), expected)
+
+
+class _OneCount:
+    """One count of progress over all tensors."""
+
+    def __init__(self, report: Progress | None, n_weights: int) -> None:
+        self._report = report
+        self._n_weights = n_weights
+        self._before = 0
+
+    def __call__(self, n_done: int, n_all: int) -> None:
+        if self._report is not None:
+            self._report(self._before + n_done, self._n_weights)
+        if n_done == n_all:
+            self._before += n_all
+
+
+class _Collector:
+    """Counts over one tensor at a time, on threads."""
+
+    def __init__(self, n_threads: int, progress: Progress) -> None:
+        self._n_threads = n_threads
+        self._progress = progress
+
+    def collect(
+        self, tensor: Tensor, truth: Tensor, witness: Witness | None
+    ) -> tuple[TypeDistribution, float]:
+        """The distribution of one tensor's errors, and the variance to expect of them."""
+        sums = _TileSums(n_tiles(tensor.n_weights))
+        workers = [_Worker(tensor, truth, witness, sums) for _ in range(self._n_threads)]
+        for_each_tile([tensor.n_weights], [each.work for each in workers], self._progress)
+        own = TypeDistribution(
+            type=tensor.type.name,
+            errors=_sum_of([each.errors for each in workers]),
+            n_by_weight=_sum_of([each.n_by_weight for each in workers]),
+            square_by_weight=sums.square_by_weight.sum(axis=0),
+            widths=_sum_of([each.widths for each in workers]),
+        )
+        return own, float(sums.variance.sum() / tensor.n_weights)
+
+
+def _sum_of(parts: Sequence[Counts]) -> Counts:
+    """The counts of all threads."""
+    return np.sum(parts, axis=0)
+
+
+def _confines(witness: Witness) -> bool:
+    """Whether codes are bounded by their cells; those of vector types never are."""
+    return witness.has_cells and isinstance(witness.type, ScalarType)
+
+
+class _TileSums:
+    """Sums per tile, so that the order in which threads take the tiles does not matter."""
+
+    def __init__(self, n: int) -> None:
+        self.square_by_weight = np.zeros((n, N_WEIGHT_BINS))
+        self.variance = np.zeros(n)
+
+
+class _Worker:
+    """Takes tiles of one tensor, on one thread."""
+
+    def __init__(
+        self, tensor: Tensor, truth: Tensor, witness: Witness | None, sums: _TileSums
+    ) -> None:
+        self._tensor = tensor
+        self._truth = truth
+        self._sums = sums
+        self._buffer = None if witness is None else EvidenceBuffer([witness])
+        self._has_cells = witness is not None and _confines(witness)
+        self._scratch = np.empty((4, min(TILE, tensor.n_weights)), np.float32)
+        self.errors = np.zeros(2 * N_MAGNITUDES, np.int64)
+        self.n_by_weight = np.zeros(N_WEIGHT_BINS, np.int64)
+        self.widths = np.zeros(N_MAGNITUDES, np.int64)
+
+    def work(self, tile: Tile) -> None:
+        """Count one tile."""
+        index = tile.start // TILE
+        x, y, lower, upper = self._scratch[:, : tile.end - tile.start]
+        raw, true = (
+            each.raw[each.type.n_bytes(tile.start) : each.type.n_bytes(tile.end)]
+            for each in (self._tensor, self._truth)
+        )
+        dequantize(true, self._truth.type, y)
+        if self._buffer is None:
+            dequantize(raw, self._tensor.type, x)
+        else:
+            tally = np.zeros(3)
+            evidence = self._buffer.load([raw], x.size)
+            best.estimate(evidence, x, tally, Request())
+            self._sums.variance[index] = tally[0]
+            if self._has_cells:
+                intersect_cells(evidence, lower, upper)
+                _count_widths(lower, upper, self.widths)
+        _count_errors(x, y, self.errors, self.n_by_weight, self._sums.square_by_weight[index])
+
+
+@kernel
+def _count_errors(
+    x: F32Array, truth: F32Array, errors: Counts, n_by_weight: Counts, square_by_weight: F64Array
+) -> None:
+    """Counts of signed errors; counts and summed squares by the magnitude of the true weight."""
+    for i in range(x.size):
+        error = x[i] - truth[i]
+        errors[f32_bits(error) >> np.uint32(16)] += 1
+        weight = f32_bits(abs(truth[i])) >> np.uint32(WEIGHT_SHIFT)
+        n_by_weight[weight] += 1
+        square_by_weight[weight] += np.float64(error) * np.float64(error)
+
+
+@kernel
+def _count_widths(lower: F32Array, upper: F32Array, widths: Counts) -> None:
+    """Counts of the widths of intervals; those that are empty have the width 0."""
+    for i in range(lower.size):
+        width = max(np.float32(0), upper[i] - lower[i])
+        widths[f32_bits(width) >> np.uint32(16)] += 1
+
+
+def magnitude_edges(shift: int = 16) -> F64Array:
+    """Lower edges of the bins of magnitudes: floats whose lower `shift` bits are 0.
+
+    Parameters
+    ----------
+    shift : int
+        16 for errors and widths, 21 for the bins by weight.
+
+    Returns
+    -------
+    float64 (n_bins + 1,)
+        Up to and with infinity.
+    """
+    bits = np.arange((_INFINITY << 16 >> shift) + 1, dtype=np.uint32) << np.uint32(shift)
+    return bits.view(np.float32).astype(np.float64)
+
+
+def quantile_curve(counts: Counts, shares: F64Array) -> F64Array:
+    """Quantiles of a magnitude, linear within the bins.
+
+    Parameters
+    ----------
+    counts : int64 (32768,)
+        Counts by the upper 16 bits, finite ones only.
+    shares : float64 (n,)
+        Between 0 and 1.
+
+    Returns
+    -------
+    float64 (n,)
+        The magnitudes that these shares of all do not exceed.
+    """
+    n = np.concatenate([[0], np.cumsum(counts[:_INFINITY])])
+    edges = magnitude_edges()
+    used = np.flatnonzero(counts[:_INFINITY])
+    knots = np.union1d(used, used + 1)
+    return np.interp(shares * n[-1], n[knots], np.minimum(edges[knots], _LARGEST))
+
+
+def rebin(errors: Counts, edges: F64Array) -> F64Array:
+    """Counts of signed errors in other bins; a count is spread evenly over its own bin.
+
+    Parameters
+    ----------
+    errors : int64 (65536,)
+        As in `TypeDistribution`.
+    edges : float64 (n_bins + 1,)
+        Ascending. What lies beyond the ends is left out.
+
+    Returns
+    -------
+    float64 (n_bins,)
+    """
+    magnitudes = np.minimum(magnitude_edges(), _LARGEST)
+    positive, negative = errors[:_INFINITY], errors[N_MAGNITUDES : N_MAGNITUDES + _INFINITY]
+    # Sorted by value: the edges of the negative bins, mirrored, then those of the others.
+    knots = np.concatenate([-magnitudes[::-1], magnitudes[1:]])
+    below = np.concatenate([[0.0], np.cumsum(np.concatenate([negative[::-1], positive]))])
+    return np.diff(np.interp(edges, knots, below))

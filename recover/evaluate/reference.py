@@ -1,0 +1,129 @@
+"""The original's logits, kept on the disk while other models are compared with them."""
+
+import errno
+import os
+import tempfile
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.errors import EvaluationError
+
+F32Array = NDArray[np.float32]
+
+# A token that is e^32 times less likely than the likeliest one has no say in any figure.
+_RANGE = np.float32(32)
+_MAX_CODE = np.float32(65_535)
+_TINY = np.finfo(np.float32).tiny
+
+
+class ReferenceLogits:
+    """Blocks of logits in a temporary file without a name: it goes whatever ends the process.
+
+    Parameters
+    ----------
+    n_blocks : int
+        Number of blocks.
+    shape : tuple of int
+        Rows and columns of each.
+    compact : bool
+        Two bytes per logit instead of four: the root of its distance from the largest of its row,
+        up to 32, in 65,535 steps. So the likely tokens, which matter, are kept with the least
+        errors. This moves a mean divergence by less than 1e-6.
+
+    Raises
+    ------
+    EvaluationError
+        If the file cannot be made, or there is no space for it.
+    """
+
+    def __init__(self, n_blocks: int, shape: tuple[int, int], *, compact: bool) -> None:
+        self.shape = shape
+        self._compact = compact
+        self._block_bytes = block_bytes(shape, compact=compact)
+        self._n_bytes = n_blocks * self._block_bytes
+        try:
+            self._file: IO[bytes] = tempfile.TemporaryFile(prefix="recover-")  # noqa: SIM115
+        except OSError as error:
+            raise self._error(error) from None
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, self._n_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                self._file.close()
+                raise self._error(error) from None
+
+    def __enter__(self) -> Self:
+        """The reference itself."""
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Drop the file."""
+        self._file.close()
+
+    def store(self, block: int, logits: F32Array) -> None:
+        """Keep one block.
+
+        Parameters
+        ----------
+        block : int
+            Its number.
+        logits : float32 (rows, columns)
+            None of them NaN.
+
+        Raises
+        ------
+        EvaluationError
+            If it cannot be written.
+        """
+        parts: tuple[NDArray[Any], ...] = (logits,)
+        if self._compact:
+            top = logits.max(axis=1, keepdims=True)
+            span = np.minimum(top - logits.min(axis=1, keepdims=True), _RANGE)
+            below = np.minimum(top - logits, span) / np.maximum(span, _TINY)
+            codes = np.rint(_MAX_CODE * np.sqrt(below)).astype(np.uint16)
+            parts = top, span, codes
+        position = block * self._block_bytes
+        try:
+            for part in parts:
+                view = np.ascontiguousarray(part).data.cast("B")
+                while view:
+                    n_written = os.pwrite(self._file.fileno(), view, position)
+                    view, position = view[n_written:], position + n_written
+        except OSError as error:
+            raise self._error(error) from None
+
+    def load(self, block: int) -> F32Array:
+        """One block as it was, or nearly so if it is kept compact."""
+        position = block * self._block_bytes
+        if not self._compact:
+            return self._read(np.float32, self.shape, position)
+        rows = self.shape[0]
+        top, span = self._read(np.float32, (2, rows, 1), position)
+        codes: NDArray[np.uint16] = self._read(np.uint16, self.shape, position + 8 * rows)
+        return top - span * np.square(codes / _MAX_CODE)
+
+    def _read(self, dtype: type[Any], shape: tuple[int, ...], position: int) -> NDArray[Any]:
+        array = np.empty(shape, dtype)
+        view = array.data.cast("B")
+        while view:
+            n_read = os.preadv(self._file.fileno(), [view], position)
+            if n_read == 0:
+                raise EvaluationError("the temporary file of logits was truncated")
+            view, position = view[n_read:], position + n_read
+        return array
+
+    def _error(self, error: OSError) -> EvaluationError:
+        folder = tempfile.gettempdir()
+        return EvaluationError(
+            f"{folder}: cannot hold the {self._n_bytes:,} bytes of the original's logits"
+            f" ({error.strerror}); set TMPDIR to a folder with more space, or take fewer --chunks"
+        )
+
+
+def block_bytes(shape: tuple[int, int], *, compact: bool) -> int:
+    """Size of one block on the disk."""
+    rows, columns = shape
+    return rows * (8 + 2 * columns if compact else 4 * columns)

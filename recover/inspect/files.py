@@ -1,0 +1,241 @@
+"""What one file is: its types, who quantized it with what, and what it was quantized from."""
+
+import os
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from recover.gguf.metadata import QUANTIZER_KEY
+from recover.gguf.reader import Model, open_gguf
+from recover.gguf.text import quoted
+from recover.precision import SourcePrecision, source_precision
+from recover.provenance import encoder_marks, marks_hold_with_imatrix, uses_imatrix
+from recover.quants import ScalarType, type_by_name
+
+# `enum llama_ftype` of llama.h.
+_FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4_MOE",
+}
+
+_ENOUGH_BLOCKS = 500  # an importance matrix leaves a mark out in one of ten blocks, or oftener
+
+
+@dataclass(frozen=True)
+class TypeMarks:
+    """Marks of llama.cpp's encoder (see `recover.provenance`) in the tensors of one type.
+
+    Attributes
+    ----------
+    type : str
+        The type.
+    n_tensors, n_tensors_without : int
+        Tensors, and those of them with blocks that lack the mark.
+    n_blocks, n_without : int
+        Blocks that were looked at, and those that lack the mark.
+    """
+
+    type: str
+    n_tensors: int
+    n_tensors_without: int
+    n_blocks: int
+    n_without: int
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One file.
+
+    Attributes
+    ----------
+    path : str
+        As given.
+    architecture, name, file_type, quantized_by : str or None
+        As the metadata say.
+    n_weights, n_bytes : int
+        Weights, and the size of all parts.
+    bits_per_weight : float
+        Of the tensors' bytes.
+    types : dict of str to int
+        Number of tensors of each type.
+    imatrix : dict or None
+        What the metadata say of the importance matrix.
+    quantizer : str or None
+        A quantizer that the metadata name.
+    marks : tuple of TypeMarks
+        What the bytes say.
+    source : SourcePrecision
+        What the original was stored as.
+    """
+
+    path: str
+    architecture: str | None
+    name: str | None
+    file_type: str | None
+    quantized_by: str | None
+    n_weights: int
+    n_bytes: int
+    bits_per_weight: float
+    types: dict[str, int]
+    imatrix: dict[str, Any] | None
+    quantizer: str | None
+    marks: tuple[TypeMarks, ...]
+    source: SourcePrecision
+
+    @property
+    def quantizer_from_bytes(self) -> str:
+        """Who the bytes say was at work."""
+        always = [each for each in self.marks if marks_hold_with_imatrix(type_by_name(each.type))]
+        plain = [each for each in self.marks if each not in always]
+        foreign = [each.type for each in always if each.n_without]
+        if foreign:
+            return f"not llama.cpp's ({', '.join(foreign)})"
+        searched = [each.type for each in plain if each.n_without]
+        if searched:
+            return f"an importance matrix, or not llama.cpp's ({', '.join(searched)})"
+        if sum(each.n_blocks for each in plain) >= _ENOUGH_BLOCKS:
+            return "like llama.cpp's without an importance matrix"
+        if sum(each.n_blocks for each in always) >= _ENOUGH_BLOCKS:
+            return "like llama.cpp's, with or without an importance matrix"
+        return "unknown"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "path": self.path,
+            "architecture": self.architecture,
+            "name": self.name,
+            "parameters": self.n_weights,
+            "n_bytes": self.n_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "types": self.types,
+            "file_type": self.file_type,
+            "imatrix": self.imatrix,
+            "quantized_by": self.quantized_by,
+            "quantizer": self.quantizer,
+            "quantizer_from_bytes": self.quantizer_from_bytes,
+            "marks": [asdict(each) for each in self.marks],
+            "source_precision": self.source.to_json() | {"evidence": self.source.evidence},
+        }
+
+
+def inspect_file(path: str | os.PathLike[str]) -> FileReport:
+    """Say what a GGUF file is.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, or any part of a split one.
+
+    Returns
+    -------
+    FileReport
+
+    Raises
+    ------
+    GGUFError
+        If it cannot be read.
+    """
+    return inspect_model(open_gguf(path))
+
+
+def inspect_model(model: Model) -> FileReport:
+    """Say what an open file is."""
+    tensors = model.tensors.values()
+    types = Counter(tensor.type.name for tensor in tensors)
+    n_tensor_bytes = sum(tensor.raw.size for tensor in tensors)
+    return FileReport(
+        path=str(model.path),
+        architecture=_text(model, "general.architecture"),
+        name=_text(model, "general.name"),
+        file_type=_file_type(model),
+        quantized_by=_text(model, "general.quantized_by"),
+        n_weights=model.n_weights,
+        n_bytes=model.n_bytes,
+        bits_per_weight=8 * n_tensor_bytes / max(model.n_weights, 1),
+        types=dict(types.most_common()),
+        imatrix=_imatrix(model),
+        quantizer=_quantizer(model),
+        marks=_marks(model),
+        source=source_precision(model),
+    )
+
+
+def _text(model: Model, key: str) -> str | None:
+    value = model.get(key)
+    return None if value is None else str(value)
+
+
+def _file_type(model: Model) -> str | None:
+    value = model.get("general.file_type")
+    if value is None:
+        return None
+    known = _FILE_TYPES.get(value) if isinstance(value, int) else None
+    return known or f"number {value}"
+
+
+def _imatrix(model: Model) -> dict[str, Any] | None:
+    if not uses_imatrix(model):
+        return None
+    prefix = "quantize.imatrix."
+    keys = [key for key in model.metadata if key.startswith(prefix)]
+    return {key.removeprefix(prefix): model.get(key) for key in keys}
+
+
+def _quantizer(model: Model) -> str | None:
+    """A quantizer that the metadata name, or that left keys of its own."""
+    if QUANTIZER_KEY in model.metadata:
+        return f"recover ({_text(model, QUANTIZER_KEY)})"
+    if "recover.method" in model.metadata:
+        return f"recover (merged, {_text(model, 'recover.method')})"
+    version = model.get("general.quantization_version")
+    return None if version is None else f"ggml, version {version} of its formats"
+
+
+def _marks(model: Model) -> tuple[TypeMarks, ...]:
+    figures: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for tensor in model.tensors.values():
+        marks = encoder_marks(tensor.raw, tensor.type)
+        if isinstance(tensor.type, ScalarType) and marks is not None:
+            here = (1, marks.n_without > 0, marks.n_blocks, marks.n_without)
+            sums = figures[tensor.type.name]
+            figures[tensor.type.name] = [a + b for a, b in zip(sums, here, strict=True)]
+    return tuple(TypeMarks(kind, *counts) for kind, counts in sorted(figures.items()))
+
+
+def described_imatrix(report: FileReport) -> str:
+    """What the metadata say of the importance matrix, for people."""
+    if report.imatrix is None:
+        return "none in the metadata"
+    return ", ".join(f"{key} {quoted(str(value))}" for key, value in report.imatrix.items())

@@ -1,0 +1,243 @@
+"""How two files belong together: from a sample of each tensor, what their cells say of each other.
+
+Two quantizations of one original contradict each other on no weight. A file that was quantized
+from another one (the child, of the parent) does not contradict its parent, either, but gives itself
+away: every single decoded weight of the parent lies in the child's cell, while the errors of two
+independent quantizations would put some of them outside.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.bounds.intervals import Intervals
+from recover.bounds.plan import confines
+from recover.gguf.reader import Model, Tensor
+from recover.merge.plan import find_twins
+from recover.quants import F32Array, FloatType, OpaqueType, dequantize, quantize, type_by_name
+
+IDENTICAL = "identical"
+SAME_ORIGINAL = "same original"
+QUANTIZED_FROM = "quantized from the other"
+SOME_TENSORS_DIFFER = "same original but for some tensors"
+FINE_TUNE = "fine-tune, or quantized from another quantization"
+ANOTHER_MODEL = "another model"
+
+# Weights that are looked at: so many runs of so many in each tensor.
+_N_RUNS = 8
+_RUN = 4096
+
+_TOLERATED = 2  # conflicts in a pair of files; of one original there are none at all
+_RELATED = 0.5  # correlation of the weights of a model and its fine-tune: nearly 1
+_FEWEST_EXPECTED = 20.0  # weights outside, so that none outside is no chance
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Two of the inputs.
+
+    Attributes
+    ----------
+    first, second : int
+        Their numbers, from 0.
+    kind : str
+        One of the constants of this module.
+    parent : int or None
+        The input that the other one was quantized from.
+    via : str or None
+        The parent's weights were rounded to this type in between.
+    conflict_fraction : float
+        Share of the sampled weights on which they contradict each other.
+    correlation : float
+        Of their decoded weights, over the tensors whose bytes differ.
+    relative_difference : float
+        Root mean square difference of the decoded weights, relative to theirs.
+    tensors : dict of str to float
+        Share of conflicts in each tensor with any, the largest first.
+    """
+
+    first: int
+    second: int
+    kind: str
+    parent: int | None
+    via: str | None
+    conflict_fraction: float
+    correlation: float
+    relative_difference: float
+    tensors: dict[str, float]
+
+    @property
+    def is_compatible(self) -> bool:
+        """Whether both may come from one original."""
+        return self.kind in (IDENTICAL, SAME_ORIGINAL)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def find_relations(models: Sequence[Model]) -> tuple[Relation, ...]:
+    """Compare every two of some files that have the same tensors.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        The opened files (see `recover.bounds.plan.open_inputs`).
+
+    Returns
+    -------
+    tuple of Relation
+        For each pair, by the number of the first and then of the second.
+    """
+    pairs = [_Pair(first, second) for second in range(len(models)) for first in range(second)]
+    intervals = Intervals()
+    for name in models[0].tensors:
+        tensors = [model.tensors[name] for model in models]
+        if any(isinstance(tensor.type, OpaqueType) for tensor in tensors):
+            continue
+        twins = find_twins(tensors)
+        if len(set(twins)) == 1:
+            continue
+        samples = [
+            _Sample(tensor, confines(model, tensor), intervals)
+            for model, tensor in zip(models, tensors, strict=True)
+        ]
+        for pair in pairs:
+            if twins[pair.first] != twins[pair.second]:
+                pair.add(name, samples[pair.first], samples[pair.second])
+    return tuple(pair.relation() for pair in sorted(pairs, key=lambda p: (p.first, p.second)))
+
+
+def groups(n_models: int, relations: Sequence[Relation]) -> list[list[int]]:
+    """Inputs that may come from one original, the largest group first."""
+    group_of = list(range(n_models))
+    for relation in relations:
+        if relation.is_compatible:
+            old, new = group_of[relation.second], group_of[relation.first]
+            group_of = [new if group == old else group for group in group_of]
+    found = [[i for i in range(n_models) if group_of[i] == group] for group in set(group_of)]
+    return sorted(found, key=lambda members: (-len(members), members))
+
+
+class _Sample:
+    """Some weights of one tensor: what they decode to, and their bounds."""
+
+    def __init__(self, tensor: Tensor, confined: bool, intervals: Intervals) -> None:
+        intervals.turn_to([tensor] if confined else [])
+        values, lower, upper = [], [], []
+        for start, end in _runs(tensor.n_weights):
+            kind = tensor.type
+            values.append(dequantize(tensor.raw[kind.n_bytes(start) : kind.n_bytes(end)], kind))
+            low, high = intervals.bound(start, end)
+            lower.append(low.copy())
+            upper.append(high.copy())
+        self.is_float = isinstance(tensor.type, FloatType)
+        self.values, self.lower, self.upper = map(np.concatenate, (values, lower, upper))
+        self.width = np.where(self.upper < np.inf, self.upper - self.lower, np.float32(np.inf))
+
+
+def _runs(n_weights: int) -> list[tuple[int, int]]:
+    """First and last weight of the runs, at whole superblocks."""
+    if n_weights <= _N_RUNS * _RUN:
+        return [(0, n_weights)]
+    starts = np.linspace(0, n_weights - _RUN, _N_RUNS).astype(int) // 256 * 256
+    return [(int(start), int(start) + _RUN) for start in starts]
+
+
+class _Pair:
+    """What the tensors of two files say of each other, added up."""
+
+    def __init__(self, first: int, second: int) -> None:
+        self.first, self.second = first, second
+        self.n_weights = 0
+        self.n_conflicts = 0
+        self.shares: dict[str, float] = {}
+        self.moments = np.zeros(3)
+        # The second as the child of the first, and the other way round.
+        self.children = (_Child(), _Child())
+
+    def add(self, name: str, one: _Sample, two: _Sample) -> None:
+        conflicts = np.count_nonzero(
+            np.maximum(one.lower, two.lower) > np.minimum(one.upper, two.upper)
+        )
+        self.n_weights += one.values.size
+        self.n_conflicts += int(conflicts)
+        self.shares[name] = float(conflicts / one.values.size)
+        a, b = (np.nan_to_num(each.values.astype(np.float64)) for each in (one, two))
+        self.moments += a @ a, a @ b, b @ b
+        self.children[0].add(one, two)
+        self.children[1].add(two, one)
+
+    def relation(self) -> Relation:
+        kind, parent, via = self._kind()
+        aa, ab, bb = self.moments
+        return Relation(
+            first=self.first,
+            second=self.second,
+            kind=kind,
+            parent=parent,
+            via=via,
+            conflict_fraction=self.n_conflicts / self.n_weights if self.n_weights else 0.0,
+            correlation=self._correlation(),
+            relative_difference=math.sqrt(max(0.0, aa - 2 * ab + bb) / aa) if aa else 0.0,
+            tensors={
+                name: share
+                for name, share in sorted(self.shares.items(), key=lambda each: -each[1])
+                if share
+            },
+        )
+
+    def _correlation(self) -> float:
+        aa, ab, bb = self.moments
+        return float(ab / math.sqrt(aa * bb)) if aa and bb else 1.0
+
+    def _kind(self) -> tuple[str, int | None, str | None]:
+        if not self.shares:
+            return IDENTICAL, None, None
+        for parent, child in zip((self.first, self.second), self.children, strict=True):
+            if (via := child.via()) is not None:
+                return QUANTIZED_FROM, parent, via or None
+        if self.n_conflicts <= _TOLERATED:
+            return SAME_ORIGINAL, None, None
+        n_differing = sum(share > 0 for share in self.shares.values())
+        if 2 * n_differing < len(self.shares):
+            return SOME_TENSORS_DIFFER, None, None
+        return (FINE_TUNE if self._correlation() > _RELATED else ANOTHER_MODEL), None, None
+
+
+class _Child:
+    """Whether one file was quantized from the decoded weights of another, perhaps rounded."""
+
+    def __init__(self) -> None:
+        self._n_outside = {"": 0, "F16": 0, "BF16": 0}
+        self._expected = 0.0
+
+    def add(self, parent: _Sample, child: _Sample) -> None:
+        two_sided = child.width < np.inf
+        if child.is_float or parent.is_float or not two_sided.any():
+            return
+        for name in self._n_outside:
+            values = _rounded(parent.values, name)
+            outside = (values < child.lower) | (values > child.upper)
+            self._n_outside[name] += int(np.count_nonzero(outside))
+        # The error of an independent quantization, uniform in its cell, crosses an edge of the
+        # child's cell with a probability of a quarter of the ratio of the widths.
+        ratio = np.minimum(parent.width, child.width)[two_sided] / child.width[two_sided] / 4
+        self._expected += float(ratio.sum())
+
+    def via(self) -> str | None:
+        """What the weights were rounded to in between (nothing: an empty text); None if not so."""
+        if self._expected < _FEWEST_EXPECTED:
+            return None
+        return next((name for name, n in self._n_outside.items() if n == 0), None)
+
+
+def _rounded(values: F32Array, name: str) -> NDArray[np.float32]:
+    if not name or np.abs(values).max() > 60000:
+        return values
+    kind = type_by_name(name)
+    return dequantize(quantize(values[None], kind), kind)

@@ -1,0 +1,179 @@
+"""Files one by one, and together: one original or not, and what a merge would gain."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recover.bounds.plan import open_inputs
+from recover.gguf.reader import open_gguf
+from recover.gguf.text import quoted, some
+from recover.inspect.files import FileReport, inspect_model
+from recover.inspect.relations import (
+    ANOTHER_MODEL,
+    IDENTICAL,
+    QUANTIZED_FROM,
+    SAME_ORIGINAL,
+    SOME_TENSORS_DIFFER,
+    Relation,
+    find_relations,
+    groups,
+)
+from recover.merge.expect import Expectation, expect_merge, expected_ratio
+from recover.tiles import Progress
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes
+    ----------
+    files : tuple of FileReport
+        In the order given.
+    relations : tuple of Relation
+        Of every two files.
+    expectations : tuple of Expectation
+        What a merge would give, by tensor; empty for a single file.
+    """
+
+    files: tuple[FileReport, ...]
+    relations: tuple[Relation, ...] = ()
+    expectations: tuple[Expectation, ...] = ()
+
+    @property
+    def same_original(self) -> bool:
+        """Whether all files may come from one original."""
+        return all(relation.is_compatible for relation in self.relations)
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Files (numbers from 0) that may come from one original, the largest group first."""
+        return groups(len(self.files), self.relations)
+
+    @property
+    def expected_mse_ratio(self) -> float | None:
+        """Expected mean square error of a merge over that of the best file.
+
+        None if the files do not belong together, or nothing is estimated.
+        """
+        return expected_ratio(self.expectations) if self.same_original else None
+
+    @property
+    def identical_tensors(self) -> tuple[str, ...]:
+        """Tensors that have the same bytes in all files."""
+        return tuple(each.name for each in self.expectations if not any(each.twins))
+
+    def findings(self) -> list[str]:
+        """What is to be said of the files together, a line each."""
+        lines = [self._finding(relation) for relation in self.relations]
+        if self.same_original:
+            lines = ["all files may come from one original: they contradict each other nowhere"]
+            return lines + [
+                self._finding(relation) for relation in self.relations if relation.kind == IDENTICAL
+            ]
+        members = self.groups
+        if len(members) > 1 and len(members[0]) > len(members[1]):
+            odd = [self._path(i) for group in members[1:] for i in group]
+            lines.append(f"does not belong to the others: {some(odd)}")
+        return lines
+
+    def _path(self, number: int) -> str:
+        return self.files[number].path
+
+    def _finding(self, relation: Relation) -> str:
+        one, two = self._path(relation.first), self._path(relation.second)
+        if relation.kind == IDENTICAL:
+            return f"{one} and {two}: the same weights, byte for byte"
+        if relation.kind == SAME_ORIGINAL:
+            return f"{one} and {two}: may come from one original"
+        if relation.kind == QUANTIZED_FROM:
+            child, parent = (two, one) if relation.parent == relation.first else (one, two)
+            via = f", by way of {relation.via}" if relation.via else ""
+            return (
+                f"{child} was quantized from {parent}{via}, not from the original: every decoded"
+                " weight of the latter lies in its cell of the former"
+            )
+        if relation.kind == SOME_TENSORS_DIFFER:
+            named = some([f"{quoted(name)} ({x:.1%})" for name, x in relation.tensors.items()])
+            return f"{one} and {two}: one original, but not in the tensors {named}"
+        share = f"conflicts on {relation.conflict_fraction:.2%} of the weights"
+        if relation.kind == ANOTHER_MODEL:
+            likeness = f"correlation {relation.correlation:.2f}"
+            return f"{one} and {two}: different models ({share}, {likeness})"
+        children = {
+            each.second if each.parent == each.first else each.first
+            for each in self.relations
+            if each.parent is not None
+        }
+        if known := children & {relation.first, relation.second}:
+            child = self._path(min(known))
+            why = f"{child} was not quantized from the original"
+            return f"{one} and {two}: {share}, because {why}"
+        return (
+            f"{one} and {two}: one is a fine-tune of the other's model, or quantized from another"
+            f" quantization of it ({share}, in {len(relation.tensors)} tensors; correlation"
+            f" {relation.correlation:.4f})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``recover inspect --json`` prints."""
+        document: dict[str, Any] = {"files": [file.to_json() for file in self.files]}
+        document["together"] = None
+        if self.relations:
+            document["together"] = {
+                "same_original": self.same_original,
+                "groups": self.groups,
+                "findings": self.findings(),
+                "pairs": [relation.to_json() for relation in self.relations],
+                "identical_tensors": list(self.identical_tensors),
+                "expected_mse_ratio": self.expected_mse_ratio,
+                "tensors": [
+                    {
+                        "name": each.name,
+                        "types": list(each.types),
+                        "twins": list(each.twins),
+                        "conflict_fraction": each.n_conflicts / each.n_weights,
+                        "expected_rmse": None if each.variance is None else each.variance**0.5,
+                        "expected_mse_ratio": each.mse_ratio,
+                    }
+                    for each in self.expectations
+                ],
+            }
+        return document
+
+
+def inspect_files(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Say what files are, how they belong together, and what merging them would gain.
+
+    Parameters
+    ----------
+    paths : sequence of path-like
+        GGUF files. Several must have the same tensors.
+    n_threads : int, optional
+        Default: the cores that this process may use.
+    progress : callable, optional
+        ``progress(n_weights_done, n_weights)``, called from this thread.
+
+    Returns
+    -------
+    Inspection
+
+    Raises
+    ------
+    GGUFError, PlanError
+        If a file cannot be read, or tensors or shapes differ.
+    """
+    if len(paths) == 1:
+        return Inspection((inspect_model(open_gguf(paths[0])),))
+    models = open_inputs(paths)
+    return Inspection(
+        tuple(inspect_model(model) for model in models),
+        find_relations(models),
+        expect_merge(models, n_threads=n_threads, progress=progress),
+    )

@@ -1,0 +1,253 @@
+"""GGUF's names and metadata for models in the layout of Hugging Face's transformers.
+
+Names come from gguf-py's tensor map, metadata from ``config.json``, the vocabulary from a
+``tokenizer.model`` if there is one. As llama.cpp's converter does, rows of queries and keys are
+reordered for architecture llama, and experts are stacked.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.errors import ReblockError
+from recover.gguf.header import ValueType, encode_key_value
+from recover.gguf.text import quoted
+from recover.reblock.drafts import Draft, permuted, stacked
+from recover.reblock.rope import rope_factors, rope_scaling
+from recover.reblock.schemes.base import FloatRows
+from recover.reblock.sentencepiece import load_vocabulary
+from recover.safetensors.reader import Model
+
+_EXPERT = re.compile(r"(?P<module>.+\.experts)\.(?P<number>\d+)\.(?P<rest>.+)")
+_QUERY_OR_KEY = re.compile(r".*\.(?P<which>[qk])_proj\.(weight|bias)")
+# Constants that llama.cpp computes itself.
+_DROPPED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.rotary_emb)")
+_MAX_EXPERTS = 65_536
+_MAX_LAYERS = 4_096
+
+# By --arch: the architecture in gguf-py, and the one for models with experts.
+_ARCHITECTURES = {
+    "llama": ("LLAMA", "LLAMA"),
+    "mistral": ("LLAMA", "LLAMA"),
+    "qwen2": ("QWEN2", "QWEN2MOE"),
+    "qwen3": ("QWEN3", "QWEN3MOE"),
+    "deepseek2": ("DEEPSEEK2", "DEEPSEEK2"),
+    "kimi": ("DEEPSEEK2", "DEEPSEEK2"),
+}
+
+# config.json's name, GGUF's name, whether it is a whole number.
+_KEYS = (
+    ("max_position_embeddings", "context_length", True),
+    ("hidden_size", "embedding_length", True),
+    ("num_hidden_layers", "block_count", True),
+    ("intermediate_size", "feed_forward_length", True),
+    ("num_attention_heads", "attention.head_count", True),
+    ("num_key_value_heads", "attention.head_count_kv", True),
+    ("head_dim", "attention.key_length", True),
+    ("head_dim", "attention.value_length", True),
+    ("head_dim", "rope.dimension_count", True),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon", False),
+    ("rope_theta", "rope.freq_base", False),
+    ("vocab_size", "vocab_size", True),
+    ("num_local_experts", "expert_count", True),
+    ("num_experts", "expert_count", True),
+    ("n_routed_experts", "expert_count", True),
+    ("num_experts_per_tok", "expert_used_count", True),
+    ("n_shared_experts", "expert_shared_count", True),
+    ("moe_intermediate_size", "expert_feed_forward_length", True),
+    ("shared_expert_intermediate_size", "expert_shared_feed_forward_length", True),
+    ("first_k_dense_replace", "leading_dense_block_count", True),
+    ("q_lora_rank", "attention.q_lora_rank", True),
+    ("kv_lora_rank", "attention.kv_lora_rank", True),
+    ("qk_rope_head_dim", "rope.dimension_count", True),
+    ("v_head_dim", "attention.value_length", True),
+    ("routed_scaling_factor", "expert_weights_scale", False),
+    ("n_group", "expert_group_count", True),
+    ("topk_group", "expert_group_used_count", True),
+)
+_GATING = {"softmax": 1, "sigmoid": 2}
+
+
+def apply_architecture(
+    model: Model, drafts: Sequence[Draft], arch: str
+) -> tuple[list[Draft], list[bytes]]:
+    """Rename, reorder and stack tensors for an architecture.
+
+    Parameters
+    ----------
+    model : Model
+        Whose configuration is used.
+    drafts : sequence of Draft
+        Under the model's own names.
+    arch : str
+        ``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``deepseek2`` or ``kimi``.
+
+    Returns
+    -------
+    list of Draft, list of bytes
+        The tensors by their new names, and encoded metadata.
+
+    Raises
+    ------
+    ReblockError
+        If the configuration is missing, or a tensor has no place in the architecture.
+    """
+    if arch not in _ARCHITECTURES:
+        raise ReblockError(f"{quoted(arch)} is only for checkpoints, not for safetensors")
+    config = _text_config(model.config)
+    n_layers = _size(config, "num_hidden_layers", _MAX_LAYERS)
+    has_experts = any(_EXPERT.fullmatch(draft.name) for draft in drafts)
+    name = _ARCHITECTURES[arch][has_experts]
+    merged = _with_experts([draft for draft in drafts if not _DROPPED.fullmatch(draft.name)])
+    if name == "LLAMA":
+        merged = [_reordered(draft, config) for draft in merged]
+    renamed = list(_renamed(merged, name, n_layers))
+    renamed += rope_factors(config)
+    return renamed, list(_metadata(model, config, name))
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    found = inner if isinstance(inner, dict) else config
+    if not found:
+        raise ReblockError("there is no config.json, which --arch needs")
+    return found
+
+
+def _size(config: Mapping[str, Any], key: str, most: int = 1 << 31) -> int:
+    value = config.get(key)
+    if type(value) is not int or not 0 < value <= most:
+        raise ReblockError(f"config.json: {key} is {quoted(str(value))}, not a number up to {most}")
+    return value
+
+
+def _with_experts(drafts: Sequence[Draft]) -> list[Draft]:
+    """Experts that are tensors of their own become one tensor each kind."""
+    experts: dict[str, dict[int, Draft]] = {}
+    order: dict[str, Draft | None] = {}
+    for draft in drafts:
+        match = _EXPERT.fullmatch(draft.name)
+        if match is None:
+            order[draft.name] = draft
+            continue
+        number = int(match["number"][:9])
+        if number >= _MAX_EXPERTS:
+            raise ReblockError(f"tensor {quoted(draft.name)}: too many experts")
+        name = f"{match['module']}.{match['rest']}"
+        experts.setdefault(name, {})[number] = draft
+        order.setdefault(name, None)
+    found = []
+    for name, single in order.items():
+        if single is not None:
+            found.append(single)
+            continue
+        numbered = experts[name]
+        missing = next((i for i in range(len(numbered)) if i not in numbered), None)
+        if missing is not None:
+            raise ReblockError(f"tensor {quoted(name)}: expert {missing} is missing")
+        found.append(stacked(name, [numbered[i] for i in range(len(numbered))]))
+    return found
+
+
+def _reordered(draft: Draft, config: Mapping[str, Any]) -> Draft:
+    """Rows of queries and keys as llama.cpp's rotary embedding wants them for llama.
+
+    Mirrors `LlamaModel.permute` of its converter: inside a head, row (i, j) of the two halves j
+    becomes row 2 i + j.
+    """
+    match = _QUERY_OR_KEY.fullmatch(draft.name)
+    if match is None:
+        return draft
+    n_heads = _size(config, "num_attention_heads")
+    if match["which"] == "k" and config.get("num_key_value_heads") is not None:
+        n_heads = _size(config, "num_key_value_heads")
+    n_rows = draft.dims[-1]
+    if n_rows % (2 * n_heads):
+        raise ReblockError(f"tensor {quoted(draft.name)}: {n_rows} rows for {n_heads} heads")
+    half = n_rows // n_heads // 2
+    order: NDArray[np.int64] = np.arange(2 * half).reshape(2, half).T.reshape(-1)
+    return permuted(_as_column(draft) if len(draft.dims) == 1 else draft, order)
+
+
+def _as_column(draft: Draft) -> Draft:
+    """A vector as rows of one weight."""
+    whole = draft.rows.reference(0, 1).reshape(-1, 1)
+    rows = FloatRows(
+        n_rows=whole.size,
+        row_length=1,
+        group=None,
+        obstacle="",
+        reference=lambda first, last: whole[first:last],
+    )
+    return replace(draft, rows=rows, plain=None)
+
+
+def _renamed(drafts: Sequence[Draft], name: str, n_layers: int) -> Iterator[Draft]:
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name], n_layers)
+    seen: dict[str, str] = {}
+    for draft in drafts:
+        own = draft.name.removeprefix("language_model.")
+        own = own.replace(".gate.e_score_correction_bias", ".gate.e_score_correction.bias")
+        found = names.get_name(key=own, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise ReblockError(f"tensor {quoted(draft.name)} has no place in architecture {name}")
+        if seen.setdefault(found, draft.name) != draft.name:
+            raise ReblockError(
+                f"tensors {quoted(seen[found])} and {quoted(draft.name)} both become {found}"
+            )
+        yield replace(draft, name=found)
+
+
+def _metadata(model: Model, config: Mapping[str, Any], name: str) -> Iterator[bytes]:
+    import gguf
+
+    arch = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[name]]
+    entries: dict[str, tuple[ValueType, Any]] = {
+        "general.architecture": (ValueType.STRING, arch),
+        "general.name": (ValueType.STRING, model.path.resolve().stem),
+        "general.quantization_version": (ValueType.UINT32, 2),
+    }
+    for key, value in (_hyper_parameters(config, name) | rope_scaling(config)).items():
+        kind = ValueType.FLOAT32 if isinstance(value, float) else ValueType.UINT32
+        kind = ValueType.STRING if isinstance(value, str) else kind
+        kind = ValueType.BOOL if isinstance(value, bool) else kind
+        entries[f"{arch}.{key}"] = (kind, value)
+    for key, (kind, value) in entries.items():
+        yield encode_key_value(key, kind, value)
+    tokenizer = model.parts[0].parent / "tokenizer.model"
+    if tokenizer.is_file():
+        yield from load_vocabulary(tokenizer).metadata(_size(config, "vocab_size"))
+    else:
+        yield encode_key_value("tokenizer.ggml.model", ValueType.STRING, "none")
+
+
+def _hyper_parameters(config: Mapping[str, Any], name: str) -> dict[str, int | float | bool]:
+    n_heads = _size(config, "num_attention_heads")
+    head_size = _size(config, "hidden_size") // n_heads
+    found: dict[str, int | float | bool] = {
+        "rope.dimension_count": head_size,
+        "attention.head_count_kv": n_heads,
+    }
+    for own, key, is_integer in _KEYS:
+        value = config.get(own)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if is_integer and type(value) is int and 0 <= value < 1 << 32:
+            found[key] = value
+        elif not is_integer and abs(value) < 1e38:
+            found[key] = float(value)
+    if name == "DEEPSEEK2":
+        rope = _size(config, "qk_rope_head_dim")
+        found["attention.key_length"] = _size(config, "qk_nope_head_dim") + rope
+        found["attention.value_length"] = _size(config, "v_head_dim")
+        found["attention.head_count_kv"] = n_heads
+        found["rope.dimension_count"] = rope
+        found["expert_weights_norm"] = config.get("norm_topk_prob") is True
+        found["expert_gating_func"] = _GATING.get(str(config.get("scoring_func")), 1)
+    return found

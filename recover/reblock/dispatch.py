@@ -1,0 +1,77 @@
+"""Which kind of source a path is."""
+
+from pathlib import Path
+
+from recover.errors import PlanError
+from recover.gguf.text import printable
+from recover.reblock.grok import is_checkpoint, open_grok
+from recover.reblock.integers import Request
+from recover.reblock.quantized_safetensors import holds_integers, open_integers
+from recover.reblock.source import Source
+from recover.safetensors.reader import open_safetensors
+
+
+def open_source(
+    path: Path,
+    request: Request,
+    *,
+    second_hand: bool = False,
+    arch: str | None = None,
+    hparams: Path | None = None,
+    float_type: str | None = None,
+    n_threads: int | None = None,
+) -> Source:
+    """Open whatever can be re-blocked.
+
+    Parameters
+    ----------
+    path : Path
+        A Grok-1 checkpoint folder, a safetensors file or model folder, or a GGUF file.
+    request : Request
+        What the user wants.
+    second_hand : bool
+        `path` is a GGUF Q8_0 that was made from an integer original.
+    arch : str, optional
+        Architecture whose names and metadata the output gets, for integers in safetensors.
+    hparams : Path, optional
+        Hyper-parameters, for Grok-1.
+    float_type : str, optional
+        Type of the embedding, for Grok-1.
+    n_threads : int, optional
+        For the search for integers in floats; default: the cores that this process may use.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    RecoverError
+        If the source cannot be read, has no exact type, or an option does not belong to it.
+    """
+    is_grok = is_checkpoint(path) and not second_hand
+    if not is_grok:
+        for option, value in (("--hparams", hparams), ("--float-type", float_type)):
+            if value is not None:
+                raise PlanError(
+                    f"{printable(path)}: is no Grok-1 checkpoint, which {option} is for"
+                )
+    if is_grok and arch not in (None, "grok"):
+        raise PlanError(f"{printable(path)}: is a Grok-1 checkpoint, whose architecture is grok")
+    if is_grok:
+        return open_grok(path, request, hparams=hparams, float_type=float_type or "F32")
+    if not second_hand and (path.is_dir() or path.suffix == ".safetensors"):
+        model = open_safetensors(path)
+        if holds_integers(model):
+            return open_integers(model, request, arch)
+    if arch is not None:
+        raise PlanError(
+            f"{printable(path)}: holds no integer weights in safetensors, which --arch is for"
+        )
+    if second_hand:
+        from recover.reblock.second_hand import open_second_hand
+
+        return open_second_hand(path, request.outtype, n_threads=n_threads)
+    from recover.reblock.float_source import open_float_source
+
+    return open_float_source(path, request.outtype, n_threads=n_threads)

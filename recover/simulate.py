@@ -1,0 +1,318 @@
+"""The Monte Carlo of the quantizer: what `recover.densities` ships, from weights that are encoded.
+
+Weights are drawn from a prior or taken from a model, encoded, and the place of each in its cell is
+counted by code. The draws are counter-based: they depend on the seed and on the number of the chunk
+alone, whatever the threads.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.densities import (
+    DEGREE,
+    HIGHEST,
+    INTERIOR,
+    LOWEST,
+    N_ALIKE,
+    VARYING,
+    density,
+    end_codes,
+)
+from recover.estimators import Request, estimator
+from recover.evidence import EvidenceBuffer, Witness
+from recover.quants import GROUP, F32Array, ScalarType, U8Array, dequantize, quantize
+
+SEED = 8
+N_CHUNKS = 32
+CHUNK = (128, 2048)
+DEGREES_OF_FREEDOM = 20  # of Student's t; trained weights are nearly normal in a superblock
+_PENALTY = 100  # as many weights seen where every coefficient is 0
+_MOST_GROUPS = 16  # of neighbouring codes with a histogram of their own
+_N_BINS = 512
+_N_BISECTIONS = 8
+_FEWEST = 20  # weights in a bin that counts in a fit
+_FEWEST_WEIGHTS, _FEWEST_BINS = 100_000, 16  # of a class of codes that can be seldom
+_MOST = 3000  # weights in a bin beyond which it counts no more: tails matter, too
+
+Draw = Callable[[int], F32Array]
+"""Weights (n_rows, ne0) of a numbered chunk."""
+
+
+def student_t(seed: int = SEED) -> Draw:
+    """Random weights; the numbers depend on the seed and the chunk alone."""
+
+    def draw(chunk: int) -> F32Array:
+        generator = np.random.Generator(np.random.Philox(key=[seed, chunk]))
+        return generator.standard_t(DEGREES_OF_FREEDOM, CHUNK).astype(np.float32)
+
+    return draw
+
+
+def simulate(
+    kind: ScalarType, draw: Draw, *, weighted: bool = False, n_chunks: int = N_CHUNKS
+) -> F32Array:
+    """Densities of a format, as `recover.densities.density` returns them.
+
+    Parameters
+    ----------
+    kind : ScalarType
+        The format.
+    draw : Callable
+        Gives weights, which are encoded.
+    weighted : bool
+        Whether the encoder gets importance matrices, drawn per column from lognormal(0, 1).
+    n_chunks : int
+        How many chunks to draw.
+    """
+    counts = Counts(kind, is_hard=not (weighted and kind.refits_scale_with_imatrix))
+    for chunk in range(n_chunks):
+        x = draw(chunk)
+        counts.add(x, quantize(x, kind, importance(SEED, chunk, x.shape[1]) if weighted else None))
+    return counts.table()
+
+
+def importance(seed: int, number: int, n_columns: int) -> F32Array:
+    """A random importance matrix (n_columns,) that depends on seed and number alone."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + number]))
+    return generator.lognormal(size=n_columns).astype(np.float32)
+
+
+class Counts:
+    """Where in their cells weights of a format were seen.
+
+    Parameters
+    ----------
+    kind : ScalarType
+        The format.
+    is_hard : bool
+        Whether the codes confine the weights to their cells.
+    """
+
+    def __init__(self, kind: ScalarType, *, is_hard: bool) -> None:
+        self._kind = kind
+        self._is_hard = is_hard
+        first, last = self._ends = end_codes(kind)
+        reach = 2 * float(np.max(np.diff(kind.levels[first : last + 1])))
+        self._bins = bins = np.linspace(-reach, reach, _N_BINS + 1)
+        self._counts = np.zeros((256, bins.size - 1))
+        self._atoms = np.zeros(256)
+        self._prior = np.zeros((256, 3))  # sums of 1 and of the normal prior's two coefficients
+
+    def add(self, x: F32Array, raw: U8Array) -> None:
+        """Count weights, of which there are whole superblocks, and what they were encoded to."""
+        kind, n_bins = self._kind, self._bins.size - 1
+        codes = np.empty(x.size, np.uint8)
+        scale, offset = np.empty((2, x.size // GROUP), np.float32)
+        kind.unpack(raw, codes, scale, offset)
+        scales = np.repeat(scale, GROUP).astype(np.float64)
+        usable = scales != 0
+        value = dequantize(raw, kind).astype(np.float64)
+        variance = np.repeat(np.square(value.reshape(-1, 256)).mean(axis=1), 256)
+        usable &= variance > 0
+        codes, scales, value, variance = (each[usable] for each in (codes, scales, value, variance))
+        u = (x.reshape(-1)[usable] - value) / scales
+        on_atom = np.abs(u) <= self._atom_widths()[codes]
+        self._atoms += np.bincount(codes[on_atom], minlength=256)
+        place = np.clip(np.searchsorted(self._bins, u, "right") - 1, 0, n_bins - 1)
+        inside = ~on_atom & (u >= self._bins[0]) & (u < self._bins[-1])
+        cell = codes[inside].astype(np.int64) * n_bins + place[inside]
+        self._counts += np.bincount(cell, minlength=256 * n_bins).reshape(256, n_bins)
+        for column, share in enumerate(
+            (None, value * scales / variance, 0.5 * scales**2 / variance)
+        ):
+            self._prior[:, column] += np.bincount(codes, share, minlength=256)
+
+    def _atom_widths(self) -> NDArray[np.float64]:
+        widths = np.full(256, -1.0)
+        if self._is_hard:
+            widths[list(self._ends)] = _atom_width(self._kind)
+        return widths
+
+    def table(self, seldom: F32Array | None = None) -> F32Array:
+        """Densities, as `recover.densities.density` returns them.
+
+        Parameters
+        ----------
+        seldom : float32 (4, 7), optional
+            What to return for classes of codes of which too few weights were counted for a fit.
+        """
+        table = np.zeros((4, 7), np.float32) if seldom is None else seldom.copy()
+        for row, codes in self._classes.items():
+            if seldom is None or self._suffice(codes):
+                rows = [INTERIOR, VARYING] if row == INTERIOR else [row]
+                table[rows] = self._fit_class(codes)[: len(rows)]
+        return table
+
+    @property
+    def n_weights(self) -> tuple[int, ...]:
+        """How many weights of each class of codes were counted."""
+        return tuple(int(self._prior[list(codes), 0].sum()) for codes in self._classes.values())
+
+    @property
+    def _classes(self) -> dict[int, Sequence[int]]:
+        first, last = self._ends
+        return {INTERIOR: range(first + 1, last), LOWEST: [first], HIGHEST: [last]}
+
+    def _suffice(self, codes: Sequence[int]) -> bool:
+        n_bins = np.count_nonzero(self._counts[list(codes)].sum(axis=0) >= _FEWEST)
+        n_weights = self._prior[list(codes), 0].sum()
+        return bool(n_bins >= _FEWEST_BINS and n_weights >= _FEWEST_WEIGHTS)
+
+    def _fit_class(self, codes: Sequence[int]) -> NDArray[np.float64]:
+        """Rows (2, 7) of a table for codes of one class: constant and varying."""
+        rows = np.zeros((2, 7))
+        bins = self._bins
+        counts = self._counts[list(codes)]
+        middle = (bins[1:] + bins[:-1]) / 2
+        seen = counts.sum(axis=0) >= _FEWEST
+        rows[0, 5:] = _reach(self._kind, codes, bins[:-1][seen], is_hard=self._is_hard)
+        height, rows[:, :4] = _fit(self._kind, codes, middle, counts, is_hard=self._is_hard)
+        n, slope, curve = self._prior[list(codes)].T
+        z = _relative(codes, self._ends)
+        weight = np.sqrt(n)
+        for column, total in ((0, slope), (1, curve)):
+            powers = np.stack([np.ones_like(z), z ** (column + 1)], axis=1)[:, : len(codes)]
+            mean = total / np.maximum(n, 1)
+            removed = np.linalg.lstsq(powers * weight[:, None], mean * weight, rcond=None)[0]
+            rows[: len(removed), column] += removed
+        if len(codes) == 1:
+            rows[0, 4] = self._atoms[codes[0]] / height * (bins[1] - bins[0])
+        return rows
+
+
+def _relative(codes: Sequence[int], ends: tuple[int, int]) -> NDArray[np.float64]:
+    """Codes as z, from -1 to 1."""
+    return (2 * np.asarray(codes, np.float64) - sum(ends)) / (ends[1] - ends[0])
+
+
+def _atom_width(kind: ScalarType) -> float:
+    """How far rounding may move a weight that is exactly the block's extreme from its end code."""
+    bounded = np.isfinite(kind.lower_levels[end_codes(kind)[0]])
+    if not (kind.rounds_scale_last and bounded):
+        return -1.0
+    ends = np.abs(kind.levels[list(end_codes(kind))]).max()
+    return float(ends * 2.0**-11 * (1.6 if kind.rounds_offset_last else 1.0))
+
+
+def _edges(kind: ScalarType, code: int) -> tuple[float, float]:
+    """Where a cell ends, from the value; infinite if open."""
+    level = kind.levels[code]
+    return float(kind.lower_levels[code] - level), float(kind.upper_levels[code] - level)
+
+
+def _surely_inside(kind: ScalarType, code: int, u: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Places that rounding of the scale cannot have moved over an edge of the cell."""
+    lower, upper = _edges(kind, code)
+    largest = np.abs(kind.levels[list(end_codes(kind))]).max()
+    fuzz = 1 / 128 + (2.0**-10 * float(largest) if kind.rounds_scale_last else 0)
+    inside: NDArray[np.bool_] = (u > lower + fuzz) & (u < upper - fuzz)
+    return inside
+
+
+def _reach(
+    kind: ScalarType, codes: Sequence[int], seen: NDArray[np.float64], *, is_hard: bool
+) -> tuple[float, float]:
+    """The widest cell, not widened; where it is open, how far weights were seen from the value."""
+    if not is_hard:
+        return float(seen.min()), float(seen.max())
+    lower = min(_edges(kind, code)[0] for code in codes)
+    upper = max(_edges(kind, code)[1] for code in codes)
+    return (
+        float(seen.min()) if np.isinf(lower) else lower,
+        float(seen.max()) if np.isinf(upper) else upper,
+    )
+
+
+def _fit(
+    kind: ScalarType,
+    codes: Sequence[int],
+    u: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    *,
+    is_hard: bool,
+) -> tuple[float, NDArray[np.float64]]:
+    """Height at u = 0 of the first and coefficients (2, 4) of the logarithm of all histograms.
+
+    The coefficients are a constant and a varying part.
+
+    Weighted least squares over the histograms (n_codes, n_bins) of neighbouring codes, each with a
+    constant of its own.
+    """
+    groups = np.array_split(np.arange(len(codes)), min(len(codes), _MOST_GROUPS))
+    z = _relative(codes, end_codes(kind))
+    totals = [counts[group].sum(axis=0) for group in groups]
+    usable = [
+        np.all([_surely_inside(kind, codes[i], u) | ~np.array(is_hard) for i in group], axis=0)
+        & (total >= _FEWEST)
+        for group, total in zip(groups, totals, strict=True)
+    ]
+    unit = max(float(np.abs(u[enough]).max(initial=0)) for enough in usable) or 1.0
+    degrees = np.arange(1, DEGREE + 1)
+    powers = (u / unit)[:, None] ** degrees
+    # Penalties: what a narrow or sparse histogram does not tell stays 0.
+    designs = [np.diag([0.0] * len(groups) + [_PENALTY**0.5] * (2 * DEGREE))]
+    logs = [np.zeros(len(designs[0]))]
+    for g, (group, total, enough) in enumerate(zip(groups, totals, usable, strict=True)):
+        weight = np.sqrt(np.minimum(total[enough], _MOST))[:, None]
+        constant = np.zeros((np.count_nonzero(enough), len(groups)))
+        constant[:, g] = 1
+        varying = np.mean(z[group]) ** (2 - degrees % 2) * (len(groups) > 1)
+        design = np.hstack([constant, powers[enough], powers[enough] * varying])
+        designs.append(design * weight)
+        logs.append(np.log(total[enough]) * weight[:, 0])
+    solution = np.linalg.lstsq(np.vstack(designs), np.concatenate(logs), rcond=None)[0]
+    coefficients: NDArray[np.float64] = solution[len(groups) :].reshape(2, DEGREE)
+    return float(np.exp(solution[0])), coefficients / unit**degrees
+
+
+def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
+    """The shares (see `recover.densities.share`) for each of `N_ALIKE` inputs of a type.
+
+    The inputs differ in their importance matrix, drawn per column from lognormal(0, 1); the first
+    has none.
+    """
+    x = student_t(seed)(0)
+    others = [importance(seed, number, CHUNK[1]) for number in range(1, max(N_ALIKE))]
+    raws = [quantize(x, kind), *(quantize(x, kind, each) for each in others)]
+    shares: list[float] = []
+    for n_alike in N_ALIKE:
+        low, high = 1 / n_alike, shares[-1] if shares else 1.0
+        for _ in range(_N_BISECTIONS):
+            middle = (low * high) ** 0.5
+            if _claim_over_measured(kind, raws[:n_alike], x, middle) < 1:
+                high = middle
+            else:
+                low = middle
+        shares.append(high)
+    return shares
+
+
+def _claim_over_measured(
+    kind: ScalarType, raws: Sequence[U8Array], x: F32Array, share: float
+) -> float:
+    """Expected over measured error of the posterior of inputs of one type."""
+    has_cells = not kind.refits_scale_with_imatrix
+    evidence = EvidenceBuffer([Witness(kind, has_cells)] * len(raws)).load(raws, x.size)
+    scaled = density(kind, has_cells=has_cells, weighted=True)
+    scaled[:, :DEGREE] *= share
+    evidence = evidence._replace(density=np.stack([scaled] * len(raws)))
+    out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(raws))
+    estimator("posterior").estimate(evidence, out, tally, Request())
+    truth = x.reshape(-1).astype(np.float64)
+    alone = min(float(np.sum((dequantize(raw, kind) - truth) ** 2)) for raw in raws)
+    measured = float(np.sum((out - truth) ** 2)) / alone
+    return float(tally[0] / tally[2:].min()) / measured
+
+
+def find_likelihood(values: F32Array, x: F32Array) -> tuple[float, float]:
+    """Gain and variance (see `recover.densities.likelihood`) from decoded values of weights."""
+    decoded, truth = (each.reshape(-1, 256).astype(np.float64) for each in (values, x))
+    mean_square = np.square(decoded).mean(axis=1, keepdims=True)
+    decoded, truth = (each / np.sqrt(mean_square) for each in (decoded, truth))
+    slope = float(np.mean(decoded * truth) / np.mean(decoded**2))
+    rest = float(np.mean((truth - slope * decoded) ** 2))
+    prior = float(np.mean(truth**2))
+    variance = 1 / (1 / rest - 1 / prior)
+    return slope * (prior + variance) / prior, variance

@@ -1,0 +1,249 @@
+"""What files are, and which inputs do not belong together."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+from numpy.typing import NDArray
+
+from recover.cli import main
+from recover.errors import GGUFError, PlanError
+from recover.gguf.reader import open_gguf
+from recover.inspect.files import inspect_file
+from recover.inspect.relations import (
+    ANOTHER_MODEL,
+    FINE_TUNE,
+    IDENTICAL,
+    QUANTIZED_FROM,
+    SAME_ORIGINAL,
+    SOME_TENSORS_DIFFER,
+)
+from recover.inspect.report import Inspection, inspect_files
+from recover.merge.execute import execute_merge
+from recover.merge.plan import plan_merge
+from recover.quantize.execute import execute_quantize
+from recover.quantize.plan import plan_quantize
+from recover.quants import dequantize
+from tests.conftest import TINY
+from tests.gguf_files import Stored, read_weights, stored, write_gguf
+
+F32Array = NDArray[np.float32]
+Weights = dict[str, F32Array]
+Make = Callable[..., Path]
+
+UP = "blk.1.ffn_up.weight"
+
+
+@pytest.fixture(scope="module")
+def truth() -> Weights:
+    """The first two layers of a trained model."""
+    tensors = [t for name, t in open_gguf(TINY).tensors.items() if name[:5] in ("blk.0", "blk.1")]
+    return {t.name: dequantize(t.raw, t.type).reshape(t.dims[::-1]) for t in tensors}
+
+
+@pytest.fixture
+def make(tmp_path: Path, truth: Weights) -> Make:
+    def make(kind: str, weights: Weights = truth, name: str | None = None) -> Path:
+        tensors = {n: stored("F32" if x.ndim == 1 else kind, x) for n, x in weights.items()}
+        return write_gguf(tmp_path / f"{name or kind}.gguf", tensors)
+
+    return make
+
+
+def inspect(*paths: Path) -> Inspection:
+    return inspect_files(paths, n_threads=2)
+
+
+def kinds(result: Inspection) -> list[str]:
+    return [relation.kind for relation in result.relations]
+
+
+def changed(weights: Weights, change: Callable[[F32Array], F32Array]) -> Weights:
+    return {n: change(x).astype(np.float32) if x.ndim > 1 else x for n, x in weights.items()}
+
+
+class TestTogether:
+    def test_one_original(self, tiny: list[Path], tmp_path: Path) -> None:
+        result = inspect(*tiny)
+        assert kinds(result) == [SAME_ORIGINAL] * 3
+        assert result.same_original
+        assert result.groups == [[0, 1, 2]]
+        assert len(result.identical_tensors) == 8
+        together = result.to_json()["together"]
+        assert together["same_original"] is True
+        plan = plan_merge(tiny, tmp_path / "merged.gguf")
+        merged = execute_merge(plan, n_threads=2)
+        assert together["expected_mse_ratio"] == pytest.approx(merged.expected_mse_ratio, rel=1e-9)
+        by_name = {each.plan.name: each for each in merged.tensors}
+        for each in together["tensors"]:
+            assert each["expected_rmse"] == by_name[each["name"]].expected_rmse
+            assert each["conflict_fraction"] == 0
+
+    def test_every_mix_of_types(self, make: Make) -> None:
+        names = ("Q8_0", "Q6_K", "Q4_0", "IQ4_NL", "Q3_K", "IQ2_S", "F16", "F32")
+        result = inspect(*(make(name) for name in names))
+        assert set(kinds(result)) == {SAME_ORIGINAL}
+
+    def test_identical_files(self, make: Make) -> None:
+        first, second = make("Q4_K"), make("Q4_K", name="copy")
+        result = inspect(first, second)
+        assert kinds(result) == [IDENTICAL]
+        assert len(result.identical_tensors) == len(result.expectations)
+        assert "byte for byte" in " ".join(result.findings())
+        assert result.to_json()["together"]["expected_mse_ratio"] == 1
+
+    def test_another_model_of_the_same_shapes(
+        self, make: Make, truth: Weights, rng: np.random.Generator, tmp_path: Path
+    ) -> None:
+        other = make(
+            "Q4_K", changed(truth, lambda x: rng.permuted(x.ravel()).reshape(x.shape)), "o"
+        )
+        result = inspect(make("Q5_K"), make("Q4_K"), other)
+        assert kinds(result) == [SAME_ORIGINAL, ANOTHER_MODEL, ANOTHER_MODEL]
+        assert result.groups == [[0, 1], [2]]
+        assert result.expected_mse_ratio is None
+        assert result.relations[1].conflict_fraction > 0.5
+        assert f"does not belong to the others: {other}" in result.findings()
+        plan = plan_merge([make("Q5_K"), other], tmp_path / "out.gguf")
+        with pytest.raises(PlanError, match="recover inspect"):
+            execute_merge(plan, n_threads=2)
+
+    @pytest.mark.parametrize("change", [0.003, 0.01, 0.1])
+    def test_a_fine_tune(
+        self, make: Make, truth: Weights, rng: np.random.Generator, change: float
+    ) -> None:
+        def tune(x: F32Array) -> F32Array:
+            return x + change * np.sqrt(np.mean(x * x)) * rng.standard_normal(x.shape)
+
+        result = inspect(make("Q5_K"), make("Q4_K", changed(truth, tune), "tuned"))
+        assert kinds(result) == [FINE_TUNE]
+        relation = result.relations[0]
+        assert 0 < relation.conflict_fraction < 0.5
+        assert relation.correlation > 0.9
+        assert "fine-tune" in result.findings()[0]
+
+    def test_a_single_tensor_that_differs_is_named(
+        self, make: Make, truth: Weights, rng: np.random.Generator, tmp_path: Path
+    ) -> None:
+        other = truth | {UP: rng.permuted(truth[UP])}
+        paths = [make("Q5_K"), make("Q4_K", other, "single")]
+        result = inspect(*paths)
+        assert kinds(result) == [SOME_TENSORS_DIFFER]
+        assert list(result.relations[0].tensors) == [UP]
+        assert UP in result.findings()[0]
+        plan = plan_merge(paths, tmp_path / "out.gguf")
+        with pytest.raises(PlanError, match=UP):
+            execute_merge(plan, n_threads=2)
+
+
+class TestSecondHand:
+    @pytest.mark.parametrize("child", ["Q2_K", "Q4_0", "Q6_K", "IQ4_NL"])
+    def test_a_file_quantized_from_an_input(self, make: Make, child: str) -> None:
+        finer, parent = make("Q8_0"), make("Q4_K")
+        second = make(child, read_weights(parent), "second")
+        result = inspect(finer, parent, second)
+        by_pair = {(each.first, each.second): each for each in result.relations}
+        assert by_pair[0, 1].kind == SAME_ORIGINAL
+        assert (by_pair[1, 2].kind, by_pair[1, 2].parent) == (QUANTIZED_FROM, 1)
+        assert by_pair[1, 2].conflict_fraction == 0  # with its parent alone, nothing is to be seen
+        assert by_pair[0, 2].conflict_fraction > 0
+        assert not result.same_original
+        findings = result.findings()
+        assert any(line.startswith(f"{second} was quantized from {parent}") for line in findings)
+        assert any("not quantized from the original" in line for line in findings)
+
+    @pytest.mark.parametrize("via", ["F16", "BF16"])
+    def test_by_way_of_a_float_type(self, make: Make, via: str) -> None:
+        parent = make("Q5_K")
+        dtype = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}[via]
+        rounded = changed(read_weights(parent), lambda x: x.astype(dtype))
+        relation = inspect(make("Q3_K", rounded, "child"), parent).relations[0]
+        assert (relation.kind, relation.parent, relation.via) == (QUANTIZED_FROM, 1, via)
+
+    def test_requantized_by_recover(self, tiny: list[Path], tmp_path: Path) -> None:
+        plan = plan_quantize(tiny[1], tmp_path / "q3.gguf", "Q3_K", allow_requantize=True)
+        execute_quantize(plan, n_threads=2)
+        relation = inspect(tiny[1], plan.output).relations[0]
+        assert (relation.kind, relation.parent) == (QUANTIZED_FROM, 0)
+
+    def test_floats_are_no_parents(self, make: Make) -> None:
+        """The original, or a copy of it in floats, makes nothing second-hand."""
+        assert kinds(inspect(make("F16"), make("F32"), make("Q4_K"))) == [SAME_ORIGINAL] * 3
+
+
+class TestOneFile:
+    def test_what_the_metadata_and_the_bytes_say(self, tiny: list[Path]) -> None:
+        report = inspect_file(tiny[0])
+        assert report.architecture == "llama"
+        assert report.file_type == "Q5_K_M"
+        assert report.types == {"Q5_K": 20, "F32": 7, "Q6_K": 3}
+        assert report.n_weights == 2885376
+        assert report.n_bytes == tiny[0].stat().st_size
+        assert 5.5 < report.bits_per_weight < 6
+        assert report.imatrix is None
+        assert "without an importance matrix" in report.quantizer_from_bytes
+        assert report.source.type == "bf16"
+
+    def test_an_importance_matrix(self, tmp_path: Path, real_rows: F32Array) -> None:
+        def add(writer: GGUFWriter) -> None:
+            writer.add_string("quantize.imatrix.file", "some.dat")
+            writer.add_uint32("quantize.imatrix.chunks_count", 7)
+            writer.add_string("general.quantized_by", "somebody")
+
+        tensors = {UP: stored("Q4_K", real_rows, imatrix=True)}
+        report = inspect_file(write_gguf(tmp_path / "told.gguf", tensors, add=add))
+        assert report.imatrix == {"file": "some.dat", "chunks_count": 7}
+        assert report.quantized_by == "somebody"
+        silent = inspect_file(write_gguf(tmp_path / "silent.gguf", tensors))
+        assert silent.imatrix is None
+        assert "an importance matrix, or" in silent.quantizer_from_bytes
+        assert silent.marks[0].n_without > 0
+
+    def test_another_quantizer(self, tmp_path: Path, rng: np.random.Generator) -> None:
+        raw = stored("Q8_0", rng.standard_normal((64, 512), np.float32)).rows.reshape(-1, 34)
+        raw[:, 2:] = rng.integers(-90, 91, (len(raw), 32)).astype(np.int8).view(np.uint8)
+        tensors = {UP: Stored("Q8_0", raw.reshape(64, -1))}
+        report = inspect_file(write_gguf(tmp_path / "m.gguf", tensors))
+        assert report.quantizer_from_bytes == "not llama.cpp's (Q8_0)"
+
+    def test_named_quantizers(self, tmp_path: Path) -> None:
+        plan = plan_quantize(TINY, tmp_path / "q.gguf", "Q4_0", quantizer="q4_0-rmse")
+        execute_quantize(plan, n_threads=2)
+        report = inspect_file(plan.output)
+        assert report.quantizer == "recover (q4_0-rmse)"
+        assert "Q4_0" in report.quantizer_from_bytes
+
+    @pytest.mark.parametrize("value", [99, 4])
+    def test_unknown_file_types(self, tmp_path: Path, real_rows: F32Array, value: int) -> None:
+        tensors = {UP: stored("Q4_K", real_rows)}
+        path = tmp_path / "m.gguf"
+        write_gguf(path, tensors, add=lambda writer: writer.add_file_type(value))
+        assert inspect_file(path).file_type == f"number {value}"
+
+
+class TestCommand:
+    def test_one_file(self, tiny: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["inspect", str(tiny[0]), "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["together"] is None
+        assert document["files"][0]["source_precision"]["type"] == "bf16"
+        assert document["files"][0]["parameters"] == 2885376
+
+    def test_several(self, tiny: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["inspect", *map(str, tiny)]) == 0
+        printed = capsys.readouterr().out
+        assert "may come from one original" in printed
+        assert "identical in all files: 8 of 30 tensors" in printed
+
+    def test_files_that_cannot_be_read(
+        self, tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(GGUFError, match="no such file"):
+            inspect_file(tmp_path / "missing.gguf")
+        other = write_gguf(tmp_path / "other.gguf", {UP: stored("F32", np.ones((2, 256)))})
+        assert main(["inspect", str(make("Q4_K")), str(other)]) == 1
+        assert "does not belong to" in capsys.readouterr().err
