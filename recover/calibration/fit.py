@@ -343,7 +343,7 @@ def _gain(errors: dict[str, float], alone: dict[str, float]) -> Gain:
 def _fit_density(places: Places) -> FittedDensity:
     """The density that was seen; of classes of code that are seldom, the simulated one."""
     simulated = density(places.kind, weighted=places.weighted, has_cells=places.has_cells)
-    table = places.counts.table(simulated)
+    table = places.counts.table(simulated, closed=True)
     # What an input says is possible even if all weights that were seen are to one side of it.
     table[:VARYING, 5] = np.minimum(table[:VARYING, 5], 0)
     table[:VARYING, 6] = np.maximum(table[:VARYING, 6], 0)
