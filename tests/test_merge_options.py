@@ -1,6 +1,7 @@
 """Options of merge: the mode, numbers of the source's format, standard deviations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +12,7 @@ from recover import PlanError
 from recover.cli import main
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
+from recover.merge.resimulate import with_simulated_densities
 from tests.conftest import TINY
 from tests.gguf_files import F32Array, read_tensors, read_weights
 
@@ -82,6 +84,32 @@ def test_map_differs_from_the_mean_and_is_about_as_good(tiny: list[Path], tmp_pa
     _, mode = truth_and(paths["map"], tiny)
     errors = [np.mean((each - truth) ** 2) for each in (mean, mode)]
     assert errors[0] < errors[1] < 1.2 * errors[0]
+
+
+def test_densities_from_the_models_own_weights(tiny: list[Path], tmp_path: Path) -> None:
+    shipped, simulated = tmp_path / "shipped.gguf", tmp_path / "simulated.gguf"
+    plan = plan_merge(tiny, shipped)
+    execute_merge(plan)
+    own = with_simulated_densities(replace(plan, output=simulated), 1_000_000)
+    assert own.densities is not None
+    assert ("Q5_K", False, True) in own.densities
+    result = execute_merge(own)
+    truth, merged = truth_and(simulated, tiny)
+    _, other = truth_and(shipped, tiny)
+    errors = [np.mean((each - truth) ** 2) for each in (merged, other)]
+    assert np.any(merged != other)
+    assert errors[0] < 1.005 * errors[1]
+    alone = np.mean((truth_and(tiny[0], tiny)[1] - truth) ** 2)
+    assert result.expected_mse_ratio == pytest.approx(errors[0] / alone, rel=0.03)
+
+
+def test_too_few_weights_for_densities(tiny: list[Path], tmp_path: Path) -> None:
+    plan = plan_merge(tiny, tmp_path / "out.gguf")
+    with pytest.raises(PlanError, match="cannot be simulated from 1,000 weights: at least 262,144"):
+        with_simulated_densities(plan, 1000)
+    linear = plan_merge(tiny, tmp_path / "out.gguf", method="linear")
+    with pytest.raises(PlanError, match="for the method posterior"):
+        with_simulated_densities(linear, 1_000_000)
 
 
 def test_order_of_the_inputs_does_not_matter(

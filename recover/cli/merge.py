@@ -37,6 +37,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="weights (--method linear) or densities (posterior) from recover calibrate",
     )
     parser.add_argument(
+        "--simulate",
+        metavar="N",
+        type=int,
+        help="take the densities from N of the model's own merged weights instead of random ones",
+    )
+    parser.add_argument(
         "--outtype",
         choices=("f16", "bf16", "f32", "q8_0"),
         default="f16",
@@ -82,6 +88,10 @@ def run(args: Namespace) -> int:
         tensors=args.tensors,
         calibration=args.calibration,
     )
+    if args.simulate is not None:
+        from recover.merge.resimulate import with_simulated_densities
+
+        plan = with_simulated_densities(plan, args.simulate)
     for warning in plan.warnings:
         message(args, f"warning: {warning}")
     if args.dry_run:

@@ -143,6 +143,8 @@ class MergePlan:
         Size of the output.
     warnings : tuple of str
         What the user should know.
+    densities : mapping or None
+        Densities from the model's own weights (`recover.merge.resimulate`), by `density_key`.
     calibration : Calibration or None
         Weights or densities that were fitted on another model.
     """
@@ -159,6 +161,7 @@ class MergePlan:
     n_bytes: int
     warnings: tuple[str, ...]
     calibration: Calibration | None = None
+    densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]] | None = None
 
     def method_for(self, tensor: TensorPlan) -> str:
         """Name of the estimator that one tensor needs."""
@@ -184,6 +187,8 @@ class MergePlan:
             witness = witness_of(model, model.tensors[tensor.name])
             if self.calibration is not None and tensor.action == "merge":
                 witness = self._calibrated(self.calibration, witness, tensor, source)
+            if self.densities is not None and tensor.action == "merge":
+                witness = self._simulated(self.densities, witness, tensor)
             self._witnesses[key] = witness
         return self._witnesses[key]
 
@@ -191,6 +196,24 @@ class MergePlan:
     def _witnesses(self) -> dict[tuple[str, int], Witness]:
         """Those that were asked for: every thread asks again, and the answer takes a while."""
         return {}
+
+    def density_key(self, witness: Witness, others: Sequence[Witness]) -> tuple[str, bool, bool]:
+        """Under which a witness's density is found in `densities`, next to all of a tensor."""
+        n_alike = sum(other.type is witness.type for other in others)
+        weighted = witness.weighted or not witness.has_cells or n_alike > 1
+        return witness.type.name, weighted, witness.has_cells
+
+    def _simulated(
+        self,
+        densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]],
+        witness: Witness,
+        tensor: TensorPlan,
+    ) -> Witness:
+        """A witness with the density that was simulated for it, if there is one."""
+        models = [self.models[source] for source in tensor.sources]
+        others = [witness_of(model, model.tensors[tensor.name]) for model in models]
+        rows = densities.get(self.density_key(witness, others))
+        return witness if rows is None else replace(witness, density=tuple(map(tuple, rows)))
 
     def _calibrated(
         self, calibration: Calibration, witness: Witness, tensor: TensorPlan, source: int
