@@ -5,6 +5,8 @@ and `upper_levels` of a `ScalarType`); so the stored code proves that the origin
 ``[scale * lower_level + offset, scale * upper_level + offset]``, widened by what rounding allows.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +15,9 @@ from recover.evidence import Evidence
 from recover.quants import F32Array, U8Array
 from recover.quants._lanes import gather, load, load_bytes, store, to_f32, where
 
-_STRIP = 256  # groups whose bounds stay in the first-level cache
+STRIP = 256
+"""Groups of 16 weights whose bounds stay in the first-level cache."""
+
 _HALF = np.float32(0.5)
 _FAR = np.float32(np.inf)
 _ZERO = np.float32(0)
@@ -22,36 +26,66 @@ _ZERO = np.float32(0)
 _TABLE, _SIGNED, _POSITIVE = range(3)  # ways to find the edges of cells
 
 
+class Strips(NamedTuple):
+    """Which inputs find their cells in which way, and memory for a strip of `STRIP` groups."""
+
+    by_table: NDArray[np.int64]
+    signed: NDArray[np.int64]
+    positive: NDArray[np.int64]
+    places: F32Array
+    scratch: F32Array
+
+
 @kernel
 def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
     """Bounds (n,) that all inputs agree on; ``lower > upper`` where they contradict each other."""
+    strips = new_strips(evidence)
     n_groups = evidence.scale.shape[1]
+    for start in range(0, n_groups, STRIP):
+        end = min(start + STRIP, n_groups)
+        part = slice(16 * start, 16 * end)
+        intersect_strip(evidence, strips, start, lower[part], upper[part])
+
+
+@kernel
+def new_strips(evidence: Evidence) -> Strips:
+    """What `intersect_strip` needs."""
     ways = np.empty(evidence.scale.shape[0], np.int64)
     for k in range(ways.size):
         ways[k] = _way(evidence, k)
-    signed, positive = np.flatnonzero(ways == _SIGNED), np.flatnonzero(ways == _POSITIVE)
-    places, scratch = (
-        np.empty((ways.size, 9, _STRIP), np.float32),
-        np.zeros((4, _STRIP), np.float32),
+    return Strips(
+        np.flatnonzero(ways == _TABLE),
+        np.flatnonzero(ways == _SIGNED),
+        np.flatnonzero(ways == _POSITIVE),
+        np.empty((ways.size, 9, STRIP), np.float32),
+        np.zeros((4, STRIP), np.float32),
     )
+
+
+@kernel
+def intersect_strip(
+    evidence: Evidence, strips: Strips, start: int, lower: F32Array, upper: F32Array
+) -> None:
+    """Bounds of at most `STRIP` groups of 16 weights, from group `start` on."""
+    end = start + lower.size // 16
+    places = strips.places
     lower[:] = -_FAR
     upper[:] = _FAR
-    for k in range(ways.size):
-        if ways[k] == _TABLE:
-            scales = evidence.scale[k], evidence.scale_error[k]
-            offsets = evidence.offset[k], evidence.offset_error[k]
-            edges = evidence.lower_levels[k], evidence.upper_levels[k]
-            _narrow(evidence.codes[k], scales, offsets, edges, lower, upper)
-    for start in range(0, n_groups, _STRIP):
-        end = min(start + _STRIP, n_groups)
-        part = slice(16 * start, 16 * end)
-        for inputs, is_signed in ((signed, True), (positive, False)):
-            for j in range(inputs.size):
-                _place_cells(evidence, inputs[j], start, end, is_signed, scratch, places[j])
-            if inputs.size and is_signed:
-                _narrow_signed(evidence, inputs, start, places, lower[part], upper[part])
-            elif inputs.size:
-                _narrow_positive(evidence, inputs, start, places, lower[part], upper[part])
+    for j in range(strips.by_table.size):
+        k = strips.by_table[j]
+        codes = evidence.codes[k, 16 * start : 16 * end]
+        scales = evidence.scale[k, start:end], evidence.scale_error[k, start:end]
+        offsets = evidence.offset[k, start:end], evidence.offset_error[k, start:end]
+        edges = evidence.lower_levels[k], evidence.upper_levels[k]
+        _narrow(codes, scales, offsets, edges, lower, upper)
+    for j in range(strips.signed.size):
+        _place_cells(evidence, strips.signed[j], start, end, True, strips.scratch, places[j])
+    if strips.signed.size:
+        _narrow_signed(evidence, strips.signed, start, places, lower, upper)
+    for j in range(strips.positive.size):
+        _place_cells(evidence, strips.positive[j], start, end, False, strips.scratch, places[j])
+    if strips.positive.size:
+        _narrow_positive(evidence, strips.positive, start, places, lower, upper)
 
 
 @kernel

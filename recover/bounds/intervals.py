@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from recover._jit import kernel
 from recover.cells import intersect_cells
-from recover.evidence import EvidenceBuffer, Witness
+from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.reader import Tensor
 from recover.quants import TILE, F32Array, FloatType, ScalarType, U8Array
 from recover.quants._float16 import f16_to_f32, f32_from_bits
 
 Bounds = tuple[F32Array, F32Array]
 
-_PART = 131_072  # weights whose evidence stays in a core's own cache
+PART = 262_144
+"""Weights whose evidence stays in a core's own cache."""
+
 
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 _INFINITY = np.float32(np.inf)
@@ -50,11 +52,18 @@ class Intervals:
         the next call.
         """
         lower, upper = self._lower[: end - start], self._upper[: end - start]
-        for first in range(start, end, _PART):
-            last = min(first + _PART, end)
+        for first in range(start, end, PART):
+            last = min(first + PART, end)
             part = slice(first - start, last - start)
             self._intersect(first, last, lower[part], upper[part])
         return lower, upper
+
+    def evidence(self, start: int, end: int) -> Evidence | None:
+        """The evidence alone, if the sources are all quantized; see `bound`."""
+        if self._floats or not self._scalars:
+            return None
+        stored = [_part(tensor, start, end) for tensor in self._scalars]
+        return self._buffer.load(stored, end - start)
 
     def _intersect(self, start: int, end: int, lower: F32Array, upper: F32Array) -> None:
         if self._scalars:
