@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from recover.errors import (
+    CalibrationError,
     EvaluationError,
     GGUFError,
     OutputError,
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
     from recover.bounds.execute import execute_bounds
     from recover.bounds.plan import plan_bounds
     from recover.bounds.verify import verify_model
+    from recover.calibration.fit import calibrate
+    from recover.calibration.weights import load_calibration
     from recover.evaluate.divergence import measure_divergence
     from recover.evaluate.errors import evaluate_models
     from recover.gguf.reader import open_gguf
     from recover.inspect.report import inspect_files
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
+    from recover.quantize.execute import execute_quantize
+    from recover.quantize.plan import plan_quantize
     from recover.quants import dequantize
     from recover.reblock.dispatch import open_source
     from recover.reblock.execute import execute_reblock
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalibrationError",
     "EvaluationError",
     "GGUFError",
     "OutputError",
@@ -44,33 +50,41 @@ __all__ = [
     "RecoverError",
     "SafetensorsError",
     "__version__",
+    "calibrate",
     "dequantize",
     "evaluate_models",
     "execute_bounds",
     "execute_merge",
+    "execute_quantize",
     "execute_reblock",
     "inspect_files",
+    "load_calibration",
     "measure_divergence",
     "open_gguf",
     "open_source",
     "plan_bounds",
     "plan_merge",
+    "plan_quantize",
     "plan_reblock",
     "verify_model",
 ]
 
 _HOME = {
+    "calibrate": "recover.calibration.fit",
     "dequantize": "recover.quants",
     "evaluate_models": "recover.evaluate.errors",
     "execute_bounds": "recover.bounds.execute",
     "execute_merge": "recover.merge.execute",
+    "execute_quantize": "recover.quantize.execute",
     "execute_reblock": "recover.reblock.execute",
     "inspect_files": "recover.inspect.report",
+    "load_calibration": "recover.calibration.weights",
     "measure_divergence": "recover.evaluate.divergence",
     "open_gguf": "recover.gguf.reader",
     "open_source": "recover.reblock.dispatch",
     "plan_bounds": "recover.bounds.plan",
     "plan_merge": "recover.merge.plan",
+    "plan_quantize": "recover.quantize.plan",
     "plan_reblock": "recover.reblock.plan",
     "verify_model": "recover.bounds.verify",
 }

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import kernel
-from recover.densities import density, end_codes, likelihood
+from recover.densities import DEGREE, density, end_codes, likelihood, share
 from recover.errors import QuantError
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
 from recover.quants._float16 import read_f16
@@ -59,6 +59,8 @@ class Evidence(NamedTuple):
     likelihood: F32Array
     """(V, 2): centre of what a value says of the weight, over the value, and its variance, over the
     variance above (see `recover.densities.likelihood`)."""
+    weights: NDArray[np.float64]
+    """(K + V,): what a calibration says that the inputs weigh, scalar ones first; (0,) if none."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,17 @@ class Witness:
         Whether its codes confine the original weights.
     weighted : bool
         Whether it was quantized with an importance matrix.
+    weight : float or None
+        What it weighs by a calibration; all witnesses have one, or none has.
+    density : tuple of 4 tuples of 7 floats, or None
+        What its codes say of the weights by a calibration (see `recover.densities.density`).
     """
 
     type: TensorType
     has_cells: bool = True
     weighted: bool = False
+    weight: float | None = None
+    density: tuple[tuple[float, ...], ...] | None = None
 
 
 class EvidenceBuffer:
@@ -113,22 +121,19 @@ class EvidenceBuffer:
             offset_error=np.empty(n_groups, np.float32),
             noise=np.array([kind.noise for kind in kinds], np.float64),
             density=np.array(
-                [
-                    density(
-                        kind,
-                        weighted=w.weighted,
-                        has_cells=w.has_cells,
-                        n_alike=kinds.count(kind),
-                    )
-                    for kind, w in scalars
-                ],
-                np.float32,
+                [_density(w, kind, kinds.count(kind)) for kind, w in scalars], np.float32
             ).reshape(n_scalars, 4, 7),
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
             values=np.empty(n_others * TILE, np.float32),
             variance=np.empty(n_others * (TILE // GROUP), np.float32),
             likelihood=np.array([_likelihood(kind) for kind in others], np.float32).reshape(-1, 2),
+            weights=np.empty(0, np.float64),
         )
+        known = [w.weight for w in witnesses if w.weight is not None]
+        if known:
+            weights = np.empty(len(witnesses))
+            weights[list(self.order)] = known
+            self._whole = self._whole._replace(weights=weights)
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -181,6 +186,17 @@ class EvidenceBuffer:
                 kind.decode(raw, tile.values[row])
                 typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
         return tile
+
+
+def _density(witness: Witness, kind: ScalarType, n_alike: int) -> F32Array:
+    """The calibrated density if there is one, otherwise the simulated one."""
+    if witness.density is None:
+        return density(
+            kind, weighted=witness.weighted, has_cells=witness.has_cells, n_alike=n_alike
+        )
+    table = np.array(witness.density, np.float64)
+    table[:, :DEGREE] *= share(kind, n_alike)
+    return table.astype(np.float32)
 
 
 def _likelihood(kind: VectorType) -> tuple[float, float]:

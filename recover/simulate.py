@@ -33,6 +33,8 @@ _MOST_GROUPS = 16  # of neighbouring codes with a histogram of their own
 _N_BINS = 512
 _N_BISECTIONS = 8
 _FEWEST = 20  # weights in a bin that counts in a fit
+_BEYOND = 1.4  # times as far as weights were seen a density is told that there are none
+_FEWEST_WEIGHTS, _FEWEST_BINS = 100_000, 16  # of a class of codes that can be seldom
 _MOST = 3000  # weights in a bin beyond which it counts no more: tails matter, too
 
 Draw = Callable[[int], F32Array]
@@ -129,16 +131,39 @@ class Counts:
             widths[list(self._ends)] = _atom_width(self._kind)
         return widths
 
-    def table(self) -> F32Array:
-        """Densities, as `recover.densities.density` returns them."""
-        first, last = self._ends
-        table = np.zeros((4, 7))
-        table[[INTERIOR, VARYING]] = self._fit_class(range(first + 1, last))
-        for row, code in ((LOWEST, first), (HIGHEST, last)):
-            table[row] = self._fit_class([code])[0]
-        return table.astype(np.float32)
+    def table(self, seldom: F32Array | None = None, *, closed: bool = False) -> F32Array:
+        """Densities, as `recover.densities.density` returns them.
 
-    def _fit_class(self, codes: Sequence[int]) -> NDArray[np.float64]:
+        Parameters
+        ----------
+        seldom : float32 (4, 7), optional
+            What to return for classes of codes of which too few weights were counted for a fit.
+        closed : bool
+            Whether a density without cells is made to fall where no weights were seen any more.
+        """
+        table = np.zeros((4, 7), np.float32) if seldom is None else seldom.copy()
+        for row, codes in self._classes.items():
+            if seldom is None or self._suffice(codes):
+                rows = [INTERIOR, VARYING] if row == INTERIOR else [row]
+                table[rows] = self._fit_class(codes, closed=closed)[: len(rows)]
+        return table
+
+    @property
+    def n_weights(self) -> tuple[int, ...]:
+        """How many weights of each class of codes were counted."""
+        return tuple(int(self._prior[list(codes), 0].sum()) for codes in self._classes.values())
+
+    @property
+    def _classes(self) -> dict[int, Sequence[int]]:
+        first, last = self._ends
+        return {INTERIOR: range(first + 1, last), LOWEST: [first], HIGHEST: [last]}
+
+    def _suffice(self, codes: Sequence[int]) -> bool:
+        n_bins = np.count_nonzero(self._counts[list(codes)].sum(axis=0) >= _FEWEST)
+        n_weights = self._prior[list(codes), 0].sum()
+        return bool(n_bins >= _FEWEST_BINS and n_weights >= _FEWEST_WEIGHTS)
+
+    def _fit_class(self, codes: Sequence[int], *, closed: bool = False) -> NDArray[np.float64]:
         """Rows (2, 7) of a table for codes of one class: constant and varying."""
         rows = np.zeros((2, 7))
         bins = self._bins
@@ -146,7 +171,10 @@ class Counts:
         middle = (bins[1:] + bins[:-1]) / 2
         seen = counts.sum(axis=0) >= _FEWEST
         rows[0, 5:] = _reach(self._kind, codes, bins[:-1][seen], is_hard=self._is_hard)
-        height, rows[:, :4] = _fit(self._kind, codes, middle, counts, is_hard=self._is_hard)
+        empty = np.zeros(middle.size, np.bool_)
+        if closed and not self._is_hard:
+            empty |= (middle > _BEYOND * rows[0, 5]) & (middle < _BEYOND * rows[0, 6])
+        height, rows[:, :4] = _fit(self._kind, codes, middle, counts, empty, is_hard=self._is_hard)
         n, slope, curve = self._prior[list(codes)].T
         z = _relative(codes, self._ends)
         weight = np.sqrt(n)
@@ -208,6 +236,7 @@ def _fit(
     codes: Sequence[int],
     u: NDArray[np.float64],
     counts: NDArray[np.float64],
+    empty: NDArray[np.bool_],
     *,
     is_hard: bool,
 ) -> tuple[float, NDArray[np.float64]]:
@@ -216,14 +245,14 @@ def _fit(
     The coefficients are a constant and a varying part.
 
     Weighted least squares over the histograms (n_codes, n_bins) of neighbouring codes, each with a
-    constant of its own.
+    constant of its own. Bins (n_bins,) that may be `empty` count even if they are.
     """
     groups = np.array_split(np.arange(len(codes)), min(len(codes), _MOST_GROUPS))
     z = _relative(codes, end_codes(kind))
     totals = [counts[group].sum(axis=0) for group in groups]
     usable = [
         np.all([_surely_inside(kind, codes[i], u) | ~np.array(is_hard) for i in group], axis=0)
-        & (total >= _FEWEST)
+        & ((total >= _FEWEST) | empty)
         for group, total in zip(groups, totals, strict=True)
     ]
     unit = max(float(np.abs(u[enough]).max(initial=0)) for enough in usable) or 1.0
@@ -233,13 +262,13 @@ def _fit(
     designs = [np.diag([0.0] * len(groups) + [_PENALTY**0.5] * (2 * DEGREE))]
     logs = [np.zeros(len(designs[0]))]
     for g, (group, total, enough) in enumerate(zip(groups, totals, usable, strict=True)):
-        weight = np.sqrt(np.minimum(total[enough], _MOST))[:, None]
+        weight = np.sqrt(np.clip(total[enough], _FEWEST, _MOST))[:, None]
         constant = np.zeros((np.count_nonzero(enough), len(groups)))
         constant[:, g] = 1
         varying = np.mean(z[group]) ** (2 - degrees % 2) * (len(groups) > 1)
         design = np.hstack([constant, powers[enough], powers[enough] * varying])
         designs.append(design * weight)
-        logs.append(np.log(total[enough]) * weight[:, 0])
+        logs.append(np.log(np.maximum(total[enough], 1)) * weight[:, 0])
     solution = np.linalg.lstsq(np.vstack(designs), np.concatenate(logs), rcond=None)[0]
     coefficients: NDArray[np.float64] = solution[len(groups) :].reshape(2, DEGREE)
     return float(np.exp(solution[0])), coefficients / unit**degrees

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 from recover import RecoverError, __version__
-from recover.cli import bounds, demo, evaluate, merge, quantize, reblock, verify
+from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
 from recover.cli import inspect as inspect_command
 
 
@@ -36,6 +36,7 @@ _COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
     verify,
     quantize,
     evaluate,
+    calibrate,
     reblock,
     demo,
 )

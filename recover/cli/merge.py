@@ -31,6 +31,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="of the posterior, its mean or its mode (default: mean, the smaller error)",
     )
     parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        type=Path,
+        help="weights (--method linear) or densities (posterior) from recover calibrate",
+    )
+    parser.add_argument(
         "--outtype",
         choices=("f16", "bf16", "f32", "q8_0"),
         default="f16",
@@ -74,6 +80,7 @@ def run(args: Namespace) -> int:
         snap=args.snap,
         uncertainty=args.uncertainty,
         tensors=args.tensors,
+        calibration=args.calibration,
     )
     for warning in plan.warnings:
         message(args, f"warning: {warning}")

@@ -40,6 +40,8 @@ class Estimator(Protocol):
 
     SEES_CONFLICTS: bool
     """Whether it counts contradictions between the inputs."""
+    CALIBRATED: str | None
+    """What it takes from a calibration: ``weights``, ``densities`` or nothing."""
 
     @staticmethod
     def estimate(

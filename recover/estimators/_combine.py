@@ -9,6 +9,8 @@ from recover.quants import F32Array, U8Array
 from recover.quants._decode import decode_codes, is_affine
 from recover.quants._lanes import gather, load, load_bytes, store, to_f32
 
+_LEAST_SHARE = np.float32(1e-6)
+
 
 @kernel
 def group_variances(evidence: Evidence, k: int, variance: F32Array) -> None:
@@ -78,7 +80,7 @@ def _add_codes(
     """``out += weight * decoded``."""
     affine = is_affine(levels)
     for g in range(weights.size):
-        if weights[g] > 0:
+        if weights[g] != 0:
             q = load_bytes(codes, 16 * g)
             level = to_f32(q) + levels[0] if affine else gather(levels, q)
             weighted = level * (weights[g] * scale[g]) + weights[g] * offset[g]
@@ -89,7 +91,7 @@ def _add_codes(
 def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
     """``out += weight * value``."""
     for g in range(weights.size):
-        if weights[g] > 0:
+        if weights[g] != 0:
             store(out, 16 * g, load(out, 16 * g) + load(values, 16 * g) * weights[g])
 
 
@@ -103,7 +105,7 @@ def combine(
     expected variance of each input alone. Where no input has a usable variance (scales are 0), the
     first that is not broken is taken.
     """
-    n_scalars, n_inputs = evidence.codes.shape[0], tally.size - 2
+    n_inputs = tally.size - 2
     weights = np.empty((n_inputs, variance.size), np.float32)
     total = np.zeros_like(variance)
     for k in range(n_inputs):
@@ -117,6 +119,13 @@ def combine(
     for g in range(variance.size):
         if total[g] > 0:
             variance[g] = np.float32(1) / total[g]
+    _add_all(evidence, weights, out)
+
+
+@kernel
+def _add_all(evidence: Evidence, weights: F32Array, out: F32Array) -> None:
+    """Fill `out` with the sum of all inputs times their weights (K + V, n / 16)."""
+    n_scalars, n_inputs = evidence.codes.shape[0], weights.shape[0]
     out[:] = 0
     for k in range(n_scalars):
         _add_codes(
@@ -129,6 +138,44 @@ def combine(
         )
     for k in range(n_scalars, n_inputs):
         _add_values(evidence.values[k - n_scalars], weights[k], out)
+
+
+@kernel
+def combine_weighted(
+    evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
+) -> None:
+    """The sum of the inputs times the weights of a calibration.
+
+    Fills and adds to the same as `combine`; the variance is that of independent errors. Where an
+    input's bytes are broken, the others take over its weight.
+    """
+    n_inputs = tally.size - 2
+    weights = np.zeros((n_inputs, variance.size), np.float32)
+    total = np.zeros_like(variance)
+    expected = np.zeros_like(variance)
+    for k in range(n_inputs):
+        weight = np.float32(evidence.weights[k])
+        group_variances(evidence, k, variance)
+        tally[2 + k] += sum_variance(variance)
+        for g in range(variance.size):
+            if variance[g] < np.inf:
+                weights[k, g] = weight
+                total[g] += weight
+                expected[g] += weight * weight * variance[g]
+    # In the same order as above, so that nothing is scaled where nothing is broken.
+    full = np.float32(0)
+    for k in range(n_inputs):
+        full += np.float32(evidence.weights[k])
+    for g in range(variance.size):
+        if total[g] != full:
+            share = full / total[g] if total[g] > _LEAST_SHARE * full else np.float32(0)
+            total[g] *= share
+            for k in range(n_inputs):
+                weights[k, g] *= share
+    if not np.all(total > 0):
+        _take_first_usable(evidence, total, weights)
+    variance[:] = expected
+    _add_all(evidence, weights, out)
 
 
 def take_first(evidence: Evidence, out: F32Array) -> None:

@@ -9,6 +9,7 @@ from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array
 
 SEES_CONFLICTS = False
+CALIBRATED = None
 
 
 def estimate(

@@ -2,18 +2,20 @@
 
 Where the rounding errors of the inputs are independent these are the best linear weights, and they
 need no ground truth: the variance of an input is its type's `noise` times its squared scale. (A
-least-squares fit to the truth finds the same weights to two digits.)
+least-squares fit to the truth finds the same weights to two digits.) With a calibration its factors
+are taken instead, one per input and tensor.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators._combine import combine, sum_variance
+from recover.estimators._combine import combine, combine_weighted, sum_variance
 from recover.estimators._request import Request, fill_deviation
 from recover.evidence import Evidence
 from recover.quants import GROUP, F32Array
 
 SEES_CONFLICTS = False
+CALIBRATED = "weights"
 
 
 def estimate(
@@ -21,6 +23,9 @@ def estimate(
 ) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
-    combine(evidence, out, variance, tally)
+    if evidence.weights.size:
+        combine_weighted(evidence, out, variance, tally)
+    else:
+        combine(evidence, out, variance, tally)
     tally[0] += sum_variance(variance)
     fill_deviation(request, variance)

@@ -19,6 +19,7 @@ from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._lanes import any_lane, gather, load, load_bytes, splat, store, where
 
 SEES_CONFLICTS = True
+CALIBRATED = None
 
 
 def estimate(

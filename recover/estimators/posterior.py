@@ -35,6 +35,7 @@ from recover.quants._lanes import (
 )
 
 SEES_CONFLICTS = True
+CALIBRATED = "densities"
 
 # The rule with 5 nodes: one in the middle, two pairs.
 _NODES = tuple(np.float32(t) for t in np.polynomial.legendre.leggauss(5)[0][3:])

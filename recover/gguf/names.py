@@ -1,6 +1,7 @@
 """What llama.cpp's tensor names say."""
 
 import re
+from collections.abc import Iterable
 
 _IN_BLOCK = re.compile(r"blk\.(?P<layer>\d+)\.(?P<rest>.+)")
 
@@ -17,3 +18,8 @@ def layer_of(name: str) -> int | None:
     match = _IN_BLOCK.fullmatch(name)
     digits = match["layer"] if match else ""
     return int(digits) if digits.isascii() and 0 < len(digits) < 10 else None
+
+
+def n_layers(names: Iterable[str]) -> int:
+    """The number of layers that a model with tensors of these names has; at least 1."""
+    return 1 + max((layer_of(name) or 0 for name in names), default=0)

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from recover import __version__
-from recover.errors import PlanError
+from recover.calibration.weights import Calibration, load_calibration
+from recover.errors import CalibrationError, PlanError
 from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
 from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
 from recover.gguf.metadata import FILE_TYPES, derived_metadata
+from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
@@ -141,6 +143,8 @@ class MergePlan:
         Size of the output.
     warnings : tuple of str
         What the user should know.
+    calibration : Calibration or None
+        Weights or densities that were fitted on another model.
     """
 
     models: tuple[Model, ...]
@@ -154,6 +158,7 @@ class MergePlan:
     header: bytes
     n_bytes: int
     warnings: tuple[str, ...]
+    calibration: Calibration | None = None
 
     def method_for(self, tensor: TensorPlan) -> str:
         """Name of the estimator that one tensor needs."""
@@ -174,16 +179,36 @@ class MergePlan:
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
         """Input `source` as a witness on a tensor."""
         model = self.models[source]
-        stored = model.tensors[tensor.name]
         key = tensor.name, source
         if key not in self._witnesses:
-            self._witnesses[key] = witness_of(model, stored)
+            witness = witness_of(model, model.tensors[tensor.name])
+            if self.calibration is not None and tensor.action == "merge":
+                witness = self._calibrated(self.calibration, witness, tensor, source)
+            self._witnesses[key] = witness
         return self._witnesses[key]
 
     @cached_property
     def _witnesses(self) -> dict[tuple[str, int], Witness]:
         """Those that were asked for: every thread asks again, and the answer takes a while."""
         return {}
+
+    def _calibrated(
+        self, calibration: Calibration, witness: Witness, tensor: TensorPlan, source: int
+    ) -> Witness:
+        """A witness with what the method takes from a calibration."""
+        if estimator(self.method).CALIBRATED == "densities":
+            return calibration.with_density(witness)
+        layer = layer_of(tensor.name)
+        weights = calibration.weights_for(
+            [tensor.types[i] for i in tensor.sources],
+            role_of(tensor.name),
+            None if layer is None else layer / self._n_layers,
+        )
+        return replace(witness, weight=weights[tensor.sources.index(source)])
+
+    @cached_property
+    def _n_layers(self) -> int:
+        return n_layers(self.models[0].tensors)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
@@ -211,6 +236,7 @@ def plan_merge(
     snap: str = "none",
     uncertainty: str | os.PathLike[str] | None = None,
     tensors: str | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
 ) -> MergePlan:
     """Decide what a merge does; nothing is written.
 
@@ -234,6 +260,9 @@ def plan_merge(
         GGUF file to be written with the standard deviation of every weight.
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are written.
+    calibration : Calibration or path-like, optional
+        Weights for the method ``linear``, densities for the method ``posterior``, fitted on a model
+        whose original is known.
 
     Returns
     -------
@@ -241,6 +270,8 @@ def plan_merge(
 
     Raises
     ------
+    CalibrationError
+        If the calibration cannot be read, or was not made for the types of the inputs.
     GGUFError, OutputError, PlanError
         If an input cannot be read, the output cannot be written, or the inputs do not fit together.
     """
@@ -255,6 +286,10 @@ def plan_merge(
         raise PlanError(f"snap {snap!r} is unknown; known are {', '.join(SNAPS)}")
     if not inputs:
         raise PlanError("there are no inputs")
+    if isinstance(calibration, str | os.PathLike):
+        calibration = load_calibration(calibration)
+    if calibration is not None and estimator(method).CALIBRATED is None:
+        raise PlanError(f"the method {method} uses no calibration; linear and posterior do")
     models = tuple(open_gguf(path) for path in inputs)
     output = Path(output)
     check_output_path(output, [part for model in models for part in model.parts])
@@ -270,13 +305,15 @@ def plan_merge(
         if (searched := searched_tensors(model, names))
     ]
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
-    plan = _lay_out(models, output, method, outtype, drafts)
+    plan = _lay_out(models, output, method, outtype, drafts, calibration)
     source_format = source_precision(models[0]).type if snap in ("auto", "none") else snap
     if snap == "auto" and source_format not in SIGNIFICAND_BITS:
         warnings.append("the norms do not tell the source's number format: nothing is rounded")
     second = None
     if uncertainty is not None:
         second = _lay_out_deviations(plan, Path(uncertainty))
+    if calibration is not None:
+        _check_calibration(plan)
     return replace(
         plan,
         estimate=estimate,
@@ -326,6 +363,16 @@ def method_for(sources: Sequence[Tensor], method: str) -> str:
     alone = sources[0]
     gains = method == DEFAULT_METHOD and typical_error(alone.type) > _FINE_ALONE
     return method if gains and not is_original(alone) else "best"
+
+
+def _check_calibration(plan: MergePlan) -> None:
+    """Refuse a calibration that does not know a tensor's types, before anything is written."""
+    for tensor in plan.tensors:
+        try:
+            for source in tensor.sources if tensor.action == "merge" else ():
+                plan.witness(tensor, source)
+        except CalibrationError as error:
+            raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
 
 
 def typical_error(tensor_type: TensorType) -> float:
@@ -528,9 +575,10 @@ def _lay_out(
     method: str,
     outtype: str,
     drafts: Sequence[_Draft],
+    calibration: Calibration | None,
 ) -> MergePlan:
     layout = lay_out(
-        _metadata(models, method, outtype),
+        _metadata(models, method, outtype, calibration),
         [(draft.name, draft.dims, draft.outtype) for draft in drafts],
         models[0].header.alignment,
     )
@@ -549,6 +597,7 @@ def _lay_out(
         header=layout.header,
         n_bytes=layout.n_bytes,
         warnings=(),
+        calibration=calibration,
     )
 
 
@@ -565,7 +614,9 @@ def _place(draft: _Draft, position: int) -> TensorPlan:
     )
 
 
-def _metadata(models: Sequence[Model], method: str, outtype: str) -> list[bytes]:
+def _metadata(
+    models: Sequence[Model], method: str, outtype: str, calibration: Calibration | None
+) -> list[bytes]:
     """Spans of the first input, without those that would be wrong; and provenance."""
     types = [Counter(tensor.type.name for tensor in model.tensors.values()) for model in models]
     source_types = [" ".join(f"{name}:{n}" for name, n in counts.most_common()) for counts in types]
@@ -576,7 +627,7 @@ def _metadata(models: Sequence[Model], method: str, outtype: str) -> list[bytes]
             ("general.file_type", ValueType.UINT32, FILE_TYPES[outtype.upper()]),
             ("recover.version", ValueType.STRING, __version__),
             ("recover.method", ValueType.STRING, method),
-            ("recover.calibration", ValueType.STRING, "none"),
+            ("recover.calibration", ValueType.STRING, calibration.label if calibration else "none"),
             ("recover.source.names", ValueType.STRING, [model.path.name for model in models]),
             ("recover.source.sizes", ValueType.UINT64, [model.n_bytes for model in models]),
             ("recover.source.types", ValueType.STRING, source_types),

@@ -1,0 +1,421 @@
+"""One streaming pass over models and their original: the sums that every fit needs.
+
+A least-squares fit of any weights, on any part of the tensors, needs only each tensor's Gram
+matrix. It is kept of the errors, not of the decoded weights: they are so much smaller that a fit to
+the differences between decoded weights would lose half of its digits.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import kernel
+from recover.calibration.weights import Source
+from recover.errors import CalibrationError
+from recover.estimators import Request, linear
+from recover.evidence import Evidence, EvidenceBuffer, Witness
+from recover.gguf.names import layer_of, n_layers, role_of
+from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.text import printable, quoted
+from recover.merge.plan import check_match, find_twins, typical_error
+from recover.provenance import witness_of
+from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, U8Array, dequantize
+from recover.quants._decode import decode_codes
+from recover.simulate import Counts
+from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+
+F64Array = NDArray[np.float64]
+
+_PART = 512  # weights whose errors, as float64, stay in the L1 cache
+_LANES = 8
+_SUPERBLOCK = 256
+_COUNTED = 1 << 16  # weights that are counted in one go, and whose neighbours may be left out
+_MOST_COUNTED = 1 << 23  # weights of a type
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the fits need of one tensor.
+
+    Attributes
+    ----------
+    name, role : str
+        Of the tensor.
+    layer : int or None
+        That it belongs to.
+    depth : float or None
+        The same over the number of layers.
+    types : tuple of str
+        How the K inputs with different bytes store it: finest first, equal ones in their order.
+    n_weights : int
+        Number of weights.
+    gram : float64 (K + 1, K + 1)
+        Sums of the products of the errors (decoded minus true) of the inputs and, in the last row
+        and column, of the true weights.
+    linear_error : float
+        Sum of the square errors of the method ``linear`` without calibration.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    depth: float | None
+    types: tuple[str, ...]
+    n_weights: int
+    gram: F64Array
+    linear_error: float
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where in their cells the weights of a type lie.
+
+    Attributes
+    ----------
+    kind : ScalarType
+        The type.
+    has_cells, weighted : bool
+        How it was made (see `recover.evidence.Witness`).
+    counts : Counts
+        Of the true weights.
+    """
+
+    kind: ScalarType
+    has_cells: bool
+    weighted: bool
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass found.
+
+    Attributes
+    ----------
+    inputs : tuple of Source
+        In their order.
+    truth : Source
+        The original.
+    paths : tuple of Path
+        All files that were read.
+    moments : tuple of Moments
+        Of every tensor that has several inputs to combine, in file order.
+    places : tuple of Places
+        By type.
+    """
+
+    inputs: tuple[Source, ...]
+    truth: Source
+    paths: tuple[Any, ...]
+    moments: tuple[Moments, ...]
+    places: tuple[Places, ...]
+
+
+def survey(
+    inputs: Sequence[str | os.PathLike[str]],
+    truth: str | os.PathLike[str],
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> Survey:
+    """Compare quantizations with their original; memory does not grow with the model.
+
+    Parameters
+    ----------
+    inputs : sequence of path-like
+        GGUF files quantized from `truth`.
+    truth : path-like
+        The original, in any type that can be decoded.
+    n_threads : int, optional
+        Default: the cores that this process may use. The sums do not depend on it.
+    progress : callable, optional
+        ``progress(n_weights_done, n_weights)``.
+
+    Returns
+    -------
+    Survey
+
+    Raises
+    ------
+    GGUFError
+        If a file cannot be read.
+    PlanError
+        If the inputs do not fit together.
+    CalibrationError
+        If there is nothing to combine, a tensor is missing from the truth or has another shape
+        there, or holds NaN or infinities.
+    """
+    models = tuple(open_gguf(path) for path in inputs)
+    if len(models) < 2:
+        raise CalibrationError("a calibration weighs inputs against each other: give two or more")
+    for model in models[1:]:
+        check_match(models[0], model)
+    original = open_gguf(truth)
+    jobs = [job for name in models[0].tensors if (job := _job(name, models, original))]
+    if not jobs:
+        raise CalibrationError(
+            f"{printable(models[0].path)}: no tensor is quantized in two of the inputs with"
+            " different bytes, so there is nothing to combine"
+        )
+    n_weights = sum(job.truth.n_weights for job in jobs)
+    n_done = 0
+    sample = _Sample(jobs)
+    moments = []
+    layers = n_layers(models[0].tensors)
+    for job in jobs:
+
+        def report(n: int, _all: int, before: int = n_done) -> None:
+            if progress is not None:
+                progress(before + n, n_weights)
+
+        gram, linear_error = _Pass(job, n_threads or available_cores()).run(report)
+        _check_finite(gram, job)
+        sample.add(job)
+        moments.append(_moments(job, gram, linear_error, layers))
+        n_done += job.truth.n_weights
+    return Survey(
+        inputs=tuple(_source(model) for model in models),
+        truth=_source(original),
+        paths=tuple(part for model in (*models, original) for part in model.parts),
+        moments=tuple(moments),
+        places=sample.places,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A tensor to compare: the inputs with different bytes, finest first, and the truth."""
+
+    models: tuple[Model, ...]
+    tensors: tuple[Tensor, ...]
+    witnesses: tuple[Witness, ...]
+    truth: Tensor
+    truth_path: str
+
+
+def _job(name: str, models: Sequence[Model], truth: Model) -> _Job | None:
+    """None for a tensor that needs no combination."""
+    tensors = [model.tensors[name] for model in models]
+    distinct = sorted(
+        set(find_twins(tensors)),
+        key=lambda i: (typical_error(tensors[i].type), tensors[i].type.name),
+    )
+    if len(distinct) < 2 or isinstance(tensors[distinct[0]].type, FloatType | OpaqueType):
+        return None
+    path = printable(truth.path)
+    if name not in truth.tensors:
+        raise CalibrationError(f"{path}: has no tensor {quoted(name)}, which the inputs have")
+    original, first = truth.tensors[name], tensors[distinct[0]]
+    if original.n_weights != first.n_weights or original.dims[0] != first.dims[0]:
+        raise CalibrationError(
+            f"tensor {quoted(name)} has the shape {first.dims} in the inputs,"
+            f" but {original.dims} in {path}"
+        )
+    if isinstance(original.type, OpaqueType):
+        raise CalibrationError(
+            f"{path}: tensor {quoted(name)} of type {original.type.name} cannot be decoded"
+        )
+    return _Job(
+        models=tuple(models[i] for i in distinct),
+        tensors=tuple(tensors[i] for i in distinct),
+        witnesses=tuple(witness_of(models[i], tensors[i]) for i in distinct),
+        truth=original,
+        truth_path=path,
+    )
+
+
+def _source(model: Model) -> Source:
+    types = [tensor.type.name for tensor in model.tensors.values()]
+    counts = {name: types.count(name) for name in sorted(set(types))}
+    return Source(name=model.path.name, n_bytes=model.n_bytes, types=counts)
+
+
+def _check_finite(gram: F64Array, job: _Job) -> None:
+    """Name the file whose weights are not finite."""
+    if np.isfinite(gram).all():
+        return
+    name = quoted(job.truth.name)
+    for k, model in enumerate(job.models):
+        if not np.isfinite(gram[k, k]) and np.isfinite(gram[-1, -1]):
+            raise CalibrationError(
+                f"{printable(model.path)}: tensor {name} holds NaN or infinite weights"
+            )
+    raise CalibrationError(f"{job.truth_path}: tensor {name} holds NaN or infinite weights")
+
+
+def _moments(job: _Job, gram: F64Array, linear_error: float, layers: int) -> Moments:
+    layer = layer_of(job.truth.name)
+    return Moments(
+        name=job.truth.name,
+        role=role_of(job.truth.name),
+        layer=layer,
+        depth=None if layer is None else layer / layers,
+        types=tuple(tensor.type.name for tensor in job.tensors),
+        n_weights=job.truth.n_weights,
+        gram=gram,
+        linear_error=linear_error,
+    )
+
+
+class _Pass:
+    """The pass over one tensor, on threads: sums by tile, added in their order."""
+
+    def __init__(self, job: _Job, n_threads: int) -> None:
+        self._job = job
+        self._n_threads = n_threads
+        n_rows = len(job.tensors) + 1
+        n = n_tiles(job.truth.n_weights)
+        self._grams = np.zeros((n, n_rows, n_rows))
+        self._linear = np.zeros(n)
+
+    def run(self, progress: Progress) -> tuple[F64Array, float]:
+        """Gram matrix of the errors and the truth, and the square error of ``linear``."""
+        workers = [self._worker() for _ in range(min(self._n_threads, len(self._grams)))]
+        for_each_tile([self._job.truth.n_weights], workers, progress)
+        return self._grams.sum(axis=0), float(self._linear.sum())
+
+    def _worker(self) -> Callable[[Tile], None]:
+        job = self._job
+        buffer = EvidenceBuffer(job.witnesses)
+        n_inputs = len(job.witnesses)
+        n = min(TILE, job.truth.n_weights)
+        memory, decoded, estimate = (
+            np.empty(n, np.float32),
+            np.empty(n_inputs * n, np.float32),
+            np.empty(n, np.float32),
+        )
+
+        def work(tile: Tile) -> None:
+            size = tile.end - tile.start
+            truth = _decode(job.truth, tile.start, tile.end, memory[:size])
+            raws = [_stored(each, tile.start, tile.end) for each in job.tensors]
+            evidence = buffer.load(raws, size)
+            values = decoded[: n_inputs * size].reshape(n_inputs, size)
+            for row, slot in zip(values, buffer.order, strict=True):
+                _say(evidence, slot, row)
+            index = tile.start // TILE
+            _add_gram(values, truth, self._grams[index])
+            linear.estimate(evidence, estimate[:size], np.zeros(2 + n_inputs), Request())
+            self._linear[index] = _square_error(estimate[:size], truth)
+
+        return work
+
+
+class _Sample:
+    """Counts of true weights by type: of all, or of parts that are evenly spaced.
+
+    Which parts depends on the files alone; they are counted one after the other, so that the sums
+    do not depend on the threads.
+    """
+
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        self._places: dict[_Key, Places] = {}
+        self._n_parts: Counter[_Key] = Counter()
+        self._n_passed: Counter[_Key] = Counter()
+        for job in jobs:
+            for each in job.witnesses:
+                if isinstance(each.type, ScalarType):
+                    key = _key(each)
+                    counts = Counts(each.type, is_hard=each.has_cells)
+                    self._places.setdefault(
+                        key, Places(each.type, each.has_cells, each.weighted, counts)
+                    )
+                    self._n_parts[key] += -(-job.truth.n_weights // _COUNTED)
+
+    @property
+    def places(self) -> tuple[Places, ...]:
+        """By type."""
+        return tuple(self._places[key] for key in sorted(self._places))
+
+    def add(self, job: _Job) -> None:
+        """Count the weights of one tensor."""
+        memory = np.empty(min(_COUNTED, job.truth.n_weights), np.float32)
+        for start in range(0, job.truth.n_weights, _COUNTED):
+            wanted = [k for k, each in enumerate(job.witnesses) if self._is_turn(each)]
+            end = min(start + _COUNTED, job.truth.n_weights)
+            end -= (end - start) % _SUPERBLOCK
+            if wanted and end > start:
+                truth = _decode(job.truth, start, end, memory[: end - start])
+                for k in wanted:
+                    raw = _stored(job.tensors[k], start, end)
+                    self._places[_key(job.witnesses[k])].counts.add(truth, raw)
+
+    def _is_turn(self, witness: Witness) -> bool:
+        """Whether the next part of a type is one that is counted."""
+        if not isinstance(witness.type, ScalarType):
+            return False
+        key = _key(witness)
+        number = self._n_passed[key]
+        self._n_passed[key] += 1
+        every = -(-self._n_parts[key] * _COUNTED // _MOST_COUNTED)
+        return number % every == 0
+
+
+_Key = tuple[str, bool, bool]
+
+
+def _key(witness: Witness) -> _Key:
+    return witness.type.name, witness.has_cells, witness.weighted
+
+
+def _stored(tensor: Tensor, start: int, end: int) -> U8Array:
+    return tensor.raw[tensor.type.n_bytes(start) : tensor.type.n_bytes(end)]
+
+
+def _decode(tensor: Tensor, start: int, end: int, out: F32Array) -> F32Array:
+    return dequantize(_stored(tensor, start, end), tensor.type, out)
+
+
+def _say(evidence: Evidence, slot: int, out: F32Array) -> None:
+    """What one input says: exactly what dequantizing it gives."""
+    n_scalars = len(evidence.codes)
+    if slot >= n_scalars:
+        out[:] = evidence.values[slot - n_scalars]
+        return
+    decode_codes(
+        evidence.codes[slot],
+        evidence.scale[slot],
+        evidence.offset[slot],
+        evidence.levels[slot],
+        out,
+    )
+
+
+@kernel
+def _add_gram(values: F32Array, truth: F32Array, gram: F64Array) -> None:
+    """Add the products of errors (K, n) and truth (n,) to a symmetric matrix (K + 1, K + 1)."""
+    n_inputs, n = values.shape
+    part = np.zeros((n_inputs + 1, _PART))
+    lanes = np.empty(_LANES)
+    for start in range(0, n, _PART):
+        size = min(_PART, n - start)
+        part[:, size:] = 0
+        for i in range(size):
+            part[n_inputs, i] = np.float64(truth[start + i])
+        for k in range(n_inputs):
+            for i in range(size):
+                part[k, i] = np.float64(values[k, start + i]) - part[n_inputs, i]
+        for j in range(n_inputs + 1):
+            for k in range(j + 1):
+                lanes[:] = 0
+                for i in range(0, _PART, _LANES):
+                    for lane in range(_LANES):
+                        lanes[lane] += part[j, i + lane] * part[k, i + lane]
+                total = lanes.sum()
+                gram[j, k] += total
+                if k < j:
+                    gram[k, j] += total
+
+
+@kernel
+def _square_error(x: F32Array, truth: F32Array) -> float:
+    total = 0.0
+    for i in range(x.size):
+        error = np.float64(x[i]) - np.float64(truth[i])
+        total += error * error
+    return total
