@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from recover.cli import main
 from recover.errors import OutputError, PlanError
 from recover.estimators import method_names
 from recover.gguf.reader import open_gguf
@@ -459,3 +460,19 @@ def test_files_of_different_models_are_refused(
     fractions = {t.plan.name: t.conflict_fraction for t in result.tensors}
     assert fractions["blk.1.ffn_up.weight"] > 0.3
     assert fractions["blk.1.ffn_gate.weight"] == 0
+
+
+def test_a_file_quantized_from_another_input_is_refused(
+    tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They never contradict each other, but the child tells nothing new."""
+    child, output = tmp_path / "child.gguf", tmp_path / "out.gguf"
+    made = ["quantize", str(tiny[0]), "Q4_0", "-o", str(child), "--allow-requantize", "-q"]
+    assert main(made) == 0
+    arguments = ["merge", str(tiny[0]), str(child), "-o", str(output)]
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert f"{child} was quantized from {tiny[0]}, not from the original" in message
+    assert not output.exists()
+    assert main([*arguments, "--force", "-q"]) == 0
+    assert output.exists()

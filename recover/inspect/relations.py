@@ -31,6 +31,7 @@ ANOTHER_MODEL = "another model"
 _N_RUNS = 8
 _RUN = 4096
 
+_LARGEST = np.float32(1e15)
 _TOLERATED = 2  # conflicts in a pair of files; of one original there are none at all
 _RELATED = 0.5  # correlation of the weights of a model and its fine-tune: nearly 1
 _FEWEST_EXPECTED = 20.0  # weights outside, so that none outside is no chance
@@ -137,6 +138,8 @@ class _Sample:
             upper.append(high.copy())
         self.is_float = isinstance(tensor.type, FloatType)
         self.values, self.lower, self.upper = map(np.concatenate, (values, lower, upper))
+        broken = ~(np.abs(self.values) < _LARGEST)  # broken scales say nothing of the weights
+        self.values[broken], self.lower[broken], self.upper[broken] = 0, -np.inf, np.inf
         self.width = np.where(self.upper < np.inf, self.upper - self.lower, np.float32(np.inf))
 
 

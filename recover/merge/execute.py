@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tile
 # Quantizations of one original contradict each other on no weight at all.
 _TOLERATED_CONFLICTS = 1e-5
 _TOLERATED_WEIGHTS = 2
+_N_LOOKED_AT = 6  # tensors that tell how the inputs belong together
 # Sums of the merge itself that precede those of the estimator: the weights that are certain.
 _N_OWN = 1
 
@@ -130,6 +132,8 @@ def execute_merge(
         each other on more weights of a tensor than chance allows.
     """
     start = time.perf_counter()
+    if not force:
+        _check_relations(plan)
     inputs = [part for model in plan.models for part in model.parts]
     tallies = _Tallies(plan)
     with ExitStack() as outputs:
@@ -150,13 +154,48 @@ def execute_merge(
     return _result(plan, time.perf_counter() - start, tallies.totals)
 
 
+def _check_relations(plan: MergePlan) -> None:
+    """Refuse inputs that were not quantized from one original, as a look at some tensors tells.
+
+    A file that was quantized from another input never contradicts it, but tells nothing new.
+    """
+    from recover.inspect.relations import QUANTIZED_FROM, find_relations  # which plans merges
+
+    merged = [tensor.name for tensor in plan.tensors if tensor.action == "merge"]
+    if not merged:
+        return
+    places = np.linspace(0, len(merged) - 1, min(len(merged), _N_LOOKED_AT)).astype(int)
+    names = [merged[i] for i in places]
+    models = [
+        replace(model, tensors=MappingProxyType({name: model.tensors[name] for name in names}))
+        for model in plan.models
+    ]
+    for relation in find_relations(models):
+        pair = [printable(plan.models[i].path) for i in (relation.first, relation.second)]
+        if relation.kind == QUANTIZED_FROM and relation.parent is not None:
+            parent = printable(plan.models[relation.parent].path)
+            child = next(name for name in pair if name != parent)
+            raise PlanError(
+                f"{child} was quantized from {parent}, not from the original (looked at:"
+                f" {some([quoted(name) for name in names])}): it tells nothing new; leave it out,"
+                " or go on with --force"
+            )
+        if not relation.is_compatible:
+            named = [quoted(name) for name in relation.tensors]
+            raise PlanError(
+                f"{pair[1]} and {pair[0]} are not quantized from the same original"
+                f" ({relation.kind}): they contradict each other on {some(named)}; recover inspect"
+                " says how they differ, --force takes the finest input there"
+            )
+
+
 def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) -> None:
     """Refuse inputs that cannot come from one original."""
     counts = {plan.tensors[i]: tally[_N_OWN + 1] for i, tally in totals.items()}
     shares = {tensor: count / tensor.n_weights for tensor, count in counts.items()}
     worst = sorted(shares, key=lambda tensor: -shares[tensor])
     named = [
-        f"{quoted(tensor.name)} ({shares[tensor]:.2g} of its weights)"
+        f"{quoted(tensor.name)} ({100 * shares[tensor]:.3g}%)"
         for tensor in worst
         if shares[tensor] > _TOLERATED_CONFLICTS and counts[tensor] > _TOLERATED_WEIGHTS
     ]
