@@ -121,14 +121,10 @@ def _place_cells(
     worked on at once.
     """
     scratch[:, end - start :] = 0
-    scratch[0, : end - start], scratch[1, : end - start] = (
-        evidence.scale[k, start:end],
-        evidence.offset[k, start:end],
-    )
-    scratch[2, : end - start], scratch[3, : end - start] = (
-        evidence.scale_error[k, start:end],
-        evidence.offset_error[k, start:end],
-    )
+    for g in range(end - start):
+        scratch[0, g], scratch[1, g] = evidence.scale[k, start + g], evidence.offset[k, start + g]
+        scratch[2, g] = evidence.scale_error[k, start + g]
+        scratch[3, g] = evidence.offset_error[k, start + g]
     first, last = evidence.end_codes[k]
     lowest, highest = evidence.lower_levels[k, first], evidence.upper_levels[k, last]
     first_level, last_level = evidence.levels[k, first], evidence.levels[k, last]

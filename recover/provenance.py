@@ -32,6 +32,7 @@ from recover.evidence import Witness
 from recover.gguf.metadata import QUANTIZER_KEY
 from recover.gguf.reader import Model, Tensor
 from recover.quants import GROUP, F32Array, ScalarType, TensorType, U8Array
+from recover.reblock.origin import is_original
 
 Mask = NDArray[np.bool_]
 
@@ -131,11 +132,18 @@ def witness_of(model: Model, tensor: Tensor) -> Witness:
 
 
 def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
-    """Tensors without cells because of their codes, of which the metadata tell nothing."""
+    """Tensors without cells because of their codes, of which the metadata tell nothing.
+
+    Integer originals are not among them: they need no cells.
+    """
     if uses_imatrix(model) or QUANTIZER_KEY in model.metadata:
         return []
     tensors = [model.tensors[name] for name in names]
-    return [each.name for each in tensors if not codes_are_plain(each.raw, each.type)]
+    return [
+        each.name
+        for each in tensors
+        if not is_original(each) and not codes_are_plain(each.raw, each.type)
+    ]
 
 
 def _sample(raw: U8Array, type_size: int) -> U8Array:

@@ -8,6 +8,7 @@ from recover.cells import intersect_cells
 from recover.evidence import EvidenceBuffer, Witness
 from recover.quants import TILE, ScalarType, all_types
 from tests.oracle import libggml
+from tests.oracle.weights import sentence_encoder_weights
 
 SCALAR = [t for t in all_types() if isinstance(t, ScalarType)]
 HARD_WITH_IMATRIX = [t for t in SCALAR if not t.refits_scale_with_imatrix]
@@ -65,17 +66,29 @@ def test_originals_lie_in_their_cells(
             assert two_sided > 0.4
 
 
+def real_weights() -> NDArray[np.float32]:
+    """Trained weights of a sentence encoder, whole rows."""
+    weights = np.concatenate([w.reshape(-1) for w in sentence_encoder_weights()])
+    return weights[: weights.size // (512 * ROW) * (512 * ROW)]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("imatrix", [False, True], ids=["plain", "imatrix"])
 @pytest.mark.parametrize("kind", SCALAR, ids=lambda kind: kind.name)
-def test_originals_lie_in_their_cells_long(kind: ScalarType, rng: np.random.Generator) -> None:
-    """More than 10^8 weights per format."""
-    n_weights = 0
+def test_originals_lie_in_their_cells_long(
+    kind: ScalarType, imatrix: bool, rng: np.random.Generator
+) -> None:
+    """More than 10^8 weights per format, with and without an importance matrix."""
+    if imatrix and kind.refits_scale_with_imatrix:
+        assert kind not in HARD_WITH_IMATRIX
+        return
+    n_weights, real = 0, real_weights()
     while n_weights < 10**8:
-        for what in KINDS:
-            weights = rng.lognormal(size=ROW).astype(np.float32)
-            with_imatrix = kind in HARD_WITH_IMATRIX and n_weights // ROW % 2
-            x = draw(what, 512 * ROW, rng)
-            n_outside, _ = count_violations(kind, x, weights if with_imatrix else None)
+        start = n_weights % real.size
+        for what in (*KINDS, "real"):
+            x = real[start : start + 512 * ROW] if what == "real" else draw(what, 512 * ROW, rng)
+            weights = rng.lognormal(size=ROW).astype(np.float32) if imatrix else None
+            n_outside, _ = count_violations(kind, x, weights)
             assert n_outside == 0, what
             n_weights += x.size
 

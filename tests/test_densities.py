@@ -47,10 +47,14 @@ def test_shipped_densities_are_found_again(kind: ScalarType, weighted: bool) -> 
 
 @pytest.mark.parametrize("kind", VECTOR, ids=lambda kind: kind.name)
 def test_shipped_likelihoods_are_found_again(kind: VectorType) -> None:
-    x = student_t(321)(0)
+    # The scales of ternary types are the largest of 256 weights, which is a matter of chance: so
+    # much that the shipped variance, of one chunk, may itself be off by 4 %.
+    ternary = kind.name.startswith("TQ")
+    draw = student_t(321)
+    x = np.concatenate([draw(chunk) for chunk in range(8)]) if ternary else draw(0)[:32]
     raw = libggml.quantize(kind.type_id, x, np.ones(x.shape[1], np.float32))
     again = find_likelihood(dequantize(raw, kind), x)
-    np.testing.assert_allclose(again, likelihood(kind), rtol=0.03)
+    np.testing.assert_allclose(again, likelihood(kind), rtol=0.05 if ternary else 0.03)
 
 
 def test_shipped_shares_are_found_again() -> None:

@@ -134,7 +134,8 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
             assert isinstance(kind, VectorType)
             gain, share = likelihood(kind)
             widths = np.repeat(np.mean(values.reshape(-1, 256) ** 2, axis=1) * share, 256) ** 0.5
-            far = 4 if any(isinstance(type_by_name(n), ScalarType) for n in mix) else 12
+            # next to cells normal densities are cut off; among themselves they are not
+            far = 4 if any(isinstance(type_by_name(n), ScalarType) for n in mix) else math.inf
             normal = (0, -0.5, 0, 0), 0, (-far, far)
             columns.append(
                 [naive.Belief(gain * v, w, *normal) for v, w in zip(values, widths, strict=True)]

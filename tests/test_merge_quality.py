@@ -12,7 +12,7 @@ from tests.gguf_files import F32Array, read_tensors, read_weights, squared_error
 from tests.oracle.llama_cpp import LlamaModel, score_chunks, text_chunks
 
 OUTTYPES = {"f16": np.float16, "f32": np.float32}
-N_CHUNKS = 8
+N_CHUNKS = 4
 
 
 def merge(inputs: list[Path], output: Path, method: str, outtype: str = "f16") -> MergeResult:

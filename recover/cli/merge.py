@@ -25,16 +25,40 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="how to combine the inputs (default: posterior)",
     )
     parser.add_argument(
+        "--estimate",
+        choices=("mean", "map"),
+        default="mean",
+        help="of the posterior, its mean or its mode (default: mean, the smaller error)",
+    )
+    parser.add_argument(
         "--calibration",
         metavar="FILE",
         type=Path,
         help="weights (--method linear) or densities (posterior) from recover calibrate",
     )
     parser.add_argument(
+        "--simulate",
+        metavar="N",
+        type=int,
+        help="take the densities from N of the model's own merged weights instead of random ones",
+    )
+    parser.add_argument(
         "--outtype",
         choices=("f16", "bf16", "f32", "q8_0"),
         default="f16",
         help="how the weights are stored (default: f16)",
+    )
+    parser.add_argument(
+        "--snap",
+        choices=("auto", "none", "bf16", "f16"),
+        default="none",
+        help="round to the numbers of the source's format (default: none, the smaller error)",
+    )
+    parser.add_argument(
+        "--uncertainty",
+        metavar="FILE",
+        type=Path,
+        help="write the standard deviation of every weight to this GGUF file",
     )
     parser.add_argument(
         "--tensors", metavar="REGEX", help="write only tensors in whose name this is found"
@@ -57,10 +81,17 @@ def run(args: Namespace) -> int:
         args.inputs,
         args.output,
         method=args.method or DEFAULT_METHOD,
+        estimate=args.estimate,
         outtype=args.outtype,
+        snap=args.snap,
+        uncertainty=args.uncertainty,
         tensors=args.tensors,
         calibration=args.calibration,
     )
+    if args.simulate is not None:
+        from recover.merge.resimulate import with_simulated_densities
+
+        plan = with_simulated_densities(plan, args.simulate)
     for warning in plan.warnings:
         message(args, f"warning: {warning}")
     if args.dry_run:
@@ -107,6 +138,9 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     print_table(f"{names} ({plan.method})", columns, rows)
     ratio = optional(result.expected_mse_ratio, ".3f")
     print(f"expected mean square error: {ratio} of that of the best single input")
+    if result.n_exact:
+        what = f"{result.n_exact:,} weights ({result.n_exact / result.n_weights:.2%})"
+        print(f"certain: {what} are the only {plan.source_format} number within their bounds")
     if result.conflict_fraction:
         print(f"conflicts: the inputs contradict each other on {result.conflict_fraction:.2%}")
     print_written(plan.output, plan.n_bytes, result.n_weights, result.seconds)

@@ -47,7 +47,7 @@ _ONE = np.float32(1)
 _DEVIATIONS = np.float32(4)
 _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
-_N_SAMPLED = 4096  # groups of a tile from which the error of each input alone is told
+_N_SAMPLED = 12000  # groups of a tile from which the error of each input alone is told
 
 
 class _Scalars(NamedTuple):

@@ -4,23 +4,29 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.cells import intersect_cells
 from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile
+from recover.lattice import snap
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.quants import TILE, F32Array, FloatType, U8Array, dequantize, quantize, type_by_name
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 # Quantizations of one original contradict each other on no weight at all.
-_TOLERATED_CONFLICTS = 0.001
+_TOLERATED_CONFLICTS = 1e-5
+_TOLERATED_WEIGHTS = 2
+# Sums of the merge itself that precede those of the estimator: the weights that are certain.
+_N_OWN = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class MergeResult:
     conflict_fraction : float or None
         Share of the merged weights on which the inputs contradict each other; None if the method
         does not look.
+    n_exact : int
+        Weights that are certain: their bounds hold a single number of the source's format.
     tensors : tuple of TensorResult
         In output order.
     """
@@ -55,6 +63,7 @@ class MergeResult:
     seconds: float
     expected_mse_ratio: float | None
     conflict_fraction: float | None
+    n_exact: int
     tensors: tuple[TensorResult, ...]
 
     @property
@@ -73,6 +82,7 @@ class MergeResult:
             "weights_per_second": self.n_weights / self.seconds,
             "expected_mse_ratio": self.expected_mse_ratio,
             "conflict_fraction": self.conflict_fraction,
+            "n_exact": self.n_exact,
             "tensors": [
                 {
                     "name": tensor.plan.name,
@@ -122,9 +132,17 @@ def execute_merge(
     start = time.perf_counter()
     inputs = [part for model in plan.models for part in model.parts]
     tallies = _Tallies(plan)
-    with OutputFile(plan.output, plan.n_bytes, inputs) as output:
+    with ExitStack() as outputs:
+        output = outputs.enter_context(OutputFile(plan.output, plan.n_bytes, inputs))
         output.write_at(0, plan.header)
-        workers = [_Worker(plan, output, tallies) for _ in range(n_threads or available_cores())]
+        second = None
+        if plan.uncertainty is not None:
+            path, n_bytes = plan.uncertainty.path, plan.uncertainty.n_bytes
+            second = outputs.enter_context(OutputFile(path, n_bytes, inputs))
+            second.write_at(0, plan.uncertainty.header)
+        workers = [
+            _Worker(plan, output, second, tallies) for _ in range(n_threads or available_cores())
+        ]
         sizes = [tensor.n_weights for tensor in plan.tensors]
         for_each_tile(sizes, [worker.work for worker in workers], progress)
         if not force:
@@ -134,12 +152,13 @@ def execute_merge(
 
 def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) -> None:
     """Refuse inputs that cannot come from one original."""
-    shares = {plan.tensors[i]: tally[1] / plan.tensors[i].n_weights for i, tally in totals.items()}
+    counts = {plan.tensors[i]: tally[_N_OWN + 1] for i, tally in totals.items()}
+    shares = {tensor: count / tensor.n_weights for tensor, count in counts.items()}
     worst = sorted(shares, key=lambda tensor: -shares[tensor])
     named = [
-        f"{quoted(tensor.name)} ({shares[tensor]:.1%})"
+        f"{quoted(tensor.name)} ({shares[tensor]:.2g} of its weights)"
         for tensor in worst
-        if shares[tensor] > _TOLERATED_CONFLICTS
+        if shares[tensor] > _TOLERATED_CONFLICTS and counts[tensor] > _TOLERATED_WEIGHTS
     ]
     if named:
         raise PlanError(
@@ -150,8 +169,9 @@ def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) ->
 
 
 class _Tallies:
-    """Sums per tensor (see `recover.estimators`), added up in the order of the tiles.
+    """Sums per tensor, added up in the order of the tiles.
 
+    First `_N_OWN` of the merge itself, then those of the estimator (see `recover.estimators`).
     So the figures do not depend on the threads; tiles are kept apart only while their tensor is
     worked on.
     """
@@ -176,11 +196,16 @@ class _Tallies:
 class _Worker:
     """One thread's part: scratch memory, and what it needs to know of the tensor at hand."""
 
-    def __init__(self, plan: MergePlan, output: OutputFile, tallies: _Tallies) -> None:
+    def __init__(
+        self, plan: MergePlan, output: OutputFile, second: OutputFile | None, tallies: _Tallies
+    ) -> None:
         self._plan = plan
         self._output = output
+        self._second = second
         self._tallies = tallies
         self._estimate = np.empty(TILE, np.float32)
+        self._deviation = np.empty(TILE if second is not None else 0, np.float32)
+        self._bounds = np.empty((2, 0), np.float32)
         self._encoded = np.empty(TILE * 4, np.uint8)
         self._witnesses: list[Witness] = []
         self._buffer = EvidenceBuffer([])
@@ -206,6 +231,11 @@ class _Worker:
         except QuantError:
             raise self._not_finite(stored, estimate) from None
         self._output.write_at(position, encoded.data)
+        if self._second is not None and self._plan.uncertainty is not None:
+            bf16 = type_by_name("BF16")
+            deviations = quantize(self._deviation[: estimate.size], bf16)
+            position = self._plan.uncertainty.positions[self._tensor.name]
+            self._second.write_at(position + bf16.n_bytes(tile.start), deviations.data)
 
     def _turn_to(self, index: int) -> None:
         self._index = index
@@ -214,23 +244,35 @@ class _Worker:
         models = [self._plan.models[source] for source in self._tensor.sources]
         self._sources = [model.tensors[self._tensor.name] for model in models]
         self._is_float = isinstance(self._sources[0].type, FloatType)
-        # One input alone is just decoded, whatever the method.
-        merged = self._tensor.action == "merge"
-        self._estimator = estimator(self._plan.method if merged else "best")
         if self._tensor.action == "copy" or self._is_float:
             return
+        self._estimator = estimator(self._plan.method_for(self._tensor))
+        self._significand_bits = self._plan.significand_bits(self._tensor)
+        if self._significand_bits and not self._bounds.size:
+            self._bounds = np.empty((2, TILE), np.float32)
+            self._deviation = np.empty(TILE, np.float32)
         witnesses = [self._plan.witness(self._tensor, source) for source in self._tensor.sources]
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
 
     def _fill(self, tile: Tile, stored: Sequence[U8Array], estimate: F32Array) -> None:
         """Estimate the weights of one tile."""
+        n = estimate.size
         if self._is_float:
             dequantize(stored[0], self._sources[0].type, estimate)
+            self._deviation[:n] = 0
             return
-        tally = np.zeros(2 + len(stored))
-        evidence = self._buffer.load(stored, estimate.size)
-        self._estimator.estimate(evidence, estimate, tally, Request())
+        tally = np.zeros(_N_OWN + 2 + len(stored))
+        evidence = self._buffer.load(stored, n)
+        request = Request(self._plan.estimate, self._deviation[:n])
+        self._estimator.estimate(evidence, estimate, tally[_N_OWN:], request)
+        if self._significand_bits:
+            lower, upper = self._bounds[:, :n]
+            intersect_cells(evidence, lower, upper)
+            bits, rounds_all = self._significand_bits, self._plan.snaps
+            n_certain, change = snap(lower, upper, bits, rounds_all, estimate, self._deviation[:n])
+            tally[0] += n_certain
+            tally[_N_OWN] += change
         self._tallies.add(tile, tally)
 
     def _not_finite(self, stored: Sequence[U8Array], estimate: F32Array) -> PlanError:
@@ -253,13 +295,14 @@ def _result(
     """Turn the sums into what people read."""
     sees_conflicts = estimator(plan.method).SEES_CONFLICTS
     results: list[TensorResult] = []
-    expected, n_merged, n_conflicts = 0.0, 0, 0.0
+    expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
     for index, tensor in enumerate(plan.tensors):
-        tally = tallies.get(index)
-        if tally is None:
+        sums = tallies.get(index)
+        if sums is None:
             results.append(TensorResult(tensor, None, None))
             continue
+        n_exact, tally = n_exact + int(sums[0]), sums[_N_OWN:]
         n_weights = tensor.n_weights
         merged = tensor.action == "merge"
         n_merged += n_weights * merged
@@ -269,12 +312,13 @@ def _result(
         # An input that took no part here says at best what the finest one says.
         alone += [of_source.get(twin, max(of_source.values())) for twin in tensor.twins]
         conflicts = float(tally[1] / n_weights) if sees_conflicts and merged else None
-        results.append(TensorResult(tensor, math.sqrt(tally[0] / n_weights), conflicts))
+        results.append(TensorResult(tensor, math.sqrt(max(tally[0], 0) / n_weights), conflicts))
     best = float(alone.min())
     return MergeResult(
         plan=plan,
         seconds=seconds,
         expected_mse_ratio=expected / best if best > 0 else None,
         conflict_fraction=n_conflicts / n_merged if sees_conflicts and n_merged else None,
+        n_exact=n_exact,
         tensors=tuple(results),
     )

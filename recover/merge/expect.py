@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.reader import Model
-from recover.merge.plan import find_twins, typical_error
+from recover.merge.plan import by_fineness, find_twins, method_for
 from recover.provenance import witness_of
 from recover.quants import TILE, FloatType, OpaqueType
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
@@ -101,7 +101,7 @@ class _Draft:
         self.tensors = [model.tensors[name] for model in models]
         self.n_weights = self.tensors[0].n_weights
         self.twins = find_twins(self.tensors)
-        distinct = sorted(set(self.twins), key=lambda i: typical_error(self.tensors[i].type))
+        distinct = by_fineness(self.tensors, set(self.twins))
         certain = isinstance(self.tensors[distinct[0]].type, FloatType | OpaqueType)
         self.sources = [] if certain else distinct
         self.witnesses: list[Witness] = []
@@ -112,8 +112,8 @@ class _Draft:
 
     @property
     def method(self) -> str:
-        """One input alone is just decoded."""
-        return DEFAULT_METHOD if len(self.sources) > 1 else "best"
+        """Name of the estimator."""
+        return method_for([self.tensors[source] for source in self.sources], DEFAULT_METHOD)
 
     def expectation(self) -> Expectation:
         """What the sums mean."""

@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from recover import __version__
 from recover.calibration.weights import Calibration, load_calibration
 from recover.errors import CalibrationError, PlanError
-from recover.estimators import DEFAULT_METHOD, estimator
+from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
 from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
 from recover.gguf.metadata import FILE_TYPES, derived_metadata
@@ -24,6 +24,8 @@ from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
+from recover.lattice import SIGNIFICAND_BITS
+from recover.precision import source_precision
 from recover.provenance import searched_tensors, witness_of
 from recover.quants import (
     TILE,
@@ -39,6 +41,13 @@ from recover.quants import (
 from recover.reblock.origin import find_original, is_original
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
+SNAPS = ("auto", "none", "bf16", "f16")
+# An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
+_FINE_ALONE = 6e-3
+# Where the finest input's, over the squared number of inputs, is larger, no cell is so narrow that
+# it holds a single BF16 number.
+_TOO_COARSE = 1.5e-4
+_N_COMPARED = 4096  # bytes that decide on the order of inputs of one type
 
 # Keys of the first input that would be wrong in the output.
 _DROPPED_PREFIXES = ("quantize.imatrix.", "recover.", "split.")
@@ -84,6 +93,28 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
+class SecondOutput:
+    """Where the standard deviations go: BF16, under the same names, 0 where nothing is estimated.
+
+    Attributes
+    ----------
+    path : Path
+        File to be written.
+    header : bytes
+        Padded to where the data begins.
+    n_bytes : int
+        Size of the file.
+    positions : mapping of str to int
+        First byte of each tensor.
+    """
+
+    path: Path
+    header: bytes
+    n_bytes: int
+    positions: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class MergePlan:
     """A whole merge: every output byte has its place before the first weight is read.
 
@@ -95,6 +126,15 @@ class MergePlan:
         File to be written.
     method : str
         Name of the estimator.
+    estimate : str
+        ``mean`` or ``map``.
+    source_format : str
+        What the original weights were stored as, as the norms tell or as asked for: ``bf16``,
+        ``f16`` or something that decides nothing.
+    snaps : bool
+        Round all estimates to that format's numbers.
+    uncertainty : SecondOutput or None
+        The file with the standard deviations, if one is written.
     tensors : tuple of TensorPlan
         In output order.
     header : bytes
@@ -103,6 +143,8 @@ class MergePlan:
         Size of the output.
     warnings : tuple of str
         What the user should know.
+    densities : mapping or None
+        Densities from the model's own weights (`recover.merge.resimulate`), by `density_key`.
     calibration : Calibration or None
         Weights or densities that were fitted on another model.
     """
@@ -110,11 +152,32 @@ class MergePlan:
     models: tuple[Model, ...]
     output: Path
     method: str
+    estimate: str
+    source_format: str
+    snaps: bool
+    uncertainty: "SecondOutput | None"
     tensors: tuple[TensorPlan, ...]
     header: bytes
     n_bytes: int
     warnings: tuple[str, ...]
     calibration: Calibration | None = None
+    densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]] | None = None
+
+    def method_for(self, tensor: TensorPlan) -> str:
+        """Name of the estimator that one tensor needs."""
+        sources = [self.models[source].tensors[tensor.name] for source in tensor.sources]
+        return method_for(sources, self.method)
+
+    def significand_bits(self, tensor: TensorPlan) -> int:
+        """Precision of the source's numbers, if the weights of a tensor may be set to them; or 0.
+
+        That is where all are rounded, and where cells may be so narrow that they hold one number.
+        """
+        finest = self.models[tensor.sources[0]].tensors[tensor.name]
+        coarse = typical_error(finest.type) / len(tensor.sources) ** 2 > _TOO_COARSE
+        if is_original(finest) or (coarse and not self.snaps):
+            return 0
+        return SIGNIFICAND_BITS.get(self.source_format, 0)
 
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
         """Input `source` as a witness on a tensor."""
@@ -124,6 +187,8 @@ class MergePlan:
             witness = witness_of(model, model.tensors[tensor.name])
             if self.calibration is not None and tensor.action == "merge":
                 witness = self._calibrated(self.calibration, witness, tensor, source)
+            if self.densities is not None and tensor.action == "merge":
+                witness = self._simulated(self.densities, witness, tensor)
             self._witnesses[key] = witness
         return self._witnesses[key]
 
@@ -131,6 +196,24 @@ class MergePlan:
     def _witnesses(self) -> dict[tuple[str, int], Witness]:
         """Those that were asked for: every thread asks again, and the answer takes a while."""
         return {}
+
+    def density_key(self, witness: Witness, others: Sequence[Witness]) -> tuple[str, bool, bool]:
+        """Under which a witness's density is found in `densities`, next to all of a tensor."""
+        n_alike = sum(other.type is witness.type for other in others)
+        weighted = witness.weighted or not witness.has_cells or n_alike > 1
+        return witness.type.name, weighted, witness.has_cells
+
+    def _simulated(
+        self,
+        densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]],
+        witness: Witness,
+        tensor: TensorPlan,
+    ) -> Witness:
+        """A witness with the density that was simulated for it, if there is one."""
+        models = [self.models[source] for source in tensor.sources]
+        others = [witness_of(model, model.tensors[tensor.name]) for model in models]
+        rows = densities.get(self.density_key(witness, others))
+        return witness if rows is None else replace(witness, density=tuple(map(tuple, rows)))
 
     def _calibrated(
         self, calibration: Calibration, witness: Witness, tensor: TensorPlan, source: int
@@ -155,6 +238,10 @@ class MergePlan:
         return {
             "output": str(self.output),
             "method": self.method,
+            "estimate": self.estimate,
+            "source_format": self.source_format,
+            "snaps": self.snaps,
+            "uncertainty": None if self.uncertainty is None else str(self.uncertainty.path),
             "inputs": [str(model.path) for model in self.models],
             "n_bytes": self.n_bytes,
             "warnings": list(self.warnings),
@@ -167,7 +254,10 @@ def plan_merge(
     output: str | os.PathLike[str],
     *,
     method: str = DEFAULT_METHOD,
+    estimate: str = MEAN,
     outtype: str = "f16",
+    snap: str = "none",
+    uncertainty: str | os.PathLike[str] | None = None,
     tensors: str | None = None,
     calibration: Calibration | str | os.PathLike[str] | None = None,
 ) -> MergePlan:
@@ -181,9 +271,16 @@ def plan_merge(
         GGUF file to be written.
     method : str
         Name of an estimator (`recover.estimators.method_names`).
+    estimate : {"mean", "map"}
+        Of the posterior, its mean or its mode.
     outtype : {"f16", "bf16", "f32", "q8_0"}
         How merged and converted tensors are stored (rows that are no whole number of blocks as
         F16).
+    snap : {"auto", "none", "bf16", "f16"}
+        Round to the numbers of the format that the original weights had; ``auto``: as its norms
+        tell.
+    uncertainty : path-like, optional
+        GGUF file to be written with the standard deviation of every weight.
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are written.
     calibration : Calibration or path-like, optional
@@ -204,6 +301,12 @@ def plan_merge(
     estimator(method)
     if outtype not in OUTTYPES:
         raise PlanError(f"output type {outtype!r} is unknown; known are {', '.join(OUTTYPES)}")
+    if estimate not in ESTIMATES:
+        raise PlanError(f"estimate {estimate!r} is unknown; known are {', '.join(ESTIMATES)}")
+    if estimate != MEAN and method != DEFAULT_METHOD:
+        raise PlanError(f"method {method} has no {estimate} estimate; only {DEFAULT_METHOD} has")
+    if snap not in SNAPS:
+        raise PlanError(f"snap {snap!r} is unknown; known are {', '.join(SNAPS)}")
     if not inputs:
         raise PlanError("there are no inputs")
     if isinstance(calibration, str | os.PathLike):
@@ -225,10 +328,64 @@ def plan_merge(
         if (searched := searched_tensors(model, names))
     ]
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
-    plan = _lay_out(models, output, method, outtype, drafts, tuple(warnings), calibration)
+    plan = _lay_out(models, output, method, outtype, drafts, calibration)
+    source_format = source_precision(models[0]).type if snap in ("auto", "none") else snap
+    if snap == "auto" and source_format not in SIGNIFICAND_BITS:
+        warnings.append("the norms do not tell the source's number format: nothing is rounded")
+    second = None
+    if uncertainty is not None:
+        second = _lay_out_deviations(plan, Path(uncertainty))
     if calibration is not None:
         _check_calibration(plan)
-    return plan
+    return replace(
+        plan,
+        estimate=estimate,
+        source_format=source_format,
+        snaps=snap != "none",
+        uncertainty=second,
+        warnings=tuple(warnings),
+    )
+
+
+def _lay_out_deviations(plan: MergePlan, path: Path) -> SecondOutput:
+    check_output_path(path, [part for model in plan.models for part in model.parts])
+    if path.resolve() == plan.output.resolve():
+        raise PlanError(f"{printable(path)}: is the output as well; name another file")
+    tensors = [
+        tensor for tensor in plan.tensors if not isinstance(tensor_type_of(tensor), OpaqueType)
+    ]
+    bf16 = type_by_name("BF16")
+    entries = [
+        ("general.architecture", ValueType.STRING, str(plan.models[0].get("general.architecture"))),
+        ("general.type", ValueType.STRING, "uncertainty"),
+        ("general.file_type", ValueType.UINT32, FILE_TYPES["BF16"]),
+        ("recover.version", ValueType.STRING, __version__),
+        ("recover.uncertainty", ValueType.STRING, "standard deviation of each weight"),
+    ]
+    layout = lay_out(
+        derived_metadata({}, (), entries),
+        [(tensor.name, tensor.dims, bf16) for tensor in tensors],
+        plan.models[0].header.alignment,
+    )
+    positions = zip((tensor.name for tensor in tensors), layout.positions, strict=True)
+    return SecondOutput(path, layout.header, layout.n_bytes, MappingProxyType(dict(positions)))
+
+
+def tensor_type_of(tensor: TensorPlan) -> TensorType:
+    """How the output stores a tensor."""
+    return type_by_name(tensor.outtype)
+
+
+def method_for(sources: Sequence[Tensor], method: str) -> str:
+    """Name of the estimator that a tensor's sources, finest first, need.
+
+    One source alone is decoded, but where its codes say more than its decoded values do.
+    """
+    if len(sources) > 1:
+        return method
+    alone = sources[0]
+    gains = method == DEFAULT_METHOD and typical_error(alone.type) > _FINE_ALONE
+    return method if gains and not is_original(alone) else "best"
 
 
 def _check_calibration(plan: MergePlan) -> None:
@@ -314,7 +471,7 @@ def _draft(
 ) -> _Draft:
     tensors = [model.tensors[name] for model in models]
     twins = find_twins(tensors)
-    distinct = sorted(set(twins), key=lambda i: typical_error(tensors[i].type))
+    distinct = by_fineness(tensors, set(twins))
     finest = tensors[distinct[0]]
     one_dimensional = sum(dim > 1 for dim in finest.dims) <= 1
     if finest.dims[0] % outtype.block_size:
@@ -381,6 +538,17 @@ def _with_originals(
     )
 
 
+def by_fineness(tensors: Sequence[Tensor], chosen: Iterable[int]) -> list[int]:
+    """Indices of tensors, finest first.
+
+    Among those of one type the bytes decide: the order of the inputs is of no consequence.
+    """
+    return sorted(
+        chosen,
+        key=lambda i: (typical_error(tensors[i].type), tensors[i].raw[:_N_COMPARED].tobytes(), i),
+    )
+
+
 def _contradicts(other: Tensor, finest: Tensor) -> bool:
     """Whether a tensor with other bytes says something else than a finer one, rounding aside."""
     if isinstance(finest.type, OpaqueType) or other.type is finest.type:
@@ -430,7 +598,6 @@ def _lay_out(
     method: str,
     outtype: str,
     drafts: Sequence[_Draft],
-    warnings: tuple[str, ...],
     calibration: Calibration | None,
 ) -> MergePlan:
     layout = lay_out(
@@ -442,13 +609,17 @@ def _lay_out(
         models=models,
         output=output,
         method=method,
+        estimate=MEAN,
+        source_format="unknown",
+        snaps=False,
+        uncertainty=None,
         tensors=tuple(
             _place(draft, position)
             for draft, position in zip(drafts, layout.positions, strict=True)
         ),
         header=layout.header,
         n_bytes=layout.n_bytes,
-        warnings=warnings,
+        warnings=(),
         calibration=calibration,
     )
 

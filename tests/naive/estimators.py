@@ -56,7 +56,7 @@ class Belief(NamedTuple):
     atom: float
     """Mass at u = 0, over the density of the rest there."""
     reach: tuple[float, float]
-    """Smallest and largest u."""
+    """Smallest and largest u; infinite only if that of all beliefs is, and all are normal."""
 
 
 def posterior(
@@ -68,6 +68,9 @@ def posterior(
         lower, upper = max(lower, min(ends)), min(upper, max(ends))
     if not lower < upper:
         return None
+    if math.isinf(upper - lower):  # the product has its mass among and near the beliefs
+        lower = max(lower, min(b.value - 12 * b.scale for b in beliefs))
+        upper = min(upper, max(b.value + 12 * b.scale for b in beliefs))
     x = np.linspace(lower, upper, 4001)
 
     def log_density(x: NDArray[np.float64], without: Belief | None = None) -> NDArray[np.float64]:

@@ -1,0 +1,122 @@
+"""Densities from the model's own merged weights (empirical Bayes) instead of the shipped ones.
+
+A sample of the weights is merged with the shipped densities and drawn from what is known of each
+(means alone would lie too well in the middle of their cells), then encoded again by the encoders of
+the inputs' types, and the places in the cells are counted as for the shipped tables.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from recover.densities import density
+from recover.errors import PlanError
+from recover.estimators import Request, estimator
+from recover.evidence import EvidenceBuffer
+from recover.merge.plan import MergePlan, TensorPlan
+from recover.quants import F32Array, ScalarType, quantize, type_by_name
+from recover.simulate import SEED, Counts, importance
+
+FEWEST = 262_144
+"""Weights that are needed for a fit."""
+
+_CHUNK = 65_536
+_SUPERBLOCK = 256
+Density = tuple[tuple[float, ...], ...]
+
+
+def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
+    """The plan with densities from its own weights.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        From `recover.merge.plan.plan_merge`, with the method ``posterior`` and no calibration.
+    n_weights : int
+        Size of the sample, spread over all tensors that are merged.
+
+    Returns
+    -------
+    MergePlan
+
+    Raises
+    ------
+    PlanError
+        If the plan uses no densities, or the sample or the model is too small for a fit.
+    """
+    if plan.method != "posterior" or plan.calibration is not None:
+        raise PlanError("densities are simulated for the method posterior without a calibration")
+    tensors = [each for each in plan.tensors if each.action == "merge" and _is_whole(each)]
+    available = sum(tensor.n_weights for tensor in tensors)
+    if min(n_weights, available) < FEWEST:
+        raise PlanError(
+            f"densities cannot be simulated from {min(n_weights, available):,} weights: at least"
+            f" {FEWEST:,} are needed, and {available:,} are merged in whole superblocks"
+        )
+    counts: dict[tuple[str, bool, bool], Counts] = {}
+    for number, (tensor, x) in enumerate(_sample(plan, tensors, n_weights / available)):
+        for key, kind in _kinds(plan, tensor).items():
+            _, weighted, has_cells = key
+            if key not in counts:
+                counts[key] = Counts(kind, is_hard=has_cells)
+            weights = importance(SEED, number, x.shape[1]) if weighted else None
+            counts[key].add(x, quantize(x, kind, weights))
+    densities = {key: _fit(key, each) for key, each in counts.items()}
+    return replace(plan, densities=densities)
+
+
+def _fit(key: tuple[str, bool, bool], counts: Counts) -> Density:
+    """The density that was seen; of classes of code that are seldom, the shipped one."""
+    name, weighted, has_cells = key
+    kind = type_by_name(name)
+    assert isinstance(kind, ScalarType)
+    table = counts.table(density(kind, weighted=weighted, has_cells=has_cells))
+    return tuple(tuple(map(float, row)) for row in table)
+
+
+def _is_whole(tensor: TensorPlan) -> bool:
+    return tensor.dims[0] % _SUPERBLOCK == 0
+
+
+def _kinds(plan: MergePlan, tensor: TensorPlan) -> dict[tuple[str, bool, bool], ScalarType]:
+    """The scalar types of a tensor's sources, by the key of their densities."""
+    witnesses = [plan.witness(tensor, source) for source in tensor.sources]
+    return {
+        plan.density_key(witness, witnesses): witness.type
+        for witness in witnesses
+        if isinstance(witness.type, ScalarType)
+    }
+
+
+def _sample(
+    plan: MergePlan, tensors: list[TensorPlan], share: float
+) -> Iterator[tuple[TensorPlan, F32Array]]:
+    """Merged rows of the tensors, in chunks that lie evenly over each."""
+    for tensor in tensors:
+        row = tensor.dims[0]
+        n_rows = tensor.n_weights // row
+        rows = max(1, min(_CHUNK // row, n_rows))
+        n_chunks = max(1, round(min(share, 1) * n_rows / rows))
+        witnesses = [plan.witness(tensor, source) for source in tensor.sources]
+        buffer = EvidenceBuffer(witnesses)
+        for start in np.linspace(0, n_rows - rows, n_chunks).astype(int):
+            first = int(start) * row
+            yield tensor, _draw(plan, tensor, buffer, first, first + rows * row).reshape(-1, row)
+
+
+def _draw(
+    plan: MergePlan, tensor: TensorPlan, buffer: EvidenceBuffer, start: int, end: int
+) -> F32Array:
+    """Weights drawn around their estimates, evenly, with the deviation to expect."""
+    stored = []
+    for source in tensor.sources:
+        each = plan.models[source].tensors[tensor.name]
+        stored.append(each.raw[each.type.n_bytes(start) : each.type.n_bytes(end)])
+    out, deviation = np.empty((2, end - start), np.float32)
+    tally = np.zeros(2 + len(stored))
+    request = Request(deviation=deviation)
+    estimator(plan.method).estimate(buffer.load(stored, out.size), out, tally, request)
+    generator = np.random.Generator(np.random.Philox(key=[SEED, start]))
+    noise = generator.uniform(-(3**0.5), 3**0.5, out.size).astype(np.float32)
+    return np.nan_to_num(out + noise * deviation)

@@ -1,0 +1,63 @@
+"""Numbers of a source format within bounds, against ml_dtypes and numpy."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from recover.lattice import SIGNIFICAND_BITS, snap
+
+FORMATS = {"bf16": ml_dtypes.bfloat16, "f16": np.float16}
+N = 50_000
+
+
+def draw(
+    name: str, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Truth, bounds that hold it, and estimates between them."""
+    truth = rng.standard_normal(N).astype(FORMATS[name]).astype(np.float32)
+    width = np.abs(truth) * np.float32(2) ** -rng.integers(6, 14, N).astype(np.float32)
+    share = rng.random(N).astype(np.float32)
+    lower = np.minimum(truth - width * share, truth)
+    upper = np.maximum(truth + width * (1 - share), truth)
+    estimate = lower + (upper - lower) * rng.random(N).astype(np.float32)
+    return truth, lower, upper, np.clip(estimate, lower, upper)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_single_numbers_are_found(name: str, rng: np.random.Generator) -> None:
+    truth, lower, upper, out = draw(name, rng)
+    before, deviation = out.copy(), np.ones(N, np.float32)
+    n_certain, change = snap(lower, upper, SIGNIFICAND_BITS[name], False, out, deviation)
+    certain = deviation == 0
+    stored = truth.astype(FORMATS[name])
+    above = np.nextafter(stored, np.array(np.inf, stored.dtype)).astype(np.float32)
+    below = np.nextafter(stored, np.array(-np.inf, stored.dtype)).astype(np.float32)
+    alone = (above > upper) & (below < lower)
+    assert n_certain == np.count_nonzero(certain) == -change
+    np.testing.assert_array_equal(out[certain], truth[certain])
+    np.testing.assert_array_equal(out[~certain], before[~certain])
+    normal = np.abs(truth) > 2.0**-13 if name == "f16" else np.full(N, True)
+    np.testing.assert_array_equal(certain[normal], alone[normal])
+    assert not np.any(certain & ~alone)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_all_are_rounded_within_their_bounds(name: str, rng: np.random.Generator) -> None:
+    truth, lower, upper, out = draw(name, rng)
+    nearest = out.astype(FORMATS[name]).astype(np.float32)
+    snap(lower, upper, SIGNIFICAND_BITS[name], True, out, np.ones(N, np.float32))
+    normal = np.abs(truth) > 2.0**-12
+    assert np.all((lower <= out) & (out <= upper) | ~normal)
+    np.testing.assert_array_equal(out[normal], out[normal].astype(FORMATS[name]).astype(np.float32))
+    inside = (lower <= nearest) & (nearest <= upper) & normal
+    wrong = np.mean(out[inside] != truth[inside])
+    assert wrong <= np.mean(nearest[inside] != truth[inside])
+
+
+def test_contradictions_prove_nothing() -> None:
+    lower, upper = np.float32([1.1, -np.inf, np.nan]), np.float32([1.0, 1.0, np.nan])
+    out, deviation = np.float32([1.05, 0.3, 0.7]), np.ones(3, np.float32)
+    assert snap(lower, upper, 8, False, out, deviation) == (0, 0.0)
+    np.testing.assert_array_equal(deviation, 1)
+    np.testing.assert_array_equal(out, np.float32([1.05, 0.3, 0.7]))

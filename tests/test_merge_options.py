@@ -1,0 +1,162 @@
+"""Options of merge: the mode, numbers of the source's format, standard deviations."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from recover import PlanError
+from recover.cli import main
+from recover.merge.execute import execute_merge
+from recover.merge.plan import plan_merge
+from recover.merge.resimulate import with_simulated_densities
+from tests.conftest import TINY
+from tests.gguf_files import F32Array, read_tensors, read_weights
+
+
+@pytest.fixture(scope="module")
+def fine(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Q8_0 and Q6_K of the small model, whose original is BF16."""
+    folder = tmp_path_factory.mktemp("fine")
+    paths = [folder / f"{name}.gguf" for name in ("Q8_0", "Q6_K")]
+    for path in paths:
+        assert main(["quantize", str(TINY), path.stem, "-o", str(path), "-q"]) == 0
+    return paths
+
+
+def truth_and(path: Path, inputs: list[Path]) -> tuple[F32Array, F32Array]:
+    """The original and the merged weights of all tensors that were quantized."""
+    names = [name for name, tensor in read_tensors(inputs[0]).items() if tensor.kind != "F32"]
+    both = read_weights(TINY), read_weights(path)
+    truth, merged = (np.concatenate([w[name].reshape(-1) for name in names]) for w in both)
+    return truth, merged
+
+
+def test_certain_weights_are_exact(fine: list[Path], tmp_path: Path) -> None:
+    """Those whose deviation is 0, and no others are counted."""
+    output, second = tmp_path / "out.gguf", tmp_path / "deviation.gguf"
+    result = execute_merge(plan_merge(fine, output, outtype="f32", uncertainty=second))
+    truth, merged = truth_and(output, fine)
+    _, deviation = truth_and(second, fine)
+    certain = deviation == 0
+    assert result.n_exact == np.count_nonzero(certain) > 0.03 * truth.size
+    np.testing.assert_array_equal(merged[certain], truth[certain])
+    assert np.sum((merged - truth) ** 2) == pytest.approx(np.sum(deviation**2), rel=0.05)
+    measured = np.mean((merged - truth) ** 2) / np.mean((truth_and(fine[0], fine)[1] - truth) ** 2)
+    assert result.expected_mse_ratio == pytest.approx(measured, rel=0.03)
+
+
+def test_deviations_have_the_names_and_shapes_of_the_weights(
+    tiny: list[Path], tmp_path: Path
+) -> None:
+    output, second = tmp_path / "out.gguf", tmp_path / "deviation.gguf"
+    execute_merge(plan_merge(tiny, output, uncertainty=second))
+    weights, deviations = read_weights(output), read_weights(second)
+    assert list(weights) == list(deviations)
+    for name, deviation in deviations.items():
+        assert deviation.shape == weights[name].shape
+        assert np.all(deviation >= 0)
+        assert (deviation.max() > 0) == (weights[name].ndim > 1)
+
+
+def test_snapping_brings_back_more_weights_bit_for_bit(fine: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    plan = plan_merge(fine, output, snap="auto")
+    assert plan.source_format == "bf16"
+    result = execute_merge(plan)
+    truth, merged = truth_and(output, fine)
+    alone = truth_and(fine[0], fine)[1]
+    rounded = alone.astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert np.mean(merged == truth) > np.mean(rounded == truth) + 0.03
+    np.testing.assert_array_equal(merged, merged.astype(ml_dtypes.bfloat16).astype(np.float32))
+    measured = np.mean((merged - truth) ** 2) / np.mean((alone - truth) ** 2)
+    assert result.expected_mse_ratio == pytest.approx(measured, rel=0.05)
+
+
+def test_map_differs_from_the_mean_and_is_about_as_good(tiny: list[Path], tmp_path: Path) -> None:
+    paths = {estimate: tmp_path / f"{estimate}.gguf" for estimate in ("mean", "map")}
+    for estimate, path in paths.items():
+        execute_merge(plan_merge(tiny, path, estimate=estimate))
+    truth, mean = truth_and(paths["mean"], tiny)
+    _, mode = truth_and(paths["map"], tiny)
+    errors = [np.mean((each - truth) ** 2) for each in (mean, mode)]
+    assert errors[0] < errors[1] < 1.2 * errors[0]
+
+
+def test_densities_from_the_models_own_weights(tiny: list[Path], tmp_path: Path) -> None:
+    shipped, simulated = tmp_path / "shipped.gguf", tmp_path / "simulated.gguf"
+    plan = plan_merge(tiny, shipped)
+    execute_merge(plan)
+    own = with_simulated_densities(replace(plan, output=simulated), 1_000_000)
+    assert own.densities is not None
+    assert ("Q5_K", False, True) in own.densities
+    result = execute_merge(own)
+    truth, merged = truth_and(simulated, tiny)
+    _, other = truth_and(shipped, tiny)
+    errors = [np.mean((each - truth) ** 2) for each in (merged, other)]
+    assert np.any(merged != other)
+    assert errors[0] < 1.005 * errors[1]
+    alone = np.mean((truth_and(tiny[0], tiny)[1] - truth) ** 2)
+    assert result.expected_mse_ratio == pytest.approx(errors[0] / alone, rel=0.03)
+
+
+def test_too_few_weights_for_densities(tiny: list[Path], tmp_path: Path) -> None:
+    plan = plan_merge(tiny, tmp_path / "out.gguf")
+    with pytest.raises(PlanError, match="cannot be simulated from 1,000 weights: at least 262,144"):
+        with_simulated_densities(plan, 1000)
+    linear = plan_merge(tiny, tmp_path / "out.gguf", method="linear")
+    with pytest.raises(PlanError, match="for the method posterior"):
+        with_simulated_densities(linear, 1_000_000)
+
+
+def test_order_of_the_inputs_does_not_matter(
+    fine: list[Path], tiny: list[Path], tmp_path: Path
+) -> None:
+    inputs = [*tiny, *fine]
+    merged = []
+    for i, order in enumerate((inputs, inputs[::-1], inputs[2:] + inputs[:2])):
+        output = tmp_path / f"{i}.gguf"
+        execute_merge(plan_merge(order, output, outtype="f32"))
+        merged.append(read_weights(output))
+    for name, weights in merged[0].items():
+        for other in merged[1:]:
+            np.testing.assert_array_equal(weights, other[name])
+
+
+def test_options_on_the_command_line(
+    fine: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, second = tmp_path / "out.gguf", tmp_path / "deviation.gguf"
+    arguments = ["merge", *map(str, fine), "-o", str(output), "--uncertainty", str(second)]
+    assert main([*arguments, "--snap", "auto", "--estimate", "map", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["n_exact"] > 0
+    assert second.exists()
+    assert main([*arguments, "--quiet"]) == 0
+    assert "are the only bf16 number within their bounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimate": "median"}, "estimate 'median' is unknown; known are mean, map"),
+        ({"estimate": "map", "method": "linear"}, "method linear has no map estimate"),
+        ({"snap": "f64"}, "snap 'f64' is unknown; known are auto, none"),
+    ],
+)
+def test_wrong_options(
+    options: dict[str, str], message: str, tiny: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan_merge(tiny, tmp_path / "out.gguf", **options)  # type: ignore[arg-type]
+
+
+def test_deviations_need_a_file_of_their_own(tiny: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    with pytest.raises(PlanError, match="is the output as well"):
+        plan_merge(tiny, output, uncertainty=output)
+    with pytest.raises(Exception, match="is one of the inputs"):
+        plan_merge(tiny, output, uncertainty=tiny[0])

@@ -1,0 +1,221 @@
+"""What the posterior gains and claims on trained weights that its tables were not made from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from recover.densities import density, end_codes
+from recover.estimators import Request, estimator
+from recover.evidence import EvidenceBuffer, Witness
+from recover.gguf.header import TensorInfo
+from recover.gguf.reader import Tensor
+from recover.merge.plan import method_for
+from recover.quants import (
+    TILE,
+    F32Array,
+    ScalarType,
+    U8Array,
+    VectorType,
+    all_types,
+    dequantize,
+    type_by_name,
+)
+from tests.oracle import libggml
+from tests.oracle.weights import sentence_encoder_weights
+
+NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+MIXES = (
+    (("Q5_K", "Q4_K", "Q2_K"), 0.755),
+    (("Q5_K", "Q4_K"), 0.785),
+    (("Q8_0", "Q6_K"), 0.85),
+    (("Q6_K", "Q3_K"), 0.94),
+    (("Q3_K", "Q2_K"), 0.76),
+    (("IQ4_XS", "Q3_K"), 0.74),
+    (("Q4_0", "Q4_K"), 0.585),
+    (("Q5_1", "Q5_0"), 0.565),
+    (("Q5_K", "IQ4_XS", "Q3_K"), 0.685),
+)
+ALIKE = ((("Q5_K", 6), 0.25), (("Q4_K", 3), 0.55), (("Q2_K", 3), 0.53))
+
+
+@pytest.fixture(scope="module")
+def weights() -> F32Array:
+    """Matrices of a sentence encoder's layers, one in three rows of 256."""
+    rows = [w.reshape(-1, 256) for w in sentence_encoder_weights() if w.size in (147456, 589824)]
+    return np.ascontiguousarray(np.concatenate(rows)[::6])
+
+
+def encode(name: str, x: F32Array, importance: F32Array | None = None) -> U8Array:
+    if name in NEEDS_IMPORTANCE and importance is None:
+        importance = np.ones(x.shape[1], np.float32)
+    return libggml.quantize(type_by_name(name).type_id, x, importance)
+
+
+def run(
+    method: str, names: Sequence[str], raws: list[U8Array], *, estimate: str = "mean"
+) -> tuple[F32Array, F32Array, NDArray[np.float64]]:
+    """Estimates, deviations and the tally."""
+    kinds = [type_by_name(name) for name in names]
+    buffer = EvidenceBuffer([Witness(kind) for kind in kinds])
+    n = raws[0].size // kinds[0].type_size * kinds[0].block_size
+    out, deviation = np.empty((2, n), np.float32)
+    tally = np.zeros(2 + len(names))
+    for start in range(0, n, TILE):
+        end = min(start + TILE, n)
+        parts = [
+            raw[kind.n_bytes(start) : kind.n_bytes(end)]
+            for raw, kind in zip(raws, kinds, strict=True)
+        ]
+        request = Request(estimate, deviation[start:end])
+        evidence = buffer.load(parts, end - start)
+        estimator(method).estimate(evidence, out[start:end], tally, request)
+    return out, deviation, tally
+
+
+def squared(values: F32Array, truth: F32Array) -> float:
+    return float(np.sum((values.astype(np.float64) - truth.reshape(-1)) ** 2))
+
+
+def check(names: Sequence[str], raws: list[U8Array], truth: F32Array, limit: float) -> None:
+    decoded = [dequantize(raw, type_by_name(name)) for name, raw in zip(names, raws, strict=True)]
+    best = min(squared(each, truth) for each in decoded)
+    out, _, tally = run("posterior", names, raws)
+    ratio = squared(out, truth) / best
+    assert tally[1] == 0
+    assert ratio <= limit
+    assert tally[0] / tally[2:].min() == pytest.approx(ratio, rel=0.03)
+    for method in ("linear", "midpoint"):
+        assert ratio <= 1.005 * squared(run(method, names, raws)[0], truth) / best
+
+
+@pytest.mark.parametrize(
+    ("names", "limit"),
+    MIXES,
+    ids=lambda each: "+".join(map(str, each)) if isinstance(each, tuple) else str(each),
+)
+def test_mixes_of_types(names: tuple[str, ...], limit: float, weights: F32Array) -> None:
+    check(names, [encode(name, weights) for name in names], weights, limit)
+
+
+@pytest.mark.parametrize(("uploads", "limit"), ALIKE, ids=str)
+def test_uploads_of_one_type(
+    uploads: tuple[str, int], limit: float, weights: F32Array, rng: np.random.Generator
+) -> None:
+    name, n = uploads
+    x = weights.reshape(-1, 1024)
+    others = [rng.lognormal(size=1024).astype(np.float32) for _ in range(n - 1)]
+    raws = [encode(name, x), *(encode(name, x, each) for each in others)]
+    check([name] * n, raws, weights, limit)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [k for k in all_types() if isinstance(k, ScalarType | VectorType)],
+    ids=lambda kind: kind.name,
+)
+def test_one_input_is_never_worse_than_its_decoded_values(
+    kind: ScalarType | VectorType, weights: F32Array
+) -> None:
+    """By the method that a merge chooses for it."""
+    raw = encode(kind.name, weights)
+    info = TensorInfo("blk.0.attn_q.weight", weights.shape[::-1], kind, 0)
+    method = method_for([Tensor(info, raw)], "posterior")
+    ratio = squared(run(method, [kind.name], [raw])[0], weights) / squared(
+        dequantize(raw, kind), weights
+    )
+    assert ratio < 1 if method == "posterior" else ratio == 1
+    assert (method == "posterior") == (kind.relative_mse > 0.006)
+
+
+def test_intervals_hold_as_much_as_they_say(weights: F32Array) -> None:
+    """Central 50% and 90% of the posterior, integrated weight by weight."""
+    names = ("Q5_K", "Q4_K", "Q2_K")
+    raws = [encode(name, weights[:256]) for name in names]
+    x = weights[:256].reshape(-1).astype(np.float64)
+    finest = dequantize(raws[0], type_by_name(names[0])).reshape(-1, 256).astype(np.float64)
+    prior = np.repeat(np.mean(finest**2, axis=1), 256)
+    place = np.linspace(-1.5, 1.5, 601)
+    first = _say(names[0], raws[0])
+    grid = first[0][:, None] + np.abs(first[1])[:, None] * place
+    total = -(grid**2) / (2 * prior[:, None])
+    for name, raw in zip(names, raws, strict=True):
+        total += _log_density(name, *_say(name, raw), grid)
+    known = np.isfinite(total.max(axis=1))  # the others lie in cells narrower than the grid
+    assert known.mean() > 0.98
+    total, grid, x = total[known], grid[known], x[known]
+    share = np.exp(total - total.max(axis=1, keepdims=True))
+    share /= share.sum(axis=1, keepdims=True)
+    below = np.sum(share * (grid < x[:, None]), axis=1)
+    for level, tolerance in ((0.5, 0.02), (0.9, 0.01)):
+        held = np.mean(np.abs(below - 0.5) < level / 2)
+        assert held == pytest.approx(level, abs=tolerance)
+
+
+def _say(
+    name: str, raw: U8Array
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
+    """Decoded values, scales and codes."""
+    kind = type_by_name(name)
+    n = raw.size // kind.type_size * kind.block_size
+    codes, (scale, offset) = np.empty(n, np.uint8), np.empty((2, n // 16), np.float32)
+    kind.unpack(raw, codes, scale, offset)  # type: ignore[attr-defined]
+    values = libggml.dequantize(kind.type_id, raw).astype(np.float64)
+    return values, scale.repeat(16).astype(np.float64), codes
+
+
+def _log_density(
+    name: str,
+    values: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    codes: NDArray[np.uint8],
+    grid: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Logarithm of what one input says, -inf outside of its cell or reach."""
+    kind = type_by_name(name)
+    rows, (first, last) = density(kind).astype(np.float64), end_codes(kind)  # type: ignore[arg-type]
+    u = (grid - values[:, None]) / np.where(scale == 0, np.nan, scale)[:, None]
+    z = ((2.0 * codes - first - last) / (last - first))[:, None]
+    inside = rows[0, :4] + rows[3, :4] * np.concatenate([z, z**2, z, z**2], axis=1)
+    ends = np.where((codes == first)[:, None], rows[1, :4], rows[2, :4])
+    is_end = ((codes == first) | (codes == last))[:, None]
+    c = np.where(is_end, ends, inside)
+    low = np.where(codes == first, rows[1, 5], -0.5)[:, None]
+    high = np.where(codes == last, rows[2, 6], 0.5)[:, None]
+    logs = sum(c[:, i : i + 1] * u ** (i + 1) for i in range(4))
+    logs = np.where((u >= low) & (u <= high), logs, -np.inf)
+    return np.where(np.isnan(u), 0.0, logs)
+
+
+def test_mode_is_where_the_density_is_largest(weights: F32Array) -> None:
+    names = ("Q5_K", "Q4_K")
+    raws = [encode(name, weights[:64]) for name in names]
+    mode, _, _ = run("posterior", names, raws, estimate="map")
+    mean, deviation, _ = run("posterior", names, raws)
+    finest = dequantize(raws[0], type_by_name(names[0])).reshape(-1, 256).astype(np.float64)
+    prior = np.repeat(np.mean(finest**2, axis=1), 256)
+
+    def height(x: F32Array) -> NDArray[np.float64]:
+        grid = x[:, None].astype(np.float64)
+        total = -(grid**2) / (2 * prior[:, None])
+        for name, raw in zip(names, raws, strict=True):
+            total = total + _log_density(name, *_say(name, raw), grid)
+        return total[:, 0]
+
+    at_mode = height(mode)
+    known = np.isfinite(at_mode)
+    assert np.mean(known) > 0.9  # the rest is on an edge, within rounding
+    for step in (-1, -0.3, 0.3, 1):
+        other = height((mode + step * deviation).astype(np.float32))
+        assert np.all(other[known] <= at_mode[known] + 0.02)
+    assert np.mean(np.abs(mode - mean) < 2 * deviation) > 0.99
+
+
+def test_deviations_are_the_errors(weights: F32Array) -> None:
+    names = ("Q6_K", "Q4_K")
+    raws = [encode(name, weights) for name in names]
+    out, deviation, tally = run("posterior", names, raws)
+    assert np.sum(deviation.astype(np.float64) ** 2) == pytest.approx(tally[0], rel=1e-4)
+    z = (out - weights.reshape(-1)) / np.maximum(deviation, 1e-9)
+    assert np.mean(z**2) == pytest.approx(1, abs=0.06)
