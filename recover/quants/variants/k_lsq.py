@@ -184,10 +184,12 @@ def _choose_unit(target: F32Array, weight: Any, unit: F32Array, scratch: F32Arra
         store(scratch, 0, candidate)
         if first < best_first:
             best_first = first
-            unit[:8] = scratch[:8]
+            for k in range(8):
+                unit[k] = scratch[k]
         if second < best_second:
             best_second = second
-            unit[8:] = scratch[8:]
+            for k in range(8, 16):
+                unit[k] = scratch[k]
     for k in range(16):
         unit[k] = f16_to_f32(f32_to_f16(unit[k]))
 
@@ -288,7 +290,8 @@ def _replace_header(x: F32Array, header: U8Array, b: int, highest: int, w: _Work
     pack_scales(w.batch, b, 63, w.header)
     if not _encode(x, w.header, highest, w) < before:
         return False
-    header[:] = w.header
+    for i in range(header.size):
+        header[i] = w.header[i]
     return True
 
 
