@@ -84,7 +84,6 @@ class MergeResult:
             "weights_per_second": self.n_weights / self.seconds,
             "expected_mse_ratio": self.expected_mse_ratio,
             "conflict_fraction": self.conflict_fraction,
-            "n_exact": self.n_exact,
             "tensors": [
                 {
                     "name": tensor.plan.name,
