@@ -47,6 +47,7 @@ _ONE = np.float32(1)
 _DEVIATIONS = np.float32(4)
 _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
+_NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
 _N_SAMPLED = 12000  # groups of a tile from which the error of each input alone is told
 
 
@@ -487,7 +488,8 @@ def _integrate(
         mean = m1 / m0
         if not wants_mode:
             place = mean
-        good = (half > _ZERO) & (half < _FAR) & (m0 > _ZERO)
+        # Where next to nothing is left, rounding would lead out of the cells.
+        good = (half * half * prior > _NARROW) & (half > _ZERO) & (half < _FAR) & (m0 > _ZERO)
         estimate = middle + half * place
         error = where(good, half * half * (m2 / m0 - mean * mean), variance[g])
         if any_lane(where(good, _ZERO, splat(_ONE)) > _ZERO):
@@ -497,6 +499,8 @@ def _integrate(
             first = _first(scalars, others, g, n)
             there = where(abs(half) < _FAR, middle, first)
             there = where(there < lower, lower, where(there > upper, upper, there))
+            between = (lower + upper) * _HALF  # safer than an edge, which others round otherwise
+            there = where((abs(between) < _FAR) & (abs(half) < _FAR), between, there)
             estimate = where(conflict, first, where(good, estimate, there))
             error = where(good | conflict | (half * half > error), error, half * half)
             n_conflicts += _count(conflict)
