@@ -44,9 +44,8 @@ OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 SNAPS = ("auto", "none", "bf16", "f16")
 # An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
 _FINE_ALONE = 6e-3
-# Where the finest input's, over the squared number of inputs, is larger, no cell is so narrow that
-# it holds a single BF16 number.
-_TOO_COARSE = 1.5e-4
+# Where the finest input's is larger, hardly a cell is so narrow that it holds one BF16 number.
+_TOO_COARSE = 1e-4
 _N_COMPARED = 4096  # bytes that decide on the order of inputs of one type
 
 # Keys of the first input that would be wrong in the output.
@@ -174,8 +173,8 @@ class MergePlan:
         That is where all are rounded, and where cells may be so narrow that they hold one number.
         """
         finest = self.models[tensor.sources[0]].tensors[tensor.name]
-        coarse = typical_error(finest.type) / len(tensor.sources) ** 2 > _TOO_COARSE
-        if is_original(finest) or (coarse and not self.snaps):
+        decides = typical_error(finest.type) < _TOO_COARSE and self.method == DEFAULT_METHOD
+        if is_original(finest) or not (decides or self.snaps):
             return 0
         return SIGNIFICAND_BITS.get(self.source_format, 0)
 
