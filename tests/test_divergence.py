@@ -419,7 +419,7 @@ def test_without_the_extra(
 
 
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
 from recover.cli import main
 from recover.evaluate.llama_cpp import LlamaModel
 logits, n_calls = LlamaModel.logits, 0
@@ -431,6 +431,8 @@ def slow(self, tokens, first):
         time.sleep(60)
     return logits(self, tokens, first)
 LlamaModel.logits = slow
+# whoever runs the tests in the background may have had it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -17,7 +17,8 @@ def group_variances(evidence: Evidence, k: int, variance: F32Array) -> None:
     """Expected mean square error (n / 16,) of input `k`; infinite where its bytes are broken."""
     n_scalars = evidence.scale.shape[0]
     if k >= n_scalars:
-        variance[:] = evidence.variance[k - n_scalars]
+        for g in range(variance.size):
+            variance[g] = evidence.variance[k - n_scalars, g]
         return
     noise = np.float32(evidence.noise[k])
     scale = evidence.scale[k]
