@@ -370,25 +370,23 @@ def _say(others: _Others, v: int, g: int, n: int) -> Any:
 
 
 @inlined
-def _first(scalars: _Scalars, others: _Others, g: int, n: int) -> Any:
-    """What the first input that is not broken says."""
+def _first(scalars: _Scalars, g: int, n: int) -> Any:
+    """What the first scalar input that is not broken says."""
     for k in range(scalars.scale.shape[0]):
         if np.isfinite(scalars.scale[k, g]) and np.isfinite(scalars.offset[k, g]):
             return _value(scalars, k, g, k * n + 16 * g)
-    if others.variance.shape[0] > 0:
-        return load(others.values, 16 * g)
     return _value(scalars, 0, g, 16 * g)
 
 
 @inlined
-def _sharpness(scalars: _Scalars, others: _Others, start: int, end: int, n: int) -> np.float32:
+def _sharpness(scalars: _Scalars, start: int, end: int, n: int) -> np.float32:
     """One over the mean square of the weights of groups `start` to `end`; 0 if they are 0.
 
     They are taken from the first input.
     """
     total = splat(_ZERO)
     for g in range(start, end):
-        value = _first(scalars, others, g, n)
+        value = _first(scalars, g, n)
         total = total + value * value
     lanes = np.empty(16, np.float32)
     store(lanes, 0, total)
@@ -467,7 +465,7 @@ def _integrate(
     expected, prior, n_conflicts, n_sampled = splat(_ZERO), _ZERO, 0, 0
     for g in range(n_groups):
         if g % 16 == 0:
-            prior = _sharpness(scalars, others, g, min(g + 16, n_groups), n)
+            prior = _sharpness(scalars, g, min(g + 16, n_groups), n)
         at = 16 * g
         low, high = _reach(scalars, others, g, n)
         middle, half = (low + high) * _HALF, (high - low) * _HALF
@@ -496,7 +494,7 @@ def _integrate(
             # The reaches miss each other: a conflict, or the cells alone still meet.
             lower, upper = _cells(scalars, g, n)
             conflict = upper < lower
-            first = _first(scalars, others, g, n)
+            first = _first(scalars, g, n)
             there = where(abs(half) < _FAR, middle, first)
             there = where(there < lower, lower, where(there > upper, upper, there))
             between = (lower + upper) * _HALF  # safer than an edge, which others round otherwise
