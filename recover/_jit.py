@@ -8,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,7 +92,25 @@ def _check_cpu() -> None:
         )
 
 
+def _load_arraymath() -> None:
+    """Load a module of numba that every kernel needs, but not SciPy's linear algebra with it.
+
+    numba looks whether there is a BLAS, which takes a third of a second and concerns `np.cov` and
+    `np.corrcoef` alone; those find it still, as they ask again when they are compiled.
+    """
+    blas = "scipy.linalg.cython_blas"
+    if blas in sys.modules:
+        return
+    sys.modules[blas] = None  # type: ignore[assignment]
+    try:
+        arraymath: Any = import_module("numba.np.arraymath")
+    finally:
+        del sys.modules[blas]
+    arraymath._HAVE_BLAS = find_spec("scipy") is not None
+
+
 _check_cpu()
+_load_arraymath()
 
 
 def kernel(function: _F) -> _F:

@@ -173,10 +173,15 @@ class MergePlan:
         That is where all are rounded, and where cells may be so narrow that they hold one number.
         """
         finest = self.models[tensor.sources[0]].tensors[tensor.name]
-        decides = typical_error(finest.type) < _TOO_COARSE and self.method == DEFAULT_METHOD
-        if is_original(finest) or not (decides or self.snaps):
+        if is_original(finest) or not (self.snaps or self.may_decide(tensor)):
             return 0
         return SIGNIFICAND_BITS.get(self.source_format, 0)
+
+    def may_decide(self, tensor: TensorPlan) -> bool:
+        """Whether cells may be so narrow that they hold a single number of the source's format."""
+        finest = self.models[tensor.sources[0]].tensors[tensor.name].type
+        quantized = isinstance(finest, ScalarType) and typical_error(finest) < _TOO_COARSE
+        return quantized and self.method == DEFAULT_METHOD
 
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
         """Input `source` as a witness on a tensor."""
@@ -328,7 +333,9 @@ def plan_merge(
     ]
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
     plan = _lay_out(models, output, method, outtype, drafts, calibration)
-    source_format = source_precision(models[0]).type if snap in ("auto", "none") else snap
+    source_format = snap if snap in SIGNIFICAND_BITS else "unknown"
+    if snap == "auto" or (snap == "none" and any(plan.may_decide(each) for each in plan.tensors)):
+        source_format = source_precision(models[0]).type
     if snap == "auto" and source_format not in SIGNIFICAND_BITS:
         warnings.append("the norms do not tell the source's number format: nothing is rounded")
     second = None
