@@ -3,13 +3,13 @@
 A stored code says that the weight lies in a cell; the search for the scale that came before makes
 some places in the cell more likely than others. For ``u = (x - value) / scale`` and each class of
 code (interior, lowest, highest) the logarithm of the density of `u` is kept as a polynomial of
-degree 4 without its constant. Those of interior codes vary with ``z``, which runs from -1 at the
-lowest to 1 at the highest code: odd coefficients with z, even ones with its square. The weights'
-own distribution, normal in each superblock, is taken out: the tables hold what the code alone says
-(a likelihood), so that those of several inputs can be multiplied. Where a format gives an extreme
-weight of the block exactly an end code, there is an atom at ``u = 0`` as well: its mass, over the
-density of the rest at that place. A weight is looked for within the reach: the cell or, where that
-is open, where weights were seen.
+degree 2 without its constant. Those of interior codes vary with ``z``, which runs from -1 at the
+lowest to 1 at the highest code: the first coefficient with z, the second with its square.
+The weights' own distribution, normal in each superblock, is taken out: the tables hold what the
+code alone says (a likelihood), so that those of several inputs can be multiplied. Where a format
+gives an extreme weight of the block exactly an end code, there is an atom at ``u = 0`` as well: its
+mass, over the density of the rest at that place. A weight is looked for within the reach: the cell
+or, where that is open, where weights were seen.
 
 Several inputs of one type and one original share much of their search: together they say less than
 independent ones. Their logarithms are therefore multiplied by a share, which was found where what
@@ -30,7 +30,10 @@ from recover.quants import F32Array, ScalarType, VectorType
 
 INTERIOR, LOWEST, HIGHEST, VARYING = range(4)
 """Rows of a table: the classes of codes, and what interior codes add times z or z squared."""
-DEGREE = 4
+DEGREE = 2
+ATOM, BELOW, ABOVE = range(DEGREE, DEGREE + 3)
+"""Columns of a table after those of the coefficients."""
+SHAPE = (4, DEGREE + 3)
 N_ALIKE = (2, 4, 8)
 """Numbers of inputs of one type for which the table has the shares."""
 
@@ -55,17 +58,17 @@ def density(
 
     Returns
     -------
-    float32 (4, 7)
-        For interior, lowest and highest codes: the coefficients of ``u`` to ``u**4`` in the
+    float32 (4, 5)
+        For interior, lowest and highest codes: the coefficients of ``u`` and ``u**2`` in the
         logarithm of the density, the atom, and how far `u` reaches below and above 0. Then what is
-        added to the four coefficients of an interior code, times z, z**2, z and z**2.
+        added to the two coefficients of an interior code, times z and z**2.
     """
     which = "weighted" if weighted or not has_cells or n_alike > 1 else "plain"
     tables = _shipped()["types"][kind.name]
     if not has_cells and not kind.refits_scale_with_imatrix:
         reach = _DEVIATIONS * kind.noise**0.5
-        row = [0.0, -0.5 / kind.noise, 0, 0, 0, -reach, reach]
-        table = np.array([row] * 3 + [[0.0] * 7])
+        row = [0.0, -0.5 / kind.noise, 0.0, -reach, reach]
+        table = np.array([row] * 3 + [[0.0] * len(row)])
     else:
         table = np.array(tables[which])
     table[:, :DEGREE] *= share(kind, n_alike)

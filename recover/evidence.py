@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import kernel
-from recover.densities import DEGREE, density, end_codes, likelihood, share
+from recover.densities import DEGREE, SHAPE, density, end_codes, likelihood, share
 from recover.errors import QuantError
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
 from recover.quants._float16 import read_f16
@@ -49,7 +49,7 @@ class Evidence(NamedTuple):
     noise: NDArray[np.float64]
     """(K,) mean square error in units of the squared scale."""
     density: F32Array
-    """(K, 4, 7): where in their cells weights lie (see `recover.densities`)."""
+    """(K, 4, 5): where in their cells weights lie (see `recover.densities`)."""
     end_codes: NDArray[np.int32]
     """(K, 2): the lowest and the highest code."""
     values: F32Array
@@ -77,7 +77,7 @@ class Witness:
         Whether it was quantized with an importance matrix.
     weight : float or None
         What it weighs by a calibration; all witnesses have one, or none has.
-    density : tuple of 4 tuples of 7 floats, or None
+    density : tuple of 4 tuples of 5 floats, or None
         What its codes say of the weights by a calibration (see `recover.densities.density`).
     """
 
@@ -122,7 +122,7 @@ class EvidenceBuffer:
             noise=np.array([kind.noise for kind in kinds], np.float64),
             density=np.array(
                 [_density(w, kind, kinds.count(kind)) for kind, w in scalars], np.float32
-            ).reshape(n_scalars, 4, 7),
+            ).reshape(n_scalars, *SHAPE),
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
             values=np.empty(n_others * TILE, np.float32),
             variance=np.empty(n_others * (TILE // GROUP), np.float32),

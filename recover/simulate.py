@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.densities import (
+    ATOM,
+    BELOW,
     DEGREE,
     HIGHEST,
     INTERIOR,
     LOWEST,
     N_ALIKE,
+    SHAPE,
     VARYING,
     density,
     end_codes,
@@ -28,14 +31,13 @@ SEED = 8
 N_CHUNKS = 32
 CHUNK = (128, 2048)
 DEGREES_OF_FREEDOM = 20  # of Student's t; trained weights are nearly normal in a superblock
-_PENALTY = 100  # as many weights seen where every coefficient is 0
+_PENALTY = 10  # how firmly every coefficient is kept at 0
 _MOST_GROUPS = 16  # of neighbouring codes with a histogram of their own
 _N_BINS = 512
 _N_BISECTIONS = 8
-_FEWEST = 20  # weights in a bin that counts in a fit
-_BEYOND = 1.4  # times as far as weights were seen a density is told that there are none
+_N_NEWTON, _LARGEST_STEP = 40, 2.0
+_FEWEST, _LEAST_SHARE = 5, 2.4e-6  # weights in a bin where some are seen; of all weights
 _FEWEST_WEIGHTS, _FEWEST_BINS = 100_000, 16  # of a class of codes that can be seldom
-_MOST = 3000  # weights in a bin beyond which it counts no more: tails matter, too
 
 Draw = Callable[[int], F32Array]
 """Weights (n_rows, ne0) of a numbered chunk."""
@@ -131,21 +133,19 @@ class Counts:
             widths[list(self._ends)] = _atom_width(self._kind)
         return widths
 
-    def table(self, seldom: F32Array | None = None, *, closed: bool = False) -> F32Array:
+    def table(self, seldom: F32Array | None = None) -> F32Array:
         """Densities, as `recover.densities.density` returns them.
 
         Parameters
         ----------
-        seldom : float32 (4, 7), optional
+        seldom : float32 (4, 5), optional
             What to return for classes of codes of which too few weights were counted for a fit.
-        closed : bool
-            Whether a density without cells is made to fall where no weights were seen any more.
         """
-        table = np.zeros((4, 7), np.float32) if seldom is None else seldom.copy()
+        table = np.zeros(SHAPE, np.float32) if seldom is None else seldom.copy()
         for row, codes in self._classes.items():
             if seldom is None or self._suffice(codes):
                 rows = [INTERIOR, VARYING] if row == INTERIOR else [row]
-                table[rows] = self._fit_class(codes, closed=closed)[: len(rows)]
+                table[rows] = self._fit_class(codes)[: len(rows)]
         return table
 
     @property
@@ -163,18 +163,18 @@ class Counts:
         n_weights = self._prior[list(codes), 0].sum()
         return bool(n_bins >= _FEWEST_BINS and n_weights >= _FEWEST_WEIGHTS)
 
-    def _fit_class(self, codes: Sequence[int], *, closed: bool = False) -> NDArray[np.float64]:
-        """Rows (2, 7) of a table for codes of one class: constant and varying."""
-        rows = np.zeros((2, 7))
+    def _fit_class(self, codes: Sequence[int]) -> NDArray[np.float64]:
+        """Rows (2, 5) of a table for codes of one class: constant and varying."""
+        rows = np.zeros((2, SHAPE[1]))
         bins = self._bins
         counts = self._counts[list(codes)]
         middle = (bins[1:] + bins[:-1]) / 2
-        seen = counts.sum(axis=0) >= _FEWEST
-        rows[0, 5:] = _reach(self._kind, codes, bins[:-1][seen], is_hard=self._is_hard)
-        empty = np.zeros(middle.size, np.bool_)
-        if closed and not self._is_hard:
-            empty |= (middle > _BEYOND * rows[0, 5]) & (middle < _BEYOND * rows[0, 6])
-        height, rows[:, :4] = _fit(self._kind, codes, middle, counts, empty, is_hard=self._is_hard)
+        fewest = max(_FEWEST, _LEAST_SHARE * float(self._prior[:, 0].sum()))
+        seen = counts.sum(axis=0) >= fewest
+        rows[0, BELOW:] = _reach(self._kind, codes, bins[:-1][seen], is_hard=self._is_hard)
+        height, rows[:, :DEGREE] = _fit(
+            self._kind, codes, middle, counts, fewest, is_hard=self._is_hard
+        )
         n, slope, curve = self._prior[list(codes)].T
         z = _relative(codes, self._ends)
         weight = np.sqrt(n)
@@ -184,7 +184,7 @@ class Counts:
             removed = np.linalg.lstsq(powers * weight[:, None], mean * weight, rcond=None)[0]
             rows[: len(removed), column] += removed
         if len(codes) == 1:
-            rows[0, 4] = self._atoms[codes[0]] / height * (bins[1] - bins[0])
+            rows[0, ATOM] = self._atoms[codes[0]] / height * (bins[1] - bins[0])
         return rows
 
 
@@ -236,42 +236,68 @@ def _fit(
     codes: Sequence[int],
     u: NDArray[np.float64],
     counts: NDArray[np.float64],
-    empty: NDArray[np.bool_],
+    fewest: float,
     *,
     is_hard: bool,
 ) -> tuple[float, NDArray[np.float64]]:
-    """Height at u = 0 of the first and coefficients (2, 4) of the logarithm of all histograms.
+    """Height at u = 0 of the first and coefficients (2, 2) of the logarithm of all histograms.
 
-    The coefficients are a constant and a varying part.
+    The coefficients are a constant and a varying part. Bins count from the first to the last with
+    at least `fewest` weights.
 
-    Weighted least squares over the histograms (n_codes, n_bins) of neighbouring codes, each with a
-    constant of its own. Bins (n_bins,) that may be `empty` count even if they are.
+    Maximum likelihood over the histograms (n_codes, n_bins) of neighbouring codes, so that the
+    densities have the mean and the mean square that were seen.
     """
     groups = np.array_split(np.arange(len(codes)), min(len(codes), _MOST_GROUPS))
     z = _relative(codes, end_codes(kind))
     totals = [counts[group].sum(axis=0) for group in groups]
     usable = [
         np.all([_surely_inside(kind, codes[i], u) | ~np.array(is_hard) for i in group], axis=0)
-        & ((total >= _FEWEST) | empty)
+        & _between(total >= fewest)
         for group, total in zip(groups, totals, strict=True)
     ]
     unit = max(float(np.abs(u[enough]).max(initial=0)) for enough in usable) or 1.0
     degrees = np.arange(1, DEGREE + 1)
     powers = (u / unit)[:, None] ** degrees
-    # Penalties: what a narrow or sparse histogram does not tell stays 0.
-    designs = [np.diag([0.0] * len(groups) + [_PENALTY**0.5] * (2 * DEGREE))]
-    logs = [np.zeros(len(designs[0]))]
-    for g, (group, total, enough) in enumerate(zip(groups, totals, usable, strict=True)):
-        weight = np.sqrt(np.clip(total[enough], _FEWEST, _MOST))[:, None]
-        constant = np.zeros((np.count_nonzero(enough), len(groups)))
-        constant[:, g] = 1
-        varying = np.mean(z[group]) ** (2 - degrees % 2) * (len(groups) > 1)
-        design = np.hstack([constant, powers[enough], powers[enough] * varying])
-        designs.append(design * weight)
-        logs.append(np.log(np.maximum(total[enough], 1)) * weight[:, 0])
-    solution = np.linalg.lstsq(np.vstack(designs), np.concatenate(logs), rcond=None)[0]
-    coefficients: NDArray[np.float64] = solution[len(groups) :].reshape(2, DEGREE)
-    return float(np.exp(solution[0])), coefficients / unit**degrees
+    varying = [np.mean(z[group]) ** (2 - degrees % 2) * (len(groups) > 1) for group in groups]
+    features = [
+        np.hstack([powers[enough], powers[enough] * each])
+        for each, enough in zip(varying, usable, strict=True)
+    ]
+    seen = [total[enough] for total, enough in zip(totals, usable, strict=True)]
+    solution = _most_likely(features, seen)
+    shape = np.exp(features[0] @ solution)
+    height = seen[0].sum() / shape.sum() if seen[0].size else 1.0
+    return float(height), solution.reshape(2, DEGREE) / unit**degrees
+
+
+def _between(seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """From the first to the last that is true."""
+    return np.logical_or.accumulate(seen) & np.logical_or.accumulate(seen[::-1])[::-1]
+
+
+def _most_likely(
+    features: Sequence[NDArray[np.float64]], counts: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Coefficients (F,) of histograms whose heights go as ``exp(features @ coefficients)``.
+
+    Newton's method; `features` (n_bins, F) and `counts` (n_bins,) of each histogram. A penalty
+    leaves at 0 what narrow or sparse histograms do not tell.
+    """
+    n_features = features[0].shape[1]
+    solution = np.zeros(n_features)
+    for _ in range(_N_NEWTON):
+        gradient, curvature = -_PENALTY * solution, _PENALTY * np.eye(n_features)
+        for x, n in zip(features, counts, strict=True):
+            logs = x @ solution
+            share = np.exp(logs - logs.max(initial=-np.inf))
+            share /= max(share.sum(), 1.0)
+            mean = share @ x
+            gradient = gradient + n @ x - n.sum() * mean
+            curvature = curvature + n.sum() * (x.T @ (x * share[:, None]) - np.outer(mean, mean))
+        step = np.linalg.solve(curvature, gradient)
+        solution = solution + step / max(1.0, float(np.abs(step).max()) / _LARGEST_STEP)
+    return solution
 
 
 def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:

@@ -30,7 +30,7 @@ from recover.calibration.fit import _gain, fit, free_weights, simplex_weights, s
 from recover.calibration.moments import survey
 from recover.calibration.weights import Calibration, Gain
 from recover.cli import main
-from recover.densities import density
+from recover.densities import ABOVE, ATOM, BELOW, DEGREE, density
 from recover.estimators import Request
 from recover.estimators.linear import estimate as linear_estimate
 from recover.evidence import EvidenceBuffer, Witness
@@ -304,7 +304,7 @@ class TestFile:
             assert load_calibration(path) == found
             assert path.read_bytes() == found.to_bytes()
         document = json.loads(path.read_text())
-        assert (document["format"], document["version"]) == ("recover.calibration", 1)
+        assert (document["format"], document["version"]) == ("recover.calibration", 2)
         assert [each["name"] for each in document["inputs"]] == [each.name for each in tiny]
         assert document["truth"]["n_bytes"] == TINY.stat().st_size
         assert str(TINY.parent) not in path.read_text()
@@ -326,9 +326,9 @@ class TestDensities:
                 if n < 100_000:
                     assert new == pytest.approx(tuple(old), rel=1e-5)
                     continue
-                u = np.linspace(max(new[5], old[5]), min(new[6], old[6]), 400)
+                u = np.linspace(max(new[BELOW], old[BELOW]), min(new[ABOVE], old[ABOVE]), 400)
                 shares = [
-                    np.cumsum(np.exp(u[:, None] ** np.arange(1, 5) @ np.array(row[:4])))
+                    np.cumsum(np.exp(u[:, None] ** (1, 2) @ np.array(row[:DEGREE])))
                     for row in (new, old)
                 ]
                 distance = np.abs(shares[0] / shares[0][-1] - shares[1] / shares[1][-1]).max()
@@ -386,15 +386,13 @@ class TestDensities:
         prior = np.repeat(np.square(value.reshape(-1, 256)).mean(axis=1), 256)
         removed = 0.5 * np.mean(scales**2 / prior)
         assert removed > 0.03
-        closed = counts.table(density(kind, has_cells=False, weighted=True), closed=True)[0]
         assert row[1] == pytest.approx(-0.5 / 0.4**2 + removed, rel=0.03)
         u = np.linspace(-1, 1, 21)  # 2.5 standard deviations
-        for each in (row, closed):
-            heights = u[:, None] ** np.arange(1, 5) @ each[:4]
-            np.testing.assert_allclose(heights, u**2 * row[1], atol=0.2)
-            assert each[4] == 0
-        assert -2.0 < row[5] < -1.4
-        assert 1.4 < row[6] < 2.0
+        heights = u[:, None] ** (1, 2) @ row[:DEGREE]
+        np.testing.assert_allclose(heights, u**2 * row[1], atol=0.2)
+        assert row[ATOM] == 0
+        assert -2.0 < row[BELOW] < -1.4
+        assert 1.4 < row[ABOVE] < 2.0
 
     def test_no_weights_beyond_the_places_where_they_were_seen(self) -> None:
         """Codes that another quantizer has chosen last: the density of interior ones ends."""
@@ -407,15 +405,9 @@ class TestDensities:
         off = np.repeat(scale, 16) * rng.uniform(-0.5, 0.5, 4096 * 256)
         counts = Counts(kind, is_hard=False)
         counts.add((dequantize(raw, kind) + off).astype(np.float32), raw)
-        u = np.array([0.25, 0.65])
-        heights = [
-            u[:, None] ** np.arange(1, 5) @ counts.table(density(kind), closed=closed)[0, :4]
-            for closed in (False, True)
-        ]
-        assert abs(heights[0][0]) < 0.5
-        assert abs(heights[1][0]) < 0.5
-        assert heights[0][1] > -1
-        assert heights[1][1] < -3
+        row = counts.table()[0]
+        assert np.abs(np.array([[-0.5, 0.25], [0.5, 0.25]]) @ row[:DEGREE]).max() < 0.5
+        np.testing.assert_allclose(row[BELOW:], (-0.5, 0.5), atol=0.02)
 
     def test_seldom_classes_keep_what_is_given(self) -> None:
         kind = type_by_name("Q8_0")

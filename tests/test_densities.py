@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.densities import density, end_codes, likelihood, share
+from recover.densities import ABOVE, ATOM, BELOW, DEGREE, density, end_codes, likelihood, share
 from recover.quants import ScalarType, VectorType, all_types, dequantize, type_by_name
 from recover.simulate import find_likelihood, find_shares, importance, simulate, student_t
 from tests.oracle import libggml
@@ -24,8 +24,8 @@ def scalar(name: str) -> ScalarType:
 def distribution(row: NDArray[np.float32], reach: tuple[float, float]) -> NDArray[np.float64]:
     """The distribution function that a row describes, atom included, on 400 places."""
     u = np.linspace(*reach, 400)
-    values = np.exp(u[:, None] ** np.arange(1, 5) @ row[:4].astype(np.float64))
-    mass = np.cumsum(values) * (u[1] - u[0]) + np.where(u >= 0, row[4], 0)
+    values = np.exp(u[:, None] ** (1, 2) @ row[:DEGREE].astype(np.float64))
+    mass = np.cumsum(values) * (u[1] - u[0]) + np.where(u >= 0, row[ATOM], 0)
     total: NDArray[np.float64] = mass / mass[-1]
     return total
 
@@ -37,9 +37,9 @@ def test_shipped_densities_are_found_again(kind: ScalarType, weighted: bool) -> 
     again = simulate(kind, student_t(123), weighted=weighted, n_chunks=8)
     has_cells = not (weighted and kind.refits_scale_with_imatrix)
     shipped = density(kind, weighted=weighted, has_cells=has_cells)
-    assert shipped.shape == (4, 7)
+    assert shipped.shape == (4, 5)
     for new, old in zip(again[:3], shipped[:3], strict=True):
-        reach = max(new[5], old[5]), min(new[6], old[6])
+        reach = max(new[BELOW], old[BELOW]), min(new[ABOVE], old[ABOVE])
         assert reach[1] - reach[0] > 0.45
         distance = np.abs(distribution(new, reach) - distribution(old, reach)).max()
         assert distance < 0.03
@@ -87,6 +87,6 @@ def test_ends() -> None:
 def test_without_cells_weights_may_be_outside() -> None:
     """Of a refitted scale as drawn, of another quantizer's a normal density."""
     refitted, other = (density(scalar(name), has_cells=False) for name in ("Q4_0", "Q8_0"))
-    assert np.all(refitted[0, 5:] * (-1, 1) > 0.5)
+    assert np.all(refitted[0, BELOW:] * (-1, 1) > 0.5)
     assert other[0, 1] == pytest.approx(-0.5 / scalar("Q8_0").noise)
-    assert not other[0, [0, 2, 3, 4]].any()
+    assert not other[0, [0, ATOM]].any()

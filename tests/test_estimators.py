@@ -8,7 +8,18 @@ from numpy.typing import NDArray
 
 from recover import PlanError
 from recover.cells import intersect_cells
-from recover.densities import density, end_codes, likelihood
+from recover.densities import (
+    ABOVE,
+    ATOM,
+    BELOW,
+    DEGREE,
+    HIGHEST,
+    LOWEST,
+    VARYING,
+    density,
+    end_codes,
+    likelihood,
+)
 from recover.estimators import Request, estimator, method_names
 from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.quants import (
@@ -136,7 +147,7 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
             widths = np.repeat(np.mean(values.reshape(-1, 256) ** 2, axis=1) * share, 256) ** 0.5
             # next to cells normal densities are cut off; among themselves they are not
             far = 4 if any(isinstance(type_by_name(n), ScalarType) for n in mix) else math.inf
-            normal = (0, -0.5, 0, 0), 0, (-far, far)
+            normal = (0, -0.5), 0, (-far, far)
             columns.append(
                 [naive.Belief(gain * v, w, *normal) for v, w in zip(values, widths, strict=True)]
             )
@@ -148,17 +159,19 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
         column = []
         for value, q, s in zip(values, codes, scale.repeat(16), strict=True):
             row = rows[1 if q == ends[0] else 2 if q == ends[1] else 0]
-            coefficients = row[:4]
+            coefficients = row[:DEGREE]
             if q not in ends:
                 z = (2 * float(q) - sum(ends)) / (ends[1] - ends[0])
-                coefficients = row[:4] + rows[3, :4] * (z, z**2, z, z**2)
+                coefficients = row[:DEGREE] + rows[VARYING, :DEGREE] * (z, z**2)
             level = float(kind.levels[q])
             edges = float(kind.lower_levels[q]) - level, float(kind.upper_levels[q]) - level
             reach = (
-                edges[0] if math.isfinite(edges[0]) else rows[1, 5],
-                edges[1] if math.isfinite(edges[1]) else rows[2, 6],
+                edges[0] if math.isfinite(edges[0]) else rows[LOWEST, BELOW],
+                edges[1] if math.isfinite(edges[1]) else rows[HIGHEST, ABOVE],
             )
-            column.append(naive.Belief(float(value), float(s), tuple(coefficients), row[4], reach))
+            column.append(
+                naive.Belief(float(value), float(s), tuple(coefficients), row[ATOM], reach)
+            )
         columns.append(column)
     return [[each for each in beliefs if each.scale] for beliefs in zip(*columns, strict=True)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.densities import density, end_codes
+from recover.densities import ABOVE, BELOW, DEGREE, density, end_codes
 from recover.estimators import Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.header import TensorInfo
@@ -177,13 +177,13 @@ def _log_density(
     rows, (first, last) = density(kind).astype(np.float64), end_codes(kind)  # type: ignore[arg-type]
     u = (grid - values[:, None]) / np.where(scale == 0, np.nan, scale)[:, None]
     z = ((2.0 * codes - first - last) / (last - first))[:, None]
-    inside = rows[0, :4] + rows[3, :4] * np.concatenate([z, z**2, z, z**2], axis=1)
-    ends = np.where((codes == first)[:, None], rows[1, :4], rows[2, :4])
+    inside = rows[0, :DEGREE] + rows[3, :DEGREE] * np.concatenate([z, z**2], axis=1)
+    ends = np.where((codes == first)[:, None], rows[1, :DEGREE], rows[2, :DEGREE])
     is_end = ((codes == first) | (codes == last))[:, None]
     c = np.where(is_end, ends, inside)
-    low = np.where(codes == first, rows[1, 5], -0.5)[:, None]
-    high = np.where(codes == last, rows[2, 6], 0.5)[:, None]
-    logs = sum(c[:, i : i + 1] * u ** (i + 1) for i in range(4))
+    low = np.where(codes == first, rows[1, BELOW], -0.5)[:, None]
+    high = np.where(codes == last, rows[2, ABOVE], 0.5)[:, None]
+    logs = sum(c[:, i : i + 1] * u ** (i + 1) for i in range(DEGREE))
     logs = np.where((u >= low) & (u <= high), logs, -np.inf)
     return np.where(np.isnan(u), 0.0, logs)
 

@@ -23,7 +23,7 @@ from recover.calibration.weights import (
     FittedDensity,
     Gain,
 )
-from recover.densities import VARYING, density
+from recover.densities import ABOVE, BELOW, VARYING, density
 from recover.errors import CalibrationError
 from recover.tiles import Progress
 
@@ -343,10 +343,10 @@ def _gain(errors: dict[str, float], alone: dict[str, float]) -> Gain:
 def _fit_density(places: Places) -> FittedDensity:
     """The density that was seen; of classes of code that are seldom, the simulated one."""
     simulated = density(places.kind, weighted=places.weighted, has_cells=places.has_cells)
-    table = places.counts.table(simulated, closed=True)
+    table = places.counts.table(simulated)
     # What an input says is possible even if all weights that were seen are to one side of it.
-    table[:VARYING, 5] = np.minimum(table[:VARYING, 5], 0)
-    table[:VARYING, 6] = np.maximum(table[:VARYING, 6], 0)
+    table[:VARYING, BELOW] = np.minimum(table[:VARYING, BELOW], 0)
+    table[:VARYING, ABOVE] = np.maximum(table[:VARYING, ABOVE], 0)
     return FittedDensity(
         type=places.kind.name,
         has_cells=places.has_cells,

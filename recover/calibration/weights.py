@@ -18,6 +18,7 @@ from typing import Any
 
 from recover import __version__
 from recover.calibration._document import Field, read_document
+from recover.densities import ABOVE, BELOW, DEGREE, SHAPE
 from recover.errors import CalibrationError
 from recover.evidence import Witness
 from recover.gguf.text import printable, quoted, some
@@ -25,7 +26,7 @@ from recover.gguf.writer import OutputFile
 from recover.quants import ScalarType
 
 FORMAT = "recover.calibration"
-VERSION = 1
+VERSION = 2
 MOST_DEPTHS = 64
 """Parts that the layers of a model can be divided into."""
 
@@ -116,7 +117,7 @@ class FittedDensity:
     n_weights : tuple of int
         For each class of code, the weights that were counted; with too few, the class keeps the
         simulated density.
-    rows : tuple of 4 tuples of 7 floats
+    rows : tuple of 4 tuples of 5 floats
         As `recover.densities.density` returns them.
     """
 
@@ -393,14 +394,14 @@ def _density(field: Field) -> FittedDensity:
     limit = _LARGEST_COEFFICIENT
     rows = []
     for each in classes:
-        *coefficients, atom, low, high = each.items(7, 7)
+        *coefficients, atom, low, high = each.items(SHAPE[1], SHAPE[1])
         row = [number.number(-limit, limit) for number in coefficients]
         row += [atom.number(0.0, limit), low.number(-_FURTHEST, 0.0), high.number(0.0, _FURTHEST)]
-        if row[5] == row[6]:
+        if row[BELOW] == row[ABOVE]:
             raise CalibrationError(f"is damaged: {each.place} leaves no place for a weight")
         rows.append(tuple(row))
-    limits = (limit,) * 4 + (0.0,) * 3  # there is nothing else that varies
-    added = zip(varying.items(7, 7), limits, strict=True)
+    limits = (limit,) * DEGREE + (0.0,) * (SHAPE[1] - DEGREE)  # there is nothing else that varies
+    added = zip(varying.items(SHAPE[1], SHAPE[1]), limits, strict=True)
     rows.append(tuple(number.number(-most, most) for number, most in added))
     return FittedDensity(
         type=field["type"].text(),

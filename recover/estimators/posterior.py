@@ -2,12 +2,12 @@
 
 Each input says where in its cell a weight is likely to be (`recover.densities`). The product of
 these densities and of a normal prior as wide as the superblock's weights is integrated over the
-intersection by a fixed Gauss-Legendre rule; the estimate is its mean, the error to expect its
-variance. Where the intersection of the cells is empty the first (finest) input is taken alone.
+intersection by a fixed rule; the estimate is its mean, the error to expect its variance. Where the
+intersection of the cells is empty the first (finest) input is taken alone.
 
-The logarithms of the densities are polynomials, so their sum is one polynomial of degree 4 in the
-place ``t`` (-1 to 1) in the intersection, whatever the number of inputs. Sixteen weights are worked
-on at once.
+The logarithms of the densities are quadratic, so their sum is one quadratic polynomial in the place
+``t`` (-1 to 1) in the intersection, whatever the number of inputs. Sixteen weights are worked on at
+once.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import inlined, kernel
-from recover.densities import HIGHEST, INTERIOR, LOWEST, VARYING
+from recover.densities import ABOVE, ATOM, BELOW, HIGHEST, INTERIOR, LOWEST, VARYING
 from recover.estimators._combine import group_variances, sum_variance
 from recover.estimators._request import MODE, Request, fill_deviation
 from recover.evidence import Evidence, typical_variance
@@ -24,6 +24,7 @@ from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._decode import is_affine
 from recover.quants._lanes import (
     any_lane,
+    fused,
     gather,
     load,
     load_bytes,
@@ -37,18 +38,27 @@ from recover.quants._lanes import (
 SEES_CONFLICTS = True
 CALIBRATED = "densities"
 
-# The rule with 5 nodes: one in the middle, two pairs.
-_NODES = tuple(np.float32(t) for t in np.polynomial.legendre.leggauss(5)[0][3:])
-_WEIGHTS = tuple(np.float32(w) for w in np.polynomial.legendre.leggauss(5)[1][3:])
-_MIDDLE_WEIGHT = np.float32(np.polynomial.legendre.leggauss(5)[1][2])
+# A rule with nodes at 0, +-h, +-2h and +-3h: the density at the outer nodes follows from that at
+# the inner ones, as its logarithm is quadratic. It is exact for a flat density, and h and the
+# weights (relative to that of the middle) are those with the least error for normal densities that
+# are cut off at -1 and 1.
+_H = 0.3051375516
+_WEIGHTS = (0.8392342594, 1.0461387209, 0.6487004206)
+_WEIGHTS32 = tuple(np.float32(w) for w in _WEIGHTS)
+_FIRST_MOMENTS = tuple(np.float32(w * i * _H) for i, w in enumerate(_WEIGHTS, 1))
+_SECOND_MOMENTS = tuple(np.float32(w * (i * _H) ** 2) for i, w in enumerate(_WEIGHTS, 1))
+_TOTAL_WEIGHT = 1 + 2 * sum(_WEIGHTS)
 _ZERO = np.float32(0)
 _HALF = np.float32(0.5)
+_SIXTH = np.float32(1 / 6)
+_UNIT = np.float32(1 / 8)  # slopes are kept in it, see `_exp`
+_LEAST_EXPONENT = np.float32(-1.5)
 _ONE = np.float32(1)
 _DEVIATIONS = np.float32(4)
 _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
-_N_SAMPLED = 12000  # groups of a tile from which the error of each input alone is told
+_N_SAMPLED = 8000  # groups of a tile from which the error of each input alone is told
 
 
 class _Scalars(NamedTuple):
@@ -58,11 +68,13 @@ class _Scalars(NamedTuple):
     ----------
     codes : uint8 (K * n,)
     scale, offset, scale_error, offset_error : float32 (K, n / 16)
-    levels, lower_levels, upper_levels : float32 (K * 256,)
+    levels, near, far : float32 (K * 256,)
+        Levels, and how far the integration goes below and above them.
+    lower_levels, upper_levels : float32 (K * 256,)
     ends : int32 (K, 2)
     simple : bool (K,)
-        Whether levels are consecutive integers and cells reach half-way to the next one.
-    rows : float32 (K, 32)
+        Whether levels are consecutive integers and `near` and `far` differ at the ends only.
+    rows : float32 (K, 18)
         See `_row`.
     """
 
@@ -72,6 +84,8 @@ class _Scalars(NamedTuple):
     scale_error: F32Array
     offset_error: F32Array
     levels: F32Array
+    near: F32Array
+    far: F32Array
     lower_levels: F32Array
     upper_levels: F32Array
     ends: NDArray[np.int32]
@@ -104,23 +118,9 @@ def estimate(
         fill_deviation(request, variance)
         return
     group_variances(evidence, 0, variance)
-    scalars = _Scalars(
-        evidence.codes.reshape(-1),
-        evidence.scale,
-        evidence.offset,
-        evidence.scale_error,
-        evidence.offset_error,
-        evidence.levels.reshape(-1),
-        evidence.lower_levels.reshape(-1),
-        evidence.upper_levels.reshape(-1),
-        evidence.end_codes,
-        np.array([_is_simple(evidence, k) for k in range(len(evidence.codes))], np.bool_),
-        np.array([_row(evidence, k) for k in range(len(evidence.codes))], np.float32).reshape(
-            -1, 32
-        ),
-    )
     others = _Others(evidence.values.reshape(-1), evidence.variance, evidence.likelihood)
-    _integrate(scalars, others, variance, request.estimate == MODE, out, request.deviation, tally)
+    mode = request.estimate == MODE
+    _integrate(_tabulate(evidence), others, variance, mode, out, request.deviation, tally)
 
 
 def _multiply_normals(
@@ -146,72 +146,81 @@ def _multiply_normals(
         tally[2 + v] += sum_variance(variance) + float(off @ off)
 
 
-def _is_simple(evidence: Evidence, k: int) -> bool:
-    first, last = evidence.end_codes[k]
-    levels = evidence.levels[k, : last + 1]
-    lower, upper = evidence.lower_levels[k, : last + 1], evidence.upper_levels[k, : last + 1]
-    return bool(
-        first == 0
-        and is_affine(evidence.levels[k])
-        and np.array_equal(lower[1:], levels[1:] - _HALF)
-        and np.array_equal(upper[:-1], levels[:-1] + _HALF)
+# Columns of a row: numbers of one input that the kernels need in a small piece of memory.
+_LEVEL, _NEAR, _NEAR_END, _FAR_OFF, _FAR_END = range(5)
+_SLOPE, _BEND = 5, 9  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
+_ATOMS = 14  # interior, lowest, highest
+
+
+def _tabulate(evidence: Evidence) -> _Scalars:
+    """What the kernels need of the scalar inputs."""
+    n_inputs = len(evidence.codes)
+    near, far = np.empty((2, n_inputs * 256), np.float32)
+    simple, rows = np.empty(n_inputs, np.bool_), np.empty((n_inputs, _ATOMS + 3), np.float32)
+    for k in range(n_inputs):
+        part = slice(256 * k, 256 * k + 256)
+        simple[k] = _describe(
+            evidence.levels[k],
+            evidence.lower_levels[k],
+            evidence.upper_levels[k],
+            evidence.density[k],
+            evidence.end_codes[k],
+            near[part],
+            far[part],
+            rows[k],
+        )
+    return _Scalars(
+        evidence.codes.reshape(-1),
+        evidence.scale,
+        evidence.offset,
+        evidence.scale_error,
+        evidence.offset_error,
+        evidence.levels.reshape(-1),
+        near,
+        far,
+        evidence.lower_levels.reshape(-1),
+        evidence.upper_levels.reshape(-1),
+        evidence.end_codes,
+        simple,
+        rows,
     )
 
 
-# Columns of a row: numbers of one input that the kernels need in a small piece of memory.
-_LEVEL, _LOW_END, _HIGH_END, _Z_SLOPE, _Z_START, _LOW_REACH, _HIGH_REACH = range(7)
-_COEFFICIENTS = 7  # 4 each of: interior, varying, lowest, highest
-_ATOMS = _COEFFICIENTS + 16  # interior, lowest, highest
-
-
-def _row(evidence: Evidence, k: int) -> F32Array:
-    """The numbers of input `k`, in the columns that are named above.
-
-    Level of code 0; where the end cells are taken to end, in units of the scale; z as a linear
-    function of the code; reach of the end codes; coefficients by class; atoms.
-    """
-    row = np.zeros(32, np.float32)
-    levels, density = evidence.levels[k], evidence.density[k]
-    first, last = (int(end) for end in evidence.end_codes[k])
-    row[_LEVEL] = levels[0]
-    row[_LOW_REACH], row[_HIGH_REACH] = density[LOWEST, 5], density[HIGHEST, 6]
-    row[_LOW_END] = levels[first] + density[LOWEST, 5]
-    row[_HIGH_END] = levels[last] + density[HIGHEST, 6]
-    row[_Z_SLOPE], row[_Z_START] = 2 / (last - first), -(first + last) / (last - first)
-    classes = density[[INTERIOR, VARYING, LOWEST, HIGHEST], :4]
-    row[_COEFFICIENTS : _COEFFICIENTS + 16] = classes.reshape(-1)
-    row[_ATOMS : _ATOMS + 3] = density[[INTERIOR, LOWEST, HIGHEST], 4]
-    return row
-
-
-@inlined
-def _add(total: Any, power: Any, coefficients: Any) -> Any:
-    """Add to a polynomial (4 coefficients) in t another one in ``u = a + b t``, given (a, b)."""
-    a, b = power
-    c1, c2, c3, c4 = coefficients
-    t1, t2, t3, t4 = total
-    two, three, four, six = np.float32(2), np.float32(3), np.float32(4), np.float32(6)
-    c4a = c4 * a
-    t1 = t1 + b * (c1 + a * (c2 * two + a * (c3 * three + c4a * four)))
-    bb = b * b
-    t2 = t2 + bb * (c2 + a * (c3 * three + c4a * six))
-    t3 = t3 + bb * b * (c3 + c4a * four)
-    t4 = t4 + bb * bb * c4
-    return t1, t2, t3, t4
-
-
-@inlined
-def _at(polynomial: Any, t: Any) -> Any:
-    t1, t2, t3, t4 = polynomial
-    return t * (t1 + t * (t2 + t * (t3 + t * t4)))
-
-
-@inlined
-def _parts(polynomial: Any, t: np.float32) -> Any:
-    """Even and odd part of a polynomial at `t`."""
-    t1, t2, t3, t4 = polynomial
-    tt = t * t
-    return (t4 * tt + t2) * tt, (t3 * tt + t1) * t
+@kernel
+def _describe(
+    levels: F32Array,
+    lower: F32Array,
+    upper: F32Array,
+    density: F32Array,
+    ends: NDArray[np.int32],
+    near: F32Array,
+    far: F32Array,
+    row: F32Array,
+) -> bool:
+    """Fill the tables of one input; whether it is simple (see `_Scalars`)."""
+    first, last = ends
+    for q in range(256):
+        which = LOWEST if q == first else HIGHEST if q == last else INTERIOR
+        near[q] = lower[q] - levels[q] if lower[q] > -_FAR else density[which, BELOW]
+        far[q] = upper[q] - levels[q] if upper[q] < _FAR else density[which, ABOVE]
+    simple = first == 0 and is_affine(levels)
+    for q in range(first + 1, last):
+        simple = simple and near[q] == near[last] and far[q] == far[first]
+    row[_LEVEL], row[_NEAR], row[_FAR_OFF] = levels[0], near[last], far[first]
+    row[_NEAR_END], row[_FAR_END] = near[first], far[last]
+    # The slope of c u + d u**2 is c + 2 d u; what is added to c and d varies with z = p + r q.
+    p, r = -np.float32(first + last) / (last - first), np.float32(2) / (last - first)
+    c, d = density[INTERIOR, 0], density[INTERIOR, 1]
+    cz, dz = density[VARYING, 0], density[VARYING, 1]
+    row[_SLOPE], row[_SLOPE + 1] = c + cz * p, cz * r
+    row[_SLOPE + 2], row[_SLOPE + 3] = density[LOWEST, 0], density[HIGHEST, 0]
+    row[_BEND], row[_BEND + 1], row[_BEND + 2] = d + dz * p * p, 2 * dz * p * r, dz * r * r
+    row[_BEND + 3], row[_BEND + 4] = density[LOWEST, 1], density[HIGHEST, 1]
+    row[_BEND : _BEND + 5] *= 2
+    row[_SLOPE : _BEND + 5] *= _UNIT
+    for i, which in enumerate((INTERIOR, LOWEST, HIGHEST)):
+        row[_ATOMS + i] = density[which, ATOM]
+    return simple
 
 
 @inlined
@@ -220,12 +229,15 @@ def _larger(one: Any, other: Any) -> Any:
 
 
 @inlined
-def _exp(x: Any) -> Any:
-    """``exp(x)`` for x up to 0 as ``(1 + y + y**2 / 2) ** 16``, relatively off by x**3 / 1536."""
-    y = x * np.float32(1 / 16)
-    y = where(y > -_ONE, y, splat(-_ONE))
-    y = y * (y * _HALF + _ONE) + _ONE
-    y = y * y
+def _smaller(one: Any, other: Any) -> Any:
+    return where(one < other, one, other)
+
+
+@inlined
+def _exp(y: Any) -> Any:
+    """``exp(8 y)`` for moderate y as ``(1 + y + y**2 / 2 + y**3 / 6) ** 8``."""
+    y = _larger(y, splat(_LEAST_EXPONENT))
+    y = fused(y, fused(y, fused(y, _SIXTH, splat(_HALF)), splat(_ONE)), splat(_ONE))
     y = y * y
     y = y * y
     return y * y
@@ -239,8 +251,10 @@ def _is_usable(scale: np.float32, offset: np.float32) -> bool:
 @inlined
 def _level(scalars: _Scalars, k: int, q: Any) -> Any:
     if scalars.simple[k]:
-        return to_f32(q) + scalars.rows[k, _LEVEL]
-    return gather(scalars.levels, q + 256 * k)
+        level = to_f32(q) + scalars.rows[k, _LEVEL]
+    else:
+        level = gather(scalars.levels, q + 256 * k)
+    return level
 
 
 @inlined
@@ -251,24 +265,17 @@ def _value(scalars: _Scalars, k: int, g: int, at: int) -> Any:
 
 
 @inlined
-def _narrow(low: Any, high: Any, scalars: _Scalars, k: int, g: int, at: int) -> Any:
-    """Intersect bounds with the reach of input `k`: its cells or, where open, as weights go."""
-    q = load_bytes(scalars.codes, at)
-    s, o = scalars.scale[k, g], scalars.offset[k, g]
+def _reach(scalars: _Scalars, k: int, q: Any, lowest: Any, highest: Any, s: np.float32) -> Any:
+    """How far weights may be below and above what input `k` says."""
     if scalars.simple[k]:
-        level = to_f32(q) + scalars.rows[k, _LEVEL]
-        near = where(q == scalars.ends[k, 0], scalars.rows[k, _LOW_END], level - _HALF)
-        far = where(q == scalars.ends[k, 1], scalars.rows[k, _HIGH_END], level + _HALF)
+        near = where(lowest, scalars.rows[k, _NEAR_END] * s, splat(scalars.rows[k, _NEAR] * s))
+        far = where(highest, scalars.rows[k, _FAR_END] * s, splat(scalars.rows[k, _FAR_OFF] * s))
     else:
-        level = gather(scalars.levels, q + 256 * k)
-        near = gather(scalars.lower_levels, q + 256 * k)
-        far = gather(scalars.upper_levels, q + 256 * k)
-        near = where(near > -_FAR, near, level + scalars.rows[k, _LOW_REACH])
-        far = where(far < _FAR, far, level + scalars.rows[k, _HIGH_REACH])
+        near = gather(scalars.near, q + 256 * k) * s
+        far = gather(scalars.far, q + 256 * k) * s
     if s < _ZERO:
         near, far = far, near
-    below, above = near * s + o, far * s + o
-    return _larger(below, low), where(above < high, above, high)
+    return near, far
 
 
 @inlined
@@ -288,76 +295,58 @@ def _prove(low: Any, high: Any, scalars: _Scalars, k: int, g: int, at: int) -> A
 
 
 @inlined
-def _coefficients(scalars: _Scalars, k: int, q: Any) -> Any:
-    """Of the logarithm of the densities of input `k`, for the class of each lane's code."""
-    lowest, highest = q == scalars.ends[k, 0], q == scalars.ends[k, 1]
-    z = to_f32(q) * scalars.rows[k, _Z_SLOPE] + scalars.rows[k, _Z_START]
-    zz = z * z
-    return (
-        _by_class(scalars.rows, k, _COEFFICIENTS, z, lowest, highest),
-        _by_class(scalars.rows, k, _COEFFICIENTS + 1, zz, lowest, highest),
-        _by_class(scalars.rows, k, _COEFFICIENTS + 2, z, lowest, highest),
-        _by_class(scalars.rows, k, _COEFFICIENTS + 3, zz, lowest, highest),
-    )
+def _slopes(scalars: _Scalars, k: int, q: Any, lowest: Any, highest: Any) -> Any:
+    """Slope of the log density of input `k` at what it says, and how it changes per scale."""
+    qf, row = to_f32(q), scalars.rows[k]
+    slope = fused(qf, row[_SLOPE + 1], splat(row[_SLOPE]))
+    slope = where(lowest, row[_SLOPE + 2], where(highest, row[_SLOPE + 3], slope))
+    bend = fused(qf, fused(qf, row[_BEND + 2], splat(row[_BEND + 1])), splat(row[_BEND]))
+    bend = where(lowest, row[_BEND + 3], where(highest, row[_BEND + 4], bend))
+    return slope, bend
 
 
 @inlined
-def _by_class(rows: F32Array, k: int, c: int, z: Any, lowest: Any, highest: Any) -> Any:
-    """The coefficient in column `c` and every fourth from there on."""
-    interior = z * rows[k, c + 4] + rows[k, c]
-    return where(lowest, rows[k, c + 8], where(highest, rows[k, c + 12], interior))
+def _moments(slope: Any, bend: Any) -> Any:
+    """Integrals of 1, t and t**2 over ``exp(slope * t + bend * t**2 / 2)`` from -1 to 1.
+
+    They are in a unit of their own: 2 is `_TOTAL_WEIGHT`.
+    """
+    even, odd = bend * np.float32(_H * _H / 2), slope * np.float32(_H)
+    right, left = _exp(even + odd), _exp(even - odd)
+    product = right * left
+    right2, left2 = right * right * product, left * left * product
+    product = product * product
+    right3, left3 = right2 * right * product, left2 * left * product
+    both, both2, both3 = right + left, right2 + left2, right3 + left3
+    m0 = fused(both, _WEIGHTS32[0], splat(_ONE))
+    m0 = fused(both3, _WEIGHTS32[2], fused(both2, _WEIGHTS32[1], m0))
+    m1 = (right - left) * _FIRST_MOMENTS[0]
+    m1 = fused(right3 - left3, _FIRST_MOMENTS[2], fused(right2 - left2, _FIRST_MOMENTS[1], m1))
+    m2 = both * _SECOND_MOMENTS[0]
+    m2 = fused(both3, _SECOND_MOMENTS[2], fused(both2, _SECOND_MOMENTS[1], m2))
+    return m0, m1, m2
 
 
 @inlined
-def _moments(total: Any) -> Any:
-    """Integrals of 1, t and t**2 over exp(total), and the height they are relative to."""
-    inner_even, inner_odd = _parts(total, _NODES[0])
-    outer_even, outer_odd = _parts(total, _NODES[1])
-    top = _larger(inner_even + abs(inner_odd), outer_even + abs(outer_odd))
-    top = where(top > _ZERO, top, splat(_ZERO))
-    inner_even, outer_even = inner_even - top, outer_even - top
-    right, left = _exp(inner_even + inner_odd), _exp(inner_even - inner_odd)
-    both = (right + left) * _WEIGHTS[0]
-    m0 = _exp(-top) * _MIDDLE_WEIGHT + both
-    m1 = (right - left) * (_WEIGHTS[0] * _NODES[0])
-    m2 = both * (_NODES[0] * _NODES[0])
-    right, left = _exp(outer_even + outer_odd), _exp(outer_even - outer_odd)
-    both = (right + left) * _WEIGHTS[1]
-    m1 = m1 + (right - left) * (_WEIGHTS[1] * _NODES[1])
-    return m0 + both, m1, m2 + both * (_NODES[1] * _NODES[1]), top
+def _mode(slope: Any, bend: Any) -> Any:
+    """Where in -1 to 1 the density is largest."""
+    end = where(slope < _ZERO, splat(-_ONE), splat(_ONE))
+    top = -slope / bend
+    return where((bend < _ZERO) & (abs(top) < _ONE), top, end)
 
 
 @inlined
-def _mode(total: Any) -> Any:
-    """Where in -1 to 1 a polynomial is largest: the best of 17 places, then Newton's method."""
-    best, height = splat(-_ONE), _at(total, splat(-_ONE))
-    for i in range(-7, 9):
-        t = splat(np.float32(i / 8))
-        here = _at(total, t)
-        best, height = where(here > height, t, best), _larger(here, height)
-    t1, t2, t3, t4 = total
-    for _ in range(4):
-        first = t1 + best * (
-            t2 * np.float32(2) + best * (t3 * np.float32(3) + best * t4 * np.float32(4))
-        )
-        second = t2 * np.float32(2) + best * (t3 * np.float32(6) + best * t4 * np.float32(12))
-        step = where(second < _ZERO, -first / second, splat(_ZERO))
-        step = where(abs(step) < np.float32(1 / 8), step, splat(_ZERO))
-        best = best + step
-        best = where(best < -_ONE, splat(-_ONE), where(best > _ONE, splat(_ONE), best))
-    return best
-
-
-@inlined
-def _atom(scalars: _Scalars, k: int, g: int, at: int, frame: Any, total: Any, top: Any) -> Any:
-    """Place t and mass of the atoms of input `k`, relative to ``exp(top)`` as the moments are."""
-    middle, half = frame
+def _atom(
+    scalars: _Scalars, k: int, g: int, at: int, middle: Any, half: Any, slope: Any, bend: Any
+) -> Any:
+    """Place t and mass of the atoms of input `k`."""
     q = load_bytes(scalars.codes, at)
     lowest, highest = q == scalars.ends[k, 0], q == scalars.ends[k, 1]
     atoms = scalars.rows[k, _ATOMS : _ATOMS + 3]
     share = where(lowest, atoms[LOWEST], where(highest, atoms[HIGHEST], splat(atoms[INTERIOR])))
     t = (_value(scalars, k, g, at) - middle) / half
-    mass = share * abs(splat(scalars.scale[k, g])) / half * _exp(_at(total, t) - top)
+    unit = np.float32(_TOTAL_WEIGHT / 2) * abs(splat(scalars.scale[k, g]))
+    mass = share * unit / half * _exp(t * (slope + bend * t * _HALF))
     inside = (abs(t) < _JUST_INSIDE) & (mass < _FAR)
     return where(inside, t, splat(_ZERO)), where(inside, mass, splat(_ZERO))
 
@@ -378,35 +367,52 @@ def _first(scalars: _Scalars, g: int, n: int) -> Any:
     return _value(scalars, 0, g, 16 * g)
 
 
-@inlined
-def _sharpness(scalars: _Scalars, start: int, end: int, n: int) -> np.float32:
-    """One over the mean square of the weights of groups `start` to `end`; 0 if they are 0.
+class _Superblock(NamedTuple):
+    """What the groups of one superblock have in common, in scratch memory.
 
-    They are taken from the first input.
+    Attributes
+    ----------
+    inverse : float32 (K * 16,)
+        One over the scale of each input and group; 0 where it cannot be used.
+    center : float32 (256,)
+        What the first usable input says; 0 if there is none.
+    unit, per_unit : float32 (16,)
+        Scale of the first usable input, and one over it; 1 if there is none.
     """
+
+    inverse: F32Array
+    center: F32Array
+    unit: F32Array
+    per_unit: F32Array
+
+
+@inlined
+def _look(scalars: _Scalars, block: _Superblock, start: int, n_groups: int, n: int) -> np.float32:
+    """Fill a superblock; one over the mean square of its weights, or 0 if they are 0."""
+    n_scalars = scalars.scale.shape[0]
+    for k in range(n_scalars):
+        for i in range(n_groups):
+            s, o = scalars.scale[k, start + i], scalars.offset[k, start + i]
+            inverse = _ONE / s
+            usable = abs(inverse) < _FAR and inverse != _ZERO and abs(o) < _FAR
+            block.inverse[16 * k + i] = inverse if usable else _ZERO
     total = splat(_ZERO)
-    for g in range(start, end):
-        value = _first(scalars, g, n)
-        total = total + value * value
+    for i in range(n_groups):
+        g, k = start + i, 0
+        while k < n_scalars - 1 and block.inverse[16 * k + i] == _ZERO:
+            k += 1
+        center = splat(_ZERO)
+        block.unit[i] = block.per_unit[i] = _ONE
+        if block.inverse[16 * k + i] != _ZERO:
+            block.unit[i], block.per_unit[i] = scalars.scale[k, g], block.inverse[16 * k + i]
+            level = _level(scalars, k, load_bytes(scalars.codes, k * n + 16 * g))
+            center = fused(level, scalars.scale[k, g], splat(scalars.offset[k, g]))
+        store(block.center, 16 * i, center)
+        total = fused(center, center, total)
     lanes = np.empty(16, np.float32)
     store(lanes, 0, total)
-    mean = lanes.sum() / np.float32(16 * (end - start))
+    mean = lanes.sum() / np.float32(16 * n_groups)
     return _ONE / mean if mean > _ZERO else _ZERO
-
-
-@inlined
-def _reach(scalars: _Scalars, others: _Others, g: int, n: int) -> Any:
-    """Where the weights of a group may be: the bounds of the integration."""
-    low, high = splat(-_FAR), splat(_FAR)
-    for k in range(scalars.scale.shape[0]):
-        if _is_usable(scalars.scale[k, g], scalars.offset[k, g]):
-            low, high = _narrow(low, high, scalars, k, g, k * n + 16 * g)
-    for v in range(others.variance.shape[0]):
-        if others.variance[v, g] > 0:
-            value, deviation = _say(others, v, g, n)
-            far = _DEVIATIONS * deviation
-            low, high = _larger(value - far, low), -_larger(-value - far, -high)
-    return low, high
 
 
 @inlined
@@ -419,26 +425,27 @@ def _cells(scalars: _Scalars, g: int, n: int) -> Any:
     return low, high
 
 
-@inlined
-def _product(scalars: _Scalars, others: _Others, g: int, n: int, frame: Any, prior: Any) -> Any:
-    """The logarithm of the product of the prior and of all densities, in t."""
-    middle, half = frame
-    zero = splat(_ZERO)
-    total = -(middle * half) * prior, -(half * half) * (_HALF * prior), zero, zero
-    for k in range(scalars.scale.shape[0]):
-        if _is_usable(scalars.scale[k, g], scalars.offset[k, g]):
-            q = load_bytes(scalars.codes, k * n + 16 * g)
-            value = _level(scalars, k, q) * scalars.scale[k, g] + scalars.offset[k, g]
-            inverse = _ONE / scalars.scale[k, g]
-            power = (middle - value) * inverse, half * inverse
-            total = _add(total, power, _coefficients(scalars, k, q))
-    for v in range(others.variance.shape[0]):
-        if others.variance[v, g] > 0:
-            value, deviation = _say(others, v, g, n)
-            inverse = _ONE / deviation
-            power = (middle - value) * inverse, half * inverse
-            total = _add(total, power, (zero, splat(-_HALF), zero, zero))
-    return total
+@kernel
+def _settle(scalars: _Scalars, g: int, n: int, exception: F32Array) -> int:
+    """Weights of a group whose reaches miss each other or leave next to nothing between them.
+
+    Either there is a conflict, or the cells alone still meet. `exception` (64,) holds the middle
+    and half the width of what the reaches leave, the estimates (NaN if there is none yet), which
+    are completed, and has room for the most that the variance can be. Returns the number of
+    conflicts.
+    """
+    middle, half, estimate = load(exception, 0), load(exception, 16), load(exception, 32)
+    good = estimate == estimate
+    lower, upper = _cells(scalars, g, n)
+    conflict = upper < lower
+    first = _first(scalars, g, n)
+    there = where(abs(half) < _FAR, middle, first)
+    there = where(there < lower, lower, where(there > upper, upper, there))
+    between = (lower + upper) * _HALF  # safer than an edge, which others round otherwise
+    there = where((abs(between) < _FAR) & (abs(half) < _FAR), between, there)
+    store(exception, 32, where(conflict, first, where(good, estimate, there)))
+    store(exception, 48, where(good | conflict, splat(_FAR), half * half))
+    return _count(conflict)
 
 
 @kernel
@@ -460,65 +467,100 @@ def _integrate(
     atoms = np.empty(n_scalars, np.bool_)
     for k in range(n_scalars):
         atoms[k] = np.any(scalars.rows[k, _ATOMS : _ATOMS + 3] > 0)
-    stride = n_groups // _N_SAMPLED | 1  # odd, so that all places of a superblock take part
+    has_atoms = np.any(atoms)
+    # Odd, so that all places of a superblock take part.
+    stride = 1 if deviation.size > 0 else n_groups // _N_SAMPLED | 1
     alone = np.zeros((n_scalars + n_others) * 16, np.float32)
-    expected, prior, n_conflicts, n_sampled = splat(_ZERO), _ZERO, 0, 0
+    ones = np.ones((2, 16), np.float32)
+    block = _Superblock(
+        np.empty(16 * n_scalars, np.float32), np.empty(256, np.float32), ones[0], ones[1]
+    )
+    exception = np.empty(64, np.float32)
+    expected, prior, floor, n_conflicts, n_sampled = splat(_ZERO), _ZERO, _ZERO, 0, 0
     for g in range(n_groups):
         if g % 16 == 0:
-            prior = _sharpness(scalars, g, min(g + 16, n_groups), n)
+            prior = _look(scalars, block, g, min(16, n_groups - g), n)
+            floor = np.sqrt(_NARROW / prior)
         at = 16 * g
-        low, high = _reach(scalars, others, g, n)
+        # The slope of the logarithm of the product, at `center` and by how much it changes per
+        # `unit`.
+        i = g & 15
+        center, unit = load(block.center, 16 * i), block.unit[i]
+        slope, bend = center * (-prior * unit * _UNIT), splat(-prior * unit * unit * _UNIT)
+        low, high = splat(-_FAR), splat(_FAR)
+        for k in range(n_scalars):
+            inverse = block.inverse[16 * k + i]
+            if inverse != _ZERO:
+                s, o = scalars.scale[k, g], scalars.offset[k, g]
+                q = load_bytes(scalars.codes, k * n + at)
+                lowest, highest = q == scalars.ends[k, 0], q == scalars.ends[k, 1]
+                value = fused(_level(scalars, k, q), s, splat(o))
+                near, far = _reach(scalars, k, q, lowest, highest, s)
+                low, high = _larger(value + near, low), _smaller(value + far, high)
+                c, d = _slopes(scalars, k, q, lowest, highest)
+                b = unit * inverse
+                slope = fused(fused(d, (center - value) * inverse, c), b, slope)
+                bend = fused(d, b * b, bend)
+        for v in range(n_others):
+            if others.variance[v, g] > 0:
+                said, width = _say(others, v, g, n)
+                reach = _DEVIATIONS * width
+                low, high = _larger(said - reach, low), _smaller(said + reach, high)
+                b = unit / width
+                slope = fused(said - center, _UNIT * b / width, slope)
+                bend = bend - splat(_UNIT * b * b)
         middle, half = (low + high) * _HALF, (high - low) * _HALF
-        frame = middle, half
-        total = _product(scalars, others, g, n, frame, prior)
-        m0, m1, m2, top = _moments(total)
+        across = half * block.per_unit[i]
+        slope = fused(bend, (middle - center) * block.per_unit[i], slope) * across
+        bend = bend * across * across
+        m0, m1, m2 = _moments(slope, bend)
         place = m1
         if wants_mode:
-            place = _mode(total)
+            place = _mode(slope, bend)
         on_atom = splat(_ZERO)
-        for k in range(n_scalars):
-            if atoms[k] and _is_usable(scalars.scale[k, g], scalars.offset[k, g]):
-                t, mass = _atom(scalars, k, g, k * n + at, frame, total, top)
+        for k in range(n_scalars if has_atoms else 0):
+            if atoms[k] and block.inverse[16 * k + i] != _ZERO:
+                t, mass = _atom(scalars, k, g, k * n + at, middle, half, slope, bend)
                 m0, m1, m2 = m0 + mass, m1 + mass * t, m2 + mass * t * t
                 if wants_mode:  # an atom with more than half of the mass
                     on_atom = where(mass > on_atom, mass, on_atom)
                     place = where(on_atom + on_atom > m0, t, place)
-        mean = m1 / m0
+        over = splat(_ONE) / m0
+        mean = m1 * over
         if not wants_mode:
             place = mean
         # Where next to nothing is left, rounding would lead out of the cells.
-        good = (half * half * prior > _NARROW) & (half > _ZERO) & (half < _FAR) & (m0 > _ZERO)
-        estimate = middle + half * place
-        error = where(good, half * half * (m2 / m0 - mean * mean), variance[g])
+        good = (half > floor) & (half < _FAR) & (m0 < _FAR)
+        estimate = fused(half, place, middle)
+        most = splat(_FAR)
         if any_lane(where(good, _ZERO, splat(_ONE)) > _ZERO):
-            # The reaches miss each other: a conflict, or the cells alone still meet.
-            lower, upper = _cells(scalars, g, n)
-            conflict = upper < lower
-            first = _first(scalars, g, n)
-            there = where(abs(half) < _FAR, middle, first)
-            there = where(there < lower, lower, where(there > upper, upper, there))
-            between = (lower + upper) * _HALF  # safer than an edge, which others round otherwise
-            there = where((abs(between) < _FAR) & (abs(half) < _FAR), between, there)
-            estimate = where(conflict, first, where(good, estimate, there))
-            error = where(good | conflict | (half * half > error), error, half * half)
-            n_conflicts += _count(conflict)
+            store(exception, 0, middle)
+            store(exception, 16, half)
+            store(exception, 32, where(good, estimate, splat(np.float32(np.nan))))
+            n_conflicts += _settle(scalars, g, n, exception)
+            estimate, most = load(exception, 32), load(exception, 48)
         store(out, at, estimate)
-        if deviation.size > 0:
-            store(deviation, at, sqrt(where(error > _ZERO, error, splat(_ZERO))))
-        expected = expected + error
-        if g % stride == 0:
-            n_sampled += 1
-            for k in range(n_scalars):
-                if np.isfinite(scalars.scale[k, g]) and np.isfinite(scalars.offset[k, g]):
-                    off = estimate - _value(scalars, k, g, k * n + at)
-                    store(alone, 16 * k, load(alone, 16 * k) + (off * off + error))
-            for v in range(n_others):
-                row = 16 * (n_scalars + v)
-                off = estimate - load(others.values, v * n + at)
-                store(alone, row, load(alone, row) + (off * off + error))
+        is_sample = g == n_sampled * stride
+        if is_sample or deviation.size > 0:
+            error = half * half * (m2 * over - mean * mean)
+            error = _larger(where(good, error, splat(variance[g])), splat(_ZERO))
+            error = _smaller(error, most)
+            if deviation.size > 0:
+                store(deviation, at, sqrt(error))
+            if is_sample:
+                n_sampled += 1
+                expected = expected + error
+                for k in range(n_scalars):
+                    if np.isfinite(scalars.scale[k, g]) and np.isfinite(scalars.offset[k, g]):
+                        off = estimate - _value(scalars, k, g, k * n + at)
+                        store(alone, 16 * k, load(alone, 16 * k) + (off * off + error))
+                for v in range(n_others):
+                    row = 16 * (n_scalars + v)
+                    off = estimate - load(others.values, v * n + at)
+                    store(alone, row, load(alone, row) + (off * off + error))
     lanes = np.empty(16, np.float32)
     store(lanes, 0, expected)
-    tally[0] += lanes.sum()
+    tally[0] += lanes.sum() * (n_groups / n_sampled)
     tally[1] += n_conflicts
     for k in range(n_scalars + n_others):
         tally[2 + k] += alone[16 * k : 16 * k + 16].sum() * (n_groups / n_sampled)

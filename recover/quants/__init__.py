@@ -163,9 +163,8 @@ def quantize(
     ne0 = x.shape[-1]
     n_bytes = tensor_type.n_bytes(ne0) * (x.size // max(ne0, 1))
     weights = np.ascontiguousarray(x, np.float32).reshape(x.size // max(ne0, 1), ne0)
-    if not all_finite(weights.reshape(-1)):
-        n_bad = int(np.count_nonzero(~np.isfinite(weights)))
-        raise QuantError(f"{n_bad} of {weights.size} weights are infinite or not a number")
+    if not isinstance(tensor_type, FloatType):
+        _check_finite(weights)
     importance = _checked_imatrix(imatrix, ne0)
     encode = _variant_encoder(quantizer, tensor_type, imatrix)
     if out is None:
@@ -180,8 +179,15 @@ def quantize(
     elif isinstance(tensor_type, ScalarType):
         tensor_type.quantize(weights, importance, out)
     elif n_bad := tensor_type.encode(weights.reshape(-1), out):
+        _check_finite(weights)
         raise QuantError(f"{n_bad} of {weights.size} weights are too large for {tensor_type.name}")
     return out
+
+
+def _check_finite(weights: F32Array) -> None:
+    if not all_finite(weights.reshape(-1)):
+        n_bad = int(np.count_nonzero(~np.isfinite(weights)))
+        raise QuantError(f"{n_bad} of {weights.size} weights are infinite or not a number")
 
 
 def _variant_encoder(

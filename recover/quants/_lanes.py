@@ -26,6 +26,7 @@ _I8 = ir.IntType(8)
 _WORD = ir.IntType(LANES)
 _F32_VECTOR = ir.VectorType(_F32, LANES)
 _I32_VECTOR = ir.VectorType(_I32, LANES)
+_F16_VECTOR = ir.VectorType(ir.HalfType(), LANES)
 _I8_VECTOR = ir.VectorType(_I8, LANES)
 _MASK_VECTOR = ir.VectorType(ir.IntType(1), LANES)
 
@@ -232,6 +233,20 @@ def store(_context: Any, array: Any, at: Any, value: Any) -> Any:
 
 
 @intrinsic
+def store_f16(_context: Any, array: Any, at: Any, value: Any) -> Any:
+    """``array[at : at + 16] = value`` as the bits of float16 in a contiguous uint16 array."""
+    if not (_is_array(array, types.uint16) and array.layout == "C" and value == f32_lanes):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = _pointer(context, builder, sig.args[0], args[0], at, _F16_VECTOR)
+        builder.store(builder.fptrunc(args[2], _F16_VECTOR), pointer, align=2)
+
+    return types.void(array, at, value), generate
+
+
+@intrinsic
 def store_bytes(_context: Any, array: Any, at: Any, value: Any) -> Any:
     """``array[at : at + 16] = uint8(value)``: the low byte of every lane of an integer vector."""
     if not (_is_array(array, types.uint8) and array.layout == "C" and value == i32_lanes):
@@ -302,6 +317,23 @@ def where(_context: Any, mask: Any, yes: Any, no: Any) -> Any:
         return builder.select(args[0], yes, no)
 
     return lane_type(mask, yes, no), generate
+
+
+@intrinsic
+def fused(_context: Any, factor: Any, other: Any, summand: Any) -> Any:
+    """``factor * other + summand``, rounded once where the CPU can; scalars may be mixed in."""
+    operands = (factor, other, summand)
+    if f32_lanes not in operands or not all(_mixes_with(f32_lanes, each) for each in operands):
+        return None
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        vectors = [_splat(builder, value, _F32_VECTOR) for value in args]
+        kind = ir.FunctionType(_F32_VECTOR, (_F32_VECTOR,) * 3)
+        name = f"llvm.fmuladd.v{LANES}f32"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name=name)
+        return builder.call(function, vectors)
+
+    return f32_lanes(*operands), generate
 
 
 @intrinsic

@@ -4,7 +4,10 @@ import numpy as np
 
 from recover._jit import kernel
 from recover.quants._float16 import f16_to_f32, f32_from_bits, f32_to_bf16, f32_to_f16
+from recover.quants._lanes import LANES, any_lane, load, splat, store_f16
 from recover.quants.base import F32Array, FloatType, U8Array
+
+_F16_OVERFLOW = np.float32(65520)  # the least that rounds to infinity
 
 
 def _decode_f32(raw: U8Array, out: F32Array) -> None:
@@ -28,10 +31,18 @@ def _decode_f16(raw: U8Array, out: F32Array) -> None:
 
 @kernel
 def _encode_f16_words(x: F32Array, words: np.ndarray) -> int:
-    n_bad = 0
-    for i in range(x.size):
+    whole = x.size // LANES * LANES
+    fits = splat(_F16_OVERFLOW) == _F16_OVERFLOW
+    for i in range(0, whole, LANES):
+        value = load(x, i)
+        store_f16(words, i, value)
+        fits = fits & (abs(value) < _F16_OVERFLOW)
+    for i in range(whole, x.size):
         words[i] = f32_to_f16(x[i])
-        n_bad += (words[i] & np.uint16(0x7C00)) == np.uint16(0x7C00)
+    n_bad = 0
+    if whole < x.size or any_lane(~fits):
+        for i in range(x.size):
+            n_bad += (words[i] & np.uint16(0x7C00)) == np.uint16(0x7C00)
     return n_bad
 
 
