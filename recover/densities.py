@@ -11,22 +11,24 @@ gives an extreme weight of the block exactly an end code, there is an atom at ``
 mass, over the density of the rest at that place. A weight is looked for within the reach: the cell
 or, where that is open, where weights were seen.
 
-Several inputs of one type and one original share much of their search: together they say less than
-independent ones. Their logarithms are therefore multiplied by a share, which was found where what
-is claimed of the error is what is measured.
+Inputs of one original share some of their errors, those of one type most of their search: together
+they say less than independent ones. The logarithms of their densities are therefore multiplied by a
+share, which was found where what is claimed of the error is what is measured: for several inputs of
+one type, and for the coarser of two types.
 
 The shipped table, ``recover/data/densities.json``, is made by `recover.simulate` and
 ``python -m tests.golden.make_densities``.
 """
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-from recover.quants import F32Array, ScalarType, VectorType
+from recover.quants import F32Array, ScalarType, TensorType, VectorType
 
 INTERIOR, LOWEST, HIGHEST, VARYING = range(4)
 """Rows of a table: the classes of codes, and what interior codes add times z or z squared."""
@@ -41,7 +43,11 @@ _DEVIATIONS = 4  # how far a normal density reaches
 
 
 def density(
-    kind: ScalarType, *, weighted: bool = False, has_cells: bool = True, n_alike: int = 1
+    kind: ScalarType,
+    *,
+    weighted: bool = False,
+    has_cells: bool = True,
+    beside: Sequence[TensorType] = (),
 ) -> F32Array:
     """What the codes of a format say of the weights, by class of code.
 
@@ -53,8 +59,8 @@ def density(
         Whether the encoder had an importance matrix.
     has_cells : bool
         If not, the codes prove nothing: weights are looked for wherever they were seen.
-    n_alike : int
-        Number of inputs of this type. Several differ because of their importance matrices.
+    beside : sequence of TensorType
+        How the other inputs store them. Inputs of one type differ in their importance matrices.
 
     Returns
     -------
@@ -63,7 +69,8 @@ def density(
         logarithm of the density, the atom, and how far `u` reaches below and above 0. Then what is
         added to the two coefficients of an interior code, times z and z**2.
     """
-    which = "weighted" if weighted or not has_cells or n_alike > 1 else "plain"
+    alike = any(other.name == kind.name for other in beside)
+    which = "weighted" if weighted or not has_cells or alike else "plain"
     tables = _shipped()["types"][kind.name]
     if not has_cells and not kind.refits_scale_with_imatrix:
         reach = _DEVIATIONS * kind.noise**0.5
@@ -71,12 +78,19 @@ def density(
         table = np.array([row] * 3 + [[0.0] * len(row)])
     else:
         table = np.array(tables[which])
-    table[:, :DEGREE] *= share(kind, n_alike)
+    table[:, :DEGREE] *= share(kind, beside)
     return table.astype(np.float32)
 
 
-def share(kind: ScalarType, n_alike: int) -> float:
-    """What the density of one of several inputs of a type counts; 1 if it is the only one."""
+def share(kind: TensorType, beside: Sequence[TensorType]) -> float:
+    """What the density of an input counts beside others; 1 if it is the only one."""
+    finer = _shipped().get("pairs", {}).get(kind.name, {})
+    shared = min((finer.get(other.name, 1.0) for other in beside), default=1.0)
+    return float(shared * _share_of_alike(kind, 1 + sum(each.name == kind.name for each in beside)))
+
+
+def _share_of_alike(kind: TensorType, n_alike: int) -> float:
+    """What one of several inputs of one type counts."""
     shares = [1.0, *_shipped()["shares"].get(kind.name, [1.0] * len(N_ALIKE))]
     places = np.log([1, *N_ALIKE])
     if n_alike > N_ALIKE[-1]:  # as 1 / n from there on
@@ -88,7 +102,7 @@ def likelihood(kind: VectorType) -> tuple[float, float]:
     """What a decoded weight of a vector type says of the original, as a normal density.
 
     Its mean over the decoded value, and its variance over the mean square of the decoded values of
-    the superblock; the weights' own distribution is taken out.
+    the superblock; the weights' own distribution is in it.
     """
     gain, variance = _shipped()["vectors"][kind.name]
     return gain, variance

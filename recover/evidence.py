@@ -57,8 +57,9 @@ class Evidence(NamedTuple):
     variance: F32Array
     """(V, n / 16): their mean square error, typical of their type."""
     likelihood: F32Array
-    """(V, 2): centre of what a value says of the weight, over the value, and its variance, over the
-    variance above (see `recover.densities.likelihood`)."""
+    """(V, 3): centre of what a value says of the weight, over the value; its variance, over the
+    variance above (see `recover.densities.likelihood`); and what it counts beside the other inputs
+    (see `recover.densities.share`)."""
     weights: NDArray[np.float64]
     """(K + V,): what a calibration says that the inputs weigh, scalar ones first; (0,) if none."""
 
@@ -109,6 +110,9 @@ class EvidenceBuffer:
         rows = {True: iter(range(n_scalars)), False: iter(range(n_others))}
         self._row_of = [next(rows[isinstance(kind, ScalarType)]) for kind in self._types]
         open_end = np.full(256, np.inf, np.float32)
+
+        beside = [self._types[:i] + self._types[i + 1 :] for i in range(len(self._types))]
+        places = list(zip(witnesses, beside, strict=True))
         n_weights, n_groups = n_scalars * TILE, n_scalars * (TILE // GROUP)
         self._whole = Evidence(
             codes=np.empty(n_weights, np.uint8),
@@ -121,12 +125,16 @@ class EvidenceBuffer:
             offset_error=np.empty(n_groups, np.float32),
             noise=np.array([kind.noise for kind in kinds], np.float64),
             density=np.array(
-                [_density(w, kind, kinds.count(kind)) for kind, w in scalars], np.float32
+                [_density(w, w.type, b) for w, b in places if isinstance(w.type, ScalarType)],
+                np.float32,
             ).reshape(n_scalars, *SHAPE),
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
             values=np.empty(n_others * TILE, np.float32),
             variance=np.empty(n_others * (TILE // GROUP), np.float32),
-            likelihood=np.array([_likelihood(kind) for kind in others], np.float32).reshape(-1, 2),
+            likelihood=np.array(
+                [_likelihood(w.type, b) for w, b in places if isinstance(w.type, VectorType)],
+                np.float32,
+            ).reshape(-1, 3),
             weights=np.empty(0, np.float64),
         )
         known = [w.weight for w in witnesses if w.weight is not None]
@@ -188,20 +196,18 @@ class EvidenceBuffer:
         return tile
 
 
-def _density(witness: Witness, kind: ScalarType, n_alike: int) -> F32Array:
+def _density(witness: Witness, kind: ScalarType, beside: Sequence[TensorType]) -> F32Array:
     """The calibrated density if there is one, otherwise the simulated one."""
     if witness.density is None:
-        return density(
-            kind, weighted=witness.weighted, has_cells=witness.has_cells, n_alike=n_alike
-        )
+        return density(kind, weighted=witness.weighted, has_cells=witness.has_cells, beside=beside)
     table = np.array(witness.density, np.float64)
-    table[:, :DEGREE] *= share(kind, n_alike)
+    table[:, :DEGREE] *= share(kind, beside)
     return table.astype(np.float32)
 
 
-def _likelihood(kind: VectorType) -> tuple[float, float]:
+def _likelihood(kind: VectorType, beside: Sequence[TensorType]) -> tuple[float, float, float]:
     gain, variance = likelihood(kind)
-    return gain, variance / kind.relative_mse
+    return gain, variance / kind.relative_mse, share(kind, beside)
 
 
 def _stack(tables: Sequence[F32Array]) -> F32Array:

@@ -24,8 +24,17 @@ from recover.densities import (
     end_codes,
 )
 from recover.estimators import Request, estimator
-from recover.evidence import EvidenceBuffer, Witness
-from recover.quants import GROUP, F32Array, ScalarType, U8Array, dequantize, quantize
+from recover.evidence import Evidence, EvidenceBuffer, Witness
+from recover.quants import (
+    GROUP,
+    F32Array,
+    ScalarType,
+    TensorType,
+    U8Array,
+    VectorType,
+    dequantize,
+    quantize,
+)
 
 SEED = 8
 N_CHUNKS = 32
@@ -35,6 +44,7 @@ _PENALTY = 10  # how firmly every coefficient is kept at 0
 _MOST_GROUPS = 16  # of neighbouring codes with a histogram of their own
 _N_BINS = 512
 _N_BISECTIONS = 8
+_LEAST_PAIR_SHARE, _CLOSE = 0.25, 0.01  # a claim is close enough to what is measured
 _N_NEWTON, _LARGEST_STEP = 40, 2.0
 _FEWEST, _LEAST_SHARE = 5, 2.4e-6  # weights in a bin where some are seen; of all weights
 _FEWEST_WEIGHTS, _FEWEST_BINS = 100_000, 16  # of a class of codes that can be seldom
@@ -309,32 +319,102 @@ def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
     x = student_t(seed)(0)
     others = [importance(seed, number, CHUNK[1]) for number in range(1, max(N_ALIKE))]
     raws = [quantize(x, kind), *(quantize(x, kind, each) for each in others)]
+    has_cells = not kind.refits_scale_with_imatrix
+    alone = density(kind, has_cells=has_cells, weighted=True)
     shares: list[float] = []
     for n_alike in N_ALIKE:
-        low, high = 1 / n_alike, shares[-1] if shares else 1.0
-        for _ in range(_N_BISECTIONS):
-            middle = (low * high) ** 0.5
-            if _claim_over_measured(kind, raws[:n_alike], x, middle) < 1:
-                high = middle
-            else:
-                low = middle
-        shares.append(high)
+        witnesses = [Witness(kind, has_cells)] * n_alike
+        evidence = EvidenceBuffer(witnesses).load(raws[:n_alike], x.size)
+
+        def ratio(share: float, n: int = n_alike, evidence: Evidence = evidence) -> float:
+            scaled = np.stack([_times(alone, share)] * n)
+            return _claim_over_measured(evidence._replace(density=scaled), raws[:n], kind, x)
+
+        shares.append(_share(ratio, 1 / n_alike, shares[-1] if shares else 1.0))
     return shares
 
 
-def _claim_over_measured(
-    kind: ScalarType, raws: Sequence[U8Array], x: F32Array, share: float
+def find_pair_shares(
+    kinds: Sequence[ScalarType | VectorType], encode: Callable[[TensorType, F32Array], U8Array]
+) -> dict[str, dict[str, float]]:
+    """What the coarser of two types counts beside the finer, by their names.
+
+    Parameters
+    ----------
+    kinds : sequence of ScalarType or VectorType
+        The types.
+    encode : Callable
+        Encodes weights (n_rows, ne0) as a type; returns the bytes.
+    """
+    x = student_t()(0)
+    raws = {kind.name: encode(kind, x) for kind in kinds}
+    return {
+        coarse.name: {
+            fine.name: find_pair_share(fine, coarse, [raws[k.name] for k in (fine, coarse)], x)
+            for fine in kinds
+            if fine.relative_mse < coarse.relative_mse
+        }
+        for coarse in kinds
+    }
+
+
+def find_pair_share(
+    fine: ScalarType | VectorType,
+    coarse: ScalarType | VectorType,
+    raws: Sequence[U8Array],
+    x: F32Array,
 ) -> float:
-    """Expected over measured error of the posterior of inputs of one type."""
-    has_cells = not kind.refits_scale_with_imatrix
-    evidence = EvidenceBuffer([Witness(kind, has_cells)] * len(raws)).load(raws, x.size)
-    scaled = density(kind, has_cells=has_cells, weighted=True)
+    """What the coarser of two types counts beside the finer, given the bytes of `x` as both."""
+    pair = (fine, coarse)
+    evidence = EvidenceBuffer([Witness(kind) for kind in pair]).load(raws, x.size)
+    vectors = [kind for kind in pair if isinstance(kind, VectorType)]
+    scalars = [kind for kind in pair if isinstance(kind, ScalarType)]
+
+    def ratio(share: float) -> float:
+        densities = [_times(density(k), share if k is coarse else 1.0) for k in scalars]
+        told = evidence.likelihood.copy()
+        told[:, 2] = [share if kind is coarse else 1.0 for kind in vectors]
+        scaled = evidence._replace(likelihood=told)
+        if densities:
+            scaled = scaled._replace(density=np.stack(densities))
+        return _claim_over_measured(scaled, raws, fine, x)
+
+    at_most = ratio(1.0)
+    if at_most > 1 - _CLOSE:
+        return 1.0
+    # Hard cells remain whatever the density counts: where it hardly matters it counts in full.
+    if ratio(_LEAST_PAIR_SHARE) - at_most < (1 - at_most) / 2:
+        return 1.0
+    return _share(ratio, _LEAST_PAIR_SHARE, 1.0)
+
+
+def _times(table: F32Array, share: float) -> F32Array:
+    scaled = table.copy()
     scaled[:, :DEGREE] *= share
-    evidence = evidence._replace(density=np.stack([scaled] * len(raws)))
+    return scaled
+
+
+def _share(ratio: Callable[[float], float], low: float, high: float) -> float:
+    """The largest share up to `high` with which what is claimed is not less than measured."""
+    if ratio(high) >= 1:
+        return high
+    for _ in range(_N_BISECTIONS):
+        middle = (low * high) ** 0.5
+        if ratio(middle) < 1:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _claim_over_measured(
+    evidence: Evidence, raws: Sequence[U8Array], finest: ScalarType | VectorType, x: F32Array
+) -> float:
+    """Expected over measured error of the posterior, relative to the finest input."""
     out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(raws))
     estimator("posterior").estimate(evidence, out, tally, Request())
     truth = x.reshape(-1).astype(np.float64)
-    alone = min(float(np.sum((dequantize(raw, kind) - truth) ** 2)) for raw in raws)
+    alone = float(np.sum((dequantize(raws[0], finest) - truth) ** 2))
     measured = float(np.sum((out - truth) ** 2)) / alone
     return float(tally[0] / tally[2:].min()) / measured
 
@@ -345,7 +425,4 @@ def find_likelihood(values: F32Array, x: F32Array) -> tuple[float, float]:
     mean_square = np.square(decoded).mean(axis=1, keepdims=True)
     decoded, truth = (each / np.sqrt(mean_square) for each in (decoded, truth))
     slope = float(np.mean(decoded * truth) / np.mean(decoded**2))
-    rest = float(np.mean((truth - slope * decoded) ** 2))
-    prior = float(np.mean(truth**2))
-    variance = 1 / (1 / rest - 1 / prior)
-    return slope * (prior + variance) / prior, variance
+    return slope, float(np.mean((truth - slope * decoded) ** 2))

@@ -8,8 +8,15 @@ from numpy.typing import NDArray
 
 from recover.densities import ABOVE, ATOM, BELOW, DEGREE, density, end_codes, likelihood, share
 from recover.quants import ScalarType, VectorType, all_types, dequantize, type_by_name
-from recover.simulate import find_likelihood, find_shares, importance, simulate, student_t
-from tests.oracle import libggml
+from recover.simulate import (
+    find_likelihood,
+    find_pair_share,
+    find_shares,
+    importance,
+    simulate,
+    student_t,
+)
+from tests.golden.make_densities import encode
 
 SCALAR = [kind for kind in all_types() if isinstance(kind, ScalarType)]
 VECTOR = [kind for kind in all_types() if isinstance(kind, VectorType)]
@@ -52,20 +59,39 @@ def test_shipped_likelihoods_are_found_again(kind: VectorType) -> None:
     ternary = kind.name.startswith("TQ")
     draw = student_t(321)
     x = np.concatenate([draw(chunk) for chunk in range(8)]) if ternary else draw(0)[:32]
-    raw = libggml.quantize(kind.type_id, x, np.ones(x.shape[1], np.float32))
-    again = find_likelihood(dequantize(raw, kind), x)
+    again = find_likelihood(dequantize(encode(kind, x), kind), x)
     np.testing.assert_allclose(again, likelihood(kind), rtol=0.05 if ternary else 0.03)
 
 
 def test_shipped_shares_are_found_again() -> None:
     kind = scalar("Q5_K")
-    shipped = [share(kind, n) for n in (2, 4, 8)]
+    shipped = [share(kind, [kind] * (n - 1)) for n in (2, 4, 8)]
     np.testing.assert_allclose(find_shares(kind, seed=77), shipped, rtol=0.2)
+
+
+def test_shares_of_the_coarser_of_two_types_are_found_again() -> None:
+    x = student_t(55)(0)
+    for fine, coarse in (("Q3_K", "Q2_K"), ("Q4_K", "IQ3_S"), ("IQ3_XXS", "IQ2_XS")):
+        kinds = [type_by_name(name) for name in (fine, coarse)]
+        raws = [encode(kind, x) for kind in kinds]
+        again = find_pair_share(*kinds, raws, x)  # type: ignore[arg-type]
+        assert again == pytest.approx(share(kinds[1], [kinds[0]]), abs=0.1)
+        assert again < 0.95
+        assert share(kinds[0], [kinds[1]]) == 1  # the finer one counts in full
+
+
+def test_shares_beside_several() -> None:
+    """The least of those beside each, and that of inputs of its own type."""
+    q2, q3, iq3, q8 = (type_by_name(name) for name in ("Q2_K", "Q3_K", "IQ3_S", "Q8_0"))
+    assert share(q2, []) == share(q2, [q8]) == 1
+    both = share(q2, [q3, iq3, q8])
+    assert both == min(share(q2, [q3]), share(q2, [iq3])) < 1
+    assert share(q2, [q2, q3]) == pytest.approx(share(q2, [q2]) * share(q2, [q3]))
 
 
 def test_shares_fall_with_the_number_of_inputs() -> None:
     for kind in SCALAR:
-        shares = [share(kind, n) for n in (1, 2, 3, 4, 6, 8, 12, 20)]
+        shares = [share(kind, [kind] * (n - 1)) for n in (1, 2, 3, 4, 6, 8, 12, 20)]
         assert shares[0] == 1
         assert all(a >= b > 0 for a, b in pairwise(shares))
 

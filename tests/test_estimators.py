@@ -19,6 +19,7 @@ from recover.densities import (
     density,
     end_codes,
     likelihood,
+    share,
 )
 from recover.estimators import Request, estimator, method_names
 from recover.evidence import Evidence, EvidenceBuffer, Witness
@@ -138,24 +139,41 @@ def test_against_the_naive_twin(
 def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naive.Belief]]:
     """What each input believes of each weight, for the naive posterior."""
     columns: list[list[naive.Belief]] = []
+    vectors: list[list[naive.Belief]] = []
+    scalars: list[tuple[NDArray[np.float64], NDArray[np.float64], float]] = []
     for name, raw in zip(mix, raws, strict=True):
         kind = type_by_name(name)
         values = libggml.dequantize(kind.type_id, raw).astype(np.float64)
+        beside = [type_by_name(other) for other in mix if other != name]
         if not isinstance(kind, ScalarType):
             assert isinstance(kind, VectorType)
-            gain, share = likelihood(kind)
-            widths = np.repeat(np.mean(values.reshape(-1, 256) ** 2, axis=1) * share, 256) ** 0.5
+            gain, typical = likelihood(kind)
+            spreads = np.mean(values.reshape(-1, 256) ** 2, axis=1) * typical
+            if scalars:
+                sharpness, noise = first_of(scalars)
+                spreads = spread_seen(scalars[0][0], gain * values, spreads, noise)
+            else:
+                sharpness = 1 / np.maximum(prior_of_vectors(mix, raws), 1e-30)
+            counts = share(kind, beside)
+            spreads = np.maximum(spreads, 1e-30)
+            precisions = np.repeat(counts * np.maximum(1 / spreads - sharpness, 0), 256)
+            heard = np.where(precisions > 0, precisions, np.inf)
+            said = values * gain * counts / spreads.repeat(256) / heard
             # next to cells normal densities are cut off; among themselves they are not
-            far = 4 if any(isinstance(type_by_name(n), ScalarType) for n in mix) else math.inf
-            normal = (0, -0.5), 0, (-far, far)
-            columns.append(
-                [naive.Belief(gain * v, w, *normal) for v, w in zip(values, widths, strict=True)]
-            )
+            far = 4 if scalars else math.inf
+            column = []
+            for i, (value, precision) in enumerate(zip(said, heard, strict=True)):
+                belief = naive.Belief(value, precision**-0.5, (0, -0.5), 0, (-far, far))
+                if scalars and not naive.meet([belief], [c[i] for c in columns if c[i].scale]):
+                    belief = naive.Belief(0.0, 0.0, (), 0, (0, 0))  # not believed
+                column.append(belief)
+            vectors.append(column)
             continue
         codes = np.empty(n, np.uint8)
         scale, offset = np.empty((2, n // 16), np.float32)
         kind.unpack(raw, codes, scale, offset)
-        rows, ends = density(kind).astype(np.float64), end_codes(kind)
+        rows, ends = density(kind, beside=beside).astype(np.float64), end_codes(kind)
+        scalars.append((values, scale.repeat(16).astype(np.float64), kind.noise))
         column = []
         for value, q, s in zip(values, codes, scale.repeat(16), strict=True):
             row = rows[1 if q == ends[0] else 2 if q == ends[1] else 0]
@@ -173,7 +191,42 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
                 naive.Belief(float(value), float(s), tuple(coefficients), row[ATOM], reach)
             )
         columns.append(column)
+    columns += vectors
     return [[each for each in beliefs if each.scale] for beliefs in zip(*columns, strict=True)]
+
+
+def first_of(
+    scalars: list[tuple[NDArray[np.float64], NDArray[np.float64], float]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One over the mean square of the first scalar input, and its noise, by superblock."""
+    values, scale, noise = scalars[0]
+    known = np.where(scale == 0, 0, values)
+    mean = np.mean(known.reshape(-1, 256) ** 2, axis=1)
+    with np.errstate(divide="ignore"):
+        return 1 / mean, noise * np.mean(scale.reshape(-1, 256) ** 2, axis=1)
+
+
+def spread_seen(
+    center: NDArray[np.float64],
+    said: NDArray[np.float64],
+    typical: NDArray[np.float64],
+    noise: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The spread of a vector type's superblocks: between what is typical and what is seen."""
+    seen = np.mean((center - said).reshape(-1, 256) ** 2, axis=1) - noise
+    ratio = noise / np.maximum(typical, 1e-30)
+    trust = 0.04 / (0.04 + (1 + ratio) ** 2 * 2 / 256 + 0.02 * ratio**2)
+    return typical + trust * (np.maximum(seen, 0.1 * typical) - typical)
+
+
+def prior_of_vectors(mix: tuple[str, ...], raws: list[U8Array]) -> NDArray[np.float64]:
+    """Variance of the weights by superblock, where no input is scalar."""
+    kind = type_by_name(mix[0])
+    assert isinstance(kind, VectorType)
+    gain, spread = likelihood(kind)
+    values = libggml.dequantize(kind.type_id, raws[0]).astype(np.float64)
+    total: NDArray[np.float64] = np.mean(values.reshape(-1, 256) ** 2, axis=1) * (gain**2 + spread)
+    return total
 
 
 @pytest.mark.parametrize("mix", MIXES, ids="+".join)
@@ -189,6 +242,8 @@ def test_posterior_against_the_naive_twin(mix: tuple[str, ...], rng: np.random.G
     first = libggml.dequantize(type_by_name(mix[0]).type_id, raws[0])
     spread = first.reshape(-1, 256).astype(np.float64)
     prior = np.repeat(np.mean(spread**2, axis=1), 256)
+    if all(isinstance(type_by_name(name), VectorType) for name in mix):
+        prior = np.repeat(prior_of_vectors(mix, raws), 256)
     beliefs = believe(mix, raws, x.size)
     n_compared, worst, total = 0, 0.0, 0.0
     for i in range(0, x.size, 3):

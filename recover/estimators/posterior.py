@@ -58,6 +58,8 @@ _DEVIATIONS = np.float32(4)
 _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
+# Of the spread of weights around what a vector type says, see `_trust`.
+_VARIES, _SHARED, _LEAST_SPREAD = np.float32(0.04), np.float32(0.02), np.float32(0.1)
 _N_SAMPLED = 8000  # groups of a tile from which the error of each input alone is told
 
 
@@ -68,6 +70,8 @@ class _Scalars(NamedTuple):
     ----------
     codes : uint8 (K * n,)
     scale, offset, scale_error, offset_error : float32 (K, n / 16)
+    noise : float32 (K,)
+        Mean square error in units of the squared scale.
     levels, near, far : float32 (K * 256,)
         Levels, and how far the integration goes below and above them.
     lower_levels, upper_levels : float32 (K * 256,)
@@ -83,6 +87,7 @@ class _Scalars(NamedTuple):
     offset: F32Array
     scale_error: F32Array
     offset_error: F32Array
+    noise: F32Array
     levels: F32Array
     near: F32Array
     far: F32Array
@@ -100,7 +105,7 @@ class _Others(NamedTuple):
     ----------
     values : float32 (V * n,)
     variance : float32 (V, n / 16)
-    likelihood : float32 (V, 2)
+    likelihood : float32 (V, 3)
     """
 
     values: F32Array
@@ -118,7 +123,9 @@ def estimate(
         fill_deviation(request, variance)
         return
     group_variances(evidence, 0, variance)
-    others = _Others(evidence.values.reshape(-1), evidence.variance, evidence.likelihood)
+    others = None
+    if len(evidence.values) > 0:
+        others = _Others(evidence.values.reshape(-1), evidence.variance, evidence.likelihood)
     mode = request.estimate == MODE
     _integrate(_tabulate(evidence), others, variance, mode, out, request.deviation, tally)
 
@@ -129,12 +136,14 @@ def _multiply_normals(
     """The posterior where all densities are normal: there is no scalar input."""
     first = evidence.values[0]
     spread = np.empty_like(variance)
-    typical_variance(first, 1.0, spread)
-    gains, shares = evidence.likelihood[:, :1], evidence.likelihood[:, 1:]
+    typical_variance(first, float(evidence.likelihood[0, 0]) ** 2, spread)
+    gains, shares, counts = np.split(evidence.likelihood, 3, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = 1 / (evidence.variance * shares)
-        np.divide(1, 1 / spread + precision.sum(axis=0), out=variance)
-        weights = np.nan_to_num(precision * gains * variance)
+        prior = 1 / (spread + evidence.variance[0] * shares[0])
+        told = (counts * np.maximum(precision - prior, 0)).sum(axis=0)
+        np.divide(1, prior + told, out=variance)
+        weights = np.nan_to_num(counts * precision * gains * variance)
     grouped = evidence.values.reshape(len(shares), -1, GROUP)
     np.einsum("vgi,vg->gi", grouped, weights, out=out.reshape(-1, GROUP))
     broken = ~(np.isfinite(variance) & (variance > 0))
@@ -175,6 +184,7 @@ def _tabulate(evidence: Evidence) -> _Scalars:
         evidence.offset,
         evidence.scale_error,
         evidence.offset_error,
+        evidence.noise.astype(np.float32),
         evidence.levels.reshape(-1),
         near,
         far,
@@ -352,13 +362,6 @@ def _atom(
 
 
 @inlined
-def _say(others: _Others, v: int, g: int, n: int) -> Any:
-    """Centre and deviation of the normal density of input `v`."""
-    value = load(others.values, v * n + 16 * g) * others.likelihood[v, 0]
-    return value, np.sqrt(others.variance[v, g] * others.likelihood[v, 1])
-
-
-@inlined
 def _first(scalars: _Scalars, g: int, n: int) -> Any:
     """What the first scalar input that is not broken says."""
     for k in range(scalars.scale.shape[0]):
@@ -378,18 +381,25 @@ class _Superblock(NamedTuple):
         What the first usable input says; 0 if there is none.
     unit, per_unit : float32 (16,)
         Scale of the first usable input, and one over it; 1 if there is none.
+    spread, precision : float32 (V,)
+        Of each other input: the variance of weights around what it says, and what it adds to the
+        precision of the prior; 0 where it cannot be used.
     """
 
     inverse: F32Array
     center: F32Array
     unit: F32Array
     per_unit: F32Array
+    spread: F32Array
+    precision: F32Array
 
 
 @inlined
-def _look(scalars: _Scalars, block: _Superblock, start: int, n_groups: int, n: int) -> np.float32:
+def _look(
+    scalars: _Scalars, others: _Others | None, block: _Superblock, start: int, n_groups: int, n: int
+) -> np.float32:
     """Fill a superblock; one over the mean square of its weights, or 0 if they are 0."""
-    n_scalars = scalars.scale.shape[0]
+    n_scalars, noise = scalars.scale.shape[0], _ZERO
     for k in range(n_scalars):
         for i in range(n_groups):
             s, o = scalars.scale[k, start + i], scalars.offset[k, start + i]
@@ -407,12 +417,61 @@ def _look(scalars: _Scalars, block: _Superblock, start: int, n_groups: int, n: i
             block.unit[i], block.per_unit[i] = scalars.scale[k, g], block.inverse[16 * k + i]
             level = _level(scalars, k, load_bytes(scalars.codes, k * n + 16 * g))
             center = fused(level, scalars.scale[k, g], splat(scalars.offset[k, g]))
+            noise += scalars.noise[k] * scalars.scale[k, g] * scalars.scale[k, g]
         store(block.center, 16 * i, center)
         total = fused(center, center, total)
     lanes = np.empty(16, np.float32)
     store(lanes, 0, total)
     mean = lanes.sum() / np.float32(16 * n_groups)
-    return _ONE / mean if mean > _ZERO else _ZERO
+    prior = _ONE / mean if mean > _ZERO else _ZERO
+    if others is not None:
+        _gauge(others, block, start, n_groups, n, prior, noise / np.float32(n_groups))
+    return prior
+
+
+@kernel
+def _gauge(
+    others: _Others,
+    block: _Superblock,
+    start: int,
+    n_groups: int,
+    n: int,
+    prior: np.float32,
+    noise: np.float32,
+) -> None:
+    """Fill in what is known of the inputs that are not scalar.
+
+    `noise` is the typical square error of what the scalar inputs say, by which they are seen.
+    """
+    lanes = np.empty(16, np.float32)
+    for v in range(block.spread.size):
+        typical = others.variance[v, start] * others.likelihood[v, 1]
+        spread = typical
+        if prior > _ZERO and typical > _ZERO:
+            total = splat(_ZERO)
+            for i in range(n_groups):
+                value = load(others.values, v * n + 16 * (start + i))
+                off = load(block.center, 16 * i) - value * others.likelihood[v, 0]
+                total = fused(off, off, total)
+            store(lanes, 0, total)
+            seen = lanes.sum() / np.float32(16 * n_groups) - noise
+            trust = _trust(noise / typical)
+            spread = typical + trust * (max(seen, _LEAST_SPREAD * typical) - typical)
+        block.spread[v] = spread if np.isfinite(spread) else _ZERO
+        precision = (_ONE / spread - prior) * others.likelihood[v, 2]
+        block.precision[v] = max(precision, _ZERO) if block.spread[v] > _ZERO else _ZERO
+
+
+@inlined
+def _trust(ratio: np.float32) -> np.float32:
+    """How far a superblock's own spread counts against that of the type.
+
+    `ratio` is the variance of the scalar input it is seen by over the typical spread. Variances of
+    the types' spread between superblocks, of its estimate from 256 weights, and of the part of the
+    errors that inputs share.
+    """
+    one = np.float32(1) + ratio
+    return _VARIES / (_VARIES + np.float32(2 / 256) * one * one + _SHARED * ratio * ratio)
 
 
 @inlined
@@ -423,6 +482,40 @@ def _cells(scalars: _Scalars, g: int, n: int) -> Any:
         if _is_usable(scalars.scale[k, g], scalars.offset[k, g]):
             low, high = _prove(low, high, scalars, k, g, k * n + 16 * g)
     return low, high
+
+
+@kernel
+def _hear_others(
+    others: _Others, block: _Superblock, i: int, at: int, n: int, state: F32Array
+) -> None:
+    """Take the inputs that are not scalar into account, for group `i` of a superblock.
+
+    `state` (64,) holds the bounds, the slope at the center and the bend, and is changed. A vector
+    type may be far off an outlier, unlike its normal density: what is too far from the bounds of
+    the others is not believed.
+    """
+    within = load(state, 0), load(state, 16)
+    low, high = within
+    slope, bend = load(state, 32), load(state, 48)
+    center, unit = load(block.center, 16 * i), block.unit[i]
+    for v in range(block.precision.size):
+        precision = block.precision[v]
+        if precision > _ZERO:
+            value = load(others.values, v * n + at)
+            gain = others.likelihood[v, 0] * others.likelihood[v, 2]
+            said = value * (gain / (block.spread[v] * precision))
+            reach = _DEVIATIONS * np.sqrt(_ONE / precision)
+            near, far = said - reach, said + reach
+            sound = (near < within[1]) & (far > within[0])
+            low = where(sound, _larger(near, low), low)
+            high = where(sound, _smaller(far, high), high)
+            told = where(sound, splat(_UNIT * unit * precision), splat(_ZERO))
+            slope = fused(said - center, told, slope)
+            bend = bend - told * unit
+    store(state, 0, low)
+    store(state, 16, high)
+    store(state, 32, slope)
+    store(state, 48, bend)
 
 
 @kernel
@@ -451,7 +544,7 @@ def _settle(scalars: _Scalars, g: int, n: int, exception: F32Array) -> int:
 @kernel
 def _integrate(
     scalars: _Scalars,
-    others: _Others,
+    others: _Others | None,
     variance: F32Array,
     wants_mode: bool,
     out: F32Array,
@@ -463,7 +556,9 @@ def _integrate(
     `variance` (n / 16,) is that of the first input, which is taken where there is a conflict.
     """
     n, n_groups = out.size, variance.size
-    n_scalars, n_others = scalars.scale.shape[0], others.variance.shape[0]
+    n_scalars, n_others = scalars.scale.shape[0], 0
+    if others is not None:
+        n_others = others.variance.shape[0]
     atoms = np.empty(n_scalars, np.bool_)
     for k in range(n_scalars):
         atoms[k] = np.any(scalars.rows[k, _ATOMS : _ATOMS + 3] > 0)
@@ -471,15 +566,19 @@ def _integrate(
     # Odd, so that all places of a superblock take part.
     stride = 1 if deviation.size > 0 else n_groups // _N_SAMPLED | 1
     alone = np.zeros((n_scalars + n_others) * 16, np.float32)
-    ones = np.ones((2, 16), np.float32)
     block = _Superblock(
-        np.empty(16 * n_scalars, np.float32), np.empty(256, np.float32), ones[0], ones[1]
+        np.empty(16 * n_scalars, np.float32),
+        np.empty(256, np.float32),
+        np.empty(16, np.float32),
+        np.empty(16, np.float32),
+        np.empty(n_others, np.float32),
+        np.empty(n_others, np.float32),
     )
-    exception = np.empty(64, np.float32)
+    state, exception = np.empty(64, np.float32), np.empty(64, np.float32)
     expected, prior, floor, n_conflicts, n_sampled = splat(_ZERO), _ZERO, _ZERO, 0, 0
     for g in range(n_groups):
         if g % 16 == 0:
-            prior = _look(scalars, block, g, min(16, n_groups - g), n)
+            prior = _look(scalars, others, block, g, min(16, n_groups - g), n)
             floor = np.sqrt(_NARROW / prior)
         at = 16 * g
         # The slope of the logarithm of the product, at `center` and by how much it changes per
@@ -501,14 +600,14 @@ def _integrate(
                 b = unit * inverse
                 slope = fused(fused(d, (center - value) * inverse, c), b, slope)
                 bend = fused(d, b * b, bend)
-        for v in range(n_others):
-            if others.variance[v, g] > 0:
-                said, width = _say(others, v, g, n)
-                reach = _DEVIATIONS * width
-                low, high = _larger(said - reach, low), _smaller(said + reach, high)
-                b = unit / width
-                slope = fused(said - center, _UNIT * b / width, slope)
-                bend = bend - splat(_UNIT * b * b)
+        if others is not None:
+            store(state, 0, low)
+            store(state, 16, high)
+            store(state, 32, slope)
+            store(state, 48, bend)
+            _hear_others(others, block, i, at, n, state)
+            low, high = load(state, 0), load(state, 16)
+            slope, bend = load(state, 32), load(state, 48)
         middle, half = (low + high) * _HALF, (high - low) * _HALF
         across = half * block.per_unit[i]
         slope = fused(bend, (middle - center) * block.per_unit[i], slope) * across
@@ -554,10 +653,11 @@ def _integrate(
                     if np.isfinite(scalars.scale[k, g]) and np.isfinite(scalars.offset[k, g]):
                         off = estimate - _value(scalars, k, g, k * n + at)
                         store(alone, 16 * k, load(alone, 16 * k) + (off * off + error))
-                for v in range(n_others):
-                    row = 16 * (n_scalars + v)
-                    off = estimate - load(others.values, v * n + at)
-                    store(alone, row, load(alone, row) + (off * off + error))
+                if others is not None:
+                    for v in range(n_others):
+                        row = 16 * (n_scalars + v)
+                        off = estimate - load(others.values, v * n + at)
+                        store(alone, row, load(alone, row) + (off * off + error))
     lanes = np.empty(16, np.float32)
     store(lanes, 0, expected)
     tally[0] += lanes.sum() * (n_groups / n_sampled)

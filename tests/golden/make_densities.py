@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from recover import simulate
-from recover.quants import ScalarType, VectorType, all_types, dequantize
+from recover.quants import (
+    F32Array,
+    ScalarType,
+    TensorType,
+    U8Array,
+    VectorType,
+    all_types,
+    dequantize,
+    quantize,
+)
 from tests.oracle import libggml
 
 TABLE = Path(__file__).parents[2] / "recover" / "data" / "densities.json"
@@ -22,22 +31,28 @@ def rounded(numbers: Iterable[float]) -> list[float]:
     return [float(f"{number:.6g}") for number in numbers]
 
 
+def encode(kind: TensorType, x: F32Array) -> U8Array:
+    if isinstance(kind, ScalarType):
+        return quantize(x, kind)
+    return libggml.quantize(kind.type_id, x, np.ones(x.shape[1], np.float32))
+
+
 def likelihood(kind: VectorType) -> list[float]:
     x = simulate.student_t()(0)
-    raw = libggml.quantize(kind.type_id, x, np.ones(x.shape[1], np.float32))
-    return rounded(simulate.find_likelihood(dequantize(raw, kind), x))
+    return rounded(simulate.find_likelihood(dequantize(encode(kind, x), kind), x))
 
 
 def main() -> None:
     scalars = [kind for kind in all_types() if isinstance(kind, ScalarType)]
     vectors = {k.name: likelihood(k) for k in all_types() if isinstance(k, VectorType)}
     document: dict[str, Any] = {
-        "version": 4,
+        "version": 5,
         "prior": f"Student's t, {simulate.DEGREES_OF_FREEDOM} degrees of freedom",
         "n_weights": simulate.N_CHUNKS * math.prod(simulate.CHUNK),
         "seed": simulate.SEED,
         "types": {},
         "shares": {},
+        "pairs": {},
         "vectors": vectors,
     }
     for kind in scalars:
@@ -51,6 +66,11 @@ def main() -> None:
     TABLE.write_text(json.dumps(document, indent=1) + "\n")
     for kind in scalars:  # these look at the densities
         document["shares"][kind.name] = rounded(simulate.find_shares(kind))
+    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
+    document["pairs"] = {
+        coarse: dict(zip(shares, rounded(shares.values()), strict=True))
+        for coarse, shares in simulate.find_pair_shares(kinds, encode).items()
+    }
     TABLE.write_text(json.dumps(document, indent=1) + "\n")
 
 

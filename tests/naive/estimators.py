@@ -59,6 +59,15 @@ class Belief(NamedTuple):
     """Smallest and largest u; infinite only if that of all beliefs is, and all are normal."""
 
 
+def meet(some: list[Belief], others: list[Belief]) -> bool:
+    """Whether what both believe possible has a place in common."""
+    lower, upper = -math.inf, math.inf
+    for belief in some + others:
+        ends = [belief.value + belief.scale * u for u in belief.reach]
+        lower, upper = max(lower, min(ends)), min(upper, max(ends))
+    return lower < upper
+
+
 def posterior(
     beliefs: list[Belief], lower: float, upper: float, prior_variance: float
 ) -> tuple[float, float] | None:
