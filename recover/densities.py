@@ -108,6 +108,12 @@ def likelihood(kind: VectorType) -> tuple[float, float]:
     return gain, variance
 
 
+def correlation(one: VectorType, other: VectorType) -> float:
+    """How the errors of two inputs go together, after the gain; of one type for other imatrices."""
+    correlations = _shipped()["correlations"]
+    return float(correlations[one.name][other.name])
+
+
 @cache
 def _shipped() -> dict[str, Any]:
     path = files("recover") / "data" / "densities.json"

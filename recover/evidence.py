@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import kernel
-from recover.densities import DEGREE, SHAPE, density, end_codes, likelihood, share
+from recover.densities import DEGREE, SHAPE, correlation, density, end_codes, likelihood, share
 from recover.errors import QuantError
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
 from recover.quants._float16 import read_f16
@@ -57,9 +57,12 @@ class Evidence(NamedTuple):
     variance: F32Array
     """(V, n / 16): their mean square error, typical of their type."""
     likelihood: F32Array
-    """(V, 3): centre of what a value says of the weight, over the value; its variance, over the
-    variance above (see `recover.densities.likelihood`); and what it counts beside the other inputs
-    (see `recover.densities.share`)."""
+    """(V, 4): centre of what a value says of the weight, over the value; its variance, over the
+    variance above (see `recover.densities.likelihood`); what it counts beside the other inputs (see
+    `recover.densities.share`); and its variance, over that of the weights."""
+    correlation: NDArray[np.float64]
+    """(V, V): how the errors of the other inputs go together (see
+    `recover.densities.correlation`)."""
     weights: NDArray[np.float64]
     """(K + V,): what a calibration says that the inputs weigh, scalar ones first; (0,) if none."""
 
@@ -134,7 +137,14 @@ class EvidenceBuffer:
             likelihood=np.array(
                 [_likelihood(w.type, b) for w, b in places if isinstance(w.type, VectorType)],
                 np.float32,
-            ).reshape(-1, 3),
+            ).reshape(-1, 4),
+            correlation=np.array(
+                [
+                    [1.0 if i == j else correlation(a, b) for j, b in enumerate(others)]
+                    for i, a in enumerate(others)
+                ],
+                np.float64,
+            ).reshape(n_others, n_others),
             weights=np.empty(0, np.float64),
         )
         known = [w.weight for w in witnesses if w.weight is not None]
@@ -205,9 +215,9 @@ def _density(witness: Witness, kind: ScalarType, beside: Sequence[TensorType]) -
     return table.astype(np.float32)
 
 
-def _likelihood(kind: VectorType, beside: Sequence[TensorType]) -> tuple[float, float, float]:
+def _likelihood(kind: VectorType, beside: Sequence[TensorType]) -> tuple[float, ...]:
     gain, variance = likelihood(kind)
-    return gain, variance / kind.relative_mse, share(kind, beside)
+    return gain, variance / kind.relative_mse, share(kind, beside), variance / (gain**2 + variance)
 
 
 def _stack(tables: Sequence[F32Array]) -> F32Array:

@@ -421,8 +421,20 @@ def _claim_over_measured(
 
 def find_likelihood(values: F32Array, x: F32Array) -> tuple[float, float]:
     """Gain and variance (see `recover.densities.likelihood`) from decoded values of weights."""
+    slope, off = _residuals(values, x)
+    return slope, float(np.mean(off**2))
+
+
+def find_correlation(one: F32Array, other: F32Array, x: F32Array) -> float:
+    """How the errors of two vector types go together (see `recover.densities.correlation`)."""
+    offs = [_residuals(values, x)[1] for values in (one, other)]
+    return float(np.mean(offs[0] * offs[1]) / np.prod([np.mean(off**2) for off in offs]) ** 0.5)
+
+
+def _residuals(values: F32Array, x: F32Array) -> tuple[float, NDArray[np.float64]]:
+    """Slope of weights on decoded values, and what is left, over the root mean square of these."""
     decoded, truth = (each.reshape(-1, 256).astype(np.float64) for each in (values, x))
     mean_square = np.square(decoded).mean(axis=1, keepdims=True)
     decoded, truth = (each / np.sqrt(mean_square) for each in (decoded, truth))
     slope = float(np.mean(decoded * truth) / np.mean(decoded**2))
-    return slope, float(np.mean((truth - slope * decoded) ** 2))
+    return slope, truth - slope * decoded

@@ -1,6 +1,7 @@
 """What the posterior gains and claims on trained weights that its tables were not made from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -36,8 +37,21 @@ MIXES = (
     (("Q4_0", "Q4_K"), 0.585),
     (("Q5_1", "Q5_0"), 0.565),
     (("Q5_K", "IQ4_XS", "Q3_K"), 0.685),
+    (("Q4_K", "IQ3_S"), 0.785),
+    (("Q3_K", "IQ2_XXS"), 0.82),
+    (("Q2_K", "IQ1_S"), 0.69),
+    (("IQ3_XXS", "IQ2_XS"), 0.875),
+    (("IQ3_S", "IQ3_XXS", "IQ2_XXS"), 0.78),
+    (("Q5_K", "TQ2_0"), 1.0),
+    (("Q5_K", "IQ3_S", "IQ1_S"), 0.94),
 )
-ALIKE = ((("Q5_K", 6), 0.25), (("Q4_K", 3), 0.55), (("Q2_K", 3), 0.53))
+ALIKE = (
+    (("Q5_K", 6), 0.25),
+    (("Q4_K", 3), 0.55),
+    (("Q4_K", 10), 0.225),
+    (("Q2_K", 3), 0.53),
+    (("Q6_K", 3), 0.66),
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +59,12 @@ def weights() -> F32Array:
     """Matrices of a sentence encoder's layers, one in three rows of 256."""
     rows = [w.reshape(-1, 256) for w in sentence_encoder_weights() if w.size in (147456, 589824)]
     return np.ascontiguousarray(np.concatenate(rows)[::6])
+
+
+@pytest.fixture(scope="module")
+def encoded(weights: F32Array) -> Callable[[str], U8Array]:
+    """The weights as a type, encoded once."""
+    return cache(lambda name: encode(name, weights))
 
 
 def encode(name: str, x: F32Array, importance: F32Array | None = None) -> U8Array:
@@ -95,8 +115,13 @@ def check(names: Sequence[str], raws: list[U8Array], truth: F32Array, limit: flo
     MIXES,
     ids=lambda each: "+".join(map(str, each)) if isinstance(each, tuple) else str(each),
 )
-def test_mixes_of_types(names: tuple[str, ...], limit: float, weights: F32Array) -> None:
-    check(names, [encode(name, weights) for name in names], weights, limit)
+def test_mixes_of_types(
+    names: tuple[str, ...],
+    limit: float,
+    weights: F32Array,
+    encoded: Callable[[str], U8Array],
+) -> None:
+    check(names, [encoded(name) for name in names], weights, limit)
 
 
 @pytest.mark.parametrize(("uploads", "limit"), ALIKE, ids=str)
@@ -116,10 +141,10 @@ def test_uploads_of_one_type(
     ids=lambda kind: kind.name,
 )
 def test_one_input_is_never_worse_than_its_decoded_values(
-    kind: ScalarType | VectorType, weights: F32Array
+    kind: ScalarType | VectorType, weights: F32Array, encoded: Callable[[str], U8Array]
 ) -> None:
     """By the method that a merge chooses for it."""
-    raw = encode(kind.name, weights)
+    raw = encoded(kind.name)
     info = TensorInfo("blk.0.attn_q.weight", weights.shape[::-1], kind, 0)
     method = method_for([Tensor(info, raw)], "posterior")
     ratio = squared(run(method, [kind.name], [raw])[0], weights) / squared(

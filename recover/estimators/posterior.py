@@ -104,13 +104,19 @@ class _Others(NamedTuple):
     Attributes
     ----------
     values : float32 (V * n,)
-    variance : float32 (V, n / 16)
-    likelihood : float32 (V, 3)
+        What each says.
+    said : float32 (n,)
+        What they say together.
+    spread : float32 (n / 16,)
+        Typical variance of weights around that.
+    share : float
+        What it counts beside the scalar inputs.
     """
 
     values: F32Array
-    variance: F32Array
-    likelihood: F32Array
+    said: F32Array
+    spread: F32Array
+    share: np.float32
 
 
 def estimate(
@@ -119,40 +125,42 @@ def estimate(
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     if len(evidence.codes) == 0:
-        _multiply_normals(evidence, variance, out, tally)
+        _predict(evidence, out, variance)
+        variance[~np.isfinite(variance)] = 0
         fill_deviation(request, variance)
+        tally[0] += sum_variance(variance)
+        for v, values in enumerate(evidence.values):
+            off = (out - values).astype(np.float64)
+            tally[2 + v] += sum_variance(variance) + float(off @ off)
         return
     group_variances(evidence, 0, variance)
     others = None
     if len(evidence.values) > 0:
-        others = _Others(evidence.values.reshape(-1), evidence.variance, evidence.likelihood)
+        said, spread = np.empty_like(out), np.empty_like(variance)
+        _predict(evidence, said, spread)
+        share = evidence.likelihood[:, 2].min()
+        others = _Others(evidence.values.reshape(-1), said, spread, share)
     mode = request.estimate == MODE
     _integrate(_tabulate(evidence), others, variance, mode, out, request.deviation, tally)
 
 
-def _multiply_normals(
-    evidence: Evidence, variance: F32Array, out: F32Array, tally: NDArray[np.float64]
-) -> None:
-    """The posterior where all densities are normal: there is no scalar input."""
+def _predict(evidence: Evidence, out: F32Array, variance: F32Array) -> None:
+    """What the vector types say together: fills `out` and its `variance` (n / 16,).
+
+    Their densities are normal, so it is the best linear prediction from decoded values times their
+    gain, whose errors go together as they did in the simulation.
+    """
+    gains, spreads = evidence.likelihood[:, [0, 3]].astype(np.float64).T
+    told = 1 - spreads  # of the variance of the weights
+    deviations = np.sqrt(spreads)
+    among = told[:, None] - spreads + evidence.correlation * np.outer(deviations, deviations)
+    weights = np.linalg.lstsq(among, told, rcond=None)[0]
+    np.einsum("vn,v->n", evidence.values, (weights * gains).astype(np.float32), out=out)
+    # The variance of the weights is what the first input says.
     first = evidence.values[0]
-    spread = np.empty_like(variance)
-    typical_variance(first, float(evidence.likelihood[0, 0]) ** 2, spread)
-    gains, shares, counts = np.split(evidence.likelihood, 3, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = 1 / (evidence.variance * shares)
-        prior = 1 / (spread + evidence.variance[0] * shares[0])
-        told = (counts * np.maximum(precision - prior, 0)).sum(axis=0)
-        np.divide(1, prior + told, out=variance)
-        weights = np.nan_to_num(counts * precision * gains * variance)
-    grouped = evidence.values.reshape(len(shares), -1, GROUP)
-    np.einsum("vgi,vg->gi", grouped, weights, out=out.reshape(-1, GROUP))
-    broken = ~(np.isfinite(variance) & (variance > 0))
+    typical_variance(first, gains[0] ** 2 / told[0] * (1 - weights @ told), variance)
+    broken = ~np.isfinite(variance)
     out.reshape(-1, GROUP)[broken] = first.reshape(-1, GROUP)[broken]
-    variance[broken] = 0
-    tally[0] += sum_variance(variance)
-    for v in range(len(shares)):
-        off = (out - evidence.values[v]).astype(np.float64)
-        tally[2 + v] += sum_variance(variance) + float(off @ off)
 
 
 # Columns of a row: numbers of one input that the kernels need in a small piece of memory.
@@ -381,17 +389,16 @@ class _Superblock(NamedTuple):
         What the first usable input says; 0 if there is none.
     unit, per_unit : float32 (16,)
         Scale of the first usable input, and one over it; 1 if there is none.
-    spread, precision : float32 (V,)
-        Of each other input: the variance of weights around what it says, and what it adds to the
-        precision of the prior; 0 where it cannot be used.
+    told : float32 (2,)
+        What the other inputs say together counts so much, and adds so much to the precision of the
+        prior; 0 where they cannot be used.
     """
 
     inverse: F32Array
     center: F32Array
     unit: F32Array
     per_unit: F32Array
-    spread: F32Array
-    precision: F32Array
+    told: F32Array
 
 
 @inlined
@@ -425,7 +432,7 @@ def _look(
     mean = lanes.sum() / np.float32(16 * n_groups)
     prior = _ONE / mean if mean > _ZERO else _ZERO
     if others is not None:
-        _gauge(others, block, start, n_groups, n, prior, noise / np.float32(n_groups))
+        _gauge(others, block, start, n_groups, prior, noise / np.float32(n_groups))
     return prior
 
 
@@ -435,31 +442,26 @@ def _gauge(
     block: _Superblock,
     start: int,
     n_groups: int,
-    n: int,
     prior: np.float32,
     noise: np.float32,
 ) -> None:
-    """Fill in what is known of the inputs that are not scalar.
+    """Fill in what the inputs that are not scalar count.
 
     `noise` is the typical square error of what the scalar inputs say, by which they are seen.
     """
-    lanes = np.empty(16, np.float32)
-    for v in range(block.spread.size):
-        typical = others.variance[v, start] * others.likelihood[v, 1]
-        spread = typical
-        if prior > _ZERO and typical > _ZERO:
-            total = splat(_ZERO)
-            for i in range(n_groups):
-                value = load(others.values, v * n + 16 * (start + i))
-                off = load(block.center, 16 * i) - value * others.likelihood[v, 0]
-                total = fused(off, off, total)
-            store(lanes, 0, total)
-            seen = lanes.sum() / np.float32(16 * n_groups) - noise
-            trust = _trust(noise / typical)
-            spread = typical + trust * (max(seen, _LEAST_SPREAD * typical) - typical)
-        block.spread[v] = spread if np.isfinite(spread) else _ZERO
-        precision = (_ONE / spread - prior) * others.likelihood[v, 2]
-        block.precision[v] = max(precision, _ZERO) if block.spread[v] > _ZERO else _ZERO
+    spread = typical = others.spread[start]
+    if prior > _ZERO and typical > _ZERO:
+        total = splat(_ZERO)
+        for i in range(n_groups):
+            off = load(block.center, 16 * i) - load(others.said, 16 * (start + i))
+            total = fused(off, off, total)
+        lanes = np.empty(16, np.float32)
+        store(lanes, 0, total)
+        seen = lanes.sum() / np.float32(16 * n_groups) - noise
+        spread += _trust(noise / typical) * (max(seen, _LEAST_SPREAD * typical) - typical)
+    usable = spread > _ZERO and spread < min(_FAR, _ONE / prior)
+    block.told[0] = others.share / spread if usable else _ZERO
+    block.told[1] = others.share * (_ONE / spread - prior) if usable else _ZERO
 
 
 @inlined
@@ -485,33 +487,28 @@ def _cells(scalars: _Scalars, g: int, n: int) -> Any:
 
 
 @kernel
-def _hear_others(
-    others: _Others, block: _Superblock, i: int, at: int, n: int, state: F32Array
-) -> None:
+def _hear_others(others: _Others, block: _Superblock, i: int, at: int, state: F32Array) -> None:
     """Take the inputs that are not scalar into account, for group `i` of a superblock.
 
     `state` (64,) holds the bounds, the slope at the center and the bend, and is changed. A vector
     type may be far off an outlier, unlike its normal density: what is too far from the bounds of
     the others is not believed.
     """
-    within = load(state, 0), load(state, 16)
-    low, high = within
+    factor, precision = block.told
+    if precision <= _ZERO:
+        return
+    low, high = load(state, 0), load(state, 16)
     slope, bend = load(state, 32), load(state, 48)
     center, unit = load(block.center, 16 * i), block.unit[i]
-    for v in range(block.precision.size):
-        precision = block.precision[v]
-        if precision > _ZERO:
-            value = load(others.values, v * n + at)
-            gain = others.likelihood[v, 0] * others.likelihood[v, 2]
-            said = value * (gain / (block.spread[v] * precision))
-            reach = _DEVIATIONS * np.sqrt(_ONE / precision)
-            near, far = said - reach, said + reach
-            sound = (near < within[1]) & (far > within[0])
-            low = where(sound, _larger(near, low), low)
-            high = where(sound, _smaller(far, high), high)
-            told = where(sound, splat(_UNIT * unit * precision), splat(_ZERO))
-            slope = fused(said - center, told, slope)
-            bend = bend - told * unit
+    said = load(others.said, at) * (factor / precision)
+    reach = _DEVIATIONS * np.sqrt(_ONE / precision)
+    near, far = said - reach, said + reach
+    sound = (near < high) & (far > low)
+    low = where(sound, _larger(near, low), low)
+    high = where(sound, _smaller(far, high), high)
+    told = where(sound, splat(_UNIT * unit * precision), splat(_ZERO))
+    slope = fused(said - center, told, slope)
+    bend = bend - told * unit
     store(state, 0, low)
     store(state, 16, high)
     store(state, 32, slope)
@@ -558,7 +555,7 @@ def _integrate(
     n, n_groups = out.size, variance.size
     n_scalars, n_others = scalars.scale.shape[0], 0
     if others is not None:
-        n_others = others.variance.shape[0]
+        n_others = others.values.size // n
     atoms = np.empty(n_scalars, np.bool_)
     for k in range(n_scalars):
         atoms[k] = np.any(scalars.rows[k, _ATOMS : _ATOMS + 3] > 0)
@@ -571,8 +568,7 @@ def _integrate(
         np.empty(256, np.float32),
         np.empty(16, np.float32),
         np.empty(16, np.float32),
-        np.empty(n_others, np.float32),
-        np.empty(n_others, np.float32),
+        np.empty(2, np.float32),
     )
     state, exception = np.empty(64, np.float32), np.empty(64, np.float32)
     expected, prior, floor, n_conflicts, n_sampled = splat(_ZERO), _ZERO, _ZERO, 0, 0
@@ -605,7 +601,7 @@ def _integrate(
             store(state, 16, high)
             store(state, 32, slope)
             store(state, 48, bend)
-            _hear_others(others, block, i, at, n, state)
+            _hear_others(others, block, i, at, state)
             low, high = load(state, 0), load(state, 16)
             slope, bend = load(state, 32), load(state, 48)
         middle, half = (low + high) * _HALF, (high - low) * _HALF

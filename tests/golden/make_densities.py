@@ -31,10 +31,12 @@ def rounded(numbers: Iterable[float]) -> list[float]:
     return [float(f"{number:.6g}") for number in numbers]
 
 
-def encode(kind: TensorType, x: F32Array) -> U8Array:
+def encode(kind: TensorType, x: F32Array, importance: F32Array | None = None) -> U8Array:
     if isinstance(kind, ScalarType):
         return quantize(x, kind)
-    return libggml.quantize(kind.type_id, x, np.ones(x.shape[1], np.float32))
+    if importance is None:
+        importance = np.ones(x.shape[1], np.float32)
+    return libggml.quantize(kind.type_id, x, importance)
 
 
 def likelihood(kind: VectorType) -> list[float]:
@@ -42,9 +44,26 @@ def likelihood(kind: VectorType) -> list[float]:
     return rounded(simulate.find_likelihood(dequantize(encode(kind, x), kind), x))
 
 
+def correlations(kinds: list[VectorType]) -> dict[str, dict[str, float]]:
+    x = simulate.student_t()(0)
+    other = simulate.importance(simulate.SEED, 1, x.shape[1])
+    plain, weighted = (
+        [dequantize(encode(kind, x, importance), kind) for kind in kinds]
+        for importance in (None, other)
+    )
+    table: dict[str, dict[str, float]] = {kind.name: {} for kind in kinds}
+    for i, one in enumerate(kinds):
+        for j, two in enumerate(kinds):
+            values = weighted[j] if i == j else plain[j]
+            found = simulate.find_correlation(plain[i], values, x)
+            table[one.name][two.name] = float(f"{found:.6g}")
+    return table
+
+
 def main() -> None:
     scalars = [kind for kind in all_types() if isinstance(kind, ScalarType)]
-    vectors = {k.name: likelihood(k) for k in all_types() if isinstance(k, VectorType)}
+    vector_types = [kind for kind in all_types() if isinstance(kind, VectorType)]
+    vectors = {kind.name: likelihood(kind) for kind in vector_types}
     document: dict[str, Any] = {
         "version": 5,
         "prior": f"Student's t, {simulate.DEGREES_OF_FREEDOM} degrees of freedom",
@@ -54,6 +73,7 @@ def main() -> None:
         "shares": {},
         "pairs": {},
         "vectors": vectors,
+        "correlations": correlations(vector_types),
     }
     for kind in scalars:
         document["types"][kind.name] = {

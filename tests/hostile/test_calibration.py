@@ -1,5 +1,6 @@
 """Calibration files that lie: one line that names the file, or a calibration as good as any."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -25,8 +26,8 @@ from tests.hostile.checks import check_message
 
 SOURCE = Source("a.gguf", 10, {"Q8_0": 2})
 GAIN = Gain(0.5, (0.4, 0.6), 5)
-ROW = (0.0, -1.0, 0.0, 0.0, 0.0, -0.5, 0.5)
-VARYING = (0.5, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+ROW = (0.0, -1.0, 0.0, -0.5, 0.5)
+VARYING = (0.5, -1.0, 0.0, 0.0, 0.0)
 GOOD = Calibration(
     inputs=(SOURCE, SOURCE),
     truth=SOURCE,
@@ -88,9 +89,9 @@ def test_no_calibration_at_all(tmp_path: Path, content: bytes, reason: str) -> N
 
 
 def test_another_version(tmp_path: Path) -> None:
-    message = refusal(tmp_path / "c.json", changed(lambda d: d.update(version=2)))
-    assert "version 2, but this program reads version 1; make it again" in message
-    refusal(tmp_path / "c.json", changed(lambda d: d.update(version="1")))
+    message = refusal(tmp_path / "c.json", changed(lambda d: d.update(version=3)))
+    assert "version 3, but this program reads version 2; make it again" in message
+    refusal(tmp_path / "c.json", changed(lambda d: d.update(version="2")))
     refusal(tmp_path / "c.json", changed(lambda d: d.update(version=True)))
 
 
@@ -118,15 +119,15 @@ LIES: dict[str, Callable[[Any], object]] = {
     ),
     "density twice": lambda d: d["densities"].append(d["densities"][0]),
     "three rows": lambda d: d["densities"][0]["rows"].pop(),
-    "varying atom": lambda d: d["densities"][0]["rows"][3].__setitem__(4, 0.1),
-    "varying reach": lambda d: d["densities"][0]["rows"][3].__setitem__(5, -0.1),
+    "varying atom": lambda d: d["densities"][0]["rows"][3].__setitem__(2, 0.1),
+    "varying reach": lambda d: d["densities"][0]["rows"][3].__setitem__(3, -0.1),
     "huge varying coefficient": lambda d: d["densities"][0]["rows"][3].__setitem__(0, -1e30),
     "weighted a number": lambda d: d["densities"][0].update(weighted=0),
     "short row": lambda d: d["densities"][0]["rows"][1].pop(),
-    "negative atom": lambda d: d["densities"][0]["rows"][1].__setitem__(4, -1),
-    "reach the wrong way": lambda d: d["densities"][0]["rows"][1].__setitem__(5, 0.1),
-    "reach of nothing": lambda d: d["densities"][0].update(rows=[[0] * 7] * 4),
-    "huge coefficient": lambda d: d["densities"][0]["rows"][0].__setitem__(3, 1e30),
+    "negative atom": lambda d: d["densities"][0]["rows"][1].__setitem__(2, -1),
+    "reach the wrong way": lambda d: d["densities"][0]["rows"][1].__setitem__(3, 0.1),
+    "reach of nothing": lambda d: d["densities"][0].update(rows=[[0] * 5] * 4),
+    "huge coefficient": lambda d: d["densities"][0]["rows"][0].__setitem__(1, 1e30),
     "constrained a number": lambda d: d.update(constrained=1),
     "negative ratio": lambda d: d["held_out"].update(mse_ratio=-1),
     "half an interval": lambda d: d["held_out"].update(ci95=[1]),
@@ -178,7 +179,8 @@ def test_anything_anywhere(
         return
     for each in found.combinations:
         assert all(math.isfinite(weight) for weight in each.weights)
-        assert len(found.weights_for(each.types, each.role)) == len(each.types)
+        with contextlib.suppress(CalibrationError):  # what it has may be for one depth alone
+            assert len(found.weights_for(each.types, each.role)) == len(each.types)
     path.write_bytes(found.to_bytes())
     assert load_calibration(path) == found
 
