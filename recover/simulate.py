@@ -31,6 +31,7 @@ SEED = 8
 N_CHUNKS = 32
 CHUNK = (128, 2048)
 DEGREES_OF_FREEDOM = 20  # of Student's t; trained weights are nearly normal in a superblock
+_TRAINED_SIZES = (-7, -3)  # binary logarithms of the deviations of rows of trained weights
 _PENALTY = 10  # how firmly every coefficient is kept at 0
 _MOST_GROUPS = 16  # of neighbouring codes with a histogram of their own
 _N_BINS = 512
@@ -43,12 +44,18 @@ Draw = Callable[[int], F32Array]
 """Weights (n_rows, ne0) of a numbered chunk."""
 
 
-def student_t(seed: int = SEED) -> Draw:
-    """Random weights; the numbers depend on the seed and the chunk alone."""
+def student_t(seed: int = SEED, *, as_trained: bool = False) -> Draw:
+    """Random weights; the numbers depend on the seed and the chunk alone.
+
+    They have a variance of about 1 or, `as_trained`, rows as large as those of trained weights.
+    """
 
     def draw(chunk: int) -> F32Array:
         generator = np.random.Generator(np.random.Philox(key=[seed, chunk]))
-        return generator.standard_t(DEGREES_OF_FREEDOM, CHUNK).astype(np.float32)
+        x = generator.standard_t(DEGREES_OF_FREEDOM, CHUNK)
+        if as_trained:
+            x *= np.exp2(generator.uniform(*_TRAINED_SIZES, (CHUNK[0], 1)))
+        return x.astype(np.float32)
 
     return draw
 
@@ -306,7 +313,7 @@ def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
     The inputs differ in their importance matrix, drawn per column from lognormal(0, 1); the first
     has none.
     """
-    x = student_t(seed)(0)
+    x = student_t(seed, as_trained=kind.scales_are_coarse)(0)
     others = [importance(seed, number, CHUNK[1]) for number in range(1, max(N_ALIKE))]
     raws = [quantize(x, kind), *(quantize(x, kind, each) for each in others)]
     shares: list[float] = []
