@@ -22,12 +22,12 @@ def nearest_cells() -> tuple[F32Array, F32Array]:
     """Edges half-way between neighbours, open at both ends.
 
     `best_index_mxfp4` takes the first level l with the smallest ``abs(l * d - x)``, d as stored.
-    The products are exact, as a level has two significant bits at most and d four. Between two
-    neighbours other than 0 the differences are exact, too (Sterbenz's lemma: each level is at most
-    twice the one before). Next to 0 the distance ``d - x`` may be rounded, but not across d / 2,
-    which is a float32. So the level is the nearest one, whichever of two equally near, as long as
-    neither a product overflows nor x is so large that distances which differ by 4 d are rounded to
-    the same number: see `ScalarType.scale_limit`.
+    The products are exact, as a level has two significant bits at most and d four. The distances
+    to the two levels around x are exact, too (Sterbenz's lemma: each level is at most twice the one
+    before); next to 0 ``d - x`` may be rounded, but not across d / 2, which is a float32. All other
+    levels are further by at least d. So the level is the nearest one, either of two equally near,
+    as long as neither a product overflows nor x is so large that rounding hides a difference of d:
+    see `ScalarType.scale_limit`.
     """
     middle = (_VALUES[1:] + _VALUES[:-1]) / 2
     lower = np.concatenate(([-np.inf], middle))
@@ -37,7 +37,7 @@ def nearest_cells() -> tuple[F32Array, F32Array]:
 
 @kernel
 def renumber(codes: U8Array) -> None:
-    """Stored codes of 16 weights to those whose levels rise; both zeros become one."""
+    """Stored codes to those whose levels rise; both zeros become one."""
     for i in range(codes.size):
         q = codes[i]
         codes[i] = np.uint8(q + 7) if q < 8 else np.uint8(15 - q)
@@ -45,7 +45,7 @@ def renumber(codes: U8Array) -> None:
 
 @kernel
 def encode_fp4(x: F32Array, d: np.float32, codes: U8Array) -> None:
-    """Stored codes of 16 weights each: the nearest level for the scale `d`.
+    """Stored codes of the levels nearest to weights, a multiple of 16, for the scale `d`.
 
     Mirrors `best_index_mxfp4`; of equally near levels the first one in the order of ggml.
     """
