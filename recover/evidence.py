@@ -45,7 +45,7 @@ class Evidence(NamedTuple):
     scale_error: F32Array
     """(K, n / 16): how far the scale that chose the codes may be from the stored one."""
     offset_error: F32Array
-    """(K, n / 16): the same of the offset."""
+    """(K, n / 16): the same of the offset; infinite where the codes prove nothing."""
     noise: NDArray[np.float64]
     """(K,) mean square error in units of the squared scale."""
     density: F32Array
@@ -225,19 +225,23 @@ def _stack(tables: Sequence[F32Array]) -> F32Array:
 
 
 class _Rounding(NamedTuple):
-    """What a format's encoder rounds to float16 last, and where its blocks have the scale."""
+    """What a format's encoder rounds to float16 last, and where its blocks have the scale.
+
+    From `scale_limit` on scales prove nothing.
+    """
 
     type_size: int
     d_at: int
     groups_per_block: int
     scale_last: bool
     offset_last: bool
+    scale_limit: np.float32
 
 
 def _rounding(kind: ScalarType) -> _Rounding:
     groups = kind.block_size // GROUP
     last = kind.rounds_scale_last, kind.rounds_offset_last
-    return _Rounding(kind.type_size, kind.d_at, groups, *last)
+    return _Rounding(kind.type_size, kind.d_at, groups, *last, np.float32(kind.scale_limit))
 
 
 @kernel
@@ -266,6 +270,10 @@ def _bound_errors(
     if rounding.offset_last:
         for g in range(offset.size):
             offset_error[g] += max(abs(offset[g]) * _F16_RELATIVE, _F16_ABSOLUTE)
+    if rounding.scale_limit < np.float32(np.inf):
+        for g in range(scale.size):
+            if abs(scale[g]) >= rounding.scale_limit:
+                offset_error[g] = np.inf
 
 
 @kernel

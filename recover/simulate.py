@@ -6,6 +6,7 @@ alone, whatever the threads.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ SEED = 8
 N_CHUNKS = 32
 CHUNK = (128, 2048)
 DEGREES_OF_FREEDOM = 20  # of Student's t; trained weights are nearly normal in a superblock
+_TRAINED_SIZES = (-7, -3)  # binary logarithms of the deviations of rows of trained weights
 _PENALTY = 10  # how firmly every coefficient is kept at 0
 _MOST_GROUPS = 16  # of neighbouring codes with a histogram of their own
 _N_BINS = 512
@@ -53,12 +55,18 @@ Draw = Callable[[int], F32Array]
 """Weights (n_rows, ne0) of a numbered chunk."""
 
 
-def student_t(seed: int = SEED) -> Draw:
-    """Random weights; the numbers depend on the seed and the chunk alone."""
+def student_t(seed: int = SEED, *, as_trained: bool = False) -> Draw:
+    """Random weights; the numbers depend on the seed and the chunk alone.
+
+    They have a variance of about 1 or, `as_trained`, rows as large as those of trained weights.
+    """
 
     def draw(chunk: int) -> F32Array:
         generator = np.random.Generator(np.random.Philox(key=[seed, chunk]))
-        return generator.standard_t(DEGREES_OF_FREEDOM, CHUNK).astype(np.float32)
+        x = generator.standard_t(DEGREES_OF_FREEDOM, CHUNK)
+        if as_trained:
+            x *= np.exp2(generator.uniform(*_TRAINED_SIZES, (CHUNK[0], 1)))
+        return x.astype(np.float32)
 
     return draw
 
@@ -316,7 +324,7 @@ def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
     The inputs differ in their importance matrix, drawn per column from lognormal(0, 1); the first
     has none.
     """
-    x = student_t(seed)(0)
+    x = student_t(seed, as_trained=kind.scales_are_coarse)(0)
     others = [importance(seed, number, CHUNK[1]) for number in range(1, max(N_ALIKE))]
     raws = [quantize(x, kind), *(quantize(x, kind, each) for each in others)]
     has_cells = not kind.refits_scale_with_imatrix
@@ -346,16 +354,23 @@ def find_pair_shares(
     encode : Callable
         Encodes weights (n_rows, ne0) as a type; returns the bytes.
     """
-    x = student_t()(0)
-    raws = {kind.name: encode(kind, x) for kind in kinds}
-    return {
-        coarse.name: {
-            fine.name: find_pair_share(fine, coarse, [raws[k.name] for k in (fine, coarse)], x)
-            for fine in kinds
-            if fine.relative_mse < coarse.relative_mse
-        }
-        for coarse in kinds
-    }
+    shares: dict[str, dict[str, float]] = {kind.name: {} for kind in kinds}
+    for as_trained in (False, True):
+        x = student_t(as_trained=as_trained)(0)
+        raws = {kind.name: encode(kind, x) for kind in kinds}
+        for fine, coarse in product(kinds, kinds):
+            if all(isinstance(kind, VectorType) for kind in (fine, coarse)):
+                continue  # their errors are known to go together
+            if as_trained != any(_is_coarse(kind) for kind in (fine, coarse)):
+                continue
+            if fine.relative_mse < coarse.relative_mse:
+                pair = [raws[kind.name] for kind in (fine, coarse)]
+                shares[coarse.name][fine.name] = find_pair_share(fine, coarse, pair, x)
+    return shares
+
+
+def _is_coarse(kind: TensorType) -> bool:
+    return isinstance(kind, ScalarType) and kind.scales_are_coarse
 
 
 def find_pair_share(

@@ -8,7 +8,7 @@ from recover.cells import intersect_cells
 from recover.evidence import EvidenceBuffer, Witness
 from recover.quants import TILE, ScalarType, all_types
 from tests.oracle import libggml
-from tests.oracle.weights import sentence_encoder_weights
+from tests.oracle.weights import SYNTHETIC, sentence_encoder_weights
 
 SCALAR = [t for t in all_types() if isinstance(t, ScalarType)]
 HARD_WITH_IMATRIX = [t for t in SCALAR if not t.refits_scale_with_imatrix]
@@ -108,3 +108,30 @@ def test_refitted_scales_do_break_the_cells(rng: np.random.Generator) -> None:
         lower, upper = np.empty((2, TILE), np.float32)
         intersect_cells(evidence, lower, upper)
         assert np.all(np.isneginf(lower) & np.isposinf(upper))
+
+
+@pytest.mark.parametrize("name", ["MXFP4", "NVFP4"])
+@pytest.mark.parametrize("what", SYNTHETIC)
+def test_cells_of_4_bit_floats_hold_whatever_the_weights(
+    name: str, what: str, rng: np.random.Generator
+) -> None:
+    """Levels that overflow, clipped, smallest and wrapped scales, zeros, constant rows."""
+    kind = next(kind for kind in SCALAR if kind.name == name)
+    x = SYNTHETIC[what](rng, (32, ROW))
+    x[0, ::640] = np.finfo(np.float32).max * np.float32(-1)
+    x[1, ::640] = 1e30
+    assert count_violations(kind, x.reshape(-1), None)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["MXFP4", "NVFP4"])
+def test_cells_of_4_bit_floats_end_half_way(name: str) -> None:
+    """Weights on the middle between two levels and next to it, for every power of two."""
+    kind = next(kind for kind in SCALAR if kind.name == name)
+    levels = kind.levels[:15]
+    middles = (levels[1:] + levels[:-1]) / 2
+    places = np.concatenate([middles, np.nextafter(middles, -99), np.nextafter(middles, 99)])
+    groups = np.full((4, 16), 12, np.float32)  # the last weight of each sets the scale
+    groups[:3, :14] = places.reshape(3, 14)
+    rows = groups.reshape(1, 64) * np.exp2(np.arange(-125, 15))[:, None]
+    x = np.tile(rows, (1, ROW // 64)).astype(np.float32)
+    assert count_violations(kind, x.reshape(-1), None)[0] == 0

@@ -259,7 +259,6 @@ class TestFloatInputs:
         ("Q4_K", "IQ3_XXS"),
         ("Q4_K", "IQ2_XS"),
         ("Q4_K", "IQ2_XXS"),
-        ("Q4_K", "MXFP4"),
         ("IQ3_S", "Q3_K"),
         ("IQ3_S", "IQ2_S"),
     ],

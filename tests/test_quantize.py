@@ -447,7 +447,7 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == ""
     line = refusal(capsys, TINY, "Q4_0", "-o", tmp_path / "o.gguf", "--tensor-type", "(=Q4_0")
     assert "no regular expression" in line
-    with pytest.raises(PlanError, match="'Q9_K' cannot be encoded; known are F32, F16"):
+    with pytest.raises(PlanError, match="files cannot be made 'Q9_K'; known are F32, F16"):
         plan_quantize(TINY, tmp_path / "out.gguf", "Q9_K")
 
 

@@ -14,7 +14,7 @@ SUMMARY = "Quantize a file, byte for byte as llama.cpp does"
 
 _TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("IQ4_NL", "IQ4_XS", "F16", "BF16", "F32"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4", "F16", "BF16", "F32"),
 )
 
 

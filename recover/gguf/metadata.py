@@ -21,9 +21,11 @@ FILE_TYPES = {
     "IQ4_NL": 25,
     "IQ4_XS": 30,
     "BF16": 32,
+    "MXFP4": 38,
 }
 """What `general.file_type` says of a file whose weights have that type: the `enum llama_ftype` that
-``llama-quantize`` takes for the name (for Q3_K, Q4_K and Q5_K that of the K_M mix)."""
+``llama-quantize`` takes for the name (for Q3_K, Q4_K and Q5_K that of the K_M mix, for MXFP4 that
+of MXFP4_MOE). It takes none for NVFP4."""
 
 QUANTIZER_KEY = "recover.quantizer"
 """Name of the encoder, where it was another than llama.cpp's."""

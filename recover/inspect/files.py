@@ -47,6 +47,7 @@ _FILE_TYPES = {
     36: "TQ1_0",
     37: "TQ2_0",
     38: "MXFP4_MOE",
+    39: "NVFP4",
 }
 
 _ENOUGH_BLOCKS = 500  # an importance matrix leaves a mark out in one of ten blocks, or oftener

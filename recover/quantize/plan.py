@@ -305,7 +305,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def _known(name: str) -> TensorType:
     if name.upper() not in FILE_TYPES:
         known = ", ".join(FILE_TYPES)
-        raise PlanError(f"type {quoted(name)} cannot be encoded; known are {known}")
+        raise PlanError(f"files cannot be made {quoted(name)}; known are {known}")
     return type_by_name(name)
 
 

@@ -140,7 +140,7 @@ def quantize(
         A `ScalarType` or a `FloatType`.
     imatrix : float32 (ne0,), optional
         The importance of each column, finite and not negative. It changes the search for the
-        scales; Q8_0 and the float types do not use it.
+        scales; Q8_0, MXFP4, NVFP4 and the float types do not use it.
     out : uint8 (n_rows * row_bytes,), optional
         Where to put the bytes; made if not given.
     quantizer : str, optional

@@ -107,6 +107,12 @@ class ScalarType(TensorType):
         afterwards, so that the stored one is not quite the one that it used.
     d_at : int
         Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
+    scale_limit : float
+        Codes prove nothing where the scale is as large or larger: there the encoder's arithmetic
+        overflows, or the scale was clipped.
+    scales_are_coarse : bool
+        Whether scales of weights of ordinary size are near the smallest one, so that the errors
+        depend on the size of the weights.
     noise : float
         Mean square error of the decoded value in units of the squared scale, measured.
     relative_mse : float
@@ -127,6 +133,8 @@ class ScalarType(TensorType):
     rounds_scale_last: bool = False
     rounds_offset_last: bool = False
     d_at: int = 0
+    scale_limit: float = np.inf
+    scales_are_coarse: bool = False
     refits_scale_with_imatrix: bool = False
 
 

@@ -76,11 +76,9 @@ def main() -> None:
         "correlations": correlations(vector_types),
     }
     for kind in scalars:
+        draw = simulate.student_t(as_trained=kind.scales_are_coarse)
         document["types"][kind.name] = {
-            name: [
-                rounded(row)
-                for row in simulate.simulate(kind, simulate.student_t(), weighted=weighted)
-            ]
+            name: [rounded(row) for row in simulate.simulate(kind, draw, weighted=weighted)]
             for name, weighted in (("plain", False), ("weighted", True))
         }
     TABLE.write_text(json.dumps(document, indent=1) + "\n")
