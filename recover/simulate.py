@@ -327,6 +327,7 @@ def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
     x = student_t(seed, as_trained=kind.scales_are_coarse)(0)
     others = [importance(seed, number, CHUNK[1]) for number in range(1, max(N_ALIKE))]
     raws = [quantize(x, kind), *(quantize(x, kind, each) for each in others)]
+    errors = [_error(dequantize(raw, kind), x) for raw in raws]
     has_cells = not kind.refits_scale_with_imatrix
     alone = density(kind, has_cells=has_cells, weighted=True)
     shares: list[float] = []
@@ -336,7 +337,7 @@ def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
 
         def ratio(share: float, n: int = n_alike, evidence: Evidence = evidence) -> float:
             scaled = np.stack([_times(alone, share)] * n)
-            return _claim_over_measured(evidence._replace(density=scaled), raws[:n], kind, x)
+            return _claim_over_measured(evidence._replace(density=scaled), errors[:n], x)
 
         shares.append(_share(ratio, 1 / n_alike, shares[-1] if shares else 1.0))
     return shares
@@ -382,6 +383,7 @@ def find_pair_share(
     """What the coarser of two types counts beside the finer, given the bytes of `x` as both."""
     pair = (fine, coarse)
     evidence = EvidenceBuffer([Witness(kind) for kind in pair]).load(raws, x.size)
+    errors = [_error(dequantize(raw, kind), x) for raw, kind in zip(raws, pair, strict=True)]
     vectors = [kind for kind in pair if isinstance(kind, VectorType)]
     scalars = [kind for kind in pair if isinstance(kind, ScalarType)]
 
@@ -392,7 +394,7 @@ def find_pair_share(
         scaled = evidence._replace(likelihood=told)
         if densities:
             scaled = scaled._replace(density=np.stack(densities))
-        return _claim_over_measured(scaled, raws, fine, x)
+        return _claim_over_measured(scaled, errors, x)
 
     at_most = ratio(1.0)
     if at_most > 1 - _CLOSE:
@@ -422,16 +424,18 @@ def _share(ratio: Callable[[float], float], low: float, high: float) -> float:
     return high
 
 
-def _claim_over_measured(
-    evidence: Evidence, raws: Sequence[U8Array], finest: ScalarType | VectorType, x: F32Array
-) -> float:
-    """Expected over measured error of the posterior, relative to the finest input."""
-    out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(raws))
+def _claim_over_measured(evidence: Evidence, errors: Sequence[float], x: F32Array) -> float:
+    """Expected over measured error of the posterior, relative to the best input's.
+
+    `errors` are the square errors of the decoded inputs.
+    """
+    out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(errors))
     estimator("posterior").estimate(evidence, out, tally, Request())
-    truth = x.reshape(-1).astype(np.float64)
-    alone = float(np.sum((dequantize(raws[0], finest) - truth) ** 2))
-    measured = float(np.sum((out - truth) ** 2)) / alone
-    return float(tally[0] / tally[2:].min()) / measured
+    return float(tally[0] / tally[2:].min()) / (_error(out, x) / min(errors))
+
+
+def _error(values: F32Array, x: F32Array) -> float:
+    return float(np.sum((values - x.reshape(-1).astype(np.float64)) ** 2))
 
 
 def find_likelihood(values: F32Array, x: F32Array) -> tuple[float, float]:
