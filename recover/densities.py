@@ -69,7 +69,9 @@ def density(
         logarithm of the density, the atom, and how far `u` reaches below and above 0. Then what is
         added to the two coefficients of an interior code, times z and z**2.
     """
-    alike = any(other.name == kind.name for other in beside)
+    # Of inputs of one type all but one had an importance matrix. Where that leaves no cells, those
+    # that have them had none.
+    alike = any(other.name == kind.name for other in beside) and not kind.refits_scale_with_imatrix
     which = "weighted" if weighted or not has_cells or alike else "plain"
     tables = _shipped()["types"][kind.name]
     if not has_cells and not kind.refits_scale_with_imatrix:

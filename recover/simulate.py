@@ -329,17 +329,20 @@ def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
     raws = [quantize(x, kind), *(quantize(x, kind, each) for each in others)]
     errors = [_error(dequantize(raw, kind), x) for raw in raws]
     has_cells = not kind.refits_scale_with_imatrix
-    alone = density(kind, has_cells=has_cells, weighted=True)
+    weighted = density(kind, has_cells=has_cells, weighted=True)
+    tables = [weighted if has_cells else density(kind), *[weighted] * (max(N_ALIKE) - 1)]
+    witnesses = [Witness(kind), *[Witness(kind, has_cells)] * (max(N_ALIKE) - 1)]
     shares: list[float] = []
     for n_alike in N_ALIKE:
-        witnesses = [Witness(kind, has_cells)] * n_alike
-        evidence = EvidenceBuffer(witnesses).load(raws[:n_alike], x.size)
+        evidence = EvidenceBuffer(witnesses[:n_alike]).load(raws[:n_alike], x.size)
 
         def ratio(share: float, n: int = n_alike, evidence: Evidence = evidence) -> float:
-            scaled = np.stack([_times(alone, share)] * n)
+            scaled = np.stack([_times(table, share) for table in tables[:n]])
             return _claim_over_measured(evidence._replace(density=scaled), errors[:n], x)
 
-        shares.append(_share(ratio, 1 / n_alike, shares[-1] if shares else 1.0))
+        # Among cells estimates are the better the more the densities count.
+        least = 1 - _CLOSE if has_cells else 1.0
+        shares.append(_share(ratio, 1 / n_alike, shares[-1] if shares else 1.0, least))
     return shares
 
 
@@ -411,13 +414,13 @@ def _times(table: F32Array, share: float) -> F32Array:
     return scaled
 
 
-def _share(ratio: Callable[[float], float], low: float, high: float) -> float:
-    """The largest share up to `high` with which what is claimed is not less than measured."""
-    if ratio(high) >= 1:
+def _share(ratio: Callable[[float], float], low: float, high: float, least: float = 1) -> float:
+    """The largest share up to `high` with which the claim is `least` times what is measured."""
+    if ratio(high) >= least:
         return high
     for _ in range(_N_BISECTIONS):
         middle = (low * high) ** 0.5
-        if ratio(middle) < 1:
+        if ratio(middle) < least:
             high = middle
         else:
             low = middle
