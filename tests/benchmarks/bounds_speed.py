@@ -11,11 +11,23 @@ in the page cache.
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from recover.bounds.execute import execute_bounds
 from recover.bounds.plan import plan_bounds
 from tests.benchmarks.merge_speed import DATA, NAMES, grow
+
+
+def print_speeds(run: Callable[[], object], n_weights: int, args: argparse.Namespace) -> None:
+    """Run something ``args.rounds`` times and print how many weights per second it did."""
+    for _ in range(args.rounds):
+        wall, processor = time.perf_counter(), time.process_time()
+        run()
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        n = n_weights / 1e6
+        print(f"{n:.0f}M weights: {n / wall:.1f}M/s of wall time,", end=" ")
+        print(f"{n / processor:.1f}M/s of processor time")
 
 
 def main() -> None:
@@ -29,14 +41,8 @@ def main() -> None:
         for name, path in zip(NAMES, inputs, strict=True):
             grow(DATA / f"tiny-llama-3m-{name}.gguf", path, args.weights)
         execute_bounds(plan_bounds(inputs), n_threads=1)  # compile, and fill the page cache
-        for _ in range(args.rounds):
-            wall, processor = time.perf_counter(), time.process_time()
-            plan = plan_bounds(inputs)
-            execute_bounds(plan, n_threads=1)
-            wall, processor = time.perf_counter() - wall, time.process_time() - processor
-            n = plan.n_weights / 1e6
-            print(f"{n:.0f}M weights: {n / wall:.1f}M/s of wall time,", end=" ")
-            print(f"{n / processor:.1f}M/s of processor time")
+        n_weights = plan_bounds(inputs).n_weights
+        print_speeds(lambda: execute_bounds(plan_bounds(inputs), n_threads=1), n_weights, args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""Speed of a merge on one core, without the start of a process.
+
+    python -m tests.benchmarks.core_speed [--method posterior] [--weights 200e6] [--folder DIR]
+
+makes three K-quant files of that many weights, as `tests.benchmarks.bounds_speed` does, and prints
+weights per second of wall time and of processor time: of a tile in memory (unpack, estimate, encode
+as F16), and of a whole merge on one thread, with reading, writing and flushing.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from recover.estimators import DEFAULT_METHOD, Request, estimator, method_names
+from recover.evidence import EvidenceBuffer, Witness
+from recover.gguf.reader import open_gguf
+from recover.merge.execute import execute_merge
+from recover.merge.plan import plan_merge
+from recover.quants import TILE, U8Array, quantize, type_by_name
+from tests.benchmarks.bounds_speed import print_speeds
+from tests.benchmarks.merge_speed import DATA, NAMES, grow
+
+KINDS = ("Q5_K", "Q4_K", "Q2_K")
+_N_TILES = 20
+
+
+def first_tiles(paths: list[Path]) -> list[U8Array]:
+    """The bytes of the first tile of the largest tensor that has these types."""
+    models = [open_gguf(path).tensors for path in paths]
+    names = [n for n in models[0] if tuple(each[n].type.name for each in models) == KINDS]
+    name = max(names, key=lambda name: models[0][name].n_weights)
+    tensors = [each[name] for each in models]
+    return [tensor.raw[: tensor.type.n_bytes(TILE)] for tensor in tensors]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--method", choices=method_names(), default=DEFAULT_METHOD)
+    parser.add_argument("--weights", type=float, default=200e6)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    buffer = EvidenceBuffer([Witness(type_by_name(name)) for name in KINDS])
+    out, encoded = np.empty(TILE, np.float32), np.empty(2 * TILE, np.uint8)
+    tally = np.zeros(2 + len(KINDS))
+    with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
+        inputs = [Path(scratch) / f"{name}.gguf" for name in NAMES]
+        for name, path in zip(NAMES, inputs, strict=True):
+            grow(DATA / f"tiny-llama-3m-{name}.gguf", path, args.weights)
+        raws = first_tiles(inputs)
+
+        def work() -> None:
+            for _ in range(_N_TILES):
+                evidence = buffer.load(raws, TILE)
+                estimator(args.method).estimate(evidence, out, tally, Request())
+                quantize(out.reshape(1, -1), type_by_name("F16"), out=encoded)
+
+        def merge() -> None:
+            plan = plan_merge(inputs, Path(scratch) / "out.gguf", method=args.method)
+            execute_merge(plan, n_threads=1)
+
+        merge()  # compile, and fill the page cache
+        work()
+        print("a tile in memory")
+        print_speeds(work, _N_TILES * TILE, args)
+        print("a merge on one thread")
+        print_speeds(merge, open_gguf(inputs[0]).n_weights, args)
+
+
+if __name__ == "__main__":
+    main()
