@@ -638,7 +638,8 @@ def _integrate(
         is_sample = g == n_sampled * stride
         if is_sample or deviation.size > 0:
             error = half * half * (m2 * over - mean * mean)
-            error = _larger(where(good, error, splat(variance[g])), splat(_ZERO))
+            known = variance[g] if variance[g] < _FAR else _ZERO
+            error = _larger(where(good, error, splat(known)), splat(_ZERO))
             error = _smaller(error, most)
             if deviation.size > 0:
                 store(deviation, at, sqrt(error))
