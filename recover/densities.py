@@ -86,7 +86,7 @@ def density(
 
 def share(kind: TensorType, beside: Sequence[TensorType]) -> float:
     """What the density of an input counts beside others; 1 if it is the only one."""
-    finer = _shipped().get("pairs", {}).get(kind.name, {})
+    finer = _shipped()["pairs"].get(kind.name, {})
     shared = min((finer.get(other.name, 1.0) for other in beside), default=1.0)
     return float(shared * _share_of_alike(kind, 1 + sum(each.name == kind.name for each in beside)))
 

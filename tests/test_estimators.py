@@ -1,5 +1,6 @@
 """Estimators against float64 twins, on blocks that libggml encoded; and rules they must keep."""
 
+import itertools
 import math
 
 import numpy as np
@@ -22,7 +23,7 @@ from recover.densities import (
     likelihood,
     share,
 )
-from recover.estimators import Request, estimator, method_names
+from recover.estimators import Request, estimator, method_names, posterior
 from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.quants import (
     F32Array,
@@ -242,6 +243,23 @@ def test_vector_types_are_conditioned_on(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(out, expected, atol=1e-6 * np.abs(x).max())
     squares = decoded[0] @ decoded[0] * (gains[0] ** 2 + spreads[0])
     assert tally[0] == pytest.approx(squares / precision[0, 0], rel=1e-4)
+
+
+def test_rule_of_the_posterior() -> None:
+    """Moments of normal densities that are cut off, against a dense sum."""
+    steps = np.arange(-3, 4)
+    weights = np.array([*posterior._WEIGHTS[::-1], 1, *posterior._WEIGHTS])
+    rules = (steps * posterior._H, weights), (np.linspace(-1, 1, 20001), np.ones(20001))
+    for slope, bend in itertools.product((0, 0.5, 2, 4), (0, -1, -4, -10, 1)):
+        found = []
+        for t, w in rules:
+            share = w * np.exp(slope * t + bend * t**2 / 2)
+            mean = np.sum(share * t) / share.sum()
+            found.append((mean, np.sum(share * (t - mean) ** 2) / share.sum()))
+        (mean, variance), (true_mean, true_variance) = found
+        flat = slope == bend == 0
+        assert abs(mean - true_mean) < (1e-9 if flat else 0.02 * true_variance**0.5)
+        assert variance == pytest.approx(true_variance, rel=2e-4 if flat else 0.06)
 
 
 @pytest.mark.parametrize("mix", MIXES[:-1], ids="+".join)

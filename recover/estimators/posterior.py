@@ -78,8 +78,8 @@ class _Scalars(NamedTuple):
     ends : int32 (K, 2)
     simple : bool (K,)
         Whether levels are consecutive integers and `near` and `far` differ at the ends only.
-    rows : float32 (K, 18)
-        See `_row`.
+    rows : float32 (K, 17)
+        See `_describe`.
     """
 
     codes: U8Array
