@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +14,10 @@ import numpy as np
 
 from recover.errors import GGUFError
 from recover.gguf.header import Header, KeyValue, TensorInfo, ValueType, parse_header
+from recover.gguf.parts import parse_part_name, part_paths
 from recover.gguf.text import printable, quoted
 from recover.quants import TensorType, U8Array
 
-_PART_NAME = re.compile(
-    r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf", re.DOTALL
-)
 _NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
 
 
@@ -148,18 +145,30 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
     return Model(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
 
 
+def header_bytes(path: Path) -> bytes:
+    """What stands in front of the data of a single GGUF file.
+
+    Raises
+    ------
+    GGUFError
+        As `open_gguf` does.
+    """
+    try:
+        data = map_file(path)
+        return data[: parse_header(data.data).data_start].tobytes()
+    except GGUFError as error:
+        raise GGUFError(f"{printable(path)}: {error}") from None
+
+
 def _part_paths(path: Path) -> tuple[Path, ...]:
-    match = _PART_NAME.fullmatch(path.name)
-    if match is None:
+    named = parse_part_name(path.name)
+    if named is None:
         return (path,)
-    total = int(match["total"])
-    if not 1 <= int(match["number"]) <= total:
+    if not 1 <= named.number <= named.total:
         raise GGUFError(
-            f"{printable(path)}: part {match['number']} of {match['total']} cannot exist"
+            f"{printable(path)}: part {named.number:05} of {named.total:05} cannot exist"
         )
-    return tuple(
-        path.with_name(f"{match['stem']}-{i + 1:05}-of-{total:05}.gguf") for i in range(total)
-    )
+    return part_paths(path, named.total)
 
 
 def _check_part(header: Header, first: Header, number: int, total: int) -> None:
