@@ -1,11 +1,12 @@
 """Output files: laid out first, written at known positions, visible only when complete."""
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,6 +29,14 @@ class OutputFile:
         Its size. The space is reserved at once, so that a full disk shows before the work.
     inputs : iterable of Path
         Files that must not be overwritten.
+    partial : Path, optional
+        The temporary sibling, if a later process is to go on with it (see `partial_path`): one
+        that is there already is opened, and with `keeps` it stays after an error.
+
+    Attributes
+    ----------
+    keeps : bool
+        Whether what was written to `partial` is worth keeping after an error.
 
     Raises
     ------
@@ -35,32 +44,55 @@ class OutputFile:
         If `path` is one of the inputs or no regular file, or cannot be written.
     """
 
-    def __init__(self, path: Path, n_bytes: int, inputs: Iterable[Path] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        n_bytes: int,
+        inputs: Iterable[Path] = (),
+        *,
+        partial: Path | None = None,
+    ) -> None:
         self.path = path
         self.n_bytes = n_bytes
+        self.keeps = False
+        self._is_partial = partial is not None
+        inputs = list(inputs)
         check_output_path(path, inputs)
         self._target = path.resolve()  # a symbolic link stays a link
-        self._temporary = self._target.with_name(
+        self._temporary = partial or self._target.with_name(
             f".{self._target.name[:50]}.{secrets.token_hex(4)}.tmp"
         )
+        self._flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        if partial is None:
+            self._flags |= os.O_EXCL
+        else:
+            self._flags |= getattr(os, "O_NOFOLLOW", 0)
+            check_output_path(partial, inputs)
         self._descriptor = -1
 
     def __enter__(self) -> Self:
-        """Create the temporary file and reserve its space."""
+        """As `open`."""
+        self.open()
+        return self
+
+    def open(self) -> None:
+        """Create the temporary file and reserve its space, or open what is there of it."""
+        is_new = not self._temporary.exists()
         try:
-            self._descriptor = os.open(
-                self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
-            )
+            self._descriptor = os.open(self._temporary, self._flags, 0o666)
         except OSError as error:
             raise self._error(error) from None
         try:
+            self._status = os.fstat(self._descriptor)
             self._reserve()
+            if self._is_partial:
+                sync_folder(self._temporary.parent)
         except BaseException as error:
-            self._remove()
+            self.keeps = self.keeps and not is_new
+            self.leave()
             if isinstance(error, OSError):
                 raise self._error(error) from None
             raise
-        return self
 
     def _reserve(self) -> None:
         if hasattr(os, "posix_fallocate") and self.n_bytes:
@@ -100,35 +132,68 @@ class OutputFile:
             raise self._error(error) from None
         return bytes(data)
 
+    def sync(self) -> None:
+        """Return when all that was written is on the disk, the size of the file included."""
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._descriptor)
+        except OSError as error:
+            raise self._error(error) from None
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         _value: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        """Flush and rename, or remove if there was an error."""
+        """Flush and rename, or leave nothing (or what is kept) if there was an error."""
         try:
             if kind is None:
-                os.fsync(self._descriptor)
-                self._close()
-                os.replace(self._temporary, self._target)
-                _sync_folder(self._target.parent)
+                self.flush()
+                self.publish()
+        finally:
+            self.leave()
+
+    def flush(self) -> None:
+        """Bring the whole file to the disk; nothing can be written any more."""
+        try:
+            os.fsync(self._descriptor)
+            self._close()
         except OSError as error:
             raise self._error(error) from None
-        finally:
-            self._remove()
+
+    def publish(self) -> None:
+        """Give the flushed file its name."""
+        try:
+            os.replace(self._temporary, self._target)
+        except OSError as error:
+            raise self._error(error) from None
+        sync_folder(self._target.parent)
+
+    def withdraw(self) -> None:
+        """Take its name away again, if it has it."""
+        with suppress(OSError):
+            if os.path.samestat(self._target.stat(), self._status):
+                os.replace(self._target, self._temporary)
+
+    def remove_older(self) -> None:
+        """Remove the file that bears the name now, if there is one."""
+        try:
+            self._target.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._error(error) from None
+
+    def leave(self) -> None:
+        """Drop the temporary file, if it is still there; an error on the way here matters more."""
+        with suppress(OSError):
+            self._close()
+        if not self.keeps:
+            with suppress(OSError):
+                self._temporary.unlink()
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-
-    def _remove(self) -> None:
-        """Drop the temporary file, if it is still there; an error on the way here matters more."""
-        with suppress(OSError):
-            self._close()
-        with suppress(OSError):
-            self._temporary.unlink()
 
     def _error(self, error: OSError) -> OutputError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -136,7 +201,88 @@ class OutputFile:
                 f"{printable(self.path)}: no space left for its {self.n_bytes:,} bytes"
                 f" ({error.strerror}); free some space or choose another folder"
             )
+        if error.errno == errno.EMFILE:
+            return OutputError(
+                f"{printable(self.path)}: too many files are open at once; raise the limit (ulimit"
+                " -n), or write fewer parts"
+            )
         return OutputError(f"{printable(self.path)}: cannot be written: {error.strerror}")
+
+
+class OutputFiles:
+    """Several files that appear together, when all of them are on the disk, or not at all.
+
+    Parameters
+    ----------
+    files : sequence of OutputFile
+        The first is what people open: it appears last.
+    n_parts : int
+        So many of them, from the first on, are parts of one file. Older parts of these names are
+        never seen together with newer ones: the older first part goes before any is replaced.
+    """
+
+    def __init__(self, files: Sequence[OutputFile], n_parts: int = 1) -> None:
+        self.files = tuple(files)
+        self._n_parts = n_parts
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Create all temporary files, or open what is there of them."""
+        with ExitStack() as stack:
+            for file in self.files:
+                file.open()
+                stack.callback(file.leave)
+            self._opened = stack.pop_all()
+        return self
+
+    def keep(self) -> None:
+        """Leave what was written where it is, if there is an error from now on."""
+        for file in self.files:
+            file.keeps = True
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+        for file in self.files:
+            file.sync()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Flush and rename all, or leave nothing (or what is kept) if there was an error."""
+        with self._opened:
+            if kind is None:
+                for file in self.files:
+                    file.flush()
+                self._publish()
+
+    def _publish(self) -> None:
+        try:
+            if self._n_parts > 1:
+                self.files[0].remove_older()
+            for file in reversed(self.files):
+                file.publish()
+        except BaseException:
+            for file in self.files:
+                file.withdraw()
+            raise
+
+
+def partial_path(path: Path, key: str) -> Path:
+    """The hidden sibling that holds what was written of a file so far; it is always the same.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file is to appear.
+    key : str
+        Tells apart who writes it.
+    """
+    target = path.resolve()
+    digest = hashlib.sha256(f"{key}\0{target.name}".encode(errors="surrogatepass"))
+    return target.with_name(f".{target.name[:50]}.{digest.hexdigest()[:12]}.partial")
 
 
 def check_output_path(path: Path, inputs: Iterable[Path]) -> None:
@@ -175,8 +321,8 @@ def check_output_path(path: Path, inputs: Iterable[Path]) -> None:
                 raise OutputError(f"{shown}: is one of the inputs, which are never overwritten")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the file system lets us."""
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the file system lets us."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from recover.errors import OutputError
-from recover.gguf.writer import OutputFile
+from recover.gguf.writer import OutputFile, OutputFiles
 
 OLD, NEW = b"what was there before", bytes(range(256)) * 64
 REPOSITORY = Path(__file__).parents[2]
@@ -171,6 +171,13 @@ def test_order_of_flush_and_rename(path: Path, monkeypatch: pytest.MonkeyPatch) 
     record("replace", lambda _source, target: target)
     write(path)
     assert calls == [("fsync", False), ("replace", path.resolve()), ("fsync", True)]
+    calls.clear()
+    paths = [path.resolve().with_name(f"{i}") for i in range(3)]
+    with OutputFiles([OutputFile(each, 9) for each in paths], 2):
+        pass
+    assert calls[:3] == [("fsync", False)] * 3
+    assert calls[3::2] == [("replace", each) for each in paths[::-1]]
+    assert calls[4::2] == [("fsync", True)] * 3
 
 
 # When the work fails.
@@ -346,7 +353,7 @@ def test_full_disk(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from recover.gguf.writer import OutputFile
+from recover.gguf.writer import OutputFile, OutputFiles
 
 path, number, moment = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
@@ -393,6 +400,57 @@ def test_interrupted_process_cleans_up(path: Path, before: bytes | None) -> None
     done = subprocess.run(command, cwd=REPOSITORY, timeout=20, capture_output=True, text=True)
     assert "KeyboardInterrupt" in done.stderr
     check_untouched(path, before)
+
+
+# Several files.
+
+
+def write_all(folder: Path, n_files: int) -> None:
+    with OutputFiles([OutputFile(folder / f"{i}", 9) for i in range(n_files)]) as outputs:
+        for i, file in enumerate(outputs.files):
+            file.write_at(0, b"%d" % i)
+
+
+def test_several_files_appear_together(tmp_path: Path) -> None:
+    write_all(tmp_path, 3)
+    assert {path.name: path.read_bytes()[:1] for path in tmp_path.iterdir()} == {
+        "0": b"0",
+        "1": b"1",
+        "2": b"2",
+    }
+
+
+@pytest.mark.parametrize("name", ["open", "ftruncate", "pwrite", "fsync", "close", "replace"])
+@pytest.mark.parametrize("n_good", [0, 1, 2])
+def test_none_of_several_files_appears_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, n_good: int
+) -> None:
+    original, n_calls = getattr(os, name), 0
+
+    def fail(*arguments: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == n_good + 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(*arguments)
+
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(OutputError, match="cannot be written: Input/output error"):
+        write_all(tmp_path, 3)
+    assert n_calls > n_good
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_files_than_may_be_open(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"too many files are open.*write fewer parts"):
+            write_all(tmp_path, 300)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 # Paths that are refused.
