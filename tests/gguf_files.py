@@ -42,9 +42,12 @@ def write_gguf(
     architecture: str = "llama",
     add: Callable[[GGUFWriter], None] | None = None,
     split_max_tensors: int = 0,
+    split_max_size: int = 0,
 ) -> Path:
-    """Write a model, perhaps in parts of so many tensors; `add` adds metadata."""
-    writer = GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
+    """Write a model, perhaps in parts of so many tensors or bytes; `add` adds metadata."""
+    writer = GGUFWriter(
+        path, architecture, split_max_tensors=split_max_tensors, split_max_size=split_max_size
+    )
     if add is not None:
         add(writer)
     for name, tensor in tensors.items():

@@ -85,11 +85,14 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     console.print(table)
 
 
-def print_written(path: Path, n_bytes: int, n_weights: int, seconds: float) -> None:
-    """The last line of a command that wrote a file."""
+def print_written(
+    path: Path, n_bytes: int, n_weights: int, seconds: float, n_parts: int = 1
+) -> None:
+    """The last line of a command that wrote a file, or several parts from that one on."""
     speed = count(n_weights / seconds)
+    parts = f" in {n_parts} parts" if n_parts > 1 else ""
     print(
-        f"wrote {path} ({size(n_bytes)}, {count(n_weights)} weights)"
+        f"wrote {path} ({size(n_bytes)}{parts}, {count(n_weights)} weights)"
         f" in {seconds:.2f} s ({speed} weights/s)"
     )
 

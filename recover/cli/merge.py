@@ -1,6 +1,6 @@
 """``recover merge``."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,10 +64,26 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--tensors", metavar="REGEX", help="write only tensors in whose name this is found"
     )
     parser.add_argument(
+        "--split-max-size",
+        metavar="SIZE",
+        type=_part_size,
+        help="write parts OUT-00001-of-0000N.gguf with at most so many bytes of weights each, like"
+        " 500M or 2G (a tensor that is larger has a part of its own)",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="go on although the inputs contradict each other"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _part_size(text: str) -> int:
+    from recover.gguf.parts import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def run(args: Namespace) -> int:
@@ -87,6 +103,7 @@ def run(args: Namespace) -> int:
         uncertainty=args.uncertainty,
         tensors=args.tensors,
         calibration=args.calibration,
+        split_max_size=args.split_max_size,
     )
     if args.simulate is not None:
         from recover.merge.resimulate import with_simulated_densities
@@ -106,6 +123,7 @@ def run(args: Namespace) -> int:
 def _print_plan(plan: "MergePlan") -> None:
     from recover.cli._console import count, print_table, size
 
+    is_split = len(plan.parts) > 1
     rows = [
         (
             tensor.name,
@@ -115,11 +133,15 @@ def _print_plan(plan: "MergePlan") -> None:
             tensor.outtype,
             count(tensor.n_weights),
             f"{tensor.position:,}",
+            *([str(tensor.part + 1)] if is_split else []),
         )
         for tensor in plan.tensors
     ]
-    columns = ("tensor:", "shape:", "action:", "inputs:", "output:", "weights", "position")
-    print_table(f"Plan for {plan.output} ({size(plan.n_bytes)}, {plan.method})", columns, rows)
+    columns = ["tensor:", "shape:", "action:", "inputs:", "output:", "weights", "position"]
+    columns += ["part"] if is_split else []
+    parts = f" in {len(plan.parts)} parts" if is_split else ""
+    what = f"{size(plan.n_bytes)}{parts}, {plan.method}"
+    print_table(f"Plan for {plan.output} ({what})", columns, rows)
 
 
 def _print_result(result: "MergeResult", *, verbose: bool) -> None:
@@ -143,7 +165,7 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
         print(f"certain: {what} are the only {plan.source_format} number within their bounds")
     if result.conflict_fraction:
         print(f"conflicts: the inputs contradict each other on {result.conflict_fraction:.2%}")
-    print_written(plan.output, plan.n_bytes, result.n_weights, result.seconds)
+    print_written(plan.output, plan.n_bytes, result.n_weights, result.seconds, len(plan.parts))
 
 
 def _row(tensors: "list[TensorResult]") -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.text import printable, quoted, some
-from recover.gguf.writer import OutputFile
+from recover.gguf.writer import OutputFile, OutputFiles
 from recover.lattice import snap
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.quants import TILE, F32Array, FloatType, U8Array, dequantize, quantize, type_by_name
@@ -133,24 +133,24 @@ def execute_merge(
     start = time.perf_counter()
     if not force:
         _check_relations(plan)
-    inputs = [part for model in plan.models for part in model.parts]
-    tallies = _Tallies(plan)
-    with ExitStack() as outputs:
-        output = outputs.enter_context(OutputFile(plan.output, plan.n_bytes, inputs))
-        output.write_at(0, plan.header)
-        second = None
-        if plan.uncertainty is not None:
-            path, n_bytes = plan.uncertainty.path, plan.uncertainty.n_bytes
-            second = outputs.enter_context(OutputFile(path, n_bytes, inputs))
-            second.write_at(0, plan.uncertainty.header)
-        workers = [
-            _Worker(plan, output, second, tallies) for _ in range(n_threads or available_cores())
-        ]
+    with ExitStack() as stack:
+        tallies = _Tallies(plan)
+        outputs = stack.enter_context(_outputs(plan))
+        for file, output in zip(plan.files, outputs.files, strict=True):
+            output.write_at(0, file.header)
+        workers = [_Worker(plan, outputs, tallies) for _ in range(n_threads or available_cores())]
         sizes = [tensor.n_weights for tensor in plan.tensors]
         for_each_tile(sizes, [worker.work for worker in workers], progress)
         if not force:
             _check_conflicts(plan, tallies.totals)
     return _result(plan, time.perf_counter() - start, tallies.totals)
+
+
+def _outputs(plan: MergePlan) -> OutputFiles:
+    """All files of a plan."""
+    inputs = [part for model in plan.models for part in model.parts]
+    files = [OutputFile(file.path, file.n_bytes, inputs) for file in plan.files]
+    return OutputFiles(files, len(plan.parts))
 
 
 def _check_relations(plan: MergePlan) -> None:
@@ -234,15 +234,12 @@ class _Tallies:
 class _Worker:
     """One thread's part: scratch memory, and what it needs to know of the tensor at hand."""
 
-    def __init__(
-        self, plan: MergePlan, output: OutputFile, second: OutputFile | None, tallies: _Tallies
-    ) -> None:
+    def __init__(self, plan: MergePlan, outputs: OutputFiles, tallies: _Tallies) -> None:
         self._plan = plan
-        self._output = output
-        self._second = second
+        self._outputs = outputs.files
         self._tallies = tallies
         self._estimate = np.empty(TILE, np.float32)
-        self._deviation = np.empty(TILE if second is not None else 0, np.float32)
+        self._deviation = np.empty(0 if plan.uncertainty is None else TILE, np.float32)
         self._bounds = np.empty((2, 0), np.float32)
         self._encoded = np.empty(TILE * 4, np.uint8)
         self._witnesses: list[Witness] = []
@@ -257,23 +254,26 @@ class _Worker:
             tensor.raw[tensor.type.n_bytes(tile.start) : tensor.type.n_bytes(tile.end)]
             for tensor in self._sources
         ]
+        output = self._outputs[self._tensor.part]
         position = self._tensor.position + self._outtype.n_bytes(tile.start)
         if self._tensor.action == "copy":
-            self._output.write_at(position, stored[0].data)
+            output.write_at(position, stored[0].data)
             return
         estimate = self._estimate[: tile.end - tile.start]
-        self._fill(tile, stored, estimate)
+        tally = self._fill(stored, estimate)
         encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
         try:
             quantize(estimate, self._outtype, out=encoded)
         except QuantError:
             raise self._not_finite(stored, estimate) from None
-        self._output.write_at(position, encoded.data)
-        if self._second is not None and self._plan.uncertainty is not None:
+        output.write_at(position, encoded.data)
+        if self._plan.uncertainty is not None:
             bf16 = type_by_name("BF16")
             deviations = quantize(self._deviation[: estimate.size], bf16)
             position = self._plan.uncertainty.positions[self._tensor.name]
-            self._second.write_at(position + bf16.n_bytes(tile.start), deviations.data)
+            self._outputs[-1].write_at(position + bf16.n_bytes(tile.start), deviations.data)
+        if tally is not None:
+            self._tallies.add(tile, tally)
 
     def _turn_to(self, index: int) -> None:
         self._index = index
@@ -293,13 +293,13 @@ class _Worker:
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
 
-    def _fill(self, tile: Tile, stored: Sequence[U8Array], estimate: F32Array) -> None:
-        """Estimate the weights of one tile."""
+    def _fill(self, stored: Sequence[U8Array], estimate: F32Array) -> NDArray[np.float64] | None:
+        """Estimate the weights of one tile; their sums, if there is anything to estimate."""
         n = estimate.size
         if self._is_float:
             dequantize(stored[0], self._sources[0].type, estimate)
             self._deviation[:n] = 0
-            return
+            return None
         tally = np.zeros(_N_OWN + 2 + len(stored))
         evidence = self._buffer.load(stored, n)
         request = Request(self._plan.estimate, self._deviation[:n])
@@ -311,7 +311,7 @@ class _Worker:
             n_certain, change = snap(lower, upper, bits, rounds_all, estimate, self._deviation[:n])
             tally[0] += n_certain
             tally[_N_OWN] += change
-        self._tallies.add(tile, tally)
+        return tally
 
     def _not_finite(self, stored: Sequence[U8Array], estimate: F32Array) -> PlanError:
         """Say why a tile cannot be stored."""

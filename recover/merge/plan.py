@@ -21,6 +21,7 @@ from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
 from recover.gguf.metadata import FILE_TYPES, derived_metadata
 from recover.gguf.names import layer_of, n_layers, role_of
+from recover.gguf.parts import PREFIX, lay_out_parts, part_paths
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
@@ -49,7 +50,7 @@ _TOO_COARSE = 1e-4
 _N_COMPARED = 4096  # bytes that decide on the order of inputs of one type
 
 # Keys of the first input that would be wrong in the output.
-_DROPPED_PREFIXES = ("quantize.imatrix.", "recover.", "split.")
+_DROPPED_PREFIXES = ("quantize.imatrix.", "recover.", PREFIX)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class TensorPlan:
         How the output stores it.
     position : int
         Of its first byte in the output file.
+    part : int
+        Which file of a split output, counted from 0.
     """
 
     name: str
@@ -84,6 +87,7 @@ class TensorPlan:
     twins: tuple[int, ...]
     outtype: str
     position: int
+    part: int = 0
 
     @property
     def n_weights(self) -> int:
@@ -92,24 +96,34 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
-class SecondOutput:
-    """Where the standard deviations go: BF16, under the same names, 0 where nothing is estimated.
+class FilePlan:
+    """A file to be written.
 
     Attributes
     ----------
     path : Path
-        File to be written.
+        Where it appears.
     header : bytes
         Padded to where the data begins.
     n_bytes : int
         Size of the file.
-    positions : mapping of str to int
-        First byte of each tensor.
     """
 
     path: Path
     header: bytes
     n_bytes: int
+
+
+@dataclass(frozen=True)
+class SecondOutput(FilePlan):
+    """Where the standard deviations go: BF16, under the same names, 0 where nothing is estimated.
+
+    Attributes
+    ----------
+    positions : mapping of str to int
+        First byte of each tensor.
+    """
+
     positions: Mapping[str, int]
 
 
@@ -122,7 +136,7 @@ class MergePlan:
     models : tuple of Model
         The opened inputs.
     output : Path
-        File to be written.
+        File to be written; of a split output the first part.
     method : str
         Name of the estimator.
     estimate : str
@@ -139,13 +153,15 @@ class MergePlan:
     header : bytes
         Of the output, padded to where the data begins.
     n_bytes : int
-        Size of the output.
+        Size of the output, of all parts together.
     warnings : tuple of str
         What the user should know.
     densities : mapping or None
         Densities from the model's own weights (`recover.merge.resimulate`), by `density_key`.
     calibration : Calibration or None
         Weights or densities that were fitted on another model.
+    later_parts : tuple of FilePlan
+        Of a split output, all parts but the first.
     """
 
     models: tuple[Model, ...]
@@ -154,13 +170,25 @@ class MergePlan:
     estimate: str
     source_format: str
     snaps: bool
-    uncertainty: "SecondOutput | None"
+    uncertainty: SecondOutput | None
     tensors: tuple[TensorPlan, ...]
     header: bytes
     n_bytes: int
     warnings: tuple[str, ...]
     calibration: Calibration | None = None
     densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]] | None = None
+    later_parts: tuple[FilePlan, ...] = ()
+
+    @property
+    def parts(self) -> tuple[FilePlan, ...]:
+        """The output: one file, or all parts of a split one."""
+        n_bytes = self.n_bytes - sum(part.n_bytes for part in self.later_parts)
+        return FilePlan(self.output, self.header, n_bytes), *self.later_parts
+
+    @property
+    def files(self) -> tuple[FilePlan, ...]:
+        """All files to be written, what people open first."""
+        return self.parts if self.uncertainty is None else (*self.parts, self.uncertainty)
 
     def method_for(self, tensor: TensorPlan) -> str:
         """Name of the estimator that one tensor needs."""
@@ -248,6 +276,7 @@ class MergePlan:
             "uncertainty": None if self.uncertainty is None else str(self.uncertainty.path),
             "inputs": [str(model.path) for model in self.models],
             "n_bytes": self.n_bytes,
+            "parts": [{"path": str(part.path), "n_bytes": part.n_bytes} for part in self.parts],
             "warnings": list(self.warnings),
             "tensors": [asdict(tensor) for tensor in self.tensors],
         }
@@ -264,6 +293,7 @@ def plan_merge(
     uncertainty: str | os.PathLike[str] | None = None,
     tensors: str | None = None,
     calibration: Calibration | str | os.PathLike[str] | None = None,
+    split_max_size: int | None = None,
 ) -> MergePlan:
     """Decide what a merge does; nothing is written.
 
@@ -290,6 +320,9 @@ def plan_merge(
     calibration : Calibration or path-like, optional
         Weights for the method ``linear``, densities for the method ``posterior``, fitted on a model
         whose original is known.
+    split_max_size : int, optional
+        Most bytes of tensors in a file: write parts ``...-00001-of-0000N.gguf`` as
+        ``llama-gguf-split`` makes them, even if there is only one.
 
     Returns
     -------
@@ -311,6 +344,8 @@ def plan_merge(
         raise PlanError(f"method {method} has no {estimate} estimate; only {DEFAULT_METHOD} has")
     if snap not in SNAPS:
         raise PlanError(f"snap {snap!r} is unknown; known are {', '.join(SNAPS)}")
+    if split_max_size is not None and split_max_size < 1:
+        raise PlanError(f"parts of {split_max_size} bytes are too small")
     if not inputs:
         raise PlanError("there are no inputs")
     if isinstance(calibration, str | os.PathLike):
@@ -319,7 +354,8 @@ def plan_merge(
         raise PlanError(f"the method {method} uses no calibration; linear and posterior do")
     models = tuple(open_gguf(path) for path in inputs)
     output = Path(output)
-    check_output_path(output, [part for model in models for part in model.parts])
+    parts = [part for model in models for part in model.parts]
+    check_output_path(output, parts if split_max_size is None else ())
     for model in models[1:]:
         check_match(models[0], model)
     names = select_tensors(models[0], tensors)
@@ -332,7 +368,11 @@ def plan_merge(
         if (searched := searched_tensors(model, names))
     ]
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
-    plan = _lay_out(models, output, method, outtype, drafts, calibration)
+    plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
+    if split_max_size is not None:
+        for part in plan.parts:
+            check_output_path(part.path, parts)
+        warnings += _large_tensors(plan, split_max_size)
     source_format = snap if snap in SIGNIFICAND_BITS else "unknown"
     if snap == "auto" or (snap == "none" and any(plan.may_decide(each) for each in plan.tensors)):
         source_format = source_precision(models[0]).type
@@ -355,7 +395,7 @@ def plan_merge(
 
 def _lay_out_deviations(plan: MergePlan, path: Path) -> SecondOutput:
     check_output_path(path, [part for model in plan.models for part in model.parts])
-    if path.resolve() == plan.output.resolve():
+    if path.resolve() in [part.path.resolve() for part in plan.parts]:
         raise PlanError(f"{printable(path)}: is the output as well; name another file")
     tensors = [
         tensor for tensor in plan.tensors if not isinstance(tensor_type_of(tensor), OpaqueType)
@@ -605,32 +645,53 @@ def _lay_out(
     outtype: str,
     drafts: Sequence[_Draft],
     calibration: Calibration | None,
+    split_max_size: int | None,
 ) -> MergePlan:
-    layout = lay_out(
-        _metadata(models, method, outtype, calibration),
-        [(draft.name, draft.dims, draft.outtype) for draft in drafts],
-        models[0].header.alignment,
-    )
+    metadata = _metadata(models, method, outtype, calibration)
+    shapes = [(draft.name, draft.dims, draft.outtype) for draft in drafts]
+    alignment = models[0].header.alignment
+    paths: tuple[Path, ...] = (output,)
+    if split_max_size is None:
+        layouts = [lay_out(metadata, shapes, alignment)]
+    else:
+        layouts = lay_out_parts(metadata, shapes, alignment, split_max_size)
+        paths = part_paths(output, len(layouts))
+    places = [
+        (position, part) for part, layout in enumerate(layouts) for position in layout.positions
+    ]
+    files = [
+        FilePlan(path, layout.header, layout.n_bytes)
+        for path, layout in zip(paths, layouts, strict=True)
+    ]
     return MergePlan(
         models=models,
-        output=output,
+        output=files[0].path,
         method=method,
         estimate=MEAN,
         source_format="unknown",
         snaps=False,
         uncertainty=None,
-        tensors=tuple(
-            _place(draft, position)
-            for draft, position in zip(drafts, layout.positions, strict=True)
-        ),
-        header=layout.header,
-        n_bytes=layout.n_bytes,
+        tensors=tuple(_place(draft, *place) for draft, place in zip(drafts, places, strict=True)),
+        header=files[0].header,
+        n_bytes=sum(file.n_bytes for file in files),
         warnings=(),
         calibration=calibration,
+        later_parts=tuple(files[1:]),
     )
 
 
-def _place(draft: _Draft, position: int) -> TensorPlan:
+def _large_tensors(plan: MergePlan, split_max_size: int) -> list[str]:
+    """A warning, if there are tensors that no part of that size can hold."""
+    sizes = {each.name: tensor_type_of(each).n_bytes(each.n_weights) for each in plan.tensors}
+    large = [
+        f"{quoted(name)} ({size:,} bytes)" for name, size in sizes.items() if size > split_max_size
+    ]
+    if not large:
+        return []
+    return [f"parts are larger than asked for where one tensor alone is: {some(large)}"]
+
+
+def _place(draft: _Draft, position: int, part: int) -> TensorPlan:
     return TensorPlan(
         draft.name,
         draft.dims,
@@ -640,6 +701,7 @@ def _place(draft: _Draft, position: int) -> TensorPlan:
         draft.twins,
         draft.outtype.name,
         position,
+        part,
     )
 
 
