@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _fail(str(error))
     except _Stopped as stop:
-        print(f"recover: stopped ({stop}); nothing was left behind", file=sys.stderr)
+        left = "" if getattr(args, "resume", False) else "; nothing was left behind"
+        print(f"recover: stopped ({stop}){left}", file=sys.stderr)
         return 128 + stop.number
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone

@@ -53,6 +53,8 @@ def progress_bar(
         task = progress.add_task(what, total=None, speed="")
 
         def report(n_done: int, n_all: int) -> None:
+            if progress.tasks[task].total is None:  # work may begin in the middle
+                progress.reset(task, total=n_all, completed=n_done)
             speed = progress.tasks[task].speed
             text = f"{count(speed)} {unit}/s" if speed else ""
             progress.update(task, completed=n_done, total=n_all, speed=text)

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         " 500M or 2G (a tensor that is larger has a part of its own)",
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what is complete after an interruption or error, and go on with what such a run"
+        " has kept",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="go on although the inputs contradict each other"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
@@ -115,7 +122,14 @@ def run(args: Namespace) -> int:
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
     with progress_bar(args, "merging") as progress:
-        result = execute_merge(plan, n_threads=args.threads, progress=progress, force=args.force)
+        result = execute_merge(
+            plan,
+            n_threads=args.threads,
+            progress=progress,
+            force=args.force,
+            resume=args.resume,
+            tell=partial(message, args),
+        )
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile, OutputFiles
 from recover.lattice import snap
 from recover.merge.plan import MergePlan, TensorPlan
+from recover.merge.resume import Sums, Tell, Unfinished
 from recover.quants import TILE, F32Array, FloatType, U8Array, dequantize, quantize, type_by_name
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
@@ -49,7 +50,7 @@ class MergeResult:
     plan : MergePlan
         What was carried out.
     seconds : float
-        Wall time of the execution.
+        Wall time of the execution; of one that was interrupted, up to its last entry.
     expected_mse_ratio : float or None
         Expected mean square error over that of the best single input, predicted without the truth.
     conflict_fraction : float or None
@@ -104,6 +105,8 @@ def execute_merge(
     n_threads: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    resume: bool = False,
+    tell: Tell | None = None,
 ) -> MergeResult:
     """Carry out a plan.
 
@@ -117,6 +120,11 @@ def execute_merge(
         ``progress(n_weights_done, n_weights)``, called from this thread.
     force : bool
         Write the output even if the inputs contradict each other.
+    resume : bool
+        After an error or a signal, keep what is complete, beside the output; go on with what an
+        interrupted execution of the same plan has kept.
+    tell : callable, optional
+        Called with a line for people on what `resume` takes over and keeps.
 
     Returns
     -------
@@ -134,23 +142,57 @@ def execute_merge(
     if not force:
         _check_relations(plan)
     with ExitStack() as stack:
-        tallies = _Tallies(plan)
-        outputs = stack.enter_context(_outputs(plan))
+        unfinished = stack.enter_context(Unfinished(plan, tell)) if resume else None
+        before = 0.0 if unfinished is None else unfinished.seconds
+        tallies = _Tallies(plan, {} if unfinished is None else unfinished.done)
+        sizes = [0 if i in tallies.done else t.n_weights for i, t in enumerate(plan.tensors)]
+        outputs = stack.enter_context(_outputs(plan, unfinished))
         for file, output in zip(plan.files, outputs.files, strict=True):
             output.write_at(0, file.header)
+        save_if_due = None
+        if unfinished is not None:
+            save_if_due = stack.enter_context(unfinished.saving(outputs, tallies.take_finished))
         workers = [_Worker(plan, outputs, tallies) for _ in range(n_threads or available_cores())]
-        sizes = [tensor.n_weights for tensor in plan.tensors]
-        for_each_tile(sizes, [worker.work for worker in workers], progress)
+        watch = _watch(plan, sum(sizes), progress, save_if_due)
+        for_each_tile(sizes, [worker.work for worker in workers], watch)
         if not force:
             _check_conflicts(plan, tallies.totals)
-    return _result(plan, time.perf_counter() - start, tallies.totals)
+    return _result(plan, before + time.perf_counter() - start, tallies.totals)
 
 
-def _outputs(plan: MergePlan) -> OutputFiles:
-    """All files of a plan."""
+def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
+    """All files of a plan; those of one that can be resumed lie where it says."""
     inputs = [part for model in plan.models for part in model.parts]
-    files = [OutputFile(file.path, file.n_bytes, inputs) for file in plan.files]
-    return OutputFiles(files, len(plan.parts))
+    outputs = OutputFiles(
+        [
+            OutputFile(
+                file.path,
+                file.n_bytes,
+                inputs,
+                partial=None if unfinished is None else unfinished.partial(file.path),
+            )
+            for file in plan.files
+        ],
+        len(plan.parts),
+    )
+    if unfinished is not None and unfinished.done:
+        outputs.keep()
+    return outputs
+
+
+def _watch(
+    plan: MergePlan, n_left: int, progress: Progress | None, save_if_due: Callable[[], None] | None
+) -> Progress:
+    """What is called while the tiles are worked on."""
+    n_weights = sum(tensor.n_weights for tensor in plan.tensors)
+
+    def watch(n_done: int, _n_left: int) -> None:
+        if save_if_due is not None:
+            save_if_due()
+        if progress is not None:
+            progress(n_weights - n_left + n_done, n_weights)
+
+    return watch
 
 
 def _check_relations(plan: MergePlan) -> None:
@@ -211,24 +253,34 @@ class _Tallies:
 
     First `_N_OWN` of the merge itself, then those of the estimator (see `recover.estimators`).
     So the figures do not depend on the threads; tiles are kept apart only while their tensor is
-    worked on.
+    worked on. `done` are the tensors that were complete before, with their sums.
     """
 
-    def __init__(self, plan: MergePlan) -> None:
+    def __init__(self, plan: MergePlan, done: Sums) -> None:
+        self.done = frozenset(done)
+        self.totals = {index: sums for index, sums in done.items() if sums is not None}
         self._plan = plan
         self._lock = threading.Lock()
-        self._open: dict[int, dict[int, NDArray[np.float64]]] = {}
-        self.totals: dict[int, NDArray[np.float64]] = {}
+        self._open: dict[int, dict[int, NDArray[np.float64] | None]] = {}
+        self._finished: Sums = {}
 
-    def add(self, tile: Tile, tally: NDArray[np.float64]) -> None:
-        """Take the sums of one tile."""
+    def add(self, tile: Tile, tally: NDArray[np.float64] | None) -> None:
+        """Take the sums of one tile that is written; None where nothing is estimated."""
         with self._lock:
             tallies = self._open.setdefault(tile.tensor, {})
             tallies[tile.start] = tally
             if len(tallies) == n_tiles(self._plan.tensors[tile.tensor].n_weights):
-                in_order = [tallies[start] for start in sorted(tallies)]
-                self.totals[tile.tensor] = np.sum(in_order, axis=0)
+                in_order = [sums for _, sums in sorted(tallies.items()) if sums is not None]
+                self._finished[tile.tensor] = total = np.sum(in_order, axis=0) if in_order else None
+                if total is not None:
+                    self.totals[tile.tensor] = total
                 del self._open[tile.tensor]
+
+    def take_finished(self) -> Sums:
+        """The tensors of which all tiles were written since the last call."""
+        with self._lock:
+            finished, self._finished = self._finished, {}
+            return finished
 
 
 class _Worker:
@@ -258,6 +310,7 @@ class _Worker:
         position = self._tensor.position + self._outtype.n_bytes(tile.start)
         if self._tensor.action == "copy":
             output.write_at(position, stored[0].data)
+            self._tallies.add(tile, None)
             return
         estimate = self._estimate[: tile.end - tile.start]
         tally = self._fill(stored, estimate)
@@ -272,8 +325,7 @@ class _Worker:
             deviations = quantize(self._deviation[: estimate.size], bf16)
             position = self._plan.uncertainty.positions[self._tensor.name]
             self._outputs[-1].write_at(position + bf16.n_bytes(tile.start), deviations.data)
-        if tally is not None:
-            self._tallies.add(tile, tally)
+        self._tallies.add(tile, tally)
 
     def _turn_to(self, index: int) -> None:
         self._index = index

@@ -1,0 +1,265 @@
+"""Going on with an interrupted merge: what is complete of it is written down in a journal.
+
+The output so far lies beside its final name, as a hidden file that is always called the same, and
+next to it the journal: first a fingerprint of the plan, then the tensors that are complete, each
+with the sums that the report needs. Their bytes are on the disk before the journal names them.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover import __version__
+from recover.errors import OutputError
+from recover.gguf.parts import whole_path
+from recover.gguf.reader import header_bytes
+from recover.gguf.text import printable
+from recover.gguf.writer import OutputFiles, partial_path
+from recover.journal import Journal
+from recover.merge.plan import MergePlan
+
+Sums = dict[int, NDArray[np.float64] | None]
+"""By index of a complete tensor, the sums of its weights; None where nothing is estimated."""
+
+Tell = Callable[[str], None]
+"""Called with a line for people."""
+
+_FORMAT = "recover.merge.journal/1"
+_SECONDS = 1.0  # at least, between two entries
+_DAMAGED = "its journal is damaged"
+_PACKAGE = Path(__file__).parents[1]
+
+
+class Unfinished:
+    """What is complete of a merge, kept beside its output until all is.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        The merge.
+    tell : callable, optional
+        Hears what is taken over, and what is kept.
+
+    Attributes
+    ----------
+    done : dict of int to array or None
+        The tensors that are complete on the disk.
+    seconds : float
+        What they took, in all processes that were at it before.
+
+    Raises
+    ------
+    OutputError
+        If another process is at it, or the journal cannot be written.
+    """
+
+    def __init__(self, plan: MergePlan, tell: Tell | None = None) -> None:
+        self.done: Sums = {}
+        self.seconds = 0.0
+        self._plan = plan
+        self._tell = tell
+        self._key = str(whole_path(plan.output.resolve()))
+        path = partial_path(Path(self._key), self._key).with_suffix(".journal")
+        self._journal = Journal(path, plan.output)
+        self._start = self._last = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        """Take over what is there, if it belongs to this plan; otherwise start over."""
+        with ExitStack() as stack:
+            stack.enter_context(self._journal)
+            self._take_over()
+            stack.pop_all()
+        return self
+
+    def partial(self, path: Path) -> Path:
+        """Where an output file lies until all are complete."""
+        return partial_path(path, self._key)
+
+    def _take_over(self) -> None:
+        first = {
+            "format": _FORMAT,
+            "fingerprint": fingerprint(self._plan),
+            "files": [str(file.path.resolve()) for file in self._plan.files],
+        }
+        reason = self._reason(first)
+        if reason is None and self.done:
+            self._say(f"going on with what is there: {self._amount()}")
+            return
+        if reason is not None:
+            self._say(f"starting over: {reason}")
+        self.done, self.seconds = {}, 0.0
+        self._remove_partials([file.path for file in self._plan.files])
+        with suppress(LookupError, TypeError):  # the files of the other merge
+            self._remove_partials(map(Path, self._journal.records[0]["files"]))
+        self._journal.restart(first)
+
+    def _reason(self, first: Mapping[str, Any]) -> str | None:
+        """Why what is there cannot be taken over, if there is anything; otherwise take it."""
+        if len(self._journal.records) < 2 and self._journal.is_damaged:
+            return _DAMAGED
+        if not self._journal.records:
+            return None
+        before, *records = self._journal.records
+        if before != first:
+            return f"what is there belongs to another merge ({_difference(before, first)})"
+        try:
+            for record in records:
+                self.seconds = float(record["seconds"])
+                for index, sums in record["tensors"]:
+                    self.done[range(len(self._plan.tensors))[index]] = (
+                        None if sums is None else np.array(sums, np.float64)
+                    )
+        except (LookupError, TypeError, ValueError):
+            return _DAMAGED
+        for file in self._plan.files if self.done else ():
+            partial = self.partial(file.path)
+            try:
+                size = partial.stat().st_size
+            except OSError:
+                return f"{printable(partial)} is missing"
+            if size != file.n_bytes:
+                return f"{printable(partial)} has {size:,} instead of {file.n_bytes:,} bytes"
+        return None
+
+    def _remove_partials(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            with suppress(OSError, ValueError):
+                self.partial(path).unlink()
+
+    def _amount(self) -> str:
+        sizes = [tensor.n_weights for tensor in self._plan.tensors]
+        share = sum(sizes[index] for index in self.done) / sum(sizes)
+        return f"{len(self.done)} of {len(sizes)} tensors, {share:.0%} of the weights"
+
+    def _say(self, what: str) -> None:
+        if self._tell is not None:
+            self._tell(f"{printable(self._plan.output)}: {what}")
+
+    @contextmanager
+    def saving(
+        self, outputs: OutputFiles, finished: Callable[[], Sums]
+    ) -> Iterator[Callable[[], None]]:
+        """Write down what is complete now and then, and at the end.
+
+        Parameters
+        ----------
+        outputs : OutputFiles
+            Where the bytes are written.
+        finished : callable
+            Gives the tensors whose bytes were written since it was called last.
+
+        Yields
+        ------
+        callable
+            To be called often; most of the time it does nothing.
+        """
+        pending: Sums = {}
+        has_failed = False
+
+        def save() -> None:
+            nonlocal has_failed
+            pending.update(finished())
+            self._last = time.perf_counter()
+            if not pending or has_failed:
+                return
+            tensors = [[i, None if sums is None else sums.tolist()] for i, sums in pending.items()]
+            seconds = self.seconds + time.perf_counter() - self._start
+            try:
+                outputs.sync()
+                self._journal.append({"seconds": seconds, "tensors": tensors})
+            except OutputError:
+                has_failed = True  # after that, a flush that succeeds proves nothing
+                raise
+            outputs.keep()
+            self.done |= pending
+            pending.clear()
+            self._last = time.perf_counter()
+
+        def save_if_due() -> None:
+            if time.perf_counter() - self._last >= _SECONDS:
+                save()
+
+        try:
+            yield save_if_due
+        except BaseException:
+            with suppress(OutputError):
+                save()
+            raise
+        save()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the journal, or keep it if there was an error."""
+        self._journal.__exit__(kind, value, traceback)
+        if kind is not None and self.done:
+            self._say(f"kept for the same command with --resume: {self._amount()}")
+
+
+def fingerprint(plan: MergePlan) -> dict[str, str]:
+    """Digests of all that decides on the bytes of a merge.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        The merge.
+
+    Returns
+    -------
+    dict of str to str
+        By what they are digests of.
+    """
+    sources = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        sources.update(path.read_bytes())
+    inputs = []
+    for part in [part for model in plan.models for part in model.parts]:
+        status = part.stat()
+        header = hashlib.sha256(header_bytes(part)).hexdigest()
+        inputs.append([str(part.resolve()), status.st_size, status.st_mtime_ns, header])
+    options = {
+        "method": plan.method,
+        "estimate": plan.estimate,
+        "source_format": plan.source_format,
+        "snaps": plan.snaps,
+        "tensors": [asdict(tensor) for tensor in plan.tensors],
+        "headers": [file.header.hex() for file in plan.files],
+    }
+    calibration = None if plan.calibration is None else plan.calibration.to_bytes().decode()
+    densities = None if plan.densities is None else sorted(plan.densities.items())
+    return {
+        "version": f"{__version__} {sources.hexdigest()}",
+        "inputs": _digest(inputs),
+        "options": _digest(options),
+        "calibration": _digest(calibration),
+        "densities": _digest(densities),
+    }
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def _difference(before: Any, now: Mapping[str, Any]) -> str:
+    """What is different in two first records."""
+    try:
+        names = [
+            name
+            for name, digest in now["fingerprint"].items()
+            if before["fingerprint"][name] != digest
+        ]
+    except (LookupError, TypeError):
+        names = ["version"]
+    return f"other {', '.join(names or ['files'])}"
