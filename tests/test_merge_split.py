@@ -42,7 +42,7 @@ def metadata(path: Path) -> dict[str, Any]:
 def merge(inputs: Sequence[Path], output: Path, size: int | None, **options: Any) -> list[Path]:
     """The parts that a merge writes."""
     plan = plan_merge(inputs, output, split_max_size=size, **options)
-    execute_merge(plan, n_threads=2)
+    execute_merge(plan, n_threads=2, force=True)
     return [part.path for part in plan.parts]
 
 

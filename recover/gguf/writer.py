@@ -71,7 +71,7 @@ class OutputFile:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
-        """As `open`."""
+        """Begin, as `open` does."""
         self.open()
         return self
 
