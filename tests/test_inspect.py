@@ -88,6 +88,19 @@ class TestTogether:
         result = inspect(*(make(name) for name in names))
         assert set(kinds(result)) == {SAME_ORIGINAL}
 
+    @pytest.mark.parametrize(
+        "names", [("Q5_0", "Q4_0"), ("Q4_0", "Q8_0", "Q5_0"), ("Q5_1", "Q4_1")]
+    )
+    def test_nested_lattices_make_no_child(
+        self, make: Make, tmp_path: Path, names: tuple[str, ...]
+    ) -> None:
+        """Every level of Q5_0 (d = max / -16) lies in a cell of Q4_0 (max / -8), or on its edge."""
+        paths = [make(name) for name in names]
+        result = inspect(*paths)
+        assert set(kinds(result)) == {SAME_ORIGINAL}
+        merged = execute_merge(plan_merge(paths, tmp_path / "out.gguf"), n_threads=2)
+        assert merged.conflict_fraction == 0
+
     def test_identical_files(self, make: Make) -> None:
         first, second = make("Q4_K"), make("Q4_K", name="copy")
         result = inspect(first, second)
@@ -155,6 +168,31 @@ class TestSecondHand:
         findings = result.findings()
         assert any(line.startswith(f"{second} was quantized from {parent}") for line in findings)
         assert any("not quantized from the original" in line for line in findings)
+
+    @pytest.mark.parametrize("parent", ["Q5_0", "Q5_K", "IQ4_XS"])
+    @pytest.mark.parametrize("child", ["Q4_0", "Q4_1", "Q5_1"])
+    def test_children_of_types_whose_encoder_has_no_choice(
+        self, make: Make, parent: str, child: str
+    ) -> None:
+        path = make(parent)
+        for via in (np.float32, ml_dtypes.bfloat16):
+            weights = changed(read_weights(path), lambda x, via=via: x.astype(via))
+            relation = inspect(make(child, weights, "child"), path).relations[0]
+            assert (relation.kind, relation.parent) == (QUANTIZED_FROM, 1)
+
+    @pytest.mark.parametrize("child", ["Q4_K", "Q3_K", "Q6_K", "IQ4_NL"])
+    def test_children_with_an_importance_matrix(
+        self, tmp_path: Path, make: Make, truth: Weights, child: str
+    ) -> None:
+        """Their bytes cannot be made again without it."""
+        parent = make("Q5_K")
+        weights = read_weights(parent)
+        tensors = {
+            n: stored("F32" if x.ndim == 1 else child, x, imatrix=x.ndim > 1)
+            for n, x in weights.items()
+        }
+        relation = inspect(parent, write_gguf(tmp_path / "child.gguf", tensors)).relations[0]
+        assert (relation.kind, relation.parent) == (QUANTIZED_FROM, 0)
 
     @pytest.mark.parametrize("via", ["F16", "BF16"])
     def test_by_way_of_a_float_type(self, make: Make, via: str) -> None:

@@ -3,7 +3,9 @@
 Two quantizations of one original contradict each other on no weight. A file that was quantized
 from another one (the child, of the parent) does not contradict its parent, either, but gives itself
 away: every single decoded weight of the parent lies in the child's cell, while the errors of two
-independent quantizations would put some of them outside.
+independent quantizations would put some of them outside. That alone does not do for nested lattices
+(the edges of Q4_0's cells are levels of Q5_0, whose scale is half of Q4_0's): where the encoder
+leaves no choice, the decoded weights of the parent must be encoded to the child's bytes as well.
 """
 
 import math
@@ -18,7 +20,15 @@ from recover.bounds.intervals import Intervals
 from recover.bounds.plan import confines
 from recover.gguf.reader import Model, Tensor
 from recover.merge.plan import find_twins
-from recover.quants import F32Array, FloatType, OpaqueType, dequantize, quantize, type_by_name
+from recover.quants import (
+    F32Array,
+    FloatType,
+    OpaqueType,
+    ScalarType,
+    dequantize,
+    quantize,
+    type_by_name,
+)
 
 IDENTICAL = "identical"
 SAME_ORIGINAL = "same original"
@@ -35,6 +45,7 @@ _LARGEST = np.float32(1e15)
 _TOLERATED = 2  # conflicts in a pair of files; of one original there are none at all
 _RELATED = 0.5  # correlation of the weights of a model and its fine-tune: nearly 1
 _FEWEST_EXPECTED = 20.0  # weights outside, so that none outside is no chance
+_REPRODUCED = 0.5  # share of a child's blocks: all, but for encoders that round otherwise
 
 
 @dataclass(frozen=True)
@@ -129,14 +140,16 @@ class _Sample:
 
     def __init__(self, tensor: Tensor, confined: bool, intervals: Intervals) -> None:
         intervals.turn_to([tensor] if confined else [])
-        values, lower, upper = [], [], []
+        self.type = kind = tensor.type
+        raw, values, lower, upper = [], [], [], []
         for start, end in _runs(tensor.n_weights):
-            kind = tensor.type
-            values.append(dequantize(tensor.raw[kind.n_bytes(start) : kind.n_bytes(end)], kind))
+            raw.append(tensor.raw[kind.n_bytes(start) : kind.n_bytes(end)])
+            values.append(dequantize(raw[-1], kind))
             low, high = intervals.bound(start, end)
             lower.append(low.copy())
             upper.append(high.copy())
-        self.is_float = isinstance(tensor.type, FloatType)
+        self.is_float = isinstance(kind, FloatType)
+        self.raw = np.concatenate(raw)
         self.values, self.lower, self.upper = map(np.concatenate, (values, lower, upper))
         broken = ~(np.abs(self.values) < _LARGEST)  # broken scales say nothing of the weights
         self.values[broken], self.lower[broken], self.upper[broken] = 0, -np.inf, np.inf
@@ -201,7 +214,12 @@ class _Pair:
     def _kind(self) -> tuple[str, int | None, str | None]:
         if not self.shares:
             return IDENTICAL, None, None
-        for parent, child in zip((self.first, self.second), self.children, strict=True):
+        # The weights of a finer child lie in its parent's cells, too: that is less surprising.
+        by_surprise = sorted(
+            zip((self.first, self.second), self.children, strict=True),
+            key=lambda each: -each[1].n_expected,
+        )
+        for parent, child in by_surprise:
             if (via := child.via()) is not None:
                 return QUANTIZED_FROM, parent, via or None
         if self.n_conflicts <= _TOLERATED:
@@ -217,7 +235,9 @@ class _Child:
 
     def __init__(self) -> None:
         self._n_outside = {"": 0, "F16": 0, "BF16": 0}
-        self._expected = 0.0
+        self._n_reproduced = dict.fromkeys(self._n_outside, 0)
+        self._n_encoded = dict.fromkeys(self._n_outside, 0)
+        self.n_expected = 0.0  # weights outside, if the two were independent
 
     def add(self, parent: _Sample, child: _Sample) -> None:
         two_sided = child.width < np.inf
@@ -227,16 +247,33 @@ class _Child:
             values = _rounded(parent.values, name)
             outside = (values < child.lower) | (values > child.upper)
             self._n_outside[name] += int(np.count_nonzero(outside))
+            # Such codes confine the weights only if the encoder had no other choice.
+            if isinstance(child.type, ScalarType) and child.type.refits_scale_with_imatrix:
+                self._encode(name, values, child, child.type)
         # The error of an independent quantization, uniform in its cell, crosses an edge of the
         # child's cell with a probability of a quarter of the ratio of the widths.
         ratio = np.minimum(parent.width, child.width)[two_sided] / child.width[two_sided] / 4
-        self._expected += float(ratio.sum())
+        self.n_expected += float(ratio.sum())
+
+    def _encode(self, name: str, values: F32Array, child: _Sample, kind: ScalarType) -> None:
+        """Count the child's blocks that the parent's weights are encoded to."""
+        if self._n_outside[name]:
+            return
+        encoded = quantize(values[None], kind).reshape(-1, kind.type_size)
+        says_something = values.reshape(-1, kind.block_size).any(axis=1)
+        same = (encoded == child.raw.reshape(encoded.shape)).all(axis=1) & says_something
+        self._n_reproduced[name] += int(np.count_nonzero(same))
+        self._n_encoded[name] += int(np.count_nonzero(says_something))
 
     def via(self) -> str | None:
         """What the weights were rounded to in between (nothing: an empty text); None if not so."""
-        if self._expected < _FEWEST_EXPECTED:
+        if self.n_expected < _FEWEST_EXPECTED:
             return None
-        return next((name for name, n in self._n_outside.items() if n == 0), None)
+        fitting = (name for name, n in self._n_outside.items() if n == 0)
+        return next((name for name in fitting if self._is_reproduced(name)), None)
+
+    def _is_reproduced(self, name: str) -> bool:
+        return self._n_reproduced[name] >= _REPRODUCED * self._n_encoded[name]
 
 
 def _rounded(values: F32Array, name: str) -> NDArray[np.float32]:
