@@ -19,6 +19,7 @@ from recover.inspect.relations import (
     FINE_TUNE,
     IDENTICAL,
     QUANTIZED_FROM,
+    ROUNDED,
     SAME_ORIGINAL,
     SOME_TENSORS_DIFFER,
 )
@@ -211,6 +212,78 @@ class TestSecondHand:
     def test_floats_are_no_parents(self, make: Make) -> None:
         """The original, or a copy of it in floats, makes nothing second-hand."""
         assert kinds(inspect(make("F16"), make("F32"), make("Q4_K"))) == [SAME_ORIGINAL] * 3
+
+
+class TestRounded:
+    """One of two files was quantized from a copy of the original in another float type."""
+
+    @pytest.fixture
+    def original(self, truth: Weights, rng: np.random.Generator) -> Weights:
+        """The weights of the model, which are BF16 numbers, with all the digits of F32."""
+        return changed(truth, lambda x: x * (1 + 0.01 * rng.standard_normal(x.shape)))
+
+    def bf16(self, weights: Weights) -> Weights:
+        return changed(weights, lambda x: x.astype(ml_dtypes.bfloat16))
+
+    @pytest.mark.parametrize("names", [("Q8_0", "Q6_K"), ("Q6_K", "Q8_0"), ("Q4_1", "Q5_0")])
+    def test_which_one_and_to_what_is_told(
+        self, make: Make, original: Weights, tmp_path: Path, names: tuple[str, str]
+    ) -> None:
+        exact, rounded = make(names[0], original), make(names[1], self.bf16(original))
+        for paths in ([exact, rounded], [rounded, exact]):
+            result = inspect(*paths)
+            (relation,) = result.relations
+            assert (relation.kind, relation.via, relation.parent) == (ROUNDED, "BF16", None)
+            assert paths[relation.rounded or 0] == rounded
+            assert 0 < relation.conflict_fraction < 0.01
+            assert (result.same_original, result.groups) == (True, [[0, 1]])
+            first, second = result.findings()
+            assert first.endswith("only where it was rounded")
+            assert f"rounded to BF16 before {rounded} was quantized" in second
+            pair = result.to_json()["together"]["pairs"][0]
+            assert pair["rounded"] == relation.rounded
+        merged = execute_merge(plan_merge([exact, rounded], tmp_path / "out.gguf"), n_threads=2)
+        assert merged.conflict_fraction is not None
+        assert 0 < merged.conflict_fraction < 0.01
+
+    def test_few_conflicts_that_no_sample_shows(
+        self, make: Make, original: Weights, tmp_path: Path
+    ) -> None:
+        """The cells of Q5_K and Q4_K hardly ever meet where rounding makes the difference."""
+        large = {UP: np.tile(original[UP], (8, 1))}
+        paths = [make("Q5_K", large), make("Q4_K", self.bf16(large))]
+        merged = execute_merge(plan_merge(paths, tmp_path / "out.gguf"), n_threads=2)
+        assert merged.conflict_fraction is not None
+        assert 0 < merged.conflict_fraction < 1e-4
+
+    @pytest.mark.parametrize("change", [1e-3, 2e-3])
+    def test_noise_of_the_same_size_is_no_rounding(
+        self,
+        make: Make,
+        original: Weights,
+        rng: np.random.Generator,
+        tmp_path: Path,
+        change: float,
+    ) -> None:
+        noisy = changed(original, lambda x: x * (1 + change * rng.standard_normal(x.shape)))
+        paths = [make("Q8_0", original), make("Q8_0", noisy, "noisy")]
+        assert kinds(inspect(*paths)) == [FINE_TUNE]
+        with pytest.raises(PlanError, match="not quantized from the same original"):
+            execute_merge(plan_merge(paths, tmp_path / "out.gguf"), n_threads=2)
+
+    def test_a_tensor_of_another_model_beside_rounding(
+        self, make: Make, original: Weights, rng: np.random.Generator, tmp_path: Path
+    ) -> None:
+        """Not even where the sample does not see it: all weights in conflict are looked at."""
+        up = self.bf16(original)[UP]
+        n_rows = 32_768 // up.shape[1] + 32
+        exact = np.tile(original[UP], (4, 1))[: 8 * n_rows]
+        other = exact.astype(ml_dtypes.bfloat16).astype(np.float32)
+        other[n_rows : n_rows + 8] = rng.permuted(other[n_rows : n_rows + 8])
+        paths = [make("Q8_0", {UP: exact}), make("Q6_K", {UP: other})]
+        assert kinds(inspect(*paths)) == [ROUNDED]  # of the sample
+        with pytest.raises(PlanError, match=f"contradict each other on tensors '{UP}'"):
+            execute_merge(plan_merge(paths, tmp_path / "out.gguf"), n_threads=2)
 
 
 class TestOneFile:

@@ -6,21 +6,27 @@ away: every single decoded weight of the parent lies in the child's cell, while 
 independent quantizations would put some of them outside. That alone does not do for nested lattices
 (the edges of Q4_0's cells are levels of Q5_0, whose scale is half of Q4_0's): where the encoder
 leaves no choice, the decoded weights of the parent must be encoded to the child's bytes as well.
+
+Where the original was rounded to another float type before one of the files was quantized, there
+are conflicts, but of one kind: the numbers between the two cells, and an edge of the cell of what
+was not rounded, are rounded into the other cell.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.bounds.intervals import Intervals
+from recover.bounds.intervals import Bounds, Intervals
 from recover.bounds.plan import confines
 from recover.gguf.reader import Model, Tensor
 from recover.merge.plan import find_twins
 from recover.quants import (
+    TILE,
     F32Array,
     FloatType,
     OpaqueType,
@@ -32,6 +38,7 @@ from recover.quants import (
 
 IDENTICAL = "identical"
 SAME_ORIGINAL = "same original"
+ROUNDED = "same original, rounded before one was quantized"
 QUANTIZED_FROM = "quantized from the other"
 SOME_TENSORS_DIFFER = "same original but for some tensors"
 FINE_TUNE = "fine-tune, or quantized from another quantization"
@@ -60,8 +67,10 @@ class Relation:
         One of the constants of this module.
     parent : int or None
         The input that the other one was quantized from.
+    rounded : int or None
+        The input that was quantized from rounded weights, while the other one was not.
     via : str or None
-        The parent's weights were rounded to this type in between.
+        The weights were rounded to this type in between: the parent's, or the original's.
     conflict_fraction : float
         Share of the sampled weights on which they contradict each other.
     correlation : float
@@ -76,6 +85,7 @@ class Relation:
     second: int
     kind: str
     parent: int | None
+    rounded: int | None
     via: str | None
     conflict_fraction: float
     correlation: float
@@ -84,8 +94,8 @@ class Relation:
 
     @property
     def is_compatible(self) -> bool:
-        """Whether both may come from one original."""
-        return self.kind in (IDENTICAL, SAME_ORIGINAL)
+        """Whether both may come from one original, perhaps rounded."""
+        return self.kind in (IDENTICAL, SAME_ORIGINAL, ROUNDED)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -122,6 +132,41 @@ def find_relations(models: Sequence[Model]) -> tuple[Relation, ...]:
             if twins[pair.first] != twins[pair.second]:
                 pair.add(name, samples[pair.first], samples[pair.second])
     return tuple(pair.relation() for pair in sorted(pairs, key=lambda p: (p.first, p.second)))
+
+
+def explained_by_rounding(models: Sequence[Model], names: Iterable[str]) -> bool:
+    """Whether all conflicts between some files are those of an original that was rounded.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        Files with the same tensors.
+    names : iterable of str
+        Tensors to look at: here at every weight.
+
+    Returns
+    -------
+    bool
+        For each two files, one and the same rounding explains every conflict.
+    """
+    intervals = Intervals()
+    found: dict[tuple[int, int], _Rounding] = {}
+    for name in names:
+        tensors = [model.tensors[name] for model in models]
+        twins = find_twins(tensors)
+        chosen = [i for i in sorted(set(twins)) if confines(models[i], tensors[i])]
+        for start in range(0, tensors[0].n_weights, TILE):
+            bounds: list[Bounds] = []
+            for i in chosen:
+                intervals.turn_to([tensors[i]])
+                lower, upper = intervals.bound(start, min(start + TILE, tensors[0].n_weights))
+                bounds.append((lower.copy(), upper.copy()))
+            for i, j in itertools.combinations(range(len(chosen)), 2):
+                rounding = found.setdefault((chosen[i], chosen[j]), _Rounding())
+                rounding.add(bounds[i], bounds[j])
+                if rounding.n_conflicts and rounding.found() is None:
+                    return False
+    return True
 
 
 def groups(n_models: int, relations: Sequence[Relation]) -> list[list[int]]:
@@ -170,34 +215,32 @@ class _Pair:
     def __init__(self, first: int, second: int) -> None:
         self.first, self.second = first, second
         self.n_weights = 0
-        self.n_conflicts = 0
+        self.rounding = _Rounding()
         self.shares: dict[str, float] = {}
         self.moments = np.zeros(3)
         # The second as the child of the first, and the other way round.
         self.children = (_Child(), _Child())
 
     def add(self, name: str, one: _Sample, two: _Sample) -> None:
-        conflicts = np.count_nonzero(
-            np.maximum(one.lower, two.lower) > np.minimum(one.upper, two.upper)
-        )
+        conflicts = self.rounding.add((one.lower, one.upper), (two.lower, two.upper))
         self.n_weights += one.values.size
-        self.n_conflicts += int(conflicts)
-        self.shares[name] = float(conflicts / one.values.size)
+        self.shares[name] = conflicts / one.values.size
         a, b = (np.nan_to_num(each.values.astype(np.float64)) for each in (one, two))
         self.moments += a @ a, a @ b, b @ b
         self.children[0].add(one, two)
         self.children[1].add(two, one)
 
     def relation(self) -> Relation:
-        kind, parent, via = self._kind()
+        kind, parent, rounded, via = self._kind()
         aa, ab, bb = self.moments
         return Relation(
             first=self.first,
             second=self.second,
             kind=kind,
             parent=parent,
+            rounded=rounded,
             via=via,
-            conflict_fraction=self.n_conflicts / self.n_weights if self.n_weights else 0.0,
+            conflict_fraction=self.rounding.n_conflicts / self.n_weights if self.n_weights else 0.0,
             correlation=self._correlation(),
             relative_difference=math.sqrt(max(0.0, aa - 2 * ab + bb) / aa) if aa else 0.0,
             tensors={
@@ -211,9 +254,10 @@ class _Pair:
         aa, ab, bb = self.moments
         return float(ab / math.sqrt(aa * bb)) if aa and bb else 1.0
 
-    def _kind(self) -> tuple[str, int | None, str | None]:
+    def _kind(self) -> tuple[str, int | None, int | None, str | None]:
+        """Of the relation its kind, the parent, the rounded input, and by way of which type."""
         if not self.shares:
-            return IDENTICAL, None, None
+            return IDENTICAL, None, None, None
         # The weights of a finer child lie in its parent's cells, too: that is less surprising.
         by_surprise = sorted(
             zip((self.first, self.second), self.children, strict=True),
@@ -221,13 +265,48 @@ class _Pair:
         )
         for parent, child in by_surprise:
             if (via := child.via()) is not None:
-                return QUANTIZED_FROM, parent, via or None
-        if self.n_conflicts <= _TOLERATED:
-            return SAME_ORIGINAL, None, None
+                return QUANTIZED_FROM, parent, None, via or None
+        if self.rounding.n_conflicts <= _TOLERATED:
+            return SAME_ORIGINAL, None, None, None
+        if (found := self.rounding.found()) is not None:
+            which, via = found
+            return ROUNDED, None, (self.first, self.second)[which], via
         n_differing = sum(share > 0 for share in self.shares.values())
         if 2 * n_differing < len(self.shares):
-            return SOME_TENSORS_DIFFER, None, None
-        return (FINE_TUNE if self._correlation() > _RELATED else ANOTHER_MODEL), None, None
+            return SOME_TENSORS_DIFFER, None, None, None
+        related = self._correlation() > _RELATED
+        return (FINE_TUNE if related else ANOTHER_MODEL), None, None, None
+
+
+class _Rounding:
+    """Whether all conflicts come from rounding the original before one file was quantized."""
+
+    def __init__(self) -> None:
+        self.n_conflicts = 0
+        # Which of the two is made from rounded weights, and to what they were rounded.
+        self._open = {(which, via) for which in (0, 1) for via in ("F16", "BF16")}
+
+    def add(self, one: Bounds, two: Bounds) -> int:
+        """Look at the bounds of some weights; how many conflicts there are."""
+        low, high = np.minimum(one[1], two[1]), np.maximum(one[0], two[0])
+        conflicts = high > low  # a gap, from `low` to `high`
+        n_conflicts = int(np.count_nonzero(conflicts))
+        self.n_conflicts += n_conflicts
+        if not n_conflicts or not self._open:
+            return n_conflicts
+        one_is_below = (one[1] < two[1])[conflicts]
+        low, high = low[conflicts], high[conflicts]
+        for which, via in sorted(self._open):
+            up, down = _rounded(low, via) >= high, _rounded(high, via) <= low
+            # What lies below the gap crosses it if rounding it leads up.
+            explained = np.where(one_is_below == (which == 1), up, down)
+            if not explained.all():
+                self._open.discard((which, via))
+        return n_conflicts
+
+    def found(self) -> tuple[int, str] | None:
+        """Which of the two is made from rounded weights, and to what they were rounded."""
+        return min(self._open, default=None)
 
 
 class _Child:

@@ -13,6 +13,7 @@ from recover.inspect.relations import (
     ANOTHER_MODEL,
     IDENTICAL,
     QUANTIZED_FROM,
+    ROUNDED,
     SAME_ORIGINAL,
     SOME_TENSORS_DIFFER,
     Relation,
@@ -68,10 +69,12 @@ class Inspection:
         """What is to be said of the files together, a line each."""
         lines = [self._finding(relation) for relation in self.relations]
         if self.same_original:
-            lines = ["all files may come from one original: they contradict each other nowhere"]
-            return lines + [
-                self._finding(relation) for relation in self.relations if relation.kind == IDENTICAL
-            ]
+            notable = [each for each in self.relations if each.kind in (IDENTICAL, ROUNDED)]
+            how = "they contradict each other nowhere"
+            if any(relation.kind == ROUNDED for relation in notable):
+                how = "they contradict each other only where it was rounded"
+            lines = [f"all files may come from one original: {how}"]
+            return lines + [self._finding(relation) for relation in notable]
         members = self.groups
         if len(members) > 1 and len(members[0]) > len(members[1]):
             odd = [self._path(i) for group in members[1:] for i in group]
@@ -87,6 +90,13 @@ class Inspection:
             return f"{one} and {two}: the same weights, byte for byte"
         if relation.kind == SAME_ORIGINAL:
             return f"{one} and {two}: may come from one original"
+        if relation.kind == ROUNDED:
+            rounded = two if relation.rounded == relation.second else one
+            share = f"conflicts on {relation.conflict_fraction:.2%} of the weights"
+            return (
+                f"{one} and {two}: one original, but it seems rounded to {relation.via} before"
+                f" {rounded} was quantized ({share})"
+            )
         if relation.kind == QUANTIZED_FROM:
             child, parent = (two, one) if relation.parent == relation.first else (one, two)
             via = f", by way of {relation.via}" if relation.via else ""

@@ -231,16 +231,19 @@ def _check_relations(plan: MergePlan) -> None:
 
 
 def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) -> None:
-    """Refuse inputs that cannot come from one original."""
+    """Refuse inputs that cannot come from one original, rounded at most before it was quantized."""
+    from recover.inspect.relations import explained_by_rounding  # which plans merges
+
     counts = {plan.tensors[i]: tally[_N_OWN + 1] for i, tally in totals.items()}
     shares = {tensor: count / tensor.n_weights for tensor, count in counts.items()}
     worst = sorted(shares, key=lambda tensor: -shares[tensor])
-    named = [
-        f"{quoted(tensor.name)} ({100 * shares[tensor]:.3g}%)"
+    refused = [
+        tensor
         for tensor in worst
         if shares[tensor] > _TOLERATED_CONFLICTS and counts[tensor] > _TOLERATED_WEIGHTS
     ]
-    if named:
+    if refused and not explained_by_rounding(plan.models, [tensor.name for tensor in refused]):
+        named = [f"{quoted(tensor.name)} ({100 * shares[tensor]:.3g}%)" for tensor in refused]
         raise PlanError(
             f"the inputs contradict each other on tensors {some(named)}: they are not quantized"
             " from the same original, or by an unknown quantizer; recover inspect says which and"
