@@ -183,6 +183,34 @@ class TestNorms:
         assert written.kind == "F32"
         np.testing.assert_array_equal(written.rows, truth[NORM])
 
+    @pytest.mark.parametrize("order", [1, -1])
+    @pytest.mark.parametrize(
+        ("kind", "dtype"),
+        [("F32", ml_dtypes.bfloat16), ("F32", np.float16), ("F16", ml_dtypes.bfloat16)],
+    )
+    def test_of_one_type_the_numbers_with_more_digits_are_taken(
+        self,
+        make: Make,
+        tmp_path: Path,
+        truth: dict[str, F32Array],
+        kind: str,
+        dtype: type,
+        order: int,
+    ) -> None:
+        exact = truth[NORM].copy()
+        exact[0] = 1 + 3 / 1024 + 2**-20  # is rounded down: its bytes sort behind the rounded ones
+        rounded = exact.astype(dtype).astype(np.float32)
+        inputs = [
+            make("Q5_K", {NORM: stored(kind, exact)}),
+            make("Q4_K", {NORM: stored(kind, rounded)}),
+        ]
+        plan = plan_merge(inputs[::order], tmp_path / "out.gguf")
+        assert len(plan.warnings) == 1
+        assert str(inputs[0]) in plan.warnings[0]
+        execute_merge(plan, n_threads=1)
+        expected = stored(kind, exact).rows
+        np.testing.assert_array_equal(read_tensors(plan.output)[NORM].rows, expected)
+
     def test_mere_rounding_is_no_disagreement(
         self, make: Make, tmp_path: Path, truth: dict[str, F32Array]
     ) -> None:
