@@ -119,7 +119,7 @@ def kernel(function: _F) -> _F:
     There is no `fastmath` and no contraction to fused multiply-add, so that results match ggml's
     bit for bit.
     """
-    return _compiled(function, forceinline=False)
+    return _compiled(function)
 
 
 def inlined(function: _F) -> _F:
@@ -127,13 +127,28 @@ def inlined(function: _F) -> _F:
     return _compiled(function, forceinline=True)
 
 
-def _compiled(function: _F, *, forceinline: bool) -> _F:
+def bare_kernel(function: _F) -> _F:
+    """As `kernel`, but references to arrays are not counted, and no array may be made.
+
+    Where structures of many arrays are passed on, counting takes longer than the work.
+    """
+    return _compiled(function, counts=False)
+
+
+def bare_inlined(function: _F) -> _F:
+    """As `inlined`, for what bare kernels call."""
+    return _compiled(function, forceinline=True, counts=False)
+
+
+def _compiled(function: _F, *, forceinline: bool = False, counts: bool = True) -> _F:
     before = numba.config.CACHE_DIR
     digest = _sources_digest(Path(function.__code__.co_filename))
     try:
         # Read when a function is decorated.
         numba.config.CACHE_DIR = str(_cache_root() / f"numba-{digest}")
-        compile_ = numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=forceinline)
+        compile_ = numba.njit(
+            nogil=True, cache=True, error_model="numpy", forceinline=forceinline, _nrt=counts
+        )
         compiled: _F = compile_(function)
     finally:
         numba.config.CACHE_DIR = before

@@ -4,7 +4,8 @@ A stored code says that the weight lies in a cell; the search for the scale that
 some places in the cell more likely than others. For ``u = (x - value) / scale`` and each class of
 code (interior, lowest, highest) the logarithm of the density of `u` is kept as a polynomial of
 degree 2 without its constant. Those of interior codes vary with ``z``, which runs from -1 at the
-lowest to 1 at the highest code: the first coefficient with z, the second with its square.
+lowest to 1 at the highest code: the first coefficient with z, the second with its square. (Where
+levels are few and evenly spaced the second does not vary: it would tell little and take time.)
 The weights' own distribution, normal in each superblock, is taken out: the tables hold what the
 code alone says (a likelihood), so that those of several inputs can be multiplied. Where a format
 gives an extreme weight of the block exactly an end code, there is an atom at ``u = 0`` as well: its
@@ -39,6 +40,7 @@ SHAPE = (4, DEGREE + 3)
 N_ALIKE = (2, 4, 8)
 """Numbers of inputs of one type for which the table has the shares."""
 
+_FEW_LEVELS = 32
 _DEVIATIONS = 4  # how far a normal density reaches
 
 
@@ -121,6 +123,12 @@ def _shipped() -> dict[str, Any]:
     path = files("recover") / "data" / "densities.json"
     table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return table
+
+
+def curve_varies(kind: ScalarType) -> bool:
+    """Whether the second coefficient of interior codes varies: not if few levels are even."""
+    first, last = end_codes(kind)
+    return last - first >= _FEW_LEVELS or not np.all(np.diff(kind.levels[first : last + 1]) == 1)
 
 
 def end_codes(kind: ScalarType) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from recover.densities import (
     N_ALIKE,
     SHAPE,
     VARYING,
+    curve_varies,
     density,
     end_codes,
 )
@@ -197,7 +198,8 @@ class Counts:
         z = _relative(codes, self._ends)
         weight = np.sqrt(n)
         for column, total in ((0, slope), (1, curve)):
-            powers = np.stack([np.ones_like(z), z ** (column + 1)], axis=1)[:, : len(codes)]
+            varies = len(codes) > 1 and (column == 0 or curve_varies(self._kind))
+            powers = np.stack([np.ones_like(z), z ** (column + 1)], axis=1)[:, : 1 + varies]
             mean = total / np.maximum(n, 1)
             removed = np.linalg.lstsq(powers * weight[:, None], mean * weight, rcond=None)[0]
             rows[: len(removed), column] += removed
@@ -277,7 +279,8 @@ def _fit(
     unit = max(float(np.abs(u[enough]).max(initial=0)) for enough in usable) or 1.0
     degrees = np.arange(1, DEGREE + 1)
     powers = (u / unit)[:, None] ** degrees
-    varying = [np.mean(z[group]) ** (2 - degrees % 2) * (len(groups) > 1) for group in groups]
+    varies = np.array([len(groups) > 1, len(groups) > 1 and curve_varies(kind)])
+    varying = [np.mean(z[group]) ** degrees * varies for group in groups]
     features = [
         np.hstack([powers[enough], powers[enough] * each])
         for each, enough in zip(varying, usable, strict=True)
@@ -433,7 +436,8 @@ def _claim_over_measured(evidence: Evidence, errors: Sequence[float], x: F32Arra
     `errors` are the square errors of the decoded inputs.
     """
     out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(errors))
-    estimator("posterior").estimate(evidence, out, tally, Request())
+    request = Request(deviation=np.empty_like(out))  # so that all weights are counted
+    estimator("posterior").estimate(evidence, out, tally, request)
     return float(tally[0] / tally[2:].min()) / (_error(out, x) / min(errors))
 
 

@@ -226,7 +226,8 @@ class _Pair:
         self.n_weights += one.values.size
         self.shares[name] = conflicts / one.values.size
         a, b = (np.nan_to_num(each.values.astype(np.float64)) for each in (one, two))
-        self.moments += a @ a, a @ b, b @ b
+        # Not by BLAS, whose threads would spin on the cores that the merge is to use.
+        self.moments += [np.einsum("n,n", *pair) for pair in ((a, a), (a, b), (b, b))]
         self.children[0].add(one, two)
         self.children[1].add(two, one)
 

@@ -10,7 +10,7 @@ so that nothing is promoted to float64 by accident.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -128,14 +128,18 @@ def _define_unary(
 
 
 def _call_llvm(
-    builder: Any, name: str, value: Any, result: ir.Type = _F32_VECTOR, flags: tuple[str, ...] = ()
+    builder: Any,
+    name: str,
+    values: Sequence[Any],
+    result: ir.Type = _F32_VECTOR,
+    flags: tuple[str, ...] = (),
 ) -> Any:
-    """An LLVM intrinsic of one float32 vector."""
-    kind = ir.FunctionType(result, (value.type,))
+    """An LLVM intrinsic of float32 vectors."""
+    kind = ir.FunctionType(result, [value.type for value in values])
     full_name = f"{name}.v{LANES}f32"
     module = builder.module
     function = module.globals.get(full_name) or ir.Function(module, kind, name=full_name)
-    return builder.call(function, (value,), fastmath=flags)
+    return builder.call(function, values, fastmath=flags)
 
 
 def _method(name: str, *before: str) -> Callable[..., Any]:
@@ -148,7 +152,7 @@ def _method(name: str, *before: str) -> Callable[..., Any]:
 
 
 def _magnitude(builder: Any, value: Any) -> Any:
-    return _call_llvm(builder, "llvm.fabs", value)
+    return _call_llvm(builder, "llvm.fabs", [value])
 
 
 def _define_operators() -> None:
@@ -328,12 +332,31 @@ def fused(_context: Any, factor: Any, other: Any, summand: Any) -> Any:
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         vectors = [_splat(builder, value, _F32_VECTOR) for value in args]
-        kind = ir.FunctionType(_F32_VECTOR, (_F32_VECTOR,) * 3)
-        name = f"llvm.fmuladd.v{LANES}f32"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name=name)
-        return builder.call(function, vectors)
+        return _call_llvm(builder, "llvm.fmuladd", vectors)
 
     return f32_lanes(*operands), generate
+
+
+@intrinsic
+def larger(_context: Any, one: Any, other: Any) -> Any:
+    """The larger in every lane; neither may be NaN."""
+    return _choose("llvm.maxnum", one, other)
+
+
+@intrinsic
+def smaller(_context: Any, one: Any, other: Any) -> Any:
+    """The smaller in every lane; neither may be NaN."""
+    return _choose("llvm.minnum", one, other)
+
+
+def _choose(name: str, one: Any, other: Any) -> Any:
+    if one != f32_lanes or other != f32_lanes:
+        return None
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _call_llvm(builder, name, args, flags=("nnan",))
+
+    return f32_lanes(one, other), generate
 
 
 @intrinsic
@@ -341,7 +364,7 @@ def sqrt(_context: Any, value: Any) -> Any:
     """Correctly rounded square roots."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call_llvm(builder, "llvm.sqrt", args[0])
+        return _call_llvm(builder, "llvm.sqrt", args)
 
     return f32_lanes(f32_lanes), generate
 
@@ -351,7 +374,7 @@ def round_away(_context: Any, value: Any) -> Any:
     """C's `roundf`: to the nearest integer, halves away from zero."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call_llvm(builder, "llvm.round", args[0])
+        return _call_llvm(builder, "llvm.round", args)
 
     return f32_lanes(f32_lanes), generate
 
@@ -427,9 +450,24 @@ def largest_lane(_context: Any, value: Any) -> Any:
     """The largest of the lanes, none of which is NaN."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call_llvm(builder, "llvm.vector.reduce.fmax", args[0], _F32, ("nnan",))
+        return _call_llvm(builder, "llvm.vector.reduce.fmax", args, _F32, ("nnan",))
 
     return types.float32(f32_lanes), generate
+
+
+@intrinsic
+def add_up(_context: Any, value: Any) -> Any:
+    """The sum of the lanes, added up one by one."""
+    if value != f32_lanes:
+        return None
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        total = builder.extract_element(args[0], _I32(0))
+        for lane in range(1, LANES):
+            total = builder.fadd(total, builder.extract_element(args[0], _I32(lane)))
+        return total
+
+    return types.float32(value), generate
 
 
 @intrinsic

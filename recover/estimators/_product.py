@@ -1,0 +1,869 @@
+"""Kernels of the posterior: the product of the densities of all inputs, integrated.
+
+The logarithms of the densities are quadratic, so their sum is one quadratic polynomial in the place
+``t`` (-1 to 1) in the intersection of the cells, whatever the number of inputs.
+
+Sixteen weights, a group, are worked on at once. A superblock of 16 groups is gone through once for
+every input, which adds its density to what the earlier ones said, and once for the estimates: so
+what the loops need fits into the registers. There is no call in them, their lengths are known and
+arrays are flat, for LLVM's sake: each makes them up to twice as fast.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import bare_inlined, bare_kernel
+from recover.densities import ABOVE, ATOM, BELOW, HIGHEST, INTERIOR, LOWEST, VARYING
+from recover.evidence import Evidence
+from recover.quants import F32Array, U8Array
+from recover.quants._lanes import (
+    add_up,
+    any_lane,
+    fused,
+    gather,
+    larger,
+    load,
+    load_bytes,
+    smaller,
+    splat,
+    sqrt,
+    store,
+    to_f32,
+    where,
+)
+
+# A rule with nodes at 0, +-h and +-2h: the density at the outer nodes follows from that at the
+# inner ones, as its logarithm is quadratic. h, the weights of the inner and outer nodes (that of
+# the middle is 1) and the curve of `_exp` are those with the least error in mean and variance for
+# densities exp(s t + b t**2 / 2) from -1 to 1 as merges of trained weights have them: s to +-15, b
+# from -21 to 0.
+_H = 0.4262
+_WEIGHTS = (1.0995, 0.8463)
+_CURVE = np.float32(0.4523)
+# The kernels count in units of the inner nodes' weight.
+_MIDDLE = np.float32(1 / _WEIGHTS[0])
+_OUTER = np.float32(_WEIGHTS[1] / _WEIGHTS[0])
+_OUTER_FIRST, _OUTER_SECOND = np.float32(2) * _OUTER, np.float32(4) * _OUTER
+_ALL = (1 + 2 * sum(_WEIGHTS)) / _WEIGHTS[0]
+# Second derivatives of a log density are kept in one of these units, places at which the first one
+# is taken in the other and the first one in their product: so they lead to an eighth of what the
+# log density differs by at the inner nodes, which is what `_exp` wants.
+_BEND_UNIT, _CENTER_UNIT = np.float32(_H * _H / 16), np.float32(2 / _H)
+_ZERO = np.float32(0)
+_HALF = np.float32(0.5)
+_ONE = np.float32(1)
+_DEVIATIONS = np.float32(4)
+_FAR = np.float32(np.inf)
+_JUST_INSIDE = np.float32(1.001)
+_END = np.float32(1 / _H)
+_STEEP, _NARROW_HILL = np.float32(100), np.float32(-0.24)
+_NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
+# Of the spread of weights around what a vector type says, see `_trust`.
+_VARIES, _SHARED, _LEAST_SPREAD = np.float32(0.04), np.float32(0.02), np.float32(0.1)
+_N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
+
+
+class Scalars(NamedTuple):
+    """The evidence of the K scalar inputs, for the kernels; rows are joined where sizes are given.
+
+    Attributes
+    ----------
+    codes : uint8 (K * n,)
+    scale, offset, scale_error, offset_error : float32 (K * n / 16,)
+    noise : float32 (K,)
+        Mean square error in units of the squared scale.
+    levels, near, far : float32 (K * 256,)
+        Levels, and how far the integration goes below and above them.
+    lower_levels, upper_levels : float32 (K * 256,)
+    ends : int32 (K * 2,)
+    simple : bool (K,)
+        Whether levels are consecutive integers and `near` and `far` differ at the ends only.
+    varies : bool (K,)
+        Whether interior codes differ in the second coefficient of their density.
+    rows : float32 (K * 17,)
+        See `_describe`.
+    """
+
+    codes: U8Array
+    scale: F32Array
+    offset: F32Array
+    scale_error: F32Array
+    offset_error: F32Array
+    noise: F32Array
+    levels: F32Array
+    near: F32Array
+    far: F32Array
+    lower_levels: F32Array
+    upper_levels: F32Array
+    ends: NDArray[np.int32]
+    simple: NDArray[np.bool_]
+    varies: NDArray[np.bool_]
+    rows: F32Array
+
+
+class Others(NamedTuple):
+    """The evidence of the V other inputs.
+
+    Attributes
+    ----------
+    values : float32 (V * n,)
+        What each says.
+    said : float32 (n,)
+        What they say together.
+    spread : float32 (n / 16,)
+        Typical variance of weights around that.
+    share : float
+        What it counts beside the scalar inputs.
+    """
+
+    values: F32Array
+    said: F32Array
+    spread: F32Array
+    share: np.float32
+
+
+# Columns of a row: numbers of one input that the kernels need in a small piece of memory.
+_LEVEL, _NEAR, _NEAR_END, _FAR_OFF, _FAR_END = range(5)
+_SLOPE, _BEND = 5, 9  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
+_ATOMS = 14  # interior, lowest, highest
+_N_COLUMNS = _ATOMS + 3
+
+
+def tabulate(evidence: Evidence) -> Scalars:
+    """What the kernels need of the scalar inputs."""
+    n_inputs = len(evidence.codes)
+    near, far = evidence.lower_levels - evidence.levels, evidence.upper_levels - evidence.levels
+    simple, rows = np.empty(n_inputs, np.bool_), np.empty((n_inputs, _N_COLUMNS), np.float32)
+    for k in range(n_inputs):
+        density, ends = evidence.density[k], evidence.end_codes[k]
+        simple[k] = _describe(evidence.levels[k], density, ends, near[k], far[k], rows[k])
+    return Scalars(
+        evidence.codes.reshape(-1),
+        evidence.scale.reshape(-1),
+        evidence.offset.reshape(-1),
+        evidence.scale_error.reshape(-1),
+        evidence.offset_error.reshape(-1),
+        evidence.noise.astype(np.float32),
+        evidence.levels.reshape(-1),
+        near.reshape(-1),
+        far.reshape(-1),
+        evidence.lower_levels.reshape(-1),
+        evidence.upper_levels.reshape(-1),
+        evidence.end_codes.reshape(-1),
+        simple,
+        evidence.density[:, VARYING, 1] != 0,
+        rows.reshape(-1),
+    )
+
+
+@bare_kernel
+def _describe(
+    levels: F32Array,
+    density: F32Array,
+    ends: NDArray[np.int32],
+    near: F32Array,
+    far: F32Array,
+    row: F32Array,
+) -> bool:
+    """Fill the tables of one input, of which `near` and `far` have the cells; whether it is simple.
+
+    See `Scalars`.
+    """
+    first, last = ends[0], ends[1]
+    for q in range(256):
+        which = LOWEST if q == first else HIGHEST if q == last else INTERIOR
+        near[q] = near[q] if near[q] > -_FAR else density[which, BELOW]
+        far[q] = far[q] if far[q] < _FAR else density[which, ABOVE]
+    simple = levels[255] == levels[0] + np.float32(255)
+    for q in range(first + 1, last):
+        simple = simple and near[q] == near[last] and far[q] == far[first]
+    row[_LEVEL], row[_NEAR], row[_FAR_OFF] = levels[0], near[last], far[first]
+    row[_NEAR_END], row[_FAR_END] = near[first], far[last]
+    # The slope of c u + d u**2 is c + 2 d u; what is added to c and d varies with z = p + r q.
+    p, r = -np.float32(first + last) / (last - first), np.float32(2) / (last - first)
+    unit, twice = _BEND_UNIT, 2 * _BEND_UNIT
+    c, d = unit * density[INTERIOR, 0], twice * density[INTERIOR, 1]
+    cz, dz = unit * density[VARYING, 0], twice * density[VARYING, 1]
+    row[_SLOPE], row[_SLOPE + 1] = c + cz * p, cz * r
+    row[_SLOPE + 2], row[_SLOPE + 3] = unit * density[LOWEST, 0], unit * density[HIGHEST, 0]
+    row[_BEND], row[_BEND + 1], row[_BEND + 2] = d + dz * p * p, 2 * dz * p * r, dz * r * r
+    row[_BEND + 3], row[_BEND + 4] = twice * density[LOWEST, 1], twice * density[HIGHEST, 1]
+    row[_ATOMS + INTERIOR] = density[INTERIOR, ATOM]
+    row[_ATOMS + LOWEST] = density[LOWEST, ATOM]
+    row[_ATOMS + HIGHEST] = density[HIGHEST, ATOM]
+    return simple
+
+
+def has_atoms(scalars: Scalars) -> NDArray[np.bool_]:
+    """Which inputs (K,) have atoms."""
+    return np.any(scalars.rows.reshape(-1, _N_COLUMNS)[:, _ATOMS:] > 0, axis=1)
+
+
+@bare_inlined
+def _exp(y: Any) -> Any:
+    """About ``exp(8 y)`` for moderate y."""
+    y = larger(y, splat(-_ONE))
+    y = fused(y, fused(y, _CURVE, splat(_ONE)), splat(_ONE))
+    y = y * y
+    y = y * y
+    return y * y
+
+
+@bare_inlined
+def _is_finite(scalars: Scalars, at: int) -> bool:
+    return np.isfinite(scalars.scale[at]) and np.isfinite(scalars.offset[at])
+
+
+@bare_inlined
+def _level(scalars: Scalars, k: int, q: Any) -> Any:
+    if scalars.simple[k]:
+        level = to_f32(q) + scalars.rows[_N_COLUMNS * k + _LEVEL]
+    else:
+        level = gather(scalars.levels, q + 256 * k)
+    return level
+
+
+@bare_inlined
+def _value(scalars: Scalars, k: int, at: int) -> Any:
+    """What input `k` says of the group whose codes begin at `at`."""
+    level = _level(scalars, k, load_bytes(scalars.codes, at))
+    return level * scalars.scale[at // 16] + scalars.offset[at // 16]
+
+
+@bare_inlined
+def _prove(low: Any, high: Any, scalars: Scalars, k: int, at: int) -> Any:
+    """Intersect bounds with the cells of input `k`, as `recover.cells` does."""
+    q = load_bytes(scalars.codes, at)
+    below = gather(scalars.lower_levels, q + 256 * k)
+    above = gather(scalars.upper_levels, q + 256 * k)
+    s, o = scalars.scale[at // 16], scalars.offset[at // 16]
+    if s < _ZERO:
+        below, above = above, below
+    error, slack = scalars.scale_error[at // 16], scalars.offset_error[at // 16]
+    proven = below * s + o - (abs(below) * error + slack)
+    low = where(proven > low, proven, low)  # not NaN, which infinite levels may give
+    proven = above * s + o + (abs(above) * error + slack)
+    return low, where(proven < high, proven, high)
+
+
+@bare_inlined
+def _nodes(odd: Any, even: Any) -> Any:
+    """The density at h and -h and at 2 h and -2 h, over that in the middle.
+
+    `odd` and `even` make up an eighth of its logarithm at h.
+    """
+    right, left = _exp(even + odd), _exp(even - odd)
+    product = right * left
+    return right, left, right * right * product, left * left * product
+
+
+@bare_inlined
+def _mode(odd: Any, even: Any) -> Any:
+    """Where the density is largest, over h."""
+    end = where(odd < _ZERO, splat(-_END), splat(_END))
+    top = odd / even * -_HALF
+    return where((even < _ZERO) & (abs(top) < _END), top, end)
+
+
+@bare_inlined
+def _atom(scalars: Scalars, k: int, at: int, middle: Any, half: Any, odd: Any, even: Any) -> Any:
+    """Place over h and mass of the atoms of input `k`."""
+    q = load_bytes(scalars.codes, at)
+    lowest, highest = q == scalars.ends[2 * k], q == scalars.ends[2 * k + 1]
+    rows, row = scalars.rows, _N_COLUMNS * k + _ATOMS
+    share = where(highest, rows[row + HIGHEST], splat(rows[row + INTERIOR]))
+    share = where(lowest, rows[row + LOWEST], share)
+    place = (_value(scalars, k, at) - middle) / (half * np.float32(_H))
+    unit = np.float32(_ALL / 2) * abs(splat(scalars.scale[at // 16]))
+    mass = share * unit / half * _exp(place * (odd + even * place))
+    inside = (abs(place) < _JUST_INSIDE * _END) & (mass < _FAR)
+    return where(inside, place, splat(_ZERO)), where(inside, mass, splat(_ZERO))
+
+
+@bare_inlined
+def _first(scalars: Scalars, g: int, n: int) -> Any:
+    """What the first scalar input that is not broken says."""
+    for k in range(scalars.noise.size):
+        if _is_finite(scalars, k * n // 16 + g):
+            return _value(scalars, k, k * n + 16 * g)
+    return _value(scalars, 0, 16 * g)
+
+
+class _Superblock(NamedTuple):
+    """What is known of the (up to 16) groups of one superblock, in scratch memory.
+
+    Attributes
+    ----------
+    scale, offset, inverse : float32 (K * 16,)
+        Those of each input and group, and one over the scale; the latter is 0 where the input
+        cannot be used.
+    unit, per_unit : float32 (16,)
+        Scale of the first usable input, and one over it; 1 if there is none.
+    center : float32 (256,)
+        What the first usable input says, or 0, in units and `_CENTER_UNIT`.
+    low, high : float32 (256,)
+        Bounds of the weights.
+    slope, bend : float32 (256,)
+        Derivatives of the log density at `center`: the first, which has no share of the prior, and
+        the second.
+    each : float32 (7 * 16,)
+        Of the scalar input at hand, for each group: what level 0 says and the bounds of that, the
+        level of weights that are 0, what takes centers to levels and derivatives to units.
+    """
+
+    scale: F32Array
+    offset: F32Array
+    inverse: F32Array
+    unit: F32Array
+    per_unit: F32Array
+    center: F32Array
+    low: F32Array
+    high: F32Array
+    slope: F32Array
+    bend: F32Array
+    each: F32Array
+
+
+_ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(0, 7 * 16, 16)
+
+
+def _new_superblock(n_scalars: int) -> _Superblock:
+    """Scratch memory."""
+    per_input = 16 * n_scalars, 16 * n_scalars, 16 * n_scalars
+    return _Superblock(*(np.empty(n, np.float32) for n in (*per_input, 16, 16, *[256] * 5, 7 * 16)))
+
+
+@bare_inlined
+def _open(scalars: Scalars, block: _Superblock, start: int) -> Any:
+    """Begin with a superblock: scales and units; the square errors of its first usable inputs."""
+    noise = splat(_ZERO)
+    unit = per_unit = splat(_ONE)
+    n_groups = scalars.codes.size // scalars.noise.size // 16
+    for k in range(scalars.noise.size - 1, -1, -1):
+        scale = load(scalars.scale, k * n_groups + start)
+        offset = load(scalars.offset, k * n_groups + start)
+        inverse = splat(_ONE) / scale
+        usable = (abs(inverse) < _FAR) & (abs(inverse) > _ZERO) & (abs(offset) < _FAR)
+        store(block.scale, 16 * k, scale)
+        store(block.offset, 16 * k, offset)
+        store(block.inverse, 16 * k, where(usable, inverse, splat(_ZERO)))
+        unit, per_unit = where(usable, scale, unit), where(usable, inverse, per_unit)
+        noise = where(usable, scale * scale * scalars.noise[k], noise)
+    store(block.unit, 0, unit)
+    store(block.per_unit, 0, per_unit)
+    return noise
+
+
+@bare_kernel
+def _replace_first(scalars: Scalars, block: _Superblock, start: int) -> np.float32:
+    """Begin with the groups whose first input cannot be used; the sum of their squares."""
+    total = splat(_ZERO)
+    n = scalars.codes.size // scalars.noise.size
+    for i in range(16):
+        if block.inverse[i] != _ZERO:
+            continue
+        at, center = 16 * i, splat(_ZERO)
+        for k in range(1, scalars.noise.size):
+            if block.inverse[16 * k + i] != _ZERO:
+                center = _value(scalars, k, k * n + 16 * start + at)
+                break
+        total = fused(center, center, total)
+        store(block.center, at, center * (_CENTER_UNIT * block.per_unit[i]))
+        store(block.low, at, splat(-_FAR))
+        store(block.high, at, splat(_FAR))
+        store(block.slope, at, splat(_ZERO))
+        store(block.bend, at, splat(_ZERO))
+    return add_up(total)
+
+
+@bare_inlined
+def _prepare(scalars: Scalars, k: int, block: _Superblock) -> None:
+    """Fill in `_Superblock.each` for input `k`."""
+    each, scale, offset = block.each, load(block.scale, 16 * k), load(block.offset, 16 * k)
+    inverse = load(block.inverse, 16 * k)
+    ratio = load(block.unit, 0) * inverse
+    row = _N_COLUMNS * k
+    near, far, level = scalars.rows[row + _NEAR], scalars.rows[row + _FAR_OFF], _ZERO
+    if scalars.simple[k]:
+        level = scalars.rows[row + _LEVEL]
+    zero = fused(scale, level, offset)
+    store(each, _ZERO_SAYS, zero)
+    store(each, _ZERO_FROM, zero + scale * near if scalars.simple[k] else zero)
+    store(each, _ZERO_TO, zero + scale * far if scalars.simple[k] else zero)
+    store(each, _ZERO_AT, zero * -inverse)
+    store(each, _PER_UNIT, ratio * (_ONE / _CENTER_UNIT))
+    store(each, _TIMES, ratio * _CENTER_UNIT)
+    store(each, _SQUARE, ratio * ratio)
+
+
+@bare_inlined
+def _confine(
+    block: _Superblock, at: int, below: Any, above: Any, scale: np.float32, first: bool
+) -> None:
+    """Bounds for a group that begins `at`."""
+    if scale < _ZERO:
+        below, above = above, below
+    if not first:
+        below = larger(load(block.low, at), below)
+        above = smaller(load(block.high, at), above)
+    store(block.low, at, below)
+    store(block.high, at, above)
+
+
+@bare_inlined
+def _add_density(block: _Superblock, i: int, level: Any, slope: Any, bend: Any, first: bool) -> Any:
+    """Add a density to those of group `i`, given where the input at hand says `level`.
+
+    Returns what the first input says.
+    """
+    at, each = 16 * i, block.each
+    center = splat(_ZERO)
+    if first:
+        center = fused(level, block.scale[i], splat(each[_ZERO_SAYS + i]))
+        store(block.center, at, center * (_CENTER_UNIT * block.per_unit[i]))
+        slope = slope * _CENTER_UNIT
+    else:
+        place = fused(load(block.center, at), each[_PER_UNIT + i], splat(each[_ZERO_AT + i]))
+        slope = fused(bend, place - level, slope)
+        slope = fused(slope, each[_TIMES + i], load(block.slope, at))
+        bend = fused(bend, each[_SQUARE + i], load(block.bend, at))
+    store(block.slope, at, slope)
+    store(block.bend, at, bend)
+    return center
+
+
+@bare_inlined
+def _hear_simple(
+    scalars: Scalars, k: int, block: _Superblock, start: int, first: bool, varies: bool
+) -> Any:
+    """See `_hear`; for levels that are consecutive integers and count from that of code 0."""
+    rows, row = scalars.rows, _N_COLUMNS * k
+    lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
+    # The end codes reach as far as codes beyond them would.
+    before = np.float32(lowest_code) + (rows[row + _NEAR_END] - rows[row + _NEAR])
+    beyond = np.float32(highest_code) + (rows[row + _FAR_END] - rows[row + _FAR_OFF])
+    c0, c1 = rows[row + _SLOPE], rows[row + _SLOPE + 1]
+    c_lowest, c_highest = rows[row + _SLOPE + 2], rows[row + _SLOPE + 3]
+    d0, d1, d2 = rows[row + _BEND], rows[row + _BEND + 1], rows[row + _BEND + 2]
+    d_lowest, d_highest = rows[row + _BEND + 3], rows[row + _BEND + 4]
+    at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
+    for i in range(16):
+        if block.inverse[16 * k + i] == _ZERO:
+            continue
+        scale = block.scale[16 * k + i]
+        code = load_bytes(scalars.codes, at + 16 * i)
+        lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
+        below = fused(where(lowest, splat(before), q), scale, splat(block.each[_ZERO_FROM + i]))
+        above = fused(where(highest, splat(beyond), q), scale, splat(block.each[_ZERO_TO + i]))
+        _confine(block, 16 * i, below, above, scale, first)
+        slope, bend = fused(q, c1, splat(c0)), splat(d0)
+        if varies:
+            bend = fused(q, fused(q, d2, splat(d1)), bend)
+        slope = where(lowest, c_lowest, where(highest, c_highest, slope))
+        bend = where(lowest, d_lowest, where(highest, d_highest, bend))
+        center = _add_density(block, i, q, slope, bend, first)
+        total = fused(center, center, total)
+    return total
+
+
+@bare_kernel
+def _hear_any(scalars: Scalars, k: int, block: _Superblock, start: int, first: bool) -> Any:
+    """See `_hear`; for any levels, from tables."""
+    rows, row = scalars.rows, _N_COLUMNS * k
+    lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
+    at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
+    for i in range(16):
+        if block.inverse[16 * k + i] == _ZERO:
+            continue
+        scale, zero = block.scale[16 * k + i], block.each[_ZERO_SAYS + i]
+        code = load_bytes(scalars.codes, at + 16 * i)
+        lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
+        level = gather(scalars.levels, code + 256 * k)
+        below = fused(level + gather(scalars.near, code + 256 * k), scale, splat(zero))
+        above = fused(level + gather(scalars.far, code + 256 * k), scale, splat(zero))
+        _confine(block, 16 * i, below, above, scale, first)
+        slope = fused(q, rows[row + _SLOPE + 1], splat(rows[row + _SLOPE]))
+        slope = where(highest, rows[row + _SLOPE + 3], slope)
+        slope = where(lowest, rows[row + _SLOPE + 2], slope)
+        bend = fused(q, rows[row + _BEND + 2], splat(rows[row + _BEND + 1]))
+        bend = fused(q, bend, splat(rows[row + _BEND]))
+        bend = where(highest, rows[row + _BEND + 4], bend)
+        bend = where(lowest, rows[row + _BEND + 3], bend)
+        center = _add_density(block, i, level, slope, bend, first)
+        total = fused(center, center, total)
+    return total
+
+
+@bare_kernel
+def _hear_varying(scalars: Scalars, k: int, block: _Superblock, start: int, first: bool) -> Any:
+    """See `_hear_simple`."""
+    return _hear_simple(scalars, k, block, start, first, True)
+
+
+@bare_inlined
+def _hear(scalars: Scalars, k: int, block: _Superblock, start: int, first: bool) -> Any:
+    """Add what scalar input `k` says of a superblock; if it is the first, begin with that.
+
+    Returns sums of squares of what the first input says.
+    """
+    _prepare(scalars, k, block)
+    if not scalars.simple[k]:
+        total = _hear_any(scalars, k, block, start, k == 0)
+    elif scalars.varies[k]:
+        total = _hear_varying(scalars, k, block, start, k == 0)
+    else:
+        total = _hear_simple(scalars, k, block, start, first, False)
+    return total
+
+
+@bare_kernel
+def _hear_others(
+    others: Others,
+    block: _Superblock,
+    start: int,
+    n_groups: int,
+    prior: np.float32,
+    noise: np.float32,
+) -> None:
+    """Take the inputs that are not scalar into account.
+
+    `noise` is the typical square error of what the scalar inputs say, by which they are seen. A
+    vector type may be far off an outlier, unlike its normal density: what is too far from the
+    bounds of the others is not believed.
+    """
+    spread = typical = others.spread[start]
+    if prior > _ZERO and typical > _ZERO:
+        total = splat(_ZERO)
+        for i in range(n_groups):
+            center = load(block.center, 16 * i) * (block.unit[i] / _CENTER_UNIT)
+            off = center - load(others.said, 16 * (start + i))
+            total = fused(off, off, total)
+        seen = add_up(total) / np.float32(16 * n_groups) - noise
+        spread += _trust(noise / typical) * (max(seen, _LEAST_SPREAD * typical) - typical)
+    if not (spread > _ZERO and spread < min(_FAR, _ONE / prior)):
+        return
+    precision = others.share * (_ONE / spread - prior)
+    if precision <= _ZERO:
+        return
+    reach = _DEVIATIONS * np.sqrt(_ONE / precision)
+    for i in range(n_groups):
+        at, unit = 16 * i, block.unit[i]
+        low, high = load(block.low, at), load(block.high, at)
+        said = load(others.said, at + 16 * start) * (others.share / spread / precision)
+        near, far = said - reach, said + reach
+        sound = (near < high) & (far > low)
+        store(block.low, at, where(sound, larger(near, low), low))
+        store(block.high, at, where(sound, smaller(far, high), high))
+        told = where(sound, splat(_BEND_UNIT * unit * unit * precision), splat(_ZERO))
+        off = said * (_CENTER_UNIT * block.per_unit[i]) - load(block.center, at)
+        store(block.slope, at, fused(off, told, load(block.slope, at)))
+        store(block.bend, at, load(block.bend, at) - told)
+
+
+@bare_inlined
+def _trust(ratio: np.float32) -> np.float32:
+    """How far a superblock's own spread counts against that of the type.
+
+    `ratio` is the variance of the scalar input it is seen by over the typical spread. Variances of
+    the types' spread between superblocks, of its estimate from 256 weights, and of the part of the
+    errors that inputs share.
+    """
+    one = np.float32(1) + ratio
+    return _VARIES / (_VARIES + np.float32(2 / 256) * one * one + _SHARED * ratio * ratio)
+
+
+@bare_inlined
+def _cells(scalars: Scalars, g: int, n: int) -> Any:
+    """The proven bounds of a group."""
+    low, high = splat(-_FAR), splat(_FAR)
+    for k in range(scalars.noise.size):
+        at = k * n // 16 + g
+        if scalars.scale[at] != _ZERO and _is_finite(scalars, at):
+            low, high = _prove(low, high, scalars, k, 16 * at)
+    return low, high
+
+
+class Asks(NamedTuple):
+    """What is asked, and what is told besides the estimates.
+
+    Attributes
+    ----------
+    mode : bool
+        Whether the estimate is the mode.
+    any_atoms : bool
+    atoms : bool (K,)
+        Which inputs have atoms.
+    variance : float32 (n / 16,)
+        That of the first input, which is taken where there is a conflict.
+    deviation : float32 (n,) or (0,)
+        To be filled with the standard deviations.
+    errors : float32 ((1 + K + V) * 16,)
+        Sums of the square errors to expect, of the estimates and of each input.
+    """
+
+    mode: bool
+    any_atoms: bool
+    atoms: NDArray[np.bool_]
+    variance: F32Array
+    deviation: F32Array
+    errors: F32Array
+    n_groups: int
+
+
+@bare_inlined
+def _density(block: _Superblock, i: int, prior: np.float32) -> Any:
+    """Middle and width of what the bounds of group `i` leave, and the log density there.
+
+    The latter as half the width in units, and the odd and the even part for `_nodes`.
+    """
+    at, unit, per_unit = 16 * i, block.unit[i], block.per_unit[i]
+    low, high, center = load(block.low, at), load(block.high, at), load(block.center, at)
+    belief = -prior * unit * unit * _BEND_UNIT
+    slope, bend = fused(center, belief, load(block.slope, at)), load(block.bend, at) + belief
+    total, width = low + high, high - low
+    across = width * (_HALF * per_unit)
+    off = total * (_HALF * per_unit * _CENTER_UNIT) - center
+    odd, even = fused(bend, off, slope) * across, bend * across * across
+    return total * _HALF, width, across, odd, even
+
+
+@bare_inlined
+def _estimate(
+    scalars: Scalars,
+    block: _Superblock,
+    prior: np.float32,
+    start: int,
+    out: F32Array,
+    asks: Asks,
+    plain: bool,
+) -> bool:
+    """Estimates of a superblock; whether all of them are good."""
+    n = out.size
+    floor = _floor(prior)
+    sound = splat(_ONE)
+    for i in range(16):
+        at = 16 * (start + i)
+        middle, width, across, odd, even = _density(block, i, prior)
+        right, left, right2, left2 = _nodes(odd, even)
+        m0 = fused(right2 + left2, _OUTER, right + left + _MIDDLE)
+        m1 = fused(right2 - left2, _OUTER_FIRST, right - left)
+        # Where next to nothing is left, rounding would lead out of the cells.
+        sound = where((width > floor) & _is_mild(m0, even), sound, splat(_ZERO))
+        unit = splat(block.unit[i] * np.float32(_H))
+        if plain:
+            estimate = fused(across * m1, unit / m0, middle)
+        else:
+            place = m1 / m0
+            if asks.mode:
+                place = _mode(odd, even)
+            on_atom = splat(_ZERO)
+            for k in range(asks.atoms.size):
+                if asks.atoms[k] and block.inverse[16 * k + i] != _ZERO:
+                    t, mass = _atom(scalars, k, k * n + at, middle, width * _HALF, odd, even)
+                    m0, m1 = m0 + mass, fused(mass, t, m1)
+                    if asks.mode:  # an atom with more than half of the mass
+                        on_atom = where(mass > on_atom, mass, on_atom)
+                        place = where(on_atom + on_atom > m0, t, place)
+                    else:
+                        place = m1 / m0
+            estimate = fused(across * place, unit, middle)
+        store(out, at, estimate)
+    return not any_lane(sound == _ZERO)
+
+
+@bare_kernel
+def _estimate_other(
+    scalars: Scalars, block: _Superblock, prior: np.float32, start: int, out: F32Array, asks: Asks
+) -> bool:
+    """See `_estimate`; with atoms, or modes."""
+    return _estimate(scalars, block, prior, start, out, asks, False)
+
+
+@bare_inlined
+def _floor(prior: np.float32) -> np.float32:
+    """The width from which the estimates of a superblock are good."""
+    return np.float32(2) * np.sqrt(_NARROW / prior)
+
+
+@bare_inlined
+def _is_mild(total: Any, even: Any) -> Any:
+    """Whether the rule is accurate, see `_WEIGHTS`: neither a steep edge nor a narrow hill."""
+    return (total < _STEEP) & (even > _NARROW_HILL)
+
+
+@bare_kernel
+def _sharpen(block: _Superblock, prior: np.float32) -> None:
+    """Where a density is too steep for the rule, bounds within which it is above exp(-8)."""
+    for i in range(16):
+        middle, width, _, odd, even = _density(block, i, prior)
+        right, left, right2, left2 = _nodes(odd, even)
+        total = fused(right2 + left2, _OUTER, right + left + _MIDDLE)
+        steep = ~_is_mild(total, even) & (width < _FAR)
+        if not any_lane(steep):
+            continue
+        bend = even * np.float32(16 / _H**2)
+        top = _mode(odd, even) * np.float32(_H)
+        fall = abs(fused(bend, top, odd * np.float32(8 / _H)))
+        bend = where(bend < _ZERO, -bend, splat(_ZERO))
+        reach = splat(np.float32(16)) / (fall + sqrt(fused(fall, fall, bend * np.float32(16))))
+        steep = steep & (reach > _ZERO)
+        half, low, high = width * _HALF, load(block.low, 16 * i), load(block.high, 16 * i)
+        near, far = fused(half, top - reach, middle), fused(half, top + reach, middle)
+        store(block.low, 16 * i, where(steep & (near > low), near, low))
+        store(block.high, 16 * i, where(steep & (far < high), far, high))
+
+
+@bare_kernel
+def _settle(
+    scalars: Scalars, block: _Superblock, prior: np.float32, start: int, out: F32Array
+) -> int:
+    """Weights of a superblock whose reaches miss each other or leave next to nothing between them.
+
+    Either there is a conflict, or the cells alone still meet. Returns the number of conflicts.
+    """
+    n_conflicts = 0
+    for g in range(start, start + 16):
+        low, high, estimate = (
+            load(block.low, 16 * (g - start)),
+            load(block.high, 16 * (g - start)),
+            load(out, 16 * g),
+        )
+        middle, width = (low + high) * _HALF, high - low
+        good = (width > _floor(prior)) & (abs(estimate) < _FAR)
+        lower, upper = _cells(scalars, g, out.size)
+        conflict = ~good & (upper < lower)
+        first = _first(scalars, g, out.size)
+        there = where(abs(width) < _FAR, middle, first)
+        there = where(there < lower, lower, where(there > upper, upper, there))
+        between = (lower + upper) * _HALF  # safer than an edge, which others round otherwise
+        there = where((abs(between) < _FAR) & (abs(width) < _FAR), between, there)
+        store(out, 16 * g, where(good, estimate, where(conflict, first, there)))
+        n_conflicts += int(add_up(where(conflict, splat(_ONE), splat(_ZERO))))
+    return n_conflicts
+
+
+@bare_kernel
+def _expect(
+    scalars: Scalars,
+    others: Others | None,
+    block: _Superblock,
+    prior: np.float32,
+    start: int,
+    out: F32Array,
+    asks: Asks,
+) -> None:
+    """The errors to expect in a superblock, whose estimates are there."""
+    n, n_scalars, errors = out.size, scalars.noise.size, asks.errors
+    for i in range(min(16, asks.n_groups - start)):
+        g, at = start + i, 16 * (start + i)
+        error = _variance(scalars, block, prior, start, i, asks)
+        if asks.deviation.size > 0:
+            store(asks.deviation, at, sqrt(error))
+        estimate = load(out, at)
+        store(errors, 0, load(errors, 0) + error)
+        for k in range(n_scalars):
+            if _is_finite(scalars, k * n // 16 + g):
+                off = estimate - _value(scalars, k, k * n + at)
+                store(errors, 16 * (1 + k), load(errors, 16 * (1 + k)) + (off * off + error))
+        if others is not None:
+            for v in range(others.values.size // n):
+                row = 16 * (1 + n_scalars + v)
+                off = estimate - load(others.values, v * n + at)
+                store(errors, row, load(errors, row) + (off * off + error))
+
+
+@bare_inlined
+def _variance(
+    scalars: Scalars, block: _Superblock, prior: np.float32, start: int, i: int, asks: Asks
+) -> Any:
+    """The variance of the posterior in group `i` of a superblock, and what stands for it."""
+    n = scalars.codes.size // scalars.noise.size
+    middle, width, _, odd, even = _density(block, i, prior)
+    right, left, right2, left2 = _nodes(odd, even)
+    both, both2 = right + left, right2 + left2
+    m0 = fused(both2, _OUTER, both + _MIDDLE)
+    m1 = fused(right2 - left2, _OUTER_FIRST, right - left)
+    m2 = fused(both2, _OUTER_SECOND, both)
+    half = width * _HALF
+    for k in range(scalars.noise.size):
+        if asks.atoms[k] and block.inverse[16 * k + i] != _ZERO:
+            at = k * n + 16 * (start + i)
+            place, mass = _atom(scalars, k, at, middle, half, odd, even)
+            m0, m1, m2 = m0 + mass, fused(mass, place, m1), fused(mass * place, place, m2)
+    mean, unit = m1 / m0, half * np.float32(_H)
+    error = unit * unit * (m2 / m0 - mean * mean)
+    good = (width > _floor(prior)) & (abs(fused(unit, mean, middle)) < _FAR)
+    known = asks.variance[start + i] if asks.variance[start + i] < _FAR else _ZERO
+    error = where(good, error, splat(known))
+    if any_lane(~good):
+        lower, upper = _cells(scalars, start + i, n)
+        narrow = ~good & ~(upper < lower) & (half * half < error)
+        error = where(narrow, half * half, error)
+    return where(error > _ZERO, error, splat(_ZERO))
+
+
+def integrate(
+    scalars: Scalars,
+    others: Others | None,
+    out: F32Array,
+    asks: Asks,
+    tally: NDArray[np.float64],
+) -> None:
+    """Estimates, their standard deviation if that is asked for, and the tally."""
+    _integrate(scalars, others, _new_superblock(scalars.noise.size), out, asks, tally)
+
+
+@bare_kernel
+def _integrate(
+    scalars: Scalars,
+    others: Others | None,
+    block: _Superblock,
+    out: F32Array,
+    asks: Asks,
+    tally: NDArray[np.float64],
+) -> None:
+    n_groups, n_scalars = asks.n_groups, scalars.noise.size
+    is_plain = not (asks.mode or asks.any_atoms)
+    stride = 1  # every so many superblocks are looked at for the errors to expect
+    if asks.deviation.size == 0:
+        stride = max(1, _n_effective(asks.variance) // 16 // _N_SAMPLED)
+    n_conflicts, n_sampled = 0, 0
+    for start in range(0, n_groups, 16):
+        noise = _open(scalars, block, start)
+        total = add_up(_hear(scalars, 0, block, start, True))
+        if any_lane(load(block.inverse, 0) == _ZERO):
+            total += _replace_first(scalars, block, start)
+        for k in range(1, n_scalars):
+            _hear(scalars, k, block, start, False)
+        here = min(16, n_groups - start)
+        prior = np.float32(16 * here) / total if total > _ZERO else _ZERO
+        if others is not None:
+            _hear_others(others, block, start, here, prior, add_up(noise) / np.float32(here))
+        if is_plain:
+            all_good = _estimate(scalars, block, prior, start, out, asks, True)
+        else:
+            all_good = _estimate_other(scalars, block, prior, start, out, asks)
+        if not all_good:
+            _sharpen(block, prior)
+            _estimate_other(scalars, block, prior, start, out, asks)
+            n_conflicts += _settle(scalars, block, prior, start, out)
+        if start // 16 % stride == 0:
+            _expect(scalars, others, block, prior, start, out, asks)
+            n_sampled += here
+    tally[1] += n_conflicts
+    for k in range(asks.errors.size // 16):
+        total = add_up(load(asks.errors, 16 * k)) * (n_groups / n_sampled)
+        tally[0 if k == 0 else 1 + k] += total
+
+
+@bare_inlined
+def _n_effective(variance: F32Array) -> int:
+    """How many groups would count as much if all had the same variance."""
+    total = squares = 0.0
+    for g in range(variance.size):
+        if variance[g] < _FAR:
+            total += np.float64(variance[g])
+            squares += np.float64(variance[g]) ** 2
+    return int(total * total / squares) if squares > 0 else 0
