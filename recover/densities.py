@@ -15,7 +15,9 @@ or, where that is open, where weights were seen.
 Inputs of one original share some of their errors, those of one type most of their search: together
 they say less than independent ones. The logarithms of their densities are therefore multiplied by a
 share, which was found where what is claimed of the error is what is measured: for several inputs of
-one type, and for the coarser of two types.
+one type, and for the coarser of two types. Codes that prove nothing, of an encoder that fits the
+scale last, have a density that is nearly flat within soft edges, which tells more beside another
+than its quadratic logarithm does: their share may exceed 1.
 
 The shipped table, ``recover/data/densities.json``, is made by `recover.simulate` and
 ``python -m tests.golden.make_densities``.
@@ -82,14 +84,16 @@ def density(
         table = np.array([row] * 3 + [[0.0] * len(row)])
     else:
         table = np.array(tables[which])
-    table[:, :DEGREE] *= share(kind, beside)
+    table[:, :DEGREE] *= share(kind, beside, has_cells=has_cells)
     return table.astype(np.float32)
 
 
-def share(kind: TensorType, beside: Sequence[TensorType]) -> float:
+def share(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool = True) -> float:
     """What the density of an input counts beside others; 1 if it is the only one."""
-    finer = _shipped()["pairs"].get(kind.name, {})
-    shared = min((finer.get(other.name, 1.0) for other in beside), default=1.0)
+    of_pairs = _shipped()["pairs"].get(kind.name, {})
+    if not has_cells:
+        of_pairs = _shipped()["unproven"].get(kind.name, of_pairs)
+    shared = min((of_pairs.get(other.name, 1.0) for other in beside), default=1.0)
     return float(shared * _share_of_alike(kind, 1 + sum(each.name == kind.name for each in beside)))
 
 

@@ -47,6 +47,7 @@ _PENALTY = 10  # how firmly every coefficient is kept at 0
 _MOST_GROUPS = 16  # of neighbouring codes with a histogram of their own
 _N_BINS = 512
 _N_BISECTIONS = 8
+_MOST_UNPROVEN_SHARE = 2.5
 _LEAST_PAIR_SHARE, _CLOSE = 0.25, 0.01  # a claim is close enough to what is measured
 _N_NEWTON, _LARGEST_STEP = 40, 2.0
 _FEWEST, _LEAST_SHARE = 5, 2.4e-6  # weights in a bin where some are seen; of all weights
@@ -374,6 +375,53 @@ def find_pair_shares(
                 pair = [raws[kind.name] for kind in (fine, coarse)]
                 shares[coarse.name][fine.name] = find_pair_share(fine, coarse, pair, x)
     return shares
+
+
+def find_unproven_shares(
+    kinds: Sequence[ScalarType | VectorType], encode: Callable[[TensorType, F32Array], U8Array]
+) -> dict[str, dict[str, float]]:
+    """What an input whose codes prove nothing counts beside one of a finer type, by their names.
+
+    See `find_pair_shares`; the first type's encoder has an importance matrix.
+    """
+    shares: dict[str, dict[str, float]] = {}
+    for kind in kinds:
+        if not (isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix):
+            continue
+        shares[kind.name] = {}
+        for other in kinds:
+            if other.relative_mse >= kind.relative_mse:
+                continue
+            x = student_t(as_trained=_is_coarse(other))(0)
+            columns = importance(SEED, 1, x.shape[1])
+            # Another of these types is likely to be from the same hands.
+            alike = isinstance(other, ScalarType) and other.refits_scale_with_imatrix
+            raw = quantize(x, other, columns) if alike else encode(other, x)
+            raws = [quantize(x, kind, columns), raw]
+            shares[kind.name][other.name] = find_unproven_share(kind, other, raws, x)
+    return shares
+
+
+def find_unproven_share(
+    kind: ScalarType, other: ScalarType | VectorType, raws: Sequence[U8Array], x: F32Array
+) -> float:
+    """What `kind` without cells counts beside a finer type, given the bytes of `x` as both."""
+    alike = isinstance(other, ScalarType) and other.refits_scale_with_imatrix
+    witnesses = [Witness(kind, has_cells=False), Witness(other, has_cells=not alike)]
+    evidence = EvidenceBuffer(witnesses).load(raws, x.size)
+    errors = [_error(dequantize(raw, w.type), x) for raw, w in zip(raws, witnesses, strict=True)]
+    alone = density(kind, has_cells=False)
+    rest = [density(other, has_cells=not alike)] if isinstance(other, ScalarType) else []
+
+    def ratio(share: float) -> float:
+        told = evidence.likelihood.copy()
+        told[:, 2] = 1.0
+        densities = np.stack([_times(alone, share), *rest])
+        return _claim_over_measured(
+            evidence._replace(density=densities, likelihood=told), errors, x
+        )
+
+    return _share(ratio, _LEAST_PAIR_SHARE, _MOST_UNPROVEN_SHARE)
 
 
 def _is_coarse(kind: TensorType) -> bool:

@@ -12,6 +12,7 @@ from recover.gguf.reader import Model
 from recover.merge.plan import by_fineness, find_twins, method_for
 from recover.provenance import witness_of
 from recover.quants import TILE, FloatType, OpaqueType
+from recover.reblock.origin import is_original
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 
@@ -113,7 +114,9 @@ class _Draft:
     @property
     def method(self) -> str:
         """Name of the estimator."""
-        return method_for([self.tensors[source] for source in self.sources], DEFAULT_METHOD)
+        if len(self.sources) == 1 and is_original(self.tensors[self.sources[0]]):
+            return "best"
+        return method_for(self.witnesses, DEFAULT_METHOD)
 
     def expectation(self) -> Expectation:
         """What the sums mean."""

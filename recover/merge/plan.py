@@ -192,8 +192,10 @@ class MergePlan:
 
     def method_for(self, tensor: TensorPlan) -> str:
         """Name of the estimator that one tensor needs."""
-        sources = [self.models[source].tensors[tensor.name] for source in tensor.sources]
-        return method_for(sources, self.method)
+        finest = self.models[tensor.sources[0]].tensors[tensor.name]
+        if len(tensor.sources) == 1 and is_original(finest):
+            return "best"
+        return method_for([self.witness(tensor, source) for source in tensor.sources], self.method)
 
     def significand_bits(self, tensor: TensorPlan) -> int:
         """Precision of the source's numbers, if the weights of a tensor may be set to them; or 0.
@@ -422,16 +424,27 @@ def tensor_type_of(tensor: TensorPlan) -> TensorType:
     return type_by_name(tensor.outtype)
 
 
-def method_for(sources: Sequence[Tensor], method: str) -> str:
-    """Name of the estimator that a tensor's sources, finest first, need.
+def method_for(witnesses: Sequence[Witness], method: str) -> str:
+    """Name of the estimator that a tensor needs.
 
     One source alone is decoded, but where its codes say more than its decoded values do.
     """
-    if len(sources) > 1:
+    if len(witnesses) > 1 or (method == DEFAULT_METHOD and _gains_alone(witnesses[0])):
         return method
-    alone = sources[0]
-    gains = method == DEFAULT_METHOD and typical_error(alone.type) > _FINE_ALONE
-    return method if gains and not is_original(alone) else "best"
+    return "best"
+
+
+def _gains_alone(witness: Witness) -> bool:
+    """Whether the posterior of one input is better than its decoded values.
+
+    Where an encoder weighed the errors, or has hardly a choice of scales, a tensor with outliers
+    may lose more than the others gain.
+    """
+    if isinstance(witness.type, ScalarType) and (
+        witness.weighted or not witness.has_cells or witness.type.scales_are_coarse
+    ):
+        return False
+    return typical_error(witness.type) > _FINE_ALONE
 
 
 def _check_calibration(plan: MergePlan) -> None:

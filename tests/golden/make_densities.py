@@ -65,13 +65,14 @@ def main() -> None:
     vector_types = [kind for kind in all_types() if isinstance(kind, VectorType)]
     vectors = {kind.name: likelihood(kind) for kind in vector_types}
     document: dict[str, Any] = {
-        "version": 5,
+        "version": 6,
         "prior": f"Student's t, {simulate.DEGREES_OF_FREEDOM} degrees of freedom",
         "n_weights": simulate.N_CHUNKS * math.prod(simulate.CHUNK),
         "seed": simulate.SEED,
         "types": {},
         "shares": {},
         "pairs": {},
+        "unproven": {},
         "vectors": vectors,
         "correlations": correlations(vector_types),
     }
@@ -85,10 +86,14 @@ def main() -> None:
     for kind in scalars:  # these look at the densities
         document["shares"][kind.name] = rounded(simulate.find_shares(kind))
     kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
-    document["pairs"] = {
-        coarse: dict(zip(shares, rounded(shares.values()), strict=True))
-        for coarse, shares in simulate.find_pair_shares(kinds, encode).items()
-    }
+    for name, find in (
+        ("pairs", simulate.find_pair_shares),
+        ("unproven", simulate.find_unproven_shares),
+    ):
+        document[name] = {
+            coarse: dict(zip(shares, rounded(shares.values()), strict=True))
+            for coarse, shares in find(kinds, encode).items()
+        }
     TABLE.write_text(json.dumps(document, indent=1) + "\n")
 
 
