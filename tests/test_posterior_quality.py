@@ -52,6 +52,13 @@ ALIKE = (
     (("Q2_K", 3), 0.52),
     (("Q6_K", 3), 0.66),
 )
+UNPROVEN = (
+    (("Q6_K", "Q5_0"), 0.79),
+    (("Q5_K", "Q5_0"), 0.585),
+    (("Q4_K", "Q4_0"), 0.61),
+    (("IQ4_XS", "Q4_0"), 0.52),
+    (("Q5_K", "Q4_K", "Q4_0"), 0.69),
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +81,16 @@ def encode(name: str, x: F32Array, importance: F32Array | None = None) -> U8Arra
 
 
 def run(
-    method: str, names: Sequence[str], raws: list[U8Array], *, estimate: str = "mean"
+    method: str,
+    names: Sequence[str],
+    raws: list[U8Array],
+    unproven: str = "",
+    *,
+    estimate: str = "mean",
 ) -> tuple[F32Array, F32Array, NDArray[np.float64]]:
-    """Estimates, deviations and the tally."""
+    """Estimates, deviations and the tally; codes of the type `unproven` have no cells."""
     kinds = [type_by_name(name) for name in names]
-    buffer = EvidenceBuffer([Witness(kind) for kind in kinds])
+    buffer = EvidenceBuffer([Witness(kind, has_cells=kind.name != unproven) for kind in kinds])
     n = raws[0].size // kinds[0].type_size * kinds[0].block_size
     out, deviation = np.empty((2, n), np.float32)
     tally = np.zeros(2 + len(names))
@@ -98,16 +110,22 @@ def squared(values: F32Array, truth: F32Array) -> float:
     return float(np.sum((values.astype(np.float64) - truth.reshape(-1)) ** 2))
 
 
-def check(names: Sequence[str], raws: list[U8Array], truth: F32Array, limit: float) -> None:
+def check(
+    names: Sequence[str],
+    raws: list[U8Array],
+    truth: F32Array,
+    limit: float,
+    unproven: str = "",
+) -> None:
     decoded = [dequantize(raw, type_by_name(name)) for name, raw in zip(names, raws, strict=True)]
     best = min(squared(each, truth) for each in decoded)
-    out, _, tally = run("posterior", names, raws)
+    out, _, tally = run("posterior", names, raws, unproven)
     ratio = squared(out, truth) / best
     assert tally[1] == 0
     assert ratio <= limit
     assert tally[0] / tally[2:].min() == pytest.approx(ratio, rel=0.03)
     for method in ("linear", "midpoint"):
-        assert ratio <= 1.005 * squared(run(method, names, raws)[0], truth) / best
+        assert ratio <= 1.005 * squared(run(method, names, raws, unproven)[0], truth) / best
 
 
 @pytest.mark.parametrize(
@@ -122,6 +140,20 @@ def test_mixes_of_types(
     encoded: Callable[[str], U8Array],
 ) -> None:
     check(names, [encoded(name) for name in names], weights, limit)
+
+
+@pytest.mark.parametrize(("names", "limit"), UNPROVEN, ids=str)
+def test_legacy_codes_of_an_importance_matrix(
+    names: tuple[str, ...],
+    limit: float,
+    weights: F32Array,
+    encoded: Callable[[str], U8Array],
+    rng: np.random.Generator,
+) -> None:
+    *proven, last = names
+    columns = rng.lognormal(size=1024).astype(np.float32)
+    searched = encode(last, weights.reshape(-1, 1024), columns)
+    check(names, [*(encoded(name) for name in proven), searched], weights, limit, last)
 
 
 @pytest.mark.parametrize(("uploads", "limit"), ALIKE, ids=str)
