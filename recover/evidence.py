@@ -211,7 +211,7 @@ def _density(witness: Witness, kind: ScalarType, beside: Sequence[TensorType]) -
     if witness.density is None:
         return density(kind, weighted=witness.weighted, has_cells=witness.has_cells, beside=beside)
     table = np.array(witness.density, np.float64)
-    table[:, :DEGREE] *= share(kind, beside, has_cells=witness.has_cells)
+    table[:, :DEGREE] *= share(kind, beside)
     return table.astype(np.float32)
 
 
