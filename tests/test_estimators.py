@@ -158,7 +158,10 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
             spreads = spread_seen(scalars[0][0], gain * values, spreads, noise)
             counts = share(kind, beside)
             spreads = np.maximum(spreads, 1e-30)
-            precisions = np.repeat(counts * np.maximum(1 / spreads - sharpness, 0), 256)
+            largest = np.max(scalars[0][0].reshape(-1, 256) ** 2, axis=1)
+            heard_of = (largest > 0) & (largest * np.minimum(sharpness, 1e30) <= 40)
+            sharper = np.where(heard_of, np.maximum(1 / spreads - sharpness, 0), 0)
+            precisions = np.repeat(counts * sharper, 256)
             heard = np.where(precisions > 0, precisions, np.inf)
             said = values * gain * counts / spreads.repeat(256) / heard
             column = []

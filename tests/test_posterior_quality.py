@@ -156,6 +156,15 @@ def test_legacy_codes_of_an_importance_matrix(
     check(names, [*(encoded(name) for name in proven), searched], weights, limit, last)
 
 
+def test_vector_types_are_not_believed_around_outliers(weights: F32Array) -> None:
+    x = weights[:1024].copy()
+    x[:, 5] = 25 * np.sqrt(np.mean(x**2, axis=1))
+    raws = [encode(name, x) for name in ("Q3_K", "IQ2_XXS")]
+    out, _, _ = run("posterior", ("Q3_K", "IQ2_XXS"), raws)
+    without, _, _ = run("posterior", ("Q3_K",), raws[:1])
+    assert squared(out, x) < 1.005 * squared(without, x)
+
+
 @pytest.mark.parametrize(("uploads", "limit"), ALIKE, ids=str)
 def test_uploads_of_one_type(
     uploads: tuple[str, int], limit: float, weights: F32Array, rng: np.random.Generator

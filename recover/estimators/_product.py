@@ -24,6 +24,7 @@ from recover.quants._lanes import (
     fused,
     gather,
     larger,
+    largest_lane,
     load,
     load_bytes,
     smaller,
@@ -61,6 +62,7 @@ _END = np.float32(1 / _H)
 _STEEP, _NARROW_HILL = np.float32(100), np.float32(-0.24)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
 # Of the spread of weights around what a vector type says, see `_trust`.
+_OUTLIER = np.float32(40)  # the largest square of a superblock over its mean square
 _VARIES, _SHARED, _LEAST_SPREAD = np.float32(0.04), np.float32(0.02), np.float32(0.1)
 _N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
 
@@ -530,16 +532,20 @@ def _hear_others(
     """Take the inputs that are not scalar into account.
 
     `noise` is the typical square error of what the scalar inputs say, by which they are seen. A
-    vector type may be far off an outlier, unlike its normal density: what is too far from the
-    bounds of the others is not believed.
+    vector type may be far off an outlier and the weights around it (which few of its vectors fit),
+    unlike its normal density: where there is one, and where what it says is too far from the
+    bounds of the others, it is not believed.
     """
     spread = typical = others.spread[start]
     if prior > _ZERO and typical > _ZERO:
-        total = splat(_ZERO)
+        total = largest = splat(_ZERO)
         for i in range(n_groups):
             center = load(block.center, 16 * i) * (block.unit[i] / _CENTER_UNIT)
             off = center - load(others.said, 16 * (start + i))
             total = fused(off, off, total)
+            largest = larger(largest, center * center)
+        if largest_lane(largest) * prior > _OUTLIER:
+            return
         seen = add_up(total) / np.float32(16 * n_groups) - noise
         spread += _trust(noise / typical) * (max(seen, _LEAST_SPREAD * typical) - typical)
     if not (spread > _ZERO and spread < min(_FAR, _ONE / prior)):
