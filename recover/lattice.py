@@ -59,8 +59,9 @@ def snap(
             _neighbours(np.float32(0.5) * (low + high), whole, candidates, bits)
             inside = (low <= candidates) & (candidates <= high)
             if inside[1] and not inside[0] and not inside[2] and _is_regular(candidates[1], shift):
+                # Not the variance: what is certain are the weights with small errors.
+                change -= (np.float64(candidates[1]) - np.float64(estimate)) ** 2
                 out[i] = candidates[1]
-                change -= np.float64(deviation[i]) ** 2
                 deviation[i] = 0
                 n_certain += 1
                 continue
