@@ -77,6 +77,25 @@ def snap(
 
 
 @kernel
+def count_without(lower: F32Array, upper: F32Array, significand_bits: int) -> tuple[int, int]:
+    """Proven intervals, and those that hold no number of the format; arguments as of `snap`."""
+    n_bounded, n_without = 0, 0
+    shift = _F32_BITS - significand_bits
+    whole = np.int32(1) << np.int32(shift)
+    candidates = np.empty(3, np.float32)
+    bits = candidates.view(np.int32)
+    for i in range(lower.size):
+        low, high = lower[i], upper[i]
+        if low <= high and high < _LARGEST and low > -_LARGEST:
+            n_bounded += 1
+            middle = np.float32(0.5) * (low + high)
+            if (low > 0) == (high > 0) and (low < 0) == (high < 0) and _is_regular(middle, shift):
+                _neighbours(middle, whole, candidates, bits)
+                n_without += not np.any((low <= candidates) & (candidates <= high))
+    return n_bounded, n_without
+
+
+@kernel
 def _is_regular(x: np.float32, shift: int) -> bool:
     """Whether the format's numbers around x are those with fewer bits: not 0, not F16-subnormal."""
     smallest = _SMALLEST_NORMAL_F16 if shift == _F32_BITS - 11 else np.float32(1e-37)
