@@ -21,6 +21,9 @@ _ARITHMETIC = np.float32(2.0**-21)
 _F16_RELATIVE = np.float32(2.0**-11 * 1.001)
 _F16_ABSOLUTE = np.float32(2.0**-25 * 1.001)
 _F16_SMALLEST_NORMAL = np.float32(2.0**-14)
+# ggml's `nearest_int` wraps beyond 2**22. A code's argument is at most about 32, and what is lost
+# where the offset is rounded to a multiple of its block's: less than the largest offset there.
+_WRAPS = np.float32(2.0**21)
 
 
 class Evidence(NamedTuple):
@@ -273,6 +276,14 @@ def _bound_errors(
     if rounding.scale_limit < np.float32(np.inf):
         for g in range(scale.size):
             if abs(scale[g]) >= rounding.scale_limit:
+                offset_error[g] = np.inf
+    n_groups = rounding.groups_per_block
+    for start in range(0, scale.size, n_groups):
+        largest = np.float32(0)
+        for g in range(start, start + n_groups):
+            largest = max(largest, abs(offset[g]))
+        for g in range(start, start + n_groups if largest > 0 else start):
+            if largest >= _WRAPS * abs(scale[g]):
                 offset_error[g] = np.inf
 
 

@@ -59,8 +59,9 @@ def snap(
             _neighbours(np.float32(0.5) * (low + high), whole, candidates, bits)
             inside = (low <= candidates) & (candidates <= high)
             if inside[1] and not inside[0] and not inside[2] and _is_regular(candidates[1], shift):
+                # Not the variance: what is certain are the weights with small errors.
+                change -= (np.float64(candidates[1]) - np.float64(estimate)) ** 2
                 out[i] = candidates[1]
-                change -= np.float64(deviation[i]) ** 2
                 deviation[i] = 0
                 n_certain += 1
                 continue
@@ -73,6 +74,25 @@ def snap(
             change += (np.float64(chosen) - np.float64(estimate)) ** 2
             out[i] = chosen
     return n_certain, change
+
+
+@kernel
+def count_without(lower: F32Array, upper: F32Array, significand_bits: int) -> tuple[int, int]:
+    """Proven intervals, and those that hold no number of the format; arguments as of `snap`."""
+    n_bounded, n_without = 0, 0
+    shift = _F32_BITS - significand_bits
+    whole = np.int32(1) << np.int32(shift)
+    candidates = np.empty(3, np.float32)
+    bits = candidates.view(np.int32)
+    for i in range(lower.size):
+        low, high = lower[i], upper[i]
+        if low <= high and high < _LARGEST and low > -_LARGEST:
+            n_bounded += 1
+            middle = np.float32(0.5) * (low + high)
+            if (low > 0) == (high > 0) and (low < 0) == (high < 0) and _is_regular(middle, shift):
+                _neighbours(middle, whole, candidates, bits)
+                n_without += not np.any((low <= candidates) & (candidates <= high))
+    return n_bounded, n_without
 
 
 @kernel

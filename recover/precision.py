@@ -5,19 +5,44 @@ stored so: of random float32 numbers one in 65,536 is a bf16 number. bf16 is ask
 because most bf16 numbers of a norm's size are f16 numbers, too, but not the other way round.
 
 Of some architectures (Gemma's) converters add 1 to the norms; there, sums with 1 count as well.
+
+The matrices may be of another format than the norms: a LoRA that was merged into a bf16 model, and
+saved as f16, leaves the norms alone. Two things tell, of bf16:
+
+- What the encoders of the 32-weight types store of a block comes from one of its weights: Q8_0 the
+  scale f16(b / 127), Q4_0 and Q5_0 without an importance matrix f16(b / -8) and f16(b / -16), Q4_1
+  and Q5_1 without one the minimum f16(b). Of other weights, one scale in eight is so by chance.
+- The intersection of the cells of all inputs holds a bf16 number.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from recover.bounds.intervals import Intervals
 from recover.gguf.reader import Model, Tensor
-from recover.quants import F32Array, dequantize, quantize, type_by_name
+from recover.lattice import SIGNIFICAND_BITS, count_without
+from recover.provenance import has_cells, sample_blocks
+from recover.quants import F32Array, ScalarType, dequantize, quantize, type_by_name
 
 _FEWEST = 32  # different numbers that norms must have to prove something
 _ADDING_ONE = ("gemma", "nemotron", "qwen3next")
 _MOST = 1 << 22  # numbers that are looked at
+
+# Where a block has the number that comes from one of its weights, and what that was divided by.
+_FROM_A_WEIGHT = {
+    "Q8_0": (0, 127),
+    "Q4_0": (0, -8),
+    "Q5_0": (0, -16),
+    "Q4_1": (2, 1),
+    "Q5_1": (2, 1),
+}
+_SMALLEST_NORMAL_F16 = 2.0**-14
+_ENOUGH_SCALES = 16  # by chance, 16 fit in one case of 10**14
+# Weights whose cells are looked at: so many runs, evenly spaced, of so many.
+_N_RUNS, _RUN = 8, 4096
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,9 @@ class SourcePrecision:
         Of the numbers, those that are exactly bf16 or f16 numbers, perhaps after 1 is taken away.
     minus_one : bool
         Whether they are so only after 1 is taken away.
+    n_scales, n_scales_bf16 : int
+        Scales (or minima) of blocks that come from one weight each, of a sample, and those of them
+        that may come from a bf16 number.
     """
 
     type: str
@@ -43,6 +71,8 @@ class SourcePrecision:
     n_bf16: int
     n_f16: int
     minus_one: bool = False
+    n_scales: int = 0
+    n_scales_bf16: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -51,6 +81,15 @@ class SourcePrecision:
     @property
     def evidence(self) -> str:
         """One line for people."""
+        if not self.n_scales:
+            return self._of_norms
+        return (
+            f"{self._of_norms}; of {self.n_scales:,} scales of blocks {self.n_scales_bf16:,}"
+            f" ({self.n_scales_bf16 / self.n_scales:.1%}) fit bf16 weights"
+        )
+
+    @property
+    def _of_norms(self) -> str:
         if not self.n_tensors:
             return "there are no F32 norms"
         what = " once 1 is taken away" if self.minus_one else ""
@@ -63,8 +102,108 @@ class SourcePrecision:
         return text
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Whether what inputs store of a tensor can come from numbers of a format.
+
+    Attributes
+    ----------
+    n_scales, n_scales_fitting : int
+        Scales that come from one weight each, of a sample, and those that fit (bf16 only).
+    n_bounded, n_without : int
+        Weights of a sample whose cells have an intersection, and those whose holds no number of the
+        format.
+    """
+
+    n_scales: int
+    n_scales_fitting: int
+    n_bounded: int
+    n_without: int
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether the weights cannot have been stored in the format."""
+        return self.n_scales_fitting < self.n_scales or self.n_without > 0
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether enough was found that only the format explains."""
+        return self.n_scales >= _ENOUGH_SCALES and not self.is_contradicted
+
+
+def fit_of(name: str, models: Sequence[Model], format_name: str, intervals: Intervals) -> Fit:
+    """Compare what inputs store of a tensor with numbers of a format.
+
+    Parameters
+    ----------
+    name : str
+        Of the tensor.
+    models : sequence of Model
+        The inputs.
+    format_name : {"bf16", "f16"}
+        What the weights may have been stored as.
+    intervals : Intervals
+        Memory.
+
+    Returns
+    -------
+    Fit
+        From a bounded number of blocks and weights.
+    """
+    confining = [
+        tensor
+        for model in models
+        if isinstance((tensor := model.tensors[name]).type, ScalarType) and has_cells(model, tensor)
+    ]
+    counts = [_scales(tensor) for tensor in confining if format_name == "bf16"]
+    n_scales, n_fitting = np.sum([(0, 0), *counts], axis=0).tolist()
+    n_bounded, n_without = 0, 0
+    if confining:
+        intervals.turn_to(confining)
+        n_weights = confining[0].n_weights
+        last = max(n_weights - _RUN, 0) // _RUN * _RUN
+        for start in np.unique(np.linspace(0, last, _N_RUNS).astype(np.int64) // _RUN * _RUN):
+            bounds = intervals.bound(int(start), min(int(start) + _RUN, n_weights))
+            found = count_without(*bounds, SIGNIFICAND_BITS[format_name])
+            n_bounded, n_without = n_bounded + found[0], n_without + found[1]
+    return Fit(n_scales, n_fitting, n_bounded, n_without)
+
+
+def _scales(tensor: Tensor) -> tuple[int, int]:
+    """Scales that come from one weight each, of a sample of blocks, and those that fit bf16."""
+    if tensor.type.name not in _FROM_A_WEIGHT:
+        return 0, 0
+    at, divisor = _FROM_A_WEIGHT[tensor.type.name]
+    blocks = sample_blocks(tensor.raw, tensor.type.type_size)
+    stored = np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0].astype(np.float32)
+    stored = stored[np.isfinite(stored) & (np.abs(stored) >= _SMALLEST_NORMAL_F16)]
+    # The BF16 number nearest to the weight, and its neighbours.
+    bits = (stored * np.float32(divisor)).view(np.uint32)
+    nearest = (bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
+    fits = np.full(stored.size, False)
+    for step in (-0x10000, 0, 0x10000):
+        number = (nearest + np.uint32(step & 0xFFFFFFFF)).view(np.float32)
+        with np.errstate(over="ignore"):
+            fits |= (number / np.float32(divisor)).astype(np.float16) == stored
+    return stored.size, int(np.count_nonzero(fits))
+
+
+def source_of_file(model: Model) -> SourcePrecision:
+    """What the original weights of a model were stored as, as norms and matrices tell together."""
+    found = source_precision(model)
+    counts = [_scales(each) for each in model.tensors.values() if has_cells(model, each)]
+    n_scales, n_fitting = np.sum([(0, 0), *counts], axis=0).tolist()
+    is_wrong = found.type == "bf16" and n_fitting < n_scales
+    return replace(
+        found,
+        type="unknown" if is_wrong else found.type,
+        n_scales=n_scales,
+        n_scales_bf16=n_fitting,
+    )
+
+
 def source_precision(model: Model) -> SourcePrecision:
-    """What the original weights of a model were stored as."""
+    """What the original weights of a model were stored as, as the norms tell."""
     tensors = _norms(model)
     parts = [dequantize(tensor.raw, tensor.type) for tensor in tensors]
     numbers = np.concatenate([*parts, np.empty(0, np.float32)])[:_MOST]

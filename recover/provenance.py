@@ -82,7 +82,7 @@ def encoder_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
     """
     if not isinstance(tensor_type, ScalarType) or tensor_type.name not in _MARKED:
         return None
-    blocks = _sample(raw, tensor_type.type_size)
+    blocks = sample_blocks(raw, tensor_type.type_size)
     usable, marked = _MARKED[tensor_type.name](blocks, tensor_type)
     return Marks(int(np.count_nonzero(usable)), int(np.count_nonzero(usable & ~marked)))
 
@@ -146,7 +146,7 @@ def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
     ]
 
 
-def _sample(raw: U8Array, type_size: int) -> U8Array:
+def sample_blocks(raw: U8Array, type_size: int) -> U8Array:
     """Blocks (n, type_size) to look at; only ranges of `raw` are taken."""
     n_blocks = raw.size // type_size
     if n_blocks <= _N_RUNS * _RUN:

@@ -66,6 +66,21 @@ def test_originals_lie_in_their_cells(
             assert two_sided > 0.4
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SCALAR if kind.name.endswith("_K")])
+@pytest.mark.parametrize("amplitude", [3e-6, 1e-4, 1e-3])
+def test_cells_hold_where_nearest_int_wraps(
+    kind: ScalarType, amplitude: float, rng: np.random.Generator
+) -> None:
+    """Runs of nearly equal weights far from zero, next to such that are not so far."""
+    shape = 64, ROW // 32, 32
+    for largest in (1, 30, 1000):
+        offsets = largest * rng.random(shape[:2])
+        spread = amplitude * 10.0 ** rng.uniform(-2, 0, shape[:2])
+        x = spread[..., None] * rng.standard_normal(shape) - offsets[..., None]
+        x[:, ::4] = x[:, ::4] * 1e-3
+        assert count_violations(kind, x.astype(np.float32).reshape(-1), None)[0] == 0
+
+
 def real_weights() -> NDArray[np.float32]:
     """Trained weights of a sentence encoder, whole rows."""
     weights = np.concatenate([w.reshape(-1) for w in sentence_encoder_weights()])

@@ -393,7 +393,9 @@ class TestBrokenScales:
         np.testing.assert_array_equal(weights[Q], of_all[Q])
         flat, all_three = weights[UP].reshape(-1), of_all[UP].reshape(-1)
         np.testing.assert_array_equal(flat[256:], all_three[256:])
-        np.testing.assert_array_equal(flat[:256], of_others[UP].reshape(-1)[:256])
+        # But for rounding: the others are reckoned from where the broken one would have been.
+        left = of_others[UP].reshape(-1)[:256]
+        np.testing.assert_allclose(flat[:256], left, rtol=1e-5, atol=1e-6 * np.abs(left).max())
 
     @pytest.mark.parametrize("method", COMBINING)
     def test_a_broken_block_that_the_others_contradict_each_other_on(

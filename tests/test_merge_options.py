@@ -14,7 +14,9 @@ from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from recover.merge.resimulate import with_simulated_densities
 from tests.conftest import TINY
-from tests.gguf_files import F32Array, read_tensors, read_weights
+from tests.gguf_files import F32Array, read_tensors, read_weights, stored, write_gguf
+
+Weights = dict[str, F32Array]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,57 @@ def test_snapping_brings_back_more_weights_bit_for_bit(fine: list[Path], tmp_pat
     np.testing.assert_array_equal(merged, merged.astype(ml_dtypes.bfloat16).astype(np.float32))
     measured = np.mean((merged - truth) ** 2) / np.mean((alone - truth) ** 2)
     assert result.expected_mse_ratio == pytest.approx(measured, rel=0.05)
+
+
+@pytest.fixture
+def changed(tmp_path: Path, rng: np.random.Generator) -> tuple[list[Path], Weights]:
+    """Q8_0 and Q6_K of bf16 matrices, one of which was changed and saved as F16; bf16 norms."""
+    truth = {
+        name: weights
+        for name, weights in read_weights(TINY).items()
+        if name.startswith("blk.0.") and (weights.ndim == 1 or weights.shape[-1] % 256 == 0)
+    }
+    name = "blk.0.ffn_down.weight"
+    noise = 1 + 0.05 * rng.standard_normal(truth[name].shape)
+    truth[name] = (truth[name] * noise).astype(np.float16).astype(np.float32)
+    paths = []
+    for kind in ("Q8_0", "Q6_K"):
+        tensors = {n: stored(kind if w.ndim > 1 else "F32", w) for n, w in truth.items()}
+        paths.append(write_gguf(tmp_path / f"{kind}.gguf", tensors))
+    return paths, truth
+
+
+@pytest.mark.parametrize("snap", ["none", "auto", "bf16"])
+@pytest.mark.parametrize("n_inputs", [1, 2])
+def test_norms_alone_prove_nothing(
+    changed: tuple[list[Path], Weights], tmp_path: Path, snap: str, n_inputs: int
+) -> None:
+    paths, truth = changed
+    output, second = tmp_path / "out.gguf", tmp_path / "deviation.gguf"
+    plan = plan_merge(paths[:n_inputs], output, outtype="f32", snap=snap, uncertainty=second)
+    (warning,) = plan.warnings
+    assert "'blk.0.ffn_down.weight': the bytes show that" in warning
+    assert plan.undecided == {"blk.0.ffn_down.weight"}
+    result = execute_merge(plan)
+    assert result.n_exact > 10_000
+    merged, deviations = read_weights(output), read_weights(second)
+    for name, weights in truth.items():
+        certain = deviations[name] == 0
+        np.testing.assert_array_equal(merged[name][certain], weights[certain])
+        if name in plan.undecided:
+            assert certain.mean() < 1e-4
+            rounded = merged[name].astype(ml_dtypes.bfloat16).astype(np.float32)
+            assert np.mean(rounded == merged[name]) < 0.1
+
+
+def test_nothing_is_rounded_where_every_tensor_contradicts_the_norms(
+    changed: tuple[list[Path], Weights], tmp_path: Path
+) -> None:
+    paths, _ = changed
+    for tensors in ("ffn_down", "ffn_down|norm"):
+        plan = plan_merge(paths, tmp_path / "out.gguf", tensors=tensors, snap="auto")
+        assert plan.source_format == "unknown"
+        assert execute_merge(plan, force=True).n_exact == 0
 
 
 def test_map_differs_from_the_mean_and_is_about_as_good(tiny: list[Path], tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
+from recover.bounds.intervals import Intervals
 from recover.gguf.reader import open_gguf
+from recover.inspect.files import inspect_file
 from recover.merge.plan import plan_merge
-from recover.precision import source_precision
+from recover.precision import Fit, fit_of, source_precision
 from recover.provenance import (
     codes_are_plain,
     encoder_marks,
@@ -182,3 +184,73 @@ class TestSourcePrecision:
         numbers = np.linspace(1, 2, 512, dtype=np.float32)
         numbers[:3] = np.nan, np.inf, 1e30
         assert source_precision(self.model(tmp_path / "m.gguf", numbers)).type == "f32"
+
+
+class TestFit:
+    """Whether the matrices can be of the norms' format."""
+
+    UP = "blk.0.ffn_up.weight"
+
+    @staticmethod
+    def as_f16(x: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Weights that were changed a little, and saved as F16."""
+        changed = x * (1 + 0.05 * rng.standard_normal(x.shape))
+        return changed.astype(np.float16).astype(np.float32)
+
+    def fit(self, folder: Path, x: NDArray[np.float32], kinds: list[str], **options: Any) -> Fit:
+        models = [
+            open_gguf(write_gguf(folder / f"{kind}.gguf", {self.UP: stored(kind, x, **options)}))
+            for kind in kinds
+        ]
+        return fit_of(self.UP, models, "bf16", Intervals())
+
+    @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_0", "Q4_1", "Q5_1"])
+    @pytest.mark.parametrize("size", [1, 1e-3, 1e3])
+    def test_scales_tell(
+        self,
+        tmp_path: Path,
+        real_rows: NDArray[np.float32],
+        rng: np.random.Generator,
+        kind: str,
+        size: float,
+    ) -> None:
+        x = (real_rows * size).astype(ml_dtypes.bfloat16).astype(np.float32)
+        fit = self.fit(tmp_path, x, [kind])
+        assert fit.n_scales_fitting == fit.n_scales
+        assert not fit.is_contradicted
+        assert fit.n_bounded > 30_000
+        other = self.fit(tmp_path, self.as_f16(x, rng), [kind])
+        if size >= 1:
+            assert fit.is_confirmed
+            assert other.is_contradicted
+            assert other.n_scales_fitting < 0.2 * other.n_scales
+
+    def test_searched_scales_tell_nothing(
+        self, tmp_path: Path, real_rows: NDArray[np.float32]
+    ) -> None:
+        fit = self.fit(tmp_path, real_rows, ["Q4_0"], imatrix=True)
+        assert fit == Fit(0, 0, 0, 0)
+        assert not fit.is_confirmed
+
+    def test_cells_tell(
+        self, tmp_path: Path, real_rows: NDArray[np.float32], rng: np.random.Generator
+    ) -> None:
+        kinds = ["Q6_K", "Q5_K", "Q4_K", "Q3_K"]
+        fit = self.fit(tmp_path, real_rows, kinds)
+        assert (fit.n_scales, fit.n_bounded > 30_000, fit.n_without) == (0, True, 0)
+        other = self.fit(tmp_path, self.as_f16(real_rows, rng), kinds)
+        assert other.n_without > 0
+        assert other.is_contradicted
+
+    def test_inspect_says_what_the_scales_tell(
+        self, tmp_path: Path, real_rows: NDArray[np.float32], rng: np.random.Generator
+    ) -> None:
+        norm = rng.normal(0.6, 0.1, 512).astype(ml_dtypes.bfloat16).astype(np.float32)
+        found = {}
+        for name, x in (("same", real_rows), ("other", self.as_f16(real_rows, rng))):
+            tensors = {self.UP: stored("Q8_0", x), "blk.0.attn_norm.weight": Stored("F32", norm)}
+            found[name] = inspect_file(write_gguf(tmp_path / f"{name}.gguf", tensors)).source
+        assert [found[name].type for name in ("same", "other")] == ["bf16", "unknown"]
+        assert found["same"].n_scales_bf16 == found["same"].n_scales == 4096
+        assert "of 4,096 scales of blocks 4,096 (100.0%) fit bf16" in found["same"].evidence
+        assert found["other"].n_scales_bf16 < 0.2 * found["other"].n_scales

@@ -54,7 +54,7 @@ def recovered(raw: U8, found: SecondHand) -> tuple[NDArray[np.int16], F64]:
     n = raw.size // 34 * 32
     codes, scales = np.empty(n, np.int16), np.empty(n // found.group)
     chain = CHAINS.index(found.chain)
-    assert read_groups(raw, chain, found.max_code, tables(), codes, scales) == found.n_unproven
+    assert read_groups(raw, chain, found.max_code, 0.0, tables(), codes, scales) == found.n_unproven
     return codes, scales
 
 
@@ -98,6 +98,23 @@ def test_continuous_weights_have_no_original(llama_29m: Path) -> None:
             n_rows += len(x[:400])
             assert find_second_hand(libggml.quantize(Q8_0, x[:400]), x.shape[1]) is None
     assert n_rows > 30_000
+
+
+@pytest.mark.parametrize("scale", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("largest", [1, 2, 7])
+def test_few_magnitudes_prove_nothing(
+    rng: Generator, scale: str, per_row: bool, largest: int
+) -> None:
+    """Integers of many sizes, times a scale on one grid or another, explain such weights."""
+    if scale == "BF16" and largest > 2:
+        return  # these may be proven
+    for _ in range(10):
+        codes = rng.integers(-largest, largest + 1, (200, 1024)).astype(np.float64)
+        scales = 0.02 * np.exp(rng.standard_normal((200 if per_row else 1, 1)))
+        scales = rounded(scales, scale).reshape(scales.shape)
+        weights = (codes * scales).astype(np.float32)
+        assert find_second_hand(libggml.quantize(Q8_0, weights), 1024) is None
 
 
 @pytest.mark.parametrize("hard", ["negative scale", "lowest code", "all zeros", "no 127", "noise"])

@@ -10,9 +10,11 @@ import pytest
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
+from recover.bounds.intervals import Intervals
 from recover.bounds.verify import VerifyResult, verify_model
 from recover.cli import main
 from recover.errors import PlanError
+from recover.gguf.reader import open_gguf
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from tests.conftest import TINY
@@ -84,6 +86,21 @@ def test_weights_outside_are_counted_and_measured(
     matrix = check.tensors[0]
     assert matrix.n_outside == check.total("n_outside") == 5
     assert 0.45 < check.largest_excess < 0.5
+
+
+def test_float32_arithmetic_is_allowed(make: Callable[..., Path], truth: F32Array) -> None:
+    """A few units in the last place beyond the proven bounds, but no more."""
+    finer = make("Q6_K")
+    intervals = Intervals()
+    intervals.turn_to([open_gguf(finer).tensors[UP]])
+    lower, upper = (bound.reshape(truth.shape) for bound in intervals.bound(0, truth.size))
+    ends = np.where(np.isfinite(upper), upper, np.where(np.isfinite(lower), lower, truth))
+    away = np.where(np.isfinite(upper), 1, -1) * np.abs(ends)
+    beyond = ends + away * np.float32(2.0**-22)
+    assert np.any(beyond > upper)
+    assert verify(make("F32", beyond, "beyond"), [finer]).is_consistent
+    check = verify(make("F32", ends + away * np.float32(2.0**-17), "far"), [finer]).inputs[0]
+    assert check.tensors[0].n_outside > 0.9 * truth.size
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])

@@ -26,6 +26,8 @@ from recover.quants import (
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 _N_FIGURES = 5
+# Estimates are float32 numbers between bounds that are: a few units in the last place of these.
+_ARITHMETIC = np.float32(2.0**-21)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class TensorCheck:
     n_bounded : int
         Those that the input gives a bound.
     n_outside : int
-        Those that lie outside by more than the rounding of the model's own type.
+        Those that lie outside by more than the rounding of the model's own type, and of float32.
     largest_excess : float
         How far the worst of these lies outside, that rounding taken off.
     n_blocks, n_reproduced : int
@@ -295,8 +297,9 @@ def _count(
 ) -> tuple[int, int, float]:
     """Weights with a bound, weights outside, and the largest excess.
 
-    `least` and `most` are what the weights may have been before they were rounded to their type. A
-    weight that is NaN lies outside wherever there is a bound.
+    `least` and `most` are what the weights may have been before they were rounded to their type; a
+    few units in the last place of float32 are allowed besides. A weight that is NaN lies outside
+    wherever there is a bound.
     """
     n_bounded, n_outside, largest = 0, 0, np.float32(0)
     for i in range(weights.size):
@@ -304,7 +307,11 @@ def _count(
             continue
         n_bounded += 1
         low, high = min(least[i], weights[i]), max(most[i], weights[i])
-        excess = max(lower[i] - high, low - upper[i])
+        largest_end = max(
+            abs(lower[i]) if lower[i] > -np.inf else np.float32(0),
+            abs(upper[i]) if upper[i] < np.inf else np.float32(0),
+        )
+        excess = max(lower[i] - high, low - upper[i]) - _ARITHMETIC * largest_end
         if np.isnan(weights[i]) or excess > 0:
             n_outside += 1
             largest = max(largest, excess)

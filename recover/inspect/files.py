@@ -8,7 +8,7 @@ from typing import Any
 from recover.gguf.metadata import QUANTIZER_KEY
 from recover.gguf.reader import Model, open_gguf
 from recover.gguf.text import quoted
-from recover.precision import SourcePrecision, source_precision
+from recover.precision import SourcePrecision, source_of_file
 from recover.provenance import encoder_marks, marks_hold_with_imatrix, uses_imatrix
 from recover.quants import ScalarType, type_by_name
 
@@ -189,7 +189,7 @@ def inspect_model(model: Model) -> FileReport:
         imatrix=_imatrix(model),
         quantizer=_quantizer(model),
         marks=_marks(model),
-        source=source_precision(model),
+        source=source_of_file(model),
     )
 
 

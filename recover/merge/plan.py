@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from recover import __version__
+from recover.bounds.intervals import Intervals
 from recover.calibration.weights import Calibration, load_calibration
 from recover.errors import CalibrationError, PlanError
 from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
@@ -26,7 +27,7 @@ from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
 from recover.lattice import SIGNIFICAND_BITS
-from recover.precision import source_precision
+from recover.precision import fit_of, source_precision
 from recover.provenance import searched_tensors, witness_of
 from recover.quants import (
     TILE,
@@ -142,8 +143,8 @@ class MergePlan:
     estimate : str
         ``mean`` or ``map``.
     source_format : str
-        What the original weights were stored as, as the norms tell or as asked for: ``bf16``,
-        ``f16`` or something that decides nothing.
+        What the original weights were stored as, as the norms tell (and no tensor contradicts) or
+        as asked for: ``bf16``, ``f16`` or something that decides nothing.
     snaps : bool
         Round all estimates to that format's numbers.
     uncertainty : SecondOutput or None
@@ -162,6 +163,9 @@ class MergePlan:
         Weights or densities that were fitted on another model.
     later_parts : tuple of FilePlan
         Of a split output, all parts but the first.
+    undecided : frozenset of str
+        Tensors whose weights were, or may have been, stored in another format than `source_format`:
+        none is set to its numbers.
     """
 
     models: tuple[Model, ...]
@@ -178,6 +182,7 @@ class MergePlan:
     calibration: Calibration | None = None
     densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]] | None = None
     later_parts: tuple[FilePlan, ...] = ()
+    undecided: frozenset[str] = frozenset()
 
     @property
     def parts(self) -> tuple[FilePlan, ...]:
@@ -203,7 +208,9 @@ class MergePlan:
         That is where all are rounded, and where cells may be so narrow that they hold one number.
         """
         finest = self.models[tensor.sources[0]].tensors[tensor.name]
-        if is_original(finest) or not (self.snaps or self.may_decide(tensor)):
+        if is_original(finest) or tensor.name in self.undecided:
+            return 0
+        if not (self.snaps or self.may_decide(tensor)):
             return 0
         return SIGNIFICAND_BITS.get(self.source_format, 0)
 
@@ -275,6 +282,7 @@ class MergePlan:
             "estimate": self.estimate,
             "source_format": self.source_format,
             "snaps": self.snaps,
+            "undecided": sorted(self.undecided),
             "uncertainty": None if self.uncertainty is None else str(self.uncertainty.path),
             "inputs": [str(model.path) for model in self.models],
             "n_bytes": self.n_bytes,
@@ -380,6 +388,8 @@ def plan_merge(
         source_format = source_precision(models[0]).type
     if snap == "auto" and source_format not in SIGNIFICAND_BITS:
         warnings.append("the norms do not tell the source's number format: nothing is rounded")
+    plan = replace(plan, source_format=source_format, snaps=snap != "none")
+    plan = _with_undecided(plan, snap in SIGNIFICAND_BITS, warnings)
     second = None
     if uncertainty is not None:
         second = _lay_out_deviations(plan, Path(uncertainty))
@@ -388,11 +398,43 @@ def plan_merge(
     return replace(
         plan,
         estimate=estimate,
-        source_format=source_format,
-        snaps=snap != "none",
         uncertainty=second,
         warnings=tuple(warnings),
     )
+
+
+def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) -> MergePlan:
+    """The plan, less the tensors that contradict the source's format.
+
+    Where some do, only those of the others are left whose bytes confirm it, but where the user says
+    what the format is.
+    """
+    intervals = Intervals()
+    fits = {
+        each.name: fit_of(each.name, _distinct(plan, each), plan.source_format, intervals)
+        for each in plan.tensors
+        if each.action != "copy" and plan.significand_bits(each)
+    }
+    wrong = [name for name, fit in fits.items() if fit.is_contradicted]
+    if not wrong:
+        return plan
+    warnings.append(
+        f"{some([quoted(name) for name in wrong])}: the bytes show that the weights were not stored"
+        f" as {plan.source_format}, {'' if is_asked_for else 'as the norms were, '}so none of them"
+        " is set to such numbers"
+    )
+    undecided = frozenset(
+        name
+        for name, fit in fits.items()
+        if fit.is_contradicted or not (is_asked_for or fit.is_confirmed)
+    )
+    is_left = is_asked_for or len(undecided) < len(fits)
+    source_format = plan.source_format if is_left else "unknown"
+    return replace(plan, undecided=undecided, source_format=source_format)
+
+
+def _distinct(plan: MergePlan, tensor: TensorPlan) -> list[Model]:
+    return [plan.models[source] for source in tensor.sources]
 
 
 def _lay_out_deviations(plan: MergePlan, path: Path) -> SecondOutput:

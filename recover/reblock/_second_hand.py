@@ -166,11 +166,17 @@ def _fits_scales(raw: U8Array, scale: float, chain: int) -> bool:
 
 @kernel
 def read_group(
-    raw: U8Array, chain: int, max_code: int, found: Tables, codes: NDArray[np.int16]
+    raw: U8Array,
+    chain: int,
+    max_code: int,
+    shift: float,
+    found: Tables,
+    codes: NDArray[np.int16],
 ) -> Group:
     """The coarsest BF16 scale that explains every byte of a group, and the codes.
 
-    raw (n_blocks * 34,), codes (n_blocks * 32,); max_code limits the largest code of the group.
+    raw (n_blocks * 34,), codes (n_blocks * 32,); max_code limits the largest code of the group. A
+    shift other than 0 takes, instead of the BF16 numbers, those so many of their steps above.
     """
     largest = 0.0
     for b in range(raw.size // _TYPE_SIZE):
@@ -184,7 +190,7 @@ def read_group(
         bound = 127 * high / k * (1 + rounding)
         scale = 127 * low / k * (1 - rounding)
         step = 2.0 ** (frexp(scale)[1] - 8)
-        scale = ceil(scale / step) * step
+        scale = (ceil(scale / step - shift) + shift) * step
         while scale <= bound:
             if _stored_scale(through(k * scale, chain)) == largest and _fits_scales(
                 raw, scale, chain
@@ -219,6 +225,7 @@ def read_groups(
     raw: U8Array,
     chain: int,
     max_code: int,
+    shift: float,
     found: Tables,
     codes: NDArray[np.int16],
     scales: NDArray[np.float64],
@@ -231,7 +238,9 @@ def read_groups(
     total = 0
     for g in range(scales.size):
         part = codes[g * length : (g + 1) * length]
-        group = read_group(raw[g * n_bytes : (g + 1) * n_bytes], chain, max_code, found, part)
+        group = read_group(
+            raw[g * n_bytes : (g + 1) * n_bytes], chain, max_code, shift, found, part
+        )
         if group.scale < 0:
             return -1
         scales[g] = group.scale

@@ -34,6 +34,8 @@ _N_SAMPLED_ROWS = 16
 _SHORTEST = {MAX_CODE: 96, 16: BLOCK}
 _FEWEST_GROUPS = 8
 _FEWEST_NONZERO = 0.25
+# Scales that no BF16 scale is, in steps of BF16 numbers: what they explain as well proves nothing.
+_CONTROLS = tuple(i / 8 for i in range(1, 8))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +119,10 @@ def find_second_hand(
     Returns
     -------
     SecondHand or None
-        Given only if the recovered weights, encoded again, are the stored bytes, all of them. A
-        tensor without such an origin costs little: some rows are tried first.
+        Given only if the recovered weights, encoded again, are the stored bytes, all of them, and
+        if scales that are no BF16 numbers do not explain them as well: of weights with few
+        magnitudes (ternary ones, say) any scale does. A tensor without such an origin costs little:
+        some rows are tried first.
     """
     blocks = _Blocks(raw, row_length)
     picked = np.linspace(0, blocks.n_rows - 1, min(blocks.n_rows, _N_SAMPLED_ROWS)).round()
@@ -142,17 +146,26 @@ def _guess(rows: list[U8Array], row_length: int) -> SecondHand | None:
                 continue
             for chain in CHAINS:
                 guess = SecondHand(chain, group * BLOCK, max_code, 0, 0)
-                if all(read_second_hand(row, guess).n_unproven >= 0 for row in rows):
-                    return guess
+                if _explains(rows, guess):
+                    is_chance = any(_explains(rows, guess, shift) for shift in _CONTROLS)
+                    return None if is_chance else guess
     return None
 
 
-def read_second_hand(raw: U8Array, found: SecondHand) -> Groups:
-    """What whole groups of stored blocks, raw uint8 (n_bytes,), were made from."""
+def _explains(rows: list[U8Array], guess: SecondHand, shift: float = 0.0) -> bool:
+    """Whether all rows can be made from integers with scales on the (shifted) grid."""
+    return all(read_second_hand(row, guess, shift).n_unproven >= 0 for row in rows)
+
+
+def read_second_hand(raw: U8Array, found: SecondHand, shift: float = 0.0) -> Groups:
+    """What whole groups of stored blocks, raw uint8 (n_bytes,), were made from.
+
+    With a shift, their scales are looked for so many steps above the BF16 numbers.
+    """
     n_weights = raw.size // 34 * BLOCK
     codes, scales = np.zeros(n_weights, np.int16), np.zeros(n_weights // found.group)
     chain = CHAINS.index(found.chain)
-    n_unproven = read_groups(raw, chain, found.max_code, tables(), codes, scales)
+    n_unproven = read_groups(raw, chain, found.max_code, shift, tables(), codes, scales)
     return Groups(codes, scales, n_unproven)
 
 
@@ -266,7 +279,7 @@ def _settle(
 def _kept(tensor: Tensor, reason: str) -> SourceTensor:
     """A tensor whose bytes are taken as they are."""
     if tensor.type.name == "Q8_0" and not reason:
-        reason = "copied: its bytes do not come from integers times a BF16 scale per group"
+        reason = "copied: its bytes do not prove integers times a BF16 scale per group"
     return replace(copied(tensor.name, tensor.dims, tensor.type.name, tensor.raw), reason=reason)
 
 

@@ -80,7 +80,7 @@ def second_hand(n_rows: int) -> None:
                 continue
             as_what = f"{found.chain} / {found.group}"
             found_codes, found_scales = np.empty(codes.size, np.int16), np.empty(scales.size)
-            read_groups(raw, number, found.max_code, tables(), found_codes, found_scales)
+            read_groups(raw, number, found.max_code, 0.0, tables(), found_codes, found_scales)
             right = found_codes.reshape(codes.shape) == codes
             print(f"{name:24}{as_what:>14}", end="")
             print(
