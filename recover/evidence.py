@@ -12,6 +12,7 @@ from recover.densities import DEGREE, SHAPE, correlation, density, end_codes, li
 from recover.errors import QuantError
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
 from recover.quants._float16 import read_f16
+from recover.quants._lanes import largest_lane, load, splat, where
 
 # Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a
 # division, two products and two sums, generously.
@@ -277,7 +278,30 @@ def _bound_errors(
         for g in range(scale.size):
             if abs(scale[g]) >= rounding.scale_limit:
                 offset_error[g] = np.inf
-    n_groups = rounding.groups_per_block
+    if _may_wrap(scale, offset):
+        _forget_wraps(rounding.groups_per_block, scale, offset, offset_error)
+
+
+@kernel
+def _may_wrap(scale: F32Array, offset: F32Array) -> bool:
+    """A quick look, which spares nearly all tiles `_forget_wraps`."""
+    zero, infinite = np.float32(0), np.float32(np.inf)
+    most, least = splat(zero), splat(infinite)
+    whole = scale.size // 16 * 16
+    for g in range(0, whole, 16):
+        far, size = abs(load(offset, g)), abs(load(scale, g))
+        most = where(far > most, far, most)
+        least = where((size > zero) & (size < least), size, least)
+    largest, smallest = largest_lane(most), -largest_lane(-least)
+    for g in range(whole, scale.size):
+        largest = max(largest, abs(offset[g]))
+        smallest = min(smallest, abs(scale[g]) if scale[g] != zero else infinite)
+    return largest >= _WRAPS * smallest
+
+
+@kernel
+def _forget_wraps(n_groups: int, scale: F32Array, offset: F32Array, offset_error: F32Array) -> None:
+    """No bounds for groups whose codes may have wrapped, in blocks of `n_groups`."""
     for start in range(0, scale.size, n_groups):
         largest = np.float32(0)
         for g in range(start, start + n_groups):

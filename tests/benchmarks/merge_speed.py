@@ -69,7 +69,7 @@ def measure(command: list[str]) -> tuple[float, float]:
         nonlocal largest
         status, lines = Path(f"/proc/{process.pid}/status"), list[str]()
         while process.poll() is None:
-            with contextlib.suppress(FileNotFoundError):  # it has just ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 lines = status.read_text().splitlines()
             for line in lines:
                 if line.startswith("RssAnon:"):
