@@ -479,11 +479,11 @@ def method_for(witnesses: Sequence[Witness], method: str) -> str:
 def _gains_alone(witness: Witness) -> bool:
     """Whether the posterior of one input is better than its decoded values.
 
-    Where an encoder weighed the errors, or has hardly a choice of scales, a tensor with outliers
-    may lose more than the others gain.
+    Where an encoder weighed the errors, and with 4-bit floats, whose cells are wide at the ends, a
+    tensor with outliers may lose more than the others gain.
     """
     if isinstance(witness.type, ScalarType) and (
-        witness.weighted or not witness.has_cells or witness.type.scales_are_coarse
+        witness.weighted or not witness.has_cells or not witness.type.is_even
     ):
         return False
     return typical_error(witness.type) > _FINE_ALONE

@@ -137,6 +137,11 @@ class ScalarType(TensorType):
     scales_are_coarse: bool = False
     refits_scale_with_imatrix: bool = False
 
+    @property
+    def is_even(self) -> bool:
+        """Whether the levels are consecutive integers."""
+        return bool(np.all(np.diff(self.levels) == 1))
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VectorType(TensorType):
