@@ -407,20 +407,8 @@ def find_unproven_share(
 ) -> float:
     """What `kind` without cells counts beside a finer type, given the bytes of `x` as both."""
     alike = isinstance(other, ScalarType) and other.refits_scale_with_imatrix
-    witnesses = [Witness(kind, has_cells=False), Witness(other, has_cells=not alike)]
-    evidence = EvidenceBuffer(witnesses).load(raws, x.size)
-    errors = [_error(dequantize(raw, w.type), x) for raw, w in zip(raws, witnesses, strict=True)]
-    alone = density(kind, has_cells=False)
-    rest = [density(other, has_cells=not alike)] if isinstance(other, ScalarType) else []
-
-    def ratio(share: float) -> float:
-        told = evidence.likelihood.copy()
-        told[:, 2] = 1.0
-        densities = np.stack([_times(alone, share), *rest])
-        return _claim_over_measured(
-            evidence._replace(density=densities, likelihood=told), errors, x
-        )
-
+    pair = (Witness(kind, has_cells=False), Witness(other, has_cells=not alike))
+    ratio = _ratio_of_pair(pair, 0, raws, x)
     return _share(ratio, _LEAST_PAIR_SHARE, _MOST_UNPROVEN_SHARE)
 
 
@@ -435,21 +423,7 @@ def find_pair_share(
     x: F32Array,
 ) -> float:
     """What the coarser of two types counts beside the finer, given the bytes of `x` as both."""
-    pair = (fine, coarse)
-    evidence = EvidenceBuffer([Witness(kind) for kind in pair]).load(raws, x.size)
-    errors = [_error(dequantize(raw, kind), x) for raw, kind in zip(raws, pair, strict=True)]
-    vectors = [kind for kind in pair if isinstance(kind, VectorType)]
-    scalars = [kind for kind in pair if isinstance(kind, ScalarType)]
-
-    def ratio(share: float) -> float:
-        densities = [_times(density(k), share if k is coarse else 1.0) for k in scalars]
-        told = evidence.likelihood.copy()
-        told[:, 2] = [share if kind is coarse else 1.0 for kind in vectors]
-        scaled = evidence._replace(likelihood=told)
-        if densities:
-            scaled = scaled._replace(density=np.stack(densities))
-        return _claim_over_measured(scaled, errors, x)
-
+    ratio = _ratio_of_pair((Witness(fine), Witness(coarse)), 1, raws, x)
     at_most = ratio(1.0)
     if at_most > 1 - _CLOSE:
         return 1.0
@@ -457,6 +431,29 @@ def find_pair_share(
     if ratio(_LEAST_PAIR_SHARE) - at_most < (1 - at_most) / 2:
         return 1.0
     return _share(ratio, _LEAST_PAIR_SHARE, 1.0)
+
+
+def _ratio_of_pair(
+    pair: tuple[Witness, Witness], counted: int, raws: Sequence[U8Array], x: F32Array
+) -> Callable[[float], float]:
+    """Claimed over measured error of two inputs, by what the density of one of them counts."""
+    evidence = EvidenceBuffer(pair).load(raws, x.size)
+    errors = [_error(dequantize(raw, w.type), x) for raw, w in zip(raws, pair, strict=True)]
+
+    def ratio(share: float) -> float:
+        shares = [share if i == counted else 1.0 for i in range(2)]
+        told, densities = evidence.likelihood.copy(), evidence.density.copy()
+        vectors, scalars = iter(told), iter(densities)
+        for witness, counts in zip(pair, shares, strict=True):
+            if isinstance(witness.type, ScalarType):
+                table = density(witness.type, has_cells=witness.has_cells)
+                next(scalars)[:] = _times(table, counts)
+            else:
+                next(vectors)[2] = counts
+        scaled = evidence._replace(likelihood=told, density=densities)
+        return _claim_over_measured(scaled, errors, x)
+
+    return ratio
 
 
 def _times(table: F32Array, share: float) -> F32Array:

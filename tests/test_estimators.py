@@ -253,12 +253,12 @@ def test_vector_types_are_conditioned_on(rng: np.random.Generator) -> None:
 def test_rule_of_the_posterior() -> None:
     """Moments of normal densities that are cut off, against a dense sum."""
     inner, outer = _product._WEIGHTS
-    nodes = np.arange(-2, 3) * _product._H
+    nodes = np.arange(-2, 3) * _product.H
     weights = np.array([outer, inner, 1, inner, outer])
     dense = np.linspace(-1, 1, 20001)
     for slope, bend in itertools.product((0, 0.5, 1, 2), (0, -1, -4, -10, 1)):
         right, left = (
-            about_exp(np.float32((end * slope * _product._H + bend * _product._H**2 / 2) / 8))
+            about_exp(np.float32((end * slope * _product.H + bend * _product.H**2 / 2) / 8))
             for end in (1, -1)
         )
         product = right * left

@@ -15,9 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import bare_inlined, bare_kernel
-from recover.densities import ABOVE, ATOM, BELOW, HIGHEST, INTERIOR, LOWEST, VARYING
-from recover.evidence import Evidence
-from recover.quants import F32Array, U8Array
+from recover.densities import HIGHEST, INTERIOR, LOWEST
+from recover.estimators._product_tables import (
+    ATOMS,
+    BEND,
+    BEND_UNIT,
+    FAR_END,
+    FAR_OFF,
+    LEVEL,
+    N_COLUMNS,
+    NEAR,
+    NEAR_END,
+    SLOPE,
+    Asks,
+    H,
+    Others,
+    Scalars,
+)
+from recover.quants import F32Array
 from recover.quants._lanes import (
     add_up,
     any_lane,
@@ -40,7 +55,6 @@ from recover.quants._lanes import (
 # the middle is 1) and the curve of `_exp` are those with the least error in mean and variance for
 # densities exp(s t + b t**2 / 2) from -1 to 1 as merges of trained weights have them: s to +-15, b
 # from -21 to 0.
-_H = 0.4262
 _WEIGHTS = (1.0995, 0.8463)
 _CURVE = np.float32(0.4523)
 # The kernels count in units of the inner nodes' weight.
@@ -51,156 +65,20 @@ _ALL = (1 + 2 * sum(_WEIGHTS)) / _WEIGHTS[0]
 # Second derivatives of a log density are kept in one of these units, places at which the first one
 # is taken in the other and the first one in their product: so they lead to an eighth of what the
 # log density differs by at the inner nodes, which is what `_exp` wants.
-_BEND_UNIT, _CENTER_UNIT = np.float32(_H * _H / 16), np.float32(2 / _H)
+_CENTER_UNIT = np.float32(2 / H)
 _ZERO = np.float32(0)
 _HALF = np.float32(0.5)
 _ONE = np.float32(1)
 _DEVIATIONS = np.float32(4)
 _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
-_END = np.float32(1 / _H)
+_END = np.float32(1 / H)
 _STEEP, _NARROW_HILL = np.float32(100), np.float32(-0.24)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
 # Of the spread of weights around what a vector type says, see `_trust`.
 _OUTLIER = np.float32(40)  # the largest square of a superblock over its mean square
 _VARIES, _SHARED, _LEAST_SPREAD = np.float32(0.04), np.float32(0.02), np.float32(0.1)
 _N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
-
-
-class Scalars(NamedTuple):
-    """The evidence of the K scalar inputs, for the kernels; rows are joined where sizes are given.
-
-    Attributes
-    ----------
-    codes : uint8 (K * n,)
-    scale, offset, scale_error, offset_error : float32 (K * n / 16,)
-    noise : float32 (K,)
-        Mean square error in units of the squared scale.
-    levels, near, far : float32 (K * 256,)
-        Levels, and how far the integration goes below and above them.
-    lower_levels, upper_levels : float32 (K * 256,)
-    ends : int32 (K * 2,)
-    simple : bool (K,)
-        Whether levels are consecutive integers and `near` and `far` differ at the ends only.
-    varies : bool (K,)
-        Whether interior codes differ in the second coefficient of their density.
-    rows : float32 (K * 17,)
-        See `_describe`.
-    """
-
-    codes: U8Array
-    scale: F32Array
-    offset: F32Array
-    scale_error: F32Array
-    offset_error: F32Array
-    noise: F32Array
-    levels: F32Array
-    near: F32Array
-    far: F32Array
-    lower_levels: F32Array
-    upper_levels: F32Array
-    ends: NDArray[np.int32]
-    simple: NDArray[np.bool_]
-    varies: NDArray[np.bool_]
-    rows: F32Array
-
-
-class Others(NamedTuple):
-    """The evidence of the V other inputs.
-
-    Attributes
-    ----------
-    values : float32 (V * n,)
-        What each says.
-    said : float32 (n,)
-        What they say together.
-    spread : float32 (n / 16,)
-        Typical variance of weights around that.
-    share : float
-        What it counts beside the scalar inputs.
-    """
-
-    values: F32Array
-    said: F32Array
-    spread: F32Array
-    share: np.float32
-
-
-# Columns of a row: numbers of one input that the kernels need in a small piece of memory.
-_LEVEL, _NEAR, _NEAR_END, _FAR_OFF, _FAR_END = range(5)
-_SLOPE, _BEND = 5, 9  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
-_ATOMS = 14  # interior, lowest, highest
-_N_COLUMNS = _ATOMS + 3
-
-
-def tabulate(evidence: Evidence) -> Scalars:
-    """What the kernels need of the scalar inputs."""
-    n_inputs = len(evidence.codes)
-    near, far = evidence.lower_levels - evidence.levels, evidence.upper_levels - evidence.levels
-    simple, rows = np.empty(n_inputs, np.bool_), np.empty((n_inputs, _N_COLUMNS), np.float32)
-    for k in range(n_inputs):
-        density, ends = evidence.density[k], evidence.end_codes[k]
-        simple[k] = _describe(evidence.levels[k], density, ends, near[k], far[k], rows[k])
-    return Scalars(
-        evidence.codes.reshape(-1),
-        evidence.scale.reshape(-1),
-        evidence.offset.reshape(-1),
-        evidence.scale_error.reshape(-1),
-        evidence.offset_error.reshape(-1),
-        evidence.noise.astype(np.float32),
-        evidence.levels.reshape(-1),
-        near.reshape(-1),
-        far.reshape(-1),
-        evidence.lower_levels.reshape(-1),
-        evidence.upper_levels.reshape(-1),
-        evidence.end_codes.reshape(-1),
-        simple,
-        evidence.density[:, VARYING, 1] != 0,
-        rows.reshape(-1),
-    )
-
-
-@bare_kernel
-def _describe(
-    levels: F32Array,
-    density: F32Array,
-    ends: NDArray[np.int32],
-    near: F32Array,
-    far: F32Array,
-    row: F32Array,
-) -> bool:
-    """Fill the tables of one input, of which `near` and `far` have the cells; whether it is simple.
-
-    See `Scalars`.
-    """
-    first, last = ends[0], ends[1]
-    for q in range(256):
-        which = LOWEST if q == first else HIGHEST if q == last else INTERIOR
-        near[q] = near[q] if near[q] > -_FAR else density[which, BELOW]
-        far[q] = far[q] if far[q] < _FAR else density[which, ABOVE]
-    simple = levels[255] == levels[0] + np.float32(255)
-    for q in range(first + 1, last):
-        simple = simple and near[q] == near[last] and far[q] == far[first]
-    row[_LEVEL], row[_NEAR], row[_FAR_OFF] = levels[0], near[last], far[first]
-    row[_NEAR_END], row[_FAR_END] = near[first], far[last]
-    # The slope of c u + d u**2 is c + 2 d u; what is added to c and d varies with z = p + r q.
-    p, r = -np.float32(first + last) / (last - first), np.float32(2) / (last - first)
-    unit, twice = _BEND_UNIT, 2 * _BEND_UNIT
-    c, d = unit * density[INTERIOR, 0], twice * density[INTERIOR, 1]
-    cz, dz = unit * density[VARYING, 0], twice * density[VARYING, 1]
-    row[_SLOPE], row[_SLOPE + 1] = c + cz * p, cz * r
-    row[_SLOPE + 2], row[_SLOPE + 3] = unit * density[LOWEST, 0], unit * density[HIGHEST, 0]
-    row[_BEND], row[_BEND + 1], row[_BEND + 2] = d + dz * p * p, 2 * dz * p * r, dz * r * r
-    row[_BEND + 3], row[_BEND + 4] = twice * density[LOWEST, 1], twice * density[HIGHEST, 1]
-    row[_ATOMS + INTERIOR] = density[INTERIOR, ATOM]
-    row[_ATOMS + LOWEST] = density[LOWEST, ATOM]
-    row[_ATOMS + HIGHEST] = density[HIGHEST, ATOM]
-    return simple
-
-
-def has_atoms(scalars: Scalars) -> NDArray[np.bool_]:
-    """Which inputs (K,) have atoms."""
-    return np.any(scalars.rows.reshape(-1, _N_COLUMNS)[:, _ATOMS:] > 0, axis=1)
 
 
 @bare_inlined
@@ -221,7 +99,7 @@ def _is_finite(scalars: Scalars, at: int) -> bool:
 @bare_inlined
 def _level(scalars: Scalars, k: int, q: Any) -> Any:
     if scalars.simple[k]:
-        level = to_f32(q) + scalars.rows[_N_COLUMNS * k + _LEVEL]
+        level = to_f32(q) + scalars.rows[N_COLUMNS * k + LEVEL]
     else:
         level = gather(scalars.levels, q + 256 * k)
     return level
@@ -251,14 +129,18 @@ def _prove(low: Any, high: Any, scalars: Scalars, k: int, at: int) -> Any:
 
 
 @bare_inlined
-def _nodes(odd: Any, even: Any) -> Any:
-    """The density at h and -h and at 2 h and -2 h, over that in the middle.
+def _moments(odd: Any, even: Any) -> Any:
+    """The integrals of a density over 1, t / h and its square; `odd` and `even` as in `_density`.
 
-    `odd` and `even` make up an eighth of its logarithm at h.
+    They are in a unit of their own: a flat density has `_ALL`.
     """
     right, left = _exp(even + odd), _exp(even - odd)
     product = right * left
-    return right, left, right * right * product, left * left * product
+    right2, left2 = right * right * product, left * left * product
+    both, both2 = right + left, right2 + left2
+    m0 = fused(both2, _OUTER, both + _MIDDLE)
+    m1 = fused(right2 - left2, _OUTER_FIRST, right - left)
+    return m0, m1, fused(both2, _OUTER_SECOND, both)
 
 
 @bare_inlined
@@ -274,10 +156,10 @@ def _atom(scalars: Scalars, k: int, at: int, middle: Any, half: Any, odd: Any, e
     """Place over h and mass of the atoms of input `k`."""
     q = load_bytes(scalars.codes, at)
     lowest, highest = q == scalars.ends[2 * k], q == scalars.ends[2 * k + 1]
-    rows, row = scalars.rows, _N_COLUMNS * k + _ATOMS
+    rows, row = scalars.rows, N_COLUMNS * k + ATOMS
     share = where(highest, rows[row + HIGHEST], splat(rows[row + INTERIOR]))
     share = where(lowest, rows[row + LOWEST], share)
-    place = (_value(scalars, k, at) - middle) / (half * np.float32(_H))
+    place = (_value(scalars, k, at) - middle) / (half * np.float32(H))
     unit = np.float32(_ALL / 2) * abs(splat(scalars.scale[at // 16]))
     mass = share * unit / half * _exp(place * (odd + even * place))
     inside = (abs(place) < _JUST_INSIDE * _END) & (mass < _FAR)
@@ -386,10 +268,10 @@ def _prepare(scalars: Scalars, k: int, block: _Superblock) -> None:
     each, scale, offset = block.each, load(block.scale, 16 * k), load(block.offset, 16 * k)
     inverse = load(block.inverse, 16 * k)
     ratio = load(block.unit, 0) * inverse
-    row = _N_COLUMNS * k
-    near, far, level = scalars.rows[row + _NEAR], scalars.rows[row + _FAR_OFF], _ZERO
+    row = N_COLUMNS * k
+    near, far, level = scalars.rows[row + NEAR], scalars.rows[row + FAR_OFF], _ZERO
     if scalars.simple[k]:
-        level = scalars.rows[row + _LEVEL]
+        level = scalars.rows[row + LEVEL]
     zero = fused(scale, level, offset)
     store(each, _ZERO_SAYS, zero)
     store(each, _ZERO_FROM, zero + scale * near if scalars.simple[k] else zero)
@@ -441,15 +323,15 @@ def _hear_simple(
     scalars: Scalars, k: int, block: _Superblock, start: int, first: bool, varies: bool
 ) -> Any:
     """See `_hear`; for levels that are consecutive integers and count from that of code 0."""
-    rows, row = scalars.rows, _N_COLUMNS * k
+    rows, row = scalars.rows, N_COLUMNS * k
     lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
     # The end codes reach as far as codes beyond them would.
-    before = np.float32(lowest_code) + (rows[row + _NEAR_END] - rows[row + _NEAR])
-    beyond = np.float32(highest_code) + (rows[row + _FAR_END] - rows[row + _FAR_OFF])
-    c0, c1 = rows[row + _SLOPE], rows[row + _SLOPE + 1]
-    c_lowest, c_highest = rows[row + _SLOPE + 2], rows[row + _SLOPE + 3]
-    d0, d1, d2 = rows[row + _BEND], rows[row + _BEND + 1], rows[row + _BEND + 2]
-    d_lowest, d_highest = rows[row + _BEND + 3], rows[row + _BEND + 4]
+    before = np.float32(lowest_code) + (rows[row + NEAR_END] - rows[row + NEAR])
+    beyond = np.float32(highest_code) + (rows[row + FAR_END] - rows[row + FAR_OFF])
+    c0, c1 = rows[row + SLOPE], rows[row + SLOPE + 1]
+    c_lowest, c_highest = rows[row + SLOPE + 2], rows[row + SLOPE + 3]
+    d0, d1, d2 = rows[row + BEND], rows[row + BEND + 1], rows[row + BEND + 2]
+    d_lowest, d_highest = rows[row + BEND + 3], rows[row + BEND + 4]
     at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
     for i in range(16):
         if block.inverse[16 * k + i] == _ZERO:
@@ -473,7 +355,7 @@ def _hear_simple(
 @bare_kernel
 def _hear_any(scalars: Scalars, k: int, block: _Superblock, start: int, first: bool) -> Any:
     """See `_hear`; for any levels, from tables."""
-    rows, row = scalars.rows, _N_COLUMNS * k
+    rows, row = scalars.rows, N_COLUMNS * k
     lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
     at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
     for i in range(16):
@@ -486,13 +368,13 @@ def _hear_any(scalars: Scalars, k: int, block: _Superblock, start: int, first: b
         below = fused(level + gather(scalars.near, code + 256 * k), scale, splat(zero))
         above = fused(level + gather(scalars.far, code + 256 * k), scale, splat(zero))
         _confine(block, 16 * i, below, above, scale, first)
-        slope = fused(q, rows[row + _SLOPE + 1], splat(rows[row + _SLOPE]))
-        slope = where(highest, rows[row + _SLOPE + 3], slope)
-        slope = where(lowest, rows[row + _SLOPE + 2], slope)
-        bend = fused(q, rows[row + _BEND + 2], splat(rows[row + _BEND + 1]))
-        bend = fused(q, bend, splat(rows[row + _BEND]))
-        bend = where(highest, rows[row + _BEND + 4], bend)
-        bend = where(lowest, rows[row + _BEND + 3], bend)
+        slope = fused(q, rows[row + SLOPE + 1], splat(rows[row + SLOPE]))
+        slope = where(highest, rows[row + SLOPE + 3], slope)
+        slope = where(lowest, rows[row + SLOPE + 2], slope)
+        bend = fused(q, rows[row + BEND + 2], splat(rows[row + BEND + 1]))
+        bend = fused(q, bend, splat(rows[row + BEND]))
+        bend = where(highest, rows[row + BEND + 4], bend)
+        bend = where(lowest, rows[row + BEND + 3], bend)
         center = _add_density(block, i, level, slope, bend, first)
         total = fused(center, center, total)
     return total
@@ -562,7 +444,7 @@ def _hear_others(
         sound = (near < high) & (far > low)
         store(block.low, at, where(sound, larger(near, low), low))
         store(block.high, at, where(sound, smaller(far, high), high))
-        told = where(sound, splat(_BEND_UNIT * unit * unit * precision), splat(_ZERO))
+        told = where(sound, splat(BEND_UNIT * unit * unit * precision), splat(_ZERO))
         off = said * (_CENTER_UNIT * block.per_unit[i]) - load(block.center, at)
         store(block.slope, at, fused(off, told, load(block.slope, at)))
         store(block.bend, at, load(block.bend, at) - told)
@@ -591,42 +473,16 @@ def _cells(scalars: Scalars, g: int, n: int) -> Any:
     return low, high
 
 
-class Asks(NamedTuple):
-    """What is asked, and what is told besides the estimates.
-
-    Attributes
-    ----------
-    mode : bool
-        Whether the estimate is the mode.
-    any_atoms : bool
-    atoms : bool (K,)
-        Which inputs have atoms.
-    variance : float32 (n / 16,)
-        That of the first input, which is taken where there is a conflict.
-    deviation : float32 (n,) or (0,)
-        To be filled with the standard deviations.
-    errors : float32 ((1 + K + V) * 16,)
-        Sums of the square errors to expect, of the estimates and of each input.
-    """
-
-    mode: bool
-    any_atoms: bool
-    atoms: NDArray[np.bool_]
-    variance: F32Array
-    deviation: F32Array
-    errors: F32Array
-    n_groups: int
-
-
 @bare_inlined
 def _density(block: _Superblock, i: int, prior: np.float32) -> Any:
     """Middle and width of what the bounds of group `i` leave, and the log density there.
 
-    The latter as half the width in units, and the odd and the even part for `_nodes`.
+    The latter as half the width in units, and the odd and the even part of an eighth of its
+    logarithm at h, over that in the middle.
     """
     at, unit, per_unit = 16 * i, block.unit[i], block.per_unit[i]
     low, high, center = load(block.low, at), load(block.high, at), load(block.center, at)
-    belief = -prior * unit * unit * _BEND_UNIT
+    belief = -prior * unit * unit * BEND_UNIT
     slope, bend = fused(center, belief, load(block.slope, at)), load(block.bend, at) + belief
     total, width = low + high, high - low
     across = width * (_HALF * per_unit)
@@ -652,12 +508,10 @@ def _estimate(
     for i in range(16):
         at = 16 * (start + i)
         middle, width, across, odd, even = _density(block, i, prior)
-        right, left, right2, left2 = _nodes(odd, even)
-        m0 = fused(right2 + left2, _OUTER, right + left + _MIDDLE)
-        m1 = fused(right2 - left2, _OUTER_FIRST, right - left)
+        m0, m1, _ = _moments(odd, even)
         # Where next to nothing is left, rounding would lead out of the cells.
         sound = where((width > floor) & _is_mild(m0, even), sound, splat(_ZERO))
-        unit = splat(block.unit[i] * np.float32(_H))
+        unit = splat(block.unit[i] * np.float32(H))
         if plain:
             estimate = fused(across * m1, unit / m0, middle)
         else:
@@ -704,14 +558,13 @@ def _sharpen(block: _Superblock, prior: np.float32) -> None:
     """Where a density is too steep for the rule, bounds within which it is above exp(-8)."""
     for i in range(16):
         middle, width, _, odd, even = _density(block, i, prior)
-        right, left, right2, left2 = _nodes(odd, even)
-        total = fused(right2 + left2, _OUTER, right + left + _MIDDLE)
+        total, _, _ = _moments(odd, even)
         steep = ~_is_mild(total, even) & (width < _FAR)
         if not any_lane(steep):
             continue
-        bend = even * np.float32(16 / _H**2)
-        top = _mode(odd, even) * np.float32(_H)
-        fall = abs(fused(bend, top, odd * np.float32(8 / _H)))
+        bend = even * np.float32(16 / H**2)
+        top = _mode(odd, even) * np.float32(H)
+        fall = abs(fused(bend, top, odd * np.float32(8 / H)))
         bend = where(bend < _ZERO, -bend, splat(_ZERO))
         reach = splat(np.float32(16)) / (fall + sqrt(fused(fall, fall, bend * np.float32(16))))
         steep = steep & (reach > _ZERO)
@@ -731,11 +584,8 @@ def _settle(
     """
     n_conflicts = 0
     for g in range(start, start + 16):
-        low, high, estimate = (
-            load(block.low, 16 * (g - start)),
-            load(block.high, 16 * (g - start)),
-            load(out, 16 * g),
-        )
+        at, estimate = 16 * (g - start), load(out, 16 * g)
+        low, high = load(block.low, at), load(block.high, at)
         middle, width = (low + high) * _HALF, high - low
         good = (width > _floor(prior)) & (abs(estimate) < _FAR)
         lower, upper = _cells(scalars, g, out.size)
@@ -787,18 +637,14 @@ def _variance(
     """The variance of the posterior in group `i` of a superblock, and what stands for it."""
     n = scalars.codes.size // scalars.noise.size
     middle, width, _, odd, even = _density(block, i, prior)
-    right, left, right2, left2 = _nodes(odd, even)
-    both, both2 = right + left, right2 + left2
-    m0 = fused(both2, _OUTER, both + _MIDDLE)
-    m1 = fused(right2 - left2, _OUTER_FIRST, right - left)
-    m2 = fused(both2, _OUTER_SECOND, both)
+    m0, m1, m2 = _moments(odd, even)
     half = width * _HALF
     for k in range(scalars.noise.size):
         if asks.atoms[k] and block.inverse[16 * k + i] != _ZERO:
             at = k * n + 16 * (start + i)
             place, mass = _atom(scalars, k, at, middle, half, odd, even)
             m0, m1, m2 = m0 + mass, fused(mass, place, m1), fused(mass * place, place, m2)
-    mean, unit = m1 / m0, half * np.float32(_H)
+    mean, unit = m1 / m0, half * np.float32(H)
     error = unit * unit * (m2 / m0 - mean * mean)
     good = (width > _floor(prior)) & (abs(fused(unit, mean, middle)) < _FAR)
     known = asks.variance[start + i] if asks.variance[start + i] < _FAR else _ZERO
@@ -831,7 +677,6 @@ def _integrate(
     tally: NDArray[np.float64],
 ) -> None:
     n_groups, n_scalars = asks.n_groups, scalars.noise.size
-    is_plain = not (asks.mode or asks.any_atoms)
     stride = 1  # every so many superblocks are looked at for the errors to expect
     if asks.deviation.size == 0:
         stride = max(1, _n_effective(asks.variance) // 16 // _N_SAMPLED)
@@ -847,7 +692,7 @@ def _integrate(
         prior = np.float32(16 * here) / total if total > _ZERO else _ZERO
         if others is not None:
             _hear_others(others, block, start, here, prior, add_up(noise) / np.float32(here))
-        if is_plain:
+        if asks.plain:
             all_good = _estimate(scalars, block, prior, start, out, asks, True)
         else:
             all_good = _estimate_other(scalars, block, prior, start, out, asks)

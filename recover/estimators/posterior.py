@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.estimators._combine import group_variances, sum_variance
-from recover.estimators._product import Asks, Others, has_atoms, integrate, tabulate
+from recover.estimators._product import integrate
+from recover.estimators._product_tables import Asks, Others, has_atoms, tabulate
 from recover.estimators._request import MODE, Request, fill_deviation
 from recover.evidence import Evidence, typical_variance
 from recover.quants import GROUP, F32Array
@@ -46,7 +47,9 @@ def estimate(
     scalars = tabulate(evidence)
     errors = np.zeros((tally.size - 1) * GROUP, np.float32)
     is_mode, atoms = request.estimate == MODE, has_atoms(scalars)
-    asks = Asks(is_mode, bool(atoms.any()), atoms, variance, deviation, errors, n // GROUP)
+    asks = Asks(
+        is_mode, not (is_mode or atoms.any()), atoms, variance, deviation, errors, n // GROUP
+    )
     integrate(scalars, others, estimates, asks, tally)
     if missing:
         out[:] = estimates[:n]

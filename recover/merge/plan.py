@@ -411,7 +411,9 @@ def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) ->
     """
     intervals = Intervals()
     fits = {
-        each.name: fit_of(each.name, _distinct(plan, each), plan.source_format, intervals)
+        each.name: fit_of(
+            each.name, [plan.models[i] for i in each.sources], plan.source_format, intervals
+        )
         for each in plan.tensors
         if each.action != "copy" and plan.significand_bits(each)
     }
@@ -431,10 +433,6 @@ def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) ->
     is_left = is_asked_for or len(undecided) < len(fits)
     source_format = plan.source_format if is_left else "unknown"
     return replace(plan, undecided=undecided, source_format=source_format)
-
-
-def _distinct(plan: MergePlan, tensor: TensorPlan) -> list[Model]:
-    return [plan.models[source] for source in tensor.sources]
 
 
 def _lay_out_deviations(plan: MergePlan, path: Path) -> SecondOutput:

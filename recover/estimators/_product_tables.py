@@ -1,0 +1,183 @@
+"""What the kernels of the posterior are given: inputs as flat arrays and small tables."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import bare_kernel
+from recover.densities import ABOVE, ATOM, BELOW, HIGHEST, INTERIOR, LOWEST, VARYING
+from recover.evidence import Evidence
+from recover.quants import F32Array, U8Array
+
+H = 0.4262
+"""Distance of the nodes of the rule of `recover.estimators._product`."""
+BEND_UNIT = np.float32(H * H / 16)
+"""Of second derivatives of a log density, see there."""
+_INFINITE = np.float32(np.inf)
+
+
+class Scalars(NamedTuple):
+    """The evidence of the K scalar inputs, for the kernels; rows are joined where sizes are given.
+
+    Attributes
+    ----------
+    codes : uint8 (K * n,)
+    scale, offset, scale_error, offset_error : float32 (K * n / 16,)
+    noise : float32 (K,)
+        Mean square error in units of the squared scale.
+    levels, near, far : float32 (K * 256,)
+        Levels, and how far the integration goes below and above them.
+    lower_levels, upper_levels : float32 (K * 256,)
+    ends : int32 (K * 2,)
+    simple : bool (K,)
+        Whether levels are consecutive integers and `near` and `far` differ at the ends only.
+    varies : bool (K,)
+        Whether interior codes differ in the second coefficient of their density.
+    rows : float32 (K * 17,)
+        See `_describe`.
+    """
+
+    codes: U8Array
+    scale: F32Array
+    offset: F32Array
+    scale_error: F32Array
+    offset_error: F32Array
+    noise: F32Array
+    levels: F32Array
+    near: F32Array
+    far: F32Array
+    lower_levels: F32Array
+    upper_levels: F32Array
+    ends: NDArray[np.int32]
+    simple: NDArray[np.bool_]
+    varies: NDArray[np.bool_]
+    rows: F32Array
+
+
+class Others(NamedTuple):
+    """The evidence of the V other inputs.
+
+    Attributes
+    ----------
+    values : float32 (V * n,)
+        What each says.
+    said : float32 (n,)
+        What they say together.
+    spread : float32 (n / 16,)
+        Typical variance of weights around that.
+    share : float
+        What it counts beside the scalar inputs.
+    """
+
+    values: F32Array
+    said: F32Array
+    spread: F32Array
+    share: np.float32
+
+
+# Columns of a row: numbers of one input that the kernels need in a small piece of memory.
+LEVEL, NEAR, NEAR_END, FAR_OFF, FAR_END = range(5)
+SLOPE, BEND = 5, 9  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
+ATOMS = 14  # interior, lowest, highest
+N_COLUMNS = ATOMS + 3
+
+
+def tabulate(evidence: Evidence) -> Scalars:
+    """What the kernels need of the scalar inputs."""
+    n_inputs = len(evidence.codes)
+    near, far = evidence.lower_levels - evidence.levels, evidence.upper_levels - evidence.levels
+    simple, rows = np.empty(n_inputs, np.bool_), np.empty((n_inputs, N_COLUMNS), np.float32)
+    for k in range(n_inputs):
+        density, ends = evidence.density[k], evidence.end_codes[k]
+        simple[k] = _describe(evidence.levels[k], density, ends, near[k], far[k], rows[k])
+    return Scalars(
+        evidence.codes.reshape(-1),
+        evidence.scale.reshape(-1),
+        evidence.offset.reshape(-1),
+        evidence.scale_error.reshape(-1),
+        evidence.offset_error.reshape(-1),
+        evidence.noise.astype(np.float32),
+        evidence.levels.reshape(-1),
+        near.reshape(-1),
+        far.reshape(-1),
+        evidence.lower_levels.reshape(-1),
+        evidence.upper_levels.reshape(-1),
+        evidence.end_codes.reshape(-1),
+        simple,
+        evidence.density[:, VARYING, 1] != 0,
+        rows.reshape(-1),
+    )
+
+
+@bare_kernel
+def _describe(
+    levels: F32Array,
+    density: F32Array,
+    ends: NDArray[np.int32],
+    near: F32Array,
+    far: F32Array,
+    row: F32Array,
+) -> bool:
+    """Fill the tables of one input, of which `near` and `far` have the cells; whether it is simple.
+
+    See `Scalars`.
+    """
+    first, last = ends[0], ends[1]
+    for q in range(256):
+        which = LOWEST if q == first else HIGHEST if q == last else INTERIOR
+        near[q] = near[q] if near[q] > -_INFINITE else density[which, BELOW]
+        far[q] = far[q] if far[q] < _INFINITE else density[which, ABOVE]
+    simple = levels[255] == levels[0] + np.float32(255)
+    for q in range(first + 1, last):
+        simple = simple and near[q] == near[last] and far[q] == far[first]
+    row[LEVEL], row[NEAR], row[FAR_OFF] = levels[0], near[last], far[first]
+    row[NEAR_END], row[FAR_END] = near[first], far[last]
+    # The slope of c u + d u**2 is c + 2 d u; what is added to c and d varies with z = p + r q.
+    p, r = -np.float32(first + last) / (last - first), np.float32(2) / (last - first)
+    unit, twice = BEND_UNIT, 2 * BEND_UNIT
+    c, d = unit * density[INTERIOR, 0], twice * density[INTERIOR, 1]
+    cz, dz = unit * density[VARYING, 0], twice * density[VARYING, 1]
+    row[SLOPE], row[SLOPE + 1] = c + cz * p, cz * r
+    row[SLOPE + 2], row[SLOPE + 3] = unit * density[LOWEST, 0], unit * density[HIGHEST, 0]
+    row[BEND], row[BEND + 1], row[BEND + 2] = d + dz * p * p, 2 * dz * p * r, dz * r * r
+    row[BEND + 3], row[BEND + 4] = twice * density[LOWEST, 1], twice * density[HIGHEST, 1]
+    row[ATOMS + INTERIOR] = density[INTERIOR, ATOM]
+    row[ATOMS + LOWEST] = density[LOWEST, ATOM]
+    row[ATOMS + HIGHEST] = density[HIGHEST, ATOM]
+    return simple
+
+
+def has_atoms(scalars: Scalars) -> NDArray[np.bool_]:
+    """Which inputs (K,) have atoms."""
+    return np.any(scalars.rows.reshape(-1, N_COLUMNS)[:, ATOMS:] > 0, axis=1)
+
+
+class Asks(NamedTuple):
+    """What is asked, and what is told besides the estimates.
+
+    Attributes
+    ----------
+    mode : bool
+        Whether the estimate is the mode.
+    plain : bool
+        Whether it is the mean, and no input has atoms.
+    atoms : bool (K,)
+        Which inputs have atoms.
+    variance : float32 (n / 16,)
+        That of the first input, which is taken where there is a conflict.
+    deviation : float32 (n,) or (0,)
+        To be filled with the standard deviations.
+    errors : float32 ((1 + K + V) * 16,)
+        Sums of the square errors to expect, of the estimates and of each input.
+    n_groups : int
+        Groups of weights that count: the last superblock may have been filled up.
+    """
+
+    mode: bool
+    plain: bool
+    atoms: NDArray[np.bool_]
+    variance: F32Array
+    deviation: F32Array
+    errors: F32Array
+    n_groups: int
