@@ -3,6 +3,10 @@
 The encoders choose, for each weight, the code of the cell that the weight lies in (`lower_levels`
 and `upper_levels` of a `ScalarType`); so the stored code proves that the original weight lies in
 ``[scale * lower_level + offset, scale * upper_level + offset]``, widened by what rounding allows.
+
+The 32-weight formats tell more of the weight that a block's scale was fitted to: it equals the
+level of an end code but for rounding (`ScalarType.extremes`). If only one weight of the block has
+that code, it is the one.
 """
 
 from typing import NamedTuple
@@ -13,7 +17,7 @@ from numpy.typing import NDArray
 from recover._jit import kernel
 from recover.evidence import Evidence
 from recover.quants import F32Array, U8Array
-from recover.quants._lanes import gather, load, load_bytes, store, to_f32, where
+from recover.quants._lanes import add_up, gather, load, load_bytes, splat, store, to_f32, where
 
 STRIP = 256
 """Groups of 16 weights whose bounds stay in the first-level cache."""
@@ -86,6 +90,45 @@ def intersect_strip(
         _place_cells(evidence, strips.positive[j], start, end, False, strips.scratch, places[j])
     if strips.positive.size:
         _narrow_positive(evidence, strips.positive, start, places, lower, upper)
+    for k in range(evidence.extremes.shape[0]):
+        for pair in evidence.extremes[k]:
+            if pair[0] >= 0:
+                _pin(evidence, k, pair, start, lower, upper)
+
+
+@kernel
+def _pin(
+    evidence: Evidence,
+    k: int,
+    pair: NDArray[np.int32],
+    start: int,
+    lower: F32Array,
+    upper: F32Array,
+) -> None:
+    """Bounds of weights that alone in their block of 32 have one of two extreme codes."""
+    for g in range(0, lower.size // 16, 2):
+        at = 16 * (start + g)
+        s, o = evidence.scale[k, start + g], evidence.offset[k, start + g]
+        if s == _ZERO or not (abs(s) < _FAR and abs(o) < _FAR):
+            continue
+        n = np.float32(0)
+        for i in range(0, 32, 16):
+            q = load_bytes(evidence.codes[k], at + i)
+            n += add_up(where((q == pair[0]) | (q == pair[1]), splat(np.float32(1)), splat(_ZERO)))
+        if n != 1:
+            continue
+        s_error, o_error = evidence.scale_error[k, start + g], evidence.offset_error[k, start + g]
+        for i in range(0, 32, 16):
+            q = load_bytes(evidence.codes[k], at + i)
+            level = gather(evidence.levels[k], q)
+            error = abs(level) * s_error + o_error
+            value = level * s + o
+            low, high = load(lower, 16 * g + i), load(upper, 16 * g + i)
+            is_extreme = (q == pair[0]) | (q == pair[1])
+            below = where(is_extreme, value - error, -_FAR)
+            above = where(is_extreme, value + error, _FAR)
+            store(lower, 16 * g + i, where(below > low, below, low))
+            store(upper, 16 * g + i, where(above < high, above, high))
 
 
 @kernel

@@ -8,9 +8,11 @@ lowest to 1 at the highest code: the first coefficient with z, the second with i
 levels are few and evenly spaced the second does not vary: it would tell little and take time.)
 The weights' own distribution, normal in each superblock, is taken out: the tables hold what the
 code alone says (a likelihood), so that those of several inputs can be multiplied. Where a format
-gives an extreme weight of the block exactly an end code, there is an atom at ``u = 0`` as well: its
-mass, over the density of the rest at that place. A weight is looked for within the reach: the cell
-or, where that is open, where weights were seen.
+gives an extreme weight of the block exactly an end code (`ScalarType.extremes`), there is an atom
+at ``u = 0`` as well: one of the n weights of the block with such a code is there, so that the odds
+are 1 to n - 1; the table has the mass of the rest over its density at that place. (Of n = 1 the
+cells tell.) A weight is looked for within the reach: the cell or, where that is open, where weights
+were seen.
 
 Inputs of one original share some of their errors, those of one type most of their search: together
 they say less than independent ones. The logarithms of their densities are therefore multiplied by a

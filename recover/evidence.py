@@ -56,6 +56,9 @@ class Evidence(NamedTuple):
     """(K, 4, 5): where in their cells weights lie (see `recover.densities`)."""
     end_codes: NDArray[np.int32]
     """(K, 2): the lowest and the highest code."""
+    extremes: NDArray[np.int32]
+    """(K, 2, 2): pairs of codes of which one weight in each block of 32 equals its level but for
+    rounding (see `ScalarType.extremes`); -1 where there are none."""
     values: F32Array
     """(V, n): what the other inputs say, decoded."""
     variance: F32Array
@@ -136,6 +139,7 @@ class EvidenceBuffer:
                 np.float32,
             ).reshape(n_scalars, *SHAPE),
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
+            extremes=np.array([_extremes(w, k) for k, w in scalars], np.int32).reshape(-1, 2, 2),
             values=np.empty(n_others * TILE, np.float32),
             variance=np.empty(n_others * (TILE // GROUP), np.float32),
             likelihood=np.array(
@@ -222,6 +226,11 @@ def _density(witness: Witness, kind: ScalarType, beside: Sequence[TensorType]) -
 def _likelihood(kind: VectorType, beside: Sequence[TensorType]) -> tuple[float, ...]:
     gain, variance = likelihood(kind)
     return gain, variance / kind.relative_mse, share(kind, beside), variance / (gain**2 + variance)
+
+
+def _extremes(witness: Witness, kind: ScalarType) -> list[tuple[int, int]]:
+    known = kind.extremes if witness.has_cells else ()
+    return [*known, *[(-1, -1)] * (2 - len(known))]
 
 
 def _stack(tables: Sequence[F32Array]) -> F32Array:

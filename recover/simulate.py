@@ -120,7 +120,6 @@ class Counts:
         reach = 2 * float(np.max(np.diff(kind.levels[first : last + 1])))
         self._bins = bins = np.linspace(-reach, reach, _N_BINS + 1)
         self._counts = np.zeros((256, bins.size - 1))
-        self._atoms = np.zeros(256)
         self._prior = np.zeros((256, 3))  # sums of 1 and of the normal prior's two coefficients
 
     def add(self, x: F32Array, raw: U8Array) -> None:
@@ -134,10 +133,11 @@ class Counts:
         value = dequantize(raw, kind).astype(np.float64)
         variance = np.repeat(np.square(value.reshape(-1, 256)).mean(axis=1), 256)
         usable &= variance > 0
+        if self._is_hard:
+            usable &= ~_alone(codes, kind)
         codes, scales, value, variance = (each[usable] for each in (codes, scales, value, variance))
         u = (x.reshape(-1)[usable] - value) / scales
         on_atom = np.abs(u) <= self._atom_widths()[codes]
-        self._atoms += np.bincount(codes[on_atom], minlength=256)
         place = np.clip(np.searchsorted(self._bins, u, "right") - 1, 0, n_bins - 1)
         inside = ~on_atom & (u >= self._bins[0]) & (u < self._bins[-1])
         cell = codes[inside].astype(np.int64) * n_bins + place[inside]
@@ -150,7 +150,7 @@ class Counts:
     def _atom_widths(self) -> NDArray[np.float64]:
         widths = np.full(256, -1.0)
         if self._is_hard:
-            widths[list(self._ends)] = _atom_width(self._kind)
+            widths[_extreme_codes(self._kind)] = _atom_width(self._kind)
         return widths
 
     def table(self, seldom: F32Array | None = None) -> F32Array:
@@ -204,8 +204,8 @@ class Counts:
             mean = total / np.maximum(n, 1)
             removed = np.linalg.lstsq(powers * weight[:, None], mean * weight, rcond=None)[0]
             rows[: len(removed), column] += removed
-        if len(codes) == 1:
-            rows[0, ATOM] = self._atoms[codes[0]] / height * (bins[1] - bins[0])
+        if self._is_hard and codes[0] in _extreme_codes(self._kind):
+            rows[0, ATOM] = counts.sum() / height * (bins[1] - bins[0])
         return rows
 
 
@@ -214,11 +214,22 @@ def _relative(codes: Sequence[int], ends: tuple[int, int]) -> NDArray[np.float64
     return (2 * np.asarray(codes, np.float64) - sum(ends)) / (ends[1] - ends[0])
 
 
+def _extreme_codes(kind: ScalarType) -> list[int]:
+    return [code for pair in kind.extremes for code in pair]
+
+
+def _alone(codes: U8Array, kind: ScalarType) -> NDArray[np.bool_]:
+    """Weights of which the cells tell that they are the extreme one of their block."""
+    blocks = codes.reshape(-1, 32)
+    alone = np.zeros(blocks.shape, np.bool_)
+    for pair in kind.extremes:
+        extreme = np.isin(blocks, pair)
+        alone |= extreme & (extreme.sum(axis=1, keepdims=True) == 1)
+    return alone.reshape(-1)
+
+
 def _atom_width(kind: ScalarType) -> float:
     """How far rounding may move a weight that is exactly the block's extreme from its end code."""
-    bounded = np.isfinite(kind.lower_levels[end_codes(kind)[0]])
-    if not (kind.rounds_scale_last and bounded):
-        return -1.0
     ends = np.abs(kind.levels[list(end_codes(kind))]).max()
     return float(ends * 2.0**-11 * (1.6 if kind.rounds_offset_last else 1.0))
 

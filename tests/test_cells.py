@@ -12,6 +12,7 @@ from tests.oracle.weights import SYNTHETIC, sentence_encoder_weights
 
 SCALAR = [t for t in all_types() if isinstance(t, ScalarType)]
 HARD_WITH_IMATRIX = [t for t in SCALAR if not t.refits_scale_with_imatrix]
+WITH_EXTREMES = [t for t in SCALAR if t.extremes]
 ROW = 2048
 
 
@@ -123,6 +124,33 @@ def test_refitted_scales_do_break_the_cells(rng: np.random.Generator) -> None:
         lower, upper = np.empty((2, TILE), np.float32)
         intersect_cells(evidence, lower, upper)
         assert np.all(np.isneginf(lower) & np.isposinf(upper))
+
+
+@pytest.mark.parametrize("what", SYNTHETIC)
+@pytest.mark.parametrize("kind", WITH_EXTREMES, ids=lambda kind: kind.name)
+def test_cells_of_extreme_weights_hold_whatever_the_weights(
+    kind: ScalarType, what: str, rng: np.random.Generator
+) -> None:
+    x = SYNTHETIC[what](rng, (64, ROW))
+    assert count_violations(kind, x.reshape(-1), None)[0] == 0
+
+
+@pytest.mark.parametrize("kind", WITH_EXTREMES, ids=lambda kind: kind.name)
+def test_extreme_weights_are_known_but_for_rounding(
+    kind: ScalarType, rng: np.random.Generator
+) -> None:
+    """Those that alone have the code that the block's extreme one must have."""
+    x = draw("normal", 16 * ROW, rng)
+    raw = libggml.quantize(kind.type_id, x.reshape(-1, ROW), None)
+    lower, upper = np.empty((2, x.size), np.float32)
+    intersect_cells(EvidenceBuffer([Witness(kind)]).load([raw], x.size), lower, upper)
+    known = upper - lower < 2.5e-3 * np.abs(x).reshape(-1, 32).max(axis=1).repeat(32)
+    per_block = known.reshape(-1, 32).sum(axis=1)
+    assert per_block.max() == len(kind.extremes)
+    assert 0.4 < per_block.mean() / len(kind.extremes) < 1
+    blocks = x.reshape(-1, 32)
+    ends = [blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)]
+    assert np.all(~known.reshape(-1, 32) | (blocks == ends[0]) | (blocks == ends[1]))
 
 
 @pytest.mark.parametrize("name", ["MXFP4", "NVFP4"])

@@ -38,6 +38,14 @@ from recover.quants import (
 from tests.naive import estimators as naive
 from tests.oracle import libggml
 
+# Codes of which the weight that a block of 32 is fitted to has one.
+EXTREMES = {
+    "Q4_0": ({0},),
+    "Q5_0": ({0},),
+    "Q4_1": ({0}, {15}),
+    "Q5_1": ({0}, {31}),
+    "Q8_0": ({1, 255},),
+}
 MIXES = (
     ("Q5_K", "Q4_K", "Q2_K"),
     ("Q8_0", "Q6_K", "Q3_K", "Q4_0"),
@@ -113,10 +121,35 @@ def say(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naive.Sa
             offset_slack = max(2**-11 * abs(o), 2**-25) if kind.rounds_offset_last else 0
             lower = s * edges[0] + o - abs(edges[0]) * (slack or 1e-30) - offset_slack
             upper = s * edges[1] + o + abs(edges[1]) * (slack or 1e-30) + offset_slack
+            if n_extreme(name, codes, i) == 1:
+                off = abs(float(kind.levels[q])) * slack + offset_slack
+                lower, upper = values[i] - off, values[i] + off
             cell = (lower, upper) if s else (-math.inf, math.inf)
             column.append(naive.Saying(float(values[i]), kind.noise * s * s, *cell))
         columns.append(column)
     return [list(sayings) for sayings in zip(*columns, strict=True)]
+
+
+def n_extreme(name: str, codes: U8Array, i: int) -> int:
+    """How many weights of the block have an extreme code like that of weight `i`; 0 if it has none.
+
+    One of them is the block's extreme.
+    """
+    block = codes[i // 32 * 32 :][:32].tolist()
+    alike = [some for some in EXTREMES.get(name, ()) if codes[i] in some]
+    return sum(q in alike[0] for q in block) if alike else 0
+
+
+def extremes(mix: tuple[str, ...], raws: list[U8Array], n: int) -> NDArray[np.bool_]:
+    """Weights that are known but for rounding."""
+    found = np.zeros(n, np.bool_)
+    for name, raw in zip(mix, raws, strict=True):
+        kind = type_by_name(name)
+        if isinstance(kind, ScalarType):
+            codes, (scale, offset) = np.empty(n, np.uint8), np.empty((2, n // 16), np.float32)
+            kind.unpack(raw, codes, scale, offset)
+            found |= [n_extreme(name, codes, i) == 1 for i in range(n)]
+    return found
 
 
 def order(mix: tuple[str, ...]) -> tuple[str, ...]:
@@ -146,6 +179,7 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
     columns: list[list[naive.Belief]] = []
     vectors: list[list[naive.Belief]] = []
     scalars: list[tuple[NDArray[np.float64], NDArray[np.float64], float]] = []
+    outlier, _ = calm(mix, raws, n)
     for name, raw in zip(mix, raws, strict=True):
         kind = type_by_name(name)
         values = libggml.dequantize(kind.type_id, raw).astype(np.float64)
@@ -178,7 +212,7 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
         rows, ends = density(kind, beside=beside).astype(np.float64), end_codes(kind)
         scalars.append((values, scale.repeat(16).astype(np.float64), kind.noise))
         column = []
-        for value, q, s in zip(values, codes, scale.repeat(16), strict=True):
+        for i, (value, q, s) in enumerate(zip(values, codes, scale.repeat(16), strict=True)):
             row = rows[1 if q == ends[0] else 2 if q == ends[1] else 0]
             coefficients = row[:DEGREE]
             if q not in ends:
@@ -190,12 +224,47 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
                 edges[0] if math.isfinite(edges[0]) else rows[LOWEST, BELOW],
                 edges[1] if math.isfinite(edges[1]) else rows[HIGHEST, ABOVE],
             )
-            column.append(
-                naive.Belief(float(value), float(s), tuple(coefficients), row[ATOM], reach)
-            )
+            atom, n_alike = 0.0, n_extreme(name, codes, i)
+            if n_alike > 1:
+                atom = row[ATOM] / (n_alike - 1)
+            if outlier[i]:
+                coefficients = np.array([0, -2 / kind.noise])
+            belief = naive.Belief(float(value), float(s), tuple(coefficients), atom, reach)
+            column.append(belief)
         columns.append(column)
     columns += vectors
     return [[each for each in beliefs if each.scale] for beliefs in zip(*columns, strict=True)]
+
+
+def calm(
+    mix: tuple[str, ...], raws: list[U8Array], n: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which weights are outliers, and the variance of the prior of all."""
+    center, reach = np.zeros(n), np.zeros(n)
+    for name, raw in reversed(list(zip(mix, raws, strict=True))):
+        kind = type_by_name(name)
+        if not isinstance(kind, ScalarType):
+            continue
+        values = libggml.dequantize(kind.type_id, raw).astype(np.float64)
+        codes, (scale, offset) = np.empty(n, np.uint8), np.empty((2, n // 16), np.float32)
+        kind.unpack(raw, codes, scale, offset)
+        center = np.where(scale.repeat(16) != 0, values, center)
+        ends = np.abs(kind.levels[list(end_codes(kind))]).max()
+        reach = np.maximum(reach, np.abs(scale.repeat(16)).astype(np.float64) * ends)
+    outlier, prior = np.zeros(n, np.bool_), np.empty(n)
+    for start in range(0, n, 256):
+        part = slice(start, start + 256)
+        squares = center[part] ** 2
+        prior[part] = squares.mean()
+        if np.max(reach[part]) ** 2 <= 70 * squares.mean():
+            continue
+        groups = squares.reshape(16, 16)
+        typical = np.sort((groups.sum(axis=1) - groups.max(axis=1)) / 15)
+        typical = typical[typical > 0]
+        width = 1.28 * typical[typical.size // 2] if typical.size else 0.0
+        outlier[part] = squares > 40 * width if width else True
+        prior[part] = np.where(outlier[part], np.inf, width)
+    return outlier, prior
 
 
 def first_of(
@@ -297,13 +366,14 @@ def test_posterior_against_the_naive_twin(mix: tuple[str, ...], rng: np.random.G
     out, _ = run("posterior", evidence, x.size)
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
-    first = libggml.dequantize(type_by_name(mix[0]).type_id, raws[0])
-    spread = first.reshape(-1, 256).astype(np.float64)
-    prior = np.repeat(np.mean(spread**2, axis=1), 256)
+    outlier, prior = calm(mix, raws, x.size)
+    assert outlier.any()
     beliefs = believe(mix, raws, x.size)
+    pinned = extremes(mix, raws, x.size)
+    assert np.all((out >= lower)[pinned] & (out <= upper)[pinned])
     n_compared, worst, total = 0, 0.0, 0.0
     for i in range(0, x.size, 3):
-        if not beliefs[i] or not prior[i]:
+        if not beliefs[i] or not prior[i] or pinned[i]:
             continue
         twin = naive.posterior(beliefs[i], float(lower[i]), float(upper[i]), float(prior[i]))
         if twin is None or twin[1] < 1e-14:  # no place but within rounding

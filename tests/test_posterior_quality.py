@@ -165,6 +165,25 @@ def test_vector_types_are_not_believed_around_outliers(weights: F32Array) -> Non
     assert squared(out, x) < 1.005 * squared(without, x)
 
 
+@pytest.mark.parametrize("size", [8, 12, 24, 80, 400])
+@pytest.mark.parametrize(
+    "names",
+    [("Q2_K",), ("Q3_K",), ("Q4_0",), ("Q5_K", "Q4_K", "Q2_K"), ("Q5_1", "Q5_K"), ("Q6_K", "Q4_K")],
+    ids="+".join,
+)
+def test_outliers(
+    names: tuple[str, ...], size: float, weights: F32Array, rng: np.random.Generator
+) -> None:
+    """One weight in each superblock, so many times as large as its neighbours are."""
+    x = weights[:1024].copy()
+    size *= rng.choice((-1, 1), len(x))
+    x[np.arange(len(x)), rng.integers(0, 256, len(x))] = size * np.sqrt(np.mean(x**2, axis=1))
+    raws = [encode(name, x) for name in names]
+    off = squared(run("posterior", names, raws)[0], x)
+    assert off <= 1.005 * squared(run("linear", names, raws)[0], x)
+    assert off <= 1.005 * squared(run("midpoint", names, raws)[0], x)
+
+
 @pytest.mark.parametrize(("uploads", "limit"), ALIKE, ids=str)
 def test_uploads_of_one_type(
     uploads: tuple[str, int], limit: float, weights: F32Array, rng: np.random.Generator

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import bare_inlined, bare_kernel
-from recover.densities import HIGHEST, INTERIOR, LOWEST
 from recover.estimators._product_tables import (
     ATOMS,
     BEND,
@@ -36,12 +35,14 @@ from recover.quants import F32Array
 from recover.quants._lanes import (
     add_up,
     any_lane,
+    first_lane,
     fused,
     gather,
     larger,
     largest_lane,
     load,
     load_bytes,
+    mask_bits,
     smaller,
     splat,
     sqrt,
@@ -71,12 +72,15 @@ _HALF = np.float32(0.5)
 _ONE = np.float32(1)
 _DEVIATIONS = np.float32(4)
 _FAR = np.float32(np.inf)
+_NEARLY = np.float32(0.01)
 _JUST_INSIDE = np.float32(1.001)
 _END = np.float32(1 / H)
 _STEEP, _NARROW_HILL = np.float32(100), np.float32(-0.24)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
+_OUTLIER = np.float32(40)  # the square of a weight over the mean square of its superblock
+_WITHOUT_LARGEST = np.float32(1.28)  # the mean square of a normal group over that of 15 of 16
+_OUTLIER_ERROR = np.float32(1 / 4)  # its square error over that of others
 # Of the spread of weights around what a vector type says, see `_trust`.
-_OUTLIER = np.float32(40)  # the largest square of a superblock over its mean square
 _VARIES, _SHARED, _LEAST_SPREAD = np.float32(0.04), np.float32(0.02), np.float32(0.1)
 _N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
 
@@ -152,18 +156,9 @@ def _mode(odd: Any, even: Any) -> Any:
 
 
 @bare_inlined
-def _atom(scalars: Scalars, k: int, at: int, middle: Any, half: Any, odd: Any, even: Any) -> Any:
-    """Place over h and mass of the atoms of input `k`."""
-    q = load_bytes(scalars.codes, at)
-    lowest, highest = q == scalars.ends[2 * k], q == scalars.ends[2 * k + 1]
-    rows, row = scalars.rows, N_COLUMNS * k + ATOMS
-    share = where(highest, rows[row + HIGHEST], splat(rows[row + INTERIOR]))
-    share = where(lowest, rows[row + LOWEST], share)
-    place = (_value(scalars, k, at) - middle) / (half * np.float32(H))
-    unit = np.float32(_ALL / 2) * abs(splat(scalars.scale[at // 16]))
-    mass = share * unit / half * _exp(place * (odd + even * place))
-    inside = (abs(place) < _JUST_INSIDE * _END) & (mass < _FAR)
-    return where(inside, place, splat(_ZERO)), where(inside, mass, splat(_ZERO))
+def _has_extreme(q: Any, scalars: Scalars, pair: int) -> Any:
+    """Which codes are of a pair of `Scalars.extremes`."""
+    return (q == scalars.extremes[pair]) | (q == scalars.extremes[pair + 1])
 
 
 @bare_inlined
@@ -192,6 +187,11 @@ class _Superblock(NamedTuple):
     slope, bend : float32 (256,)
         Derivatives of the log density at `center`: the first, which has no share of the prior, and
         the second.
+    pinned_low, pinned_high : float32 (256,)
+        Bounds of the weights that are known but for rounding; infinite for the others.
+    odds : float32 (K * 16,)
+        Of each input, each of two pairs of extreme codes and each block of 32: the odds of a weight
+        with such a code to be the one that is extreme.
     each : float32 (7 * 16,)
         Of the scalar input at hand, for each group: what level 0 says and the bounds of that, the
         level of weights that are 0, what takes centers to levels and derivatives to units.
@@ -207,6 +207,9 @@ class _Superblock(NamedTuple):
     high: F32Array
     slope: F32Array
     bend: F32Array
+    pinned_low: F32Array
+    pinned_high: F32Array
+    odds: F32Array
     each: F32Array
 
 
@@ -215,8 +218,10 @@ _ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(0
 
 def _new_superblock(n_scalars: int) -> _Superblock:
     """Scratch memory."""
-    per_input = 16 * n_scalars, 16 * n_scalars, 16 * n_scalars
-    return _Superblock(*(np.empty(n, np.float32) for n in (*per_input, 16, 16, *[256] * 5, 7 * 16)))
+    sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 7, 16 * n_scalars, 7 * 16
+    block = _Superblock(*(np.empty(n, np.float32) for n in sizes))
+    block.pinned_low[:], block.pinned_high[:] = -_FAR, _FAR
+    return block
 
 
 @bare_inlined
@@ -263,19 +268,19 @@ def _replace_first(scalars: Scalars, block: _Superblock, start: int) -> np.float
 
 
 @bare_inlined
-def _prepare(scalars: Scalars, k: int, block: _Superblock) -> None:
-    """Fill in `_Superblock.each` for input `k`."""
+def _prepare(scalars: Scalars, k: int, block: _Superblock, simple: bool) -> None:
+    """Fill in `_Superblock.each` for input `k`; whether it is taken for simple."""
     each, scale, offset = block.each, load(block.scale, 16 * k), load(block.offset, 16 * k)
     inverse = load(block.inverse, 16 * k)
     ratio = load(block.unit, 0) * inverse
     row = N_COLUMNS * k
     near, far, level = scalars.rows[row + NEAR], scalars.rows[row + FAR_OFF], _ZERO
-    if scalars.simple[k]:
+    if simple:
         level = scalars.rows[row + LEVEL]
     zero = fused(scale, level, offset)
     store(each, _ZERO_SAYS, zero)
-    store(each, _ZERO_FROM, zero + scale * near if scalars.simple[k] else zero)
-    store(each, _ZERO_TO, zero + scale * far if scalars.simple[k] else zero)
+    store(each, _ZERO_FROM, zero + scale * near if simple else zero)
+    store(each, _ZERO_TO, zero + scale * far if simple else zero)
     store(each, _ZERO_AT, zero * -inverse)
     store(each, _PER_UNIT, ratio * (_ONE / _CENTER_UNIT))
     store(each, _TIMES, ratio * _CENTER_UNIT)
@@ -353,9 +358,17 @@ def _hear_simple(
 
 
 @bare_kernel
-def _hear_any(scalars: Scalars, k: int, block: _Superblock, start: int, first: bool) -> Any:
-    """See `_hear`; for any levels, from tables."""
+def _hear_any(
+    scalars: Scalars, k: int, block: _Superblock, start: int, first: bool, limit: np.float32
+) -> Any:
+    """See `_hear`; for any levels, from tables.
+
+    Of weights whose squares are beyond `limit` the density is the normal one of the type's typical
+    errors, see `_begin_again`.
+    """
     rows, row = scalars.rows, N_COLUMNS * k
+    _prepare(scalars, k, block, False)
+    close = -BEND_UNIT / (_OUTLIER_ERROR * scalars.noise[k])
     lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
     at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
     for i in range(16):
@@ -375,6 +388,9 @@ def _hear_any(scalars: Scalars, k: int, block: _Superblock, start: int, first: b
         bend = fused(q, bend, splat(rows[row + BEND]))
         bend = where(highest, rows[row + BEND + 4], bend)
         bend = where(lowest, rows[row + BEND + 3], bend)
+        size = load(block.center, 16 * i) * (block.unit[i] * (_ONE / _CENTER_UNIT))
+        outlier = size * size > limit
+        slope, bend = where(outlier, _ZERO, slope), where(outlier, close, bend)
         center = _add_density(block, i, level, slope, bend, first)
         total = fused(center, center, total)
     return total
@@ -392,14 +408,75 @@ def _hear(scalars: Scalars, k: int, block: _Superblock, start: int, first: bool)
 
     Returns sums of squares of what the first input says.
     """
-    _prepare(scalars, k, block)
     if not scalars.simple[k]:
-        total = _hear_any(scalars, k, block, start, k == 0)
-    elif scalars.varies[k]:
+        return _hear_any(scalars, k, block, start, k == 0, _FAR)
+    _prepare(scalars, k, block, True)
+    if scalars.varies[k]:
         total = _hear_varying(scalars, k, block, start, k == 0)
     else:
         total = _hear_simple(scalars, k, block, start, first, False)
     return total
+
+
+@bare_inlined
+def _may_have_outliers(scalars: Scalars, block: _Superblock, prior: np.float32) -> bool:
+    """Whether scales are large for the weights of the superblock, see `_begin_again`."""
+    found = splat(_ZERO)
+    for k in range(scalars.noise.size):
+        scale = load(block.scale, 16 * k)
+        usable = load(block.inverse, 16 * k) != _ZERO
+        found = where(usable & (scale * scale * prior > scalars.suspicious[k]), splat(_ONE), found)
+    return any_lane(found != _ZERO)
+
+
+@bare_kernel
+def _typical_square(block: _Superblock, n_groups: int) -> np.float32:
+    """Mean square of weights that are no outliers.
+
+    From the median of the groups without their largest weights; of those that are not 0, if there
+    are any.
+    """
+    n, means = 0, block.each
+    for i in range(n_groups):
+        center = load(block.center, 16 * i) * (block.unit[i] / _CENTER_UNIT)
+        square = center * center
+        mean = (add_up(square) - largest_lane(square)) / np.float32(15)
+        if mean > _ZERO:
+            place = n
+            while place > 0 and means[place - 1] > mean:
+                means[place] = means[place - 1]
+                place -= 1
+            means[place] = mean
+            n += 1
+    return _WITHOUT_LARGEST * means[n // 2] if n > 0 else _ZERO
+
+
+@bare_kernel
+def _begin_again(
+    scalars: Scalars, block: _Superblock, start: int, n_groups: int, prior: np.float32
+) -> None:
+    """Take the scalar inputs into account in a superblock that may have outliers.
+
+    The prior would draw outliers away from where the encoder, which fits the scale to them, puts
+    them; they have none, and a normal density around each decoded value. The prior of the others
+    is as wide as in a typical group.
+    """
+    unit = block.unit
+    width = _typical_square(block, n_groups)
+    limit, narrow = _OUTLIER * width, _ONE / width
+    if width == _ZERO:  # everything else is lost in the noise
+        limit = -_ONE
+    for k in range(scalars.noise.size):
+        _hear_any(scalars, k, block, start, k == 0, limit)
+        if k == 0:
+            _replace_first(scalars, block, start)
+    for i in range(n_groups):
+        center = load(block.center, 16 * i)
+        size = center * (unit[i] / _CENTER_UNIT)
+        more = where(size * size > limit, splat(prior), splat(prior - narrow))
+        more = more * (unit[i] * unit[i] * BEND_UNIT)  # `_density` adds the prior of all
+        store(block.slope, 16 * i, fused(center, more, load(block.slope, 16 * i)))
+        store(block.bend, 16 * i, load(block.bend, 16 * i) + more)
 
 
 @bare_kernel
@@ -450,6 +527,56 @@ def _hear_others(
         store(block.bend, at, load(block.bend, at) - told)
 
 
+@bare_kernel
+def _pin(scalars: Scalars, block: _Superblock, start: int) -> None:
+    """Narrow the bounds of weights that alone in their block have an extreme code.
+
+    See `recover.cells`. Fills in `odds` and what is `pinned`.
+    """
+    n = scalars.codes.size // scalars.noise.size
+    for at in range(0, 256, 16):
+        store(block.pinned_low, at, splat(-_FAR))
+        store(block.pinned_high, at, splat(_FAR))
+    for pair in range(0, 4 * scalars.noise.size, 2):
+        for b in range(8 if scalars.extremes[pair] >= 0 else 0):
+            at = pair // 4 * n + 16 * start + 32 * b
+            first = _has_extreme(load_bytes(scalars.codes, at), scalars, pair)
+            second = _has_extreme(load_bytes(scalars.codes, at + 16), scalars, pair)
+            bits = mask_bits(first, second)
+            others = _n_bits(bits) - 1
+            block.odds[4 * pair + b] = _ONE / np.float32(others) if others > 0 else _ZERO
+            if others == 0 and block.inverse[pair // 4 * 16 + 2 * b] != _ZERO:
+                i = first_lane(first, second)
+                _pin_one(scalars, pair // 4, at + i, block, 32 * b + i)
+    for at in range(0, 256, 16):
+        store(block.low, at, larger(load(block.low, at), load(block.pinned_low, at)))
+        store(block.high, at, smaller(load(block.high, at), load(block.pinned_high, at)))
+
+
+@bare_inlined
+def _n_bits(bits: Any) -> int:
+    n = 0
+    while bits != 0:
+        bits &= bits - np.uint32(1)
+        n += 1
+    return n
+
+
+@bare_inlined
+def _pin_one(scalars: Scalars, k: int, at: int, block: _Superblock, i: int) -> None:
+    """See `_pin`; weight `i`, of which input `k` says the code at `at`."""
+    level, g = scalars.levels[256 * k + scalars.codes[at]], at // 16
+    value = level * scalars.scale[g] + scalars.offset[g]
+    error = abs(level) * scalars.scale_error[g] + scalars.offset_error[g]
+    block.pinned_low[i] = max(block.pinned_low[i], value - error)
+    block.pinned_high[i] = min(block.pinned_high[i], value + error)
+    # The cell ends at the value, which rounding may have moved.
+    if abs(block.low[i] - value) < _NEARLY * error:
+        block.low[i] = value - error
+    elif abs(block.high[i] - value) < _NEARLY * error:
+        block.high[i] = value + error
+
+
 @bare_inlined
 def _trust(ratio: np.float32) -> np.float32:
     """How far a superblock's own spread counts against that of the type.
@@ -463,14 +590,37 @@ def _trust(ratio: np.float32) -> np.float32:
 
 
 @bare_inlined
-def _cells(scalars: Scalars, g: int, n: int) -> Any:
-    """The proven bounds of a group."""
-    low, high = splat(-_FAR), splat(_FAR)
+def _cells(scalars: Scalars, block: _Superblock, start: int, i: int) -> Any:
+    """The proven bounds of group `i` of a superblock."""
+    low, high = load(block.pinned_low, 16 * i), load(block.pinned_high, 16 * i)
     for k in range(scalars.noise.size):
-        at = k * n // 16 + g
+        at = k * (scalars.codes.size // scalars.noise.size // 16) + start + i
         if scalars.scale[at] != _ZERO and _is_finite(scalars, at):
             low, high = _prove(low, high, scalars, k, 16 * at)
     return low, high
+
+
+@bare_inlined
+def _atom(
+    scalars: Scalars, k: int, block: _Superblock, at: int, i: int, middle: Any, half: Any
+) -> Any:
+    """Place over h of the atoms of input `k` in group `i`, and their mass over the density there.
+
+    Of n weights with an extreme code any may be the one that is exactly there; of one see `_pin`.
+    """
+    q = load_bytes(scalars.codes, at)
+    rows, row = scalars.rows, N_COLUMNS * k + ATOMS
+    odds = splat(_ZERO)
+    for pair in range(4 * k, 4 * k + 4, 2):
+        if scalars.extremes[pair] >= 0:
+            found = _has_extreme(q, scalars, pair)
+            odds = where(found, splat(block.odds[4 * pair + i // 2]), odds)
+    share = where(q == scalars.ends[2 * k], splat(rows[row]), splat(rows[row + 1]))
+    place = (_value(scalars, k, at) - middle) / (half * np.float32(H))
+    unit = np.float32(_ALL / 2) * abs(splat(scalars.scale[at // 16]))
+    mass = odds * share * unit / half
+    inside = (abs(place) < _JUST_INSIDE * _END) & (mass < _FAR)
+    return where(inside, place, splat(_ZERO)), where(inside, mass, splat(_ZERO))
 
 
 @bare_inlined
@@ -521,7 +671,8 @@ def _estimate(
             on_atom = splat(_ZERO)
             for k in range(asks.atoms.size):
                 if asks.atoms[k] and block.inverse[16 * k + i] != _ZERO:
-                    t, mass = _atom(scalars, k, k * n + at, middle, width * _HALF, odd, even)
+                    t, mass = _atom(scalars, k, block, k * n + at, i, middle, width * _HALF)
+                    mass = mass * _exp(t * (odd + even * t))
                     m0, m1 = m0 + mass, fused(mass, t, m1)
                     if asks.mode:  # an atom with more than half of the mass
                         on_atom = where(mass > on_atom, mass, on_atom)
@@ -588,7 +739,7 @@ def _settle(
         low, high = load(block.low, at), load(block.high, at)
         middle, width = (low + high) * _HALF, high - low
         good = (width > _floor(prior)) & (abs(estimate) < _FAR)
-        lower, upper = _cells(scalars, g, out.size)
+        lower, upper = _cells(scalars, block, start, g - start)
         conflict = ~good & (upper < lower)
         first = _first(scalars, g, out.size)
         there = where(abs(width) < _FAR, middle, first)
@@ -642,7 +793,8 @@ def _variance(
     for k in range(scalars.noise.size):
         if asks.atoms[k] and block.inverse[16 * k + i] != _ZERO:
             at = k * n + 16 * (start + i)
-            place, mass = _atom(scalars, k, at, middle, half, odd, even)
+            place, mass = _atom(scalars, k, block, at, i, middle, half)
+            mass = mass * _exp(place * (odd + even * place))
             m0, m1, m2 = m0 + mass, fused(mass, place, m1), fused(mass * place, place, m2)
     mean, unit = m1 / m0, half * np.float32(H)
     error = unit * unit * (m2 / m0 - mean * mean)
@@ -650,7 +802,7 @@ def _variance(
     known = asks.variance[start + i] if asks.variance[start + i] < _FAR else _ZERO
     error = where(good, error, splat(known))
     if any_lane(~good):
-        lower, upper = _cells(scalars, start + i, n)
+        lower, upper = _cells(scalars, block, start, i)
         narrow = ~good & ~(upper < lower) & (half * half < error)
         error = where(narrow, half * half, error)
     return where(error > _ZERO, error, splat(_ZERO))
@@ -690,6 +842,10 @@ def _integrate(
             _hear(scalars, k, block, start, False)
         here = min(16, n_groups - start)
         prior = np.float32(16 * here) / total if total > _ZERO else _ZERO
+        if _may_have_outliers(scalars, block, prior):
+            _begin_again(scalars, block, start, here, prior)
+        if not asks.plain:
+            _pin(scalars, block, start)
         if others is not None:
             _hear_others(others, block, start, here, prior, add_up(noise) / np.float32(here))
         if asks.plain:

@@ -14,6 +14,8 @@ H = 0.4262
 """Distance of the nodes of the rule of `recover.estimators._product`."""
 BEND_UNIT = np.float32(H * H / 16)
 """Of second derivatives of a log density, see there."""
+_SUSPICIOUS = 70
+"""The square of what a scale can reach over the mean square, if there are outliers."""
 _INFINITE = np.float32(np.inf)
 
 
@@ -26,15 +28,18 @@ class Scalars(NamedTuple):
     scale, offset, scale_error, offset_error : float32 (K * n / 16,)
     noise : float32 (K,)
         Mean square error in units of the squared scale.
+    suspicious : float32 (K,)
+        Squares of scales over the mean square of the weights, beyond which there may be outliers.
     levels, near, far : float32 (K * 256,)
         Levels, and how far the integration goes below and above them.
     lower_levels, upper_levels : float32 (K * 256,)
     ends : int32 (K * 2,)
+    extremes : int32 (K * 4,)
     simple : bool (K,)
         Whether levels are consecutive integers and `near` and `far` differ at the ends only.
     varies : bool (K,)
         Whether interior codes differ in the second coefficient of their density.
-    rows : float32 (K * 17,)
+    rows : float32 (K * 16,)
         See `_describe`.
     """
 
@@ -44,12 +49,14 @@ class Scalars(NamedTuple):
     scale_error: F32Array
     offset_error: F32Array
     noise: F32Array
+    suspicious: F32Array
     levels: F32Array
     near: F32Array
     far: F32Array
     lower_levels: F32Array
     upper_levels: F32Array
     ends: NDArray[np.int32]
+    extremes: NDArray[np.int32]
     simple: NDArray[np.bool_]
     varies: NDArray[np.bool_]
     rows: F32Array
@@ -79,8 +86,8 @@ class Others(NamedTuple):
 # Columns of a row: numbers of one input that the kernels need in a small piece of memory.
 LEVEL, NEAR, NEAR_END, FAR_OFF, FAR_END = range(5)
 SLOPE, BEND = 5, 9  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
-ATOMS = 14  # interior, lowest, highest
-N_COLUMNS = ATOMS + 3
+ATOMS = 14  # lowest, highest
+N_COLUMNS = ATOMS + 2
 
 
 def tabulate(evidence: Evidence) -> Scalars:
@@ -98,16 +105,25 @@ def tabulate(evidence: Evidence) -> Scalars:
         evidence.scale_error.reshape(-1),
         evidence.offset_error.reshape(-1),
         evidence.noise.astype(np.float32),
+        _suspicious(evidence),
         evidence.levels.reshape(-1),
         near.reshape(-1),
         far.reshape(-1),
         evidence.lower_levels.reshape(-1),
         evidence.upper_levels.reshape(-1),
         evidence.end_codes.reshape(-1),
+        evidence.extremes.reshape(-1),
         simple,
         evidence.density[:, VARYING, 1] != 0,
         rows.reshape(-1),
     )
+
+
+def _suspicious(evidence: Evidence) -> F32Array:
+    """See `Scalars`."""
+    rows = np.arange(len(evidence.levels))[:, None]
+    ends = np.abs(evidence.levels[rows, evidence.end_codes]).max(axis=1)
+    return np.float32(_SUSPICIOUS) / np.square(ends)
 
 
 @bare_kernel
@@ -142,15 +158,13 @@ def _describe(
     row[SLOPE + 2], row[SLOPE + 3] = unit * density[LOWEST, 0], unit * density[HIGHEST, 0]
     row[BEND], row[BEND + 1], row[BEND + 2] = d + dz * p * p, 2 * dz * p * r, dz * r * r
     row[BEND + 3], row[BEND + 4] = twice * density[LOWEST, 1], twice * density[HIGHEST, 1]
-    row[ATOMS + INTERIOR] = density[INTERIOR, ATOM]
-    row[ATOMS + LOWEST] = density[LOWEST, ATOM]
-    row[ATOMS + HIGHEST] = density[HIGHEST, ATOM]
+    row[ATOMS], row[ATOMS + 1] = density[LOWEST, ATOM], density[HIGHEST, ATOM]
     return simple
 
 
 def has_atoms(scalars: Scalars) -> NDArray[np.bool_]:
     """Which inputs (K,) have atoms."""
-    return np.any(scalars.rows.reshape(-1, N_COLUMNS)[:, ATOMS:] > 0, axis=1)
+    return scalars.extremes[::4] >= 0
 
 
 class Asks(NamedTuple):

@@ -113,6 +113,10 @@ class ScalarType(TensorType):
     scales_are_coarse : bool
         Whether scales of weights of ordinary size are near the smallest one, so that the errors
         depend on the size of the weights.
+    extremes : tuple of pairs of int
+        Pairs of codes. Without an importance matrix the encoder fits the scale (and the offset) to
+        a weight of each block of 32 that is given one of the two codes, for each of the pairs, and
+        that equals its level but for the rounding of scale and offset.
     noise : float
         Mean square error of the decoded value in units of the squared scale, measured.
     relative_mse : float
@@ -136,6 +140,7 @@ class ScalarType(TensorType):
     scale_limit: float = np.inf
     scales_are_coarse: bool = False
     refits_scale_with_imatrix: bool = False
+    extremes: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_even(self) -> bool:

@@ -92,6 +92,7 @@ Q4_1 = ScalarType(
     rounds_scale_last=True,
     rounds_offset_last=True,
     refits_scale_with_imatrix=True,
+    extremes=((0, 0), (15, 15)),
     unpack=_unpack,
     quantize=_quantize,
     noise=0.0781,

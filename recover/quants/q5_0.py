@@ -94,6 +94,7 @@ Q5_0 = ScalarType(
     upper_levels=_UPPER,
     rounds_scale_last=True,
     refits_scale_with_imatrix=True,
+    extremes=((0, 0),),
     unpack=_unpack,
     quantize=_quantize,
     noise=0.0818,

@@ -101,6 +101,7 @@ Q5_1 = ScalarType(
     rounds_scale_last=True,
     rounds_offset_last=True,
     refits_scale_with_imatrix=True,
+    extremes=((0, 0), (31, 31)),
     unpack=_unpack,
     quantize=_quantize,
     noise=0.0782,

@@ -67,6 +67,7 @@ Q8_0 = ScalarType(
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     rounds_scale_last=True,
+    extremes=((1, 255),),
     unpack=_unpack,
     quantize=_quantize,
     noise=0.081,
