@@ -26,7 +26,7 @@ from recover.gguf.writer import OutputFile
 from recover.quants import ScalarType
 
 FORMAT = "recover.calibration"
-VERSION = 2
+VERSION = 3
 MOST_DEPTHS = 64
 """Parts that the layers of a model can be divided into."""
 

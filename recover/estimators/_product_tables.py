@@ -12,8 +12,10 @@ from recover.quants import F32Array, U8Array
 
 H = 0.4262
 """Distance of the nodes of the rule of `recover.estimators._product`."""
-BEND_UNIT = np.float32(H * H / 16)
-"""Of second derivatives of a log density, see there."""
+BEND_UNIT, CENTER_UNIT = np.float32(H * H / 16), np.float32(2 / H)
+"""Second derivatives of a log density are kept in the first unit, places at which the first one is
+taken in the second and the first one in the product: so they lead to an eighth of what the log
+density differs by at the inner nodes of the rule."""
 _SUSPICIOUS = 70
 """The square of what a scale can reach over the mean square, if there are outliers."""
 _INFINITE = np.float32(np.inf)

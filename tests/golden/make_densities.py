@@ -65,7 +65,7 @@ def main() -> None:
     vector_types = [kind for kind in all_types() if isinstance(kind, VectorType)]
     vectors = {kind.name: likelihood(kind) for kind in vector_types}
     document: dict[str, Any] = {
-        "version": 6,
+        "version": 7,
         "prior": f"Student's t, {simulate.DEGREES_OF_FREEDOM} degrees of freedom",
         "n_weights": simulate.N_CHUNKS * math.prod(simulate.CHUNK),
         "seed": simulate.SEED,

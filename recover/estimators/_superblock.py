@@ -1,0 +1,390 @@
+"""What is known of the weights of one superblock, gathered from one input after the other.
+
+The logarithms of the densities are quadratic, so their sum is one quadratic polynomial in the
+weight, whatever the number of inputs. Sixteen weights, a group, are worked on at once.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recover._jit import bare_inlined, bare_kernel
+from recover.estimators._product_tables import (
+    BEND,
+    BEND_UNIT,
+    CENTER_UNIT,
+    FAR_END,
+    FAR_OFF,
+    LEVEL,
+    N_COLUMNS,
+    NEAR,
+    NEAR_END,
+    SLOPE,
+    Others,
+    Scalars,
+)
+from recover.quants import F32Array
+from recover.quants._lanes import (
+    add_up,
+    fused,
+    gather,
+    larger,
+    largest_lane,
+    load,
+    load_bytes,
+    smaller,
+    splat,
+    store,
+    to_f32,
+    where,
+)
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_FAR = np.float32(np.inf)
+_DEVIATIONS = np.float32(4)
+OUTLIER = np.float32(40)
+"""The square of a weight over the mean square of its superblock."""
+_OUTLIER_ERROR = np.float32(1 / 4)  # its square error over that of others
+# Of the spread of weights around what a vector type says, see `_trust`.
+_VARIES, _SHARED, _LEAST_SPREAD = np.float32(0.04), np.float32(0.02), np.float32(0.1)
+
+
+@bare_inlined
+def is_finite(scalars: Scalars, at: int) -> bool:
+    """Whether the group at this place of `Scalars.scale` is not broken."""
+    return np.isfinite(scalars.scale[at]) and np.isfinite(scalars.offset[at])
+
+
+@bare_inlined
+def level_of(scalars: Scalars, k: int, q: Any) -> Any:
+    """What codes of input `k` stand for."""
+    if scalars.simple[k]:
+        level = to_f32(q) + scalars.rows[N_COLUMNS * k + LEVEL]
+    else:
+        level = gather(scalars.levels, q + 256 * k)
+    return level
+
+
+@bare_inlined
+def value_of(scalars: Scalars, k: int, at: int) -> Any:
+    """What input `k` says of the group whose codes begin at `at`."""
+    level = level_of(scalars, k, load_bytes(scalars.codes, at))
+    return level * scalars.scale[at // 16] + scalars.offset[at // 16]
+
+
+@bare_inlined
+def first_value(scalars: Scalars, g: int, n: int) -> Any:
+    """What the first scalar input that is not broken says."""
+    for k in range(scalars.noise.size):
+        if is_finite(scalars, k * n // 16 + g):
+            return value_of(scalars, k, k * n + 16 * g)
+    return value_of(scalars, 0, 16 * g)
+
+
+class Superblock(NamedTuple):
+    """What is known of the (up to 16) groups of one superblock, in scratch memory.
+
+    Attributes
+    ----------
+    scale, offset, inverse : float32 (K * 16,)
+        Those of each input and group, and one over the scale; the latter is 0 where the input
+        cannot be used.
+    unit, per_unit : float32 (16,)
+        Scale of the first usable input, and one over it; 1 if there is none.
+    center : float32 (256,)
+        What the first usable input says, or 0, in units and `CENTER_UNIT`.
+    low, high : float32 (256,)
+        Bounds of the weights.
+    slope, bend : float32 (256,)
+        Derivatives of the log density at `center`: the first, which has no share of the prior, and
+        the second.
+    pinned_low, pinned_high : float32 (256,)
+        Bounds of the weights that are known but for rounding; infinite for the others.
+    odds : float32 (K * 16,)
+        Of each input, each of two pairs of extreme codes and each block of 32: the odds of a weight
+        with such a code to be the one that is extreme.
+    each : float32 (7 * 16,)
+        Of the scalar input at hand, for each group: what level 0 says and the bounds of that, the
+        level of weights that are 0, what takes centers to levels and derivatives to units.
+    """
+
+    scale: F32Array
+    offset: F32Array
+    inverse: F32Array
+    unit: F32Array
+    per_unit: F32Array
+    center: F32Array
+    low: F32Array
+    high: F32Array
+    slope: F32Array
+    bend: F32Array
+    pinned_low: F32Array
+    pinned_high: F32Array
+    odds: F32Array
+    each: F32Array
+
+
+_ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(0, 7 * 16, 16)
+
+
+def new_superblock(n_scalars: int) -> Superblock:
+    """Scratch memory."""
+    sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 7, 16 * n_scalars, 7 * 16
+    block = Superblock(*(np.empty(n, np.float32) for n in sizes))
+    block.pinned_low[:], block.pinned_high[:] = -_FAR, _FAR
+    return block
+
+
+@bare_inlined
+def open_superblock(scalars: Scalars, block: Superblock, start: int) -> Any:
+    """Begin with a superblock: scales and units; the square errors of its first usable inputs."""
+    noise = splat(_ZERO)
+    unit = per_unit = splat(_ONE)
+    n_groups = scalars.codes.size // scalars.noise.size // 16
+    for k in range(scalars.noise.size - 1, -1, -1):
+        scale = load(scalars.scale, k * n_groups + start)
+        offset = load(scalars.offset, k * n_groups + start)
+        inverse = splat(_ONE) / scale
+        usable = (abs(inverse) < _FAR) & (abs(inverse) > _ZERO) & (abs(offset) < _FAR)
+        store(block.scale, 16 * k, scale)
+        store(block.offset, 16 * k, offset)
+        store(block.inverse, 16 * k, where(usable, inverse, splat(_ZERO)))
+        unit, per_unit = where(usable, scale, unit), where(usable, inverse, per_unit)
+        noise = where(usable, scale * scale * scalars.noise[k], noise)
+    store(block.unit, 0, unit)
+    store(block.per_unit, 0, per_unit)
+    return noise
+
+
+@bare_kernel
+def replace_first(scalars: Scalars, block: Superblock, start: int) -> np.float32:
+    """Begin with the groups whose first input cannot be used; the sum of their squares."""
+    total = splat(_ZERO)
+    n = scalars.codes.size // scalars.noise.size
+    for i in range(16):
+        if block.inverse[i] != _ZERO:
+            continue
+        at, center = 16 * i, splat(_ZERO)
+        for k in range(1, scalars.noise.size):
+            if block.inverse[16 * k + i] != _ZERO:
+                center = value_of(scalars, k, k * n + 16 * start + at)
+                break
+        total = fused(center, center, total)
+        store(block.center, at, center * (CENTER_UNIT * block.per_unit[i]))
+        store(block.low, at, splat(-_FAR))
+        store(block.high, at, splat(_FAR))
+        store(block.slope, at, splat(_ZERO))
+        store(block.bend, at, splat(_ZERO))
+    return add_up(total)
+
+
+@bare_inlined
+def _prepare(scalars: Scalars, k: int, block: Superblock, simple: bool) -> None:
+    """Fill in `Superblock.each` for input `k`; whether it is taken for simple."""
+    each, scale, offset = block.each, load(block.scale, 16 * k), load(block.offset, 16 * k)
+    inverse = load(block.inverse, 16 * k)
+    ratio = load(block.unit, 0) * inverse
+    row = N_COLUMNS * k
+    near, far, level = scalars.rows[row + NEAR], scalars.rows[row + FAR_OFF], _ZERO
+    if simple:
+        level = scalars.rows[row + LEVEL]
+    zero = fused(scale, level, offset)
+    store(each, _ZERO_SAYS, zero)
+    store(each, _ZERO_FROM, zero + scale * near if simple else zero)
+    store(each, _ZERO_TO, zero + scale * far if simple else zero)
+    store(each, _ZERO_AT, zero * -inverse)
+    store(each, _PER_UNIT, ratio * (_ONE / CENTER_UNIT))
+    store(each, _TIMES, ratio * CENTER_UNIT)
+    store(each, _SQUARE, ratio * ratio)
+
+
+@bare_inlined
+def _confine(
+    block: Superblock, at: int, below: Any, above: Any, scale: np.float32, first: bool
+) -> None:
+    """Bounds for a group that begins `at`."""
+    if scale < _ZERO:
+        below, above = above, below
+    if not first:
+        below = larger(load(block.low, at), below)
+        above = smaller(load(block.high, at), above)
+    store(block.low, at, below)
+    store(block.high, at, above)
+
+
+@bare_inlined
+def _add_density(block: Superblock, i: int, level: Any, slope: Any, bend: Any, first: bool) -> Any:
+    """Add a density to those of group `i`, given where the input at hand says `level`.
+
+    Returns what the first input says.
+    """
+    at, each = 16 * i, block.each
+    center = splat(_ZERO)
+    if first:
+        center = fused(level, block.scale[i], splat(each[_ZERO_SAYS + i]))
+        store(block.center, at, center * (CENTER_UNIT * block.per_unit[i]))
+        slope = slope * CENTER_UNIT
+    else:
+        place = fused(load(block.center, at), each[_PER_UNIT + i], splat(each[_ZERO_AT + i]))
+        slope = fused(bend, place - level, slope)
+        slope = fused(slope, each[_TIMES + i], load(block.slope, at))
+        bend = fused(bend, each[_SQUARE + i], load(block.bend, at))
+    store(block.slope, at, slope)
+    store(block.bend, at, bend)
+    return center
+
+
+@bare_inlined
+def _hear_simple(
+    scalars: Scalars, k: int, block: Superblock, start: int, first: bool, varies: bool
+) -> Any:
+    """See `hear`; for levels that are consecutive integers and count from that of code 0."""
+    rows, row = scalars.rows, N_COLUMNS * k
+    lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
+    # The end codes reach as far as codes beyond them would.
+    before = np.float32(lowest_code) + (rows[row + NEAR_END] - rows[row + NEAR])
+    beyond = np.float32(highest_code) + (rows[row + FAR_END] - rows[row + FAR_OFF])
+    c0, c1 = rows[row + SLOPE], rows[row + SLOPE + 1]
+    c_lowest, c_highest = rows[row + SLOPE + 2], rows[row + SLOPE + 3]
+    d0, d1, d2 = rows[row + BEND], rows[row + BEND + 1], rows[row + BEND + 2]
+    d_lowest, d_highest = rows[row + BEND + 3], rows[row + BEND + 4]
+    at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
+    for i in range(16):
+        if block.inverse[16 * k + i] == _ZERO:
+            continue
+        scale = block.scale[16 * k + i]
+        code = load_bytes(scalars.codes, at + 16 * i)
+        lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
+        below = fused(where(lowest, splat(before), q), scale, splat(block.each[_ZERO_FROM + i]))
+        above = fused(where(highest, splat(beyond), q), scale, splat(block.each[_ZERO_TO + i]))
+        _confine(block, 16 * i, below, above, scale, first)
+        slope, bend = fused(q, c1, splat(c0)), splat(d0)
+        if varies:
+            bend = fused(q, fused(q, d2, splat(d1)), bend)
+        slope = where(lowest, c_lowest, where(highest, c_highest, slope))
+        bend = where(lowest, d_lowest, where(highest, d_highest, bend))
+        center = _add_density(block, i, q, slope, bend, first)
+        total = fused(center, center, total)
+    return total
+
+
+@bare_kernel
+def hear_any(
+    scalars: Scalars, k: int, block: Superblock, start: int, first: bool, limit: np.float32
+) -> Any:
+    """As `hear`, for any levels, from tables.
+
+    Of weights whose squares are beyond `limit` the density is the normal one of the type's typical
+    errors, see `begin_again`.
+    """
+    rows, row = scalars.rows, N_COLUMNS * k
+    _prepare(scalars, k, block, False)
+    close = -BEND_UNIT / (_OUTLIER_ERROR * scalars.noise[k])
+    lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
+    at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
+    for i in range(16):
+        if block.inverse[16 * k + i] == _ZERO:
+            continue
+        scale, zero = block.scale[16 * k + i], block.each[_ZERO_SAYS + i]
+        code = load_bytes(scalars.codes, at + 16 * i)
+        lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
+        level = gather(scalars.levels, code + 256 * k)
+        below = fused(level + gather(scalars.near, code + 256 * k), scale, splat(zero))
+        above = fused(level + gather(scalars.far, code + 256 * k), scale, splat(zero))
+        _confine(block, 16 * i, below, above, scale, first)
+        slope = fused(q, rows[row + SLOPE + 1], splat(rows[row + SLOPE]))
+        slope = where(highest, rows[row + SLOPE + 3], slope)
+        slope = where(lowest, rows[row + SLOPE + 2], slope)
+        bend = fused(q, rows[row + BEND + 2], splat(rows[row + BEND + 1]))
+        bend = fused(q, bend, splat(rows[row + BEND]))
+        bend = where(highest, rows[row + BEND + 4], bend)
+        bend = where(lowest, rows[row + BEND + 3], bend)
+        size = load(block.center, 16 * i) * (block.unit[i] * (_ONE / CENTER_UNIT))
+        outlier = size * size > limit
+        slope, bend = where(outlier, _ZERO, slope), where(outlier, close, bend)
+        center = _add_density(block, i, level, slope, bend, first)
+        total = fused(center, center, total)
+    return total
+
+
+@bare_kernel
+def _hear_varying(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
+    """See `_hear_simple`."""
+    return _hear_simple(scalars, k, block, start, first, True)
+
+
+@bare_inlined
+def hear(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
+    """Add what scalar input `k` says of a superblock; if it is the first, begin with that.
+
+    Returns sums of squares of what the first input says.
+    """
+    if not scalars.simple[k]:
+        return hear_any(scalars, k, block, start, k == 0, _FAR)
+    _prepare(scalars, k, block, True)
+    if scalars.varies[k]:
+        total = _hear_varying(scalars, k, block, start, k == 0)
+    else:
+        total = _hear_simple(scalars, k, block, start, first, False)
+    return total
+
+
+@bare_kernel
+def hear_others(
+    others: Others,
+    block: Superblock,
+    start: int,
+    n_groups: int,
+    prior: np.float32,
+    noise: np.float32,
+) -> None:
+    """Take the inputs that are not scalar into account.
+
+    `noise` is the typical square error of what the scalar inputs say, by which they are seen. A
+    vector type may be far off an outlier and the weights around it (which few of its vectors fit),
+    unlike its normal density: where there is one, and where what it says is too far from the
+    bounds of the others, it is not believed.
+    """
+    spread = typical = others.spread[start]
+    if prior > _ZERO and typical > _ZERO:
+        total = largest = splat(_ZERO)
+        for i in range(n_groups):
+            center = load(block.center, 16 * i) * (block.unit[i] / CENTER_UNIT)
+            off = center - load(others.said, 16 * (start + i))
+            total = fused(off, off, total)
+            largest = larger(largest, center * center)
+        if largest_lane(largest) * prior > OUTLIER:
+            return
+        seen = add_up(total) / np.float32(16 * n_groups) - noise
+        spread += _trust(noise / typical) * (max(seen, _LEAST_SPREAD * typical) - typical)
+    if not (spread > _ZERO and spread < min(_FAR, _ONE / prior)):
+        return
+    precision = others.share * (_ONE / spread - prior)
+    if precision <= _ZERO:
+        return
+    reach = _DEVIATIONS * np.sqrt(_ONE / precision)
+    for i in range(n_groups):
+        at, unit = 16 * i, block.unit[i]
+        low, high = load(block.low, at), load(block.high, at)
+        said = load(others.said, at + 16 * start) * (others.share / spread / precision)
+        near, far = said - reach, said + reach
+        sound = (near < high) & (far > low)
+        store(block.low, at, where(sound, larger(near, low), low))
+        store(block.high, at, where(sound, smaller(far, high), high))
+        told = where(sound, splat(BEND_UNIT * unit * unit * precision), splat(_ZERO))
+        off = said * (CENTER_UNIT * block.per_unit[i]) - load(block.center, at)
+        store(block.slope, at, fused(off, told, load(block.slope, at)))
+        store(block.bend, at, load(block.bend, at) - told)
+
+
+@bare_inlined
+def _trust(ratio: np.float32) -> np.float32:
+    """How far a superblock's own spread counts against that of the type.
+
+    `ratio` is the variance of the scalar input it is seen by over the typical spread. Variances of
+    the types' spread between superblocks, of its estimate from 256 weights, and of the part of the
+    errors that inputs share.
+    """
+    one = np.float32(1) + ratio
+    return _VARIES / (_VARIES + np.float32(2 / 256) * one * one + _SHARED * ratio * ratio)
