@@ -86,6 +86,8 @@ class Witness:
         Whether its codes confine the original weights.
     weighted : bool
         Whether it was quantized with an importance matrix.
+    imatrix : str
+        Which one, as far as the metadata tell; equal for inputs with the same.
     weight : float or None
         What it weighs by a calibration; all witnesses have one, or none has.
     density : tuple of 4 tuples of 5 floats, or None
@@ -95,6 +97,7 @@ class Witness:
     type: TensorType
     has_cells: bool = True
     weighted: bool = False
+    imatrix: str = ""
     weight: float | None = None
     density: tuple[tuple[float, ...], ...] | None = None
 

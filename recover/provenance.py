@@ -24,12 +24,13 @@ the K-quants and IQ4 choose the codes last, whatever chose their scales.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recover.evidence import Witness
-from recover.gguf.metadata import QUANTIZER_KEY
+from recover.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY
 from recover.gguf.reader import Model, Tensor
 from recover.quants import GROUP, F32Array, ScalarType, TensorType, U8Array
 from recover.reblock.origin import is_original
@@ -106,7 +107,13 @@ def codes_are_plain(raw: U8Array, tensor_type: TensorType) -> bool:
 
 def uses_imatrix(model: Model) -> bool:
     """Whether the metadata say that the file was quantized with an importance matrix."""
-    return any(key.startswith("quantize.imatrix.") for key in model.metadata)
+    return any(key.startswith(IMATRIX_PREFIX) for key in model.metadata)
+
+
+def imatrix_of(model: Model) -> dict[str, Any]:
+    """What the metadata say of the importance matrix: its file, data, and sizes."""
+    keys = [key for key in model.metadata if key.startswith(IMATRIX_PREFIX)]
+    return {key.removeprefix(IMATRIX_PREFIX): model.get(key) for key in keys}
 
 
 def has_cells(model: Model, tensor: Tensor) -> bool:
@@ -128,6 +135,7 @@ def witness_of(model: Model, tensor: Tensor) -> Witness:
         tensor.type,
         has_cells=has_cells(model, tensor),
         weighted=uses_imatrix(model) or (searched and not marks_hold_with_imatrix(tensor.type)),
+        imatrix=str(sorted(imatrix_of(model).items())),
     )
 
 

@@ -27,6 +27,9 @@ FILE_TYPES = {
 ``llama-quantize`` takes for the name (for Q3_K, Q4_K and Q5_K that of the K_M mix, for MXFP4 that
 of MXFP4_MOE). It takes none for NVFP4."""
 
+IMATRIX_PREFIX = "quantize.imatrix."
+"""Begins the names of the keys that tell of the importance matrix, in files made with one."""
+
 QUANTIZER_KEY = "recover.quantizer"
 """Name of the encoder, where it was another than llama.cpp's."""
 

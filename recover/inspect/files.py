@@ -9,7 +9,7 @@ from recover.gguf.metadata import QUANTIZER_KEY
 from recover.gguf.reader import Model, open_gguf
 from recover.gguf.text import quoted
 from recover.precision import SourcePrecision, source_of_file
-from recover.provenance import encoder_marks, marks_hold_with_imatrix, uses_imatrix
+from recover.provenance import encoder_marks, imatrix_of, marks_hold_with_imatrix
 from recover.quants import ScalarType, type_by_name
 
 # `enum llama_ftype` of llama.h.
@@ -186,7 +186,7 @@ def inspect_model(model: Model) -> FileReport:
         n_bytes=model.n_bytes,
         bits_per_weight=8 * n_tensor_bytes / max(model.n_weights, 1),
         types=dict(types.most_common()),
-        imatrix=_imatrix(model),
+        imatrix=imatrix_of(model) or None,
         quantizer=_quantizer(model),
         marks=_marks(model),
         source=source_of_file(model),
@@ -204,14 +204,6 @@ def _file_type(model: Model) -> str | None:
         return None
     known = _FILE_TYPES.get(value) if isinstance(value, int) else None
     return known or f"number {value}"
-
-
-def _imatrix(model: Model) -> dict[str, Any] | None:
-    if not uses_imatrix(model):
-        return None
-    prefix = "quantize.imatrix."
-    keys = [key for key in model.metadata if key.startswith(prefix)]
-    return {key.removeprefix(prefix): model.get(key) for key in keys}
 
 
 def _quantizer(model: Model) -> str | None:

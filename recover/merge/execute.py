@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.cells import intersect_cells
+from recover.claims import find_claims
 from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
@@ -345,6 +346,7 @@ class _Worker:
             self._bounds = np.empty((2, TILE), np.float32)
             self._deviation = np.empty(TILE, np.float32)
         witnesses = [self._plan.witness(self._tensor, source) for source in self._tensor.sources]
+        self._claims = find_claims(tuple(witnesses), self._plan.method_for(self._tensor))
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
 
@@ -359,6 +361,7 @@ class _Worker:
         evidence = self._buffer.load(stored, n)
         request = Request(self._plan.estimate, self._deviation[:n])
         self._estimator.estimate(evidence, estimate, tally[_N_OWN:], request)
+        self._claims.correct(tally[_N_OWN:], request.deviation)
         if self._significand_bits:
             lower, upper = self._bounds[:, :n]
             intersect_cells(evidence, lower, upper)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.claims import find_claims
 from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.reader import Model
@@ -159,4 +160,8 @@ class _Worker:
         n_weights = tile.end - tile.start
         evidence = self._buffer.load(stored, n_weights)
         tally = draft.tallies[tile.start // TILE]
-        estimator(draft.method).estimate(evidence, self._estimate[:n_weights], tally, Request())
+        sums = np.zeros_like(tally)
+        request = Request()
+        estimator(draft.method).estimate(evidence, self._estimate[:n_weights], sums, request)
+        find_claims(tuple(draft.witnesses), draft.method).correct(sums, request.deviation)
+        tally += sums

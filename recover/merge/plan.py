@@ -20,7 +20,7 @@ from recover.errors import CalibrationError, PlanError
 from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
 from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
-from recover.gguf.metadata import FILE_TYPES, derived_metadata
+from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
 from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.parts import PREFIX, lay_out_parts, part_paths
 from recover.gguf.reader import Model, Tensor, open_gguf
@@ -51,7 +51,7 @@ _TOO_COARSE = 1e-4
 _N_COMPARED = 4096  # bytes that decide on the order of inputs of one type
 
 # Keys of the first input that would be wrong in the output.
-_DROPPED_PREFIXES = ("quantize.imatrix.", "recover.", PREFIX)
+_DROPPED_PREFIXES = (IMATRIX_PREFIX, "recover.", PREFIX)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from recover.errors import PlanError
 from recover.gguf.header import ValueType, lay_out
-from recover.gguf.metadata import FILE_TYPES, QUANTIZER_KEY, derived_metadata
+from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
@@ -426,14 +426,13 @@ def _metadata(
         entries.append((QUANTIZER_KEY, ValueType.STRING, quantizer))
     if imatrix is None:
         return derived_metadata(model.metadata, ("split.", QUANTIZER_KEY), entries)
-    prefix = "quantize.imatrix."
-    entries.append((f"{prefix}file", ValueType.STRING, _cut(str(imatrix_path))))
+    entries.append((f"{IMATRIX_PREFIX}file", ValueType.STRING, _cut(str(imatrix_path))))
     if imatrix.datasets:
-        entries.append((f"{prefix}dataset", ValueType.STRING, _cut(imatrix.datasets[0])))
-    entries.append((f"{prefix}entries_count", ValueType.UINT32, len(imatrix.entries)))
+        entries.append((f"{IMATRIX_PREFIX}dataset", ValueType.STRING, _cut(imatrix.datasets[0])))
+    entries.append((f"{IMATRIX_PREFIX}entries_count", ValueType.UINT32, len(imatrix.entries)))
     if imatrix.n_chunks > 0:
-        entries.append((f"{prefix}chunks_count", ValueType.UINT32, imatrix.n_chunks))
-    return derived_metadata(model.metadata, ("split.", prefix, QUANTIZER_KEY), entries)
+        entries.append((f"{IMATRIX_PREFIX}chunks_count", ValueType.UINT32, imatrix.n_chunks))
+    return derived_metadata(model.metadata, ("split.", IMATRIX_PREFIX, QUANTIZER_KEY), entries)
 
 
 def _cut(text: str) -> str:

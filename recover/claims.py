@@ -1,0 +1,139 @@
+"""What the errors that an estimator expects are worth: measured on random weights.
+
+An estimator expects the error of its estimates, and of each input alone, from what it assumes: for
+instance, that inputs err independently but for their shares (`recover.densities`). What is left is
+told by weights that are known: the shipped sample holds random weights and what each type's
+encoder made of them, plainly and with random importance matrices. The estimator is given what it
+holds of the very set of inputs at hand; expected errors are then multiplied by measured over
+expected ones.
+
+The sample, ``recover/data/sample.npz``, is made by ``python -m tests.golden.make_sample``.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.estimators import Request, estimator
+from recover.evidence import Evidence, EvidenceBuffer, Witness
+from recover.quants import F32Array, TensorType
+from recover.quants._decode import decode_codes
+
+WEIGHTS = "weights"
+"""Name of the random weights, float32 (n_rows, ne0), in the sample."""
+
+
+class Claims(NamedTuple):
+    """Measured over expected errors.
+
+    Attributes
+    ----------
+    merged : float
+        Of the estimates.
+    alone : float64 (n_inputs,)
+        Of each input alone, in the order of the tally (see `recover.estimators`).
+    """
+
+    merged: float
+    alone: NDArray[np.float64]
+
+    def correct(self, tally: NDArray[np.float64], deviation: F32Array) -> None:
+        """Multiply sums of errors, and standard deviations."""
+        tally[0] *= self.merged
+        tally[2:] *= self.alone
+        deviation *= np.float32(self.merged**0.5)
+
+
+def sample_name(kind: TensorType, importance: int) -> str:
+    """Name of what an encoder made of the weights.
+
+    `importance` is 0 for a plain encoder, otherwise the number of its importance matrix.
+    """
+    return f"{kind.name} {importance}" if importance else kind.name
+
+
+@cache
+def find_claims(witnesses: tuple[Witness, ...], method: str) -> Claims:
+    """What the errors that an estimator expects of a set of inputs are to be multiplied by.
+
+    Parameters
+    ----------
+    witnesses : tuple of Witness
+        The inputs.
+    method : str
+        Name of the estimator.
+
+    Returns
+    -------
+    Claims
+        All 1 for ``best``, and where the sample does not have (enough of) a type.
+    """
+    alone = np.ones(len(witnesses))
+    names = _sample_names(witnesses)
+    is_known = all(name in _sample() for name in names) and len(set(names)) == len(names)
+    if method == "best" or not is_known:
+        return Claims(1.0, alone)
+    sample = _sample()
+    x = sample[WEIGHTS].reshape(-1)
+    evidence = EvidenceBuffer(witnesses).load([sample[name] for name in names], x.size)
+    out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
+    request = Request(deviation=np.empty_like(out))  # so that all weights are counted
+    estimator(method).estimate(evidence, out, tally, request)
+    for slot in range(len(names)):
+        alone[slot] = _square_error(_decoded(evidence, slot), x) / tally[2 + slot]
+    return Claims(_square_error(out, x) / tally[0], alone)
+
+
+def _sample_names(witnesses: Sequence[Witness]) -> list[str]:
+    """What in the sample is like each input.
+
+    Inputs with one importance matrix get the same number, but not if they are of one type.
+    """
+    matrices = list(dict.fromkeys(each.imatrix for each in witnesses if _is_weighed(each)))
+    names: list[str] = []
+    for witness in witnesses:
+        if not _is_weighed(witness):
+            names.append(sample_name(witness.type, 0))
+            continue
+        n, first = _n_importances(witness.type), matrices.index(witness.imatrix)
+        numbers = [1 + (first + i) % n for i in range(n)]
+        candidates = [sample_name(witness.type, number) for number in numbers]
+        free = [name for name in candidates if name not in names]
+        names.append((free or candidates)[0])
+    return names
+
+
+def _is_weighed(witness: Witness) -> bool:
+    """Whether an importance matrix changed what the encoder made."""
+    weighted = witness.weighted or not witness.has_cells
+    return weighted and _n_importances(witness.type) > 0
+
+
+def _n_importances(kind: TensorType) -> int:
+    """How many importance matrices the sample has for a type."""
+    return next(n for n in count() if sample_name(kind, n + 1) not in _sample())
+
+
+def _decoded(evidence: Evidence, slot: int) -> F32Array:
+    n_scalars = len(evidence.codes)
+    if slot >= n_scalars:
+        return evidence.values[slot - n_scalars]
+    values = np.empty(evidence.codes.shape[1], np.float32)
+    codes, scale, offset = (each[slot] for each in evidence[:3])
+    decode_codes(codes, scale, offset, evidence.levels[slot], values)
+    return values
+
+
+def _square_error(values: F32Array, x: F32Array) -> float:
+    return float(np.sum((values - x.astype(np.float64)) ** 2))
+
+
+@cache
+def _sample() -> dict[str, NDArray[Any]]:
+    with (files("recover") / "data" / "sample.npz").open("rb") as file, np.load(file) as sample:
+        return dict(sample)

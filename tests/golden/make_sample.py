@@ -1,0 +1,52 @@
+"""Makes ``recover/data/sample.npz`` again: ``python -m tests.golden.make_sample``.
+
+libggml encodes all types, since some we only decode.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from recover.claims import WEIGHTS, sample_name
+from recover.quants import F32Array, ScalarType, TensorType, U8Array, VectorType, all_types
+from recover.simulate import importance
+from tests.oracle import libggml
+
+SAMPLE = Path(__file__).parents[2] / "recover" / "data" / "sample.npz"
+SEED = 7  # of 1 to 16 that whose factors (see `recover.claims`) are nearest to the mean
+SHAPE = (64, 1024)
+DEGREES_OF_FREEDOM = 20
+N_IMPORTANCES, N_IMPORTANCES_K = 3, 7  # several uploads of one type are mostly K-quants
+SIZES = (-6, -4.5)  # binary logarithms of the deviations of rows
+
+
+def draw(seed: int = SEED) -> F32Array:
+    """Weights as large as trained ones, for the types whose scales are coarse."""
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    x = generator.standard_t(DEGREES_OF_FREEDOM, SHAPE)
+    return (x * np.exp2(generator.uniform(*SIZES, (SHAPE[0], 1)))).astype(np.float32)
+
+
+def encode(x: F32Array, kind: TensorType, number: int, seed: int = SEED) -> U8Array:
+    """With an importance matrix of that number, or plainly if it is 0."""
+    ones = np.ones(x.shape[1], np.float32) if isinstance(kind, VectorType) else None
+    columns = importance(seed, number, x.shape[1]) if number else ones
+    return libggml.quantize(kind.type_id, x, columns)
+
+
+def main() -> None:
+    sample = {WEIGHTS: draw()}
+    for kind in all_types():
+        if not isinstance(kind, ScalarType | VectorType):
+            continue
+        n = N_IMPORTANCES_K if kind.name.endswith("_K") else N_IMPORTANCES
+        for number in range(1 + n):
+            raw = encode(sample[WEIGHTS], kind, number)
+            if number and np.array_equal(raw, sample[sample_name(kind, 0)]):
+                break  # the encoder takes no notice
+            sample[sample_name(kind, number)] = raw
+    np.savez(SAMPLE, **sample)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Expected errors against measured ones, on the shipped sample; and that it can be made again."""
+
+import numpy as np
+import pytest
+
+from recover import claims
+from recover.claims import WEIGHTS, find_claims, sample_name
+from recover.estimators import Request, estimator
+from recover.evidence import EvidenceBuffer, Witness
+from recover.quants import ScalarType, TensorType, VectorType, all_types, type_by_name
+from tests.golden import make_sample
+
+QUANTIZED = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
+
+
+def witness(text: str) -> Witness:
+    """For instance ``Q4_0``, or ``Q4_0 im`` if made with an importance matrix of that name."""
+    name, _, imatrix = text.partition(" ")
+    kind = type_by_name(name)
+    refits = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
+    return Witness(kind, not (imatrix and refits), bool(imatrix), imatrix)
+
+
+@pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: kind.name)
+def test_the_sample_is_made_again(kind: TensorType) -> None:
+    sample = claims._sample()
+    x = make_sample.draw()
+    np.testing.assert_array_equal(sample[WEIGHTS], x)
+    for number in range(8):
+        raw = make_sample.encode(x, kind, number)
+        if sample_name(kind, number) in sample:
+            np.testing.assert_array_equal(sample[sample_name(kind, number)], raw)
+        else:
+            assert number > 3 or np.array_equal(raw, sample[kind.name])
+
+
+def test_sums_and_deviations_are_corrected() -> None:
+    found = find_claims((witness("Q4_1"), witness("Q4_K")), "posterior")
+    tally, deviation = np.array([2.0, 7.0, 3.0, 5.0]), np.array([4.0], np.float32)
+    found.correct(tally, deviation)
+    np.testing.assert_allclose(tally, [2 * found.merged, 7, 3 * found.alone[0], 5 * found.alone[1]])
+    assert deviation[0] == pytest.approx(4 * found.merged**0.5)
+    assert found.merged > 1.02  # cells of the two nearly coincide
+
+
+@pytest.mark.parametrize("method", ["posterior", "linear", "midpoint"])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("Q4_1", "Q4_K"),
+        ("Q5_K", "Q5_K a", "Q5_K b"),
+        ("Q5_K a", "Q5_1 b"),
+        ("Q5_0", "Q4_0 a", "Q4_0"),
+        ("MXFP4", "Q3_K"),
+        ("IQ3_S", "Q4_K", "IQ2_XXS"),
+    ],
+    ids="+".join,
+)
+def test_corrected_errors_are_those_of_other_random_weights(
+    texts: tuple[str, ...], method: str
+) -> None:
+    """Of weights and importance matrices that are drawn from another seed."""
+    seed = 5
+    x = make_sample.draw(seed)
+    inputs = tuple(witness(text) for text in texts)
+    number = {"": 0, "a": 1, "b": 2}
+    raws = [make_sample.encode(x, each.type, number[each.imatrix], seed) for each in inputs]
+    out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(inputs))
+    request = Request(deviation=np.empty_like(out))
+    evidence = EvidenceBuffer(inputs).load(raws, x.size)
+    estimator(method).estimate(evidence, out, tally, request)
+    find_claims(inputs, method).correct(tally, request.deviation)
+    assert tally[0] == pytest.approx(np.sum((out - x.reshape(-1)) ** 2.0), rel=0.03)
+
+
+def test_one_importance_matrix_or_two() -> None:
+    one, two = (
+        find_claims((witness("Q5_K a"), witness(other)), "posterior").merged
+        for other in ("Q5_1 a", "Q5_1 b")
+    )
+    assert one / two > 1.1  # with one matrix the two types share more of their errors
+
+
+def test_nothing_is_claimed_of_what_the_sample_does_not_have() -> None:
+    many = tuple(witness(f"Q4_0 {name}") for name in "abcde")
+    for inputs, method in ((many, "posterior"), ((witness("Q4_K"),), "best")):
+        found = find_claims(inputs, method)
+        assert found.merged == 1
+        assert np.all(found.alone == 1)
