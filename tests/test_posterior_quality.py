@@ -137,7 +137,7 @@ def check(witnesses: Sequence[Witness], raws: list[U8Array], truth: F32Array, li
         assert ratio <= 1.005 * squared(other, truth) / best
         if len(raws) <= 8:  # of more the sample of `recover.claims` knows nothing
             measured = squared(other, truth) / best
-            assert tally[0] / tally[2:].min() == pytest.approx(measured, rel=0.05)
+            assert tally[0] / tally[2:].min() == pytest.approx(measured, rel=0.07)
 
 
 @pytest.mark.parametrize(
