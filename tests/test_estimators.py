@@ -240,7 +240,7 @@ def calm(
     mix: tuple[str, ...], raws: list[U8Array], n: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Which weights are outliers, and the variance of the prior of all."""
-    center, reach = np.zeros(n), np.zeros(n)
+    center, errors = np.zeros((2, n))
     for name, raw in reversed(list(zip(mix, raws, strict=True))):
         kind = type_by_name(name)
         if not isinstance(kind, ScalarType):
@@ -249,20 +249,20 @@ def calm(
         codes, (scale, offset) = np.empty(n, np.uint8), np.empty((2, n // 16), np.float32)
         kind.unpack(raw, codes, scale, offset)
         center = np.where(scale.repeat(16) != 0, values, center)
-        ends = np.abs(kind.levels[list(end_codes(kind))]).max()
-        reach = np.maximum(reach, np.abs(scale.repeat(16)).astype(np.float64) * ends)
+        errors = scale.repeat(16).astype(np.float64) ** 2 * kind.noise
     outlier, prior = np.zeros(n, np.bool_), np.empty(n)
     for start in range(0, n, 256):
         part = slice(start, start + 256)
         squares = center[part] ** 2
         prior[part] = squares.mean()
-        if np.max(reach[part]) ** 2 <= 70 * squares.mean():
+        if np.max(errors[part]) <= 3.5 * np.mean(errors[part]):
             continue
         groups = squares.reshape(16, 16)
-        typical = np.sort((groups.sum(axis=1) - groups.max(axis=1)) / 15)
-        typical = typical[typical > 0]
-        width = 1.28 * typical[typical.size // 2] if typical.size else 0.0
-        outlier[part] = squares > 40 * width if width else True
+        own = 1.28 * (groups.sum(axis=1) - groups.max(axis=1)) / 15
+        typical = np.sort(own[own > 0])[np.count_nonzero(own) // 2] if own.any() else 0.0
+        large = own > np.maximum(typical, 5 * errors[part][::16])
+        width = np.where(large, own, typical).repeat(16)
+        outlier[part] = (squares > 40 * width) | (width == 0)
         prior[part] = np.where(outlier[part], np.inf, width)
     return outlier, prior
 

@@ -197,6 +197,32 @@ def test_outliers(
     assert off <= 1.005 * squared(run("midpoint", plain(*names), raws)[0], x)
 
 
+@pytest.mark.parametrize("size", [3, 8, 30])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Q2_K",),
+        ("Q3_K",),
+        ("Q4_0",),
+        ("Q5_K", "Q4_K", "Q2_K"),
+        ("Q5_1", "Q5_K"),
+        ("IQ4_XS", "Q3_K"),
+    ],
+    ids="+".join,
+)
+def test_sub_blocks_of_other_sizes(
+    names: tuple[str, ...], size: float, weights: F32Array, rng: np.random.Generator
+) -> None:
+    """One in eight of 32 weights so many times as large as the others."""
+    x = weights[:1024].reshape(-1, 8, 32).copy()
+    x[np.arange(len(x)), rng.integers(0, 8, len(x))] *= size
+    x = x.reshape(-1, 256)
+    raws = [encode(name, x) for name in names]
+    off = squared(run("posterior", plain(*names), raws)[0], x)
+    assert off <= squared(run("linear", plain(*names), raws)[0], x)
+    assert off <= squared(run("midpoint", plain(*names), raws)[0], x)
+
+
 @pytest.mark.parametrize(("uploads", "limit"), ALIKE, ids=str)
 def test_uploads_of_one_type(
     uploads: tuple[str, int], limit: float, weights: F32Array, rng: np.random.Generator

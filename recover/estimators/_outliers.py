@@ -1,40 +1,49 @@
-"""Superblocks in which some weights are much larger than the others."""
+"""Superblocks in which some sub-blocks, or some weights, are much larger than the others."""
+
+from typing import Any
 
 import numpy as np
 
 from recover._jit import bare_inlined, bare_kernel
 from recover.estimators._product_tables import BEND_UNIT, CENTER_UNIT, Scalars
 from recover.estimators._superblock import OUTLIER, Superblock, hear_any, replace_first
-from recover.quants._lanes import add_up, any_lane, fused, largest_lane, load, splat, store, where
+from recover.quants._lanes import add_up, fused, largest_lane, load, splat, store, where
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-_WITHOUT_LARGEST = np.float32(1.28)  # the mean square of a normal group over that of 15 of 16
+_FAR = np.float32(np.inf)
+_WITHOUT_LARGEST = np.float32(1.28 / 15)  # on the sum of the squares of 15 of 16
+_UNEVEN = np.float32(3.5)  # the largest squared scale over the mean
+_BEYOND_NOISE = np.float32(5)
 
 
 @bare_inlined
-def may_have_outliers(scalars: Scalars, block: Superblock, prior: np.float32) -> bool:
-    """Whether scales are large for the weights of the superblock, see `begin_again`."""
-    found = splat(_ZERO)
-    for k in range(scalars.noise.size):
-        scale = load(block.scale, 16 * k)
-        usable = load(block.inverse, 16 * k) != _ZERO
-        found = where(usable & (scale * scale * prior > scalars.suspicious[k]), splat(_ONE), found)
-    return any_lane(found != _ZERO)
+def is_uneven(block: Superblock) -> bool:
+    """Whether the scales of the first input differ much, see `begin_again`."""
+    scale = load(block.scale, 0)
+    squares = scale * scale
+    return largest_lane(squares) > add_up(squares) * (_UNEVEN / np.float32(16))
+
+
+@bare_inlined
+def _squares(block: Superblock, i: int) -> Any:
+    """Squares of what the first usable input says of a group."""
+    center = load(block.center, 16 * i) * (block.unit[i] / CENTER_UNIT)
+    return center * center
+
+
+@bare_inlined
+def _without_largest(squares: Any) -> np.float32:
+    """The mean square of a normal group, from all but its largest weight."""
+    return (add_up(squares) - largest_lane(squares)) * _WITHOUT_LARGEST
 
 
 @bare_kernel
 def _typical_square(block: Superblock, n_groups: int) -> np.float32:
-    """Mean square of weights that are no outliers.
-
-    From the median of the groups without their largest weights; of those that are not 0, if there
-    are any.
-    """
+    """Mean square of weights that are no outliers: the median of the groups where it is not 0."""
     n, means = 0, block.each
     for i in range(n_groups):
-        center = load(block.center, 16 * i) * (block.unit[i] / CENTER_UNIT)
-        square = center * center
-        mean = (add_up(square) - largest_lane(square)) / np.float32(15)
+        mean = _without_largest(_squares(block, i))
         if mean > _ZERO:
             place = n
             while place > 0 and means[place - 1] > mean:
@@ -42,7 +51,7 @@ def _typical_square(block: Superblock, n_groups: int) -> np.float32:
                 place -= 1
             means[place] = mean
             n += 1
-    return _WITHOUT_LARGEST * means[n // 2] if n > 0 else _ZERO
+    return means[n // 2] if n > 0 else _ZERO
 
 
 @bare_kernel
@@ -52,22 +61,25 @@ def begin_again(
     """Take the scalar inputs into account in a superblock that may have outliers.
 
     The prior would draw outliers away from where the encoder, which fits the scale to them, puts
-    them; they have none, and a normal density around each decoded value. The prior of the others
-    is as wide as in a typical group.
+    them; they have none, and a narrow normal density around each decoded value. The prior of the
+    others is as wide as in a typical group, or as in their own if all of its weights are large.
     """
-    unit = block.unit
-    width = _typical_square(block, n_groups)
-    limit, narrow = OUTLIER * width, _ONE / width
-    if width == _ZERO:  # everything else is lost in the noise
-        limit = -_ONE
+    typical, noise = _typical_square(block, n_groups), scalars.noise[0]
+    for i in range(n_groups):
+        own, scale = _without_largest(_squares(block, i)), block.scale[i]
+        all_large = own > max(typical, _BEYOND_NOISE * noise * scale * scale)
+        width = own if all_large else typical
+        # Where all else is lost in the noise everything is an outlier.
+        block.limit[i] = OUTLIER * width if width > _ZERO else -_ONE
     for k in range(scalars.noise.size):
-        hear_any(scalars, k, block, start, k == 0, limit)
+        hear_any(scalars, k, block, start, k == 0)
         if k == 0:
             replace_first(scalars, block, start)
     for i in range(n_groups):
-        center = load(block.center, 16 * i)
-        size = center * (unit[i] / CENTER_UNIT)
-        more = where(size * size > limit, splat(prior), splat(prior - narrow))
-        more = more * (unit[i] * unit[i] * BEND_UNIT)  # `_density` adds the prior of all
-        store(block.slope, 16 * i, fused(center, more, load(block.slope, 16 * i)))
+        limit = block.limit[i]
+        more = where(_squares(block, i) > limit, splat(prior), splat(prior - OUTLIER / limit))
+        more = more * (block.unit[i] * block.unit[i] * BEND_UNIT)  # the prior of all is to come
+        center, slope = load(block.center, 16 * i), load(block.slope, 16 * i)
+        store(block.slope, 16 * i, fused(center, more, slope))
         store(block.bend, 16 * i, load(block.bend, 16 * i) + more)
+    store(block.limit, 0, splat(_FAR))

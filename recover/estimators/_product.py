@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recover._jit import bare_inlined, bare_kernel
 from recover.estimators._extremes import has_extreme, pin
-from recover.estimators._outliers import begin_again, may_have_outliers
+from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import (
     ATOMS,
     BEND_UNIT,
@@ -378,7 +378,7 @@ def _integrate(
             hear(scalars, k, block, start, False)
         here = min(16, n_groups - start)
         prior = np.float32(16 * here) / total if total > _ZERO else _ZERO
-        if may_have_outliers(scalars, block, prior):
+        if is_uneven(block):
             begin_again(scalars, block, start, here, prior)
         if not asks.plain:
             pin(scalars, block, start)

@@ -16,8 +16,6 @@ BEND_UNIT, CENTER_UNIT = np.float32(H * H / 16), np.float32(2 / H)
 """Second derivatives of a log density are kept in the first unit, places at which the first one is
 taken in the second and the first one in the product: so they lead to an eighth of what the log
 density differs by at the inner nodes of the rule."""
-_SUSPICIOUS = 70
-"""The square of what a scale can reach over the mean square, if there are outliers."""
 _INFINITE = np.float32(np.inf)
 
 
@@ -30,8 +28,6 @@ class Scalars(NamedTuple):
     scale, offset, scale_error, offset_error : float32 (K * n / 16,)
     noise : float32 (K,)
         Mean square error in units of the squared scale.
-    suspicious : float32 (K,)
-        Squares of scales over the mean square of the weights, beyond which there may be outliers.
     levels, near, far : float32 (K * 256,)
         Levels, and how far the integration goes below and above them.
     lower_levels, upper_levels : float32 (K * 256,)
@@ -51,7 +47,6 @@ class Scalars(NamedTuple):
     scale_error: F32Array
     offset_error: F32Array
     noise: F32Array
-    suspicious: F32Array
     levels: F32Array
     near: F32Array
     far: F32Array
@@ -107,7 +102,6 @@ def tabulate(evidence: Evidence) -> Scalars:
         evidence.scale_error.reshape(-1),
         evidence.offset_error.reshape(-1),
         evidence.noise.astype(np.float32),
-        _suspicious(evidence),
         evidence.levels.reshape(-1),
         near.reshape(-1),
         far.reshape(-1),
@@ -119,13 +113,6 @@ def tabulate(evidence: Evidence) -> Scalars:
         evidence.density[:, VARYING, 1] != 0,
         rows.reshape(-1),
     )
-
-
-def _suspicious(evidence: Evidence) -> F32Array:
-    """See `Scalars`."""
-    rows = np.arange(len(evidence.levels))[:, None]
-    ends = np.abs(evidence.levels[rows, evidence.end_codes]).max(axis=1)
-    return np.float32(_SUSPICIOUS) / np.square(ends)
 
 
 @bare_kernel

@@ -99,6 +99,8 @@ class Superblock(NamedTuple):
     slope, bend : float32 (256,)
         Derivatives of the log density at `center`: the first, which has no share of the prior, and
         the second.
+    limit : float32 (16,)
+        Squares of weights beyond which they are taken for outliers.
     pinned_low, pinned_high : float32 (256,)
         Bounds of the weights that are known but for rounding; infinite for the others.
     odds : float32 (K * 16,)
@@ -119,6 +121,7 @@ class Superblock(NamedTuple):
     high: F32Array
     slope: F32Array
     bend: F32Array
+    limit: F32Array
     pinned_low: F32Array
     pinned_high: F32Array
     odds: F32Array
@@ -130,9 +133,9 @@ _ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(0
 
 def new_superblock(n_scalars: int) -> Superblock:
     """Scratch memory."""
-    sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 7, 16 * n_scalars, 7 * 16
+    sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 7 * 16
     block = Superblock(*(np.empty(n, np.float32) for n in sizes))
-    block.pinned_low[:], block.pinned_high[:] = -_FAR, _FAR
+    block.limit[:], block.pinned_low[:], block.pinned_high[:] = _FAR, -_FAR, _FAR
     return block
 
 
@@ -270,13 +273,10 @@ def _hear_simple(
 
 
 @bare_kernel
-def hear_any(
-    scalars: Scalars, k: int, block: Superblock, start: int, first: bool, limit: np.float32
-) -> Any:
+def hear_any(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
     """As `hear`, for any levels, from tables.
 
-    Of weights whose squares are beyond `limit` the density is the normal one of the type's typical
-    errors, see `begin_again`.
+    The density of outliers (see `Superblock.limit`) is a narrow normal one.
     """
     rows, row = scalars.rows, N_COLUMNS * k
     _prepare(scalars, k, block, False)
@@ -301,7 +301,7 @@ def hear_any(
         bend = where(highest, rows[row + BEND + 4], bend)
         bend = where(lowest, rows[row + BEND + 3], bend)
         size = load(block.center, 16 * i) * (block.unit[i] * (_ONE / CENTER_UNIT))
-        outlier = size * size > limit
+        outlier = size * size > block.limit[i]
         slope, bend = where(outlier, _ZERO, slope), where(outlier, close, bend)
         center = _add_density(block, i, level, slope, bend, first)
         total = fused(center, center, total)
@@ -321,7 +321,7 @@ def hear(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -
     Returns sums of squares of what the first input says.
     """
     if not scalars.simple[k]:
-        return hear_any(scalars, k, block, start, k == 0, _FAR)
+        return hear_any(scalars, k, block, start, k == 0)
     _prepare(scalars, k, block, True)
     if scalars.varies[k]:
         total = _hear_varying(scalars, k, block, start, k == 0)
