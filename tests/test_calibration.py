@@ -304,7 +304,7 @@ class TestFile:
             assert load_calibration(path) == found
             assert path.read_bytes() == found.to_bytes()
         document = json.loads(path.read_text())
-        assert (document["format"], document["version"]) == ("recover.calibration", 2)
+        assert (document["format"], document["version"]) == ("recover.calibration", 3)
         assert [each["name"] for each in document["inputs"]] == [each.name for each in tiny]
         assert document["truth"]["n_bytes"] == TINY.stat().st_size
         assert str(TINY.parent) not in path.read_text()
@@ -417,7 +417,8 @@ class TestDensities:
         counts.add(x, encode(x, kind))
         shipped = density(kind)
         table = counts.table(shipped)
-        assert sum(counts.n_weights) == x.size
+        # The one extreme weight of a block is known, if no other has its code.
+        assert x.size * 31 // 32 <= sum(counts.n_weights) < x.size
         assert max(counts.n_weights[1:]) < 100_000
         np.testing.assert_array_equal(table[1:3], shipped[1:3])
         assert not np.array_equal(table[[0, 3]], shipped[[0, 3]])

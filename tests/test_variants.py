@@ -192,7 +192,8 @@ def cell_of(variant: str, kind: ScalarType) -> ScalarType:
     if variant != "q4_0-rmse":
         return kind
     lower, upper = rounding_cells(16, first=-8)
-    return replace(kind, lower_levels=lower, upper_levels=upper, rounds_scale_last=False)
+    cells = {"lower_levels": lower, "upper_levels": upper, "extremes": ()}
+    return replace(kind, **cells, rounds_scale_last=False)
 
 
 @each

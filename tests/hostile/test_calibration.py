@@ -88,7 +88,7 @@ def test_no_calibration_at_all(tmp_path: Path, content: bytes, reason: str) -> N
 
 
 def test_another_version(tmp_path: Path) -> None:
-    message = refusal(tmp_path / "c.json", changed(lambda d: d.update(version=3)))
+    message = refusal(tmp_path / "c.json", changed(lambda d: d.update(version=4)))
     assert "version 4, but this program reads version 3; make it again" in message
     refusal(tmp_path / "c.json", changed(lambda d: d.update(version="2")))
     refusal(tmp_path / "c.json", changed(lambda d: d.update(version=True)))
