@@ -26,12 +26,14 @@ def test_the_sample_is_made_again(kind: TensorType) -> None:
     sample = claims._sample()
     x = make_sample.draw()
     np.testing.assert_array_equal(sample[WEIGHTS], x)
+    n_rows = 4 if isinstance(kind, VectorType) else len(x)  # these take long
     for number in range(8):
-        raw = make_sample.encode(x, kind, number)
-        if sample_name(kind, number) in sample:
-            np.testing.assert_array_equal(sample[sample_name(kind, number)], raw)
-        else:
-            assert number > 3 or np.array_equal(raw, sample[kind.name])
+        name = sample_name(kind, number)
+        if name in sample or number == 1:
+            # For some types an importance matrix changes nothing.
+            stored = sample[name if name in sample else kind.name].reshape(len(x), -1)[:n_rows]
+            raw = make_sample.encode(x[:n_rows], kind, number)
+            np.testing.assert_array_equal(stored.reshape(-1), raw)
 
 
 def test_sums_and_deviations_are_corrected() -> None:
