@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from recover.estimators import Request, estimator
 from recover.evidence import Evidence, EvidenceBuffer, Witness
-from recover.quants import F32Array, TensorType
+from recover.quants import F32Array, ScalarType, TensorType
 from recover.quants._decode import decode_codes
 
 WEIGHTS = "weights"
@@ -113,8 +113,8 @@ def _sample_names(witnesses: Sequence[Witness]) -> list[str]:
 
 def _is_weighed(witness: Witness) -> bool:
     """Whether an importance matrix changed what the encoder made."""
-    weighted = witness.weighted or not witness.has_cells
-    return weighted and _n_importances(witness.type) > 0
+    refits = isinstance(witness.type, ScalarType) and not witness.has_cells
+    return (witness.weighted or refits) and _n_importances(witness.type) > 0
 
 
 def _n_importances(kind: TensorType) -> int:

@@ -83,6 +83,17 @@ def test_one_importance_matrix_or_two() -> None:
     assert one / two > 1.1  # with one matrix the two types share more of their errors
 
 
+def test_codes_for_several_weights_prove_nothing_but_need_no_importance_matrix() -> None:
+    """Vector types have no cells, in whatever way they were made."""
+    kind, other = type_by_name("IQ3_S"), witness("Q2_K")
+    unproven, proven = (
+        find_claims((Witness(kind, has_cells=has_cells), other), "posterior").merged
+        for has_cells in (False, True)
+    )
+    searched = find_claims((witness("IQ3_S a"), other), "posterior").merged
+    assert unproven == proven != searched
+
+
 def test_nothing_is_claimed_of_what_the_sample_does_not_have() -> None:
     many = tuple(witness(f"Q4_0 {name}") for name in "abcde")
     for inputs, method in ((many, "posterior"), ((witness("Q4_K"),), "best")):

@@ -24,7 +24,6 @@ from recover.quants._lanes import (
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
-_NEARLY = np.float32(0.01)
 
 
 @bare_inlined
@@ -76,8 +75,3 @@ def _pin_one(scalars: Scalars, k: int, at: int, block: Superblock, i: int) -> No
     error = abs(level) * scalars.scale_error[g] + scalars.offset_error[g]
     block.pinned_low[i] = max(block.pinned_low[i], value - error)
     block.pinned_high[i] = min(block.pinned_high[i], value + error)
-    # The cell ends at the value, which rounding may have moved.
-    if abs(block.low[i] - value) < _NEARLY * error:
-        block.low[i] = value - error
-    elif abs(block.high[i] - value) < _NEARLY * error:
-        block.high[i] = value + error

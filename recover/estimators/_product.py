@@ -47,6 +47,7 @@ from recover.quants._lanes import (
     larger,
     load,
     load_bytes,
+    smaller,
     splat,
     sqrt,
     store,
@@ -71,6 +72,7 @@ _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
 _END = np.float32(1 / H)
+_ULPS = np.float32(2.0**-22)
 _STEEP, _NARROW_HILL = np.float32(100), np.float32(-0.24)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
 _N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
@@ -216,6 +218,9 @@ def _estimate(
                     else:
                         place = m1 / m0
             estimate = fused(across * place, unit, middle)
+            if asks.mode:  # often on an edge
+                low, high = load(block.low, 16 * i), load(block.high, 16 * i)
+                estimate = larger(low, smaller(high, estimate))
         store(out, at, estimate)
     return not any_lane(sound == _ZERO)
 
@@ -279,8 +284,10 @@ def _settle(
         conflict = ~good & (upper < lower)
         first = first_value(scalars, g, out.size)
         there = where(abs(width) < _FAR, middle, first)
-        there = where(there < lower, lower, where(there > upper, upper, there))
-        between = (lower + upper) * _HALF  # safer than an edge, which others round otherwise
+        # Not on an edge, which others round otherwise.
+        inner_low, inner_high = lower + abs(lower) * _ULPS, upper - abs(upper) * _ULPS
+        there = where(there < inner_low, inner_low, where(there > inner_high, inner_high, there))
+        between = (lower + upper) * _HALF
         there = where((abs(between) < _FAR) & (abs(width) < _FAR), between, there)
         store(out, 16 * g, where(good, estimate, where(conflict, first, there)))
         n_conflicts += int(add_up(where(conflict, splat(_ONE), splat(_ZERO))))

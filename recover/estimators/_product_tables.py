@@ -16,6 +16,7 @@ BEND_UNIT, CENTER_UNIT = np.float32(H * H / 16), np.float32(2 / H)
 """Second derivatives of a log density are kept in the first unit, places at which the first one is
 taken in the second and the first one in the product: so they lead to an eighth of what the log
 density differs by at the inner nodes of the rule."""
+_F16_RELATIVE = np.float32(2.0**-11)
 _INFINITE = np.float32(np.inf)
 
 
@@ -133,6 +134,9 @@ def _describe(
         which = LOWEST if q == first else HIGHEST if q == last else INTERIOR
         near[q] = near[q] if near[q] > -_INFINITE else density[which, BELOW]
         far[q] = far[q] if far[q] < _INFINITE else density[which, ABOVE]
+        # Where a cell ends at its level, rounding the scale to f16 may have moved the latter.
+        near[q] = near[q] if near[q] != 0 else -abs(levels[q]) * _F16_RELATIVE
+        far[q] = far[q] if far[q] != 0 else abs(levels[q]) * _F16_RELATIVE
     simple = levels[255] == levels[0] + np.float32(255)
     for q in range(first + 1, last):
         simple = simple and near[q] == near[last] and far[q] == far[first]
