@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators import Request, estimator
+from recover.estimators import MEAN, Request, estimator
 from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.quants import F32Array, ScalarType, TensorType
 from recover.quants._decode import decode_codes
@@ -59,7 +59,7 @@ def sample_name(kind: TensorType, importance: int) -> str:
 
 
 @cache
-def find_claims(witnesses: tuple[Witness, ...], method: str) -> Claims:
+def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEAN) -> Claims:
     """What the errors that an estimator expects of a set of inputs are to be multiplied by.
 
     Parameters
@@ -68,6 +68,8 @@ def find_claims(witnesses: tuple[Witness, ...], method: str) -> Claims:
         The inputs.
     method : str
         Name of the estimator.
+    estimate : str
+        What is asked of it (see `Request`). The errors of a mode are larger than it expects.
 
     Returns
     -------
@@ -85,7 +87,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str) -> Claims:
     buffer = EvidenceBuffer([replace(witness, density=None) for witness in witnesses])
     evidence = buffer.load([sample[name] for name in names], x.size)
     out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
-    request = Request(deviation=np.empty_like(out))  # so that all weights are counted
+    request = Request(estimate, np.empty_like(out))  # deviations, so that all weights are counted
     estimator(method).estimate(evidence, out, tally, request)
     for slot in range(len(names)):
         alone[slot] = _square_error(_decoded(evidence, slot), x) / tally[2 + slot]

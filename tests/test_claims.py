@@ -75,6 +75,19 @@ def test_corrected_errors_are_those_of_other_random_weights(
     assert tally[0] == pytest.approx(np.sum((out - x.reshape(-1)) ** 2.0), rel=0.03)
 
 
+def test_errors_of_the_mode() -> None:
+    """It may lie at the edge of a cell."""
+    x = make_sample.draw(5)
+    inputs = (witness("Q8_0"), witness("Q6_K"))
+    raws = [make_sample.encode(x, each.type, 0) for each in inputs]
+    out, tally = np.empty(x.size, np.float32), np.zeros(4)
+    evidence = EvidenceBuffer(inputs).load(raws, x.size)
+    request = Request("map", np.empty_like(out))
+    estimator("posterior").estimate(evidence, out, tally, request)
+    find_claims(inputs, "posterior", "map").correct(tally, request.deviation)
+    assert tally[0] == pytest.approx(np.sum((out - x.reshape(-1)) ** 2.0), rel=0.03)
+
+
 def test_one_importance_matrix_or_two() -> None:
     one, two = (
         find_claims((witness("Q5_K a"), witness(other)), "posterior").merged

@@ -346,7 +346,8 @@ class _Worker:
             self._bounds = np.empty((2, TILE), np.float32)
             self._deviation = np.empty(TILE, np.float32)
         witnesses = [self._plan.witness(self._tensor, source) for source in self._tensor.sources]
-        self._claims = find_claims(tuple(witnesses), self._plan.method_for(self._tensor))
+        method = self._plan.method_for(self._tensor)
+        self._claims = find_claims(tuple(witnesses), method, self._plan.estimate)
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
 
