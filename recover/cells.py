@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from recover._jit import kernel
 from recover.evidence import Evidence
 from recover.quants import F32Array, U8Array
-from recover.quants._lanes import add_up, gather, load, load_bytes, splat, store, to_f32, where
+from recover.quants._lanes import (
+    first_lane,
+    gather,
+    load,
+    load_bytes,
+    mask_bits,
+    store,
+    to_f32,
+    where,
+)
 
 STRIP = 256
 """Groups of 16 weights whose bounds stay in the first-level cache."""
@@ -106,29 +115,22 @@ def _pin(
     upper: F32Array,
 ) -> None:
     """Bounds of weights that alone in their block of 32 have one of two extreme codes."""
+    codes = evidence.codes[k]
     for g in range(0, lower.size // 16, 2):
-        at = 16 * (start + g)
         s, o = evidence.scale[k, start + g], evidence.offset[k, start + g]
         if s == _ZERO or not (abs(s) < _FAR and abs(o) < _FAR):
             continue
-        n = np.float32(0)
-        for i in range(0, 32, 16):
-            q = load_bytes(evidence.codes[k], at + i)
-            n += add_up(where((q == pair[0]) | (q == pair[1]), splat(np.float32(1)), splat(_ZERO)))
-        if n != 1:
-            continue
-        s_error, o_error = evidence.scale_error[k, start + g], evidence.offset_error[k, start + g]
-        for i in range(0, 32, 16):
-            q = load_bytes(evidence.codes[k], at + i)
-            level = gather(evidence.levels[k], q)
-            error = abs(level) * s_error + o_error
-            value = level * s + o
-            low, high = load(lower, 16 * g + i), load(upper, 16 * g + i)
-            is_extreme = (q == pair[0]) | (q == pair[1])
-            below = where(is_extreme, value - error, -_FAR)
-            above = where(is_extreme, value + error, _FAR)
-            store(lower, 16 * g + i, where(below > low, below, low))
-            store(upper, 16 * g + i, where(above < high, above, high))
+        one, two = load_bytes(codes, 16 * (start + g)), load_bytes(codes, 16 * (start + g + 1))
+        first = (one == pair[0]) | (one == pair[1])
+        second = (two == pair[0]) | (two == pair[1])
+        bits = mask_bits(first, second)
+        if bits != 0 and bits & (bits - np.uint32(1)) == 0:
+            i = 16 * g + first_lane(first, second)
+            level = evidence.levels[k, codes[16 * start + i]]
+            error = abs(level) * evidence.scale_error[k, start + g]
+            error += evidence.offset_error[k, start + g]
+            lower[i] = max(lower[i], level * s + o - error)
+            upper[i] = min(upper[i], level * s + o + error)
 
 
 @kernel

@@ -160,8 +160,6 @@ class _Worker:
         n_weights = tile.end - tile.start
         evidence = self._buffer.load(stored, n_weights)
         tally = draft.tallies[tile.start // TILE]
-        sums = np.zeros_like(tally)
         request = Request()
-        estimator(draft.method).estimate(evidence, self._estimate[:n_weights], sums, request)
-        find_claims(tuple(draft.witnesses), draft.method).correct(sums, request.deviation)
-        tally += sums
+        estimator(draft.method).estimate(evidence, self._estimate[:n_weights], tally, request)
+        find_claims(tuple(draft.witnesses), draft.method).correct(tally, request.deviation)

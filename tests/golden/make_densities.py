@@ -33,7 +33,7 @@ def rounded(numbers: Iterable[float]) -> list[float]:
 
 def encode(kind: TensorType, x: F32Array, importance: F32Array | None = None) -> U8Array:
     if isinstance(kind, ScalarType):
-        return quantize(x, kind)
+        return quantize(x, kind, importance)
     if importance is None:
         importance = np.ones(x.shape[1], np.float32)
     return libggml.quantize(kind.type_id, x, importance)

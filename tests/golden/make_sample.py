@@ -1,6 +1,6 @@
 """Makes ``recover/data/sample.npz`` again: ``python -m tests.golden.make_sample``.
 
-libggml encodes all types, since some we only decode.
+As for the densities, our own encoders make the scalar types and libggml the others.
 """
 
 from pathlib import Path
@@ -9,13 +9,12 @@ import numpy as np
 
 from recover.claims import WEIGHTS, sample_name
 from recover.quants import F32Array, ScalarType, TensorType, U8Array, VectorType, all_types
-from recover.simulate import importance
-from tests.oracle import libggml
+from recover.simulate import DEGREES_OF_FREEDOM, importance
+from tests.golden import make_densities
 
 SAMPLE = Path(__file__).parents[2] / "recover" / "data" / "sample.npz"
 SEED = 7  # of 1 to 16 that whose factors (see `recover.claims`) are nearest to the mean
 SHAPE = (64, 1024)
-DEGREES_OF_FREEDOM = 20
 N_IMPORTANCES, N_IMPORTANCES_K = 3, 7  # several uploads of one type are mostly K-quants
 SIZES = (-6, -4.5)  # binary logarithms of the deviations of rows
 
@@ -29,9 +28,8 @@ def draw(seed: int = SEED) -> F32Array:
 
 def encode(x: F32Array, kind: TensorType, number: int, seed: int = SEED) -> U8Array:
     """With an importance matrix of that number, or plainly if it is 0."""
-    ones = np.ones(x.shape[1], np.float32) if isinstance(kind, VectorType) else None
-    columns = importance(seed, number, x.shape[1]) if number else ones
-    return libggml.quantize(kind.type_id, x, columns)
+    columns = importance(seed, number, x.shape[1]) if number else None
+    return make_densities.encode(kind, x, columns)
 
 
 def main() -> None:
