@@ -11,7 +11,7 @@ from recover.errors import PlanError
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import some
 from recover.gguf.writer import check_output_path
-from recover.merge.plan import check_match, find_twins, select_tensors
+from recover.matching import check_match, find_twins, select_tensors
 from recover.provenance import has_cells
 from recover.quants import FloatType, OpaqueType
 from recover.safetensors.writer import ITEM_SIZES, lay_out

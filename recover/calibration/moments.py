@@ -22,7 +22,7 @@ from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted
-from recover.merge.plan import check_match, find_twins, typical_error
+from recover.matching import check_match, find_twins, typical_error
 from recover.provenance import witness_of
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, U8Array, dequantize
 from recover.quants._decode import decode_codes

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from recover.bounds.intervals import Bounds, Intervals
 from recover.bounds.plan import confines
 from recover.gguf.reader import Model, Tensor
-from recover.merge.plan import find_twins
+from recover.matching import find_twins
 from recover.quants import (
     TILE,
     F32Array,

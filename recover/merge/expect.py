@@ -10,7 +10,8 @@ from recover.claims import find_claims
 from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.reader import Model
-from recover.merge.plan import by_fineness, find_twins, method_for
+from recover.matching import by_fineness, find_twins
+from recover.merge.plan import method_for
 from recover.provenance import witness_of
 from recover.quants import TILE, FloatType, OpaqueType
 from recover.reblock.origin import is_original

@@ -2,16 +2,13 @@
 
 import math
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-
-import numpy as np
 
 from recover import __version__
 from recover.bounds.intervals import Intervals
@@ -27,17 +24,21 @@ from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
 from recover.lattice import SIGNIFICAND_BITS
+from recover.matching import (
+    by_fineness,
+    check_match,
+    contradicts,
+    find_twins,
+    select_tensors,
+    typical_error,
+)
 from recover.precision import fit_of, source_precision
 from recover.provenance import searched_tensors, witness_of
 from recover.quants import (
-    TILE,
     FloatType,
     OpaqueType,
     ScalarType,
     TensorType,
-    U8Array,
-    VectorType,
-    dequantize,
     type_by_name,
 )
 from recover.reblock.origin import find_original, is_original
@@ -48,7 +49,6 @@ SNAPS = ("auto", "none", "bf16", "f16")
 _FINE_ALONE = 6e-3
 # Where the finest input's is larger, hardly a cell is so narrow that it holds one BF16 number.
 _TOO_COARSE = 1e-4
-_N_COMPARED = 4096  # bytes that decide on the order of inputs of one type
 
 # Keys of the first input that would be wrong in the output.
 _DROPPED_PREFIXES = (IMATRIX_PREFIX, "recover.", PREFIX)
@@ -497,61 +497,6 @@ def _check_calibration(plan: MergePlan) -> None:
             raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
 
 
-def typical_error(tensor_type: TensorType) -> float:
-    """Relative mean square error to expect of a type; ranks what is finest."""
-    match tensor_type:
-        case FloatType():
-            return float(2.0 ** (-2 * tensor_type.significand_bits))
-        case ScalarType() | VectorType():
-            return tensor_type.relative_mse
-        case _:
-            return 0.0
-
-
-def select_tensors(model: Model, pattern: str | None) -> list[str]:
-    """Names of the tensors in whose name a regular expression is found; all if there is none."""
-    if pattern is None:
-        return list(model.tensors)
-    try:
-        names = [name for name in model.tensors if re.search(pattern, name)]
-    except re.error as error:
-        raise PlanError(f"{quoted(pattern)} is no regular expression: {error}") from None
-    if not names:
-        raise PlanError(f"{printable(model.path)}: no tensor's name matches {quoted(pattern)}")
-    return names
-
-
-def check_match(first: Model, other: Model) -> None:
-    """Refuse an input that cannot be a quantization of the same original."""
-    differences = []
-    architectures = [quoted(str(model.get("general.architecture"))) for model in (first, other)]
-    if architectures[0] != architectures[1]:
-        differences.append(f"its architecture is {architectures[1]}, not {architectures[0]}")
-    missing = [quoted(name) for name in first.tensors if name not in other.tensors]
-    added = [quoted(name) for name in other.tensors if name not in first.tensors]
-    if missing:
-        differences.append(f"it lacks {some(missing)}")
-    if added:
-        differences.append(f"only it has {some(added)}")
-    reshaped = [
-        f"{quoted(name)} is {_shape(other.tensors[name])} instead of {_shape(tensor)}"
-        for name, tensor in first.tensors.items()
-        if name in other.tensors and _shape(other.tensors[name]) != _shape(tensor)
-    ]
-    if reshaped:
-        differences.append(f"shapes differ: {some(reshaped)}")
-    if differences:
-        paths = printable(other.path), printable(first.path)
-        raise PlanError(f"{paths[0]} does not belong to {paths[1]}: {'; '.join(differences)}")
-
-
-def _shape(tensor: Tensor) -> str:
-    dims = list(tensor.dims)
-    while len(dims) > 1 and dims[-1] == 1:
-        dims.pop()
-    return "x".join(map(str, dims))
-
-
 @dataclass(frozen=True)
 class _Draft:
     """A tensor's plan before it has its place."""
@@ -585,7 +530,7 @@ def _draft(
         isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
     ):
         action, outtype = "copy", finest.type
-        if any(_contradicts(tensors[i], finest) for i in distinct[1:]):
+        if any(contradicts(tensors[i], finest) for i in distinct[1:]):
             warnings.append(
                 f"tensor {quoted(name)}: the inputs disagree; taken from"
                 f" {printable(models[distinct[0]].path)}"
@@ -635,72 +580,6 @@ def _with_originals(
         replace(model, tensors=MappingProxyType({**model.tensors, **tensors})) if tensors else model
         for model, tensors in zip(models, replaced, strict=True)
     )
-
-
-def by_fineness(tensors: Sequence[Tensor], chosen: Iterable[int]) -> list[int]:
-    """Indices of tensors, finest first.
-
-    Among floats of one type those that use more of its bits (BF16 numbers in an F32 tensor end in
-    16 zeros), then the bytes decide: the order of the inputs is of no consequence.
-    """
-
-    def key(i: int) -> tuple[float, int, bytes, int]:
-        start = tensors[i].raw[:_N_COMPARED]
-        kind = tensors[i].type
-        last_bit = _last_bit(start, kind) if isinstance(kind, FloatType) else 0
-        return typical_error(kind), last_bit, start.tobytes(), i
-
-    return sorted(chosen, key=key)
-
-
-def _last_bit(raw: U8Array, kind: FloatType) -> int:
-    """Number of the lowest bit that any of some numbers has set; of zeros, the number of bits."""
-    words = raw.view(f"<u{kind.type_size}")
-    bits = int(np.bitwise_or.reduce(words))
-    return (bits & -bits).bit_length() - 1 if bits else 8 * kind.type_size
-
-
-def _contradicts(other: Tensor, finest: Tensor) -> bool:
-    """Whether a tensor with other bytes says something else than a finer one, rounding aside."""
-    if isinstance(finest.type, OpaqueType) or other.type is finest.type:
-        return True
-    if not isinstance(other.type, FloatType):
-        return False
-    precision = 2.0**-other.type.significand_bits
-    for start in range(0, finest.n_weights, TILE):
-        end = min(start + TILE, finest.n_weights)
-        rounded, exact = (
-            dequantize(each.raw[each.type.n_bytes(start) : each.type.n_bytes(end)], each.type)
-            for each in (other, finest)
-        )
-        if not np.allclose(rounded, exact, rtol=precision, atol=2.0**-25, equal_nan=True):
-            return True
-    return False
-
-
-def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """For each tensor the index of the first one with the same type and bytes."""
-    twins: list[int] = []
-    for i, tensor in enumerate(tensors):
-        same = (j for j in dict.fromkeys(twins) if _same(tensors[j], tensor))
-        twins.append(next(same, i))
-    return tuple(twins)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.type is other.type and same_bytes(one.raw, other.raw)
-
-
-def same_bytes(one: U8Array, other: U8Array) -> bool:
-    """Whether two byte arrays are equal; stops at the first chunk that differs."""
-    if one.size != other.size:
-        return False
-    start, chunk = 0, 4096
-    while start < one.size:
-        if not np.array_equal(one[start : start + chunk], other[start : start + chunk]):
-            return False
-        start, chunk = start + chunk, 1 << 20
-    return True
 
 
 def _lay_out(
