@@ -51,6 +51,18 @@ def test_certain_weights_are_exact(fine: list[Path], tmp_path: Path) -> None:
     assert result.expected_mse_ratio == pytest.approx(measured, rel=0.03)
 
 
+@pytest.mark.parametrize("outtype", ["bf16", "q8_0"])
+def test_what_the_output_type_rounds_away_is_expected(
+    fine: list[Path], tmp_path: Path, outtype: str
+) -> None:
+    output = tmp_path / "out.gguf"
+    result = execute_merge(plan_merge(fine, output, outtype=outtype))
+    truth, merged = truth_and(output, fine)
+    measured = np.mean((merged - truth) ** 2) / np.mean((truth_and(fine[0], fine)[1] - truth) ** 2)
+    assert measured > 0.92  # 0.85 as F16
+    assert result.expected_mse_ratio == pytest.approx(measured, rel=0.03)
+
+
 def test_deviations_have_the_names_and_shapes_of_the_weights(
     tiny: list[Path], tmp_path: Path
 ) -> None:

@@ -22,7 +22,16 @@ from recover.gguf.writer import OutputFile, OutputFiles
 from recover.lattice import snap
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.resume import Sums, Tell, Unfinished
-from recover.quants import TILE, F32Array, FloatType, U8Array, dequantize, quantize, type_by_name
+from recover.quants import (
+    TILE,
+    F32Array,
+    FloatType,
+    TensorType,
+    U8Array,
+    dequantize,
+    quantize,
+    type_by_name,
+)
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 # Quantizations of one original contradict each other on no weight at all.
@@ -324,6 +333,8 @@ class _Worker:
         except QuantError:
             raise self._not_finite(stored, estimate) from None
         output.write_at(position, encoded.data)
+        if tally is not None:
+            tally[_N_OWN] += _rounded_away(estimate, encoded, self._outtype)
         if self._plan.uncertainty is not None:
             bf16 = type_by_name("BF16")
             deviations = quantize(self._deviation[: estimate.size], bf16)
@@ -384,6 +395,14 @@ class _Worker:
             f"tensor {quoted(self._tensor.name)}: a weight of {largest:.6g} is beyond the range of"
             f" {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
         )
+
+
+def _rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> float:
+    """The sum of the square errors that the output's type adds; F16 and F32 add next to nothing."""
+    if outtype.name in ("F16", "F32"):
+        return 0.0
+    off = dequantize(encoded, outtype).astype(np.float64) - estimate
+    return float(off @ off)
 
 
 def _result(
