@@ -97,6 +97,15 @@ def test_dry_run_writes_nothing(tiny: list[Path], tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     done = run("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run")
     assert "blk.0.ffn_up.weight" in done.stdout
+    assert done.stdout.endswith("30 tensors, 2.89M weights: 22 to merge, 7 to copy, 1 to convert\n")
+
+
+def test_merge_says_where_nothing_is_gained(tiny: list[Path], tmp_path: Path) -> None:
+    done = run("merge", tiny[0], "-o", tmp_path / "one.gguf")
+    assert "error: 1.000 of that of the best single input, so nothing is gained\n" in done.stdout
+    done = run("merge", TINY, "-o", tmp_path / "float.gguf")
+    assert "nothing to estimate: no input is quantized\n" in done.stdout
+    assert "error:" not in done.stdout
 
 
 def test_tensors_selects(tiny: list[Path], tmp_path: Path) -> None:

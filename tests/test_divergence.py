@@ -413,7 +413,8 @@ def test_without_the_extra(
     assert printed.out == ""
     assert printed.err == (
         "recover: error: evaluating on a text needs llama.cpp;"
-        " install it with: pip install 'recover[eval]'\n"
+        " install it with `pip install 'xllamacpp==2026.10.11549'`, or this package with its extra"
+        " `eval`\n"
     )
     assert main(["evaluate", str(tiny[0]), "--truth", str(TINY)]) == 0
 

@@ -141,6 +141,23 @@ def test_tables(by: str | None, tiny: list[Path], capsys: pytest.CaptureFixture[
     assert word[by] in printed
 
 
+def test_warnings(tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a model lacks tensors that others have, and where the truth is itself quantized."""
+    part = tmp_path / "part.gguf"
+    assert main(["merge", str(tiny[0]), "-o", str(part), "--tensors", r"^blk\.", "-q"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tiny[0]), str(part), "--truth", str(TINY), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"recover: warning: {part} has no tensor 'output.weight', 'token_embd.weight': its figures"
+        " are of fewer weights than those of the others\n"
+    )
+    json.loads(printed.out)
+    assert main(["evaluate", str(tiny[2]), "--truth", str(tiny[0])]) == 0
+    said = f"warning: {tiny[0]} is no original: it is itself quantized on 'output.weight',"
+    assert said in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared(tmp_path: Path, tiny: list[Path]) -> None:
     ones = np.ones((4, 32), np.float32)
     truth = write(tmp_path / "truth.gguf", {"a": ones})

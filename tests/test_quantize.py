@@ -445,6 +445,9 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             main(["quantize", str(TINY), *wrong, "-o", str(tmp_path / "out.gguf")])
         assert caught.value.code == 2
     assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit):
+        main(["quantize", str(TINY), "q5_k_m", "-o", str(tmp_path / "out.gguf")])
+    assert "'q5_k_m' is a mix of types in llama.cpp: take Q5_K, and" in capsys.readouterr().err
     line = refusal(capsys, TINY, "Q4_0", "-o", tmp_path / "o.gguf", "--tensor-type", "(=Q4_0")
     assert "no regular expression" in line
     with pytest.raises(PlanError, match="files cannot be made 'Q9_K'; known are F32, F16"):

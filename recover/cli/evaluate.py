@@ -63,7 +63,7 @@ def _count(text: str) -> int:
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import print_json, progress_bar
+    from recover.cli._console import message, print_json, progress_bar
     from recover.evaluate.errors import evaluate_models
 
     _check_outputs(args)
@@ -77,6 +77,8 @@ def run(args: Namespace) -> int:
             n_threads=args.threads,
             progress=progress,
         )
+    for warning in _warnings(args, results):
+        message(args, f"warning: {warning}")
     if args.text is not None:
         results = _with_divergence(args, results)
     document = {"truth": str(args.truth), "models": [each.to_json() for each in results]}
@@ -87,6 +89,31 @@ def run(args: Namespace) -> int:
         print_divergence(results)
     _write_pictures(args, results, document)
     return 0
+
+
+def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
+    """What makes figures mean less than they seem to."""
+    from recover.gguf.reader import open_gguf
+    from recover.gguf.text import printable, quoted, some
+    from recover.quants import FloatType
+
+    warnings = []
+    compared = {each.name: None for result in results for each in result.tensors}  # in order
+    for result in results:
+        own = {each.name for each in result.tensors}
+        missing = [quoted(name) for name in compared if name not in own]
+        if missing:
+            warnings.append(
+                f"{printable(result.path)} has no tensor {some(missing)}: its figures are of fewer"
+                " weights than those of the others"
+            )
+    truth = open_gguf(args.truth).tensors
+    coarse = [quoted(name) for name in compared if not isinstance(truth[name].type, FloatType)]
+    if coarse:
+        warnings.append(
+            f"{printable(args.truth)} is no original: it is itself quantized on {some(coarse)}"
+        )
+    return warnings
 
 
 def _check_outputs(args: Namespace) -> None:

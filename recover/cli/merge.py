@@ -1,7 +1,7 @@
 """``recover merge``."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 NAME = "merge"
 SUMMARY = "Merge several quantizations of one model into one better file"
+
+_NO_GAIN = 0.9995  # prints as 1.000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -156,10 +158,14 @@ def _print_plan(plan: "MergePlan") -> None:
     parts = f" in {len(plan.parts)} parts" if is_split else ""
     what = f"{size(plan.n_bytes)}{parts}, {plan.method}"
     print_table(f"Plan for {plan.output} ({what})", columns, rows)
+    actions = Counter(tensor.action for tensor in plan.tensors)
+    counts = ", ".join(f"{n} to {action}" for action, n in sorted(actions.items(), reverse=True))
+    n_weights = count(sum(tensor.n_weights for tensor in plan.tensors))
+    print(f"{len(plan.tensors)} tensors, {n_weights} weights: {counts}")
 
 
 def _print_result(result: "MergeResult", *, verbose: bool) -> None:
-    from recover.cli._console import optional, print_table, print_written
+    from recover.cli._console import print_table, print_written
 
     plan = result.plan
     columns = ("action:", "inputs:", "output:", "tensors", "weights", "expected rmse", "conflicts")
@@ -172,8 +178,12 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     rows = [_row(tensors) for _, tensors in sorted(groups.items(), reverse=True)]
     names = " + ".join(model.path.name for model in plan.models)
     print_table(f"{names} ({plan.method})", columns, rows)
-    ratio = optional(result.expected_mse_ratio, ".3f")
-    print(f"expected mean square error: {ratio} of that of the best single input")
+    ratio = result.expected_mse_ratio
+    if ratio is None:
+        print("nothing to estimate: no input is quantized")
+    else:
+        remark = "" if ratio < _NO_GAIN else ", so nothing is gained"
+        print(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
     if result.n_exact:
         what = f"{result.n_exact:,} weights ({result.n_exact / result.n_weights:.2%})"
         print(f"certain: {what} are the only {plan.source_format} number within their bounds")

@@ -21,9 +21,7 @@ _TYPES = (
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("input", metavar="INPUT", type=Path, help="GGUF file")
-    parser.add_argument(
-        "type", metavar="TYPE", type=str.upper, choices=_TYPES, help=f"one of {', '.join(_TYPES)}"
-    )
+    parser.add_argument("type", metavar="TYPE", type=_type_name, help=f"one of {', '.join(_TYPES)}")
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", type=Path, help="GGUF file to write"
     )
@@ -56,6 +54,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _type_name(text: str) -> str:
+    name = text.upper()
+    if name in _TYPES:
+        return name
+    main, _, _ = name.rpartition("_")
+    hint = f"{text!r} is none of {', '.join(_TYPES)}"
+    if main in _TYPES:
+        hint = (
+            f"{text!r} is a mix of types in llama.cpp: take {main}, and --tensor-type for the"
+            " tensors that are to have another type"
+        )
+    raise ArgumentTypeError(hint)
 
 
 def _tensor_type(text: str) -> tuple[str, str]:
