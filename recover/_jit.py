@@ -11,10 +11,11 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numba
 from llvmlite.binding import get_host_cpu_features
+from numba.core.registry import CPUDispatcher
 
 from recover.errors import RecoverError
 
@@ -122,9 +123,17 @@ def kernel(function: _F) -> _F:
     return _compiled(function)
 
 
+def inner(function: _F) -> _F:
+    """As `kernel`, for functions that only kernels call.
+
+    What takes arguments from Python often takes longer to compile than the function itself.
+    """
+    return _compiled(function, is_inner=True)
+
+
 def inlined(function: _F) -> _F:
-    """As `kernel`, for small functions that must become part of the kernels that call them."""
-    return _compiled(function, forceinline=True)
+    """As `inner`, for small functions that must become part of the kernels that call them."""
+    return _compiled(function, is_inner=True, forceinline=True)
 
 
 def bare_kernel(function: _F) -> _F:
@@ -132,24 +141,42 @@ def bare_kernel(function: _F) -> _F:
 
     Where structures of many arrays are passed on, counting takes longer than the work.
     """
-    return _compiled(function, counts=False)
+    return _compiled(function, _nrt=False)
+
+
+def bare_inner(function: _F) -> _F:
+    """As `inner`, for what bare kernels call."""
+    return _compiled(function, is_inner=True, _nrt=False)
 
 
 def bare_inlined(function: _F) -> _F:
     """As `inlined`, for what bare kernels call."""
-    return _compiled(function, forceinline=True, counts=False)
+    return _compiled(function, is_inner=True, forceinline=True, _nrt=False)
 
 
-def _compiled(function: _F, *, forceinline: bool = False, counts: bool = True) -> _F:
+class _Inner(CPUDispatcher):  # type: ignore[misc]
+    def __call__(self, *_args: Any, **_keywords: Any) -> NoReturn:
+        """There is no machine code for that; numba would jump to nowhere."""
+        raise TypeError(f"{self.py_func.__qualname__} is for kernels only")
+
+
+def _compiled(function: _F, *, is_inner: bool = False, **options: bool) -> _F:
     before = numba.config.CACHE_DIR
     digest = _sources_digest(Path(function.__code__.co_filename))
     try:
         # Read when a function is decorated.
         numba.config.CACHE_DIR = str(_cache_root() / f"numba-{digest}")
         compile_ = numba.njit(
-            nogil=True, cache=True, error_model="numpy", forceinline=forceinline, _nrt=counts
+            nogil=True,
+            cache=True,
+            error_model="numpy",
+            no_cpython_wrapper=is_inner,
+            no_cfunc_wrapper=True,
+            **options,
         )
         compiled: _F = compile_(function)
     finally:
         numba.config.CACHE_DIR = before
+    if is_inner:
+        compiled.__class__ = _Inner
     return compiled

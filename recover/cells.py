@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.evidence import Evidence
 from recover.quants import F32Array, U8Array
 from recover.quants._lanes import (
@@ -60,22 +60,25 @@ def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> Non
         intersect_strip(evidence, strips, start, lower[part], upper[part])
 
 
-@kernel
+@inner
 def new_strips(evidence: Evidence) -> Strips:
     """What `intersect_strip` needs."""
-    ways = np.empty(evidence.scale.shape[0], np.int64)
-    for k in range(ways.size):
-        ways[k] = _way(evidence, k)
+    n_inputs = evidence.scale.shape[0]
+    inputs, n = np.empty((3, n_inputs), np.int64), np.zeros(3, np.int64)
+    for k in range(n_inputs):
+        way = _way(evidence, k)
+        inputs[way, n[way]] = k
+        n[way] += 1
     return Strips(
-        np.flatnonzero(ways == _TABLE),
-        np.flatnonzero(ways == _SIGNED),
-        np.flatnonzero(ways == _POSITIVE),
-        np.empty((ways.size, 9, STRIP), np.float32),
+        inputs[_TABLE, : n[_TABLE]],
+        inputs[_SIGNED, : n[_SIGNED]],
+        inputs[_POSITIVE, : n[_POSITIVE]],
+        np.empty((n_inputs, 9, STRIP), np.float32),
         np.zeros((4, STRIP), np.float32),
     )
 
 
-@kernel
+@inner
 def intersect_strip(
     evidence: Evidence, strips: Strips, start: int, lower: F32Array, upper: F32Array
 ) -> None:
@@ -91,21 +94,20 @@ def intersect_strip(
         offsets = evidence.offset[k, start:end], evidence.offset_error[k, start:end]
         edges = evidence.lower_levels[k], evidence.upper_levels[k]
         _narrow(codes, scales, offsets, edges, lower, upper)
-    for j in range(strips.signed.size):
-        _place_cells(evidence, strips.signed[j], start, end, True, strips.scratch, places[j])
-    if strips.signed.size:
-        _narrow_signed(evidence, strips.signed, start, places, lower, upper)
-    for j in range(strips.positive.size):
-        _place_cells(evidence, strips.positive[j], start, end, False, strips.scratch, places[j])
-    if strips.positive.size:
-        _narrow_positive(evidence, strips.positive, start, places, lower, upper)
+    for is_signed, inputs in ((True, strips.signed), (False, strips.positive)):
+        for j in range(inputs.size):
+            _place_cells(evidence, inputs[j], start, end, is_signed, strips.scratch, places[j])
+        if inputs.size and is_signed:
+            _narrow_signed(evidence, inputs, start, places, lower, upper)
+        elif inputs.size:
+            _narrow_positive(evidence, inputs, start, places, lower, upper)
     for k in range(evidence.extremes.shape[0]):
         for pair in evidence.extremes[k]:
             if pair[0] >= 0:
                 _pin(evidence, k, pair, start, lower, upper)
 
 
-@kernel
+@inner
 def _pin(
     evidence: Evidence,
     k: int,
@@ -133,7 +135,7 @@ def _pin(
             upper[i] = min(upper[i], level * s + o + error)
 
 
-@kernel
+@inner
 def _way(evidence: Evidence, k: int) -> int:
     """Whether all cells but those of the ends reach half a level to both sides, and the signs."""
     first, last = evidence.end_codes[k]
@@ -148,7 +150,7 @@ def _way(evidence: Evidence, k: int) -> int:
     return _POSITIVE if first == 0 and evidence.levels[k, 0] == 0 else _SIGNED
 
 
-@kernel
+@inner
 def _place_cells(
     evidence: Evidence,
     k: int,
@@ -199,7 +201,7 @@ def _place_cells(
         store(places[8], g, where(flipped, first_level, last_level))
 
 
-@kernel
+@inner
 def _narrow_signed(
     evidence: Evidence,
     inputs: NDArray[np.int64],
@@ -236,7 +238,7 @@ def _narrow_signed(
         store(upper, 16 * g, high)
 
 
-@kernel
+@inner
 def _narrow_positive(
     evidence: Evidence,
     inputs: NDArray[np.int64],
@@ -267,7 +269,7 @@ def _narrow_positive(
         store(upper, 16 * g, high)
 
 
-@kernel
+@inner
 def _narrow(
     codes: U8Array,
     scales: tuple[F32Array, F32Array],

@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.estimators import MEAN, Request, estimator
-from recover.evidence import Evidence, EvidenceBuffer, Witness
-from recover.quants import F32Array, ScalarType, TensorType
-from recover.quants._decode import decode_codes
+from recover.evidence import EvidenceBuffer, Witness
+from recover.quants import F32Array, ScalarType, TensorType, dequantize
 
 WEIGHTS = "weights"
 """Name of the random weights, float32 (n_rows, ne0), in the sample."""
@@ -89,8 +88,9 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
     request = Request(estimate, np.empty_like(out))  # deviations, so that all weights are counted
     estimator(method).estimate(evidence, out, tally, request)
-    for slot in range(len(names)):
-        alone[slot] = _square_error(_decoded(evidence, slot), x) / tally[2 + slot]
+    for witness, name, slot in zip(witnesses, names, buffer.order, strict=True):
+        decoded = dequantize(sample[name], witness.type)
+        alone[slot] = _square_error(decoded, x) / tally[2 + slot]
     return Claims(_square_error(out, x) / tally[0], alone)
 
 
@@ -124,21 +124,14 @@ def _n_importances(kind: TensorType) -> int:
     return next(n for n in count() if sample_name(kind, n + 1) not in _sample())
 
 
-def _decoded(evidence: Evidence, slot: int) -> F32Array:
-    n_scalars = len(evidence.codes)
-    if slot >= n_scalars:
-        return evidence.values[slot - n_scalars]
-    values = np.empty(evidence.codes.shape[1], np.float32)
-    codes, scale, offset = (each[slot] for each in evidence[:3])
-    decode_codes(codes, scale, offset, evidence.levels[slot], values)
-    return values
-
-
 def _square_error(values: F32Array, x: F32Array) -> float:
     return float(np.sum((values - x.astype(np.float64)) ** 2))
 
 
 @cache
 def _sample() -> dict[str, NDArray[Any]]:
-    with (files("recover") / "data" / "sample.npz").open("rb") as file, np.load(file) as sample:
-        return dict(sample)
+    with (files("recover") / "data" / "sample.npz").open("rb") as file, np.load(file) as arrays:
+        sample = dict(arrays)
+    for array in sample.values():
+        array.flags.writeable = False  # as the bytes of files are: kernels are compiled for either
+    return sample

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.densities import DEGREE, SHAPE, correlation, density, end_codes, likelihood, share
 from recover.errors import QuantError
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
@@ -294,7 +294,7 @@ def _bound_errors(
         _forget_wraps(rounding.groups_per_block, scale, offset, offset_error)
 
 
-@kernel
+@inner
 def _may_wrap(scale: F32Array, offset: F32Array) -> bool:
     """A quick look, which spares nearly all tiles `_forget_wraps`."""
     zero, infinite = np.float32(0), np.float32(np.inf)
@@ -311,7 +311,7 @@ def _may_wrap(scale: F32Array, offset: F32Array) -> bool:
     return largest >= _WRAPS * smallest
 
 
-@kernel
+@inner
 def _forget_wraps(n_groups: int, scale: F32Array, offset: F32Array, offset_error: F32Array) -> None:
     """No bounds for groups whose codes may have wrapped, in blocks of `n_groups`."""
     for start in range(0, scale.size, n_groups):

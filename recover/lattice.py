@@ -7,7 +7,7 @@ one of its numbers, that number is the weight.
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants import F32Array
 
 SIGNIFICAND_BITS = {"bf16": 8, "f16": 11}
@@ -95,14 +95,14 @@ def count_without(lower: F32Array, upper: F32Array, significand_bits: int) -> tu
     return n_bounded, n_without
 
 
-@kernel
+@inner
 def _is_regular(x: np.float32, shift: int) -> bool:
     """Whether the format's numbers around x are those with fewer bits: not 0, not F16-subnormal."""
     smallest = _SMALLEST_NORMAL_F16 if shift == _F32_BITS - 11 else np.float32(1e-37)
     return bool(abs(x) > smallest)
 
 
-@kernel
+@inner
 def _neighbours(
     x: np.float32, whole: np.int32, candidates: F32Array, bits: NDArray[np.int32]
 ) -> None:

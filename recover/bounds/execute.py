@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.bounds.intervals import PART, Intervals
 from recover.bounds.plan import BoundsPlan, TensorPlan
 from recover.cells import STRIP, intersect_strip, new_strips
@@ -269,7 +269,7 @@ def round_outward(bounds: F32Array, up: bool, words: NDArray[np.uint16]) -> None
         words[i] = word
 
 
-@kernel
+@inner
 def _next_f16(word: np.uint16) -> np.uint16:
     """The float16 above one that is not NaN or infinity."""
     if word == np.uint16(0x8000):

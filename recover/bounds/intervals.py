@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.cells import intersect_cells
 from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.reader import Tensor
@@ -95,7 +95,7 @@ def _narrow_exact(values: F32Array, lower: F32Array, upper: F32Array) -> None:
         upper[i] = min(upper[i], values[i]) if not np.isnan(values[i]) else upper[i]
 
 
-@kernel
+@inner
 def _narrow(low: np.float32, high: np.float32, negative: bool, at: int, bounds: Bounds) -> None:
     """Intersect bounds number `at` with an interval, mirrored for a negative number."""
     lower, upper = bounds

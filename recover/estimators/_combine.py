@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.evidence import Evidence
 from recover.quants import F32Array, U8Array
 from recover.quants._decode import decode_codes, is_affine
@@ -37,7 +37,7 @@ def sum_variance(variance: F32Array) -> float:
     return 16 * total
 
 
-@kernel
+@inner
 def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> None:
     """``1 / variance``, added to `total`; 0 where a variance says nothing (scale 0, broken)."""
     for g in range(variance.size):
@@ -46,14 +46,14 @@ def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> Non
         total[g] += precision[g]
 
 
-@kernel
+@inner
 def _normalize(weights: F32Array, total: F32Array) -> None:
     """Precisions to weights that add up to 1, where there are any."""
     for g in range(total.size):
         weights[g] = weights[g] / total[g] if total[g] > 0 else np.float32(0)
 
 
-@kernel
+@inner
 def _take_first_usable(evidence: Evidence, total: F32Array, weights: F32Array) -> None:
     """Where the `total` precision is 0: weight 1 for the first input that is not broken."""
     variance = np.empty(total.size, np.float32)
@@ -69,7 +69,7 @@ def _take_first_usable(evidence: Evidence, total: F32Array, weights: F32Array) -
             weights[0, g] = 1
 
 
-@kernel
+@inner
 def _add_codes(
     codes: U8Array,
     scale: F32Array,
@@ -88,7 +88,7 @@ def _add_codes(
             store(out, 16 * g, load(out, 16 * g) + weighted)
 
 
-@kernel
+@inner
 def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
     """``out += weight * value``."""
     for g in range(weights.size):
@@ -123,7 +123,7 @@ def combine(
     _add_all(evidence, weights, out)
 
 
-@kernel
+@inner
 def _add_all(evidence: Evidence, weights: F32Array, out: F32Array) -> None:
     """Fill `out` with the sum of all inputs times their weights (K + V, n / 16)."""
     n_scalars, n_inputs = evidence.codes.shape[0], weights.shape[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import bare_inlined, bare_kernel
+from recover._jit import bare_inlined, bare_inner
 from recover.estimators._product_tables import Scalars
 from recover.estimators._superblock import Superblock
 from recover.quants._lanes import (
@@ -32,7 +32,7 @@ def has_extreme(q: Any, scalars: Scalars, pair: int) -> Any:
     return (q == scalars.extremes[pair]) | (q == scalars.extremes[pair + 1])
 
 
-@bare_kernel
+@bare_inner
 def pin(scalars: Scalars, block: Superblock, start: int) -> None:
     """Narrow the bounds of weights that alone in their block have an extreme code.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import bare_inlined, bare_kernel
+from recover._jit import bare_inlined, bare_inner
 from recover.estimators._product_tables import BEND_UNIT, CENTER_UNIT, Scalars
 from recover.estimators._superblock import OUTLIER, Superblock, hear_any, replace_first
 from recover.quants._lanes import add_up, fused, largest_lane, load, splat, store, where
@@ -38,7 +38,7 @@ def _without_largest(squares: Any) -> np.float32:
     return (add_up(squares) - largest_lane(squares)) * _WITHOUT_LARGEST
 
 
-@bare_kernel
+@bare_inner
 def _typical_square(block: Superblock, n_groups: int) -> np.float32:
     """Mean square of weights that are no outliers: the median of the groups where it is not 0."""
     n, means = 0, block.each
@@ -54,7 +54,7 @@ def _typical_square(block: Superblock, n_groups: int) -> np.float32:
     return means[n // 2] if n > 0 else _ZERO
 
 
-@bare_kernel
+@bare_inner
 def begin_again(
     scalars: Scalars, block: Superblock, start: int, n_groups: int, prior: np.float32
 ) -> None:

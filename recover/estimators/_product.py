@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import bare_inlined, bare_kernel
+from recover._jit import bare_inlined, bare_inner, bare_kernel
 from recover.estimators._extremes import has_extreme, pin
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import (
@@ -75,6 +75,7 @@ _END = np.float32(1 / H)
 _ULPS = np.float32(2.0**-22)
 _STEEP, _NARROW_HILL = np.float32(100), np.float32(-0.24)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
+_FIRST: Any = np.int64(0)  # what is called with a literal is compiled once more
 _N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
 
 
@@ -225,7 +226,7 @@ def _estimate(
     return not any_lane(sound == _ZERO)
 
 
-@bare_kernel
+@bare_inner
 def _estimate_other(
     scalars: Scalars, block: Superblock, prior: np.float32, start: int, out: F32Array, asks: Asks
 ) -> bool:
@@ -245,7 +246,7 @@ def _is_mild(total: Any, even: Any) -> Any:
     return (total < _STEEP) & (even > _NARROW_HILL)
 
 
-@bare_kernel
+@bare_inner
 def _sharpen(block: Superblock, prior: np.float32) -> None:
     """Where a density is too steep for the rule, bounds within which it is above exp(-8)."""
     for i in range(16):
@@ -266,7 +267,7 @@ def _sharpen(block: Superblock, prior: np.float32) -> None:
         store(block.high, 16 * i, where(steep & (far < high), far, high))
 
 
-@bare_kernel
+@bare_inner
 def _settle(
     scalars: Scalars, block: Superblock, prior: np.float32, start: int, out: F32Array
 ) -> int:
@@ -294,7 +295,7 @@ def _settle(
     return n_conflicts
 
 
-@bare_kernel
+@bare_inner
 def _expect(
     scalars: Scalars,
     others: Others | None,
@@ -378,7 +379,7 @@ def _integrate(
     n_conflicts, n_sampled = 0, 0
     for start in range(0, n_groups, 16):
         noise = open_superblock(scalars, block, start)
-        total = add_up(hear(scalars, 0, block, start, True))
+        total = add_up(hear(scalars, _FIRST, block, start, True))
         if any_lane(load(block.inverse, 0) == _ZERO):
             total += replace_first(scalars, block, start)
         for k in range(1, n_scalars):

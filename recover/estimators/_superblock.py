@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover._jit import bare_inlined, bare_kernel
+from recover._jit import bare_inlined, bare_inner
 from recover.estimators._product_tables import (
     BEND,
     BEND_UNIT,
@@ -76,10 +76,12 @@ def value_of(scalars: Scalars, k: int, at: int) -> Any:
 @bare_inlined
 def first_value(scalars: Scalars, g: int, n: int) -> Any:
     """What the first scalar input that is not broken says."""
+    first = 0
     for k in range(scalars.noise.size):
         if is_finite(scalars, k * n // 16 + g):
-            return value_of(scalars, k, k * n + 16 * g)
-    return value_of(scalars, 0, 16 * g)
+            first = k
+            break
+    return value_of(scalars, first, first * n + 16 * g)
 
 
 class Superblock(NamedTuple):
@@ -160,7 +162,7 @@ def open_superblock(scalars: Scalars, block: Superblock, start: int) -> Any:
     return noise
 
 
-@bare_kernel
+@bare_inner
 def replace_first(scalars: Scalars, block: Superblock, start: int) -> np.float32:
     """Begin with the groups whose first input cannot be used; the sum of their squares."""
     total = splat(_ZERO)
@@ -272,7 +274,7 @@ def _hear_simple(
     return total
 
 
-@bare_kernel
+@bare_inner
 def hear_any(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
     """As `hear`, for any levels, from tables.
 
@@ -308,7 +310,7 @@ def hear_any(scalars: Scalars, k: int, block: Superblock, start: int, first: boo
     return total
 
 
-@bare_kernel
+@bare_inner
 def _hear_varying(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
     """See `_hear_simple`."""
     return _hear_simple(scalars, k, block, start, first, True)
@@ -330,7 +332,7 @@ def hear(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -
     return total
 
 
-@bare_kernel
+@bare_inner
 def hear_others(
     others: Others,
     block: Superblock,

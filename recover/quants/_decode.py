@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._lanes import gather, load_bytes, store, to_f32
 from recover.quants.base import GROUP, F32Array, ScalarType, U8Array
 
 _PART = 65_536
 
 
-@kernel
+@inner
 def is_affine(levels: F32Array) -> bool:
     """Whether the levels (256,) are consecutive integers, so that no table is needed."""
     return levels[255] == levels[0] + np.float32(255)

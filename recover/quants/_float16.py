@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 
 
 @intrinsic
@@ -54,7 +54,7 @@ def f32_from_bits(_context: Any, _bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-@kernel
+@inner
 def f32_to_bf16(value: np.float32) -> np.uint16:
     """Bits of the bfloat16 nearest to a float32, ties to even; NaN stays a (quiet) NaN.
 
@@ -67,18 +67,43 @@ def f32_to_bf16(value: np.float32) -> np.uint16:
     return np.uint16(np.uint32(bits + rounding) >> np.uint32(16))
 
 
-@kernel
-def read_f16(raw: np.ndarray, at: int) -> np.float32:
-    """The little-endian float16 at byte `at` of `raw`, as float32."""
-    return f16_to_f32(np.uint16(np.uint16(raw[at]) | np.uint16(np.uint16(raw[at + 1]) << 8)))
+def _half_at(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
+    """Address of the float16 at byte `at` of a contiguous uint8 array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), ir.HalfType().as_pointer())
 
 
-@kernel
-def write_f16(raw: np.ndarray, at: int, value: np.float32) -> None:
-    """Store the float16 nearest to `value` at byte `at` of `raw`, little-endian."""
-    half = f32_to_f16(value)
-    raw[at] = np.uint8(half & np.uint16(255))
-    raw[at + 1] = np.uint8(half >> np.uint16(8))
+def _is_bytes(array: Any) -> bool:
+    contiguous = isinstance(array, types.Array) and array.layout == "C"
+    return contiguous and array.ndim == 1 and array.dtype == types.uint8
+
+
+@intrinsic
+def read_f16(_context: Any, raw: Any, at: Any) -> Any:
+    """The little-endian float16 at byte `at` of a contiguous uint8 array, as float32."""
+    if not _is_bytes(raw):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = _half_at(context, builder, sig.args[0], args[0], at)
+        return builder.fpext(builder.load(pointer, align=1), ir.FloatType())
+
+    return types.float32(raw, at), generate
+
+
+@intrinsic
+def write_f16(_context: Any, raw: Any, at: Any, value: Any) -> Any:
+    """Store the float16 nearest to a float32 at byte `at` of a contiguous uint8 array."""
+    if not (_is_bytes(raw) and raw.mutable and value == types.float32):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = _half_at(context, builder, sig.args[0], args[0], at)
+        builder.store(builder.fptrunc(args[2], ir.HalfType()), pointer, align=1)
+
+    return types.void(raw, at, value), generate
 
 
 @kernel

@@ -6,7 +6,7 @@ levels rise with the code: 0 to 14, of which 7 is zero.
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner
 from recover.quants._lanes import load, splat, store_bytes, truncate, where
 from recover.quants.base import F32Array, U8Array, table
 
@@ -35,7 +35,7 @@ def nearest_cells() -> tuple[F32Array, F32Array]:
     return table(lower, fill=-np.inf), table(upper, fill=np.inf)
 
 
-@kernel
+@inner
 def renumber(codes: U8Array) -> None:
     """Stored codes to those whose levels rise; both zeros become one."""
     for i in range(codes.size):
@@ -43,7 +43,7 @@ def renumber(codes: U8Array) -> None:
         codes[i] = np.uint8(q + 7) if q < 8 else np.uint8(15 - q)
 
 
-@kernel
+@inner
 def encode_fp4(x: F32Array, d: np.float32, codes: U8Array) -> None:
     """Stored codes of the levels nearest to weights, a multiple of 16, for the scale `d`.
 

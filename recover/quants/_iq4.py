@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner
 from recover.quants._lanes import load, splat, store, store_bytes, truncate, where
 from recover.quants._search import SCALE, SMALLEST, largest_in_lanes
 from recover.quants.base import F32Array, U8Array, table
@@ -28,7 +28,7 @@ def codebook_cells() -> tuple[F32Array, F32Array]:
     return table(lower, fill=-np.inf), table(upper, fill=np.inf)
 
 
-@kernel
+@inner
 def _nearest_levels(value: Any) -> Any:
     """The level nearest to each number, the upper one of two equally near."""
     level = splat(LEVELS[0])
@@ -37,7 +37,7 @@ def _nearest_levels(value: Any) -> Any:
     return level
 
 
-@kernel
+@inner
 def encode_levels(x: F32Array, factor: np.float32, codes: U8Array) -> None:
     """Codes of 32 weights: the levels nearest to ``factor * x``. Mirrors `best_index_int8`.
 
@@ -52,7 +52,7 @@ def encode_levels(x: F32Array, factor: np.float32, codes: U8Array) -> None:
         store_bytes(codes, i, code)
 
 
-@kernel
+@inner
 def _level_sums(x: F32Array, weights: F32Array, factor: Any) -> Any:
     """The weighted sums of level * x and of level**2."""
     sum_lx = sum_l2 = splat(np.float32(0))
@@ -64,7 +64,7 @@ def _level_sums(x: F32Array, weights: F32Array, factor: Any) -> Any:
     return sum_lx, sum_l2
 
 
-@kernel
+@inner
 def search_levels(x: F32Array, weights: F32Array, found: F32Array) -> None:
     """Scales of sixteen blocks; see `quantize_row_iq4_nl_impl`."""
     zero = splat(np.float32(0))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner
 from recover.quants._k_integers import largest_scales, make_qp_quants
 from recover.quants._lanes import load, splat, sqrt, store
 from recover.quants._search import (
@@ -58,7 +58,7 @@ class Batch(NamedTuple):
     dmin: F32Array
 
 
-@kernel
+@inner
 def new_batch() -> Batch:
     """Uninitialised working memory."""
     return Batch(
@@ -72,7 +72,7 @@ def new_batch() -> Batch:
     )
 
 
-@kernel
+@inner
 def _weigh_by_magnitude(x: F32Array, weights: F32Array) -> None:
     """Weights of `quantize_row_q2_K_ref` (sub-blocks of 16) and `quantize_row_q4_K_ref` (of 32)."""
     average = splat(np.float32(0))
@@ -84,7 +84,7 @@ def _weigh_by_magnitude(x: F32Array, weights: F32Array) -> None:
         store(weights, i, average + abs(load(x, i)))
 
 
-@kernel
+@inner
 def mean_squares(x: F32Array, start: int, n: int, factor: np.float32, out: F32Array) -> None:
     """`factor` times the mean square of the superblock, for each of sixteen sub-blocks.
 
@@ -96,7 +96,7 @@ def mean_squares(x: F32Array, start: int, n: int, factor: np.float32, out: F32Ar
         out[k : k + 256 // n] = mean
 
 
-@kernel
+@inner
 def search_batch(
     x: F32Array, imatrix: F32Array, at: int, n: int, steps: Steps, batch: Batch
 ) -> None:
@@ -131,7 +131,7 @@ def search_batch(
             largest_scales(values, highest, integers, unit)
 
 
-@kernel
+@inner
 def encode_superblock(
     x: F32Array,
     scale: F32Array,

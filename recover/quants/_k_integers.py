@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner
 from recover.quants._lanes import (
     any_lane,
     load,
@@ -19,7 +19,7 @@ from recover.quants._search import SMALLEST, nearest_int
 from recover.quants.base import F32Array, U8Array
 
 
-@kernel
+@inner
 def largest_scales(x: F32Array, highest: int, codes: U8Array, scale: F32Array) -> None:
     """Codes of a superblock's scales (or minima), the largest of which gets the highest code.
 
@@ -35,12 +35,12 @@ def largest_scales(x: F32Array, highest: int, codes: U8Array, scale: F32Array) -
     store(scale, 0, largest / np.float32(highest))
 
 
-@kernel
+@inner
 def _capped(code: Any, highest: int) -> Any:
     return where(code > highest, highest, code)
 
 
-@kernel
+@inner
 def _positive_factor(x: F32Array, weights: F32Array, highest: int, largest: Any) -> Any:
     """The best of nine factors, by weighted square error."""
     best_factor = np.float32(highest) / largest
@@ -63,7 +63,7 @@ def _positive_factor(x: F32Array, weights: F32Array, highest: int, largest: Any)
     return best_factor
 
 
-@kernel
+@inner
 def make_qp_quants(
     x: F32Array, weights: F32Array, highest: int, codes: U8Array, scale: F32Array
 ) -> None:

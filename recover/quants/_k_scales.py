@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._k_affine import Batch
 from recover.quants.base import F32Array, U8Array
 
 
-@kernel
+@inner
 def unpack_scales(header: U8Array, scale: F32Array, offset: F32Array) -> None:
     """``d``, ``dmin`` and 12 bytes of scales to 16 scales and offsets; see `get_scale_min_k4`."""
     d = read_f16(header, 0)
@@ -26,7 +26,7 @@ def unpack_scales(header: U8Array, scale: F32Array, offset: F32Array) -> None:
             offset[g] = -(dmin * np.float32(m))
 
 
-@kernel
+@inner
 def pack_scales(batch: Batch, block: int, limit: int, header: U8Array) -> None:
     """``d``, ``dmin`` and 12 bytes of a superblock's scales and minima, clipped to `limit`.
 
@@ -47,7 +47,7 @@ def pack_scales(batch: Batch, block: int, limit: int, header: U8Array) -> None:
             packed[j] |= (minimum >> 4) << 6
 
 
-@kernel
+@inner
 def pack_pairs(codes: U8Array, qs: U8Array) -> None:
     """256 codes of 2 bits to 64 bytes, as Q2_K and Q3_K store them."""
     two, four, six = np.uint8(2), np.uint8(4), np.uint8(6)

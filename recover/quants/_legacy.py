@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._lanes import (
     first_lane,
     largest_lane,
@@ -23,7 +23,7 @@ from recover.quants._search import sum_of_squares, transpose, weigh
 from recover.quants.base import F32Array, U8Array, table
 
 
-@kernel
+@inner
 def split_nibbles(qs: U8Array, codes: U8Array) -> None:
     """16 bytes to 32 codes: low nibbles first, then high nibbles."""
     q = load_bytes(qs, 0)
@@ -31,7 +31,7 @@ def split_nibbles(qs: U8Array, codes: U8Array) -> None:
     store_bytes(codes, 16, q >> 4)
 
 
-@kernel
+@inner
 def add_fifth_bits(qh: U8Array, codes: U8Array) -> None:
     """Adds 16 to code j where bit j of the four bytes of `qh` is set."""
     bits = np.uint32(0)
@@ -41,14 +41,14 @@ def add_fifth_bits(qh: U8Array, codes: U8Array) -> None:
         codes[j] |= np.uint8(((bits >> np.uint32(j)) & np.uint32(1)) << np.uint32(4))
 
 
-@kernel
+@inner
 def join_nibbles(codes: U8Array, qs: U8Array) -> None:
     """32 codes to 16 bytes; the inverse of `split_nibbles`, leaves out fifth bits."""
     low, high = load_bytes(codes, 0), load_bytes(codes, 16)
     store_bytes(qs, 0, (low & 15) | (high << 4))
 
 
-@kernel
+@inner
 def collect_fifth_bits(codes: U8Array, qh: U8Array) -> None:
     """Bit 4 of 32 codes to 4 bytes."""
     word = mask_bits((load_bytes(codes, 0) & 16) != 0, (load_bytes(codes, 16) & 16) != 0)
@@ -56,7 +56,7 @@ def collect_fifth_bits(codes: U8Array, qh: U8Array) -> None:
         qh[j] = np.uint8(word >> np.uint32(8 * j))
 
 
-@kernel
+@inner
 def largest_magnitude_of_32(x: F32Array) -> np.float32:
     """The first of the weights with the largest magnitude; 0 if all are 0."""
     first, second = abs(load(x, 0)), abs(load(x, 16))
@@ -66,7 +66,7 @@ def largest_magnitude_of_32(x: F32Array) -> np.float32:
     return x[first_lane(first == largest, second == largest)]
 
 
-@kernel
+@inner
 def range_of_32(x: F32Array) -> Any:
     """Smallest and largest weight; of several zeros the first, as they may differ in sign."""
     first, second = load(x, 0), load(x, 16)
@@ -84,7 +84,7 @@ def inverse(d: np.float32) -> np.float32:
     return np.float32(1) / d if d != 0 else np.float32(0)
 
 
-@kernel
+@inner
 def encode_32(
     x: F32Array,
     low: np.float32,
@@ -99,7 +99,7 @@ def encode_32(
         store_bytes(codes, i, where(code > highest, highest, code))
 
 
-@kernel
+@inner
 def row_mean_squares(x: F32Array) -> F32Array:
     """Mean square of every row, the squares added up in order."""
     means = np.empty(x.shape[0], np.float32)
@@ -108,7 +108,7 @@ def row_mean_squares(x: F32Array) -> F32Array:
     return means
 
 
-@kernel
+@inner
 def weigh_blocks(
     x: F32Array, imatrix: F32Array, means: F32Array, start: int, lanes: F32Array
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import f32_bits
 from recover.quants._lanes import (
     bits,
@@ -53,7 +53,7 @@ def nearest(value: np.float32) -> np.int32:
     return np.int32((word & np.int32(0x7FFFFF)) - np.int32(0x400000))
 
 
-@kernel
+@inner
 def largest_magnitude(values: F32Array) -> np.float32:
     """The first of those with the largest magnitude; 0 if all are 0."""
     largest = np.float32(0)
@@ -63,13 +63,13 @@ def largest_magnitude(values: F32Array) -> np.float32:
     return largest
 
 
-@kernel
+@inner
 def nearest_int(value: Any) -> Any:
     """`nearest` of a vector."""
     return (bits(value + np.float32(12582912)) & 0x7FFFFF) - 0x400000
 
 
-@kernel
+@inner
 def clipped_nearest(value: Any, lowest: int, highest: int) -> Any:
     """`nearest_int`, clipped at both ends."""
     codes = nearest_int(value)
@@ -94,7 +94,7 @@ def transpose(x: F32Array, start: int, n: int, out: F32Array) -> None:
                 out[16 * i + k] = x[first + i]
 
 
-@kernel
+@inner
 def sum_of_squares(x: F32Array) -> np.float32:
     """Added up in order."""
     total = np.float32(0)
@@ -103,7 +103,7 @@ def sum_of_squares(x: F32Array) -> np.float32:
     return total
 
 
-@kernel
+@inner
 def weigh(x: F32Array, mean_square: Any, weights: F32Array) -> None:
     """Importance to weights: multiplies by ``sqrt(mean_square + x**2)``, with one mean per lane."""
     for i in range(0, x.size, 16):
@@ -111,7 +111,7 @@ def weigh(x: F32Array, mean_square: Any, weights: F32Array) -> None:
         store(weights, i, load(weights, i) * sqrt(mean_square + value * value))
 
 
-@kernel
+@inner
 def sum_lanes(values: F32Array, out: F32Array) -> None:
     """Sum of each lane's values, added up in order."""
     total = splat(np.float32(0))
@@ -130,7 +130,7 @@ def encode(
         store_bytes(out, i, codes - lowest)
 
 
-@kernel
+@inner
 def encode_found(
     x: F32Array, factor: np.float32, base: np.float32, lowest: int, highest: int, out: U8Array
 ) -> None:
@@ -140,7 +140,7 @@ def encode_found(
         store_bytes(out, i, codes - (0 if np.isnan(factor) else lowest))
 
 
-@kernel
+@inner
 def _code_sums(
     x: F32Array, weights: F32Array, codes: F32Array, factor: Any, low: Any, highest: int
 ) -> Any:
@@ -157,7 +157,7 @@ def _code_sums(
     return sum_l, sum_l2, sum_xl
 
 
-@kernel
+@inner
 def _code_error(
     x: F32Array, weights: F32Array, codes: F32Array, scale: Any, low: Any, absolute: bool
 ) -> Any:
@@ -170,7 +170,7 @@ def _code_error(
     return error
 
 
-@kernel
+@inner
 def _weight_sums(x: F32Array, weights: F32Array) -> Any:
     """Smallest and largest weight, sum of importances, importance-weighted sum of weights."""
     low = high = load(x, 0)
@@ -186,7 +186,7 @@ def _weight_sums(x: F32Array, weights: F32Array) -> Any:
     return low, high, sum_w, sum_x
 
 
-@kernel
+@inner
 def make_qkx_quants(
     x: F32Array, weights: F32Array, codes: F32Array, steps: Steps, found: F32Array, at: int
 ) -> None:
@@ -226,7 +226,7 @@ def make_qkx_quants(
     store(found[BASE], at, best_base)
 
 
-@kernel
+@inner
 def largest_in_lanes(x: F32Array) -> Any:
     """In each lane the first weight of largest magnitude."""
     largest = magnitude = splat(np.float32(0))
@@ -238,7 +238,7 @@ def largest_in_lanes(x: F32Array) -> Any:
     return largest
 
 
-@kernel
+@inner
 def _symmetric_sums(x: F32Array, weights: F32Array, factor: Any, half: int) -> Any:
     """The weighted sums of x * code and of code**2."""
     sum_xl = sum_l2 = splat(np.float32(0))
@@ -251,7 +251,7 @@ def _symmetric_sums(x: F32Array, weights: F32Array, factor: Any, half: int) -> A
     return sum_xl, sum_l2
 
 
-@kernel
+@inner
 def make_qx_quants(x: F32Array, weights: F32Array, half: int, found: F32Array, at: int) -> None:
     """Scale of codes from ``-half`` to ``half - 1``; goes to `found` from column `at` on.
 

@@ -5,7 +5,7 @@ Block: ``d`` f16, ``qs`` 16 bytes (as in Q4_0).
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
 from recover.quants._lanes import load, splat, store
@@ -25,7 +25,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
         split_nibbles(raw[18 * b + 2 : 18 * b + 18], codes[32 * b : 32 * b + 32])
 
 
-@kernel
+@inner
 def _search(x: F32Array, imatrix: F32Array, start: int, lanes: F32Array, found: F32Array) -> None:
     """Scales of the sixteen blocks from ``x[start]`` on; `imatrix` may be empty."""
     values, weights = lanes[0], lanes[1]

@@ -5,7 +5,7 @@ Block: ``d`` f16, ``scales_h`` 2 bytes, ``scales_l`` 4 bytes, ``qs`` 128 bytes (
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
 from recover.quants._lanes import load, store
@@ -39,7 +39,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
             split_nibbles(block[8 + 16 * j : 24 + 16 * j], y)
 
 
-@kernel
+@inner
 def _search(x: F32Array, imatrix: F32Array, start: int, lanes: F32Array, found: F32Array) -> None:
     """Scales of the sub-blocks of two superblocks from ``x[start]`` on; `imatrix` may be empty."""
     values, weights, means = lanes[0], lanes[1], lanes[2]
@@ -57,7 +57,7 @@ def _search(x: F32Array, imatrix: F32Array, start: int, lanes: F32Array, found: 
     search_levels(values, weights, found)
 
 
-@kernel
+@inner
 def _quantize_block(x: F32Array, scales: F32Array, codes: U8Array, block: U8Array) -> None:
     d = -largest_magnitude(scales) / np.float32(32)
     write_f16(block, 0, d)

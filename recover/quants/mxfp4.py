@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._fp4 import LEVELS, encode_fp4, nearest_cells, renumber
 from recover.quants._lanes import largest_lane, load, where
 from recover.quants._legacy import join_nibbles, split_nibbles
@@ -34,7 +34,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     renumber(codes)
 
 
-@kernel
+@inner
 def _exponent(largest: np.float32) -> np.uint8:
     """The exponent of the largest magnitude less that of the level 4, with the bias of E8M0.
 

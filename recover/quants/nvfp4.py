@@ -6,7 +6,7 @@ are its first 8 weights.
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import f32_bits
 from recover.quants._fp4 import LEVELS, encode_fp4, nearest_cells, renumber
 from recover.quants._lanes import largest_lane, load
@@ -42,7 +42,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     renumber(codes)
 
 
-@kernel
+@inner
 def _to_ue4m3(value: np.float32) -> np.uint8:
     """The nearest UE4M3 number, halves up, but from 248 on the largest one.
 

@@ -6,7 +6,7 @@ Block: ``scales`` 16 bytes (scale in the low nibble, minimum in the high one), `
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._k_affine import (
     BATCH,
@@ -21,7 +21,7 @@ from recover.quants._search import Steps
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 
 
-@kernel
+@inner
 def _unpack_scales(block: U8Array, scale: F32Array, offset: F32Array) -> None:
     d = read_f16(block, 80)
     dmin = read_f16(block, 82)
@@ -47,7 +47,7 @@ _STEPS = Steps(4, np.float32(-0.5), np.float32(0.1), 15, True)
 _WEIGHTED_STEPS = Steps(4, np.float32(-0.9), np.float32(0.05), 36, False)
 
 
-@kernel
+@inner
 def _pack_scales(batch: Batch, b: int, block: U8Array) -> None:
     for g in range(16):
         block[g] = batch.scale_codes[16 * g + b] | (batch.min_codes[16 * g + b] << 4)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._k_scales import pack_pairs
 from recover.quants._lanes import (
@@ -39,7 +39,7 @@ from recover.quants._search import (
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 
 
-@kernel
+@inner
 def _unpack_scales(block: U8Array, scale: F32Array) -> None:
     """Low four bits: nibbles of bytes 0..7; high two: pairs of bits of bytes 8..11."""
     d = read_f16(block, 108)
@@ -50,7 +50,7 @@ def _unpack_scales(block: U8Array, scale: F32Array) -> None:
         scale[g] = d * np.float32(np.int32(low | (high << 4)) - 32)
 
 
-@kernel
+@inner
 def _pack_scales(d: np.float32, scales: U8Array, block: U8Array) -> None:
     """The inverse of `_unpack_scales`."""
     write_f16(block, 108, d)
@@ -79,7 +79,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
                     store_bytes(codes, 256 * b + 128 * half + 32 * j + i, q)
 
 
-@kernel
+@inner
 def _refine(x: F32Array, codes: F32Array, sum_xl: Any, sum_l2: Any) -> Any:
     """Changes one code after the other where that lowers the error; weights are ``x * x``."""
     zero = splat(np.float32(0))
@@ -101,7 +101,7 @@ def _refine(x: F32Array, codes: F32Array, sum_xl: Any, sum_l2: Any) -> Any:
     return sum_xl, sum_l2, any_lane(changed)
 
 
-@kernel
+@inner
 def _make_q3_quants(x: F32Array, codes: F32Array, scales: F32Array) -> None:
     """Scales of sixteen sub-blocks, and their codes, counted from 0.
 
@@ -128,7 +128,7 @@ def _make_q3_quants(x: F32Array, codes: F32Array, scales: F32Array) -> None:
     store(scales, 0, where(~zeros & (sum_l2 > zero), sum_xl / sum_l2, zero))
 
 
-@kernel
+@inner
 def _search(x: F32Array, lanes: F32Array, found: F32Array, scales: U8Array) -> np.float32:
     """Integer scales of a superblock, and their unit; see `quantize_row_q3_K_ref`.
 
@@ -147,7 +147,7 @@ def _search(x: F32Array, lanes: F32Array, found: F32Array, scales: U8Array) -> n
     return np.float32(1) / factor
 
 
-@kernel
+@inner
 def _search_weighted(
     x: F32Array, importance: F32Array, lanes: F32Array, found: F32Array, scales: U8Array
 ) -> np.float32:
@@ -170,7 +170,7 @@ def _search_weighted(
     return found[SCALE, 16]
 
 
-@kernel
+@inner
 def _pack(codes: U8Array, block: U8Array) -> None:
     """256 codes to their high bits and low two bits."""
     for i in range(32):

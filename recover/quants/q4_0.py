@@ -6,7 +6,7 @@ one).
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._legacy import (
     encode_32,
@@ -33,7 +33,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
         split_nibbles(raw[18 * b + 2 : 18 * b + 18], codes[32 * b : 32 * b + 32])
 
 
-@kernel
+@inner
 def _quantize_plain(x: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_row_q4_0_ref`."""
     codes = np.empty(32, np.uint8)
@@ -46,7 +46,7 @@ def _quantize_plain(x: F32Array, raw: U8Array) -> None:
         join_nibbles(codes, block[2:18])
 
 
-@kernel
+@inner
 def _quantize_weighted(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_row_q4_0_impl`."""
     means, x = row_mean_squares(x), x.reshape(x.size)

@@ -5,7 +5,7 @@ Block: ``d`` f16, ``m`` f16, ``qs`` 16 bytes (as in Q4_0).
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._legacy import (
     encode_32,
@@ -36,7 +36,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
 _STEPS = Steps(16, np.float32(-0.9), np.float32(0.05), 36, False)
 
 
-@kernel
+@inner
 def _quantize_plain(x: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_row_q4_1_ref`."""
     codes = np.empty(32, np.uint8)
@@ -50,7 +50,7 @@ def _quantize_plain(x: F32Array, raw: U8Array) -> None:
         join_nibbles(codes, block[4:20])
 
 
-@kernel
+@inner
 def _quantize_weighted(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_row_q4_1_impl`."""
     means, x = row_mean_squares(x), x.reshape(x.size)

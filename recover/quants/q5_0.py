@@ -5,7 +5,7 @@ Block: ``d`` f16, ``qh`` 4 bytes (fifth bits, weight j in bit j), ``qs`` 16 byte
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._legacy import (
     add_fifth_bits,
@@ -35,13 +35,13 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
         add_fifth_bits(raw[22 * b + 2 : 22 * b + 6], codes[32 * b : 32 * b + 32])
 
 
-@kernel
+@inner
 def _pack(codes: U8Array, block: U8Array) -> None:
     collect_fifth_bits(codes, block[2:6])
     join_nibbles(codes, block[6:22])
 
 
-@kernel
+@inner
 def _quantize_plain(x: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_row_q5_0_ref`."""
     codes = np.empty(32, np.uint8)
@@ -54,7 +54,7 @@ def _quantize_plain(x: F32Array, raw: U8Array) -> None:
         _pack(codes, block)
 
 
-@kernel
+@inner
 def _quantize_weighted(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_row_q5_0_impl`."""
     means, x = row_mean_squares(x), x.reshape(x.size)

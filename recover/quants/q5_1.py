@@ -5,7 +5,7 @@ Block: ``d`` f16, ``m`` f16, ``qh`` 4 bytes (as in Q5_0), ``qs`` 16 bytes (as in
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._legacy import (
     add_fifth_bits,
@@ -39,13 +39,13 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
 _STEPS = Steps(32, np.float32(-0.9), np.float32(0.05), 36, False)
 
 
-@kernel
+@inner
 def _pack(codes: U8Array, block: U8Array) -> None:
     collect_fifth_bits(codes, block[4:8])
     join_nibbles(codes, block[8:24])
 
 
-@kernel
+@inner
 def _quantize_plain(x: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_row_q5_1_ref`."""
     codes = np.empty(32, np.uint8)
@@ -59,7 +59,7 @@ def _quantize_plain(x: F32Array, raw: U8Array) -> None:
         _pack(codes, block)
 
 
-@kernel
+@inner
 def _quantize_weighted(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_row_q5_1_impl`."""
     means, x = row_mean_squares(x), x.reshape(x.size)

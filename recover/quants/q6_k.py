@@ -6,7 +6,7 @@ bytes, ``d`` f16.
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import read_f16, write_f16
 from recover.quants._lanes import load, load_bytes, store, store_bytes
 from recover.quants._search import (
@@ -42,7 +42,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
                     store_bytes(codes, 256 * b + 128 * half + 32 * j + i, q)
 
 
-@kernel
+@inner
 def _search(x: F32Array, importance: F32Array, lanes: F32Array, found: F32Array) -> None:
     """Scales of the sub-blocks of a superblock; `importance` is that of its weights, if any."""
     values, weights = lanes[0], lanes[1]
@@ -55,7 +55,7 @@ def _search(x: F32Array, importance: F32Array, lanes: F32Array, found: F32Array)
     make_qx_quants(values, weights, 32, found, 0)
 
 
-@kernel
+@inner
 def _pack(codes: U8Array, ql: U8Array, qh: U8Array) -> None:
     """256 codes to their low four and high two bits."""
     fifteen, two, four, six = np.uint8(15), np.uint8(2), np.uint8(4), np.uint8(6)
@@ -69,7 +69,7 @@ def _pack(codes: U8Array, ql: U8Array, qh: U8Array) -> None:
             qh[32 * half + i] = high | ((c >> four) << four) | ((d >> four) << six)
 
 
-@kernel
+@inner
 def _quantize_block(x: F32Array, found: F32Array, codes: U8Array, block: U8Array) -> None:
     largest = largest_magnitude(found[SCALE])
     if abs(largest) < SMALLEST:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import inlined, kernel
+from recover._jit import inlined, inner, kernel
 
 F64Array = NDArray[np.float64]
 Words = NDArray[Any]
@@ -171,7 +171,7 @@ def code_of(bits: int, scale: float, max_code: int, storage: Storage) -> int:
     return -1
 
 
-@kernel
+@inner
 def _collect(words: Words, storage: Storage, found: Scratch, codes: NDArray[np.int16]) -> int:
     """Distinct nonzero magnitudes, ascending, with their preimages; -1 if too many or not finite.
 
@@ -220,7 +220,7 @@ def _sort(keys: NDArray[np.int64], n: int) -> None:
         keys[j] = key
 
 
-@kernel
+@inner
 def _first_scale(low: float, n_bits: int) -> tuple[float, float]:
     """The first F16 number of that precision (0: powers of two) from `low` on, and the step."""
     exponent = frexp(low)[1] - 1
@@ -228,7 +228,7 @@ def _first_scale(low: float, n_bits: int) -> tuple[float, float]:
     return ceil(low / step * (1 - _SLACK)) * step, step
 
 
-@kernel
+@inner
 def _scale_in(
     low: float, high: float, n: int, n_bits_most: int, storage: Storage, found: Scratch
 ) -> float:
@@ -265,7 +265,7 @@ def _is_possible(k: int, n: int, ratios: tuple[float, float], found: Scratch) ->
     return i >= n - 1
 
 
-@kernel
+@inner
 def _fit_all(n: int, expected: Expected, storage: Storage, found: Scratch) -> tuple[float, bool]:
     """The coarsest F16 scale for n magnitudes, 0 if there is none; and whether any scale fits.
 
@@ -305,7 +305,7 @@ def _fit_all(n: int, expected: Expected, storage: Storage, found: Scratch) -> tu
     return 0.0, any_scale
 
 
-@kernel
+@inner
 def _n_misses(
     scale: float, n: int, max_code: int, most: int, storage: Storage, found: Scratch
 ) -> int:
@@ -319,7 +319,7 @@ def _n_misses(
     return n_off
 
 
-@kernel
+@inner
 def _fit_most(n: int, expected: Expected, storage: Storage, found: Scratch) -> tuple[float, int]:
     """The F16 scale that leaves the fewest weights off its grid, as few as expected; else 0.
 
@@ -347,7 +347,7 @@ def _fit_most(n: int, expected: Expected, storage: Storage, found: Scratch) -> t
     return best, n_off
 
 
-@kernel
+@inner
 def _fit_run(n: int, expected: Expected, storage: Storage, found: Scratch) -> Fit:
     """The grid of a run of n distinct magnitudes; first of all an expected one."""
     scale, any_scale, n_off = 0.0, False, 0
@@ -365,7 +365,7 @@ def _fit_run(n: int, expected: Expected, storage: Storage, found: Scratch) -> Fi
     return Fit(INEXACT if any_scale else NONE, 0.0, 0, 0)
 
 
-@kernel
+@inner
 def _read_run(
     words: Words, storage: Storage, expected: Expected, found: Scratch, codes: NDArray[np.int16]
 ) -> Fit:

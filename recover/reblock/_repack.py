@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._legacy import collect_fifth_bits, join_nibbles
 from recover.quants.base import U8Array
 
@@ -36,7 +36,7 @@ def transpose(source: I8Array, column: int, out: I8Array) -> None:
                     line[k] = strip[k, i]
 
 
-@kernel
+@inner
 def _write_u16(raw: U8Array, at: int, word: np.uint16) -> None:
     raw[at] = np.uint8(word & np.uint16(255))
     raw[at + 1] = np.uint8(word >> np.uint16(8))

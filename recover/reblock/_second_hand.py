@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import inlined, kernel
+from recover._jit import inlined, inner, kernel
 from recover.quants._float16 import f16_to_f32, f32_from_bits, f32_to_bf16, f32_to_f16, read_f16
 from recover.quants.base import F32Array, U8Array
 
@@ -68,7 +68,7 @@ def _stored_scale(largest: np.float32) -> np.float32:
     return f16_to_f32(f32_to_f16(largest / np.float32(127)))
 
 
-@kernel
+@inner
 def _f16_bounds(d: float) -> tuple[float, float]:
     """The interval that is rounded to a positive F16 number, a little widened."""
     step = 2.0 ** max(frexp(d)[1] - 11, -24)
@@ -85,7 +85,7 @@ def _code_range(d: float, scale: float, chain: int) -> tuple[int, int]:
     return max(first, 1), min(last, MAX_CODE)
 
 
-@kernel
+@inner
 def _invert(k: int, found: Tables) -> None:
     """Which codes are encoded as each q, in a block whose largest code is k."""
     factor = np.float32(1) / (found.floats[k] / np.float32(127))
@@ -99,7 +99,7 @@ def _invert(k: int, found: Tables) -> None:
         found.last[q] = code
 
 
-@kernel
+@inner
 def _read_block(block: U8Array, k: int, found: Tables, codes: NDArray[np.int16]) -> int:
     """The codes of a block whose largest code is k; how many are not proven, -1 if one has none."""
     _invert(k, found)
@@ -120,7 +120,7 @@ def _read_block(block: U8Array, k: int, found: Tables, codes: NDArray[np.int16])
     return n_unproven if n_largest else -1
 
 
-@kernel
+@inner
 def _read_blocks(
     raw: U8Array, scale: float, chain: int, found: Tables, codes: NDArray[np.int16]
 ) -> int:
@@ -149,7 +149,7 @@ def _read_blocks(
     return total
 
 
-@kernel
+@inner
 def _fits_scales(raw: U8Array, scale: float, chain: int) -> bool:
     """Whether every block's stored scale can come from a code times this scale."""
     for b in range(raw.size // _TYPE_SIZE):
@@ -164,7 +164,7 @@ def _fits_scales(raw: U8Array, scale: float, chain: int) -> bool:
     return True
 
 
-@kernel
+@inner
 def read_group(
     raw: U8Array,
     chain: int,

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import f16_to_f32, f32_to_f16
 from recover.quants._k_affine import Batch, encode_superblock, new_batch
 from recover.quants._k_scales import pack_scales, unpack_scales
@@ -79,7 +79,7 @@ class _Work(NamedTuple):
     codes: U8Array
 
 
-@kernel
+@inner
 def _new_work() -> _Work:
     batch = new_batch()
     batch.found[FACTOR, :] = np.nan  # sub-blocks without a scale have the code 0 throughout
@@ -95,27 +95,27 @@ def _new_work() -> _Work:
     )
 
 
-@kernel
+@inner
 def _inverse(value: Any) -> Any:
     """``1 / value`` in every lane, 0 for 0."""
     zero = splat(np.float32(0))
     return where(value == zero, zero, np.float32(1) / value)
 
 
-@kernel
+@inner
 def _rounded(value: Any) -> Any:
     """Numbers from 0 to 2**22 to integers, halves to even, still as float32."""
     return (value + np.float32(8388608)) - np.float32(8388608)
 
 
-@kernel
+@inner
 def _clipped(value: Any, highest: np.float32) -> Any:
     """The nearest integers from 0 to `highest`, as float32."""
     value = where(value < np.float32(0), np.float32(0), value)
     return _rounded(where(value > highest, highest, value))
 
 
-@kernel
+@inner
 def _code_sums(x: F32Array, scale: Any, minimum: Any, highest: np.float32) -> Any:
     """The sums of q, q**2 and q * x over the nearest codes q."""
     sum_q = sum_qq = sum_qx = splat(np.float32(0))
@@ -129,7 +129,7 @@ def _code_sums(x: F32Array, scale: Any, minimum: Any, highest: np.float32) -> An
     return sum_q, sum_qq, sum_qx
 
 
-@kernel
+@inner
 def _error(x: F32Array, scale: Any, minimum: Any, highest: np.float32) -> Any:
     """The square error of each sub-block with the nearest codes."""
     error = splat(np.float32(0))
@@ -141,7 +141,7 @@ def _error(x: F32Array, scale: Any, minimum: Any, highest: np.float32) -> Any:
     return error
 
 
-@kernel
+@inner
 def _fit(x: F32Array, rows: F32Array, highest: np.float32) -> None:
     """Least squares and nearest codes in turns, from the scales and minima in `rows` on."""
     zero = splat(np.float32(0))
@@ -166,7 +166,7 @@ def _fit(x: F32Array, rows: F32Array, highest: np.float32) -> None:
     store(rows[_SUM_QQ], 0, sum_qq)
 
 
-@kernel
+@inner
 def _choose_unit(target: F32Array, weight: Any, unit: F32Array, scratch: F32Array) -> None:
     """For both superblocks the float16 on whose multiples 0..63 the targets fall best."""
     for first in range(0, 16, 8):
@@ -194,7 +194,7 @@ def _choose_unit(target: F32Array, weight: Any, unit: F32Array, scratch: F32Arra
         unit[k] = f16_to_f32(f32_to_f16(unit[k]))
 
 
-@kernel
+@inner
 def _choose_units(rows: F32Array) -> None:
     """Both units, and the multiples of them that are nearest to the fitted scales and minima."""
     zero, scratch = splat(np.float32(0)), rows[_SCRATCH]
@@ -210,7 +210,7 @@ def _choose_units(rows: F32Array) -> None:
     store(rows[_M], 0, _clipped(load(rows[_MIN], 0) * factor, np.float32(63)))
 
 
-@kernel
+@inner
 def _search(x: F32Array, rows: F32Array, highest: np.float32) -> None:
     """The best 6-bit scales and minima within some steps of those in `rows`."""
     d, dmin = load(rows[_D], 0), load(rows[_DMIN], 0)
@@ -232,7 +232,7 @@ def _search(x: F32Array, rows: F32Array, highest: np.float32) -> None:
     store(rows[_MIN], 0, dmin * best_m)
 
 
-@kernel
+@inner
 def _keep_better(work: _Work) -> None:
     """The stored numbers at hand of each superblock, if they are the best so far."""
     rows, batch = work.rows, work.batch
@@ -248,7 +248,7 @@ def _keep_better(work: _Work) -> None:
                 batch.min_codes[16 * j + b] = np.uint8(rows[_M, 8 * b + j])
 
 
-@kernel
+@inner
 def _search_pair(
     x: F32Array, raw: U8Array, type_size: int, at: int, highest: int, w: _Work
 ) -> None:
@@ -268,7 +268,7 @@ def _search_pair(
         _keep_better(w)
 
 
-@kernel
+@inner
 def _encode(x: F32Array, header: U8Array, highest: int, w: _Work) -> float:
     """The codes of a superblock for a stored header; the square error of what they decode to."""
     unpack_scales(header, w.scale, w.offset)
@@ -281,7 +281,7 @@ def _encode(x: F32Array, header: U8Array, highest: int, w: _Work) -> float:
     return error
 
 
-@kernel
+@inner
 def _replace_header(x: F32Array, header: U8Array, b: int, highest: int, w: _Work) -> bool:
     """Whether what was found for superblock `b` is better; if so, its header and codes."""
     if not np.isfinite(w.errors[b]):

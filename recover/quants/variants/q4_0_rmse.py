@@ -20,7 +20,7 @@ beyond 8 d, here the largest ones may be.
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._jit import inner, kernel
 from recover.quants._float16 import f16_to_f32, f32_to_f16, read_f16, write_f16
 from recover.quants._legacy import join_nibbles
 from recover.quants.base import F32Array, U8Array
@@ -35,7 +35,7 @@ _LARGEST = 65504.0  # of float16
 _SLACK = 1e-12  # of the sum of squares: far above the rounding of the running sums
 
 
-@kernel
+@inner
 def _error(x: F32Array, d: float) -> float:
     """The square error of a block with the nearest codes for `d`."""
     error = 0.0
@@ -47,7 +47,7 @@ def _error(x: F32Array, d: float) -> float:
     return error
 
 
-@kernel
+@inner
 def _nearest_f16(value: float) -> float:
     """The finite float16 nearest to a float64, which is not rounded to float32 on the way."""
     half = f32_to_f16(np.float32(min(abs(value), _LARGEST)))
@@ -60,7 +60,7 @@ def _nearest_f16(value: float) -> float:
     return best if value >= 0 else -best
 
 
-@kernel
+@inner
 def _change_overs(x: F32Array, limit: float, at: F64Array, what: NDArray[np.int16]) -> int:
     """The events ``1 / |d|`` up to `limit` at which a level grows, and ``8 * weight + level``."""
     n = 0
@@ -76,12 +76,12 @@ def _change_overs(x: F32Array, limit: float, at: F64Array, what: NDArray[np.int1
     return n
 
 
-@kernel
+@inner
 def _bucket(position: float) -> int:
     return int(min(position, _N_BUCKETS - 1.0))
 
 
-@kernel
+@inner
 def _sort(
     at: F64Array, n: int, limit: float, starts: NDArray[np.int16], order: NDArray[np.int16]
 ) -> None:
@@ -105,7 +105,7 @@ def _sort(
         order[k] = moved
 
 
-@kernel
+@inner
 def _sweep(
     x: F32Array, n: int, what: NDArray[np.int16], order: NDArray[np.int16], fits: F64Array
 ) -> None:
@@ -126,7 +126,7 @@ def _sweep(
         fits[3, e] = minus_s / max(minus_n, 1.0)
 
 
-@kernel
+@inner
 def _best_of(x: F32Array, fits: F64Array, d: float, error: float) -> float:
     """The best stored d of a sweep, if any is better than the given one.
 
@@ -151,7 +151,7 @@ def _best_of(x: F32Array, fits: F64Array, d: float, error: float) -> float:
     return d
 
 
-@kernel
+@inner
 def _limit(x: F32Array, error: float) -> float:
     """How large ``1 / |d|`` can be where the error is not above `error`.
 
@@ -167,7 +167,7 @@ def _limit(x: F32Array, error: float) -> float:
     return min(limit, 8 / rest * (1 + 1e-9)) if rest > 0 else limit
 
 
-@kernel
+@inner
 def _write_block(x: F32Array, d: float, codes: U8Array, block: U8Array) -> None:
     """Stores `d`, a float16, and the nearest codes."""
     write_f16(block, 0, np.float32(d))
