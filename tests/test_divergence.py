@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import tomllib
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,7 +28,7 @@ from recover.evaluate.reference import ReferenceLogits
 from recover.evaluate.token_figures import compare_chunk
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
-from tests.conftest import SHARED, TINY
+from tests.conftest import ROOT, SHARED, TINY
 from tests.gguf_files import read_weights
 from tests.oracle import llama_cpp as oracle
 from tests.text import some_text, write_model
@@ -406,6 +407,8 @@ def test_tables(tiny: list[Path], text: Path, capfd: pytest.CaptureFixture[str])
 def test_without_the_extra(
     tiny: list[Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (requirement,) = project["optional-dependencies"]["eval"]
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     monkeypatch.setattr(llama_cpp, "library", llama_cpp.library.__wrapped__)
     assert evaluate(tiny, text) == 1
@@ -413,8 +416,7 @@ def test_without_the_extra(
     assert printed.out == ""
     assert printed.err == (
         "recover: error: evaluating on a text needs llama.cpp;"
-        " install it with `pip install 'xllamacpp==2026.10.11549'`, or this package with its extra"
-        " `eval`\n"
+        f" install it with `pip install '{requirement}'`, or this package with its extra `eval`\n"
     )
     assert main(["evaluate", str(tiny[0]), "--truth", str(TINY)]) == 0
 

@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from recover.errors import EvaluationError
 from recover.gguf.text import printable
 
-HOW_TO_INSTALL = "install it with `pip install 'xllamacpp==2026.10.11549'`, or this package with its extra `eval`"
+HOW_TO_INSTALL = (
+    "install it with `pip install 'xllamacpp==2026.10.11549'`, or this package with its extra"
+    " `eval`"
+)
 
 _T = TypeVar("_T")
 
