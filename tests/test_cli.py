@@ -207,6 +207,8 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert models["merged-best.gguf"] == pytest.approx(first, rel=1e-3)
     assert models["merged-linear.gguf"] < 0.83 * first
     assert models["merged-midpoint.gguf"] < 0.83 * first
+    assert models["merged-posterior.gguf"] < models["merged-posterior-Q8_0.gguf"] < 0.82 * first
+    assert document["inspection"]["together"]["same_original"]
     assert main(["demo"]) == 0
     assert "merged-linear.gguf" in capsys.readouterr().out
 

@@ -10,6 +10,7 @@ NAME = "demo"
 SUMMARY = "Recover a small model that comes with the package, and compare with the truth"
 
 _TRUTH = "tiny-llama-3m-bf16.gguf"
+_SMALLER = "Q8_0"
 _INPUTS = tuple(f"tiny-llama-3m-{name}.gguf" for name in ("Q5_K_M", "Q4_K_M", "Q2_K"))
 
 
@@ -22,7 +23,7 @@ def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import message
 
-    message(args, "the first run compiles for some seconds; the next ones do not")
+    message(args, "the first run compiles for half a minute or more; the next ones do not")
     with (
         as_file(files("recover") / "data") as folder,
         tempfile.TemporaryDirectory(prefix="recover-demo-") as scratch,
@@ -33,18 +34,27 @@ def run(args: Namespace) -> int:
 def _run_in(args: Namespace, folder: Path, scratch: Path) -> int:
     from recover.cli._console import print_json, progress_bar
     from recover.cli.evaluate import print_errors
-    from recover.estimators import method_names
+    from recover.estimators import DEFAULT_METHOD, method_names
     from recover.evaluate.errors import evaluate_models
+    from recover.inspect.report import inspect_files
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
+    from recover.quantize.execute import execute_quantize
+    from recover.quantize.plan import plan_quantize
 
     inputs = [folder / name for name in _INPUTS]
+    with progress_bar(args, "inspecting") as progress:
+        inspection = inspect_files(inputs, n_threads=args.threads, progress=progress)
     merges = []
     for method in method_names():
         plan = plan_merge(inputs, scratch / f"merged-{method}.gguf", method=method)
         with progress_bar(args, f"merging ({method})") as progress:
             merges.append(execute_merge(plan, n_threads=args.threads, progress=progress))
-    candidates = [*inputs, *(merge.plan.output for merge in merges)]
+    best = scratch / f"merged-{DEFAULT_METHOD}.gguf"
+    smaller = plan_quantize(best, best.with_stem(f"{best.stem}-{_SMALLER}"), _SMALLER)
+    with progress_bar(args, "quantizing") as progress:
+        execute_quantize(smaller, n_threads=args.threads, progress=progress)
+    candidates = [*inputs, *(merge.plan.output for merge in merges), smaller.output]
     with progress_bar(args, "comparing with the truth") as progress:
         results = evaluate_models(
             candidates, folder / _TRUTH, n_threads=args.threads, progress=progress
@@ -53,12 +63,16 @@ def _run_in(args: Namespace, folder: Path, scratch: Path) -> int:
         print_json(
             {
                 "truth": _TRUTH,
+                "inspection": inspection.to_json(),
                 "merges": [merge.to_json() for merge in merges],
                 "models": [result.to_json() for result in results],
             }
         )
         return 0
-    print(f"Three quantizations of {_TRUTH} made by llama.cpp, merged with each method:\n")
+    print(f"Three quantizations of {_TRUTH} made by llama.cpp, inspected:\n")
+    for line in inspection.findings():
+        print(line)
+    print(f"\nmerged with each method, and the best merge quantized to {_SMALLER}:\n")
     print_errors([replace(result, path=Path(result.path).name) for result in results])
     print()
     for merge in merges:
