@@ -231,7 +231,7 @@ def test_on_the_command_line(
     assert main([*arguments, "1M", "--dry-run"]) == 0
     captured = capsys.readouterr()
     assert "in 8 parts, posterior)" in captured.out
-    assert captured.out.splitlines()[-1].split()[-1] == "8"
+    assert captured.out.splitlines()[-2].split()[-1] == "8"
     assert main([*arguments, "1M", "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert not list(tmp_path.iterdir())
