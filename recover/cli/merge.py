@@ -180,7 +180,7 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     print_table(f"{names} ({plan.method})", columns, rows)
     ratio = result.expected_mse_ratio
     if ratio is None:
-        print("nothing to estimate: no input is quantized")
+        print("expected mean square error: there is nothing to estimate")
     else:
         remark = "" if ratio < _NO_GAIN else ", so nothing is gained"
         print(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")

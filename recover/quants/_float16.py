@@ -12,6 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from recover._jit import inner, kernel
+from recover.quants._lanes import is_array, pointer_to
 
 
 @intrinsic
@@ -67,26 +68,15 @@ def f32_to_bf16(value: np.float32) -> np.uint16:
     return np.uint16(np.uint32(bits + rounding) >> np.uint32(16))
 
 
-def _half_at(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
-    """Address of the float16 at byte `at` of a contiguous uint8 array."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [at]), ir.HalfType().as_pointer())
-
-
-def _is_bytes(array: Any) -> bool:
-    contiguous = isinstance(array, types.Array) and array.layout == "C"
-    return contiguous and array.ndim == 1 and array.dtype == types.uint8
-
-
 @intrinsic
 def read_f16(_context: Any, raw: Any, at: Any) -> Any:
     """The little-endian float16 at byte `at` of a contiguous uint8 array, as float32."""
-    if not _is_bytes(raw):
+    if not (is_array(raw, types.uint8) and raw.layout == "C"):
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = _half_at(context, builder, sig.args[0], args[0], at)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], at, ir.HalfType())
         return builder.fpext(builder.load(pointer, align=1), ir.FloatType())
 
     return types.float32(raw, at), generate
@@ -95,12 +85,13 @@ def read_f16(_context: Any, raw: Any, at: Any) -> Any:
 @intrinsic
 def write_f16(_context: Any, raw: Any, at: Any, value: Any) -> Any:
     """Store the float16 nearest to a float32 at byte `at` of a contiguous uint8 array."""
-    if not (_is_bytes(raw) and raw.mutable and value == types.float32):
+    is_bytes = is_array(raw, types.uint8) and raw.layout == "C"
+    if not (is_bytes and raw.mutable and value == types.float32):
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = _half_at(context, builder, sig.args[0], args[0], at)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], at, ir.HalfType())
         builder.store(builder.fptrunc(args[2], ir.HalfType()), pointer, align=1)
 
     return types.void(raw, at, value), generate

@@ -192,7 +192,7 @@ def _define_operators() -> None:
 _define_operators()
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any, to: Any) -> Any:
+def pointer_to(context: Any, builder: Any, array_type: Any, array: Any, at: Any, to: Any) -> Any:
     """Address of element `at` of a contiguous array."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [at]), to.as_pointer())
@@ -204,19 +204,20 @@ def _concatenate(builder: Any, first: Any, second: Any) -> Any:
     return builder.or_(low, builder.shl(high, _I32(LANES)))
 
 
-def _is_array(value: Any, dtype: Any) -> bool:
+def is_array(value: Any, dtype: Any) -> bool:
+    """Whether a numba type is that of arrays (n,) of `dtype`."""
     return isinstance(value, types.Array) and value.ndim == 1 and value.dtype == dtype
 
 
 @intrinsic
 def load(_context: Any, array: Any, at: Any) -> Any:
     """``array[at : at + 16]`` of a contiguous float32 array."""
-    if not (_is_array(array, types.float32) and array.layout == "C"):
+    if not (is_array(array, types.float32) and array.layout == "C"):
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = _pointer(context, builder, sig.args[0], args[0], at, _F32_VECTOR)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F32_VECTOR)
         return builder.load(pointer, align=4)
 
     return f32_lanes(array, at), generate
@@ -225,12 +226,12 @@ def load(_context: Any, array: Any, at: Any) -> Any:
 @intrinsic
 def store(_context: Any, array: Any, at: Any, value: Any) -> Any:
     """``array[at : at + 16] = value`` in a contiguous float32 array."""
-    if not (_is_array(array, types.float32) and array.layout == "C" and value == f32_lanes):
+    if not (is_array(array, types.float32) and array.layout == "C" and value == f32_lanes):
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = _pointer(context, builder, sig.args[0], args[0], at, _F32_VECTOR)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F32_VECTOR)
         builder.store(args[2], pointer, align=4)
 
     return types.void(array, at, value), generate
@@ -239,12 +240,12 @@ def store(_context: Any, array: Any, at: Any, value: Any) -> Any:
 @intrinsic
 def store_f16(_context: Any, array: Any, at: Any, value: Any) -> Any:
     """``array[at : at + 16] = value`` as the bits of float16 in a contiguous uint16 array."""
-    if not (_is_array(array, types.uint16) and array.layout == "C" and value == f32_lanes):
+    if not (is_array(array, types.uint16) and array.layout == "C" and value == f32_lanes):
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = _pointer(context, builder, sig.args[0], args[0], at, _F16_VECTOR)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F16_VECTOR)
         builder.store(builder.fptrunc(args[2], _F16_VECTOR), pointer, align=2)
 
     return types.void(array, at, value), generate
@@ -253,12 +254,12 @@ def store_f16(_context: Any, array: Any, at: Any, value: Any) -> Any:
 @intrinsic
 def store_bytes(_context: Any, array: Any, at: Any, value: Any) -> Any:
     """``array[at : at + 16] = uint8(value)``: the low byte of every lane of an integer vector."""
-    if not (_is_array(array, types.uint8) and array.layout == "C" and value == i32_lanes):
+    if not (is_array(array, types.uint8) and array.layout == "C" and value == i32_lanes):
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = _pointer(context, builder, sig.args[0], args[0], at, _I8_VECTOR)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _I8_VECTOR)
         builder.store(builder.trunc(args[2], _I8_VECTOR), pointer, align=1)
 
     return types.void(array, at, value), generate
@@ -267,12 +268,12 @@ def store_bytes(_context: Any, array: Any, at: Any, value: Any) -> Any:
 @intrinsic
 def load_bytes(_context: Any, array: Any, at: Any) -> Any:
     """``array[at : at + 16]`` of a contiguous uint8 array as an integer vector."""
-    if not (_is_array(array, types.uint8) and array.layout == "C"):
+    if not (is_array(array, types.uint8) and array.layout == "C"):
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = _pointer(context, builder, sig.args[0], args[0], at, _I8_VECTOR)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _I8_VECTOR)
         return builder.zext(builder.load(pointer, align=1), _I32_VECTOR)
 
     return i32_lanes(array, at), generate
@@ -281,7 +282,7 @@ def load_bytes(_context: Any, array: Any, at: Any) -> Any:
 @intrinsic
 def load_strided(_context: Any, array: Any, at: Any, stride: Any) -> Any:
     """``array[at : at + 16 * stride : stride]`` of a contiguous float32 array."""
-    if not (_is_array(array, types.float32) and array.layout == "C"):
+    if not (is_array(array, types.float32) and array.layout == "C"):
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -289,7 +290,7 @@ def load_strided(_context: Any, array: Any, at: Any, stride: Any) -> Any:
         stride = context.cast(builder, args[2], sig.args[2], types.intp)
         vector = ir.Constant(_F32_VECTOR, ir.Undefined)
         for lane in range(LANES):
-            pointer = _pointer(context, builder, sig.args[0], args[0], at, _F32)
+            pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F32)
             vector = builder.insert_element(vector, builder.load(pointer, align=4), _I32(lane))
             at = builder.add(at, stride)
         return vector
@@ -473,7 +474,7 @@ def add_up(_context: Any, value: Any) -> Any:
 @intrinsic
 def gather(_context: Any, table: Any, index: Any) -> Any:
     """``table[index]`` in every lane, of a contiguous float32 array; indices are not checked."""
-    if not (_is_array(table, types.float32) and table.layout == "C" and index == i32_lanes):
+    if not (is_array(table, types.float32) and table.layout == "C" and index == i32_lanes):
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
