@@ -189,15 +189,12 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
             gain, typical = likelihood(kind)
             spreads = np.mean(values.reshape(-1, 256) ** 2, axis=1) * typical
             sharpness, noise = first_of(scalars)
-            spreads = spread_seen(scalars[0][0], gain * values, spreads, noise)
+            spreads = spreads_of(scalars[0][0], gain * values, spreads, sharpness, noise)
             counts = share(kind, beside)
             spreads = np.maximum(spreads, 1e-30)
-            largest = np.max(scalars[0][0].reshape(-1, 256) ** 2, axis=1)
-            heard_of = (largest > 0) & (largest * np.minimum(sharpness, 1e30) <= 40)
-            sharper = np.where(heard_of, np.maximum(1 / spreads - sharpness, 0), 0)
-            precisions = np.repeat(counts * sharper, 256)
-            heard = np.where(precisions > 0, precisions, np.inf)
-            said = values * gain * counts / spreads.repeat(256) / heard
+            precisions = counts * np.maximum(1 / spreads - sharpness.repeat(8), 0)
+            heard = np.where(precisions > 0, precisions, np.inf).repeat(32)
+            said = values * gain * counts / spreads.repeat(32) / heard
             column = []
             for i, (value, precision) in enumerate(zip(said, heard, strict=True)):
                 belief = naive.Belief(value, precision**-0.5, (0, -0.5), 0, (-4, 4))
@@ -273,25 +270,41 @@ def calm(
 def first_of(
     scalars: list[tuple[NDArray[np.float64], NDArray[np.float64], float]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One over the mean square of the first scalar input, and its noise, by superblock."""
+    """One over the mean square of the first scalar input, by superblock; its noise, by 32."""
     values, scale, noise = scalars[0]
     known = np.where(scale == 0, 0, values)
     mean = np.mean(known.reshape(-1, 256) ** 2, axis=1)
     with np.errstate(divide="ignore"):
-        return 1 / mean, noise * np.mean(scale.reshape(-1, 256) ** 2, axis=1)
+        return 1 / mean, noise * np.mean(scale.reshape(-1, 32) ** 2, axis=1)
 
 
-def spread_seen(
+def spreads_of(
     center: NDArray[np.float64],
     said: NDArray[np.float64],
     typical: NDArray[np.float64],
+    sharpness: NDArray[np.float64],
     noise: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The spread of a vector type's superblocks: between what is typical and what is seen."""
-    seen = np.mean((center - said).reshape(-1, 256) ** 2, axis=1) - noise
-    ratio = noise / np.maximum(typical, 1e-30)
-    trust = 0.04 / (0.04 + (1 + ratio) ** 2 * 2 / 256 + 0.02 * ratio**2)
-    return typical + trust * (np.maximum(seen, 0.1 * typical) - typical)
+    """The spread of a vector type by 32 weights: between what is typical and what is seen.
+
+    With an outlier, as is typical of weights as large.
+    """
+    spreads = np.empty(noise.size)
+    for i in range(0, noise.size, 8):
+        squares = center.reshape(-1, 32)[i : i + 8] ** 2
+        known = typical[i // 8]
+        sharp = min(sharpness[i // 8], 1e30)
+        calm = squares.max(axis=1) * sharp <= 40
+        of_all = known
+        if calm.any() and known > 0:
+            off = (center - said).reshape(-1, 32)[i : i + 8][calm]
+            error = noise[i : i + 8][calm].mean()
+            ratio = error / known
+            trust = 0.04 / (0.04 + (1 + ratio) ** 2 * 2 / 256 + 0.02 * ratio**2)
+            of_all = known + trust * (max(np.mean(off**2) - error, 0.1 * known) - known)
+        beside = 1.5 * squares.mean(axis=1) * sharp * known
+        spreads[i : i + 8] = np.where(calm, of_all, beside)
+    return spreads
 
 
 def test_vector_types_are_conditioned_on(rng: np.random.Generator) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from recover._jit import bare_inlined, bare_inner, bare_kernel
 from recover.estimators._extremes import has_extreme, pin
+from recover.estimators._others import hear_others
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import (
     ATOMS,
@@ -31,7 +32,6 @@ from recover.estimators._superblock import (
     Superblock,
     first_value,
     hear,
-    hear_others,
     is_finite,
     new_superblock,
     open_superblock,
@@ -391,7 +391,7 @@ def _integrate(
         if not asks.plain:
             pin(scalars, block, start)
         if others is not None:
-            hear_others(others, block, start, here, prior, add_up(noise) / np.float32(here))
+            hear_others(others, block, start, here, prior, noise)
         if asks.plain:
             all_good = _estimate(scalars, block, prior, start, out, asks, True)
         else:

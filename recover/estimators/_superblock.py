@@ -20,7 +20,6 @@ from recover.estimators._product_tables import (
     NEAR,
     NEAR_END,
     SLOPE,
-    Others,
     Scalars,
 )
 from recover.quants import F32Array
@@ -29,7 +28,6 @@ from recover.quants._lanes import (
     fused,
     gather,
     larger,
-    largest_lane,
     load,
     load_bytes,
     smaller,
@@ -42,12 +40,9 @@ from recover.quants._lanes import (
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
-_DEVIATIONS = np.float32(4)
 OUTLIER = np.float32(40)
 """The square of a weight over the mean square of its superblock."""
 _OUTLIER_ERROR = np.float32(1 / 4)  # its square error over that of others
-# Of the spread of weights around what a vector type says, see `_trust`.
-_VARIES, _SHARED, _LEAST_SPREAD = np.float32(0.04), np.float32(0.02), np.float32(0.1)
 
 
 @bare_inlined
@@ -330,63 +325,3 @@ def hear(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -
     else:
         total = _hear_simple(scalars, k, block, start, first, False)
     return total
-
-
-@bare_inner
-def hear_others(
-    others: Others,
-    block: Superblock,
-    start: int,
-    n_groups: int,
-    prior: np.float32,
-    noise: np.float32,
-) -> None:
-    """Take the inputs that are not scalar into account.
-
-    `noise` is the typical square error of what the scalar inputs say, by which they are seen. A
-    vector type may be far off an outlier and the weights around it (which few of its vectors fit),
-    unlike its normal density: where there is one, and where what it says is too far from the
-    bounds of the others, it is not believed.
-    """
-    spread = typical = others.spread[start]
-    if prior > _ZERO and typical > _ZERO:
-        total = largest = splat(_ZERO)
-        for i in range(n_groups):
-            center = load(block.center, 16 * i) * (block.unit[i] / CENTER_UNIT)
-            off = center - load(others.said, 16 * (start + i))
-            total = fused(off, off, total)
-            largest = larger(largest, center * center)
-        if largest_lane(largest) * prior > OUTLIER:
-            return
-        seen = add_up(total) / np.float32(16 * n_groups) - noise
-        spread += _trust(noise / typical) * (max(seen, _LEAST_SPREAD * typical) - typical)
-    if not (spread > _ZERO and spread < min(_FAR, _ONE / prior)):
-        return
-    precision = others.share * (_ONE / spread - prior)
-    if precision <= _ZERO:
-        return
-    reach = _DEVIATIONS * np.sqrt(_ONE / precision)
-    for i in range(n_groups):
-        at, unit = 16 * i, block.unit[i]
-        low, high = load(block.low, at), load(block.high, at)
-        said = load(others.said, at + 16 * start) * (others.share / spread / precision)
-        near, far = said - reach, said + reach
-        sound = (near < high) & (far > low)
-        store(block.low, at, where(sound, larger(near, low), low))
-        store(block.high, at, where(sound, smaller(far, high), high))
-        told = where(sound, splat(BEND_UNIT * unit * unit * precision), splat(_ZERO))
-        off = said * (CENTER_UNIT * block.per_unit[i]) - load(block.center, at)
-        store(block.slope, at, fused(off, told, load(block.slope, at)))
-        store(block.bend, at, load(block.bend, at) - told)
-
-
-@bare_inlined
-def _trust(ratio: np.float32) -> np.float32:
-    """How far a superblock's own spread counts against that of the type.
-
-    `ratio` is the variance of the scalar input it is seen by over the typical spread. Variances of
-    the types' spread between superblocks, of its estimate from 256 weights, and of the part of the
-    errors that inputs share.
-    """
-    one = np.float32(1) + ratio
-    return _VARIES / (_VARIES + np.float32(2 / 256) * one * one + _SHARED * ratio * ratio)
