@@ -16,6 +16,7 @@ from recover.errors import (
     ReblockError,
     RecoverError,
     SafetensorsError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ __all__ = [
     "ReblockError",
     "RecoverError",
     "SafetensorsError",
+    "UsageError",
     "__version__",
     "calibrate",
     "dequantize",

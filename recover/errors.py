@@ -21,6 +21,10 @@ class PlanError(RecoverError):
     """The inputs do not belong together, or what was asked for cannot be done with them."""
 
 
+class UsageError(PlanError):
+    """Whatever the inputs are: an option has no such value, or does not go with another one."""
+
+
 class OutputError(RecoverError):
     """The output cannot be written: disk full, folder not writable, or it is one of the inputs."""
 

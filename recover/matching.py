@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from recover.errors import PlanError
+from recover.errors import PlanError, UsageError
 from recover.gguf.reader import Model, Tensor
 from recover.gguf.text import printable, quoted, some
 from recover.quants import (
@@ -40,7 +40,7 @@ def select_tensors(model: Model, pattern: str | None) -> list[str]:
     try:
         names = [name for name in model.tensors if re.search(pattern, name)]
     except re.error as error:
-        raise PlanError(f"{quoted(pattern)} is no regular expression: {error}") from None
+        raise UsageError(f"{quoted(pattern)} is no regular expression: {error}") from None
     if not names:
         raise PlanError(f"{printable(model.path)}: no tensor's name matches {quoted(pattern)}")
     return names

@@ -104,7 +104,7 @@ def test_merge_says_where_nothing_is_gained(tiny: list[Path], tmp_path: Path) ->
     done = run("merge", tiny[0], "-o", tmp_path / "one.gguf")
     assert "error: 1.000 of that of the best single input, so nothing is gained\n" in done.stdout
     done = run("merge", TINY, "-o", tmp_path / "float.gguf")
-    assert "error: there is nothing to estimate\n" in done.stdout
+    assert "nothing to estimate: of every tensor an input is unquantized" in done.stdout
 
 
 def test_tensors_selects(tiny: list[Path], tmp_path: Path) -> None:

@@ -63,6 +63,25 @@ def test_what_the_output_type_rounds_away_is_expected(
     assert result.expected_mse_ratio == pytest.approx(measured, rel=0.03)
 
 
+def test_what_is_rounded_of_unquantized_tensors_is_expected(tmp_path: Path) -> None:
+    """And that of tensors whose original is found in the bytes is not."""
+    weights = read_weights(TINY)
+    paths = [tmp_path / f"{name}.gguf" for name in ("Q8_0", "Q6_K")]
+    for path in paths:
+        some = ["--tensor-type", "token_embd=F16", "--tensor-type", f"ffn={path.stem}"]
+        assert main(["quantize", str(TINY), path.stem, "-o", str(path), *some, "-q"]) == 0
+    output = tmp_path / "out.gguf"
+    result = execute_merge(plan_merge(paths, output, outtype="q8_0"))
+    best = read_weights(paths[0])
+    merged = read_weights(output)
+    names = [name for name, each in weights.items() if each.ndim > 1]
+    errors = [sum(np.sum((w[n] - weights[n]) ** 2) for n in names) for w in (merged, best)]
+    assert result.expected_mse_ratio == pytest.approx(errors[0] / errors[1], rel=0.03)
+    (embedding,) = [each for each in result.tensors if each.plan.name == "token_embd.weight"]
+    off = merged["token_embd.weight"] - weights["token_embd.weight"]
+    assert embedding.expected_rmse == pytest.approx(np.mean(off**2) ** 0.5, rel=0.01)
+
+
 def test_deviations_have_the_names_and_shapes_of_the_weights(
     tiny: list[Path], tmp_path: Path
 ) -> None:

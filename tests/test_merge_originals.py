@@ -45,9 +45,11 @@ def test_original_integers_are_taken(
     ]
     (warning,) = plan.warnings
     assert "8-bit integers times a BF16 scale per 384 weights" in warning
-    execute_merge(plan, n_threads=2)
+    result = execute_merge(plan, n_threads=2)
     merged = read_weights(tmp_path / "out.gguf")
     np.testing.assert_array_equal(merged[NAMES[0]].astype(np.float64), products)
+    assert result.tensors[0].expected_rmse is None
+    assert result.tensors[1].expected_rmse is not None
 
 
 def test_any_range_of_bytes(inputs: list[Path], tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from recover.cli import main
-from recover.cli.quantize import _TYPES
+from recover.cli.quantize import _QUANTIZERS, _TYPES
 from recover.errors import PlanError
 from recover.gguf.metadata import FILE_TYPES
 from recover.gguf.reader import Model, open_gguf
 from recover.quantize.execute import execute_quantize
 from recover.quantize.imatrix import load_imatrix
 from recover.quantize.plan import plan_quantize
-from recover.quants import dequantize, type_by_name
+from recover.quants import ScalarType, all_types, dequantize, quantizer_names, type_by_name
 from tests.conftest import TINY, quantize
 from tests.golden.make_quantized import FTYPES
 from tests.oracle import libggml
@@ -178,6 +178,8 @@ def test_gguf_py_opens_it(tmp_path: Path) -> None:
 
 def test_types_of_the_command_line_are_those_of_the_library() -> None:
     assert set(_TYPES) == set(FILE_TYPES)
+    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType)]
+    assert set(_QUANTIZERS) == {name for kind in kinds for name in quantizer_names(kind)}
     named = {name.removesuffix("_M"): number for name, number in FTYPES.items()}
     assert named.items() <= FILE_TYPES.items()
 
@@ -448,8 +450,9 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["quantize", str(TINY), "q5_k_m", "-o", str(tmp_path / "out.gguf")])
     assert "'q5_k_m' is a mix of types in llama.cpp: take Q5_K, and" in capsys.readouterr().err
-    line = refusal(capsys, TINY, "Q4_0", "-o", tmp_path / "o.gguf", "--tensor-type", "(=Q4_0")
-    assert "no regular expression" in line
+    wrong = ["Q4_0", "-o", str(tmp_path / "o.gguf"), "--tensor-type", "(=Q4_0"]
+    assert main(["quantize", str(TINY), *wrong]) == 2
+    assert "no regular expression" in capsys.readouterr().err
     with pytest.raises(PlanError, match="files cannot be made 'Q9_K'; known are F32, F16"):
         plan_quantize(TINY, tmp_path / "out.gguf", "Q9_K")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn, Protocol
 
-from recover import RecoverError, __version__
+from recover import RecoverError, UsageError, __version__
 from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
 from recover.cli import inspect as inspect_command
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecoverError as error:
         if args.debug:
             traceback.print_exc()
-        return _fail(str(error))
+        return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except _Stopped as stop:
         left = "" if getattr(args, "resume", False) else "; nothing was left behind"
         print(f"recover: stopped ({stop}){left}", file=sys.stderr)
@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 1) -> int:
     print(f"recover: error: {' '.join(message.split())}", file=sys.stderr)
-    return 1
+    return status
 
 
 def _catch_signals() -> None:
@@ -124,7 +124,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of threads (default: the cores that this process may use)",
     )
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress, no messages")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="nothing on stderr: no progress, no messages"
+    )
     group.add_argument("-v", "--verbose", action="store_true", help="tell more")
     group.add_argument("--debug", action="store_true", help="show a traceback on errors")
     group.add_argument("--version", action="version", version=f"recover {__version__}")

@@ -5,12 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recover.errors import UsageError
+
 if TYPE_CHECKING:
     from recover.evaluate.divergence import Divergence
     from recover.evaluate.errors import ErrorStatistics, ModelErrors
 
 NAME = "evaluate"
 SUMMARY = "Measure how far models are from the original that they come from"
+
+_N_CTX = 512
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -43,7 +47,7 @@ def _add_text_arguments(parser: ArgumentParser) -> None:
         help="UTF-8 text on which to measure the divergence from the original",
     )
     group.add_argument(
-        "--n-ctx", metavar="N", type=_count, default=512, help="tokens per chunk (default: 512)"
+        "--n-ctx", metavar="N", type=_count, default=_N_CTX, help="tokens per chunk (default: 512)"
     )
     group.add_argument(
         "--chunks", metavar="N", type=_count, help="take N evenly spaced chunks (default: all)"
@@ -66,6 +70,7 @@ def run(args: Namespace) -> int:
     from recover.cli._console import message, print_json, progress_bar
     from recover.evaluate.errors import evaluate_models
 
+    _check_usage(args)
     _check_outputs(args)
     if args.text is not None:
         _check_llama_cpp()
@@ -89,6 +94,11 @@ def run(args: Namespace) -> int:
         print_divergence(results)
     _write_pictures(args, results, document)
     return 0
+
+
+def _check_usage(args: Namespace) -> None:
+    if args.text is None and (args.native or args.chunks or args.n_ctx != _N_CTX):
+        raise UsageError("--n-ctx, --chunks and --native need --text")
 
 
 def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:

@@ -179,11 +179,11 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     names = " + ".join(model.path.name for model in plan.models)
     print_table(f"{names} ({plan.method})", columns, rows)
     ratio = result.expected_mse_ratio
-    if ratio is None:
-        print("expected mean square error: there is nothing to estimate")
-    else:
+    if ratio is not None:
         remark = "" if ratio < _NO_GAIN else ", so nothing is gained"
         print(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
+    elif all(tensor.expected_rmse is None for tensor in result.tensors):
+        print("nothing to estimate: of every tensor an input is unquantized, or its original found")
     if result.n_exact:
         what = f"{result.n_exact:,} weights ({result.n_exact / result.n_weights:.2%})"
         print(f"certain: {what} are the only {plan.source_format} number within their bounds")

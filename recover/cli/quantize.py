@@ -16,6 +16,7 @@ _TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ4_NL", "IQ4_XS", "MXFP4", "F16", "BF16", "F32"),
 )
+_QUANTIZERS = ("llama.cpp", "k-lsq", "q4_0-rmse")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -47,8 +48,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quantizer",
-        metavar="NAME",
-        default="llama.cpp",
+        choices=_QUANTIZERS,
+        default=_QUANTIZERS[0],
         help="encoder of TYPE: llama.cpp (default), q4_0-rmse (for Q4_0: least squared error per"
         " block), k-lsq (for Q4_K and Q5_K: least-squares scales)",
     )
@@ -60,21 +61,20 @@ def _type_name(text: str) -> str:
     name = text.upper()
     if name in _TYPES:
         return name
-    main, _, _ = name.rpartition("_")
-    hint = f"{text!r} is none of {', '.join(_TYPES)}"
-    if main in _TYPES:
-        hint = (
+    main, _, size = name.rpartition("_")
+    if main in _TYPES and size in ("XS", "S", "M", "L", "XL"):
+        raise ArgumentTypeError(
             f"{text!r} is a mix of types in llama.cpp: take {main}, and --tensor-type for the"
             " tensors that are to have another type"
         )
-    raise ArgumentTypeError(hint)
+    raise ArgumentTypeError(f"{text!r} is none of {', '.join(_TYPES)}")
 
 
 def _tensor_type(text: str) -> tuple[str, str]:
     pattern, equals, name = text.rpartition("=")
-    if not equals or not pattern or name.upper() not in _TYPES:
-        raise ArgumentTypeError(f"{text!r} is not REGEX=TYPE with one of {', '.join(_TYPES)}")
-    return pattern, name
+    if not equals or not pattern:
+        raise ArgumentTypeError(f"{text!r} is not REGEX=TYPE")
+    return pattern, _type_name(name)
 
 
 def run(args: Namespace) -> int:

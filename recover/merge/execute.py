@@ -32,6 +32,7 @@ from recover.quants import (
     quantize,
     type_by_name,
 )
+from recover.reblock.origin import is_original
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 # Quantizations of one original contradict each other on no weight at all.
@@ -333,8 +334,9 @@ class _Worker:
         except QuantError:
             raise self._not_finite(stored, estimate) from None
         output.write_at(position, encoded.data)
-        if tally is not None:
-            tally[_N_OWN] += _rounded_away(estimate, encoded, self._outtype)
+        if rounded := _rounded_away(estimate, encoded, self._outtype):
+            tally = np.zeros(_N_OWN + 2 + len(stored)) if tally is None else tally
+            tally[_N_OWN] += rounded
         if self._plan.uncertainty is not None:
             bf16 = type_by_name("BF16")
             deviations = quantize(self._deviation[: estimate.size], bf16)
@@ -348,8 +350,10 @@ class _Worker:
         self._outtype = type_by_name(self._tensor.outtype)
         models = [self._plan.models[source] for source in self._tensor.sources]
         self._sources = [model.tensors[self._tensor.name] for model in models]
-        self._is_float = isinstance(self._sources[0].type, FloatType)
-        if self._tensor.action == "copy" or self._is_float:
+        self._is_known = isinstance(self._sources[0].type, FloatType) or is_original(
+            self._sources[0]
+        )
+        if self._tensor.action == "copy" or self._is_known:
             return
         self._estimator = estimator(self._plan.method_for(self._tensor))
         self._significand_bits = self._plan.significand_bits(self._tensor)
@@ -365,7 +369,7 @@ class _Worker:
     def _fill(self, stored: Sequence[U8Array], estimate: F32Array) -> NDArray[np.float64] | None:
         """Estimate the weights of one tile; their sums, if there is anything to estimate."""
         n = estimate.size
-        if self._is_float:
+        if self._is_known:
             dequantize(stored[0], self._sources[0].type, estimate)
             self._deviation[:n] = 0
             return None
@@ -423,8 +427,11 @@ def _result(
         merged = tensor.action == "merge"
         n_merged += n_weights * merged
         expected, n_conflicts = expected + tally[0], n_conflicts + tally[1]
-        order = EvidenceBuffer([plan.witness(tensor, source) for source in tensor.sources]).order
-        of_source = {s: tally[2 + slot] for s, slot in zip(tensor.sources, order, strict=True)}
+        of_source = dict(zip(tensor.sources, tally[2:], strict=True))
+        if merged:
+            witnesses = [plan.witness(tensor, source) for source in tensor.sources]
+            order = EvidenceBuffer(witnesses).order
+            of_source = {s: tally[2 + slot] for s, slot in zip(tensor.sources, order, strict=True)}
         # An input that took no part here says at best what the finest one says.
         alone += [of_source.get(twin, max(of_source.values())) for twin in tensor.twins]
         conflicts = float(tally[1] / n_weights) if sees_conflicts and merged else None

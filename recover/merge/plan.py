@@ -13,7 +13,7 @@ from typing import Any
 from recover import __version__
 from recover.bounds.intervals import Intervals
 from recover.calibration.weights import Calibration, load_calibration
-from recover.errors import CalibrationError, PlanError
+from recover.errors import CalibrationError, PlanError, UsageError
 from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
 from recover.evidence import Witness
 from recover.gguf.header import ValueType, lay_out
@@ -197,9 +197,6 @@ class MergePlan:
 
     def method_for(self, tensor: TensorPlan) -> str:
         """Name of the estimator that one tensor needs."""
-        finest = self.models[tensor.sources[0]].tensors[tensor.name]
-        if len(tensor.sources) == 1 and is_original(finest):
-            return "best"
         return method_for([self.witness(tensor, source) for source in tensor.sources], self.method)
 
     def significand_bits(self, tensor: TensorPlan) -> int:
@@ -344,24 +341,26 @@ def plan_merge(
         If the calibration cannot be read, or was not made for the types of the inputs.
     GGUFError, OutputError, PlanError
         If an input cannot be read, the output cannot be written, or the inputs do not fit together.
+    UsageError
+        If an option has no such value, or does not go with another one.
     """
     estimator(method)
     if outtype not in OUTTYPES:
-        raise PlanError(f"output type {outtype!r} is unknown; known are {', '.join(OUTTYPES)}")
+        raise UsageError(f"output type {outtype!r} is unknown; known are {', '.join(OUTTYPES)}")
     if estimate not in ESTIMATES:
-        raise PlanError(f"estimate {estimate!r} is unknown; known are {', '.join(ESTIMATES)}")
+        raise UsageError(f"estimate {estimate!r} is unknown; known are {', '.join(ESTIMATES)}")
     if estimate != MEAN and method != DEFAULT_METHOD:
-        raise PlanError(f"method {method} has no {estimate} estimate; only {DEFAULT_METHOD} has")
+        raise UsageError(f"method {method} has no {estimate} estimate; only {DEFAULT_METHOD} has")
     if snap not in SNAPS:
-        raise PlanError(f"snap {snap!r} is unknown; known are {', '.join(SNAPS)}")
+        raise UsageError(f"snap {snap!r} is unknown; known are {', '.join(SNAPS)}")
     if split_max_size is not None and split_max_size < 1:
-        raise PlanError(f"parts of {split_max_size} bytes are too small")
+        raise UsageError(f"parts of {split_max_size} bytes are too small")
     if not inputs:
-        raise PlanError("there are no inputs")
+        raise UsageError("there are no inputs")
     if isinstance(calibration, str | os.PathLike):
         calibration = load_calibration(calibration)
     if calibration is not None and estimator(method).CALIBRATED is None:
-        raise PlanError(f"the method {method} uses no calibration; linear and posterior do")
+        raise UsageError(f"the method {method} uses no calibration; linear and posterior do")
     models = tuple(open_gguf(path) for path in inputs)
     output = Path(output)
     parts = [part for model in models for part in model.parts]
@@ -388,7 +387,10 @@ def plan_merge(
         source_format = source_precision(models[0]).type
     if snap == "auto" and source_format not in SIGNIFICAND_BITS:
         warnings.append("the norms do not tell the source's number format: nothing is rounded")
-    plan = replace(plan, source_format=source_format, snaps=snap != "none")
+    snaps = snap != "none" and outtype != "q8_0"
+    if snap != "none" and not snaps:
+        warnings.append("--outtype q8_0 rounds all weights again, so --snap is of no use there")
+    plan = replace(plan, source_format=source_format, snaps=snaps)
     plan = _with_undecided(plan, snap in SIGNIFICAND_BITS, warnings)
     second = None
     if uncertainty is not None:

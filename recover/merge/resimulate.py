@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from recover.densities import density
-from recover.errors import PlanError
+from recover.errors import PlanError, UsageError
 from recover.estimators import Request, estimator
 from recover.evidence import EvidenceBuffer
 from recover.merge.plan import MergePlan, TensorPlan
@@ -46,7 +46,7 @@ def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
         If the plan uses no densities, or the sample or the model is too small for a fit.
     """
     if plan.method != "posterior" or plan.calibration is not None:
-        raise PlanError("densities are simulated for the method posterior without a calibration")
+        raise UsageError("densities are simulated for the method posterior without a calibration")
     tensors = [each for each in plan.tensors if each.action == "merge" and _is_whole(each)]
     available = sum(tensor.n_weights for tensor in tensors)
     if min(n_weights, available) < FEWEST:

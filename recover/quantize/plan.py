@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recover.errors import PlanError
+from recover.errors import PlanError, UsageError
 from recover.gguf.header import ValueType, lay_out
 from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
 from recover.gguf.reader import Model, Tensor, open_gguf
@@ -258,7 +258,7 @@ def plan_quantize(
     if quantizer != DEFAULT_QUANTIZER:
         variant_encoder(quantizer, default.name)
         if imatrix is not None:
-            raise PlanError(f"the quantizer {quantizer} takes no importance matrix")
+            raise UsageError(f"the quantizer {quantizer} takes no importance matrix")
     model = open_gguf(source)
     if not model.tensors:
         raise PlanError(f"{printable(model.path)}: holds no tensors")
@@ -299,13 +299,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise PlanError(f"{quoted(pattern)} is no regular expression: {error}") from None
+        raise UsageError(f"{quoted(pattern)} is no regular expression: {error}") from None
 
 
 def _known(name: str) -> TensorType:
     if name.upper() not in FILE_TYPES:
         known = ", ".join(FILE_TYPES)
-        raise PlanError(f"files cannot be made {quoted(name)}; known are {known}")
+        raise UsageError(f"files cannot be made {quoted(name)}; known are {known}")
     return type_by_name(name)
 
 
