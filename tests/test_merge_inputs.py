@@ -387,6 +387,8 @@ class TestBrokenScales:
         result = merge(inputs, output, method=method, outtype="f32")
         assert result.expected_mse_ratio is not None
         assert np.isfinite(result.expected_mse_ratio)
+        (warning,) = result.warnings
+        assert f"tensor '{UP}' holds NaN or infinite weights in {inputs[0]}: on 256" in warning
         weights = read_weights(output)
         of_all = merged(list(whole.values()), output, method=method, outtype="f32")
         of_others = merged(inputs[1:], output, method=method, outtype="f32")

@@ -132,6 +132,8 @@ def run(args: Namespace) -> int:
             resume=args.resume,
             tell=partial(message, args),
         )
+    for warning in result.warnings:
+        message(args, f"warning: {warning}")
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 

@@ -114,7 +114,8 @@ def _print_result(result: "ReblockResult", *, verbose: bool) -> None:
         key = (tensor.stored_as, tensor.outtype.name, str(tensor.group), str(each.exact))
         groups[key].append(each)
     print_table(plan.source.path.name, columns, [_row(group) for group in groups.values()])
-    if all(each.tensor.stored_as == each.tensor.outtype.name for each in result.tensors):
+    tensors = [each.tensor for each in result.tensors]
+    if all(each.group is None and each.stored_as == each.outtype.name for each in tensors):
         print("nothing was re-blocked: no integers were found, and all tensors are copied")
     verified = all(each.verified for each in result.tensors)
     how = "every tensor was read back and compared" if verified else "not verified"

@@ -16,13 +16,14 @@ from recover.cells import intersect_cells
 from recover.claims import find_claims
 from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
-from recover.evidence import EvidenceBuffer, Witness
+from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile, OutputFiles
 from recover.lattice import snap
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.resume import Sums, Tell, Unfinished
 from recover.quants import (
+    GROUP,
     TILE,
     F32Array,
     FloatType,
@@ -39,8 +40,9 @@ from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tile
 _TOLERATED_CONFLICTS = 1e-5
 _TOLERATED_WEIGHTS = 2
 _N_LOOKED_AT = 6  # tensors that tell how the inputs belong together
-# Sums of the merge itself that precede those of the estimator: the weights that are certain.
-_N_OWN = 1
+# Sums of the merge itself that precede those of the estimator: the weights that are certain, and
+# the groups of 16 of which an input has no finite values.
+_N_OWN = 2
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class MergeResult:
         Weights that are certain: their bounds hold a single number of the source's format.
     tensors : tuple of TensorResult
         In output order.
+    warnings : tuple of str
+        What is wrong with the inputs, for people.
     """
 
     plan: MergePlan
@@ -79,6 +83,7 @@ class MergeResult:
     conflict_fraction: float | None
     n_exact: int
     tensors: tuple[TensorResult, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def n_weights(self) -> int:
@@ -146,8 +151,8 @@ def execute_merge(
     OutputError
         If the output cannot be written.
     PlanError
-        If a weight is not finite, or does not fit into the output type, or the inputs contradict
-        each other on more weights of a tensor than chance allows.
+        If a weight is not finite in any input, or does not fit into the output type, or the inputs
+        contradict each other on more weights of a tensor than chance allows.
     """
     start = time.perf_counter()
     if not force:
@@ -375,6 +380,7 @@ class _Worker:
             return None
         tally = np.zeros(_N_OWN + 2 + len(stored))
         evidence = self._buffer.load(stored, n)
+        tally[1] = _n_broken(evidence)
         request = Request(self._plan.estimate, self._deviation[:n])
         self._estimator.estimate(evidence, estimate, tally[_N_OWN:], request)
         self._claims.correct(tally[_N_OWN:], request.deviation)
@@ -401,6 +407,31 @@ class _Worker:
         )
 
 
+def _n_broken(evidence: Evidence) -> int:
+    """Groups of 16 weights of which an input has NaN or infinite values."""
+    if np.isfinite(evidence.scale.sum() + evidence.offset.sum() + evidence.values.sum()):
+        return 0
+    sound = np.isfinite(evidence.scale) & np.isfinite(evidence.offset)
+    n_others, n_groups = len(evidence.values), evidence.scale.shape[1]
+    values = np.isfinite(evidence.values).reshape(n_others, n_groups, GROUP)
+    return int(np.count_nonzero(~(sound.all(0) & values.all((0, 2)))))
+
+
+def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
+    """The inputs that have NaN or infinite values of a tensor."""
+    found = []
+    for source in tensor.sources:
+        model = plan.models[source]
+        stored = model.tensors[tensor.name]
+        for start in range(0, tensor.n_weights, TILE):
+            end = min(start + TILE, tensor.n_weights)
+            raw = stored.raw[stored.type.n_bytes(start) : stored.type.n_bytes(end)]
+            if not np.isfinite(dequantize(raw, stored.type)).all():
+                found.append(printable(model.path))
+                break
+    return found
+
+
 def _rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> float:
     """The sum of the square errors that the output's type adds; F16 and F32 add next to nothing."""
     if outtype.name in ("F16", "F32"):
@@ -415,6 +446,7 @@ def _result(
     """Turn the sums into what people read."""
     sees_conflicts = estimator(plan.method).SEES_CONFLICTS
     results: list[TensorResult] = []
+    warnings: list[str] = []
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
     for index, tensor in enumerate(plan.tensors):
@@ -422,6 +454,12 @@ def _result(
         if sums is None:
             results.append(TensorResult(tensor, None, None))
             continue
+        if sums[1]:
+            warnings.append(
+                f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
+                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[1]):,} weights only"
+                " the other inputs were taken"
+            )
         n_exact, tally = n_exact + int(sums[0]), sums[_N_OWN:]
         n_weights = tensor.n_weights
         merged = tensor.action == "merge"
@@ -444,4 +482,5 @@ def _result(
         conflict_fraction=n_conflicts / n_merged if sees_conflicts and n_merged else None,
         n_exact=n_exact,
         tensors=tuple(results),
+        warnings=tuple(warnings),
     )
