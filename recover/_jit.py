@@ -112,6 +112,12 @@ def _load_arraymath() -> None:
 
 _check_cpu()
 _load_arraymath()
+_folders: set[Path] = set()
+
+
+def is_first_run() -> bool:
+    """Whether there is no machine code of any kernel that has been imported."""
+    return not any(any(folder.rglob("*.nbi")) for folder in _folders)
 
 
 def kernel(function: _F) -> _F:
@@ -162,10 +168,10 @@ class _Inner(CPUDispatcher):  # type: ignore[misc]
 
 def _compiled(function: _F, *, is_inner: bool = False, **options: bool) -> _F:
     before = numba.config.CACHE_DIR
-    digest = _sources_digest(Path(function.__code__.co_filename))
+    folder = _cache_root() / f"numba-{_sources_digest(Path(function.__code__.co_filename))}"
+    _folders.add(folder)
     try:
-        # Read when a function is decorated.
-        numba.config.CACHE_DIR = str(_cache_root() / f"numba-{digest}")
+        numba.config.CACHE_DIR = str(folder)  # read when a function is decorated
         compile_ = numba.njit(
             nogil=True,
             cache=True,

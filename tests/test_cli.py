@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import recover
+from recover import _jit
 from recover.cli import main
 from tests.conftest import TINY
 
@@ -210,6 +211,24 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["inspection"]["together"]["same_original"]
     assert main(["demo"]) == 0
     assert "merged-linear.gguf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_people_are_told_of_compilation(
+    first: bool,
+    tiny: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    some = "merge", *map(str, tiny), "-o", str(tmp_path / "out.gguf"), "--tensors", "norm"
+    assert main([*some]) == 0
+    assert capsys.readouterr().err == ""  # nobody looks
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    if first:
+        monkeypatch.setattr(_jit, "_folders", {tmp_path})
+    assert main([*some]) == 0
+    assert ("compiling for this CPU" in capsys.readouterr().err) == first
 
 
 def test_second_run_compiles_nothing(tiny: list[Path], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recover import tiles
+from recover._jit import is_first_run
 from recover._json import finite
 
 _PIPE_WIDTH = 200
@@ -40,6 +41,8 @@ def progress_bar(
     if args.quiet or not sys.stderr.isatty():
         yield None
         return
+    if is_first_run():
+        message(args, "compiling for this CPU first, which takes half a minute or more once")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

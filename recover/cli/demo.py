@@ -21,9 +21,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import message
-
-    message(args, "the first run compiles for half a minute or more; the next ones do not")
     with (
         as_file(files("recover") / "data") as folder,
         tempfile.TemporaryDirectory(prefix="recover-demo-") as scratch,
