@@ -5,7 +5,8 @@ instance, that inputs err independently but for their shares (`recover.densities
 told by weights that are known: the shipped sample holds random weights and what each type's
 encoder made of them, plainly and with random importance matrices. The estimator is given what it
 holds of the very set of inputs at hand; expected errors are then multiplied by measured over
-expected ones.
+expected ones. These depend on the tails of the weights: half of the sample has heavy ones, and the
+kurtosis of the estimates tells where between (or beyond) both halves the weights at hand are.
 
 The sample, ``recover/data/sample.npz``, is made by ``python -m tests.golden.make_sample``.
 """
@@ -25,28 +26,54 @@ from recover.evidence import EvidenceBuffer, Witness
 from recover.quants import F32Array, ScalarType, TensorType, dequantize
 
 WEIGHTS = "weights"
-"""Name of the random weights, float32 (n_rows, ne0), in the sample."""
+"""Name of the random weights, float32 (n_rows, ne0), in the sample; half of the rows have heavy
+tails."""
+
+_SHARES = -0.5, 1.5  # of what heavy tails change: as far as weights may be beyond the sample's
+_N_LOOKED_AT = 256  # superblocks whose kurtosis is taken
 
 
 class Claims(NamedTuple):
-    """Measured over expected errors.
+    """Measured over expected errors, of weights with light tails and of weights with heavy ones.
 
     Attributes
     ----------
-    merged : float
+    merged : float64 (2,)
         Of the estimates.
-    alone : float64 (n_inputs,)
+    alone : float64 (2, n_inputs)
         Of each input alone, in the order of the tally (see `recover.estimators`).
+    kurtosis : float64 (2,)
+        That of the estimates (see `kurtosis_of`); equal if nothing is known.
     """
 
-    merged: float
+    merged: NDArray[np.float64]
     alone: NDArray[np.float64]
+    kurtosis: NDArray[np.float64]
 
-    def correct(self, tally: NDArray[np.float64], deviation: F32Array) -> None:
+    def correct(self, tally: NDArray[np.float64], estimate: F32Array, deviation: F32Array) -> None:
         """Multiply sums of errors, and standard deviations."""
-        tally[0] *= self.merged
-        tally[2:] *= self.alone
-        deviation *= np.float32(self.merged**0.5)
+        light, heavy = self.kurtosis
+        if heavy <= light:
+            return
+        share = np.clip((kurtosis_of(estimate) - light) / (heavy - light), *_SHARES)
+        merged, alone = (
+            each[0] * (each[1] / each[0]) ** share for each in (self.merged, self.alone)
+        )
+        tally[0] *= merged
+        tally[2:] *= alone
+        deviation *= np.float32(merged**0.5)
+
+
+def kurtosis_of(values: F32Array) -> float:
+    """The mean of some superblocks' fourth moments over their squared second ones; 3 if normal."""
+    superblocks = values[: values.size // 256 * 256].reshape(-1, 256)
+    step = max(1, len(superblocks) // _N_LOOKED_AT)
+    squares = np.square(superblocks[::step].astype(np.float64))
+    mean = squares.mean(1)
+    known = (mean > 0) & np.isfinite(mean)
+    if not known.any():
+        return 3.0
+    return float(np.mean(np.mean(squares[known] ** 2, axis=1) / mean[known] ** 2))
 
 
 def sample_name(kind: TensorType, importance: int) -> str:
@@ -75,23 +102,25 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     Claims
         All 1 for ``best``, and where the sample does not have (enough of) a type.
     """
-    alone = np.ones(len(witnesses))
+    alone, merged, kurtosis = np.ones((2, len(witnesses))), np.ones(2), np.zeros(2)
     names = _sample_names(witnesses)
     is_known = all(name in _sample() for name in names) and len(set(names)) == len(names)
     if method == "best" or not is_known:
-        return Claims(1.0, alone)
-    sample = _sample()
-    x = sample[WEIGHTS].reshape(-1)
+        return Claims(merged, alone, kurtosis)
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
     buffer = EvidenceBuffer([replace(witness, density=None) for witness in witnesses])
-    evidence = buffer.load([sample[name] for name in names], x.size)
-    out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
-    request = Request(estimate, np.empty_like(out))  # deviations, so that all weights are counted
-    estimator(method).estimate(evidence, out, tally, request)
-    for witness, name, slot in zip(witnesses, names, buffer.order, strict=True):
-        decoded = dequantize(sample[name], witness.type)
-        alone[slot] = _square_error(decoded, x) / tally[2 + slot]
-    return Claims(_square_error(out, x) / tally[0], alone)
+    for half in range(2):
+        x = _half_of(WEIGHTS, half).reshape(-1)
+        raws = [_half_of(name, half) for name in names]
+        evidence = buffer.load(raws, x.size)
+        out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
+        request = Request(estimate, np.empty_like(out))  # deviations, so that all weights count
+        estimator(method).estimate(evidence, out, tally, request)
+        for witness, raw, slot in zip(witnesses, raws, buffer.order, strict=True):
+            decoded = dequantize(raw, witness.type)
+            alone[half, slot] = _square_error(decoded, x) / tally[2 + slot]
+        merged[half], kurtosis[half] = _square_error(out, x) / tally[0], kurtosis_of(out)
+    return Claims(merged, alone, kurtosis)
 
 
 def _sample_names(witnesses: Sequence[Witness]) -> list[str]:
@@ -126,6 +155,13 @@ def _n_importances(kind: TensorType) -> int:
 
 def _square_error(values: F32Array, x: F32Array) -> float:
     return float(np.sum((values - x.astype(np.float64)) ** 2))
+
+
+def _half_of(name: str, half: int) -> NDArray[Any]:
+    """Of what the sample has of that name, the part with light tails (0) or heavy ones (1)."""
+    array = _sample()[name]
+    n = len(array) // 2
+    return array[half * n : (half + 1) * n]
 
 
 @cache

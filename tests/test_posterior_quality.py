@@ -112,7 +112,7 @@ def run(
         request = Request(estimate, deviation[start:end])
         evidence = buffer.load(parts, end - start)
         estimator(method).estimate(evidence, out[start:end], tally, request)
-    find_claims(tuple(witnesses), method, estimate).correct(tally, deviation)
+    find_claims(tuple(witnesses), method, estimate).correct(tally, out, deviation)
     return out, deviation, tally
 
 

@@ -383,7 +383,7 @@ class _Worker:
         tally[1] = _n_broken(evidence)
         request = Request(self._plan.estimate, self._deviation[:n])
         self._estimator.estimate(evidence, estimate, tally[_N_OWN:], request)
-        self._claims.correct(tally[_N_OWN:], request.deviation)
+        self._claims.correct(tally[_N_OWN:], estimate, request.deviation)
         if self._significand_bits:
             lower, upper = self._bounds[:, :n]
             intersect_cells(evidence, lower, upper)

@@ -162,5 +162,7 @@ class _Worker:
         evidence = self._buffer.load(stored, n_weights)
         tally = draft.tallies[tile.start // TILE]
         request = Request()
-        estimator(draft.method).estimate(evidence, self._estimate[:n_weights], tally, request)
-        find_claims(tuple(draft.witnesses), draft.method).correct(tally, request.deviation)
+        estimate = self._estimate[:n_weights]
+        estimator(draft.method).estimate(evidence, estimate, tally, request)
+        claims = find_claims(tuple(draft.witnesses), draft.method)
+        claims.correct(tally, estimate, request.deviation)

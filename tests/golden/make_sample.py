@@ -15,6 +15,7 @@ from tests.golden import make_densities
 SAMPLE = Path(__file__).parents[2] / "recover" / "data" / "sample.npz"
 SEED = 7  # of 1 to 16 that whose factors (see `recover.claims`) are nearest to the mean
 SHAPE = (64, 1024)
+HEAVY = 5  # degrees of freedom of the second half
 N_IMPORTANCES, N_IMPORTANCES_K = 3, 7  # several uploads of one type are mostly K-quants
 SIZES = (-6, -4.5)  # binary logarithms of the deviations of rows
 
@@ -22,8 +23,11 @@ SIZES = (-6, -4.5)  # binary logarithms of the deviations of rows
 def draw(seed: int = SEED) -> F32Array:
     """Weights as large as trained ones, for the types whose scales are coarse."""
     generator = np.random.Generator(np.random.Philox(key=seed))
-    x = generator.standard_t(DEGREES_OF_FREEDOM, SHAPE)
-    return (x * np.exp2(generator.uniform(*SIZES, (SHAPE[0], 1)))).astype(np.float32)
+    halves = []
+    for degrees in (DEGREES_OF_FREEDOM, HEAVY):
+        x = generator.standard_t(degrees, SHAPE)
+        halves.append(x * np.exp2(generator.uniform(*SIZES, (SHAPE[0], 1))))
+    return np.concatenate(halves).astype(np.float32)
 
 
 def encode(x: F32Array, kind: TensorType, number: int, seed: int = SEED) -> U8Array:
