@@ -43,7 +43,7 @@ class Claims(NamedTuple):
     alone : float64 (2, n_inputs)
         Of each input alone, in the order of the tally (see `recover.estimators`).
     kurtosis : float64 (2,)
-        That of the estimates (see `kurtosis_of`); equal if nothing is known.
+        That of the estimates (see `kurtosis_of`).
     """
 
     merged: NDArray[np.float64]
@@ -53,9 +53,9 @@ class Claims(NamedTuple):
     def correct(self, tally: NDArray[np.float64], estimate: F32Array, deviation: F32Array) -> None:
         """Multiply sums of errors, and standard deviations."""
         light, heavy = self.kurtosis
-        if heavy <= light:
-            return
-        share = np.clip((kurtosis_of(estimate) - light) / (heavy - light), *_SHARES)
+        share = 0.0
+        if heavy > light:
+            share = np.clip((kurtosis_of(estimate) - light) / (heavy - light), *_SHARES)
         merged, alone = (
             each[0] * (each[1] / each[0]) ** share for each in (self.merged, self.alone)
         )
