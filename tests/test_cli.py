@@ -38,6 +38,40 @@ def test_version_and_usage() -> None:
         assert "usage: recover" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["merge", "-o", "o.gguf", "--method", "linear", "--estimate", "map"],
+        ["merge", "-o", "o.gguf", "--method", "linear", "--simulate", "100000"],
+        ["merge", "-o", "o.gguf", "--tensors", "("],
+        ["evaluate", "--truth", str(TINY), "--chunks", "4"],
+        ["evaluate", "--truth", str(TINY), "--native"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_do_not_go_together(
+    options: list[str],
+    tiny: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([options[0], str(tiny[0]), str(tiny[1]), *options[1:]]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("recover: error: ")
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_reblock_says_that_it_only_copied(
+    tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reblock", str(tiny[0]), "-o", str(tmp_path / "copy.gguf")]) == 0
+    assert "nothing was re-blocked" in capsys.readouterr().out
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, contextlib, recover.cli\n"

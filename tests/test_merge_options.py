@@ -63,8 +63,22 @@ def test_what_the_output_type_rounds_away_is_expected(
     assert result.expected_mse_ratio == pytest.approx(measured, rel=0.03)
 
 
+def test_numbers_that_are_rounded_again_are_not_snapped(fine: list[Path], tmp_path: Path) -> None:
+    plain, snapped = (
+        plan_merge(fine, tmp_path / f"{snap}.gguf", outtype="q8_0", snap=snap)
+        for snap in ("none", "bf16")
+    )
+    assert [each for each in snapped.warnings if each not in plain.warnings] == [
+        "--outtype q8_0 rounds all weights again, so --snap is of no use there"
+    ]
+    results = [execute_merge(plan) for plan in (plain, snapped)]
+    assert results[0].expected_mse_ratio == results[1].expected_mse_ratio
+    weights, others = (read_weights(plan.output) for plan in (plain, snapped))
+    for name in weights:
+        np.testing.assert_array_equal(weights[name], others[name])
+
+
 def test_what_is_rounded_of_unquantized_tensors_is_expected(tmp_path: Path) -> None:
-    """And that of tensors whose original is found in the bytes is not."""
     weights = read_weights(TINY)
     paths = [tmp_path / f"{name}.gguf" for name in ("Q8_0", "Q6_K")]
     for path in paths:

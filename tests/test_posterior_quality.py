@@ -177,6 +177,15 @@ def never_worse(names: Sequence[str], x: F32Array) -> None:
     assert off <= 1.005 * squared(run("midpoint", plain(*names), raws)[0], x)
 
 
+def test_a_vector_type_does_not_spoil_superblocks_with_outliers(weights: F32Array) -> None:
+    x = weights[:1024].copy()
+    x[:, 5] = 25 * np.sqrt(np.mean(x**2, axis=1))
+    raws = [encode(name, x) for name in ("Q3_K", "IQ2_XXS")]
+    out, _, _ = run("posterior", plain("Q3_K", "IQ2_XXS"), raws)
+    without, _, _ = run("posterior", plain("Q3_K"), raws[:1])
+    assert squared(out, x) < 1.005 * squared(without, x)
+
+
 WITH_VECTORS = (
     ("IQ2_XXS", "Q3_K"),
     ("IQ3_S", "Q2_K"),

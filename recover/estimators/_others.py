@@ -10,7 +10,7 @@ import numpy as np
 
 from recover._jit import bare_inlined, bare_inner
 from recover.estimators._product_tables import BEND_UNIT, CENTER_UNIT, Others
-from recover.estimators._superblock import OUTLIER, Superblock
+from recover.estimators._superblock import OUTLIER, Superblock, center_value
 from recover.quants import F32Array
 from recover.quants._lanes import (
     add_up,
@@ -53,7 +53,7 @@ def hear_others(
         total, error, n_seen = splat(_ZERO), _ZERO, 0
         for i in range(n_groups):
             if beside[i] == _ZERO:
-                off = _value(block, i) - load(others.said, 16 * (start + i))
+                off = center_value(block, i) - load(others.said, 16 * (start + i))
                 total, error, n_seen = fused(off, off, total), error + noises[i], n_seen + 1
         if n_seen > 0:
             error /= np.float32(n_seen)
@@ -69,12 +69,6 @@ def hear_others(
 
 
 @bare_inlined
-def _value(block: Superblock, i: int) -> Any:
-    """What the first usable scalar input says of group `i`."""
-    return load(block.center, 16 * i) * (block.unit[i] / CENTER_UNIT)
-
-
-@bare_inlined
 def _find_outliers(block: Superblock, n_groups: int, prior: np.float32, beside: F32Array) -> None:
     """Fill `beside` (16,): the spread, over what is typical, of groups that share 32 with one.
 
@@ -83,7 +77,7 @@ def _find_outliers(block: Superblock, n_groups: int, prior: np.float32, beside: 
     for i in range(0, n_groups, 2):
         squares = largest = splat(_ZERO)
         for j in range(i, min(i + 2, n_groups)):
-            value = _value(block, j)
+            value = center_value(block, j)
             squares = fused(value, value, squares)
             largest = larger(largest, value * value)
         mean = add_up(squares) / np.float32(32)

@@ -5,8 +5,14 @@ from typing import Any
 import numpy as np
 
 from recover._jit import bare_inlined, bare_inner
-from recover.estimators._product_tables import BEND_UNIT, CENTER_UNIT, Scalars
-from recover.estimators._superblock import OUTLIER, Superblock, hear_any, replace_first
+from recover.estimators._product_tables import BEND_UNIT, Scalars
+from recover.estimators._superblock import (
+    OUTLIER,
+    Superblock,
+    center_value,
+    hear_any,
+    replace_first,
+)
 from recover.quants._lanes import add_up, fused, largest_lane, load, splat, store, where
 
 _ZERO = np.float32(0)
@@ -28,7 +34,7 @@ def is_uneven(block: Superblock) -> bool:
 @bare_inlined
 def _squares(block: Superblock, i: int) -> Any:
     """Squares of what the first usable input says of a group."""
-    center = load(block.center, 16 * i) * (block.unit[i] / CENTER_UNIT)
+    center = center_value(block, i)
     return center * center
 
 

@@ -125,6 +125,12 @@ class Superblock(NamedTuple):
     each: F32Array
 
 
+@bare_inlined
+def center_value(block: Superblock, i: int) -> Any:
+    """What the first usable scalar input says of group `i`, or 0."""
+    return load(block.center, 16 * i) * (block.unit[i] / CENTER_UNIT)
+
+
 _ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(0, 7 * 16, 16)
 
 
