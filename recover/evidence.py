@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from recover._jit import inner, kernel
 from recover.densities import DEGREE, SHAPE, correlation, density, end_codes, likelihood, share
 from recover.errors import QuantError
+from recover.gguf.tensor import Tensor
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
 from recover.quants._float16 import read_f16
 from recover.quants._lanes import largest_lane, load, splat, where
@@ -25,6 +26,8 @@ _F16_SMALLEST_NORMAL = np.float32(2.0**-14)
 # ggml's `nearest_int` wraps beyond 2**22. A code's argument is at most about 32, and what is lost
 # where the offset is rounded to a multiple of its block's: less than the largest offset there.
 _WRAPS = np.float32(2.0**21)
+# Scales between which the edges of cells are float32 numbers of full precision.
+_LEAST_PRODUCT, _LARGEST_PRODUCT = np.float32(2.0**-100), np.float32(2.0**100)
 
 
 class Evidence(NamedTuple):
@@ -215,6 +218,45 @@ class EvidenceBuffer:
                 kind.decode(raw, tile.values[row])
                 typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
         return tile
+
+    def read(self, tensors: Sequence[Tensor], start: int, end: int) -> Evidence:
+        """Unpack weights `start` to `end` of tensors, in the order of the witnesses.
+
+        As `load` does, and times the tensors' scales.
+        """
+        tile = self.load([each.part(start, end) for each in tensors], end - start)
+        for tensor, kind, row in zip(tensors, self._types, self._row_of, strict=True):
+            factors = tensor.factors(start, end)
+            if factors is not None and isinstance(kind, ScalarType):
+                scale, offset = tile.scale[row], tile.offset[row]
+                _scale_up(factors, scale, offset, tile.scale_error[row], tile.offset_error[row])
+            elif factors is not None:
+                tile.values[row] *= np.repeat(factors, GROUP)
+                tile.variance[row] *= np.square(factors)
+        return tile
+
+
+def _scale_up(
+    factors: F32Array,
+    scale: F32Array,
+    offset: F32Array,
+    scale_error: F32Array,
+    offset_error: F32Array,
+) -> None:
+    """Multiply scales, offsets and their errors (n / 16,) by positive factors.
+
+    The encoder had the product of scale and factor, perhaps by way of reciprocals: it was rounded
+    a few times more. Where products are near the ends of float32's range, roundings are no longer
+    relative to them, and codes are taken to prove nothing.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scale_error += np.abs(scale) * _ARITHMETIC
+        offset_error += np.abs(offset) * _ARITHMETIC
+        for each in (scale, offset, scale_error, offset_error):
+            each *= factors
+    size = np.abs(scale)
+    is_safe = (scale == 0) | ((size > _LEAST_PRODUCT) & (size < _LARGEST_PRODUCT))
+    offset_error[~is_safe] = np.inf
 
 
 def _density(witness: Witness, kind: ScalarType, beside: Sequence[TensorType]) -> F32Array:

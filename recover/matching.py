@@ -16,7 +16,6 @@ from recover.quants import (
     TensorType,
     U8Array,
     VectorType,
-    dequantize,
 )
 
 _N_COMPARED = 4096  # bytes that decide on the order of inputs of one type
@@ -88,7 +87,9 @@ def by_fineness(tensors: Sequence[Tensor], chosen: Iterable[int]) -> list[int]:
         start = tensors[i].raw[:_N_COMPARED]
         kind = tensors[i].type
         last_bit = _last_bit(start, kind) if isinstance(kind, FloatType) else 0
-        return typical_error(kind), last_bit, start.tobytes(), i
+        scales = tensors[i].scales
+        stored = start.tobytes() + (b"" if scales is None else scales.tobytes())
+        return typical_error(kind), last_bit, stored, i
 
     return sorted(chosen, key=key)
 
@@ -109,17 +110,14 @@ def contradicts(other: Tensor, finest: Tensor) -> bool:
     precision = 2.0**-other.type.significand_bits
     for start in range(0, finest.n_weights, TILE):
         end = min(start + TILE, finest.n_weights)
-        rounded, exact = (
-            dequantize(each.raw[each.type.n_bytes(start) : each.type.n_bytes(end)], each.type)
-            for each in (other, finest)
-        )
+        rounded, exact = (each.read(start, end) for each in (other, finest))
         if not np.allclose(rounded, exact, rtol=precision, atol=2.0**-25, equal_nan=True):
             return True
     return False
 
 
 def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """For each tensor the index of the first one with the same type and bytes."""
+    """For each tensor the index of the first one with the same type, bytes and scales."""
     twins: list[int] = []
     for i, tensor in enumerate(tensors):
         same = (j for j in dict.fromkeys(twins) if _same(tensors[j], tensor))
@@ -128,7 +126,14 @@ def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.type is other.type and same_bytes(one.raw, other.raw)
+    return one.type is other.type and _same_scales(one, other) and same_bytes(one.raw, other.raw)
+
+
+def _same_scales(one: Tensor, other: Tensor) -> bool:
+    """Whether the weights of two tensors are multiplied by the same numbers."""
+    scales = [np.ones(1, np.float32) if t.scales is None else t.scales for t in (one, other)]
+    sizes = {each.size for each in scales}
+    return len(sizes - {1}) < 2 and bool(np.all(scales[0] == scales[1]))
 
 
 def same_bytes(one: U8Array, other: U8Array) -> bool:

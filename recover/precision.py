@@ -205,7 +205,7 @@ def source_of_file(model: Model) -> SourcePrecision:
 def source_precision(model: Model) -> SourcePrecision:
     """What the original weights of a model were stored as, as the norms tell."""
     tensors = _norms(model)
-    parts = [dequantize(tensor.raw, tensor.type) for tensor in tensors]
+    parts = [tensor.read(0, tensor.n_weights) for tensor in tensors]
     numbers = np.concatenate([*parts, np.empty(0, np.float32)])[:_MOST]
     n_distinct = int(np.unique(numbers).size)
     n_bf16, n_f16 = _count(numbers, 0)

@@ -14,7 +14,7 @@ from recover._jit import inner, kernel
 from recover.cells import intersect_cells
 from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.reader import Tensor
-from recover.quants import TILE, F32Array, FloatType, ScalarType, U8Array
+from recover.quants import TILE, F32Array, FloatType, ScalarType
 from recover.quants._float16 import f16_to_f32, f32_from_bits
 
 Bounds = tuple[F32Array, F32Array]
@@ -62,18 +62,16 @@ class Intervals:
         """The evidence alone, if the sources are all quantized; see `bound`."""
         if self._floats or not self._scalars:
             return None
-        stored = [_part(tensor, start, end) for tensor in self._scalars]
-        return self._buffer.load(stored, end - start)
+        return self._buffer.read(self._scalars, start, end)
 
     def _intersect(self, start: int, end: int, lower: F32Array, upper: F32Array) -> None:
         if self._scalars:
-            stored = [_part(tensor, start, end) for tensor in self._scalars]
-            intersect_cells(self._buffer.load(stored, end - start), lower, upper)
+            intersect_cells(self._buffer.read(self._scalars, start, end), lower, upper)
         else:
             lower[:] = -np.inf
             upper[:] = np.inf
         for tensor in self._floats:
-            raw = _part(tensor, start, end)
+            raw = tensor.part(start, end)
             match tensor.type.name:
                 case "F32":
                     _narrow_exact(raw.view(np.float32), lower, upper)
@@ -81,10 +79,6 @@ class Intervals:
                     _narrow_f16(raw.view(np.uint16), lower, upper)
                 case "BF16":
                     _narrow_bf16(raw.view(np.uint16), lower, upper)
-
-
-def _part(tensor: Tensor, start: int, end: int) -> U8Array:
-    return tensor.raw[tensor.type.n_bytes(start) : tensor.type.n_bytes(end)]
 
 
 @kernel

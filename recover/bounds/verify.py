@@ -19,8 +19,6 @@ from recover.quants import (
     F32Array,
     OpaqueType,
     ScalarType,
-    U8Array,
-    dequantize,
     quantize,
 )
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
@@ -261,7 +259,7 @@ class _Worker:
             self._ours.turn_to([ours])
             self._theirs.turn_to([theirs] if confines(check.other, theirs) else [])
         weights = self._weights[: tile.end - tile.start]
-        dequantize(_bytes_of(ours, tile), ours.type, weights)
+        ours.read(tile.start, tile.end, weights)
         bounds = self._theirs.bound(tile.start, tile.end)
         rounding = self._ours.bound(tile.start, tile.end)
         figures = check.figures[pair][tile.start // TILE]
@@ -273,18 +271,15 @@ class _Worker:
         kind = theirs.type
         if not isinstance(kind, ScalarType) or not np.isfinite(weights).all():
             return 0, 0
-        stored = _bytes_of(theirs, tile)
+        stored = theirs.part(tile.start, tile.end)
         try:
-            encoded = quantize(weights[None], kind, out=self._encoded[: stored.size])
+            unscaled = theirs.unscaled(weights, tile.start)
+            encoded = quantize(unscaled[None], kind, out=self._encoded[: stored.size])
         except QuantError:
             return 0, 0
         shape = (-1, kind.type_size)
         same = (encoded.reshape(shape) == stored.reshape(shape)).all(1)
         return same.size, int(np.count_nonzero(same))
-
-
-def _bytes_of(tensor: Tensor, tile: Tile) -> U8Array:
-    return tensor.raw[tensor.type.n_bytes(tile.start) : tensor.type.n_bytes(tile.end)]
 
 
 @kernel

@@ -24,7 +24,7 @@ from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted
 from recover.matching import check_match, find_twins, typical_error
 from recover.provenance import witness_of
-from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, U8Array, dequantize
+from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType
 from recover.quants._decode import decode_codes
 from recover.simulate import Counts
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
@@ -292,9 +292,8 @@ class _Pass:
 
         def work(tile: Tile) -> None:
             size = tile.end - tile.start
-            truth = _decode(job.truth, tile.start, tile.end, memory[:size])
-            raws = [_stored(each, tile.start, tile.end) for each in job.tensors]
-            evidence = buffer.load(raws, size)
+            truth = job.truth.read(tile.start, tile.end, memory[:size])
+            evidence = buffer.read(job.tensors, tile.start, tile.end)
             values = decoded[: n_inputs * size].reshape(n_inputs, size)
             for row, slot in zip(values, buffer.order, strict=True):
                 _say(evidence, slot, row)
@@ -340,10 +339,10 @@ class _Sample:
             end = min(start + _COUNTED, job.truth.n_weights)
             end -= (end - start) % _SUPERBLOCK
             if wanted and end > start:
-                truth = _decode(job.truth, start, end, memory[: end - start])
+                truth = job.truth.read(start, end, memory[: end - start])
                 for k in wanted:
-                    raw = _stored(job.tensors[k], start, end)
-                    self._places[_key(job.witnesses[k])].counts.add(truth, raw)
+                    tensor, counts = job.tensors[k], self._places[_key(job.witnesses[k])].counts
+                    counts.add(tensor.unscaled(truth, start), tensor.part(start, end))
 
     def _is_turn(self, witness: Witness) -> bool:
         """Whether the next part of a type is one that is counted."""
@@ -361,14 +360,6 @@ _Key = tuple[str, bool, bool]
 
 def _key(witness: Witness) -> _Key:
     return witness.type.name, witness.has_cells, witness.weighted
-
-
-def _stored(tensor: Tensor, start: int, end: int) -> U8Array:
-    return tensor.raw[tensor.type.n_bytes(start) : tensor.type.n_bytes(end)]
-
-
-def _decode(tensor: Tensor, start: int, end: int, out: F32Array) -> F32Array:
-    return dequantize(_stored(tensor, start, end), tensor.type, out)
 
 
 def _say(evidence: Evidence, slot: int, out: F32Array) -> None:

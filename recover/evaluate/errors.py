@@ -18,7 +18,7 @@ from recover.errors import EvaluationError
 from recover.gguf.names import role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted
-from recover.quants import TILE, F32Array, FloatType, OpaqueType, dequantize
+from recover.quants import TILE, F32Array, FloatType, OpaqueType
 from recover.quants._float16 import f32_bits
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
@@ -357,11 +357,7 @@ class _Comparer:
 
             def work(tile: Tile) -> None:
                 x, y = (
-                    dequantize(
-                        stored.raw[stored.type.n_bytes(tile.start) : stored.type.n_bytes(tile.end)],
-                        stored.type,
-                        out[: tile.end - tile.start],
-                    )
+                    stored.read(tile.start, tile.end, out[: tile.end - tile.start])
                     for stored, out in zip((tensor, truth), scratch, strict=True)
                 )
                 count(thread, tile, x, y)

@@ -22,7 +22,7 @@ from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted
 from recover.provenance import witness_of
-from recover.quants import TILE, F32Array, FloatType, ScalarType, dequantize
+from recover.quants import TILE, F32Array, FloatType, ScalarType
 from recover.quants._float16 import f32_bits
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
@@ -245,16 +245,12 @@ class _Worker:
         """Count one tile."""
         index = tile.start // TILE
         x, y, lower, upper = self._scratch[:, : tile.end - tile.start]
-        raw, true = (
-            each.raw[each.type.n_bytes(tile.start) : each.type.n_bytes(tile.end)]
-            for each in (self._tensor, self._truth)
-        )
-        dequantize(true, self._truth.type, y)
+        self._truth.read(tile.start, tile.end, y)
         if self._buffer is None:
-            dequantize(raw, self._tensor.type, x)
+            self._tensor.read(tile.start, tile.end, x)
         else:
             tally = np.zeros(3)
-            evidence = self._buffer.load([raw], x.size)
+            evidence = self._buffer.read([self._tensor], tile.start, tile.end)
             best.estimate(evidence, x, tally, Request())
             self._sums.variance[index] = tally[0]
             if self._has_cells:

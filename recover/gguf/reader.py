@@ -13,48 +13,15 @@ from typing import Any
 import numpy as np
 
 from recover.errors import GGUFError
-from recover.gguf.header import Header, KeyValue, TensorInfo, ValueType, parse_header
+from recover.gguf.header import Header, KeyValue, ValueType, parse_header
 from recover.gguf.parts import parse_part_name, part_paths
+from recover.gguf.tensor import Tensor
 from recover.gguf.text import printable, quoted
-from recover.quants import TensorType, U8Array
+from recover.quants import U8Array
+
+__all__ = ["Model", "Tensor", "header_bytes", "map_file", "open_gguf"]
 
 _NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of an open model.
-
-    Attributes
-    ----------
-    info : TensorInfo
-        Name, dims, type.
-    raw : uint8 (n_bytes,)
-        The stored bytes: a read-only view of the mapped file.
-    """
-
-    info: TensorInfo
-    raw: U8Array
-
-    @property
-    def name(self) -> str:
-        """Name of the tensor."""
-        return self.info.name
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Sizes, row length first."""
-        return self.info.dims
-
-    @property
-    def type(self) -> TensorType:
-        """How it is stored."""
-        return self.info.type
-
-    @property
-    def n_weights(self) -> int:
-        """Number of weights."""
-        return self.info.n_weights
 
 
 @dataclass(frozen=True)
@@ -72,7 +39,7 @@ class Model:
     header : Header
         Of the first part, which carries the metadata.
     tensors : mapping of str to Tensor
-        Of all parts, in file order.
+        Of all parts, in file order; side tensors are with their matrix.
     """
 
     path: Path

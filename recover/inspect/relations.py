@@ -188,8 +188,8 @@ class _Sample:
         self.type = kind = tensor.type
         raw, values, lower, upper = [], [], [], []
         for start, end in _runs(tensor.n_weights):
-            raw.append(tensor.raw[kind.n_bytes(start) : kind.n_bytes(end)])
-            values.append(dequantize(raw[-1], kind))
+            raw.append(tensor.part(start, end))
+            values.append(tensor.read(start, end))
             low, high = intervals.bound(start, end)
             lower.append(low.copy())
             upper.append(high.copy())

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -321,26 +321,22 @@ class _Worker:
         """Write the bytes of one tile."""
         if tile.tensor != self._index:
             self._turn_to(tile.tensor)
-        stored = [
-            tensor.raw[tensor.type.n_bytes(tile.start) : tensor.type.n_bytes(tile.end)]
-            for tensor in self._sources
-        ]
         output = self._outputs[self._tensor.part]
         position = self._tensor.position + self._outtype.n_bytes(tile.start)
         if self._tensor.action == "copy":
-            output.write_at(position, stored[0].data)
+            output.write_at(position, self._sources[0].part(tile.start, tile.end).data)
             self._tallies.add(tile, None)
             return
         estimate = self._estimate[: tile.end - tile.start]
-        tally = self._fill(stored, estimate)
+        tally = self._fill(tile, estimate)
         encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
         try:
             quantize(estimate, self._outtype, out=encoded)
         except QuantError:
-            raise self._not_finite(stored, estimate) from None
+            raise self._not_finite(tile, estimate) from None
         output.write_at(position, encoded.data)
         if rounded := _rounded_away(estimate, encoded, self._outtype):
-            tally = np.zeros(_N_OWN + 2 + len(stored)) if tally is None else tally
+            tally = np.zeros(_N_OWN + 2 + len(self._sources)) if tally is None else tally
             tally[_N_OWN] += rounded
         if self._plan.uncertainty is not None:
             bf16 = type_by_name("BF16")
@@ -371,15 +367,15 @@ class _Worker:
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
 
-    def _fill(self, stored: Sequence[U8Array], estimate: F32Array) -> NDArray[np.float64] | None:
+    def _fill(self, tile: Tile, estimate: F32Array) -> NDArray[np.float64] | None:
         """Estimate the weights of one tile; their sums, if there is anything to estimate."""
         n = estimate.size
         if self._is_known:
-            dequantize(stored[0], self._sources[0].type, estimate)
+            self._sources[0].read(tile.start, tile.end, estimate)
             self._deviation[:n] = 0
             return None
-        tally = np.zeros(_N_OWN + 2 + len(stored))
-        evidence = self._buffer.load(stored, n)
+        tally = np.zeros(_N_OWN + 2 + len(self._sources))
+        evidence = self._buffer.read(self._sources, tile.start, tile.end)
         tally[1] = _n_broken(evidence)
         request = Request(self._plan.estimate, self._deviation[:n])
         self._estimator.estimate(evidence, estimate, tally[_N_OWN:], request)
@@ -393,10 +389,10 @@ class _Worker:
             tally[_N_OWN] += change
         return tally
 
-    def _not_finite(self, stored: Sequence[U8Array], estimate: F32Array) -> PlanError:
+    def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:
         """Say why a tile cannot be stored."""
-        for source, tensor, raw in zip(self._tensor.sources, self._sources, stored, strict=True):
-            if not np.isfinite(dequantize(raw, tensor.type)).all():
+        for source, tensor in zip(self._tensor.sources, self._sources, strict=True):
+            if not np.isfinite(tensor.read(tile.start, tile.end)).all():
                 path = self._plan.models[source].path
                 what = f"tensor {quoted(tensor.name)} holds NaN or infinite weights"
                 return PlanError(f"{printable(path)}: {what}")
@@ -425,8 +421,7 @@ def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
         stored = model.tensors[tensor.name]
         for start in range(0, tensor.n_weights, TILE):
             end = min(start + TILE, tensor.n_weights)
-            raw = stored.raw[stored.type.n_bytes(start) : stored.type.n_bytes(end)]
-            if not np.isfinite(dequantize(raw, stored.type)).all():
+            if not np.isfinite(stored.read(start, end)).all():
                 found.append(printable(model.path))
                 break
     return found

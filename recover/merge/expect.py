@@ -154,15 +154,10 @@ class _Worker:
         if draft.witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(draft.witnesses), draft.witnesses
         sources = [draft.tensors[source] for source in draft.sources]
-        stored = [
-            each.raw[each.type.n_bytes(tile.start) : each.type.n_bytes(tile.end)]
-            for each in sources
-        ]
-        n_weights = tile.end - tile.start
-        evidence = self._buffer.load(stored, n_weights)
+        evidence = self._buffer.read(sources, tile.start, tile.end)
         tally = draft.tallies[tile.start // TILE]
         request = Request()
-        estimate = self._estimate[:n_weights]
+        estimate = self._estimate[: tile.end - tile.start]
         estimator(draft.method).estimate(evidence, estimate, tally, request)
         claims = find_claims(tuple(draft.witnesses), draft.method)
         claims.correct(tally, estimate, request.deviation)

@@ -109,14 +109,11 @@ def _draw(
     plan: MergePlan, tensor: TensorPlan, buffer: EvidenceBuffer, start: int, end: int
 ) -> F32Array:
     """Weights drawn around their estimates, evenly, with the deviation to expect."""
-    stored = []
-    for source in tensor.sources:
-        each = plan.models[source].tensors[tensor.name]
-        stored.append(each.raw[each.type.n_bytes(start) : each.type.n_bytes(end)])
+    sources = [plan.models[source].tensors[tensor.name] for source in tensor.sources]
     out, deviation = np.empty((2, end - start), np.float32)
-    tally = np.zeros(2 + len(stored))
+    tally = np.zeros(2 + len(sources))
     request = Request(deviation=deviation)
-    estimator(plan.method).estimate(buffer.load(stored, out.size), out, tally, request)
+    estimator(plan.method).estimate(buffer.read(sources, start, end), out, tally, request)
     generator = np.random.Generator(np.random.Philox(key=[SEED, start]))
     noise = generator.uniform(-(3**0.5), 3**0.5, out.size).astype(np.float32)
     return np.nan_to_num(out + noise * deviation)

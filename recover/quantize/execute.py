@@ -120,16 +120,15 @@ class _Worker:
         """Write the bytes of one tile."""
         if tile.tensor != self._index:
             self._turn_to(tile.tensor)
-        kind = self._source.type
-        raw = self._source.raw[kind.n_bytes(tile.start) : kind.n_bytes(tile.end)]
-        encoded = raw
         try:
             if self._tensor.action == "quantize":
-                weights = dequantize(raw, kind, self._weights[: tile.end - tile.start])
-                encoded = self._encode(tile, weights)
+                weights = self._weights[: tile.end - tile.start]
+                encoded = self._encode(tile, self._source.read(tile.start, tile.end, weights))
+            else:
+                encoded = self._source.part(tile.start, tile.end)
             self._check(encoded)
         except QuantError:
-            raise self._unfit(raw) from None
+            raise self._unfit(tile) from None
         position = self._tensor.position + self._outtype.n_bytes(tile.start)
         self._output.write_at(position, encoded.data)
 
@@ -168,9 +167,9 @@ class _Worker:
             if not all_finite(dequantize(encoded, self._outtype, self._weights[:n_weights])):
                 raise QuantError(f"there are infinite or undefined {self._outtype.name} numbers")
 
-    def _unfit(self, raw: U8Array) -> PlanError:
+    def _unfit(self, tile: Tile) -> PlanError:
         """Say why a tile cannot be stored."""
-        weights = dequantize(raw, self._source.type)
+        weights = self._source.read(tile.start, tile.end)
         what = f"tensor {quoted(self._tensor.name)}"
         if not np.isfinite(weights).all():
             path = printable(self._plan.model.path)
