@@ -46,7 +46,8 @@ class TensorCheck:
         How far the worst of these lies outside, that rounding taken off.
     n_blocks, n_reproduced : int
         Blocks of the input, and those that come back byte for byte when the model is quantized
-        without an importance matrix; 0 for types that are not encoded.
+        without an importance matrix; 0 for types that are not encoded, and where the input has side
+        scales, which no encoder of ggml makes.
     """
 
     name: str
@@ -269,12 +270,13 @@ class _Worker:
     def _requantize(self, weights: F32Array, theirs: Tensor, tile: Tile) -> tuple[int, int]:
         """Blocks of the input, and those that the weights give when they are quantized."""
         kind = theirs.type
-        if not isinstance(kind, ScalarType) or not np.isfinite(weights).all():
+        if not isinstance(kind, ScalarType) or theirs.scales is not None:
+            return 0, 0
+        if not np.isfinite(weights).all():
             return 0, 0
         stored = theirs.part(tile.start, tile.end)
         try:
-            unscaled = theirs.unscaled(weights, tile.start)
-            encoded = quantize(unscaled[None], kind, out=self._encoded[: stored.size])
+            encoded = quantize(weights[None], kind, out=self._encoded[: stored.size])
         except QuantError:
             return 0, 0
         shape = (-1, kind.type_size)

@@ -363,7 +363,7 @@ def _key(witness: Witness) -> _Key:
 
 
 def _say(evidence: Evidence, slot: int, out: F32Array) -> None:
-    """What one input says: exactly what dequantizing it gives."""
+    """What one input says: what dequantizing it gives, but for the rounding of side scales."""
     n_scalars = len(evidence.codes)
     if slot >= n_scalars:
         out[:] = evidence.values[slot - n_scalars]

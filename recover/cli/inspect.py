@@ -45,6 +45,8 @@ def _print_file(file: "FileReport") -> None:
         return "-" if value is None else quoted(value)
 
     types = ", ".join(f"{kind} x {n}" for kind, n in file.types.items())
+    sides = f", and {len(file.side_tensors)} side tensors of NVFP4"
+    sides = sides if file.side_tensors else ""
     marks = [
         f"{each.n_without:,} of {each.n_blocks:,} {each.type} blocks"
         for each in file.marks
@@ -56,7 +58,7 @@ def _print_file(file: "FileReport") -> None:
         ("name", text(file.name)),
         ("parameters", count(file.n_weights)),
         ("size", f"{size(file.n_bytes)}, {file.bits_per_weight:.2f} bits per weight"),
-        ("types", types),
+        ("types", types + sides),
         ("file type", file.file_type or "-"),
         ("importance matrix", described_imatrix(file)),
         ("quantized by", text(file.quantized_by)),

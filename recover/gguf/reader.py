@@ -15,6 +15,7 @@ import numpy as np
 from recover.errors import GGUFError
 from recover.gguf.header import Header, KeyValue, ValueType, parse_header
 from recover.gguf.parts import parse_part_name, part_paths
+from recover.gguf.side_scales import with_side_scales
 from recover.gguf.tensor import Tensor
 from recover.gguf.text import printable, quoted
 from recover.quants import U8Array
@@ -67,6 +68,15 @@ class Model:
             raise GGUFError(f"{printable(self.path)}: {error}") from None
 
     @cached_property
+    def stored(self) -> Mapping[str, Tensor]:
+        """All tensors that the files hold, each followed by its side tensors."""
+        found = {}
+        for tensor in self.tensors.values():
+            found[tensor.name] = tensor
+            found.update((side.name, side) for side in tensor.side_tensors)
+        return MappingProxyType(found)
+
+    @cached_property
     def n_weights(self) -> int:
         """Number of weights in all tensors."""
         return sum(tensor.n_weights for tensor in self.tensors.values())
@@ -109,6 +119,10 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
         except GGUFError as error:
             raise GGUFError(f"{printable(part)}: {error}") from None
         n_bytes += data.size
+    try:
+        tensors = with_side_scales(tensors)
+    except GGUFError as error:
+        raise GGUFError(f"{printable(parts[0])}: {error}") from None
     return Model(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
 
 

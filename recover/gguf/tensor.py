@@ -23,7 +23,8 @@ class Tensor:
         What all weights, or those of each matrix of a stack, are multiplied by once they are
         decoded; None for 1.
     side_tensors : tuple of Tensor
-        Where the file has the scales, and other tensors without a meaning of their own .
+        Where the file has the scales, and what else belongs to this tensor (see
+        `recover.gguf.side_scales`).
     """
 
     info: TensorInfo

@@ -89,7 +89,10 @@ class FileReport:
     bits_per_weight : float
         Of the tensors' bytes.
     types : dict of str to int
-        Number of tensors of each type.
+        Number of tensors of each type, side tensors left out.
+    side_tensors : tuple of str
+        Names of scales beside NVFP4 matrices (see `recover.gguf.side_scales`), which are multiplied
+        into the weights, and of what else belongs to such a matrix.
     imatrix : dict or None
         What the metadata say of the importance matrix.
     quantizer : str or None
@@ -109,6 +112,7 @@ class FileReport:
     n_bytes: int
     bits_per_weight: float
     types: dict[str, int]
+    side_tensors: tuple[str, ...]
     imatrix: dict[str, Any] | None
     quantizer: str | None
     marks: tuple[TypeMarks, ...]
@@ -141,6 +145,7 @@ class FileReport:
             "n_bytes": self.n_bytes,
             "bits_per_weight": self.bits_per_weight,
             "types": self.types,
+            "side_tensors": list(self.side_tensors),
             "file_type": self.file_type,
             "imatrix": self.imatrix,
             "quantized_by": self.quantized_by,
@@ -175,7 +180,7 @@ def inspect_model(model: Model) -> FileReport:
     """Say what an open file is."""
     tensors = model.tensors.values()
     types = Counter(tensor.type.name for tensor in tensors)
-    n_tensor_bytes = sum(tensor.raw.size for tensor in tensors)
+    n_tensor_bytes = sum(tensor.raw.size for tensor in model.stored.values())
     return FileReport(
         path=str(model.path),
         architecture=_text(model, "general.architecture"),
@@ -186,6 +191,7 @@ def inspect_model(model: Model) -> FileReport:
         n_bytes=model.n_bytes,
         bits_per_weight=8 * n_tensor_bytes / max(model.n_weights, 1),
         types=dict(types.most_common()),
+        side_tensors=tuple(side.name for each in tensors for side in each.side_tensors),
         imatrix=imatrix_of(model) or None,
         quantizer=_quantizer(model),
         marks=_marks(model),

@@ -356,13 +356,14 @@ class _Worker:
         )
         if self._tensor.action == "copy" or self._is_known:
             return
-        self._estimator = estimator(self._plan.method_for(self._tensor))
+        method = self._plan.method_for(self._tensor)
+        self._estimator = estimator(method)
+        self._is_decoded = method == "best" and self._sources[0].scales is not None
         self._significand_bits = self._plan.significand_bits(self._tensor)
         if self._significand_bits and not self._bounds.size:
             self._bounds = np.empty((2, TILE), np.float32)
             self._deviation = np.empty(TILE, np.float32)
         witnesses = [self._plan.witness(self._tensor, source) for source in self._tensor.sources]
-        method = self._plan.method_for(self._tensor)
         self._claims = find_claims(tuple(witnesses), method, self._plan.estimate)
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
@@ -380,6 +381,8 @@ class _Worker:
         request = Request(self._plan.estimate, self._deviation[:n])
         self._estimator.estimate(evidence, estimate, tally[_N_OWN:], request)
         self._claims.correct(tally[_N_OWN:], estimate, request.deviation)
+        if self._is_decoded:  # a product with a side scale is rounded once, not twice
+            self._sources[0].read(tile.start, tile.end, estimate)
         if self._significand_bits:
             lower, upper = self._bounds[:, :n]
             intersect_cells(evidence, lower, upper)

@@ -21,6 +21,7 @@ from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
 from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.parts import PREFIX, lay_out_parts, part_paths
 from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.side_scales import folded
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
 from recover.lattice import SIGNIFICAND_BITS
@@ -376,6 +377,9 @@ def plan_merge(
         for model in models
         if (searched := searched_tensors(model, names))
     ]
+    for model in models:
+        if sides := folded(model.tensors[name] for name in names):
+            warnings.append(f"{printable(model.path)}: {sides}")
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
     plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
     if split_max_size is not None:

@@ -14,6 +14,7 @@ from recover.densities import density
 from recover.errors import PlanError, UsageError
 from recover.estimators import Request, estimator
 from recover.evidence import EvidenceBuffer
+from recover.gguf.reader import Tensor
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.quants import F32Array, ScalarType, quantize, type_by_name
 from recover.simulate import SEED, Counts, importance
@@ -55,13 +56,14 @@ def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
             f" {FEWEST:,} are needed, and {available:,} are merged in whole superblocks"
         )
     counts: dict[tuple[str, bool, bool], Counts] = {}
-    for number, (tensor, x) in enumerate(_sample(plan, tensors, n_weights / available)):
-        for key, kind in _kinds(plan, tensor).items():
+    for number, (tensor, start, x) in enumerate(_sample(plan, tensors, n_weights / available)):
+        for key, (source, kind) in _kinds(plan, tensor).items():
             _, weighted, has_cells = key
             if key not in counts:
                 counts[key] = Counts(kind, is_hard=has_cells)
             weights = importance(SEED, number, x.shape[1]) if weighted else None
-            counts[key].add(x, quantize(x, kind, weights))
+            encoded = source.unscaled(x.reshape(-1), start).reshape(x.shape)
+            counts[key].add(encoded, quantize(encoded, kind, weights))
     densities = {key: _fit(key, each) for key, each in counts.items()}
     return replace(plan, densities=densities)
 
@@ -79,20 +81,25 @@ def _is_whole(tensor: TensorPlan) -> bool:
     return tensor.dims[0] % _SUPERBLOCK == 0
 
 
-def _kinds(plan: MergePlan, tensor: TensorPlan) -> dict[tuple[str, bool, bool], ScalarType]:
-    """The scalar types of a tensor's sources, by the key of their densities."""
+def _kinds(
+    plan: MergePlan, tensor: TensorPlan
+) -> dict[tuple[str, bool, bool], tuple[Tensor, ScalarType]]:
+    """A tensor's sources of scalar types, by the key of their densities."""
     witnesses = [plan.witness(tensor, source) for source in tensor.sources]
     return {
-        plan.density_key(witness, witnesses): witness.type
-        for witness in witnesses
+        plan.density_key(witness, witnesses): (
+            plan.models[source].tensors[tensor.name],
+            witness.type,
+        )
+        for source, witness in zip(tensor.sources, witnesses, strict=True)
         if isinstance(witness.type, ScalarType)
     }
 
 
 def _sample(
     plan: MergePlan, tensors: list[TensorPlan], share: float
-) -> Iterator[tuple[TensorPlan, F32Array]]:
-    """Merged rows of the tensors, in chunks that lie evenly over each."""
+) -> Iterator[tuple[TensorPlan, int, F32Array]]:
+    """Merged rows of the tensors, in chunks that lie evenly over each; with their first weight."""
     for tensor in tensors:
         row = tensor.dims[0]
         n_rows = tensor.n_weights // row
@@ -102,7 +109,8 @@ def _sample(
         buffer = EvidenceBuffer(witnesses)
         for start in np.linspace(0, n_rows - rows, n_chunks).astype(int):
             first = int(start) * row
-            yield tensor, _draw(plan, tensor, buffer, first, first + rows * row).reshape(-1, row)
+            drawn = _draw(plan, tensor, buffer, first, first + rows * row)
+            yield tensor, first, drawn.reshape(-1, row)
 
 
 def _draw(

@@ -136,7 +136,7 @@ class _Worker:
         self._index = index
         self._tensor = self._plan.tensors[index]
         self._outtype = type_by_name(self._tensor.outtype)
-        self._source = self._plan.model.tensors[self._tensor.name]
+        self._source = self._plan.model.stored[self._tensor.name]
         importance = self._plan.importance(self._tensor)
         self._importance = None if importance is None else importance.means()
 

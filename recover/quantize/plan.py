@@ -13,6 +13,7 @@ from recover.errors import PlanError, UsageError
 from recover.gguf.header import ValueType, lay_out
 from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
 from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.side_scales import folded
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
 from recover.quantize.imatrix import Imatrix, Importance, load_imatrix
@@ -268,7 +269,7 @@ def plan_quantize(
     check_output_path(output, [*model.parts, *([imatrix_path] if imatrix_path else [])])
     chooser = _Chooser(model, [*rules, (_ANY, default)], weights)
     chooser.left_names += ("output.weight",) if leave_output_tensor else ()
-    drafts = [chooser.draft(tensor) for tensor in model.tensors.values()]
+    drafts = list(chooser.drafts())
     if chooser.requantized and not allow_requantize:
         raise PlanError(
             f"{printable(model.path)}: quantized already are {some(chooser.requantized)}; to encode"
@@ -342,13 +343,24 @@ class _Chooser:
         self.left_names: tuple[str, ...] = _LEFT_NAMES
         self.requantized: list[str] = []
         self._left_parts = _LEFT_PARTS + _LEFT_PARTS_OF.get(model.get("general.architecture"), ())
+        self._model = model
         self._rules = rules
         self._unused = [pattern for pattern, _ in rules]
         self._imatrix = imatrix
+        self._changed: list[Tensor] = []
         self._unweighted: list[str] = []
         self._fallbacks: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
 
-    def draft(self, tensor: Tensor) -> _Draft:
+    def drafts(self) -> Iterator[_Draft]:
+        """What happens to each tensor; a matrix whose bytes are kept keeps its side tensors."""
+        for tensor in self._model.tensors.values():
+            yield (draft := self._draft(tensor))
+            if draft.outtype is tensor.type:
+                yield from map(self._draft, tensor.side_tensors)
+            else:
+                self._changed.append(tensor)
+
+    def _draft(self, tensor: Tensor) -> _Draft:
         """What happens to a tensor."""
         outtype = self._outtype(tensor) if self._is_eligible(tensor) else tensor.type
         if outtype is tensor.type:
@@ -409,6 +421,8 @@ class _Chooser:
             yield f"precision is lost a second time, quantized already are {some(self.requantized)}"
         if self._unweighted:
             yield f"the importance matrix does not know {some(self._unweighted)}"
+        if sides := folded(self._changed):
+            yield sides
 
 
 def _metadata(

@@ -97,7 +97,7 @@ def _read_gguf(path: Path) -> _Opened:
     model = open_gguf(path)
     stored = (
         _Stored(name=each.name, dims=each.dims, type_name=each.type.name, raw=each.raw)
-        for each in model.tensors.values()
+        for each in model.stored.values()
     )
 
     def metadata(tensors: list[SourceTensor]) -> list[bytes]:

@@ -230,7 +230,7 @@ def open_second_hand(path: Path, outtype: str | None, *, n_threads: int | None =
     if all(each.type.name != "Q8_0" for each in model.tensors.values()):
         raise ReblockError(f"{printable(path)}: holds no Q8_0 tensor; there is nothing to undo")
     found = [
-        _settle(each, outtype and outtype.upper(), n_threads) for each in model.tensors.values()
+        _settle(each, outtype and outtype.upper(), n_threads) for each in model.stored.values()
     ]
     chains = {chain for _, chain in found if chain is not None}
     tensors = tuple(tensor for tensor, _ in found)
