@@ -110,6 +110,11 @@ def uses_imatrix(model: Model) -> bool:
     return any(key.startswith(IMATRIX_PREFIX) for key in model.metadata)
 
 
+def is_searched(model: Model) -> bool:
+    """Whether the metadata name an importance matrix or a quantizer other than llama.cpp's own."""
+    return uses_imatrix(model) or QUANTIZER_KEY in model.metadata
+
+
 def imatrix_of(model: Model) -> dict[str, Any]:
     """What the metadata say of the importance matrix: its file, data, and sizes."""
     keys = [key for key in model.metadata if key.startswith(IMATRIX_PREFIX)]
@@ -121,8 +126,7 @@ def has_cells(model: Model, tensor: Tensor) -> bool:
     kind = tensor.type
     if not isinstance(kind, ScalarType):
         return False
-    searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
-    if kind.refits_scale_with_imatrix and searched:
+    if kind.refits_scale_with_imatrix and is_searched(model):
         return False
     return codes_are_plain(tensor.raw, kind)
 
@@ -144,7 +148,7 @@ def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
 
     Integer originals are not among them: they need no cells.
     """
-    if uses_imatrix(model) or QUANTIZER_KEY in model.metadata:
+    if is_searched(model):
         return []
     tensors = [model.tensors[name] for name in names]
     return [

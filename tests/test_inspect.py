@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from recover.cli import main
 from recover.errors import GGUFError, PlanError
 from recover.gguf.reader import open_gguf
-from recover.inspect.files import inspect_file
-from recover.inspect.relations import (
+from recover.inputs.relations import (
     ANOTHER_MODEL,
     FINE_TUNE,
     IDENTICAL,
@@ -23,6 +22,7 @@ from recover.inspect.relations import (
     SAME_ORIGINAL,
     SOME_TENSORS_DIFFER,
 )
+from recover.inspect.files import inspect_file
 from recover.inspect.report import Inspection, inspect_files
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge

@@ -11,7 +11,7 @@ from recover.claims import find_claims
 from recover.densities import ABOVE, BELOW, DEGREE, density, end_codes
 from recover.estimators import Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
-from recover.merge.plan import method_for
+from recover.merge.decide import method_for
 from recover.quants import (
     TILE,
     F32Array,

@@ -8,10 +8,11 @@ from typing import Any
 from recover.bounds.plan import open_inputs
 from recover.gguf.reader import open_gguf
 from recover.gguf.text import quoted, some
-from recover.inspect.files import FileReport, inspect_model
-from recover.inspect.relations import (
+from recover.inputs.originals import with_originals
+from recover.inputs.relations import (
     ANOTHER_MODEL,
     IDENTICAL,
+    PARTLY_QUANTIZED_FROM,
     QUANTIZED_FROM,
     ROUNDED,
     SAME_ORIGINAL,
@@ -20,7 +21,9 @@ from recover.inspect.relations import (
     find_relations,
     groups,
 )
-from recover.merge.expect import Expectation, expect_merge, expected_ratio
+from recover.inspect.files import FileReport, inspect_model
+from recover.merge.expect import Expectation, drafts_of, expect_merge, expected_ratio
+from recover.merge.redundant import find_redundant
 from recover.tiles import Progress
 
 
@@ -69,7 +72,11 @@ class Inspection:
         """What is to be said of the files together, a line each."""
         lines = [self._finding(relation) for relation in self.relations]
         if self.same_original:
-            notable = [each for each in self.relations if each.kind in (IDENTICAL, ROUNDED)]
+            notable = [
+                each
+                for each in self.relations
+                if each.kind in (IDENTICAL, ROUNDED, PARTLY_QUANTIZED_FROM)
+            ]
             how = "they contradict each other nowhere"
             if any(relation.kind == ROUNDED for relation in notable):
                 how = "they contradict each other only where it was rounded"
@@ -103,6 +110,13 @@ class Inspection:
             return (
                 f"{child} was quantized from {parent}{via}, not from the original: every decoded"
                 " weight of the latter lies in its cell of the former"
+            )
+        if relation.kind == PARTLY_QUANTIZED_FROM:
+            return "; ".join(
+                f"{self._path(child)} was quantized from"
+                f" {two if child == relation.first else one}, not from the original, in"
+                f" {some([quoted(name) for name, i in relation.descended.items() if i == child])}"
+                for child in sorted(set(relation.descended.values()))
             )
         if relation.kind == SOME_TENSORS_DIFFER:
             named = some([f"{quoted(name)} ({x:.1%})" for name, x in relation.tensors.items()])
@@ -182,8 +196,12 @@ def inspect_files(
     if len(paths) == 1:
         return Inspection((inspect_model(open_gguf(paths[0])),))
     models = open_inputs(paths)
+    reports = tuple(inspect_model(model) for model in models)
+    models = with_originals(models, list(models[0].tensors), [])
+    drafts = drafts_of(models)
+    descents = {draft.name: draft.descents for draft in drafts}
     return Inspection(
-        tuple(inspect_model(model) for model in models),
-        find_relations(models),
-        expect_merge(models, n_threads=n_threads, progress=progress),
+        reports,
+        find_relations(models, descents, find_redundant(models, drafts)),
+        expect_merge(models, drafts, n_threads=n_threads, progress=progress),
     )

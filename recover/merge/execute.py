@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.bounds.plan import confines
 from recover.cells import intersect_cells
 from recover.claims import find_claims
 from recover.errors import PlanError, QuantError
@@ -19,8 +19,17 @@ from recover.estimators import Request, estimator
 from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile, OutputFiles
+from recover.inputs.relations import explained_by_rounding, find_relations
 from recover.lattice import snap
+from recover.merge.compare import (
+    Comparison,
+    compare,
+    count_conflicts,
+    count_unlike_inputs,
+    step_for,
+)
 from recover.merge.plan import MergePlan, TensorPlan
+from recover.merge.redundant import sentence
 from recover.merge.resume import Sums, Tell, Unfinished
 from recover.quants import (
     GROUP,
@@ -33,16 +42,17 @@ from recover.quants import (
     quantize,
     type_by_name,
 )
-from recover.reblock.origin import is_original
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 # Quantizations of one original contradict each other on no weight at all.
 _TOLERATED_CONFLICTS = 1e-5
 _TOLERATED_WEIGHTS = 2
 _N_LOOKED_AT = 6  # tensors that tell how the inputs belong together
-# Sums of the merge itself that precede those of the estimator: the weights that are certain, and
-# the groups of 16 of which an input has no finite values.
-_N_OWN = 2
+# Sums of the merge itself that precede those of the estimator: the weights that are certain, the
+# groups of 16 of which an input has no finite values, the weights on which inputs contradict each
+# other, and those in superblocks of which they say unrelated things.
+_CERTAIN, _BROKEN, _CONFLICTS, _UNLIKE = range(4)
+_N_OWN = 4
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,9 @@ def execute_merge(
         for_each_tile(sizes, [worker.work for worker in workers], watch)
         if not force:
             _check_conflicts(plan, tallies.totals)
-    return _result(plan, before + time.perf_counter() - start, tallies.totals)
+        warnings = _warn_of_conflicts(plan, tallies.totals)
+    result = _result(plan, before + time.perf_counter() - start, tallies.totals)
+    return replace(result, warnings=(*warnings, *result.warnings))
 
 
 def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
@@ -214,29 +226,20 @@ def _watch(
 def _check_relations(plan: MergePlan) -> None:
     """Refuse inputs that were not quantized from one original, as a look at some tensors tells.
 
-    A file that was quantized from another input never contradicts it, but tells nothing new.
+    All weights are compared while they are merged; this one saves the time.
     """
-    from recover.inspect.relations import QUANTIZED_FROM, find_relations  # which plans merges
-
-    merged = [tensor.name for tensor in plan.tensors if tensor.action == "merge"]
+    for descent in plan.redundant:
+        raise PlanError(
+            f"{sentence(plan.models, descent)}, not from the original: it tells nothing new; leave"
+            " it out, or go on without it with --force"
+        )
+    merged = [tensor for tensor in plan.tensors if tensor.action == "merge"]
     if not merged:
         return
     places = np.linspace(0, len(merged) - 1, min(len(merged), _N_LOOKED_AT)).astype(int)
-    names = [merged[i] for i in places]
-    models = [
-        replace(model, tensors=MappingProxyType({name: model.tensors[name] for name in names}))
-        for model in plan.models
-    ]
-    for relation in find_relations(models):
+    descents = {merged[i].name: merged[i].descents for i in places}
+    for relation in find_relations(plan.models, descents):
         pair = [printable(plan.models[i].path) for i in (relation.first, relation.second)]
-        if relation.kind == QUANTIZED_FROM and relation.parent is not None:
-            parent = printable(plan.models[relation.parent].path)
-            child = next(name for name in pair if name != parent)
-            raise PlanError(
-                f"{child} was quantized from {parent}, not from the original (looked at:"
-                f" {some([quoted(name) for name in names])}): it tells nothing new; leave it out,"
-                " or go on with --force"
-            )
         if not relation.is_compatible:
             named = [quoted(name) for name in relation.tensors]
             raise PlanError(
@@ -246,25 +249,60 @@ def _check_relations(plan: MergePlan) -> None:
             )
 
 
-def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) -> None:
+def _check_conflicts(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> None:
     """Refuse inputs that cannot come from one original, rounded at most before it was quantized."""
-    from recover.inspect.relations import explained_by_rounding  # which plans merges
-
-    counts = {plan.tensors[i]: tally[_N_OWN + 1] for i, tally in totals.items()}
-    shares = {tensor: count / tensor.n_weights for tensor, count in counts.items()}
-    worst = sorted(shares, key=lambda tensor: -shares[tensor])
+    found = _contradictions(plan, sums)
     refused = [
-        tensor
-        for tensor in worst
-        if shares[tensor] > _TOLERATED_CONFLICTS and counts[tensor] > _TOLERATED_WEIGHTS
+        each
+        for each in found
+        if each.share > _TOLERATED_CONFLICTS and each.n_weights > _TOLERATED_WEIGHTS
     ]
-    if refused and not explained_by_rounding(plan.models, [tensor.name for tensor in refused]):
-        named = [f"{quoted(tensor.name)} ({100 * shares[tensor]:.3g}%)" for tensor in refused]
+    if refused:
         raise PlanError(
-            f"the inputs contradict each other on tensors {some(named)}: they are not quantized"
-            " from the same original, or by an unknown quantizer; recover inspect says which and"
-            " how they differ, --force takes the finest input there"
+            f"the inputs contradict each other on tensors {some([str(each) for each in refused])}:"
+            " they are not quantized from the same original, or by an unknown quantizer; recover"
+            " inspect says which and how they differ, --force takes the finest input there"
         )
+
+
+def _warn_of_conflicts(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> list[str]:
+    """What people should know of contradictions that were no reason to refuse."""
+    return [
+        f"tensor {quoted(tensor.name)}: the inputs contradict each other on about"
+        f" {n_weights:,} of {tensor.n_weights:,} weights, so that a part of it is not from the same"
+        " original, or a file is damaged; recover inspect compares the files"
+        for tensor, n_weights in _contradictions(plan, sums)
+    ]
+
+
+class _Contradiction(NamedTuple):
+    """A tensor on which inputs contradict each other."""
+
+    tensor: TensorPlan
+    n_weights: int
+    """Weights with empty intersections of cells, or in superblocks that have nothing in common."""
+
+    @property
+    def share(self) -> float:
+        """Of the tensor's weights."""
+        return self.n_weights / self.tensor.n_weights
+
+    def __str__(self) -> str:
+        return f"{quoted(self.tensor.name)} ({100 * self.share:.3g}%)"
+
+
+def _contradictions(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> list[_Contradiction]:
+    """The tensors on which inputs contradict each other, but for rounding; the worst first."""
+    found = [
+        _Contradiction(plan.tensors[i], int(each[_CONFLICTS] + each[_UNLIKE]))
+        for i, each in sums.items()
+        if each[_CONFLICTS] or each[_UNLIKE]
+    ]
+    inputs = {each.tensor.name: (*each.tensor.sources, *each.tensor.compared) for each in found}
+    unlike = any(each[_UNLIKE] for each in sums.values())
+    if found and not unlike and explained_by_rounding(plan.models, inputs):
+        return []
+    return sorted(found, key=lambda each: -each.share)
 
 
 class _Tallies:
@@ -325,7 +363,7 @@ class _Worker:
         position = self._tensor.position + self._outtype.n_bytes(tile.start)
         if self._tensor.action == "copy":
             output.write_at(position, self._sources[0].part(tile.start, tile.end).data)
-            self._tallies.add(tile, None)
+            self._tallies.add(tile, self._compare(tile))
             return
         estimate = self._estimate[: tile.end - tile.start]
         tally = self._fill(tile, estimate)
@@ -336,7 +374,7 @@ class _Worker:
             raise self._not_finite(tile, estimate) from None
         output.write_at(position, encoded.data)
         if rounded := _rounded_away(estimate, encoded, self._outtype):
-            tally = np.zeros(_N_OWN + 2 + len(self._sources)) if tally is None else tally
+            tally = _with_room(tally, _N_OWN + 2 + len(self._sources))
             tally[_N_OWN] += rounded
         if self._plan.uncertainty is not None:
             bf16 = type_by_name("BF16")
@@ -351,12 +389,11 @@ class _Worker:
         self._outtype = type_by_name(self._tensor.outtype)
         models = [self._plan.models[source] for source in self._tensor.sources]
         self._sources = [model.tensors[self._tensor.name] for model in models]
-        self._is_known = isinstance(self._sources[0].type, FloatType) or is_original(
-            self._sources[0]
-        )
+        self._is_known = self._tensor.is_known
+        self._comparison = self._comparison_of(self._tensor)
         if self._tensor.action == "copy" or self._is_known:
             return
-        method = self._plan.method_for(self._tensor)
+        method = self._tensor.method
         self._estimator = estimator(method)
         self._is_decoded = method == "best" and self._sources[0].scales is not None
         self._significand_bits = self._plan.significand_bits(self._tensor)
@@ -374,13 +411,18 @@ class _Worker:
         if self._is_known:
             self._sources[0].read(tile.start, tile.end, estimate)
             self._deviation[:n] = 0
-            return None
+            return self._compare(tile)
         tally = np.zeros(_N_OWN + 2 + len(self._sources))
+        if (compared := self._compare(tile)) is not None:
+            tally[:_N_OWN] = compared
         evidence = self._buffer.read(self._sources, tile.start, tile.end)
-        tally[1] = _n_broken(evidence)
+        tally[_BROKEN] = _n_broken(evidence)
         request = Request(self._plan.estimate, self._deviation[:n])
         self._estimator.estimate(evidence, estimate, tally[_N_OWN:], request)
         self._claims.correct(tally[_N_OWN:], estimate, request.deviation)
+        if self._tensor.action == "merge":
+            tally[_CONFLICTS] += self._n_conflicts(evidence, tally)
+            tally[_UNLIKE] += count_unlike_inputs(evidence)
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._sources[0].read(tile.start, tile.end, estimate)
         if self._significand_bits:
@@ -388,9 +430,36 @@ class _Worker:
             intersect_cells(evidence, lower, upper)
             bits, rounds_all = self._significand_bits, self._plan.snaps
             n_certain, change = snap(lower, upper, bits, rounds_all, estimate, self._deviation[:n])
-            tally[0] += n_certain
+            tally[_CERTAIN] += n_certain
             tally[_N_OWN] += change
         return tally
+
+    def _n_conflicts(self, evidence: Evidence, tally: NDArray[np.float64]) -> float:
+        """Weights on which the merged inputs contradict each other, as the estimator found."""
+        if self._estimator.SEES_CONFLICTS:
+            return float(tally[_N_OWN + 1])
+        return float(count_conflicts(evidence, step_for(self._tensor.n_weights)))
+
+    def _comparison_of(self, tensor: TensorPlan) -> Comparison | None:
+        """What compares the inputs that take no part with the one that is taken; None if none."""
+        if not tensor.compared:
+            return None
+        models = [self._plan.models[i] for i in (tensor.sources[0], *tensor.compared)]
+        inputs = [model.tensors[tensor.name] for model in models]
+        confining = [confines(*each) for each in zip(models, inputs, strict=True)]
+        return compare(
+            inputs,
+            confining,
+            is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
+        )
+
+    def _compare(self, tile: Tile) -> NDArray[np.float64] | None:
+        """The merge's own sums, if there are inputs that take no part."""
+        if self._comparison is None:
+            return None
+        sums = np.zeros(_N_OWN)
+        sums[[_CONFLICTS, _UNLIKE]] = self._comparison.count(tile.start, tile.end)
+        return sums
 
     def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:
         """Say why a tile cannot be stored."""
@@ -404,6 +473,14 @@ class _Worker:
             f"tensor {quoted(self._tensor.name)}: a weight of {largest:.6g} is beyond the range of"
             f" {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
         )
+
+
+def _with_room(tally: NDArray[np.float64] | None, size: int) -> NDArray[np.float64]:
+    """The sums so far in an array of that size; the rest is 0."""
+    longer = np.zeros(size)
+    if tally is not None:
+        longer[: tally.size] = tally
+    return longer
 
 
 def _n_broken(evidence: Evidence) -> int:
@@ -442,27 +519,27 @@ def _result(
     plan: MergePlan, seconds: float, tallies: dict[int, NDArray[np.float64]]
 ) -> MergeResult:
     """Turn the sums into what people read."""
-    sees_conflicts = estimator(plan.method).SEES_CONFLICTS
     results: list[TensorResult] = []
     warnings: list[str] = []
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
     for index, tensor in enumerate(plan.tensors):
         sums = tallies.get(index)
-        if sums is None:
-            results.append(TensorResult(tensor, None, None))
+        n_weights = tensor.n_weights
+        contradicted = None if sums is None else float(sums[_CONFLICTS] / n_weights)
+        if sums is None or len(sums) == _N_OWN:
+            results.append(TensorResult(tensor, None, contradicted))
             continue
-        if sums[1]:
+        if sums[_BROKEN]:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[1]):,} weights only"
-                " the other inputs were taken"
+                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[_BROKEN]):,}"
+                " weights only the other inputs were taken"
             )
-        n_exact, tally = n_exact + int(sums[0]), sums[_N_OWN:]
-        n_weights = tensor.n_weights
+        n_exact, tally = n_exact + int(sums[_CERTAIN]), sums[_N_OWN:]
         merged = tensor.action == "merge"
         n_merged += n_weights * merged
-        expected, n_conflicts = expected + tally[0], n_conflicts + tally[1]
+        expected, n_conflicts = expected + tally[0], n_conflicts + sums[_CONFLICTS] * merged
         of_source = dict(zip(tensor.sources, tally[2:], strict=True))
         if merged:
             witnesses = [plan.witness(tensor, source) for source in tensor.sources]
@@ -470,14 +547,14 @@ def _result(
             of_source = {s: tally[2 + slot] for s, slot in zip(tensor.sources, order, strict=True)}
         # An input that took no part here says at best what the finest one says.
         alone += [of_source.get(twin, max(of_source.values())) for twin in tensor.twins]
-        conflicts = float(tally[1] / n_weights) if sees_conflicts and merged else None
+        conflicts = contradicted if merged or tensor.compared else None
         results.append(TensorResult(tensor, math.sqrt(max(tally[0], 0) / n_weights), conflicts))
     best = float(alone.min())
     return MergeResult(
         plan=plan,
         seconds=seconds,
         expected_mse_ratio=expected / best if best > 0 else None,
-        conflict_fraction=n_conflicts / n_merged if sees_conflicts and n_merged else None,
+        conflict_fraction=n_conflicts / n_merged if n_merged else None,
         n_exact=n_exact,
         tensors=tuple(results),
         warnings=tuple(warnings),

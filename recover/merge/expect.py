@@ -10,11 +10,9 @@ from recover.claims import find_claims
 from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.reader import Model
-from recover.matching import by_fineness, find_twins
-from recover.merge.plan import method_for
+from recover.merge.decide import Decider, Draft
 from recover.provenance import witness_of
-from recover.quants import TILE, FloatType, OpaqueType
-from recover.reblock.origin import is_original
+from recover.quants import TILE, type_by_name
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 
@@ -56,8 +54,15 @@ class Expectation:
         return self.variance / best if self.variance is not None and best > 0 else None
 
 
+def drafts_of(models: Sequence[Model]) -> list[Draft]:
+    """What a merge of some models with the default method does to each of their tensors."""
+    decider = Decider(models, DEFAULT_METHOD)
+    return [decider.draft(name, type_by_name("F16")) for name in models[0].tensors]
+
+
 def expect_merge(
     models: Sequence[Model],
+    drafts: Sequence[Draft],
     *,
     n_threads: int | None = None,
     progress: Progress | None = None,
@@ -68,6 +73,8 @@ def expect_merge(
     ----------
     models : sequence of Model
         Opened inputs with the same tensors (see `recover.bounds.plan.open_inputs`).
+    drafts : sequence of Draft
+        What a merge does to them (see `drafts_of`).
     n_threads : int, optional
         Default: the cores that this process may use.
     progress : callable, optional
@@ -78,13 +85,13 @@ def expect_merge(
     tuple of Expectation
         One per tensor, in the order of the first input.
     """
-    drafts = [_Draft(name, models) for name in models[0].tensors]
-    chosen = [draft for draft in drafts if draft.sources]
+    sums = [_Sums(draft, models) for draft in drafts]
+    chosen = [each for each in sums if each.witnesses]
     if chosen:
         workers = [_Worker(chosen) for _ in range(n_threads or available_cores())]
-        sizes = [draft.n_weights for draft in chosen]
+        sizes = [each.n_weights for each in chosen]
         for_each_tile(sizes, [worker.work for worker in workers], progress)
-    return tuple(draft.expectation() for draft in drafts)
+    return tuple(each.expectation() for each in sums)
 
 
 def expected_ratio(expectations: Sequence[Expectation]) -> float | None:
@@ -96,68 +103,58 @@ def expected_ratio(expectations: Sequence[Expectation]) -> float | None:
     return merged / best if best > 0 else None
 
 
-class _Draft:
+class _Sums:
     """One tensor: which inputs take part, and the sums of its tiles."""
 
-    def __init__(self, name: str, models: Sequence[Model]) -> None:
-        self.name = name
-        self.tensors = [model.tensors[name] for model in models]
-        self.n_weights = self.tensors[0].n_weights
-        self.twins = find_twins(self.tensors)
-        distinct = by_fineness(self.tensors, set(self.twins))
-        certain = isinstance(self.tensors[distinct[0]].type, FloatType | OpaqueType)
-        self.sources = [] if certain else distinct
+    def __init__(self, draft: Draft, models: Sequence[Model]) -> None:
+        self.draft = draft
+        self.sources = [models[source].tensors[draft.name] for source in draft.sources]
+        self.n_weights = self.sources[0].n_weights
         self.witnesses: list[Witness] = []
-        for source in self.sources:
-            tensor = self.tensors[source]
-            self.witnesses.append(witness_of(models[source], tensor))
+        if not draft.is_known:
+            inputs = zip(draft.sources, self.sources, strict=True)
+            self.witnesses = [witness_of(models[i], tensor) for i, tensor in inputs]
         self.tallies = np.zeros((n_tiles(self.n_weights), 2 + len(self.sources)))
-
-    @property
-    def method(self) -> str:
-        """Name of the estimator."""
-        if len(self.sources) == 1 and is_original(self.tensors[self.sources[0]]):
-            return "best"
-        return method_for(self.witnesses, DEFAULT_METHOD)
 
     def expectation(self) -> Expectation:
         """What the sums mean."""
-        types = tuple(tensor.type.name for tensor in self.tensors)
-        if not self.sources:
-            return Expectation(self.name, self.n_weights, types, self.twins, None, (), 0)
+        draft = self.draft
+        if not self.witnesses:
+            return Expectation(draft.name, self.n_weights, draft.types, draft.twins, None, (), 0)
         tally: NDArray[np.float64] = self.tallies.sum(0)
         order = EvidenceBuffer(self.witnesses).order
-        of_source = {s: tally[2 + slot] for s, slot in zip(self.sources, order, strict=True)}
+        of_source = {s: tally[2 + slot] for s, slot in zip(draft.sources, order, strict=True)}
+        # An input that takes no part says at best what the others say.
+        alone = tuple(of_source.get(twin, max(of_source.values())) for twin in draft.twins)
         return Expectation(
-            self.name,
+            draft.name,
             self.n_weights,
-            types,
-            self.twins,
+            draft.types,
+            draft.twins,
             float(tally[0] / self.n_weights),
-            tuple(float(of_source[twin] / self.n_weights) for twin in self.twins),
-            int(tally[1]) if len(self.sources) > 1 else 0,
+            tuple(float(each / self.n_weights) for each in alone),
+            int(tally[1]) if len(draft.sources) > 1 else 0,
         )
 
 
 class _Worker:
     """One thread's part."""
 
-    def __init__(self, drafts: Sequence[_Draft]) -> None:
-        self._drafts = drafts
+    def __init__(self, sums: Sequence[_Sums]) -> None:
+        self._sums = sums
         self._estimate = np.empty(TILE, np.float32)
         self._witnesses: list[Witness] = []
         self._buffer = EvidenceBuffer([])
 
     def work(self, tile: Tile) -> None:
         """Estimate the weights of one tile, for the sake of the sums."""
-        draft = self._drafts[tile.tensor]
-        if draft.witnesses != self._witnesses:
-            self._buffer, self._witnesses = EvidenceBuffer(draft.witnesses), draft.witnesses
-        sources = [draft.tensors[source] for source in draft.sources]
-        evidence = self._buffer.read(sources, tile.start, tile.end)
-        tally = draft.tallies[tile.start // TILE]
+        sums = self._sums[tile.tensor]
+        if sums.witnesses != self._witnesses:
+            self._buffer, self._witnesses = EvidenceBuffer(sums.witnesses), sums.witnesses
+        evidence = self._buffer.read(sums.sources, tile.start, tile.end)
+        tally = sums.tallies[tile.start // TILE]
         request = Request()
         estimate = self._estimate[: tile.end - tile.start]
-        estimator(draft.method).estimate(evidence, estimate, tally, request)
-        claims = find_claims(tuple(draft.witnesses), draft.method)
+        estimator(sums.draft.method).estimate(evidence, estimate, tally, request)
+        claims = find_claims(tuple(sums.witnesses), sums.draft.method)
         claims.correct(tally, estimate, request.deviation)

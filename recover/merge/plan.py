@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,34 +19,35 @@ from recover.gguf.header import ValueType, lay_out
 from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
 from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.parts import PREFIX, lay_out_parts, part_paths
-from recover.gguf.reader import Model, Tensor, open_gguf
+from recover.gguf.reader import Model, open_gguf
 from recover.gguf.side_scales import folded
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
+from recover.inputs.descent import Descent
+from recover.inputs.originals import with_originals
 from recover.lattice import SIGNIFICAND_BITS
-from recover.matching import (
-    by_fineness,
-    check_match,
-    contradicts,
-    find_twins,
-    select_tensors,
-    typical_error,
+from recover.matching import check_match, select_tensors, typical_error
+from recover.merge.decide import Decider, Draft
+from recover.merge.lineage import (
+    METHOD_KEY,
+    NAMES_KEY,
+    SIZES_KEY,
+    TYPES_KEY,
+    merged_before,
+    types_of,
 )
+from recover.merge.redundant import describe, find_redundant
 from recover.precision import fit_of, source_precision
 from recover.provenance import searched_tensors, witness_of
 from recover.quants import (
-    FloatType,
     OpaqueType,
     ScalarType,
     TensorType,
     type_by_name,
 )
-from recover.reblock.origin import find_original, is_original
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 SNAPS = ("auto", "none", "bf16", "f16")
-# An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
-_FINE_ALONE = 6e-3
 # Where the finest input's is larger, hardly a cell is so narrow that it holds one BF16 number.
 _TOO_COARSE = 1e-4
 
@@ -75,6 +75,14 @@ class TensorPlan:
         For each input, the first input with the same bytes.
     outtype : str
         How the output stores it.
+    method : str
+        Name of the estimator; ``best`` where nothing is estimated.
+    compared : tuple of int
+        Inputs that take no part, but must not contradict what is taken.
+    descents : tuple of Descent
+        Inputs that tell nothing new, since they were made from others.
+    is_known : bool
+        Whether the input that is taken has the original's weights: nothing is estimated.
     position : int
         Of its first byte in the output file.
     part : int
@@ -88,6 +96,10 @@ class TensorPlan:
     sources: tuple[int, ...]
     twins: tuple[int, ...]
     outtype: str
+    method: str
+    compared: tuple[int, ...]
+    descents: tuple[Descent, ...]
+    is_known: bool
     position: int
     part: int = 0
 
@@ -164,6 +176,8 @@ class MergePlan:
         Weights or densities that were fitted on another model.
     later_parts : tuple of FilePlan
         Of a split output, all parts but the first.
+    redundant : tuple of Descent
+        Inputs that were quantized from others as a whole, and from which.
     undecided : frozenset of str
         Tensors whose weights were, or may have been, stored in another format than `source_format`:
         none is set to its numbers.
@@ -183,6 +197,7 @@ class MergePlan:
     calibration: Calibration | None = None
     densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]] | None = None
     later_parts: tuple[FilePlan, ...] = ()
+    redundant: tuple[Descent, ...] = ()
     undecided: frozenset[str] = frozenset()
 
     @property
@@ -196,17 +211,12 @@ class MergePlan:
         """All files to be written, what people open first."""
         return self.parts if self.uncertainty is None else (*self.parts, self.uncertainty)
 
-    def method_for(self, tensor: TensorPlan) -> str:
-        """Name of the estimator that one tensor needs."""
-        return method_for([self.witness(tensor, source) for source in tensor.sources], self.method)
-
     def significand_bits(self, tensor: TensorPlan) -> int:
         """Precision of the source's numbers, if the weights of a tensor may be set to them; or 0.
 
         That is where all are rounded, and where cells may be so narrow that they hold one number.
         """
-        finest = self.models[tensor.sources[0]].tensors[tensor.name]
-        if is_original(finest) or tensor.name in self.undecided:
+        if tensor.is_known or tensor.name in self.undecided:
             return 0
         if not (self.snaps or self.may_decide(tensor)):
             return 0
@@ -370,7 +380,7 @@ def plan_merge(
         check_match(models[0], model)
     names = select_tensors(models[0], tensors)
     warnings: list[str] = []
-    models = _with_originals(models, names, warnings)
+    models = with_originals(models, names, warnings)
     warnings += [
         f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
         f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
@@ -380,7 +390,9 @@ def plan_merge(
     for model in models:
         if sides := folded(model.tensors[name] for name in names):
             warnings.append(f"{printable(model.path)}: {sides}")
-    drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
+    decider = Decider(models, method)
+    drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
+    warnings += decider.warnings + describe(models, drafts) + merged_before(models)
     plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
     if split_max_size is not None:
         for part in plan.parts:
@@ -404,6 +416,7 @@ def plan_merge(
     return replace(
         plan,
         estimate=estimate,
+        redundant=find_redundant(models, drafts),
         uncertainty=second,
         warnings=tuple(warnings),
     )
@@ -470,29 +483,6 @@ def tensor_type_of(tensor: TensorPlan) -> TensorType:
     return type_by_name(tensor.outtype)
 
 
-def method_for(witnesses: Sequence[Witness], method: str) -> str:
-    """Name of the estimator that a tensor needs.
-
-    One source alone is decoded, but where its codes say more than its decoded values do.
-    """
-    if len(witnesses) > 1 or (method == DEFAULT_METHOD and _gains_alone(witnesses[0])):
-        return method
-    return "best"
-
-
-def _gains_alone(witness: Witness) -> bool:
-    """Whether the posterior of one input is better than its decoded values.
-
-    Where an encoder weighed the errors, and with 4-bit floats, whose cells are wide at the ends, a
-    tensor with outliers may lose more than the others gain.
-    """
-    if isinstance(witness.type, ScalarType) and (
-        witness.weighted or not witness.has_cells or not witness.type.is_even
-    ):
-        return False
-    return typical_error(witness.type) > _FINE_ALONE
-
-
 def _check_calibration(plan: MergePlan) -> None:
     """Refuse a calibration that does not know a tensor's types, before anything is written."""
     for tensor in plan.tensors:
@@ -503,97 +493,12 @@ def _check_calibration(plan: MergePlan) -> None:
             raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A tensor's plan before it has its place."""
-
-    name: str
-    dims: tuple[int, ...]
-    action: str
-    types: tuple[str, ...]
-    sources: tuple[int, ...]
-    twins: tuple[int, ...]
-    outtype: TensorType
-
-
-def _draft(
-    name: str, models: Sequence[Model], method: str, outtype: TensorType, warnings: list[str]
-) -> _Draft:
-    tensors = [model.tensors[name] for model in models]
-    twins = find_twins(tensors)
-    distinct = by_fineness(tensors, set(twins))
-    finest = tensors[distinct[0]]
-    one_dimensional = sum(dim > 1 for dim in finest.dims) <= 1
-    if finest.dims[0] % outtype.block_size:
-        outtype = type_by_name("F16")
-    action = "convert"
-    kinds = {tensor.type.name for tensor in tensors}
-    if isinstance(finest.type, OpaqueType) and len(kinds) > 1:
-        raise PlanError(
-            f"tensor {quoted(name)} has types that do not fit: {', '.join(sorted(kinds))}"
-        )
-    if isinstance(finest.type, OpaqueType) or (
-        isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
-    ):
-        action, outtype = "copy", finest.type
-        if any(contradicts(tensors[i], finest) for i in distinct[1:]):
-            warnings.append(
-                f"tensor {quoted(name)}: the inputs disagree; taken from"
-                f" {printable(models[distinct[0]].path)}"
-            )
-        distinct = distinct[:1]
-    elif isinstance(finest.type, FloatType):
-        action = "copy" if finest.type is outtype else "convert"
-        distinct = distinct[:1]
-    else:
-        if one_dimensional:
-            outtype = type_by_name("F32")
-        originals = [i for i in distinct if is_original(tensors[i])]
-        if originals or method == "best":
-            distinct = (originals or distinct)[:1]
-        action = "merge" if len(distinct) > 1 else "convert"
-        if originals and outtype is tensors[distinct[0]].type:
-            action = "copy"
-    return _Draft(
-        name,
-        finest.dims,
-        action,
-        tuple(tensor.type.name for tensor in tensors),
-        tuple(distinct),
-        twins,
-        outtype,
-    )
-
-
-def _with_originals(
-    models: tuple[Model, ...], names: Sequence[str], warnings: list[str]
-) -> tuple[Model, ...]:
-    """Inputs whose Q8_0 tensors are replaced by the integers that they were made from, if any."""
-    replaced: list[dict[str, Tensor]] = [{} for _ in models]
-    for name in names:
-        kinds = [model.tensors[name].type for model in models]
-        if any(isinstance(kind, FloatType | OpaqueType) for kind in kinds):
-            continue
-        for model, tensors in zip(models, replaced, strict=True):
-            if (found := find_original(model.tensors[name])) is not None:
-                tensors[name], what = found
-                warnings.append(
-                    f"tensor {quoted(name)}: {printable(model.path)} was made from {what}, which"
-                    " are taken"
-                )
-                break
-    return tuple(
-        replace(model, tensors=MappingProxyType({**model.tensors, **tensors})) if tensors else model
-        for model, tensors in zip(models, replaced, strict=True)
-    )
-
-
 def _lay_out(
     models: tuple[Model, ...],
     output: Path,
     method: str,
     outtype: str,
-    drafts: Sequence[_Draft],
+    drafts: Sequence[Draft],
     calibration: Calibration | None,
     split_max_size: int | None,
 ) -> MergePlan:
@@ -641,7 +546,7 @@ def _large_tensors(plan: MergePlan, split_max_size: int) -> list[str]:
     return [f"parts are larger than asked for where one tensor alone is: {some(large)}"]
 
 
-def _place(draft: _Draft, position: int, part: int) -> TensorPlan:
+def _place(draft: Draft, position: int, part: int) -> TensorPlan:
     return TensorPlan(
         draft.name,
         draft.dims,
@@ -650,6 +555,10 @@ def _place(draft: _Draft, position: int, part: int) -> TensorPlan:
         draft.sources,
         draft.twins,
         draft.outtype.name,
+        draft.method,
+        draft.compared,
+        draft.descents,
+        draft.is_known,
         position,
         part,
     )
@@ -659,18 +568,16 @@ def _metadata(
     models: Sequence[Model], method: str, outtype: str, calibration: Calibration | None
 ) -> list[bytes]:
     """Spans of the first input, without those that would be wrong; and provenance."""
-    types = [Counter(tensor.type.name for tensor in model.tensors.values()) for model in models]
-    source_types = [" ".join(f"{name}:{n}" for name, n in counts.most_common()) for counts in types]
     return derived_metadata(
         models[0].metadata,
         _DROPPED_PREFIXES,
         [
             ("general.file_type", ValueType.UINT32, FILE_TYPES[outtype.upper()]),
             ("recover.version", ValueType.STRING, __version__),
-            ("recover.method", ValueType.STRING, method),
+            (METHOD_KEY, ValueType.STRING, method),
             ("recover.calibration", ValueType.STRING, calibration.label if calibration else "none"),
-            ("recover.source.names", ValueType.STRING, [model.path.name for model in models]),
-            ("recover.source.sizes", ValueType.UINT64, [model.n_bytes for model in models]),
-            ("recover.source.types", ValueType.STRING, source_types),
+            (NAMES_KEY, ValueType.STRING, [model.path.name for model in models]),
+            (SIZES_KEY, ValueType.UINT64, [model.n_bytes for model in models]),
+            (TYPES_KEY, ValueType.STRING, [types_of(model) for model in models]),
         ],
     )

@@ -1,0 +1,1 @@
+"""What the inputs are, and how they belong together."""

@@ -1,0 +1,113 @@
+"""Runs of weights of a tensor, as one input tells them: what is looked at to compare inputs."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.bounds.intervals import Bounds, Intervals
+from recover.gguf.reader import Tensor
+from recover.matching import typical_error
+from recover.quants import F32Array, FloatType, TensorType, U8Array
+
+RUN = 4096
+"""Weights of a run: whole superblocks."""
+
+_LARGEST = np.float32(1e15)
+
+
+def runs(n_weights: int, n_runs: int) -> list[tuple[int, int]]:
+    """First and last weight of evenly spaced runs; all weights if they are few."""
+    if n_weights <= n_runs * RUN:
+        return [(start, min(start + RUN, n_weights)) for start in range(0, n_weights, RUN)]
+    starts = np.linspace(0, n_weights - RUN, n_runs).astype(int) // 256 * 256
+    return [(int(start), int(start) + RUN) for start in starts]
+
+
+class Sample:
+    """Some weights of a tensor: what they decode to, and their bounds.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Of any type that can be decoded.
+    confines : bool
+        Whether its numbers or codes prove bounds.
+    start, end : int
+        Which weights, whole blocks.
+    intervals : Intervals
+        Memory for the bounds.
+
+    Attributes
+    ----------
+    type : TensorType
+        How they are stored.
+    raw : uint8 (n_bytes,)
+        The stored bytes.
+    values : float32 (n,)
+        The decoded weights; 0 where a broken scale says nothing.
+    lower, upper : float32 (n,)
+        Bounds; infinite where nothing is proven.
+    """
+
+    def __init__(
+        self, tensor: Tensor, confines: bool, start: int, end: int, intervals: Intervals
+    ) -> None:
+        self.type: TensorType = tensor.type
+        self.raw: U8Array = tensor.part(start, end)
+        self.values: F32Array = tensor.read(start, end)
+        intervals.turn_to([tensor] if confines else [])
+        lower, upper = intervals.bound(start, end)
+        self.lower, self.upper = lower.copy(), upper.copy()
+        broken = ~(np.abs(self.values) < _LARGEST)
+        self.values[broken], self.lower[broken], self.upper[broken] = 0, -np.inf, np.inf
+
+    @property
+    def bounds(self) -> Bounds:
+        """Lower and upper bounds."""
+        return self.lower, self.upper
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the weights are stored as numbers."""
+        return isinstance(self.type, FloatType)
+
+    @property
+    def width(self) -> F32Array:
+        """Of the bounds, (n,); infinite where one of them is."""
+        return np.where(self.upper < np.inf, self.upper - self.lower, np.float32(np.inf))
+
+    @property
+    def noise(self) -> float:
+        """The mean square error that is typical of the type."""
+        return typical_error(self.type) * float(np.mean(np.square(self.values, dtype=np.float64)))
+
+
+class Sampler:
+    """Reads samples of the tensors of several inputs, with memory for each input."""
+
+    def __init__(self) -> None:
+        self._intervals: dict[int, Intervals] = {}
+
+    def read(self, number: int, tensor: Tensor, confines: bool, start: int, end: int) -> Sample:
+        """Weights `start` to `end` of a tensor of input `number`."""
+        intervals = self._intervals.setdefault(number, Intervals())
+        return Sample(tensor, confines, start, end, intervals)
+
+
+TIES_AWAY = "BF16, ties away from zero"
+
+
+def rounded(values: F32Array, name: str) -> NDArray[np.float32]:
+    """Numbers rounded to the float type of that name; as they are if it is empty.
+
+    Ties go to even, but for `TIES_AWAY`, as some converters round to BF16.
+    """
+    if name == "F16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+    if name in ("BF16", TIES_AWAY):
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        half = np.uint32(0x7FFF) + odd if name == "BF16" else np.uint32(0x8000)
+        nearest = (bits + half) & np.uint32(0xFFFF0000)
+        return np.where(np.isnan(values), values, nearest.view(np.float32))
+    return values

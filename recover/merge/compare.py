@@ -1,0 +1,187 @@
+"""Whether inputs contradict each other, tile by tile, also those that are not combined.
+
+Cells that do not meet are a proof. Inputs without cells are compared by the correlation of their
+decoded weights, superblock by superblock: errors of a few bits leave most of it, while rows that
+were swapped, or are another model's, have none.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import kernel
+from recover.bounds.intervals import Intervals
+from recover.cells import intersect_cells
+from recover.evidence import Evidence
+from recover.gguf.reader import Tensor
+from recover.matching import typical_error
+from recover.quants import GROUP, F32Array
+from recover.quants._decode import decode_codes
+
+SUPERBLOCK = 256
+# In tensors of up to so many weights all are looked at, in larger ones one in eight at least.
+_LOOK_AT_ALL = 1 << 20
+_LARGEST_STEP = 8
+_PAIR = 2 * GROUP  # weights that the bounds of lone extreme weights are found in
+# Of two quantizations it is 0.48 at least in superblocks of real weights, measured on all types but
+# the ternary ones, whose errors are larger; of unrelated weights 0.06 is typical.
+_UNLIKE = 0.25
+_LARGEST_ERROR = 0.5
+
+
+def step_for(n_weights: int) -> int:
+    """One pair of groups in so many is looked at in a tensor."""
+    return int(np.clip(n_weights // _LOOK_AT_ALL, 1, _LARGEST_STEP))
+
+
+def count_conflicts(evidence: Evidence, step: int) -> int:
+    """Weights on which scalar inputs contradict each other, estimated from one in `step`.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Of a tile.
+    step : int
+        See `step_for`.
+
+    Returns
+    -------
+    int
+        Their number among those that are looked at, times `step`.
+    """
+    if len(evidence.codes) < 2:
+        return 0
+    part = evidence if step == 1 else _every(evidence, step)
+    lower, upper = np.empty((2, part.codes.shape[1]), np.float32)
+    intersect_cells(part, lower, upper)
+    return step * int(np.count_nonzero(lower > upper))
+
+
+def _every(evidence: Evidence, step: int) -> Evidence:
+    """The evidence on every so many pairs of groups of 16 weights."""
+    n = evidence.codes.shape[1] // _PAIR * _PAIR
+
+    def pick(array: NDArray[Any], size: int) -> NDArray[Any]:
+        pairs = array[:, : n * size // _PAIR].reshape(len(array), -1, size)
+        return np.ascontiguousarray(pairs[:, ::step]).reshape(len(array), -1)
+
+    return evidence._replace(
+        codes=pick(evidence.codes, _PAIR),
+        scale=pick(evidence.scale, 2),
+        offset=pick(evidence.offset, 2),
+        scale_error=pick(evidence.scale_error, 2),
+        offset_error=pick(evidence.offset_error, 2),
+    )
+
+
+def count_unlike_inputs(evidence: Evidence) -> int:
+    """Weights in superblocks of which inputs without cells say something unrelated to the first.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Of a tile. The first input is the finest scalar one, or the first of the others.
+
+    Returns
+    -------
+    int
+        Of all inputs together.
+    """
+    edges = np.stack([evidence.lower_levels, evidence.upper_levels])
+    proves = [bool(np.isfinite(edges[:, k]).any()) for k in range(len(evidence.levels))]
+    n_scalars, typical = len(proves), evidence.likelihood[:, 3] < _LARGEST_ERROR
+    unproven = [k for k in range(1, n_scalars) if not (proves[0] and proves[k])]
+    others = [v for v in range(n_scalars == 0, len(typical)) if typical[v]]
+    if not unproven and not others:
+        return 0
+    first = _values(evidence, 0) if n_scalars else evidence.values[0]
+    found = sum(count_unlike(first, _values(evidence, k)) for k in unproven)
+    return found + sum(count_unlike(first, evidence.values[v]) for v in others)
+
+
+class Comparison:
+    """Compares what is taken of a tensor with inputs that take no part.
+
+    Parameters
+    ----------
+    taken : Tensor
+        The input whose weights are written.
+    is_exact : bool
+        Whether its decoded weights are the original's; otherwise its cells count.
+    confining : sequence of Tensor
+        Inputs whose numbers or codes prove bounds; `taken` among them if it does and is not exact.
+    others : sequence of Tensor
+        Inputs that prove none.
+    """
+
+    def __init__(
+        self, taken: Tensor, is_exact: bool, confining: Sequence[Tensor], others: Sequence[Tensor]
+    ) -> None:
+        self._taken = taken
+        self._is_exact = is_exact
+        self._others = others
+        self._intervals = Intervals()
+        self._intervals.turn_to(confining)
+
+    def count(self, start: int, end: int) -> tuple[int, int]:
+        """Of weights `start` to `end` those contradicted, and those in superblocks unlike."""
+        lower, upper = self._intervals.bound(start, end)
+        taken = self._taken.read(start, end)
+        if self._is_exact:
+            # The others may have been quantized from these, rounded to BF16.
+            slack = np.abs(taken) * np.float32(2.0**-8)
+            n_conflicts = np.count_nonzero((taken + slack < lower) | (taken - slack > upper))
+        else:
+            n_conflicts = np.count_nonzero(lower > upper)
+        unlike = sum(count_unlike(taken, other.read(start, end)) for other in self._others)
+        return int(n_conflicts), unlike
+
+
+def compare(inputs: Sequence[Tensor], confines: Sequence[bool], *, is_exact: bool) -> Comparison:
+    """What compares the first input, which is taken, with the others.
+
+    Parameters
+    ----------
+    inputs : sequence of Tensor
+        As they are stored.
+    confines : sequence of bool
+        Whether their numbers or codes prove bounds.
+    is_exact : bool
+        Whether the decoded weights of the first one are the original's.
+    """
+    confining = [
+        tensor
+        for tensor, proves in zip(inputs, confines, strict=True)
+        if proves and not (is_exact and tensor is inputs[0])
+    ]
+    others = [
+        tensor
+        for tensor, proves in zip(inputs[1:], confines[1:], strict=True)
+        if not (proves and (confines[0] or is_exact))
+        and typical_error(tensor.type) < _LARGEST_ERROR
+    ]
+    return Comparison(inputs[0], is_exact, confining, others)
+
+
+def _values(evidence: Evidence, k: int) -> F32Array:
+    """What a scalar input says, decoded."""
+    out = np.empty(evidence.codes.shape[1], np.float32)
+    decode_codes(evidence.codes[k], evidence.scale[k], evidence.offset[k], evidence.levels[k], out)
+    return out
+
+
+@kernel
+def count_unlike(one: F32Array, other: F32Array) -> int:
+    """Weights in superblocks of which two inputs, float32 (n,), say something unrelated."""
+    found = 0
+    for start in range(0, one.size, SUPERBLOCK):
+        end = min(start + SUPERBLOCK, one.size)
+        aa = bb = ab = 0.0
+        for i in range(start, end):
+            a, b = np.float64(one[i]), np.float64(other[i])
+            aa, bb, ab = aa + a * a, bb + b * b, ab + a * b
+        if aa > 0 and bb > 0 and ab < _UNLIKE * np.sqrt(aa * bb):
+            found += end - start
+    return found

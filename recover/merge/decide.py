@@ -1,0 +1,224 @@
+"""What happens to one tensor of a merge: which inputs take part, and how they are combined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recover.errors import PlanError
+from recover.estimators import DEFAULT_METHOD, Request, estimator
+from recover.evidence import EvidenceBuffer, Witness
+from recover.gguf.reader import Model
+from recover.gguf.text import printable, quoted
+from recover.inputs.descent import ESTIMATED, Descent, Family
+from recover.inputs.floats import float_descents
+from recover.inputs.samples import Sampler
+from recover.matching import by_fineness, contradicts, find_twins, typical_error
+from recover.merge.lineage import declared_parents
+from recover.provenance import codes_are_plain, has_cells, is_searched, witness_of
+from recover.quants import (
+    F32Array,
+    FloatType,
+    OpaqueType,
+    ScalarType,
+    TensorType,
+    type_by_name,
+)
+from recover.reblock.origin import is_original
+
+# An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
+_FINE_ALONE = 6e-3
+_FLOATS_OF_4_BITS = ("MXFP4", "NVFP4")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A tensor's plan before it has its place; attributes as of `recover.merge.plan.TensorPlan`."""
+
+    name: str
+    dims: tuple[int, ...]
+    action: str
+    types: tuple[str, ...]
+    sources: tuple[int, ...]
+    twins: tuple[int, ...]
+    outtype: TensorType
+    method: str
+    compared: tuple[int, ...]
+    descents: tuple[Descent, ...]
+    is_known: bool
+
+
+def method_for(witnesses: Sequence[Witness], method: str) -> str:
+    """Name of the estimator that a tensor needs.
+
+    One source alone is decoded, but where its codes say more than its decoded values do.
+    """
+    if len(witnesses) > 1 or (method == DEFAULT_METHOD and gains_alone(witnesses[0])):
+        return method
+    return "best"
+
+
+def gains_alone(witness: Witness) -> bool:
+    """Whether the posterior of one input is better than its decoded values.
+
+    Where an encoder weighed the errors, and with 4-bit floats, whose cells are wide at the ends, a
+    tensor with outliers may lose more than the others gain.
+    """
+    if isinstance(witness.type, ScalarType) and (
+        witness.weighted or not witness.has_cells or not witness.type.is_even
+    ):
+        return False
+    return typical_error(witness.type) > _FINE_ALONE
+
+
+class Decider:
+    """Decides what happens to each tensor of some inputs.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        The opened inputs.
+    method : str
+        Name of the estimator that is asked for.
+
+    Attributes
+    ----------
+    warnings : list of str
+        What is to be said of the tensors that were decided on.
+    """
+
+    def __init__(self, models: Sequence[Model], method: str) -> None:
+        self.warnings: list[str] = []
+        self._models = models
+        self._method = method
+        self._sampler = Sampler()
+        self._declared = declared_parents(models)
+
+    def draft(self, name: str, outtype: TensorType) -> Draft:
+        """What happens to the tensor of that name.
+
+        Raises
+        ------
+        PlanError
+            If the inputs' types do not fit together.
+        """
+        tensors = [model.tensors[name] for model in self._models]
+        twins = find_twins(tensors)
+        distinct = by_fineness(tensors, set(twins))
+        kinds = {tensor.type.name for tensor in tensors}
+        if isinstance(tensors[distinct[0]].type, OpaqueType) and len(kinds) > 1:
+            raise PlanError(
+                f"tensor {quoted(name)} has types that do not fit: {', '.join(sorted(kinds))}"
+            )
+        descents = self._descents(name, distinct)
+        children = {descent.child for descent in descents}
+        distinct = [i for i in distinct if i not in children]
+        finest = tensors[distinct[0]]
+        one_dimensional = sum(dim > 1 for dim in finest.dims) <= 1
+        if finest.dims[0] % outtype.block_size:
+            outtype = type_by_name("F16")
+        sources, compared = distinct[:1], distinct[1:]
+        action = "convert"
+        if isinstance(finest.type, OpaqueType) or (
+            isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
+        ):
+            action, outtype = "copy", finest.type
+            if any(contradicts(tensors[i], finest) for i in compared) or any(
+                tensors[i].type is finest.type for i in children
+            ):
+                self.warnings.append(
+                    f"tensor {quoted(name)}: the inputs disagree; taken from"
+                    f" {printable(self._models[distinct[0]].path)}"
+                )
+            compared = [i for i in compared if not isinstance(tensors[i].type, FloatType)]
+        elif isinstance(finest.type, FloatType):
+            action = "copy" if finest.type is outtype else "convert"
+        else:
+            if one_dimensional:
+                outtype = type_by_name("F32")
+            if originals := [i for i in distinct if is_original(tensors[i])]:
+                sources = originals[:1]
+                action = "copy" if outtype is tensors[sources[0]].type else "convert"
+            elif len(distinct) > 1 and self._method != "best":
+                sources, action = distinct, "merge"
+            compared = [i for i in distinct if i not in sources]
+        if isinstance(finest.type, OpaqueType):
+            compared = []
+        return Draft(
+            name,
+            finest.dims,
+            action,
+            tuple(tensor.type.name for tensor in tensors),
+            tuple(sources),
+            twins,
+            outtype,
+            self._method_for(name, sources),
+            tuple(compared),
+            descents,
+            self._is_known(name, sources, descents),
+        )
+
+    def _is_known(self, name: str, sources: Sequence[int], descents: Sequence[Descent]) -> bool:
+        """Whether the one input that is taken has the original's weights, so nothing is estimated.
+
+        Codes that another encoder than llama.cpp's made, and 4-bit floats, are taken for the
+        original if other inputs were quantized from them.
+        """
+        tensor = self._models[sources[0]].tensors[name]
+        if isinstance(tensor.type, FloatType | OpaqueType) or is_original(tensor):
+            return True
+        if len(sources) > 1 or not any(sources[0] in each.parents for each in descents):
+            return False
+        model = self._models[sources[0]]
+        if isinstance(tensor.type, ScalarType) and not tensor.type.is_even:
+            return tensor.type.name in _FLOATS_OF_4_BITS
+        return not is_searched(model) and not codes_are_plain(tensor.raw, tensor.type)
+
+    def _method_for(self, name: str, sources: Sequence[int]) -> str:
+        """Name of the estimator; nothing to estimate is ``best``."""
+        tensors = [self._models[i].tensors[name] for i in sources]
+        if is_original(tensors[0]) or isinstance(tensors[0].type, FloatType | OpaqueType):
+            return "best"
+        witnesses = [witness_of(self._models[i], self._models[i].tensors[name]) for i in sources]
+        return method_for(witnesses, self._method)
+
+    def _descents(self, name: str, distinct: Sequence[int]) -> tuple[Descent, ...]:
+        """Which of some inputs with different bytes were made from others of them."""
+        tensors = {i: self._models[i].tensors[name] for i in distinct}
+        if len(distinct) < 2 or any(isinstance(t.type, OpaqueType) for t in tensors.values()):
+            return ()
+        declared = tuple(
+            Descent(child, parents, (ESTIMATED,))
+            for child, parents in self._declared.items()
+            if {child, *parents} <= set(distinct)
+        )
+        for descent in declared:
+            del tensors[descent.child]
+        floats = float_descents(tensors)
+        for descent in floats:
+            del tensors[descent.child]
+        if any(is_original(tensor) for tensor in tensors.values()):
+            return (*declared, *floats)
+        confining = [
+            i
+            for i, tensor in tensors.items()
+            if isinstance(tensor.type, FloatType) or has_cells(self._models[i], tensor)
+        ]
+
+        def estimate(inputs: Sequence[int], start: int, end: int) -> F32Array:
+            return self._estimate(name, inputs, start, end)
+
+        quantized = Family(tensors, confining, self._sampler, estimate).descents()
+        return (*declared, *floats, *quantized)
+
+    def _estimate(self, name: str, inputs: Sequence[int], start: int, end: int) -> F32Array:
+        """What a merge of some inputs makes of a range of weights."""
+        tensors = [self._models[i].tensors[name] for i in inputs]
+        witnesses = [
+            witness_of(self._models[i], tensor) for i, tensor in zip(inputs, tensors, strict=True)
+        ]
+        buffer, out = EvidenceBuffer(witnesses), np.empty(end - start, np.float32)
+        method = method_for(witnesses, DEFAULT_METHOD)
+        tally = np.zeros(2 + len(inputs))
+        estimator(method).estimate(buffer.read(tensors, start, end), out, tally, Request())
+        return out

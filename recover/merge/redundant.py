@@ -1,0 +1,90 @@
+"""Inputs that tell nothing new of some tensors, or of any: what people should know of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from recover.gguf.reader import Model
+from recover.gguf.text import printable, quoted, some
+from recover.inputs.descent import ESTIMATED, Descent
+from recover.merge.decide import Draft
+from recover.quants import FloatType, OpaqueType
+
+
+def find_redundant(models: Sequence[Model], drafts: Sequence[Draft]) -> tuple[Descent, ...]:
+    """Inputs that were made from quantized ones in all their own matrices, and from which ones.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        The inputs.
+    drafts : sequence of Draft
+        Of all tensors of a merge.
+
+    Returns
+    -------
+    tuple of Descent
+        At most one per input.
+    """
+    found = []
+    for child in range(len(models)):
+        own = [draft for draft in drafts if _has_its_own(models, draft, child)]
+        descents = [_descent_of(models, draft, child) for draft in own]
+        known = [descent for descent in descents if descent is not None]
+        if known and len(known) == len(descents):
+            ways = [via for via in known[0].ways if all(via in each.ways for each in known)]
+            found.append(replace(known[0], ways=tuple(ways) or known[0].ways))
+    return tuple(found)
+
+
+def sentence(models: Sequence[Model], descent: Descent) -> str:
+    """Who was made from whom, by way of what."""
+    child = printable(models[descent.child].path)
+    parents = " and ".join(printable(models[i].path) for i in descent.parents)
+    if descent.via == ESTIMATED:
+        return f"{child} was made from a merge of {parents}"
+    via = f" by way of {descent.via}" if descent.via else ""
+    return f"{child} was quantized from {parents}{via}"
+
+
+def describe(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
+    """A warning for each input that tells nothing new of some matrices."""
+    names: dict[str, list[str]] = {}
+    for draft in drafts:
+        for descent in draft.descents:
+            if _is_matrix(draft):
+                text = _rounding(models, draft, descent) or sentence(models, descent)
+                names.setdefault(text, []).append(quoted(draft.name))
+    return [
+        f"{text}, not from the original, in {some(tensors)}: it tells nothing new there, and is"
+        " left out"
+        for text, tensors in names.items()
+    ]
+
+
+def _rounding(models: Sequence[Model], draft: Draft, descent: Descent) -> str:
+    """The same of floats that are what others round to; empty if they are none."""
+    kinds = [models[i].tensors[draft.name].type for i in (descent.child, *descent.parents)]
+    if not all(isinstance(kind, FloatType) for kind in kinds):
+        return ""
+    child, parent = (printable(models[i].path) for i in (descent.child, *descent.parents))
+    return f"{child} is {parent} rounded to {descent.via or kinds[0].name}"
+
+
+def _has_its_own(models: Sequence[Model], draft: Draft, child: int) -> bool:
+    """Whether an input has bytes of a matrix that the inputs before it do not have."""
+    own = draft.twins[child] == child and len(set(draft.twins)) > 1
+    opaque = isinstance(models[child].tensors[draft.name].type, OpaqueType)
+    return own and _is_matrix(draft) and not opaque
+
+
+def _descent_of(models: Sequence[Model], draft: Draft, child: int) -> Descent | None:
+    """From which quantized inputs a tensor was made."""
+    for descent in draft.descents:
+        kinds = [models[i].tensors[draft.name].type for i in descent.parents]
+        if descent.child == child and not all(isinstance(kind, FloatType) for kind in kinds):
+            return descent
+    return None
+
+
+def _is_matrix(draft: Draft) -> bool:
+    return sum(dim > 1 for dim in draft.dims) > 1
