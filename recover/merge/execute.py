@@ -12,16 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.cells import intersect_cells
 from recover.claims import find_claims
 from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
 from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile, OutputFiles
-from recover.lattice import snap
+from recover.merge.certain import (
+    Snapper,
+    find_withdrawal,
+    to_estimate_again,
+    without_certainty,
+)
+from recover.merge.exact import warnings_of
+from recover.merge.finite import n_not_finite
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.resume import Sums, Tell, Unfinished
+from recover.merge.sums import BROKEN, CERTAIN, N_OWN, NOT_FINITE, ROUNDED
 from recover.quants import (
     GROUP,
     TILE,
@@ -39,19 +46,28 @@ from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tile
 # Quantizations of one original contradict each other on no weight at all.
 _TOLERATED_CONFLICTS = 1e-5
 _TOLERATED_WEIGHTS = 2
+_FLOAT32_ROUNDING, _SMALLEST_NORMAL = np.float32(2.0**-24), np.float32(2.0**-126)
 _N_LOOKED_AT = 6  # tensors that tell how the inputs belong together
-# Sums of the merge itself that precede those of the estimator: the weights that are certain, and
-# the groups of 16 of which an input has no finite values.
-_N_OWN = 2
 
 
 @dataclass(frozen=True)
 class TensorResult:
-    """What a merge expects of one tensor; None where it makes no claim."""
+    """What a merge expects of one tensor; None where it makes no claim.
+
+    Attributes
+    ----------
+    plan : TensorPlan
+        What was done.
+    expected_rmse, conflict_fraction : float or None
+        The error to expect, and the share of weights on which the inputs contradict each other.
+    n_rounded : int
+        Weights of a single input that the output's type does not hold exactly.
+    """
 
     plan: TensorPlan
     expected_rmse: float | None
     conflict_fraction: float | None
+    n_rounded: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,8 @@ class MergeResult:
             "weights_per_second": self.n_weights / self.seconds,
             "expected_mse_ratio": self.expected_mse_ratio,
             "conflict_fraction": self.conflict_fraction,
+            "n_certain": self.n_exact,
+            "warnings": [*self.plan.warnings, *self.warnings],
             "tensors": [
                 {
                     "name": tensor.plan.name,
@@ -109,6 +127,7 @@ class MergeResult:
                     "types": list(tensor.plan.types),
                     "expected_rmse": tensor.expected_rmse,
                     "conflict_fraction": tensor.conflict_fraction,
+                    "n_rounded": tensor.n_rounded,
                 }
                 for tensor in self.tensors
             ],
@@ -172,8 +191,16 @@ def execute_merge(
         watch = _watch(plan, sum(sizes), progress, save_if_due)
         for_each_tile(sizes, [worker.work for worker in workers], watch)
         if not force:
-            _check_conflicts(plan, tallies.totals)
-    return _result(plan, before + time.perf_counter() - start, tallies.totals)
+            _check_conflicts(plan, _estimated(tallies.totals))
+        withdrawal = find_withdrawal(tallies.totals)
+        warnings = withdrawal.warnings(plan)
+        plan = without_certainty(plan, withdrawal)
+        if again := to_estimate_again(withdrawal, tallies.totals):
+            sizes = [t.n_weights if i in again else 0 for i, t in enumerate(plan.tensors)]
+            workers = [_Worker(plan, outputs, tallies) for _ in workers]
+            for_each_tile(sizes, [worker.work for worker in workers])
+    seconds = before + time.perf_counter() - start
+    return _result(plan, seconds, tallies.totals, warnings)
 
 
 def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
@@ -250,7 +277,7 @@ def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) ->
     """Refuse inputs that cannot come from one original, rounded at most before it was quantized."""
     from recover.inspect.relations import explained_by_rounding  # which plans merges
 
-    counts = {plan.tensors[i]: tally[_N_OWN + 1] for i, tally in totals.items()}
+    counts = {plan.tensors[i]: tally[N_OWN + 1] for i, tally in totals.items()}
     shares = {tensor: count / tensor.n_weights for tensor, count in counts.items()}
     worst = sorted(shares, key=lambda tensor: -shares[tensor])
     refused = [
@@ -270,7 +297,7 @@ def _check_conflicts(plan: MergePlan, totals: dict[int, NDArray[np.float64]]) ->
 class _Tallies:
     """Sums per tensor, added up in the order of the tiles.
 
-    First `_N_OWN` of the merge itself, then those of the estimator (see `recover.estimators`).
+    First those of `recover.merge.sums`, then those of the estimator (see `recover.estimators`).
     So the figures do not depend on the threads; tiles are kept apart only while their tensor is
     worked on. `done` are the tensors that were complete before, with their sums.
     """
@@ -311,7 +338,7 @@ class _Worker:
         self._tallies = tallies
         self._estimate = np.empty(TILE, np.float32)
         self._deviation = np.empty(0 if plan.uncertainty is None else TILE, np.float32)
-        self._bounds = np.empty((2, 0), np.float32)
+        self._snapper = Snapper(plan)
         self._encoded = np.empty(TILE * 4, np.uint8)
         self._witnesses: list[Witness] = []
         self._buffer = EvidenceBuffer([])
@@ -329,7 +356,7 @@ class _Worker:
         position = self._tensor.position + self._outtype.n_bytes(tile.start)
         if self._tensor.action == "copy":
             output.write_at(position, stored[0].data)
-            self._tallies.add(tile, None)
+            self._tallies.add(tile, _own(NOT_FINITE, n_not_finite(stored[0], self._outtype)))
             return
         estimate = self._estimate[: tile.end - tile.start]
         tally = self._fill(stored, estimate)
@@ -339,9 +366,14 @@ class _Worker:
         except QuantError:
             raise self._not_finite(stored, estimate) from None
         output.write_at(position, encoded.data)
-        if rounded := _rounded_away(estimate, encoded, self._outtype):
-            tally = np.zeros(_N_OWN + 2 + len(stored)) if tally is None else tally
-            tally[_N_OWN] += rounded
+        rounded = _rounded_away(estimate, encoded, self._outtype)
+        if tally is None and rounded:
+            tally = np.zeros(N_OWN + 2 + len(stored))
+        if tally is not None:
+            tally[N_OWN] += rounded
+        if self._is_decoded and (n_rounded := _n_rounded(estimate, encoded, self._outtype)):
+            tally = np.zeros(N_OWN) if tally is None else tally
+            tally[ROUNDED] += n_rounded
         if self._plan.uncertainty is not None:
             bf16 = type_by_name("BF16")
             deviations = quantize(self._deviation[: estimate.size], bf16)
@@ -358,13 +390,11 @@ class _Worker:
         self._is_known = isinstance(self._sources[0].type, FloatType) or is_original(
             self._sources[0]
         )
+        self._is_decoded = self._is_known or self._plan.method_for(self._tensor) == "best"
         if self._tensor.action == "copy" or self._is_known:
             return
         self._estimator = estimator(self._plan.method_for(self._tensor))
-        self._significand_bits = self._plan.significand_bits(self._tensor)
-        if self._significand_bits and not self._bounds.size:
-            self._bounds = np.empty((2, TILE), np.float32)
-            self._deviation = np.empty(TILE, np.float32)
+        self._snapper.turn_to(self._tensor)
         witnesses = [self._plan.witness(self._tensor, source) for source in self._tensor.sources]
         method = self._plan.method_for(self._tensor)
         self._claims = find_claims(tuple(witnesses), method, self._plan.estimate)
@@ -378,19 +408,17 @@ class _Worker:
             dequantize(stored[0], self._sources[0].type, estimate)
             self._deviation[:n] = 0
             return None
-        tally = np.zeros(_N_OWN + 2 + len(stored))
+        tally = np.zeros(N_OWN + 2 + len(stored))
         evidence = self._buffer.load(stored, n)
-        tally[1] = _n_broken(evidence)
+        tally[BROKEN] = _n_broken(evidence)
         request = Request(self._plan.estimate, self._deviation[:n])
-        self._estimator.estimate(evidence, estimate, tally[_N_OWN:], request)
-        self._claims.correct(tally[_N_OWN:], estimate, request.deviation)
-        if self._significand_bits:
-            lower, upper = self._bounds[:, :n]
-            intersect_cells(evidence, lower, upper)
-            bits, rounds_all = self._significand_bits, self._plan.snaps
-            n_certain, change = snap(lower, upper, bits, rounds_all, estimate, self._deviation[:n])
-            tally[0] += n_certain
-            tally[_N_OWN] += change
+        self._estimator.estimate(evidence, estimate, tally[N_OWN:], request)
+        self._claims.correct(tally[N_OWN:], estimate, request.deviation)
+        if request.deviation.size:
+            # Zero says that a weight is certain, and no estimate is more exact than float32 is.
+            least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
+            np.maximum(request.deviation, least, out=request.deviation)
+        self._snapper.apply(evidence, stored, estimate, request.deviation, tally)
         return tally
 
     def _not_finite(self, stored: Sequence[U8Array], estimate: F32Array) -> PlanError:
@@ -432,6 +460,27 @@ def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
     return found
 
 
+def _own(figure: int, value: int) -> NDArray[np.float64] | None:
+    """Sums of a tile of which nothing is estimated; None if there is nothing to tell."""
+    if not value:
+        return None
+    sums = np.zeros(N_OWN)
+    sums[figure] = value
+    return sums
+
+
+def _estimated(totals: dict[int, NDArray[np.float64]]) -> dict[int, NDArray[np.float64]]:
+    """The sums of tensors of which something is estimated."""
+    return {index: sums for index, sums in totals.items() if sums.size > N_OWN}
+
+
+def _n_rounded(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> int:
+    """Weights that the output's type does not hold exactly."""
+    if outtype.name == "F32":
+        return 0
+    return int(np.count_nonzero(dequantize(encoded, outtype) != estimate))
+
+
 def _rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> float:
     """The sum of the square errors that the output's type adds; F16 and F32 add next to nothing."""
     if outtype.name in ("F16", "F32"):
@@ -441,26 +490,30 @@ def _rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> 
 
 
 def _result(
-    plan: MergePlan, seconds: float, tallies: dict[int, NDArray[np.float64]]
+    plan: MergePlan,
+    seconds: float,
+    tallies: dict[int, NDArray[np.float64]],
+    warnings: Sequence[str],
 ) -> MergeResult:
     """Turn the sums into what people read."""
     sees_conflicts = estimator(plan.method).SEES_CONFLICTS
     results: list[TensorResult] = []
-    warnings: list[str] = []
+    warnings = [*warnings, *warnings_of(plan, tallies)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
     for index, tensor in enumerate(plan.tensors):
         sums = tallies.get(index)
-        if sums is None:
-            results.append(TensorResult(tensor, None, None))
+        n_rounded = 0 if sums is None else int(sums[ROUNDED])
+        if sums is None or sums.size == N_OWN:
+            results.append(TensorResult(tensor, None, None, n_rounded))
             continue
-        if sums[1]:
+        if sums[BROKEN]:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[1]):,} weights only"
-                " the other inputs were taken"
+                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[BROKEN]):,} weights"
+                " only the other inputs were taken"
             )
-        n_exact, tally = n_exact + int(sums[0]), sums[_N_OWN:]
+        n_exact, tally = n_exact + int(sums[CERTAIN]), sums[N_OWN:]
         n_weights = tensor.n_weights
         merged = tensor.action == "merge"
         n_merged += n_weights * merged
@@ -473,7 +526,8 @@ def _result(
         # An input that took no part here says at best what the finest one says.
         alone += [of_source.get(twin, max(of_source.values())) for twin in tensor.twins]
         conflicts = float(tally[1] / n_weights) if sees_conflicts and merged else None
-        results.append(TensorResult(tensor, math.sqrt(max(tally[0], 0) / n_weights), conflicts))
+        rmse = math.sqrt(max(tally[0], 0) / n_weights)
+        results.append(TensorResult(tensor, rmse, conflicts, n_rounded))
     best = float(alone.min())
     return MergeResult(
         plan=plan,

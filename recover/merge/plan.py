@@ -32,6 +32,7 @@ from recover.matching import (
     select_tensors,
     typical_error,
 )
+from recover.merge.exact import unquantized_warnings
 from recover.precision import fit_of, source_precision
 from recover.provenance import searched_tensors, witness_of
 from recover.quants import (
@@ -49,6 +50,8 @@ SNAPS = ("auto", "none", "bf16", "f16")
 _FINE_ALONE = 6e-3
 # Where the finest input's is larger, hardly a cell is so narrow that it holds one BF16 number.
 _TOO_COARSE = 1e-4
+# Of the weights that would be certain, how many must be able to show that they had another format.
+_LEAST_EVIDENCE = 0.25
 
 # Keys of the first input that would be wrong in the output.
 _DROPPED_PREFIXES = (IMATRIX_PREFIX, "recover.", PREFIX)
@@ -166,6 +169,9 @@ class MergePlan:
     undecided : frozenset of str
         Tensors whose weights were, or may have been, stored in another format than `source_format`:
         none is set to its numbers.
+    decides : bool
+        Whether bounds are so narrow that they would show where weights had another format: then
+        those that hold a single number of it prove a weight.
     """
 
     models: tuple[Model, ...]
@@ -183,6 +189,7 @@ class MergePlan:
     densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]] | None = None
     later_parts: tuple[FilePlan, ...] = ()
     undecided: frozenset[str] = frozenset()
+    decides: bool = True
 
     @property
     def parts(self) -> tuple[FilePlan, ...]:
@@ -204,8 +211,12 @@ class MergePlan:
 
         That is where all are rounded, and where cells may be so narrow that they hold one number.
         """
+        return 0 if tensor.name in self.undecided else self.evidence_bits(tensor)
+
+    def evidence_bits(self, tensor: TensorPlan) -> int:
+        """As `significand_bits`, where weights could be set if they were not undecided."""
         finest = self.models[tensor.sources[0]].tensors[tensor.name]
-        if is_original(finest) or tensor.name in self.undecided:
+        if is_original(finest):
             return 0
         if not (self.snaps or self.may_decide(tensor)):
             return 0
@@ -215,7 +226,7 @@ class MergePlan:
         """Whether cells may be so narrow that they hold a single number of the source's format."""
         finest = self.models[tensor.sources[0]].tensors[tensor.name].type
         quantized = isinstance(finest, ScalarType) and typical_error(finest) < _TOO_COARSE
-        return quantized and self.method == DEFAULT_METHOD
+        return quantized and self.method == DEFAULT_METHOD and self.decides
 
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
         """Input `source` as a witness on a tensor."""
@@ -378,6 +389,7 @@ def plan_merge(
     ]
     drafts = [_draft(name, models, method, type_by_name(outtype), warnings) for name in names]
     plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
+    warnings += unquantized_warnings(models, plan.tensors)
     if split_max_size is not None:
         for part in plan.parts:
             check_output_path(part.path, parts)
@@ -419,6 +431,9 @@ def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) ->
         for each in plan.tensors
         if each.action != "copy" and plan.significand_bits(each)
     }
+    evidence = sum(fit.expected for fit in fits.values())
+    n_single = sum(fit.n_single for fit in fits.values())
+    plan = replace(plan, decides=evidence >= _LEAST_EVIDENCE * n_single)
     wrong = [name for name, fit in fits.items() if fit.is_contradicted]
     if not wrong:
         return plan
@@ -548,7 +563,7 @@ def _draft(
         if originals or method == "best":
             distinct = (originals or distinct)[:1]
         action = "merge" if len(distinct) > 1 else "convert"
-        if originals and outtype is tensors[distinct[0]].type:
+        if len(distinct) == 1 and outtype is tensors[distinct[0]].type:
             action = "copy"
     return _Draft(
         name,
