@@ -63,7 +63,7 @@ def _is_exact(tensor: Tensor) -> bool:
 
 
 def unquantized_warnings(models: Sequence[Model], tensors: Sequence["TensorPlan"]) -> list[str]:
-    """Inputs whose matrices are not quantized, so that the others add nothing to them.
+    """Inputs that are not quantized, so that the others add nothing to their tensors.
 
     Parameters
     ----------
@@ -75,32 +75,26 @@ def unquantized_warnings(models: Sequence[Model], tensors: Sequence["TensorPlan"
     Returns
     -------
     list of str
-        A line for each such input.
+        A line for each input most of whose weights in matrices are taken as floats.
     """
     matrices = [tensor for tensor in tensors if sum(dim > 1 for dim in tensor.dims) > 1]
-    taken: dict[int, list[str]] = {}
-    for tensor in matrices:
-        (source, *others), name = tensor.sources, tensor.name
-        is_float = isinstance(models[source].tensors[name].type, FloatType)
-        if is_float and not others and any(twin != source for twin in _others(tensor, source)):
-            taken.setdefault(source, []).append(quoted(name))
+    n_weights = sum(tensor.n_weights for tensor in matrices)
     lines = []
-    for source, names in taken.items():
-        path = printable(models[source].path)
-        if len(names) == len(matrices):
-            lines.append(
-                f"{path} is not quantized: its tensors are taken as they are, the others add"
-                " nothing"
-            )
-        else:
-            lines.append(
-                f"{path} holds {some(names)} unquantized: they are taken as they are, the others"
-                " add nothing to them"
-            )
+    for source, model in enumerate(models):
+        taken = [tensor for tensor in matrices if _is_taken_alone(tensor, source, model)]
+        if 2 * sum(tensor.n_weights for tensor in taken) <= n_weights:
+            continue
+        path, which = printable(model.path), "its tensors"
+        if len(taken) < len(matrices):
+            which = some([quoted(tensor.name) for tensor in taken])
+        lines.append(
+            f"{path} is not quantized: {which} are taken as they are, the others add nothing"
+        )
     return lines
 
 
-def _others(tensor: "TensorPlan", source: int) -> list[int]:
-    """For each input but one, the first input with the same bytes."""
-    same = tensor.twins[source]
-    return [source if twin == same else twin for twin in tensor.twins]
+def _is_taken_alone(tensor: "TensorPlan", source: int, model: Model) -> bool:
+    """Whether an input's floats are taken, while another input has something else."""
+    is_float = isinstance(model.tensors[tensor.name].type, FloatType)
+    is_alone = len(set(tensor.twins)) > 1 and tensor.sources == (source,)
+    return is_float and is_alone
