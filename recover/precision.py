@@ -23,9 +23,17 @@ import numpy as np
 
 from recover.bounds.intervals import Intervals
 from recover.gguf.reader import Model, Tensor
-from recover.lattice import SIGNIFICAND_BITS, count_without
+from recover.lattice import SIGNIFICAND_BITS, count_scales, count_without
 from recover.provenance import has_cells, sample_blocks
-from recover.quants import F32Array, ScalarType, dequantize, quantize, type_by_name
+from recover.quants import (
+    F32Array,
+    ScalarType,
+    TensorType,
+    U8Array,
+    dequantize,
+    quantize,
+    type_by_name,
+)
 
 _FEWEST = 32  # different numbers that norms must have to prove something
 _ADDING_ONE = ("gemma", "nemotron", "qwen3next")
@@ -39,7 +47,9 @@ _FROM_A_WEIGHT = {
     "Q4_1": (2, 1),
     "Q5_1": (2, 1),
 }
-_SMALLEST_NORMAL_F16 = 2.0**-14
+UNEXPLAINED = 7 / 8
+"""Share of the scales that come from other weights, and that no bf16 number explains."""
+_BLOCK = 32  # weights of each of these types' blocks
 _ENOUGH_SCALES = 16  # by chance, 16 fit in one case of 10**14
 # Weights whose cells are looked at: so many runs, evenly spaced, of so many.
 _N_RUNS, _RUN = 8, 4096
@@ -113,12 +123,19 @@ class Fit:
     n_bounded, n_without : int
         Weights of a sample whose cells have an intersection, and those whose holds no number of the
         format.
+    n_single : int
+        Weights of the sample whose cells' intersection holds a single number.
+    expected : float
+        How many of the sample's intersections, and of the scales that come from its weights, would
+        contradict the format, on average, if the weights had nothing to do with it.
     """
 
     n_scales: int
     n_scales_fitting: int
     n_bounded: int
     n_without: int
+    n_single: int
+    expected: float
 
     @property
     def is_contradicted(self) -> bool:
@@ -157,35 +174,46 @@ def fit_of(name: str, models: Sequence[Model], format_name: str, intervals: Inte
     ]
     counts = [_scales(tensor) for tensor in confining if format_name == "bf16"]
     n_scales, n_fitting = np.sum([(0, 0), *counts], axis=0).tolist()
-    n_bounded, n_without = 0, 0
+    found = np.zeros(4)
     if confining:
         intervals.turn_to(confining)
         n_weights = confining[0].n_weights
         last = max(n_weights - _RUN, 0) // _RUN * _RUN
         for start in np.unique(np.linspace(0, last, _N_RUNS).astype(np.int64) // _RUN * _RUN):
             bounds = intervals.bound(int(start), min(int(start) + _RUN, n_weights))
-            found = count_without(*bounds, SIGNIFICAND_BITS[format_name])
-            n_bounded, n_without = n_bounded + found[0], n_without + found[1]
-    return Fit(n_scales, n_fitting, n_bounded, n_without)
+            found += count_without(*bounds, SIGNIFICAND_BITS[format_name])
+    n_bounded, n_without, expected, n_single = found.tolist()
+    if n_scales:
+        expected += UNEXPLAINED * n_bounded / _BLOCK
+    return Fit(n_scales, n_fitting, int(n_bounded), int(n_without), int(n_single), expected)
 
 
 def _scales(tensor: Tensor) -> tuple[int, int]:
     """Scales that come from one weight each, of a sample of blocks, and those that fit bf16."""
-    if tensor.type.name not in _FROM_A_WEIGHT:
-        return 0, 0
-    at, divisor = _FROM_A_WEIGHT[tensor.type.name]
     blocks = sample_blocks(tensor.raw, tensor.type.type_size)
-    stored = np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0].astype(np.float32)
-    stored = stored[np.isfinite(stored) & (np.abs(stored) >= _SMALLEST_NORMAL_F16)]
-    # The BF16 number nearest to the weight, and its neighbours.
-    bits = (stored * np.float32(divisor)).view(np.uint32)
-    nearest = (bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
-    fits = np.full(stored.size, False)
-    for step in (-0x10000, 0, 0x10000):
-        number = (nearest + np.uint32(step & 0xFFFFFFFF)).view(np.float32)
-        with np.errstate(over="ignore"):
-            fits |= (number / np.float32(divisor)).astype(np.float16) == stored
-    return stored.size, int(np.count_nonzero(fits))
+    n_scales, n_without = scales_without_bf16(blocks.reshape(-1), tensor.type)
+    return n_scales, n_scales - n_without
+
+
+def scales_without_bf16(raw: U8Array, kind: TensorType) -> tuple[int, int]:
+    """Scales that come from one weight each, and those that no bf16 weight explains.
+
+    Parameters
+    ----------
+    raw : uint8 (n_bytes,)
+        Whole blocks, whose codes confine the weights.
+    kind : TensorType
+        Their type; of most types no scale comes from one weight.
+
+    Returns
+    -------
+    tuple of int
+        By chance, one scale in eight is explained.
+    """
+    if kind.name not in _FROM_A_WEIGHT:
+        return 0, 0
+    at, divisor = _FROM_A_WEIGHT[kind.name]
+    return count_scales(raw, kind.type_size, at, float(divisor))
 
 
 def source_of_file(model: Model) -> SourcePrecision:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.lattice import SIGNIFICAND_BITS, snap
+from recover.lattice import SIGNIFICAND_BITS, count_scales, count_without, snap
+from recover.quants import quantize, type_by_name
 
 FORMATS = {"bf16": ml_dtypes.bfloat16, "f16": np.float16}
 N = 50_000
@@ -28,7 +29,10 @@ def draw(
 def test_single_numbers_are_found(name: str, rng: np.random.Generator) -> None:
     truth, lower, upper, out = draw(name, rng)
     before, deviation = out.copy(), np.ones(N, np.float32)
-    n_certain, change = snap(lower, upper, SIGNIFICAND_BITS[name], False, out, deviation)
+    n_certain, change, n_without, _ = snap(
+        lower, upper, SIGNIFICAND_BITS[name], True, False, out, deviation
+    )
+    assert n_without == 0
     certain = deviation == 0
     stored = truth.astype(FORMATS[name])
     above = np.nextafter(stored, np.array(np.inf, stored.dtype)).astype(np.float32)
@@ -49,7 +53,7 @@ def test_single_numbers_are_found(name: str, rng: np.random.Generator) -> None:
 def test_all_are_rounded_within_their_bounds(name: str, rng: np.random.Generator) -> None:
     truth, lower, upper, out = draw(name, rng)
     nearest = out.astype(FORMATS[name]).astype(np.float32)
-    snap(lower, upper, SIGNIFICAND_BITS[name], True, out, np.ones(N, np.float32))
+    snap(lower, upper, SIGNIFICAND_BITS[name], False, True, out, np.ones(N, np.float32))
     normal = np.abs(truth) > 2.0**-12
     assert np.all((lower <= out) & (out <= upper) | ~normal)
     np.testing.assert_array_equal(out[normal], out[normal].astype(FORMATS[name]).astype(np.float32))
@@ -61,6 +65,38 @@ def test_all_are_rounded_within_their_bounds(name: str, rng: np.random.Generator
 def test_contradictions_prove_nothing() -> None:
     lower, upper = np.float32([1.1, -np.inf, np.nan]), np.float32([1.0, 1.0, np.nan])
     out, deviation = np.float32([1.05, 0.3, 0.7]), np.ones(3, np.float32)
-    assert snap(lower, upper, 8, False, out, deviation) == (0, 0.0)
+    assert snap(lower, upper, 8, True, False, out, deviation) == (0, 0.0, 0, 0.0)
     np.testing.assert_array_equal(deviation, 1)
     np.testing.assert_array_equal(out, np.float32([1.05, 0.3, 0.7]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_intervals_without_a_number_are_counted(name: str, rng: np.random.Generator) -> None:
+    """As often as is expected of intervals that lie anywhere; against a plain search."""
+    middle = rng.uniform(0.01, 1, N).astype(np.float32) * rng.choice(np.float32([-1, 1]), N)
+    width = np.abs(middle) * np.float32(2) ** -rng.integers(6, 14, N).astype(np.float32)
+    lower, upper = middle - width / 2, middle + width / 2
+    nearest = middle.astype(FORMATS[name])
+    far = [np.nextafter(nearest, np.array(x, nearest.dtype)) for x in (-np.inf, np.inf)]
+    candidates = np.stack([each.astype(np.float32) for each in (nearest, *far)])
+    n_inside = np.count_nonzero((lower <= candidates) & (candidates <= upper), axis=0)
+    bits, expected = SIGNIFICAND_BITS[name], np.count_nonzero(n_inside == 0)
+    n_bounded, n_without, chance, n_single = count_without(lower, upper, bits)
+    assert (n_bounded, n_without) == (N, expected)
+    assert n_single == np.count_nonzero(n_inside == 1)
+    assert chance == pytest.approx(expected, rel=0.05)
+    found = snap(lower, upper, bits, True, False, middle.copy(), np.ones(N, np.float32))
+    assert (found[0], found[2:]) == (n_single, (n_without, chance))
+
+
+@pytest.mark.parametrize(("kind", "at", "divisor"), [("Q8_0", 0, 127), ("Q4_0", 0, -8)])
+def test_scales_of_other_weights_are_counted(
+    kind: str, at: int, divisor: float, rng: np.random.Generator
+) -> None:
+    x = rng.standard_normal((64, 256), np.float32)
+    stored_as = type_by_name(kind)
+    rounded = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    raw = quantize(rounded, stored_as)
+    assert count_scales(raw, stored_as.type_size, at, divisor) == (x.size // 32, 0)
+    _, n_foreign = count_scales(quantize(x, stored_as), stored_as.type_size, at, divisor)
+    assert n_foreign == pytest.approx(x.size / 32 * 7 / 8, rel=0.1)

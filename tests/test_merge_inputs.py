@@ -253,15 +253,16 @@ class TestFloatInputs:
         mixed = make("Q5_K", {UP: stored("F16", truth[UP])})
         result = merge([make("Q4_K"), mixed], tmp_path / "out.gguf")
         assert [each.plan.action for each in result.tensors] == ["merge", "copy", "copy"]
-        assert not result.plan.warnings
+        assert not any("disagree" in each for each in result.plan.warnings)
         weights = read_weights(tmp_path / "out.gguf")[UP]
         np.testing.assert_array_equal(weights, truth[UP].astype(np.float16))
 
-    def test_single_precision_next_to_quantized_is_copied_without_a_warning(
+    def test_single_precision_next_to_quantized_is_copied(
         self, make: Make, tmp_path: Path, truth: dict[str, F32Array]
     ) -> None:
         result = merge([make("Q4_K"), make("F32")], tmp_path / "out.gguf")
-        assert not result.plan.warnings
+        (warning,) = result.plan.warnings
+        assert "F32.gguf is not quantized: its tensors are taken as they are" in warning
         for name, weights in read_weights(tmp_path / "out.gguf").items():
             np.testing.assert_array_equal(weights, truth[name])
 

@@ -151,7 +151,96 @@ def test_files_that_do_not_fit(make: Callable[..., Path], truth: F32Array, tmp_p
     assert verify(model, [more]).inputs[0].n_missing == 1
 
 
+class TestFindings:
+    """The last line says no more than what was checked."""
+
+    def test_all_weights(self, make: Callable[..., Path]) -> None:
+        result = verify(make("F16"), [make("Q4_K"), make("Q5_K")])
+        assert result.findings() == ["every weight lies in the cells of every input"]
+
+    def test_a_share_of_them(self, truth: F32Array, tmp_path: Path) -> None:
+        holed = truth.copy()
+        holed[3, :256] = 0  # a superblock without a scale has no cells
+        paths = [
+            write_gguf(tmp_path / f"{kind}.gguf", {UP: stored(kind, holed)})
+            for kind in ("F32", "Q4_K")
+        ]
+        result = verify(paths[0], paths[1:])
+        assert result.is_consistent
+        share = f"{100 * (1 - 256 / truth.size):.2f}"[:-1]
+        (line,) = result.findings()
+        assert line.startswith(f"the weights that have bounds ({share}")
+        assert "every" not in line
+
+    def test_nearly_all_is_not_all(self, rng: np.random.Generator, tmp_path: Path) -> None:
+        large = rng.standard_normal((800, 1024), np.float32)
+        large[0, :32] = 0
+        paths = [
+            write_gguf(tmp_path / f"{kind}.gguf", {UP: stored(kind, large)})
+            for kind in ("F32", "Q8_0")
+        ]
+        (line,) = verify(paths[0], paths[1:]).findings()
+        assert "(99.99% in " in line
+
+    @pytest.mark.parametrize("kind", ["IQ2_S", "IQ3_XXS", "TQ1_0"])
+    def test_types_without_cells(self, make: Callable[..., Path], kind: str) -> None:
+        result = verify(make("F32"), [make(kind)])
+        assert not result.is_consistent
+        assert f"({kind}) give no weight bounds" in result.findings()[0]
+        assert result.findings()[-1] == "nothing could be checked"
+        both = verify(make("F32"), [make(kind), make("Q4_K")])
+        assert both.is_consistent
+        assert "every" not in both.findings()[-1]
+
+    def test_swapped_arguments(self, make: Callable[..., Path]) -> None:
+        result = verify(make("Q4_K"), [make("F16")])
+        assert not result.is_consistent
+        swapped = [line for line in result.findings() if "swapped?" in line]
+        assert len(swapped) == 2
+        assert result.findings()[-1] == "nothing could be checked"
+
+    def test_a_quantized_model(self, make: Callable[..., Path]) -> None:
+        result = verify(make("Q8_0"), [make("Q4_K")])
+        assert result.is_consistent
+        assert "is quantized (Q8_0)" in result.findings()[0]
+        assert "every weight lies" not in result.findings()[-1]
+
+    def test_tensors_that_one_side_has(self, truth: F32Array, tmp_path: Path) -> None:
+        ours = {UP: stored("F32", truth), "mine.weight": stored("F32", truth)}
+        theirs = {UP: stored("Q4_K", truth), "yours.weight": stored("Q4_K", truth)}
+        table = {"table": stored("I32", np.zeros((2, 32)))}
+        model = write_gguf(tmp_path / "model.gguf", ours | table)
+        other = write_gguf(tmp_path / "other.gguf", theirs | table)
+        result = verify(model, [other])
+        assert result.is_consistent
+        assert result.findings()[:2] == [
+            f"only {other} has 'yours.weight': not compared",
+            f"only {model} has 'mine.weight': not compared",
+        ]
+        assert "every" not in result.findings()[-1]
+        document = result.to_json()
+        assert document["inputs"][0]["only_input"] == ["yours.weight"]
+        assert document["inputs"][0]["only_model"] == ["mine.weight"]
+
+    def test_norms_are_no_check(self, truth: F32Array, tmp_path: Path) -> None:
+        norm = {NORM: Stored("F32", np.linspace(0.5, 1.5, 512, dtype=np.float32))}
+        model = write_gguf(tmp_path / "model.gguf", norm | {"a.weight": stored("F32", truth)})
+        other = write_gguf(tmp_path / "other.gguf", norm | {"b.weight": stored("Q4_K", truth)})
+        result = verify(model, [other])
+        assert (result.is_checked, result.is_consistent) == (False, False)
+
+
 class TestCommand:
+    def test_status_of_nothing(
+        self, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model, other = str(make("F32")), str(make("IQ2_S"))
+        assert main(["verify", model, other]) == 1
+        assert capsys.readouterr().out.splitlines()[-1] == "nothing could be checked"
+        assert main(["verify", model, other, "--json"]) == 1
+        document = json.loads(capsys.readouterr().out)
+        assert (document["checked"], document["consistent"]) == (False, False)
+
     def test_table_and_status(
         self, make: Callable[..., Path], truth: F32Array, capsys: pytest.CaptureFixture[str]
     ) -> None:

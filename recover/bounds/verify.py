@@ -17,9 +17,11 @@ from recover.provenance import uses_imatrix
 from recover.quants import (
     TILE,
     F32Array,
+    FloatType,
     OpaqueType,
     ScalarType,
     quantize,
+    type_by_name,
 )
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
@@ -59,6 +61,11 @@ class TensorCheck:
     n_blocks: int
     n_reproduced: int
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the input stores codes."""
+        return not isinstance(type_by_name(self.type), FloatType)
+
 
 @dataclass(frozen=True)
 class InputCheck:
@@ -73,14 +80,39 @@ class InputCheck:
         back.
     tensors : tuple of TensorCheck
         Those that both have.
-    n_missing : int
-        Tensors of the input that the model lacks.
+    only_input, only_model : tuple of str
+        Tensors that only one of the two has, or that only one stores as weights.
+    is_quantized : bool
+        Whether the input holds quantized tensors.
     """
 
     path: str
     imatrix: bool
     tensors: tuple[TensorCheck, ...]
-    n_missing: int
+    only_input: tuple[str, ...]
+    only_model: tuple[str, ...]
+    is_quantized: bool
+
+    @property
+    def n_missing(self) -> int:
+        """Tensors of the input that the model lacks."""
+        return len(self.only_input)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether any of the weights had bounds that a quantization proves."""
+        return any(tensor.n_bounded for tensor in self.tensors if tensor.is_quantized)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every weight of both had a bound."""
+        is_bounded = self.total("n_bounded") == self.total("n_weights")
+        return is_bounded and not self.only_input and not self.only_model
+
+    @property
+    def bounded_share(self) -> str:
+        """The share of the weights that had bounds, for people: of less than all, never 100%."""
+        return f"{self.total('n_bounded') * 10_000 // self.total('n_weights') / 100:.2f}%"
 
     def total(self, figure: str) -> int:
         """Sum of an integer attribute over the tensors."""
@@ -107,6 +139,10 @@ class InputCheck:
             "largest_excess": self.largest_excess,
             "reproduced_fraction": self.reproduced_fraction,
             "n_missing_tensors": self.n_missing,
+            "only_input": list(self.only_input),
+            "only_model": list(self.only_model),
+            "quantized": self.is_quantized,
+            "checked": self.is_checked,
             "tensors": [
                 {
                     "name": tensor.name,
@@ -129,21 +165,91 @@ class VerifyResult:
         Its path.
     inputs : tuple of InputCheck
         In the order given.
+    quantized_as : tuple of str
+        Types of the model's quantized tensors; none, if it is what it should be.
     """
 
     model: str
     inputs: tuple[InputCheck, ...]
+    quantized_as: tuple[str, ...] = ()
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether any of the weights had bounds that a quantization proves."""
+        return any(each.is_checked for each in self.inputs)
 
     @property
     def is_consistent(self) -> bool:
-        """Whether no weight lies outside what an input proves."""
-        return not any(each.total("n_outside") for each in self.inputs)
+        """Whether something was checked, and no weight lies outside what an input proves."""
+        return self.is_checked and not any(each.total("n_outside") for each in self.inputs)
+
+    def findings(self) -> list[str]:
+        """What is to be said of the files besides the figures, a line each."""
+        return [*self._called_out(), *self._unmatched(), self._verdict()]
+
+    def _called_out(self) -> list[str]:
+        lines = []
+        model = printable(self.model)
+        if self.quantized_as:
+            lines.append(
+                f"{model}, the MODEL, is quantized ({', '.join(self.quantized_as)}): were the"
+                " arguments swapped? What its codes may stand for was compared, not single weights"
+            )
+        for each in self.inputs:
+            if not each.is_quantized:
+                lines.append(
+                    f"{printable(each.path)}, an INPUT, is not quantized, so that there are no"
+                    " cells: were the arguments swapped?"
+                )
+            elif not each.is_checked:
+                types = sorted({tensor.type for tensor in each.tensors if tensor.is_quantized})
+                lines.append(
+                    f"{printable(each.path)}: its codes ({', '.join(types) or 'none in common'})"
+                    " give no weight bounds, so that nothing could be checked"
+                )
+        return lines
+
+    def _unmatched(self) -> list[str]:
+        lines = []
+        for each in self.inputs:
+            for names, path in ((each.only_input, each.path), (each.only_model, self.model)):
+                if names:
+                    lines.append(
+                        f"only {printable(path)} has {some([quoted(name) for name in names])}:"
+                        " not compared"
+                    )
+        return list(dict.fromkeys(lines))
+
+    def _verdict(self) -> str:
+        """One sentence that says no more than what was looked at."""
+        if not self.is_checked:
+            return "nothing could be checked"
+        n_outside = sum(each.total("n_outside") for each in self.inputs)
+        shares = ", ".join(
+            f"{each.bounded_share} in {printable(each.path)}" for each in self.inputs
+        )
+        if n_outside:
+            return (
+                f"weights lie outside the cells of an input: {n_outside:,}; of all weights had"
+                f" bounds {shares}"
+            )
+        lie = "may lie" if self.quantized_as else "lie"
+        if all(each.is_whole for each in self.inputs):
+            verb = lie if self.quantized_as else "lies"
+            return f"every weight {verb} in the cells of every input"
+        return (
+            f"the weights that have bounds ({shares}) {lie} within them; of the others nothing is"
+            " known"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover verify --json`` prints."""
         return {
             "model": self.model,
             "consistent": self.is_consistent,
+            "checked": self.is_checked,
+            "quantized_as": list(self.quantized_as),
+            "findings": self.findings(),
             "inputs": [each.to_json() for each in self.inputs],
         }
 
@@ -185,7 +291,15 @@ def verify_model(
     sizes = [check.pairs[pair][0].n_weights for check, pair in jobs]
     workers = [_Worker(jobs) for _ in range(n_threads or available_cores())]
     for_each_tile(sizes, [worker.work for worker in workers], progress)
-    return VerifyResult(str(checked.path), tuple(check.result() for check in checks))
+    results = tuple(check.result() for check in checks)
+    return VerifyResult(str(checked.path), results, _quantized_types(checked))
+
+
+def _quantized_types(model: Model) -> tuple[str, ...]:
+    kinds = {tensor.type for tensor in model.tensors.values()}
+    return tuple(
+        sorted(kind.name for kind in kinds if not isinstance(kind, FloatType | OpaqueType))
+    )
 
 
 class _Check:
@@ -195,7 +309,15 @@ class _Check:
         self.other = other
         self.pairs = _pairs(model, other)
         self.figures = [np.zeros((n_tiles(ours.n_weights), _N_FIGURES)) for ours, _ in self.pairs]
-        self.n_missing = len(other.tensors) - len(self.pairs)
+        common = {ours.name for ours, _ in self.pairs}
+        self.only_input, self.only_model = (
+            tuple(
+                name
+                for name, tensor in each.tensors.items()
+                if name not in common and not _is_opaque_in_both(name, model, other)
+            )
+            for each in (other, model)
+        )
 
     def result(self) -> InputCheck:
         tensors = []
@@ -214,7 +336,18 @@ class _Check:
                 )
             )
         path, imatrix = str(self.other.path), uses_imatrix(self.other)
-        return InputCheck(path, imatrix, tuple(tensors), self.n_missing)
+        is_quantized = bool(_quantized_types(self.other))
+        return InputCheck(
+            path, imatrix, tuple(tensors), self.only_input, self.only_model, is_quantized
+        )
+
+
+def _is_opaque_in_both(name: str, model: Model, other: Model) -> bool:
+    """Whether both hold no weights under a name: there is nothing to compare."""
+    return all(
+        name in each.tensors and isinstance(each.tensors[name].type, OpaqueType)
+        for each in (model, other)
+    )
 
 
 def _pairs(model: Model, other: Model) -> list[tuple[Tensor, Tensor]]:

@@ -185,10 +185,13 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
         remark = "" if ratio < _NO_GAIN else ", so nothing is gained"
         print(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
     elif all(tensor.expected_rmse is None for tensor in result.tensors):
-        print("nothing to estimate: of every tensor an input is unquantized, or its original found")
+        print("nothing to estimate: every tensor is copied, or known exactly")
     if result.n_exact:
         what = f"{result.n_exact:,} weights ({result.n_exact / result.n_weights:.2%})"
         print(f"certain: {what} are the only {plan.source_format} number within their bounds")
+    if n_rounded := sum(tensor.n_rounded for tensor in result.tensors):
+        share = n_rounded / sum(t.plan.n_weights for t in result.tensors if t.n_rounded)
+        print(f"rounded: {n_rounded:,} weights ({share:.2%}) that a single input gives")
     if result.conflict_fraction:
         print(f"conflicts: the inputs contradict each other on {result.conflict_fraction:.2%}")
     print_written(plan.output, plan.n_bytes, result.n_weights, result.seconds, len(plan.parts))

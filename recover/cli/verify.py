@@ -53,13 +53,8 @@ def _print(result: "VerifyResult", *, verbose: bool) -> None:
         if shown:
             columns = ("tensor:", "type:", *figures)
             print_table(check.path, columns, [_row(tensor) for tensor in shown])
-        if check.n_missing:
-            print(f"{check.path}: {check.n_missing} tensors were not compared")
-    print(
-        "every weight lies in the cells of every input"
-        if result.is_consistent
-        else "weights lie outside the cells of an input"
-    )
+    for line in result.findings():
+        print(line)
 
 
 def _row(tensor: "TensorCheck") -> tuple[str, ...]:

@@ -138,9 +138,10 @@ class Decider:
                 outtype = type_by_name("F32")
             if originals := [i for i in distinct if is_original(tensors[i])]:
                 sources = originals[:1]
-                action = "copy" if outtype is tensors[sources[0]].type else "convert"
             elif len(distinct) > 1 and self._method != "best":
                 sources, action = distinct, "merge"
+            if len(sources) == 1 and outtype is tensors[sources[0]].type:
+                action = "copy"
             compared = [i for i in distinct if i not in sources]
         if isinstance(finest.type, OpaqueType):
             compared = []

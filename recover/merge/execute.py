@@ -5,22 +5,26 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recover.bounds.plan import confines
-from recover.cells import intersect_cells
 from recover.claims import find_claims
 from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
 from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile, OutputFiles
-from recover.inputs.relations import explained_by_rounding, find_relations
-from recover.lattice import snap
+from recover.merge.certain import (
+    Snapper,
+    find_withdrawal,
+    to_estimate_again,
+    without_certainty,
+)
+from recover.merge.checks import check_conflicts, check_relations, warn_of_conflicts
 from recover.merge.compare import (
     Comparison,
     compare,
@@ -28,9 +32,11 @@ from recover.merge.compare import (
     count_unlike_inputs,
     step_for,
 )
+from recover.merge.exact import warnings_of
+from recover.merge.finite import n_not_finite
 from recover.merge.plan import MergePlan, TensorPlan
-from recover.merge.redundant import sentence
 from recover.merge.resume import Sums, Tell, Unfinished
+from recover.merge.sums import BROKEN, CERTAIN, CONFLICTS, N_OWN, NOT_FINITE, ROUNDED, UNLIKE
 from recover.quants import (
     GROUP,
     TILE,
@@ -44,24 +50,27 @@ from recover.quants import (
 )
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
-# Quantizations of one original contradict each other on no weight at all.
-_TOLERATED_CONFLICTS = 1e-5
-_TOLERATED_WEIGHTS = 2
-_N_LOOKED_AT = 6  # tensors that tell how the inputs belong together
-# Sums of the merge itself that precede those of the estimator: the weights that are certain, the
-# groups of 16 of which an input has no finite values, the weights on which inputs contradict each
-# other, and those in superblocks of which they say unrelated things.
-_CERTAIN, _BROKEN, _CONFLICTS, _UNLIKE = range(4)
-_N_OWN = 4
+_FLOAT32_ROUNDING, _SMALLEST_NORMAL = np.float32(2.0**-24), np.float32(2.0**-126)
 
 
 @dataclass(frozen=True)
 class TensorResult:
-    """What a merge expects of one tensor; None where it makes no claim."""
+    """What a merge expects of one tensor; None where it makes no claim.
+
+    Attributes
+    ----------
+    plan : TensorPlan
+        What was done.
+    expected_rmse, conflict_fraction : float or None
+        The error to expect, and the share of weights on which the inputs contradict each other.
+    n_rounded : int
+        Weights of a single input that the output's type does not hold exactly.
+    """
 
     plan: TensorPlan
     expected_rmse: float | None
     conflict_fraction: float | None
+    n_rounded: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,8 @@ class MergeResult:
             "weights_per_second": self.n_weights / self.seconds,
             "expected_mse_ratio": self.expected_mse_ratio,
             "conflict_fraction": self.conflict_fraction,
+            "n_certain": self.n_exact,
+            "warnings": [*self.plan.warnings, *self.warnings],
             "tensors": [
                 {
                     "name": tensor.plan.name,
@@ -119,6 +130,7 @@ class MergeResult:
                     "types": list(tensor.plan.types),
                     "expected_rmse": tensor.expected_rmse,
                     "conflict_fraction": tensor.conflict_fraction,
+                    "n_rounded": tensor.n_rounded,
                 }
                 for tensor in self.tensors
             ],
@@ -166,7 +178,7 @@ def execute_merge(
     """
     start = time.perf_counter()
     if not force:
-        _check_relations(plan)
+        check_relations(plan)
     with ExitStack() as stack:
         unfinished = stack.enter_context(Unfinished(plan, tell)) if resume else None
         before = 0.0 if unfinished is None else unfinished.seconds
@@ -182,10 +194,17 @@ def execute_merge(
         watch = _watch(plan, sum(sizes), progress, save_if_due)
         for_each_tile(sizes, [worker.work for worker in workers], watch)
         if not force:
-            _check_conflicts(plan, tallies.totals)
-        warnings = _warn_of_conflicts(plan, tallies.totals)
-    result = _result(plan, before + time.perf_counter() - start, tallies.totals)
-    return replace(result, warnings=(*warnings, *result.warnings))
+            check_conflicts(plan, tallies.totals)
+        warnings = warn_of_conflicts(plan, tallies.totals)
+        withdrawal = find_withdrawal(tallies.totals)
+        warnings += withdrawal.warnings(plan)
+        plan = without_certainty(plan, withdrawal)
+        if again := to_estimate_again(withdrawal, tallies.totals):
+            sizes = [t.n_weights if i in again else 0 for i, t in enumerate(plan.tensors)]
+            workers = [_Worker(plan, outputs, tallies) for _ in workers]
+            for_each_tile(sizes, [worker.work for worker in workers])
+    seconds = before + time.perf_counter() - start
+    return _result(plan, seconds, tallies.totals, warnings)
 
 
 def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
@@ -223,92 +242,10 @@ def _watch(
     return watch
 
 
-def _check_relations(plan: MergePlan) -> None:
-    """Refuse inputs that were not quantized from one original, as a look at some tensors tells.
-
-    All weights are compared while they are merged; this one saves the time.
-    """
-    for descent in plan.redundant:
-        raise PlanError(
-            f"{sentence(plan.models, descent)}, not from the original: it tells nothing new; leave"
-            " it out, or go on without it with --force"
-        )
-    merged = [tensor for tensor in plan.tensors if tensor.action == "merge"]
-    if not merged:
-        return
-    places = np.linspace(0, len(merged) - 1, min(len(merged), _N_LOOKED_AT)).astype(int)
-    descents = {merged[i].name: merged[i].descents for i in places}
-    for relation in find_relations(plan.models, descents):
-        pair = [printable(plan.models[i].path) for i in (relation.first, relation.second)]
-        if not relation.is_compatible:
-            named = [quoted(name) for name in relation.tensors]
-            raise PlanError(
-                f"{pair[1]} and {pair[0]} are not quantized from the same original"
-                f" ({relation.kind}): they contradict each other on {some(named)}; recover inspect"
-                " says how they differ, --force takes the finest input there"
-            )
-
-
-def _check_conflicts(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> None:
-    """Refuse inputs that cannot come from one original, rounded at most before it was quantized."""
-    found = _contradictions(plan, sums)
-    refused = [
-        each
-        for each in found
-        if each.share > _TOLERATED_CONFLICTS and each.n_weights > _TOLERATED_WEIGHTS
-    ]
-    if refused:
-        raise PlanError(
-            f"the inputs contradict each other on tensors {some([str(each) for each in refused])}:"
-            " they are not quantized from the same original, or by an unknown quantizer; recover"
-            " inspect says which and how they differ, --force takes the finest input there"
-        )
-
-
-def _warn_of_conflicts(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> list[str]:
-    """What people should know of contradictions that were no reason to refuse."""
-    return [
-        f"tensor {quoted(tensor.name)}: the inputs contradict each other on about"
-        f" {n_weights:,} of {tensor.n_weights:,} weights, so that a part of it is not from the same"
-        " original, or a file is damaged; recover inspect compares the files"
-        for tensor, n_weights in _contradictions(plan, sums)
-    ]
-
-
-class _Contradiction(NamedTuple):
-    """A tensor on which inputs contradict each other."""
-
-    tensor: TensorPlan
-    n_weights: int
-    """Weights with empty intersections of cells, or in superblocks that have nothing in common."""
-
-    @property
-    def share(self) -> float:
-        """Of the tensor's weights."""
-        return self.n_weights / self.tensor.n_weights
-
-    def __str__(self) -> str:
-        return f"{quoted(self.tensor.name)} ({100 * self.share:.3g}%)"
-
-
-def _contradictions(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> list[_Contradiction]:
-    """The tensors on which inputs contradict each other, but for rounding; the worst first."""
-    found = [
-        _Contradiction(plan.tensors[i], int(each[_CONFLICTS] + each[_UNLIKE]))
-        for i, each in sums.items()
-        if each[_CONFLICTS] or each[_UNLIKE]
-    ]
-    inputs = {each.tensor.name: (*each.tensor.sources, *each.tensor.compared) for each in found}
-    unlike = any(each[_UNLIKE] for each in sums.values())
-    if found and not unlike and explained_by_rounding(plan.models, inputs):
-        return []
-    return sorted(found, key=lambda each: -each.share)
-
-
 class _Tallies:
     """Sums per tensor, added up in the order of the tiles.
 
-    First `_N_OWN` of the merge itself, then those of the estimator (see `recover.estimators`).
+    First those of `recover.merge.sums`, then those of the estimator (see `recover.estimators`).
     So the figures do not depend on the threads; tiles are kept apart only while their tensor is
     worked on. `done` are the tensors that were complete before, with their sums.
     """
@@ -349,7 +286,7 @@ class _Worker:
         self._tallies = tallies
         self._estimate = np.empty(TILE, np.float32)
         self._deviation = np.empty(0 if plan.uncertainty is None else TILE, np.float32)
-        self._bounds = np.empty((2, 0), np.float32)
+        self._snapper = Snapper(plan)
         self._encoded = np.empty(TILE * 4, np.uint8)
         self._witnesses: list[Witness] = []
         self._buffer = EvidenceBuffer([])
@@ -362,8 +299,9 @@ class _Worker:
         output = self._outputs[self._tensor.part]
         position = self._tensor.position + self._outtype.n_bytes(tile.start)
         if self._tensor.action == "copy":
-            output.write_at(position, self._sources[0].part(tile.start, tile.end).data)
-            self._tallies.add(tile, self._compare(tile))
+            raw = self._sources[0].part(tile.start, tile.end)
+            output.write_at(position, raw.data)
+            self._tallies.add(tile, self._sums_of_copy(tile, raw))
             return
         estimate = self._estimate[: tile.end - tile.start]
         tally = self._fill(tile, estimate)
@@ -373,9 +311,13 @@ class _Worker:
         except QuantError:
             raise self._not_finite(tile, estimate) from None
         output.write_at(position, encoded.data)
-        if rounded := _rounded_away(estimate, encoded, self._outtype):
-            tally = _with_room(tally, _N_OWN + 2 + len(self._sources))
-            tally[_N_OWN] += rounded
+        rounded = _rounded_away(estimate, encoded, self._outtype)
+        if rounded or (tally is not None and tally.size > N_OWN):
+            tally = _with_room(tally, N_OWN + 2 + len(self._sources))
+            tally[N_OWN] += rounded
+        if self._is_decoded and (n_rounded := _n_rounded(estimate, encoded, self._outtype)):
+            tally = _with_room(tally, N_OWN)
+            tally[ROUNDED] += n_rounded
         if self._plan.uncertainty is not None:
             bf16 = type_by_name("BF16")
             deviations = quantize(self._deviation[: estimate.size], bf16)
@@ -390,16 +332,13 @@ class _Worker:
         models = [self._plan.models[source] for source in self._tensor.sources]
         self._sources = [model.tensors[self._tensor.name] for model in models]
         self._is_known = self._tensor.is_known
+        self._is_decoded = self._tensor.method == "best"
         self._comparison = self._comparison_of(self._tensor)
         if self._tensor.action == "copy" or self._is_known:
             return
         method = self._tensor.method
         self._estimator = estimator(method)
-        self._is_decoded = method == "best" and self._sources[0].scales is not None
-        self._significand_bits = self._plan.significand_bits(self._tensor)
-        if self._significand_bits and not self._bounds.size:
-            self._bounds = np.empty((2, TILE), np.float32)
-            self._deviation = np.empty(TILE, np.float32)
+        self._snapper.turn_to(self._tensor)
         witnesses = [self._plan.witness(self._tensor, source) for source in self._tensor.sources]
         self._claims = find_claims(tuple(witnesses), method, self._plan.estimate)
         if witnesses != self._witnesses:
@@ -412,32 +351,29 @@ class _Worker:
             self._sources[0].read(tile.start, tile.end, estimate)
             self._deviation[:n] = 0
             return self._compare(tile)
-        tally = np.zeros(_N_OWN + 2 + len(self._sources))
-        if (compared := self._compare(tile)) is not None:
-            tally[:_N_OWN] = compared
+        tally = _with_room(self._compare(tile), N_OWN + 2 + len(self._sources))
         evidence = self._buffer.read(self._sources, tile.start, tile.end)
-        tally[_BROKEN] = _n_broken(evidence)
+        tally[BROKEN] = _n_broken(evidence)
         request = Request(self._plan.estimate, self._deviation[:n])
-        self._estimator.estimate(evidence, estimate, tally[_N_OWN:], request)
-        self._claims.correct(tally[_N_OWN:], estimate, request.deviation)
+        self._estimator.estimate(evidence, estimate, tally[N_OWN:], request)
+        self._claims.correct(tally[N_OWN:], estimate, request.deviation)
         if self._tensor.action == "merge":
-            tally[_CONFLICTS] += self._n_conflicts(evidence, tally)
-            tally[_UNLIKE] += count_unlike_inputs(evidence)
+            tally[CONFLICTS] += self._n_conflicts(evidence, tally)
+            tally[UNLIKE] += count_unlike_inputs(evidence)
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._sources[0].read(tile.start, tile.end, estimate)
-        if self._significand_bits:
-            lower, upper = self._bounds[:, :n]
-            intersect_cells(evidence, lower, upper)
-            bits, rounds_all = self._significand_bits, self._plan.snaps
-            n_certain, change = snap(lower, upper, bits, rounds_all, estimate, self._deviation[:n])
-            tally[_CERTAIN] += n_certain
-            tally[_N_OWN] += change
+        if request.deviation.size:
+            # Zero says that a weight is certain, and no estimate is more exact than float32 is.
+            least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
+            np.maximum(request.deviation, least, out=request.deviation)
+        stored = [each.part(tile.start, tile.end) for each in self._sources]
+        self._snapper.apply(evidence, stored, estimate, request.deviation, tally)
         return tally
 
     def _n_conflicts(self, evidence: Evidence, tally: NDArray[np.float64]) -> float:
         """Weights on which the merged inputs contradict each other, as the estimator found."""
         if self._estimator.SEES_CONFLICTS:
-            return float(tally[_N_OWN + 1])
+            return float(tally[N_OWN + 1])
         return float(count_conflicts(evidence, step_for(self._tensor.n_weights)))
 
     def _comparison_of(self, tensor: TensorPlan) -> Comparison | None:
@@ -453,12 +389,20 @@ class _Worker:
             is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
         )
 
+    def _sums_of_copy(self, tile: Tile, raw: U8Array) -> NDArray[np.float64] | None:
+        """The merge's own sums of a tile that is copied; None if there is nothing to tell."""
+        sums, n = self._compare(tile), n_not_finite(raw, self._outtype)
+        if n:
+            sums = _with_room(sums, N_OWN)
+            sums[NOT_FINITE] = n
+        return sums
+
     def _compare(self, tile: Tile) -> NDArray[np.float64] | None:
         """The merge's own sums, if there are inputs that take no part."""
         if self._comparison is None:
             return None
-        sums = np.zeros(_N_OWN)
-        sums[[_CONFLICTS, _UNLIKE]] = self._comparison.count(tile.start, tile.end)
+        sums = np.zeros(N_OWN)
+        sums[[CONFLICTS, UNLIKE]] = self._comparison.count(tile.start, tile.end)
         return sums
 
     def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:
@@ -476,8 +420,8 @@ class _Worker:
 
 
 def _with_room(tally: NDArray[np.float64] | None, size: int) -> NDArray[np.float64]:
-    """The sums so far in an array of that size; the rest is 0."""
-    longer = np.zeros(size)
+    """The sums so far in an array of that size at least; the rest is 0."""
+    longer = np.zeros(max(size, 0 if tally is None else tally.size))
     if tally is not None:
         longer[: tally.size] = tally
     return longer
@@ -507,6 +451,13 @@ def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
     return found
 
 
+def _n_rounded(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> int:
+    """Weights that the output's type does not hold exactly."""
+    if outtype.name == "F32":
+        return 0
+    return int(np.count_nonzero(dequantize(encoded, outtype) != estimate))
+
+
 def _rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> float:
     """The sum of the square errors that the output's type adds; F16 and F32 add next to nothing."""
     if outtype.name in ("F16", "F32"):
@@ -516,30 +467,36 @@ def _rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> 
 
 
 def _result(
-    plan: MergePlan, seconds: float, tallies: dict[int, NDArray[np.float64]]
+    plan: MergePlan,
+    seconds: float,
+    tallies: dict[int, NDArray[np.float64]],
+    warnings: list[str],
 ) -> MergeResult:
     """Turn the sums into what people read."""
     results: list[TensorResult] = []
-    warnings: list[str] = []
+    warnings = [*warnings, *warnings_of(plan, tallies)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
     for index, tensor in enumerate(plan.tensors):
         sums = tallies.get(index)
         n_weights = tensor.n_weights
-        contradicted = None if sums is None else float(sums[_CONFLICTS] / n_weights)
-        if sums is None or len(sums) == _N_OWN:
-            results.append(TensorResult(tensor, None, contradicted))
+        n_rounded = 0 if sums is None else int(sums[ROUNDED])
+        contradicted = None if sums is None else float(sums[CONFLICTS] / n_weights)
+        if not tensor.compared and tensor.action != "merge":
+            contradicted = None
+        if sums is None or sums.size == N_OWN:
+            results.append(TensorResult(tensor, None, contradicted, n_rounded))
             continue
-        if sums[_BROKEN]:
+        if sums[BROKEN]:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[_BROKEN]):,}"
-                " weights only the other inputs were taken"
+                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[BROKEN]):,} weights"
+                " only the other inputs were taken"
             )
-        n_exact, tally = n_exact + int(sums[_CERTAIN]), sums[_N_OWN:]
+        n_exact, tally = n_exact + int(sums[CERTAIN]), sums[N_OWN:]
         merged = tensor.action == "merge"
         n_merged += n_weights * merged
-        expected, n_conflicts = expected + tally[0], n_conflicts + sums[_CONFLICTS] * merged
+        expected, n_conflicts = expected + tally[0], n_conflicts + sums[CONFLICTS] * merged
         of_source = dict(zip(tensor.sources, tally[2:], strict=True))
         if merged:
             witnesses = [plan.witness(tensor, source) for source in tensor.sources]
@@ -547,8 +504,8 @@ def _result(
             of_source = {s: tally[2 + slot] for s, slot in zip(tensor.sources, order, strict=True)}
         # An input that took no part here says at best what the finest one says.
         alone += [of_source.get(twin, max(of_source.values())) for twin in tensor.twins]
-        conflicts = contradicted if merged or tensor.compared else None
-        results.append(TensorResult(tensor, math.sqrt(max(tally[0], 0) / n_weights), conflicts))
+        rmse = math.sqrt(max(tally[0], 0) / n_weights)
+        results.append(TensorResult(tensor, rmse, contradicted, n_rounded))
     best = float(alone.min())
     return MergeResult(
         plan=plan,

@@ -28,6 +28,7 @@ from recover.inputs.originals import with_originals
 from recover.lattice import SIGNIFICAND_BITS
 from recover.matching import check_match, select_tensors, typical_error
 from recover.merge.decide import Decider, Draft
+from recover.merge.exact import unquantized_warnings
 from recover.merge.lineage import (
     METHOD_KEY,
     NAMES_KEY,
@@ -50,6 +51,8 @@ OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 SNAPS = ("auto", "none", "bf16", "f16")
 # Where the finest input's is larger, hardly a cell is so narrow that it holds one BF16 number.
 _TOO_COARSE = 1e-4
+# Of the weights that would be certain, how many must be able to show that they had another format.
+_LEAST_EVIDENCE = 0.25
 
 # Keys of the first input that would be wrong in the output.
 _DROPPED_PREFIXES = (IMATRIX_PREFIX, "recover.", PREFIX)
@@ -181,6 +184,9 @@ class MergePlan:
     undecided : frozenset of str
         Tensors whose weights were, or may have been, stored in another format than `source_format`:
         none is set to its numbers.
+    decides : bool
+        Whether bounds are so narrow that they would show where weights had another format: then
+        those that hold a single number of it prove a weight.
     """
 
     models: tuple[Model, ...]
@@ -199,6 +205,7 @@ class MergePlan:
     later_parts: tuple[FilePlan, ...] = ()
     redundant: tuple[Descent, ...] = ()
     undecided: frozenset[str] = frozenset()
+    decides: bool = True
 
     @property
     def parts(self) -> tuple[FilePlan, ...]:
@@ -216,7 +223,11 @@ class MergePlan:
 
         That is where all are rounded, and where cells may be so narrow that they hold one number.
         """
-        if tensor.is_known or tensor.name in self.undecided:
+        return 0 if tensor.name in self.undecided else self.evidence_bits(tensor)
+
+    def evidence_bits(self, tensor: TensorPlan) -> int:
+        """As `significand_bits`, where weights could be set if they were not undecided."""
+        if tensor.is_known:
             return 0
         if not (self.snaps or self.may_decide(tensor)):
             return 0
@@ -226,7 +237,7 @@ class MergePlan:
         """Whether cells may be so narrow that they hold a single number of the source's format."""
         finest = self.models[tensor.sources[0]].tensors[tensor.name].type
         quantized = isinstance(finest, ScalarType) and typical_error(finest) < _TOO_COARSE
-        return quantized and self.method == DEFAULT_METHOD
+        return quantized and self.method == DEFAULT_METHOD and self.decides
 
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
         """Input `source` as a witness on a tensor."""
@@ -394,6 +405,7 @@ def plan_merge(
     drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
     warnings += decider.warnings + describe(models, drafts) + merged_before(models)
     plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
+    warnings += unquantized_warnings(models, plan.tensors)
     if split_max_size is not None:
         for part in plan.parts:
             check_output_path(part.path, parts)
@@ -436,6 +448,9 @@ def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) ->
         for each in plan.tensors
         if each.action != "copy" and plan.significand_bits(each)
     }
+    evidence = sum(fit.expected for fit in fits.values())
+    n_single = sum(fit.n_single for fit in fits.values())
+    plan = replace(plan, decides=evidence >= _LEAST_EVIDENCE * n_single)
     wrong = [name for name, fit in fits.items() if fit.is_contradicted]
     if not wrong:
         return plan

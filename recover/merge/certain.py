@@ -1,0 +1,201 @@
+"""Weights that are certain, and the evidence against them, counted over the whole merge.
+
+A weight is certain if the original was stored in some format (BF16, F16) and the intersection of
+its cells holds a single number of it. Norms and a sample of the bytes say beforehand whether it was
+(`recover.precision`), but only all of the bytes tell of a tensor of which a few weights were not.
+Two things contradict the format: an interval that holds none of its numbers, and a scale that comes
+from one weight and that none of its numbers explains. A tensor with any is not certain.
+
+A tensor without any may still hold such weights, if it is small. It is believed only if chance does
+not explain that it shows nothing while others do: were foreign weights as frequent in it as in
+those that show n contradictions, all n would be among these with the probability
+(E / (E + e))**n, where E and e are what they and it would show if all their weights were foreign.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.cells import intersect_cells
+from recover.evidence import Evidence, Witness
+from recover.gguf.text import quoted, some
+from recover.lattice import count_without, snap
+from recover.merge.plan import MergePlan, TensorPlan
+from recover.merge.sums import CERTAIN, EMPTY, EXPECTED, FOREIGN_SCALES, N_OWN, SNAPPED
+from recover.precision import UNEXPLAINED, scales_without_bf16
+from recover.quants import TILE, F32Array, U8Array
+
+Totals = dict[int, NDArray[np.float64]]
+
+_LARGEST_CHANCE = (
+    1e-3  # that any tensor of a merge is believed though it is like those that are not
+)
+
+
+class Snapper:
+    """Sets the weights of tiles to numbers of the source's format; memory for one thread."""
+
+    def __init__(self, plan: MergePlan) -> None:
+        self._plan = plan
+        self._bounds = np.empty((2, 0), np.float32)
+        self._deviation = np.empty(0, np.float32)
+        self._bits = 0
+
+    def turn_to(self, tensor: TensorPlan) -> None:
+        """Look at a tensor from now on."""
+        self._bits = self._plan.evidence_bits(tensor)
+        self._is_decided = tensor.name not in self._plan.undecided
+        self._decides = self._plan.may_decide(tensor)
+        self._witnesses = [self._plan.witness(tensor, source) for source in tensor.sources]
+        if self._bits and not self._bounds.size:
+            self._bounds = np.empty((2, TILE), np.float32)
+            self._deviation = np.empty(TILE, np.float32)
+
+    def apply(
+        self,
+        evidence: Evidence,
+        stored: Sequence[U8Array],
+        estimate: F32Array,
+        deviation: F32Array,
+        tally: NDArray[np.float64],
+    ) -> None:
+        """Count what contradicts the format, and set the weights of a tensor that is decided.
+
+        Parameters
+        ----------
+        evidence : Evidence
+            Of the tile.
+        stored : sequence of uint8 arrays
+            Its bytes in each input, in the order of the tensor's sources.
+        estimate : float32 (n,)
+            Changed where a weight is certain, or all are rounded.
+        deviation : float32 (n,) or (0,)
+            Set to 0 where a weight is certain, if not empty.
+        tally : float64 (N_OWN + ...,)
+            Sums to be added to.
+        """
+        if not self._bits:
+            return
+        lower, upper = self._bounds[:, : estimate.size]
+        intersect_cells(evidence, lower, upper)
+        if self._is_decided:
+            if not deviation.size:
+                deviation = self._deviation[: estimate.size]
+            n_certain, change, n_empty, expected = snap(
+                lower, upper, self._bits, self._decides, self._plan.snaps, estimate, deviation
+            )
+            tally[CERTAIN] += n_certain
+            tally[SNAPPED] += estimate.size
+            tally[N_OWN] += change
+        else:
+            _, n_empty, expected, _ = count_without(lower, upper, self._bits)
+        n_scales, n_foreign = self._count_scales(stored)
+        tally[EMPTY] += n_empty
+        tally[FOREIGN_SCALES] += n_foreign
+        tally[EXPECTED] += expected + UNEXPLAINED * n_scales
+
+    def _count_scales(self, stored: Sequence[U8Array]) -> tuple[int, int]:
+        """Scales of the tile that come from one weight each, and those no bf16 number explains."""
+        if self._plan.source_format != "bf16":
+            return 0, 0
+        counts = [_scales(raw, each) for raw, each in zip(stored, self._witnesses, strict=True)]
+        n_scales, n_foreign = np.sum(counts, axis=0).tolist()
+        return n_scales, n_foreign
+
+
+def _scales(raw: U8Array, witness: Witness) -> tuple[int, int]:
+    return scales_without_bf16(raw, witness.type) if witness.has_cells else (0, 0)
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """Tensors of which nothing is certain after all.
+
+    Attributes
+    ----------
+    contradicted : dict of int to (int, int)
+        By index, the intervals that hold no number of the format, and the scales that none
+        explains.
+    doubtful : tuple of int
+        Tensors that show nothing, but are too small to show anything.
+    n_left : int
+        Tensors with certain weights that stay so.
+    """
+
+    contradicted: dict[int, tuple[int, int]]
+    doubtful: tuple[int, ...]
+    n_left: int
+
+    @property
+    def tensors(self) -> list[int]:
+        """All of them."""
+        return sorted([*self.contradicted, *self.doubtful])
+
+    def warnings(self, plan: MergePlan) -> list[str]:
+        """What people should know beyond what the plan says of its undecided tensors."""
+        lines = []
+        if contradicted := self._named(plan, tuple(self.contradicted)):
+            named = [f"{name} ({_amount(*self.contradicted[i])})" for i, name in contradicted]
+            lines.append(
+                f"not all weights of these tensors were stored as {plan.source_format}, so none of"
+                f" them is certain or set to such numbers: {some(named)}"
+            )
+        if doubtful := self._named(plan, self.doubtful):
+            lines.append(
+                "these tensors are too small to show whether all of their weights were stored as"
+                f" {plan.source_format}, so none of them is certain either:"
+                f" {some([name for _, name in doubtful])}"
+            )
+        if lines and not self.n_left:
+            lines.append("no weight of this merge is certain")
+        return lines
+
+    @staticmethod
+    def _named(plan: MergePlan, indices: Sequence[int]) -> list[tuple[int, str]]:
+        names = [(index, plan.tensors[index].name) for index in indices]
+        return [(index, quoted(name)) for index, name in names if name not in plan.undecided]
+
+
+def _amount(n_empty: int, n_scales: int) -> str:
+    counts = ((n_empty, "intervals without such a number"), (n_scales, "scales of other weights"))
+    return ", ".join(f"{what}: {n:,}" for n, what in counts if n)
+
+
+def find_withdrawal(totals: Totals) -> Withdrawal:
+    """Tensors that were not, or may not have been, stored in the source's format.
+
+    Parameters
+    ----------
+    totals : dict of int to array
+        The sums of each tensor (`recover.merge.sums`). Whether its weights were set to such numbers
+        is of no consequence.
+    """
+    sums = {index: each for index, each in totals.items() if each.size > N_OWN}
+    counts = {i: each[EMPTY] + each[FOREIGN_SCALES] for i, each in sums.items()}
+    shown = [index for index, n in counts.items() if n]
+    n_shown = sum(counts[index] for index in shown)
+    if not n_shown:
+        return Withdrawal({}, (), sum(each[CERTAIN] > 0 for each in sums.values()))
+    exposed = sum(sums[index][EXPECTED] for index in shown)
+    others = [index for index in sums if not counts[index] and sums[index][EXPECTED] > 0]
+    limit = math.log(max(len(others), 1) / _LARGEST_CHANCE)
+    trusted = [i for i in others if n_shown * math.log1p(sums[i][EXPECTED] / exposed) >= limit]
+    return Withdrawal(
+        {i: (int(sums[i][EMPTY]), int(sums[i][FOREIGN_SCALES])) for i in shown},
+        tuple(sorted(set(others) - set(trusted))),
+        sum(sums[index][CERTAIN] > 0 for index in trusted),
+    )
+
+
+def to_estimate_again(withdrawal: Withdrawal, totals: Totals) -> list[int]:
+    """Tensors whose weights were set to numbers of a format that they may not have had."""
+    return [index for index in withdrawal.tensors if totals[index][SNAPPED]]
+
+
+def without_certainty(plan: MergePlan, withdrawal: Withdrawal) -> MergePlan:
+    """The plan under which these tensors are estimated without numbers of the source's format."""
+    names = {plan.tensors[index].name for index in withdrawal.tensors}
+    return replace(plan, undecided=plan.undecided | names)

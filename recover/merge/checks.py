@@ -1,0 +1,99 @@
+"""Whether the inputs of a merge belong together: what a look tells, and what was counted."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.errors import PlanError
+from recover.gguf.text import printable, quoted, some
+from recover.inputs.relations import explained_by_rounding, find_relations
+from recover.merge.plan import MergePlan, TensorPlan
+from recover.merge.redundant import sentence
+from recover.merge.sums import CONFLICTS, UNLIKE
+
+# Quantizations of one original contradict each other on no weight at all.
+_TOLERATED_CONFLICTS = 1e-5
+_TOLERATED_WEIGHTS = 2
+_N_LOOKED_AT = 6  # tensors that tell how the inputs belong together
+
+
+def check_relations(plan: MergePlan) -> None:
+    """Refuse inputs that were not quantized from one original, as a look at some tensors tells.
+
+    All weights are compared while they are merged; this one saves the time.
+    """
+    for descent in plan.redundant:
+        raise PlanError(
+            f"{sentence(plan.models, descent)}, not from the original: it tells nothing new; leave"
+            " it out, or go on without it with --force"
+        )
+    merged = [tensor for tensor in plan.tensors if tensor.action == "merge"]
+    if not merged:
+        return
+    places = np.linspace(0, len(merged) - 1, min(len(merged), _N_LOOKED_AT)).astype(int)
+    descents = {merged[i].name: merged[i].descents for i in places}
+    for relation in find_relations(plan.models, descents):
+        pair = [printable(plan.models[i].path) for i in (relation.first, relation.second)]
+        if not relation.is_compatible:
+            named = [quoted(name) for name in relation.tensors]
+            raise PlanError(
+                f"{pair[1]} and {pair[0]} are not quantized from the same original"
+                f" ({relation.kind}): they contradict each other on {some(named)}; recover inspect"
+                " says how they differ, --force takes the finest input there"
+            )
+
+
+def check_conflicts(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> None:
+    """Refuse inputs that cannot come from one original, rounded at most before it was quantized."""
+    found = _contradictions(plan, sums)
+    refused = [
+        each
+        for each in found
+        if each.share > _TOLERATED_CONFLICTS and each.n_weights > _TOLERATED_WEIGHTS
+    ]
+    if refused:
+        raise PlanError(
+            f"the inputs contradict each other on tensors {some([str(each) for each in refused])}:"
+            " they are not quantized from the same original, or by an unknown quantizer; recover"
+            " inspect says which and how they differ, --force takes the finest input there"
+        )
+
+
+def warn_of_conflicts(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> list[str]:
+    """What people should know of contradictions that were no reason to refuse."""
+    return [
+        f"tensor {quoted(tensor.name)}: the inputs contradict each other on about"
+        f" {n_weights:,} of {tensor.n_weights:,} weights, so that a part of it is not from the same"
+        " original, or a file is damaged; recover inspect compares the files"
+        for tensor, n_weights in _contradictions(plan, sums)
+    ]
+
+
+class _Contradiction(NamedTuple):
+    """A tensor on which inputs contradict each other."""
+
+    tensor: TensorPlan
+    n_weights: int
+    """Weights with empty intersections of cells, or in superblocks that have nothing in common."""
+
+    @property
+    def share(self) -> float:
+        """Of the tensor's weights."""
+        return self.n_weights / self.tensor.n_weights
+
+    def __str__(self) -> str:
+        return f"{quoted(self.tensor.name)} ({100 * self.share:.3g}%)"
+
+
+def _contradictions(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> list[_Contradiction]:
+    """The tensors on which inputs contradict each other, but for rounding; the worst first."""
+    conflicts = {plan.tensors[i]: int(each[CONFLICTS]) for i, each in sums.items()}
+    unlike = {plan.tensors[i]: int(each[UNLIKE]) for i, each in sums.items()}
+    inputs = {
+        tensor.name: (*tensor.sources, *tensor.compared) for tensor, n in conflicts.items() if n
+    }
+    if inputs and explained_by_rounding(plan.models, inputs):
+        conflicts = dict.fromkeys(conflicts, 0)
+    found = [_Contradiction(tensor, n + unlike[tensor]) for tensor, n in conflicts.items()]
+    return sorted((each for each in found if each.n_weights), key=lambda each: -each.share)

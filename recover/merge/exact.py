@@ -1,0 +1,100 @@
+"""Tensors that are known exactly: what a merge does with them, and what becomes of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.gguf.reader import Model, Tensor
+from recover.gguf.text import printable, quoted, some
+from recover.merge.sums import NOT_FINITE, ROUNDED
+from recover.quants import FloatType
+from recover.reblock.origin import is_original
+
+if TYPE_CHECKING:
+    from recover.merge.plan import MergePlan, TensorPlan
+
+
+def warnings_of(plan: "MergePlan", totals: Mapping[int, NDArray[np.float64]]) -> list[str]:
+    """What people should know of tensors that were copied, or exact.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        What was carried out.
+    totals : mapping of int to array
+        The sums of each tensor (`recover.merge.sums`).
+    """
+    return _not_finite(plan, totals) + _rounded(plan, totals)
+
+
+def _not_finite(plan: "MergePlan", totals: Mapping[int, NDArray[np.float64]]) -> list[str]:
+    return [
+        f"tensor {quoted(plan.tensors[index].name)} of"
+        f" {printable(plan.models[plan.tensors[index].sources[0]].path)} holds"
+        f" {int(sums[NOT_FINITE]):,} NaN or infinite values, which were copied"
+        for index, sums in sorted(totals.items())
+        if sums[NOT_FINITE]
+    ]
+
+
+def _rounded(plan: "MergePlan", totals: Mapping[int, NDArray[np.float64]]) -> list[str]:
+    """Exact tensors that the output's type cannot hold."""
+    found: dict[str, list[str]] = {}
+    for index, sums in sorted(totals.items()):
+        tensor = plan.tensors[index]
+        if sums[ROUNDED] and _is_exact(_source(plan, tensor)):
+            amount = f"{int(sums[ROUNDED]):,} of {tensor.n_weights:,} weights"
+            found.setdefault(tensor.outtype, []).append(f"{quoted(tensor.name)} ({amount})")
+    return [
+        f"{outtype} cannot hold exactly what is known exactly, so that weights were rounded:"
+        f" {some(named)}; --outtype f32 holds them"
+        for outtype, named in found.items()
+    ]
+
+
+def _source(plan: "MergePlan", tensor: "TensorPlan") -> Tensor:
+    return plan.models[tensor.sources[0]].tensors[tensor.name]
+
+
+def _is_exact(tensor: Tensor) -> bool:
+    return isinstance(tensor.type, FloatType) or is_original(tensor)
+
+
+def unquantized_warnings(models: Sequence[Model], tensors: Sequence["TensorPlan"]) -> list[str]:
+    """Inputs that are not quantized, so that the others add nothing to their tensors.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        The inputs.
+    tensors : sequence of TensorPlan
+        What is to happen to their tensors.
+
+    Returns
+    -------
+    list of str
+        A line for each input most of whose weights in matrices are taken as floats.
+    """
+    matrices = [tensor for tensor in tensors if sum(dim > 1 for dim in tensor.dims) > 1]
+    n_weights = sum(tensor.n_weights for tensor in matrices)
+    lines = []
+    for source, model in enumerate(models):
+        taken = [tensor for tensor in matrices if _is_taken_alone(tensor, source, model)]
+        if 2 * sum(tensor.n_weights for tensor in taken) <= n_weights:
+            continue
+        path, which = printable(model.path), "its tensors"
+        if len(taken) < len(matrices):
+            which = some([quoted(tensor.name) for tensor in taken])
+        lines.append(
+            f"{path} is not quantized: {which} are taken as they are, the others add nothing"
+        )
+    return lines
+
+
+def _is_taken_alone(tensor: "TensorPlan", source: int, model: Model) -> bool:
+    """Whether an input's floats are taken, while another input has something else."""
+    is_float = isinstance(model.tensors[tensor.name].type, FloatType)
+    is_alone = len(set(tensor.twins)) > 1 and tensor.sources == (source,)
+    return is_float and is_alone

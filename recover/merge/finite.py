@@ -1,0 +1,52 @@
+"""NaN and infinite values in tensors that are copied, where no estimate would show them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._jit import kernel
+from recover.quants import (
+    F32Array,
+    ScalarType,
+    TensorType,
+    U8Array,
+    VectorType,
+    dequantize,
+)
+
+# How wide numbers are, and the bits of the exponent, all of them 1 in infinities and NaN.
+_EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F32": (np.uint32, 0x7F800000),
+    "F64": (np.uint64, 0x7FF0000000000000),
+}
+
+
+def n_not_finite(raw: U8Array, kind: TensorType) -> int:
+    """NaN and infinite weights among some stored ones.
+
+    Parameters
+    ----------
+    raw : uint8 (n_bytes,)
+        Whole blocks.
+    kind : TensorType
+        Their type; integers are all finite.
+    """
+    if kind.name in _EXPONENTS:
+        dtype, exponent = _EXPONENTS[kind.name]
+        return int(_count(raw.view(dtype), dtype(exponent)))
+    if isinstance(kind, ScalarType | VectorType):
+        weights: F32Array = dequantize(raw, kind)
+        return int(weights.size - np.count_nonzero(np.isfinite(weights)))
+    return 0
+
+
+@kernel
+def _count(words: NDArray[Any], exponent: Any) -> Any:
+    """Words whose exponent's bits are all 1."""
+    n = np.int64(0)
+    for i in range(words.size):
+        n += np.int64((words[i] & exponent) == exponent)
+    return n
