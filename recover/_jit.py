@@ -7,17 +7,34 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
-
-import numba
-from llvmlite.binding import get_host_cpu_features
-from numba.core.registry import CPUDispatcher
+from typing import Any, NoReturn, TypeVar, cast
 
 from recover.errors import RecoverError
+
+
+def _drop_unusable_settings() -> None:
+    """Take variables out of the environment with which numba could not be imported, or be of use.
+
+    We start no threads of numba's, and kernels are not meant to be interpreted.
+    """
+    n_threads = os.environ.get("NUMBA_NUM_THREADS", "1")
+    if not n_threads.strip().isdecimal() or int(n_threads) < 1:
+        del os.environ["NUMBA_NUM_THREADS"]
+    for name in ("NUMBA_DISABLE_JIT", "NUMBA_CACHE_LOCATOR_CLASSES"):
+        os.environ.pop(name, None)
+
+
+_drop_unusable_settings()
+
+import numba  # noqa: E402
+from llvmlite.binding import get_host_cpu_features  # noqa: E402
+from numba.core.caching import FunctionCache, NullCache  # noqa: E402
+from numba.core.registry import CPUDispatcher  # noqa: E402
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -71,18 +88,18 @@ def _sources_digest(path: Path) -> str:
 @cache
 def _cache_root() -> Path:
     """The user's cache folder or, where that cannot be written, a private temporary one."""
-    try:
+    shared = Path(tempfile.gettempdir()) / f"recover-{os.getuid()}"
+    with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
         folder = _user_cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
+        with tempfile.TemporaryFile(dir=folder):
             return folder
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        pass
-    shared = Path(tempfile.gettempdir()) / f"recover-{os.getuid()}"
-    shared.mkdir(mode=0o700, exist_ok=True)
-    owned = shared.stat().st_uid == os.getuid() and not shared.is_symlink()
-    # Machine code is loaded from here: a folder that somebody else made is not trusted.
-    return shared if owned else Path(tempfile.mkdtemp(prefix="recover-"))
+    with suppress(OSError):
+        shared.mkdir(mode=0o700, exist_ok=True)
+        # Machine code is loaded from here: a folder that somebody else made is not trusted.
+        if shared.stat().st_uid == os.getuid() and not shared.is_symlink():
+            return shared
+    return Path(tempfile.mkdtemp(prefix="recover-"))
 
 
 def _check_cpu() -> None:
@@ -160,6 +177,22 @@ def bare_inlined(function: _F) -> _F:
     return _compiled(function, is_inner=True, forceinline=True, _nrt=False)
 
 
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Machine code on the disk, which is of use if it is there: no error of a file matters."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was kept; None if nothing was, or it cannot be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled, if there is space."""
+        with suppress(Exception):  # whatever unpickling a damaged index raises
+            super().save_overload(sig, data)
+
+
 class _Inner(CPUDispatcher):  # type: ignore[misc]
     def __call__(self, *_args: Any, **_keywords: Any) -> NoReturn:
         """There is no machine code for that; numba would jump to nowhere."""
@@ -174,15 +207,18 @@ def _compiled(function: _F, *, is_inner: bool = False, **options: bool) -> _F:
         numba.config.CACHE_DIR = str(folder)  # read when a function is decorated
         compile_ = numba.njit(
             nogil=True,
-            cache=True,
             error_model="numpy",
             no_cpython_wrapper=is_inner,
             no_cfunc_wrapper=True,
             **options,
         )
-        compiled: _F = compile_(function)
+        compiled: Any = compile_(function)
+        try:
+            compiled._cache = _Cache(function)
+        except (OSError, RuntimeError):  # RuntimeError: no folder is of use
+            compiled._cache = NullCache()
     finally:
         numba.config.CACHE_DIR = before
     if is_inner:
         compiled.__class__ = _Inner
-    return compiled
+    return cast(_F, compiled)

@@ -13,6 +13,10 @@ class SafetensorsError(RecoverError):
     """A file is not a safetensors file that can be used: damaged, hostile or unsupported."""
 
 
+class InputError(RecoverError):
+    """An input was changed or truncated while it was read, or its disk failed."""
+
+
 class QuantError(RecoverError):
     """A tensor's type cannot be decoded or encoded, or its bytes do not fit its type."""
 

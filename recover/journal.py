@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from recover.errors import OutputError
+from recover.gguf.publish import sync_folder
 from recover.gguf.text import printable
-from recover.gguf.writer import check_output_path, sync_folder
+from recover.gguf.writer import check_output_path
 
 try:
     import fcntl
@@ -18,6 +19,7 @@ except ImportError:  # not on every platform
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST = 1 << 26  # bytes of a line; a record of 2^18 tensors has fewer
+_MOST = 1 << 28  # bytes of all
 _DIGEST = 16  # hexadecimal digits
 
 
@@ -101,12 +103,19 @@ class Journal:
     def _read(self) -> None:
         with open(self._descriptor, "rb", closefd=False) as file:
             while line := file.readline(_LONGEST):
+                if self._end > _MOST:
+                    self.is_damaged = True
+                    break
                 digest, _, text = line.partition(b" ")
                 expected = self._digest_with(text)
                 if not line.endswith(b"\n") or digest != expected.encode():
                     self.is_damaged = True
                     break
-                self.records.append(json.loads(text))
+                try:
+                    self.records.append(json.loads(text))
+                except (ValueError, RecursionError):
+                    self.is_damaged = True
+                    break
                 self._digest = expected
                 self._end += len(line)
 

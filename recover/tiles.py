@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+from recover import stopping
+from recover.gguf.mapping import check_faults
 from recover.quants import TILE
 
 Progress = Callable[[int, int], None]
@@ -65,6 +67,10 @@ def for_each_tile(
     ------
     Exception
         The first that a worker raises; the others stop after the tile at hand.
+    InputError
+        If a page of an input could not be read: what was made of it must not be used.
+    Stopped
+        If somebody asked for the end (see `recover.stopping`), after the tiles at hand.
     """
     queue = _Queue(sizes, steps or [TILE] * len(sizes))
     n_weights = sum(sizes)
@@ -73,12 +79,17 @@ def for_each_tile(
         try:
             while pending:
                 finished, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)
-                if progress is not None:
+                check_faults()
+                if stopping.is_requested():
+                    queue.close()
+                elif progress is not None:
                     progress(queue.n_done, n_weights)
                 for future in finished:
                     future.result()
         finally:
             queue.close()
+    check_faults()
+    stopping.check()
 
 
 class _Queue:

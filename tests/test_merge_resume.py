@@ -796,7 +796,10 @@ def test_signals(
         kept, stopped = messages.splitlines()
         assert status == 128 + number
         assert "kept for the same command with --resume: 2" in kept
-        assert stopped == f"recover: stopped ({signal.strsignal(number)})"
+        assert stopped == (
+            f"recover: stopped ({signal.strsignal(number)}); {out} is kept as far as it is"
+            " complete, for --resume"
+        )
     assert main(arguments) == 0
     captured = capsys.readouterr()
     document = json.loads(captured.out)

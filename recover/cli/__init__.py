@@ -2,16 +2,16 @@
 
 import argparse
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn, Protocol
+from typing import Protocol
 
-from recover import RecoverError, UsageError, __version__
+from recover import RecoverError, UsageError, __version__, stopping
 from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
 from recover.cli import inspect as inspect_command
+from recover.cli._signals import Signals, last_line
+from recover.cli._streams import broken, drop, open_closed_streams, say
 
 
 class Command(Protocol):
@@ -45,57 +45,58 @@ _COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
 _MOST_THREADS = 1024
 
 
-class _Stopped(BaseException):
-    """A signal asks for the end; not an `Exception`, so that nothing swallows it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.strsignal(number))
-        self.number = number
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status (0 done, 1 failed, 2 wrong usage)."""
-    args = build_parser().parse_args(argv)
-    args.command_line = shlex.join(["recover", *(sys.argv[1:] if argv is None else argv)])
-    _catch_signals()
+    """Run the command line; the exit status (0 done, 1 failed, 2 wrong usage, 128 + n signal n)."""
+    open_closed_streams()
+    with Signals():
+        args = build_parser().parse_args(argv)
+        args.command_line = shlex.join(["recover", *(sys.argv[1:] if argv is None else argv)])
+        try:
+            status = _run(args)
+        except stopping.Stopped as stop:
+            say(last_line(stop.number))
+            return 128 + stop.number
+        if stopping.is_requested():  # in the meantime, or what failed was due to it
+            say(last_line(stopping.number()))
+            return 128 + stopping.number()
+        return status
+
+
+def _run(args: argparse.Namespace) -> int:
+    """The exit status; an input that was changed meanwhile explains every error."""
+    _mapped_files("forget")
     try:
-        status: int = args.run(args)
+        try:
+            status: int = args.run(args)
+        finally:
+            _mapped_files("check_unchanged")
         sys.stdout.flush()
+    except BrokenPipeError:
+        drop(sys.stdout)  # whoever read our output has gone
+        return 1
     except RecoverError as error:
         if args.debug:
             traceback.print_exc()
         return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
-    except _Stopped as stop:
-        left = "" if getattr(args, "resume", False) else "; nothing was left behind"
-        print(f"recover: stopped ({stop}){left}", file=sys.stderr)
-        return 128 + stop.number
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone
-        return 1
     except Exception as error:
+        if (reason := broken(sys.stdout)) is not None:
+            drop(sys.stdout)
+            return _fail(f"the results cannot be printed: {reason}")
         if args.debug:
             raise
         return _fail(f"{type(error).__name__}: {error} (unexpected; --debug shows where)")
     return status
 
 
+def _mapped_files(function: str) -> None:
+    """Call a function of `recover.gguf.mapping`, which takes long to import, if that was used."""
+    if (mapping := sys.modules.get("recover.gguf.mapping")) is not None:
+        getattr(mapping, function)()
+
+
 def _fail(message: str, status: int = 1) -> int:
-    print(f"recover: error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"error: {' '.join(message.split())}")
     return status
-
-
-def _catch_signals() -> None:
-    """Let the first signal unwind the stack, so that temporary files go; ignore further ones."""
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        for each in caught:
-            signal.signal(each, signal.SIG_IGN)
-        raise _Stopped(number)
-
-    caught = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    for number in caught:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as set by nohup
-            signal.signal(number, stop)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from rich.text import Text
 from recover import tiles
 from recover._jit import is_first_run
 from recover._json import finite
+from recover.cli._streams import say
 
 _PIPE_WIDTH = 200
 
@@ -68,7 +69,7 @@ def progress_bar(
 def message(args: Namespace, text: str) -> None:
     """A line for people on stderr, unless they asked for quiet."""
     if not args.quiet:
-        print(f"recover: {text}", file=sys.stderr)
+        say(text)
 
 
 def print_json(document: Any) -> None:

@@ -1,10 +1,11 @@
 """``recover demo``."""
 
-import tempfile
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
+
+from recover import stopping
 
 NAME = "demo"
 SUMMARY = "Recover a small model that comes with the package, and compare with the truth"
@@ -23,9 +24,9 @@ def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     with (
         as_file(files("recover") / "data") as folder,
-        tempfile.TemporaryDirectory(prefix="recover-demo-") as scratch,
+        stopping.temporary_folder("recover-demo-") as scratch,
     ):
-        return _run_in(args, folder, Path(scratch))
+        return _run_in(args, folder, scratch)
 
 
 def _run_in(args: Namespace, folder: Path, scratch: Path) -> int:

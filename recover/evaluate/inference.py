@@ -4,7 +4,6 @@ The original comes first, and its logits wait on the disk. Each model is made fi
 and its temporary file goes before the next one's comes.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recover import stopping
 from recover.errors import EvaluationError
 from recover.evaluate.llama_cpp import LlamaModel, library
 from recover.evaluate.reference import ReferenceLogits
@@ -89,11 +89,11 @@ class Measurement:
             _check_vocabulary(model, models[0])
         with (
             ThreadPoolExecutor(self.n_threads, thread_name_prefix="recover") as threads,
-            tempfile.TemporaryDirectory(prefix="recover-") as scratch,
+            stopping.temporary_folder("recover-") as scratch,
             ExitStack() as stack,
         ):
             files = RunnableFiles(
-                Path(scratch),
+                scratch,
                 models,
                 native=self.native,
                 n_threads=self.n_threads,

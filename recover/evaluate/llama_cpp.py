@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from recover import stopping
 from recover.errors import EvaluationError
 from recover.gguf.text import printable
 
@@ -315,7 +316,7 @@ class LlamaModel:
         """Call a function in the model's thread; whatever interrupts the wait stops it, too."""
         future = self._thread.submit(function)
         try:
-            return future.result()
+            return stopping.wait_for(future)
         except BaseException:
             if not future.done():
                 self._stopped.set()

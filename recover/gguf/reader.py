@@ -1,24 +1,20 @@
 """Opening GGUF files: mapped read-only, split files read as one."""
 
-import mmap
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from recover.errors import GGUFError
 from recover.gguf.header import Header, KeyValue, ValueType, parse_header
+from recover.gguf.mapping import check_faults, map_file, name_tensors
 from recover.gguf.parts import parse_part_name, part_paths
 from recover.gguf.side_scales import with_side_scales
 from recover.gguf.tensor import Tensor
 from recover.gguf.text import printable, quoted
-from recover.quants import U8Array
 
 __all__ = ["Model", "Tensor", "header_bytes", "map_file", "open_gguf"]
 
@@ -108,6 +104,7 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
             data = map_file(part, is_part=len(parts) > 1)
             header = parse_header(data.data)
             headers.append(header)
+            name_tensors(part, partial(_tensor_at, header))
             _check_part(header, headers[0], number, len(parts))
             for info in header.tensors:
                 start = header.data_start + info.offset
@@ -117,6 +114,7 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
             if number + 1 == len(parts) > 1:
                 _check_total(header, len(tensors))
         except GGUFError as error:
+            check_faults()
             raise GGUFError(f"{printable(part)}: {error}") from None
         n_bytes += data.size
     try:
@@ -124,6 +122,16 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
     except GGUFError as error:
         raise GGUFError(f"{printable(parts[0])}: {error}") from None
     return Model(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
+
+
+def _tensor_at(header: Header, position: int) -> str | None:
+    """Name of the tensor that has a byte of the file, or of the next one."""
+    behind = [
+        info
+        for info in header.tensors
+        if header.data_start + info.offset + info.n_bytes > position >= header.data_start
+    ]
+    return min(behind, key=lambda info: info.offset).name if behind else None
 
 
 def header_bytes(path: Path) -> bytes:
@@ -135,7 +143,7 @@ def header_bytes(path: Path) -> bytes:
         As `open_gguf` does.
     """
     try:
-        data = map_file(path)
+        data = map_file(path, is_watched=False)
         return data[: parse_header(data.data).data_start].tobytes()
     except GGUFError as error:
         raise GGUFError(f"{printable(path)}: {error}") from None
@@ -187,29 +195,3 @@ def _integer(header: Header, key: str) -> int | None:
     if entry.value_type in _NO_INTEGERS:
         raise GGUFError(f"metadata {key!r} is {entry.value_type.name}, not an integer")
     return int(entry.value)
-
-
-def map_file(path: Path, *, is_part: bool = False) -> U8Array:
-    """The file's bytes, read-only; pages are loaded when touched.
-
-    Raises
-    ------
-    GGUFError
-        If it is no regular file, or empty, or cannot be read; the message leaves out the path.
-    """
-    try:
-        status = path.stat()  # before opening it: opening a pipe would wait for its other end
-        if stat.S_ISDIR(status.st_mode):
-            raise GGUFError("is a folder; name a GGUF file")
-        if not stat.S_ISREG(status.st_mode):
-            raise GGUFError("is no regular file, so that it cannot be mapped")
-        if status.st_size == 0:
-            raise GGUFError("the file is empty")
-        with path.open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except FileNotFoundError:
-        what = "this part of the split file is missing" if is_part else "there is no such file"
-        raise GGUFError(what) from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
-        reason = getattr(error, "strerror", None) or error
-        raise GGUFError(f"cannot be read: {reason}") from None

@@ -3,15 +3,25 @@
 import errno
 import hashlib
 import os
-import secrets
 import stat
+import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from recover.errors import OutputError
+from recover import stopping
+from recover.errors import InputError, OutputError, RecoverError
+from recover.gguf.mapping import check_unchanged
+from recover.gguf.publish import (
+    Move,
+    UnfinishedMovesError,
+    finish_earlier,
+    put_in_place,
+    sync_folder,
+)
+from recover.gguf.temporary import create, remove_stale
 from recover.gguf.text import printable
 
 
@@ -19,7 +29,7 @@ class OutputFile:
     """A file that appears under its name only when all of it is on the disk.
 
     Bytes go to a temporary sibling, from any thread; leaving the context without an error flushes
-    and renames it, leaving it with one removes it.
+    and renames it, leaving it with one removes it. Once it has its name, it stays.
 
     Parameters
     ----------
@@ -28,7 +38,7 @@ class OutputFile:
     n_bytes : int
         Its size. The space is reserved at once, so that a full disk shows before the work.
     inputs : iterable of Path
-        Files that must not be overwritten.
+        Files that must not be overwritten, nor have changed since they were mapped.
     partial : Path, optional
         The temporary sibling, if a later process is to go on with it (see `partial_path`): one
         that is there already is opened, and with `keeps` it stays after an error.
@@ -37,11 +47,15 @@ class OutputFile:
     ----------
     keeps : bool
         Whether what was written to `partial` is worth keeping after an error.
+    digests : dict of int to tuple of (int, int)
+        Of what was written to `partial`, by position: number of bytes, and CRC-32.
 
     Raises
     ------
     OutputError
         If `path` is one of the inputs or no regular file, or cannot be written.
+    InputError
+        If an input was changed before the file is complete.
     """
 
     def __init__(
@@ -55,20 +69,17 @@ class OutputFile:
         self.path = path
         self.n_bytes = n_bytes
         self.keeps = False
-        self._is_partial = partial is not None
-        inputs = list(inputs)
-        check_output_path(path, inputs)
+        self.digests: dict[int, tuple[int, int]] = {}
+        self._inputs = tuple(inputs)
+        check_output_path(path, self._inputs)
         self._target = path.resolve()  # a symbolic link stays a link
-        self._temporary = partial or self._target.with_name(
-            f".{self._target.name[:50]}.{secrets.token_hex(4)}.tmp"
-        )
-        self._flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        if partial is None:
-            self._flags |= os.O_EXCL
-        else:
-            self._flags |= getattr(os, "O_NOFOLLOW", 0)
-            check_output_path(partial, inputs)
+        self._partial = partial
+        if partial is not None:
+            check_output_path(partial, self._inputs)
+        self._temporary = partial
         self._descriptor = -1
+        self._is_in_place = False
+        self._registered = ExitStack()
 
     def __enter__(self) -> Self:
         """Begin, as `open` does."""
@@ -77,16 +88,22 @@ class OutputFile:
 
     def open(self) -> None:
         """Create the temporary file and reserve its space, or open what is there of it."""
-        is_new = not self._temporary.exists()
+        is_new = self._partial is None or not self._partial.exists()
         try:
-            self._descriptor = os.open(self._temporary, self._flags, 0o666)
+            finish_earlier(self._target)
+            remove_stale(self._target)
+            if self._partial is None:
+                self._temporary, self._descriptor = create(self._target)
+            else:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+                self._descriptor = os.open(self._partial, flags, 0o666)
         except OSError as error:
             raise self._error(error) from None
         try:
-            self._status = os.fstat(self._descriptor)
+            self._registered.enter_context(stopping.leaves_behind(self._remove))
             self._reserve()
-            if self._is_partial:
-                sync_folder(self._temporary.parent)
+            if self._partial is not None:
+                sync_folder(self._partial.parent)
         except BaseException as error:
             self.keeps = self.keeps and not is_new
             self.leave()
@@ -112,6 +129,8 @@ class OutputFile:
                 view, position = view[n_written:], position + n_written
         except OSError as error:
             raise self._error(error) from None
+        if self._partial is not None:
+            self.digests[start] = position - start, zlib.crc32(data)
         if hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk, while the work goes on, and keeps them
             # meanwhile: less is left to flush at the end.
@@ -149,7 +168,7 @@ class OutputFile:
         try:
             if kind is None:
                 self.flush()
-                self.publish()
+                _publish([self], 1)
         finally:
             self.leave()
 
@@ -157,45 +176,63 @@ class OutputFile:
         """Bring the whole file to the disk; nothing can be written any more."""
         try:
             os.fsync(self._descriptor)
-            self._close()
+            # What closing it says is heard, but the lock is kept with another descriptor.
+            kept = os.dup(self._descriptor)
+            written, self._descriptor = self._descriptor, kept
+            os.close(written)
         except OSError as error:
             raise self._error(error) from None
 
-    def publish(self) -> None:
-        """Give the flushed file its name."""
-        try:
-            os.replace(self._temporary, self._target)
-        except OSError as error:
-            raise self._error(error) from None
-        sync_folder(self._target.parent)
+    def move(self) -> Move:
+        """From where to where it goes."""
+        assert self._temporary is not None
+        return Move(self._temporary, self._target)
 
-    def withdraw(self) -> None:
-        """Take its name away again, if it has it."""
-        with suppress(OSError):
-            if os.path.samestat(self._target.stat(), self._status):
-                os.replace(self._target, self._temporary)
+    def arrive(self) -> None:
+        """Take note that it has its name."""
+        self._is_in_place = True
+        stopping.note(self.path, "is complete")
 
-    def remove_older(self) -> None:
-        """Remove the file that bears the name now, if there is one."""
-        try:
-            self._target.unlink(missing_ok=True)
-        except OSError as error:
-            raise self._error(error) from None
+    def check_inputs(self) -> None:
+        """Make sure that what it was made from is what it was.
+
+        Raises
+        ------
+        InputError
+            If an input was changed since it was mapped.
+        """
+        check_unchanged(self._inputs)
 
     def leave(self) -> None:
         """Drop the temporary file, if it is still there; an error on the way here matters more."""
+        if self._descriptor < 0:
+            return
+        if self.keeps and not self._is_in_place:
+            stopping.note(self.path, "is kept as far as it is complete, for --resume")
+        self._remove()
+        self._registered.close()
         with suppress(OSError):
             self._close()
-        if not self.keeps:
-            with suppress(OSError):
-                self._temporary.unlink()
+
+    def _remove(self) -> None:
+        if self.keeps or self._is_in_place or self._temporary is None:
+            return
+        try:
+            self._temporary.unlink(missing_ok=True)
+        except OSError:
+            stopping.note(self.path, f"is left behind as {printable(self._temporary)}")
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
-    def _error(self, error: OSError) -> OutputError:
+    def _error(self, error: OSError) -> RecoverError:
+        if error.errno == errno.EFAULT:  # a mapped input that is shorter now
+            try:
+                self.check_inputs()
+            except InputError as input_error:
+                return input_error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return OutputError(
                 f"{printable(self.path)}: no space left for its {self.n_bytes:,} bytes"
@@ -219,10 +256,16 @@ class OutputFiles:
     n_parts : int
         So many of them, from the first on, are parts of one file. Older parts of these names are
         never seen together with newer ones: the older first part goes before any is replaced.
+
+    Attributes
+    ----------
+    are_in_place : bool
+        Whether the files have their names.
     """
 
     def __init__(self, files: Sequence[OutputFile], n_parts: int = 1) -> None:
         self.files = tuple(files)
+        self.are_in_place = False
         self._n_parts = n_parts
         self._opened = ExitStack()
 
@@ -256,18 +299,41 @@ class OutputFiles:
             if kind is None:
                 for file in self.files:
                     file.flush()
-                self._publish()
+                _publish(self.files, self._n_parts)
+                self.are_in_place = True
 
-    def _publish(self) -> None:
+
+def _publish(files: Sequence[OutputFile], n_parts: int) -> None:
+    """Give flushed files their names; from the first rename on nothing takes them away again."""
+    for file in files:
+        file.check_inputs()
+    stopping.check()
+
+    def put() -> None:
+        before = [file.keeps for file in files]
+        for file in files:  # even if the process ends now: the next one goes on from there
+            file.keeps |= len(files) > 1
         try:
-            if self._n_parts > 1:
-                self.files[0].remove_older()
-            for file in reversed(self.files):
-                file.publish()
-        except BaseException:
-            for file in self.files:
-                file.withdraw()
+            put_in_place([file.move() for file in files], n_parts)
+        except UnfinishedMovesError:
             raise
+        except BaseException:
+            for file, keeps in zip(files, before, strict=True):
+                file.keeps = keeps
+            raise
+        for file in files:
+            file.arrive()
+
+    try:
+        stopping.undivided(put)
+    except UnfinishedMovesError as error:
+        raise OutputError(
+            f"{printable(files[0].path)}: some of its files cannot be renamed ({error.strerror}),"
+            " and the older ones cannot be put back: all are there under hidden names, and the next"
+            " command that writes it puts the new ones in place"
+        ) from None
+    except OSError as error:
+        raise files[0]._error(error) from None
 
 
 def partial_path(path: Path, key: str) -> Path:
@@ -319,13 +385,3 @@ def check_output_path(path: Path, inputs: Iterable[Path]) -> None:
         with suppress(OSError):
             if os.path.samestat(found, other.stat()):
                 raise OutputError(f"{shown}: is one of the inputs, which are never overwritten")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the file system lets us."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

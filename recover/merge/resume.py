@@ -2,7 +2,9 @@
 
 The output so far lies beside its final name, as a hidden file that is always called the same, and
 next to it the journal: first a fingerprint of the plan, then the tensors that are complete, each
-with the sums that the report needs. Their bytes are on the disk before the journal names them.
+with a digest of their bytes and the sums that the report needs (see `recover.merge.kept`). Their
+bytes are on the disk before the journal names them. Tensors whose bytes have changed since are made
+again.
 """
 
 import hashlib
@@ -19,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover import __version__
-from recover.errors import OutputError
+from recover.errors import InputError, OutputError
 from recover.gguf.parts import whole_path
+from recover.gguf.publish import finish_earlier
 from recover.gguf.reader import header_bytes
-from recover.gguf.text import printable
+from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFiles, partial_path
 from recover.journal import Journal
+from recover.merge.kept import clear_gaps, damaged, digest, read_seconds, read_sums
 from recover.merge.plan import MergePlan
 
 Sums = dict[int, NDArray[np.float64] | None]
@@ -33,7 +37,7 @@ Sums = dict[int, NDArray[np.float64] | None]
 Tell = Callable[[str], None]
 """Called with a line for people."""
 
-_FORMAT = "recover.merge.journal/1"
+_FORMAT = "recover.merge.journal/2"
 _SECONDS = 1.0  # at least, between two entries
 _DAMAGED = "its journal is damaged"
 _PACKAGE = Path(__file__).parents[1]
@@ -65,6 +69,8 @@ class Unfinished:
     def __init__(self, plan: MergePlan, tell: Tell | None = None) -> None:
         self.done: Sums = {}
         self.seconds = 0.0
+        self._digests: dict[int, str] = {}
+        self._outputs: OutputFiles | None = None
         self._plan = plan
         self._tell = tell
         self._key = str(whole_path(plan.output.resolve()))
@@ -76,6 +82,8 @@ class Unfinished:
         """Take over what is there, if it belongs to this plan; otherwise start over."""
         with ExitStack() as stack:
             stack.enter_context(self._journal)
+            with suppress(OSError):  # a set of files that a dead process was giving their names
+                finish_earlier(self._plan.files[0].path.resolve())
             self._take_over()
             stack.pop_all()
         return self
@@ -92,6 +100,7 @@ class Unfinished:
         }
         reason = self._reason(first)
         if reason is None and self.done:
+            self._drop_damaged()
             self._say(f"going on with what is there: {self._amount()}")
             return
         if reason is not None:
@@ -113,12 +122,13 @@ class Unfinished:
             return f"what is there belongs to another merge ({_difference(before, first)})"
         try:
             for record in records:
-                self.seconds = float(record["seconds"])
-                for index, sums in record["tensors"]:
-                    self.done[range(len(self._plan.tensors))[index]] = (
-                        None if sums is None else np.array(sums, np.float64)
-                    )
-        except (LookupError, TypeError, ValueError):
+                self.seconds = read_seconds(record["seconds"])
+                for index, sums, digest in record["tensors"]:
+                    if type(index) is not int or not 0 <= index < len(self._plan.tensors):
+                        return _DAMAGED
+                    self.done[index] = read_sums(self._plan, index, sums)
+                    self._digests[index] = str(digest)
+        except (LookupError, TypeError, ValueError, OverflowError):
             return _DAMAGED
         for file in self._plan.files if self.done else ():
             partial = self.partial(file.path)
@@ -129,6 +139,20 @@ class Unfinished:
             if size != file.n_bytes:
                 return f"{printable(partial)} has {size:,} instead of {file.n_bytes:,} bytes"
         return None
+
+    def _drop_damaged(self) -> None:
+        """Look at the bytes of what is complete: what is not as it was written is to be redone."""
+        paths = [self.partial(file.path) for file in self._plan.files]
+        expected = {index: self._digests[index] for index in self.done}
+        try:
+            lost = damaged(self._plan, paths, expected)
+        except OSError:
+            lost = set(expected)
+        for index in lost:
+            del self.done[index]
+        if lost:
+            names = [quoted(self._plan.tensors[index].name) for index in sorted(lost)]
+            self._say(f"damaged on the disk, and made again: {some(names)}")
 
     def _remove_partials(self, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -164,6 +188,8 @@ class Unfinished:
         """
         pending: Sums = {}
         has_failed = False
+        self._outputs = outputs
+        clear_gaps(self._plan, outputs.files)
 
         def save() -> None:
             nonlocal has_failed
@@ -171,7 +197,13 @@ class Unfinished:
             self._last = time.perf_counter()
             if not pending or has_failed:
                 return
-            tensors = [[i, None if sums is None else sums.tolist()] for i, sums in pending.items()]
+            for output in outputs.files:
+                output.check_inputs()
+            digests = [output.digests for output in outputs.files]
+            tensors = [
+                [i, None if sums is None else sums.tolist(), digest(self._plan, i, digests)]
+                for i, sums in pending.items()
+            ]
             seconds = self.seconds + time.perf_counter() - self._start
             try:
                 outputs.sync()
@@ -191,7 +223,7 @@ class Unfinished:
         try:
             yield save_if_due
         except BaseException:
-            with suppress(OutputError):
+            with suppress(OutputError, InputError):
                 save()
             raise
         save()
@@ -202,7 +234,10 @@ class Unfinished:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Remove the journal, or keep it if there was an error."""
+        """Remove the journal, or keep it if there was an error before the files got their names."""
+        if self._outputs is not None and self._outputs.are_in_place:
+            self._journal.__exit__(None, None, None)
+            return
         self._journal.__exit__(kind, value, traceback)
         if kind is not None and self.done:
             self._say(f"kept for the same command with --resume: {self._amount()}")

@@ -22,7 +22,7 @@ import numpy as np
 
 from recover.errors import GGUFError
 from recover.gguf.header import MAGIC, MAX_NAME, Header, TensorInfo, ValueType, parse_header
-from recover.gguf.reader import map_file
+from recover.gguf.mapping import map_file
 from recover.gguf.text import printable, quoted, some
 from recover.quants import F32Array, U8Array
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from recover.errors import GGUFError, ReblockError
 from recover.gguf.header import ValueType, encode_key_value
+from recover.gguf.mapping import map_file
 from recover.gguf.metadata import FILE_TYPES
-from recover.gguf.reader import map_file
 from recover.gguf.text import printable, quoted, some
 from recover.quants import F32Array, type_by_name
 from recover.reblock._repack import I8Array, transpose

@@ -16,7 +16,7 @@ from typing import Any
 
 from recover.errors import GGUFError, ReblockError
 from recover.gguf.header import ValueType, encode_key_value
-from recover.gguf.reader import map_file
+from recover.gguf.mapping import map_file
 from recover.gguf.text import printable
 
 _NORMAL, _UNKNOWN, _UNUSED, _LAST_TYPE = 1, 2, 5, 6

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from recover.errors import OutputError
+from recover.gguf.publish import hidden
+from recover.gguf.temporary import tell_of_removals
 from recover.gguf.writer import OutputFile, OutputFiles
 
 OLD, NEW = b"what was there before", bytes(range(256)) * 64
@@ -176,8 +178,9 @@ def test_order_of_flush_and_rename(path: Path, monkeypatch: pytest.MonkeyPatch) 
     with OutputFiles([OutputFile(each, 9) for each in paths], 2):
         pass
     assert calls[:3] == [("fsync", False)] * 3
-    assert calls[3::2] == [("replace", each) for each in paths[::-1]]
-    assert calls[4::2] == [("fsync", True)] * 3
+    assert calls[3:5] == [("fsync", False), ("fsync", True)]  # the record of what goes where
+    assert calls[5] == ("fsync", True)  # older files are aside
+    assert calls[6:] == [*(("replace", each) for each in paths[::-1]), ("fsync", True)]
 
 
 # When the work fails.
@@ -221,15 +224,59 @@ def test_error_is_not_hidden_by_a_temporary_file_that_is_gone(path: Path) -> Non
     check_untouched(path, None)
 
 
-def test_temporary_file_of_another_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secrets.token_hex", lambda _n_bytes: "01234567")
-    other = path.with_name(".out.gguf.01234567.tmp")
+@contextmanager
+def another_process(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """One that has begun to write a file, and waits."""
+    command = [sys.executable, "-c", CHILD, str(path), str(int(signal.SIGSTOP)), "write"]
+    with subprocess.Popen(command, cwd=REPOSITORY) as process:
+        try:
+            assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+            yield process
+        finally:
+            process.kill()
+
+
+def test_temporary_file_of_a_living_process(path: Path) -> None:
+    with another_process(path):
+        (other,) = path.parent.iterdir()
+        write(path)
+        assert sorted(path.parent.iterdir()) == sorted([other, path])
+
+
+def test_temporary_files_of_dead_processes_are_removed_and_named(path: Path) -> None:
+    with another_process(path):
+        (other,) = path.parent.iterdir()
+    elsewhere = path.with_name("another.gguf")
+    write(elsewhere)  # of another file: nothing to do with it
+    assert other.exists()
+    heard: list[str] = []
+    tell_of_removals(heard.append)
+    try:
+        write(path)
+    finally:
+        tell_of_removals(None)
+    assert sorted(path.parent.iterdir()) == sorted([elsewhere, path])
+    (line,) = heard
+    assert str(other) in line
+    assert path.name in line
+
+
+def test_other_hidden_files_stay(path: Path) -> None:
+    kept = [
+        path.with_name(f".out.gguf.{'0' * 12}.01234567.tmp"),  # of another name
+        hidden(path, "0123456g.tmp"),
+        hidden(path, "01234567.tmp.txt"),
+        path.with_name(".out.gguf.01234567.tmp"),
+    ]
+    for each in kept:
+        each.write_bytes(OLD)
+    folder = hidden(path, "76543210.tmp")
+    folder.mkdir()
+    link = hidden(path, "00000000.tmp")
+    link.symlink_to(kept[0])
     write(path)
-    other.write_bytes(OLD)
-    with pytest.raises(OutputError, match="File exists"):
-        write(path, b"new")
-    assert path.read_bytes() == NEW
-    assert other.read_bytes() == OLD
+    assert sorted(path.parent.iterdir()) == sorted([*kept, folder, link, path])
+    assert all(each.read_bytes() == OLD for each in kept)
 
 
 def test_temporary_file_that_is_gone_is_an_error(path: Path, before: bytes | None) -> None:
@@ -353,6 +400,8 @@ def test_full_disk(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 from pathlib import Path
+from recover.gguf.publish import hidden
+from recover.gguf.temporary import tell_of_removals
 from recover.gguf.writer import OutputFile, OutputFiles
 
 path, number, moment = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

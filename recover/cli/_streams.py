@@ -1,0 +1,59 @@
+"""Standard streams that are closed, full, or that nobody reads."""
+
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+_SHOW_CURSOR = "\r\x1b[K\x1b[?25h"  # a progress bar hides it
+
+
+def open_closed_streams() -> None:
+    """Put the null device where a standard stream is closed.
+
+    Otherwise the next file that is opened takes its number, and what libraries print goes there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
+def say(line: str) -> None:
+    """A line on stderr, if that is possible."""
+    try:
+        print(f"recover: {line}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        drop(sys.stderr)
+
+
+def say_now(line: str) -> None:
+    """As `say`, from any thread and whatever the others do: nothing is waited for."""
+    with suppress(OSError, ValueError):
+        if select.select([], [2], [], 0.1)[1]:
+            cursor = _SHOW_CURSOR if os.isatty(2) else ""
+            os.write(2, f"{cursor}recover: {line}\n".encode(errors="backslashreplace"))
+
+
+def broken(stream: TextIO) -> str | None:
+    """Why a stream does not take what is printed, if it does not."""
+    try:
+        stream.flush()
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def drop(stream: TextIO) -> None:
+    """Let what is still to be written to a stream go nowhere."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

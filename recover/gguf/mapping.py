@@ -1,0 +1,158 @@
+"""Files mapped into memory, and watched: what is read must stay as it is until the end.
+
+A file that becomes shorter while it is mapped makes the process die of SIGBUS where a page is
+touched that is gone. So that a message can name the file, a handler puts zeros in place of such
+pages and writes down that it did; whoever reads asks `check_faults` before what was made of them
+leaves the process, and `check_unchanged` whether size and time of change are as they were.
+"""
+
+import mmap
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from recover.errors import GGUFError, InputError
+from recover.gguf._faults import Guard
+from recover.gguf.text import printable, quoted
+from recover.quants import U8Array
+
+Locate = Callable[[int], str | None]
+"""The name of the tensor at a byte position of a file, if there is one."""
+
+
+class _Watched:
+    """A file as it was when it was mapped."""
+
+    def __init__(self, path: Path, status: os.stat_result) -> None:
+        self.path = path
+        self.status = status
+        self.locate: Locate = lambda _position: None
+
+    def change(self) -> InputError | None:
+        """What is wrong with it now, if anything is.
+
+        A file that another one has replaced is as it was for those who mapped it.
+        """
+        try:
+            now = self.path.stat()
+        except OSError:
+            return None
+        if not os.path.samestat(now, self.status):
+            return None
+        before = self.status
+        if now.st_size < before.st_size:
+            what = f"truncated from {before.st_size:,} to {now.st_size:,} bytes"
+            return self.error(f"was {what} while it was read", now.st_size)
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            return self.error("was changed while it was read")
+        return None
+
+    def error(self, what: str, position: int | None = None) -> InputError:
+        name = None if position is None else self.locate(position)
+        where = "" if name is None else f", in tensor {quoted(name)}"
+        return InputError(f"{printable(self.path)}: {what}{where}; start again when it is complete")
+
+
+_lock = threading.Lock()
+_watched: dict[str, _Watched] = {}
+_guard = Guard()
+
+
+def map_file(path: Path, *, is_part: bool = False, is_watched: bool = True) -> U8Array:
+    """The file's bytes, read-only; pages are loaded when touched.
+
+    Parameters
+    ----------
+    path : Path
+        A regular file.
+    is_part : bool
+        Whether it is one of several, for the message if it is missing.
+    is_watched : bool
+        Whether `check_unchanged` compares the file with what it is now.
+
+    Raises
+    ------
+    GGUFError
+        If it is no regular file, or empty, or cannot be read; the message leaves out the path.
+    """
+    try:
+        status = path.stat()  # before opening it: opening a pipe would wait for its other end
+        if stat.S_ISDIR(status.st_mode):
+            raise GGUFError("is a folder; name a GGUF file")
+        if not stat.S_ISREG(status.st_mode):
+            raise GGUFError("is no regular file, so that it cannot be mapped")
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                raise GGUFError("the file is empty")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        what = "this part of the split file is missing" if is_part else "there is no such file"
+        raise GGUFError(what) from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        reason = getattr(error, "strerror", None) or error
+        raise GGUFError(f"cannot be read: {reason}") from None
+    data = np.frombuffer(mapped, np.uint8)
+    watched = _Watched(path.absolute(), status)
+    slot = _guard.add(data.ctypes.data, data.size, watched)
+    weakref.finalize(mapped, _guard.remove, slot).atexit = False
+    if is_watched:
+        with _lock:
+            _watched[str(watched.path)] = watched
+    return data
+
+
+def name_tensors(path: Path, locate: Locate) -> None:
+    """Let messages on a mapped file name its tensors."""
+    with _lock:
+        watched = _watched.get(str(path.absolute()))
+    if watched is not None:
+        watched.locate = locate
+
+
+def check_faults() -> None:
+    """Make sure that every byte that was read was there; costs next to nothing.
+
+    Raises
+    ------
+    InputError
+        If a page of a mapped file could not be loaded.
+    """
+    for watched, position in _guard.faults():
+        raise watched.change() or watched.error("could not be read (a disk error?)", position)
+
+
+def check_unchanged(paths: Iterable[Path] | None = None) -> None:
+    """Make sure that mapped files are still what they were when they were mapped.
+
+    Parameters
+    ----------
+    paths : iterable of Path, optional
+        Which; default: all that were mapped since `forget`.
+
+    Raises
+    ------
+    InputError
+        If one is shorter, or was written to.
+    """
+    check_faults()
+    with _lock:
+        if paths is None:
+            found = list(_watched.values())
+        else:
+            found = [w for p in paths if (w := _watched.get(str(p.absolute()))) is not None]
+    for watched in found:
+        if (error := watched.change()) is not None:
+            raise error
+
+
+def forget() -> None:
+    """Watch nothing that was mapped before."""
+    with _lock, suppress(KeyError):
+        _watched.clear()
