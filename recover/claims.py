@@ -100,12 +100,13 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     Returns
     -------
     Claims
-        All 1 for ``best``, and where the sample does not have (enough of) a type.
+        All 1 for ``best``, and where the sample does not have (enough of) a type, or an encoder.
     """
     alone, merged, kurtosis = np.ones((2, len(witnesses))), np.ones(2), np.zeros(2)
     names = _sample_names(witnesses)
     is_known = all(name in _sample() for name in names) and len(set(names)) == len(names)
-    if method == "best" or not is_known:
+    is_foreign = any(witness.noise is not None for witness in witnesses)
+    if method == "best" or not is_known or is_foreign:
         return Claims(merged, alone, kurtosis)
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
     buffer = EvidenceBuffer([replace(witness, density=None) for witness in witnesses])

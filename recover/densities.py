@@ -81,13 +81,18 @@ def density(
     which = "weighted" if weighted or not has_cells or alike else "plain"
     tables = _shipped()["types"][kind.name]
     if not has_cells and not kind.refits_scale_with_imatrix:
-        reach = _DEVIATIONS * kind.noise**0.5
-        row = [0.0, -0.5 / kind.noise, 0.0, -reach, reach]
-        table = np.array([row] * 3 + [[0.0] * len(row)])
+        table = normal_density(kind.noise).astype(np.float64)
     else:
         table = np.array(tables[which])
     table[:, :DEGREE] *= share(kind, beside, has_cells=has_cells)
     return table.astype(np.float32)
+
+
+def normal_density(noise: float) -> F32Array:
+    """As `density`: a normal error with that mean square, in units of the squared scale."""
+    reach = _DEVIATIONS * noise**0.5
+    row = [0.0, -0.5 / noise, 0.0, -reach, reach]
+    return np.array([row] * 3 + [[0.0] * len(row)], np.float32)
 
 
 def share(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool = True) -> float:

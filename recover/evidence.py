@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import inner, kernel
-from recover.densities import DEGREE, SHAPE, correlation, density, end_codes, likelihood, share
+from recover.densities import (
+    DEGREE,
+    SHAPE,
+    correlation,
+    density,
+    end_codes,
+    likelihood,
+    normal_density,
+    share,
+)
 from recover.errors import QuantError
 from recover.gguf.tensor import Tensor
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
@@ -91,6 +100,10 @@ class Witness:
         Whether it was quantized with an importance matrix.
     imatrix : str
         Which one, as far as the metadata tell; equal for inputs with the same.
+    noise : float or None
+        Mean square error of its codes in units of the squared scale, of a scalar type that another
+        encoder than llama.cpp's wrote (see `recover.inputs.foreign`): they are off by a normal
+        error, and prove no cells.
     weight : float or None
         What it weighs by a calibration; all witnesses have one, or none has.
     density : tuple of 4 tuples of 5 floats, or None
@@ -101,6 +114,7 @@ class Witness:
     has_cells: bool = True
     weighted: bool = False
     imatrix: str = ""
+    noise: float | None = None
     weight: float | None = None
     density: tuple[tuple[float, ...], ...] | None = None
 
@@ -127,7 +141,10 @@ class EvidenceBuffer:
         self._row_of = [next(rows[isinstance(kind, ScalarType)]) for kind in self._types]
         open_end = np.full(256, np.inf, np.float32)
 
-        beside = [self._types[:i] + self._types[i + 1 :] for i in range(len(self._types))]
+        beside = [
+            [other.type for j, other in enumerate(witnesses) if j != i and other.noise is None]
+            for i in range(len(witnesses))
+        ]
         places = list(zip(witnesses, beside, strict=True))
         n_weights, n_groups = n_scalars * TILE, n_scalars * (TILE // GROUP)
         self._whole = Evidence(
@@ -139,7 +156,9 @@ class EvidenceBuffer:
             upper_levels=_stack([k.upper_levels if w.has_cells else open_end for k, w in scalars]),
             scale_error=np.empty(n_groups, np.float32),
             offset_error=np.empty(n_groups, np.float32),
-            noise=np.array([kind.noise for kind in kinds], np.float64),
+            noise=np.array(
+                [k.noise if w.noise is None else w.noise for k, w in scalars], np.float64
+            ),
             density=np.array(
                 [_density(w, w.type, b) for w, b in places if isinstance(w.type, ScalarType)],
                 np.float32,
@@ -261,6 +280,8 @@ def _scale_up(
 
 def _density(witness: Witness, kind: ScalarType, beside: Sequence[TensorType]) -> F32Array:
     """The calibrated density if there is one, otherwise the simulated one."""
+    if witness.noise is not None:
+        return normal_density(witness.noise)
     if witness.density is None:
         return density(kind, weighted=witness.weighted, has_cells=witness.has_cells, beside=beside)
     table = np.array(witness.density, np.float64)

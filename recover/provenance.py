@@ -18,6 +18,10 @@ Q6_K        a scale code -128                                             all
 IQ4_XS      a scale code -32                                              all
 ==========  ============================================================  =============
 
+GPTQ, AWQ, MLX and others give 32, 64, 128 or more weights one scale, which is positive; files that
+were re-blocked have it in several blocks. llama.cpp fits the scale of each block to its largest
+weight, or searches it for each block, and in Q4_0 and Q5_0 its sign is that weight's.
+
 For the types of the first three lines the mark also decides whether the codes confine the weights:
 the K-quants and IQ4 choose the codes last, whatever chose their scales.
 """
@@ -43,6 +47,9 @@ _RUN = 256
 
 _HOLDS_ALWAYS = ("Q8_0", "Q6_K", "IQ4_XS")
 _CODES_CHOSEN_FIRST = ("Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")
+_SIGNED = ("Q4_0", "Q5_0")
+_FEWEST_BLOCKS = 32
+_REPEATED = 0.3  # share of blocks with the scale of the one before; of llama.cpp's about 1 in 1000
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,28 @@ def is_searched(model: Model) -> bool:
     return uses_imatrix(model) or QUANTIZER_KEY in model.metadata
 
 
+def is_foreign(model: Model, tensor: Tensor) -> bool:
+    """Whether another encoder than llama.cpp's gave the codes, as a sample of the scales tells.
+
+    Parameters
+    ----------
+    model : Model
+        Whose metadata may name an importance matrix, or a quantizer, as the reason.
+    tensor : Tensor
+        Of any type; types that have a scale per 32 weights are looked at.
+    """
+    if tensor.type.name not in _CODES_CHOSEN_FIRST or is_searched(model):
+        return False
+    blocks = sample_blocks(tensor.raw, tensor.type.type_size)
+    d = np.ascontiguousarray(blocks[:, :2]).view("<u2")[:, 0]
+    used = (d & 0x7FFF) > 0
+    if np.count_nonzero(used) < _FEWEST_BLOCKS:
+        return False
+    if tensor.type.name in _SIGNED and not np.any(d[used] & 0x8000):
+        return True
+    return bool(np.mean((d[1:] == d[:-1])[used[1:]]) > _REPEATED)
+
+
 def imatrix_of(model: Model) -> dict[str, Any]:
     """What the metadata say of the importance matrix: its file, data, and sizes."""
     keys = [key for key in model.metadata if key.startswith(IMATRIX_PREFIX)]
@@ -128,7 +157,7 @@ def has_cells(model: Model, tensor: Tensor) -> bool:
         return False
     if kind.refits_scale_with_imatrix and is_searched(model):
         return False
-    return codes_are_plain(tensor.raw, kind)
+    return codes_are_plain(tensor.raw, kind) and not is_foreign(model, tensor)
 
 
 def witness_of(model: Model, tensor: Tensor) -> Witness:
@@ -154,7 +183,9 @@ def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
     return [
         each.name
         for each in tensors
-        if not is_original(each) and not codes_are_plain(each.raw, each.type)
+        if not is_original(each)
+        and not codes_are_plain(each.raw, each.type)
+        and not is_foreign(model, each)
     ]
 
 

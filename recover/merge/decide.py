@@ -1,7 +1,7 @@
 """What happens to one tensor of a merge: which inputs take part, and how they are combined."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from recover.gguf.reader import Model
 from recover.gguf.text import printable, quoted
 from recover.inputs.descent import ESTIMATED, Descent, Family
 from recover.inputs.floats import float_descents
+from recover.inputs.foreign import measure_noise
 from recover.inputs.samples import Sampler
 from recover.matching import by_fineness, contradicts, find_twins, typical_error
 from recover.merge.lineage import declared_parents
-from recover.provenance import codes_are_plain, has_cells, is_searched, witness_of
+from recover.provenance import codes_are_plain, has_cells, is_foreign, is_searched, witness_of
 from recover.quants import (
     F32Array,
     FloatType,
@@ -46,6 +47,23 @@ class Draft:
     compared: tuple[int, ...]
     descents: tuple[Descent, ...]
     is_known: bool
+    noises: tuple[float | None, ...]
+
+
+def witnesses_for(
+    models: Sequence[Model], name: str, sources: Sequence[int], noises: Sequence[float | None]
+) -> list[Witness]:
+    """The inputs that take part, as witnesses on a tensor; `noises` as in `Draft`."""
+    return [
+        _with_noise(witness_of(models[i], models[i].tensors[name]), noise)
+        for i, noise in zip(sources, noises, strict=True)
+    ]
+
+
+def _with_noise(witness: Witness, noise: float | None) -> Witness:
+    if noise is None:
+        return witness
+    return replace(witness, has_cells=False, weighted=False, noise=noise)
 
 
 def method_for(witnesses: Sequence[Witness], method: str) -> str:
@@ -157,6 +175,21 @@ class Decider:
             tuple(compared),
             descents,
             self._is_known(name, sources, descents),
+            self._noises(name, sources),
+        )
+
+    def _noises(self, name: str, sources: Sequence[int]) -> tuple[float | None, ...]:
+        """The errors of codes that another encoder than llama.cpp's made; None for all others."""
+        tensors = {i: self._models[i].tensors[name] for i in sources}
+        foreign = [i for i in sources if is_foreign(self._models[i], tensors[i])]
+        known = [
+            tensors[i]
+            for i in sources
+            if i not in foreign and isinstance(tensors[i].type, ScalarType)
+        ]
+        return tuple(
+            measure_noise(tensors[i], known[0] if known else None) if i in foreign else None
+            for i in sources
         )
 
     def _is_known(self, name: str, sources: Sequence[int], descents: Sequence[Descent]) -> bool:

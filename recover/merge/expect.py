@@ -10,8 +10,7 @@ from recover.claims import find_claims
 from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.reader import Model
-from recover.merge.decide import Decider, Draft
-from recover.provenance import witness_of
+from recover.merge.decide import Decider, Draft, witnesses_for
 from recover.quants import TILE, type_by_name
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
@@ -112,8 +111,7 @@ class _Sums:
         self.n_weights = self.sources[0].n_weights
         self.witnesses: list[Witness] = []
         if not draft.is_known:
-            inputs = zip(draft.sources, self.sources, strict=True)
-            self.witnesses = [witness_of(models[i], tensor) for i, tensor in inputs]
+            self.witnesses = witnesses_for(models, draft.name, draft.sources, draft.noises)
         self.tallies = np.zeros((n_tiles(self.n_weights), 2 + len(self.sources)))
 
     def expectation(self) -> Expectation:

@@ -27,7 +27,7 @@ from recover.inputs.descent import Descent
 from recover.inputs.originals import with_originals
 from recover.lattice import SIGNIFICAND_BITS
 from recover.matching import check_match, select_tensors, typical_error
-from recover.merge.decide import Decider, Draft
+from recover.merge.decide import Decider, Draft, witnesses_for
 from recover.merge.exact import unquantized_warnings
 from recover.merge.lineage import (
     METHOD_KEY,
@@ -39,7 +39,7 @@ from recover.merge.lineage import (
 )
 from recover.merge.redundant import describe, find_redundant
 from recover.precision import fit_of, source_precision
-from recover.provenance import searched_tensors, witness_of
+from recover.provenance import is_foreign, searched_tensors, witness_of
 from recover.quants import (
     OpaqueType,
     ScalarType,
@@ -86,6 +86,9 @@ class TensorPlan:
         Inputs that tell nothing new, since they were made from others.
     is_known : bool
         Whether the input that is taken has the original's weights: nothing is estimated.
+    noises : tuple of float or None
+        For each of the sources the mean square error of its codes, in units of the squared scale,
+        if another encoder than llama.cpp's made them.
     position : int
         Of its first byte in the output file.
     part : int
@@ -103,6 +106,7 @@ class TensorPlan:
     compared: tuple[int, ...]
     descents: tuple[Descent, ...]
     is_known: bool
+    noises: tuple[float | None, ...]
     position: int
     part: int = 0
 
@@ -240,15 +244,16 @@ class MergePlan:
         return quantized and self.method == DEFAULT_METHOD and self.decides
 
     def witness(self, tensor: TensorPlan, source: int) -> Witness:
-        """Input `source` as a witness on a tensor."""
-        model = self.models[source]
+        """Input `source`, one of those that take part, as a witness on a tensor."""
         key = tensor.name, source
         if key not in self._witnesses:
-            witness = witness_of(model, model.tensors[tensor.name])
-            if self.calibration is not None and tensor.action == "merge":
-                witness = self._calibrated(self.calibration, witness, tensor, source)
-            if self.densities is not None and tensor.action == "merge":
-                witness = self._simulated(self.densities, witness, tensor)
+            noise = tensor.noises[tensor.sources.index(source)]
+            (witness,) = witnesses_for(self.models, tensor.name, [source], [noise])
+            if tensor.action == "merge" and not self._has_foreign_codes(tensor, witness):
+                if self.calibration is not None:
+                    witness = self._calibrated(self.calibration, witness, tensor, source)
+                if self.densities is not None:
+                    witness = self._simulated(self.densities, witness, tensor)
             self._witnesses[key] = witness
         return self._witnesses[key]
 
@@ -256,6 +261,12 @@ class MergePlan:
     def _witnesses(self) -> dict[tuple[str, int], Witness]:
         """Those that were asked for: every thread asks again, and the answer takes a while."""
         return {}
+
+    def _has_foreign_codes(self, tensor: TensorPlan, witness: Witness) -> bool:
+        """Whether codes of llama.cpp's encoders tell nothing of these (or, as weights, of any)."""
+        if estimator(self.method).CALIBRATED == "weights":
+            return any(noise is not None for noise in tensor.noises)
+        return witness.noise is not None
 
     def density_key(self, witness: Witness, others: Sequence[Witness]) -> tuple[str, bool, bool]:
         """Under which a witness's density is found in `densities`, next to all of a tensor."""
@@ -397,6 +408,13 @@ def plan_merge(
         f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
         for model in models
         if (searched := searched_tensors(model, names))
+    ]
+    warnings += [
+        f"{printable(model.path)}: another program than llama.cpp gave the codes of"
+        f" {some([quoted(name) for name in foreign])} (GPTQ and AWQ, for instance): they prove no"
+        " bounds, and how far off they are is estimated"
+        for model in models
+        if (foreign := [name for name in names if is_foreign(model, model.tensors[name])])
     ]
     for model in models:
         if sides := folded(model.tensors[name] for name in names):
@@ -574,6 +592,7 @@ def _place(draft: Draft, position: int, part: int) -> TensorPlan:
         draft.compared,
         draft.descents,
         draft.is_known,
+        draft.noises,
         position,
         part,
     )
