@@ -89,6 +89,8 @@ def run(args: Namespace) -> int:
         n_threads=args.threads,
     )
     plan = plan_reblock(source, args.output)
+    for warning in source.warnings:
+        message(args, f"warning: {warning}")
     with progress_bar(args, "re-blocking") as progress:
         result = execute_reblock(
             plan, verify=args.verify, n_threads=args.threads, progress=progress
