@@ -95,6 +95,9 @@ class Witness:
         What it weighs by a calibration; all witnesses have one, or none has.
     density : tuple of 4 tuples of 5 floats, or None
         What its codes say of the weights by a calibration (see `recover.densities.density`).
+    side_scaled : bool
+        Whether its weights are multiplied by scales beside it, so that those of its blocks are of
+        the best size.
     """
 
     type: TensorType
@@ -103,6 +106,7 @@ class Witness:
     imatrix: str = ""
     weight: float | None = None
     density: tuple[tuple[float, ...], ...] | None = None
+    side_scaled: bool = False
 
 
 class EvidenceBuffer:

@@ -64,9 +64,22 @@ def check_match(first: Model, other: Model) -> None:
     ]
     if reshaped:
         differences.append(f"shapes differ: {some(reshaped)}")
+    sides = _side_names(first) | _side_names(other)
+    odd = [name for name in (*missing, *added) if name in sides]
+    if odd:
+        differences.append(
+            f"{some(odd)}: of one the scales of NVFP4 weights, of the other of another type's, to"
+            " which they are not applied"
+        )
     if differences:
         paths = printable(other.path), printable(first.path)
         raise PlanError(f"{paths[0]} does not belong to {paths[1]}: {'; '.join(differences)}")
+
+
+def _side_names(model: Model) -> set[str]:
+    """Quoted names of side tensors."""
+    tensors = model.tensors.values()
+    return {quoted(side.name) for tensor in tensors for side in tensor.side_tensors}
 
 
 def _shape(tensor: Tensor) -> str:

@@ -208,6 +208,18 @@ class TestMerge:
         with pytest.raises(PlanError, match="not quantized from the same original"):
             merge(paths, tmp_path / "out.gguf")
 
+    def test_scales_beside_another_type_are_a_reason_to_refuse(
+        self, make: Callable[..., Path], tmp_path: Path, truth: dict[str, F32Array]
+    ) -> None:
+        tensors = {name: stored("Q4_K", x) for name, x in truth.items()}
+        tensors[NORM] = read_tensors(make("F32"))[NORM]
+        tensors["blk.0.ffn_up.scale"] = Stored("F32", np.array([2], np.float32))
+        other = write_gguf(tmp_path / "other.gguf", tensors)
+        wanted = r"'blk\.0\.ffn_up\.scale': of one the scales of NVFP4 weights"
+        for inputs in ([make("scaled"), other], [other, make("scaled")]):
+            with pytest.raises(PlanError, match=wanted):
+                plan_merge(inputs, tmp_path / "out.gguf")
+
     def test_tensors_are_chosen_by_the_names_of_matrices(
         self, make: Callable[..., Path], tmp_path: Path, truth: dict[str, F32Array]
     ) -> None:
@@ -217,6 +229,19 @@ class TestMerge:
         assert list(read_weights(output)) == [UP]
         with pytest.raises(PlanError, match="no tensor's name matches"):
             plan_merge(inputs, output, tensors=r"\.scale$")
+
+    @pytest.mark.parametrize(("method", "tolerance"), [("posterior", 0.04), ("linear", 0.1)])
+    @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "NVFP4"])
+    def test_the_expected_error_is_the_measured_one(
+        self, tmp_path: Path, rng: np.random.Generator, kind: str, method: str, tolerance: float
+    ) -> None:
+        x = (0.02 * rng.standard_normal((640, 512))).astype(np.float32)
+        scaled = write_gguf(tmp_path / "n.gguf", with_scales(x, UP))
+        other = write_gguf(tmp_path / "q.gguf", {UP: stored(kind, x)})
+        result = merge([scaled, other], tmp_path / "out.gguf", method=method)
+        best = min(mse(decoded(x), x), mse(read_weights(other)[UP], x))
+        measured = mse(read_weights(tmp_path / "out.gguf")[UP], x) / best
+        assert result.expected_mse_ratio == pytest.approx(measured, rel=tolerance)
 
     def test_densities_are_simulated_in_units_of_the_side_scale(
         self, tmp_path: Path, rng: np.random.Generator
@@ -309,6 +334,23 @@ class TestOtherCommands:
         path = make("scaled")
         result = evaluate_models([path], path)[0]
         assert result.total.exact_fraction == 1
+
+    def test_evaluate_tells_of_scales_beside_other_types(
+        self,
+        make: Callable[..., Path],
+        tmp_path: Path,
+        truth: dict[str, F32Array],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        scale = Stored("F32", np.array([2], np.float32))
+        tensors = {UP: stored("Q4_K", truth[UP] / 2), "blk.0.ffn_up.scale": scale}
+        path = write_gguf(tmp_path / "m.gguf", tensors)
+        original = make("F32", "truth")
+        assert main(["evaluate", str(path), "--truth", str(original)]) == 0
+        said = "llama.cpp multiplies by 'blk.0.ffn_up.scale', which"
+        assert said in capsys.readouterr().err
+        assert main(["evaluate", str(make("scaled")), "--truth", str(original)]) == 0
+        assert said not in capsys.readouterr().err
 
     def test_inspect_finds_one_original(
         self, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]

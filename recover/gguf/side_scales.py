@@ -70,6 +70,16 @@ def folded(tensors: Iterable[Tensor]) -> str | None:
     )
 
 
+def unfolded_scale(matrix: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of a tensor that llama.cpp multiplies by, beside a matrix of another type than NVFP4.
+
+    ``llama-quantize`` makes such files of NVFP4 ones: it copies the scales. Here they are tensors
+    of their own.
+    """
+    found = [] if matrix.type.name == _TYPE else _side_tensors(matrix, tensors)
+    return next((side.name for side in found if not side.name.endswith(_INPUT_SCALE)), None)
+
+
 def _side_tensors(matrix: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """Those of a matrix, as their names, type and sizes tell."""
     stems = dict.fromkeys((matrix.name.removesuffix(_WEIGHT), matrix.name))
