@@ -144,7 +144,7 @@ class TestReading:
         assert list(model.tensors) == list(tensors)
         assert model.tensors[UP].scales is None
 
-    @pytest.mark.parametrize("bad", [np.nan, np.inf, 0, -1e-4])
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, 0, -1e-4, 1e-39])
     def test_a_scale_that_is_none_is_refused_by_name(
         self, tmp_path: Path, truth: dict[str, F32Array], bad: float
     ) -> None:
@@ -275,7 +275,7 @@ class TestBounds:
             decoded_flat = decoded(x).reshape(-1)
             assert np.all((lower <= decoded_flat) & (decoded_flat <= upper))
 
-    @pytest.mark.parametrize("exponent", [-120, -40, -8, 0, 8, 40, 100])
+    @pytest.mark.parametrize("exponent", [-112, -105, -98, -40, -8, 0, 8, 40, 100, 115])
     def test_sound_for_side_scales_of_any_size(
         self, tmp_path: Path, rng: np.random.Generator, exponent: int
     ) -> None:
@@ -308,6 +308,20 @@ class TestBounds:
         lower, upper = intervals.bound(0, x.size)
         flat = x.reshape(-1)
         assert np.all((lower <= flat) & (flat <= upper))
+
+    def test_broken_products_say_nothing_and_warn_nobody(
+        self, tmp_path: Path, truth: dict[str, F32Array]
+    ) -> None:
+        tensors = with_scales(truth[UP], UP)
+        tensors["blk.0.ffn_up.scale"].rows[:] = 3e38
+        tensor = open_gguf(write_gguf(tmp_path / "m.gguf", tensors)).tensors[UP]
+        intervals = Intervals()
+        intervals.turn_to([tensor])
+        with np.errstate(all="raise"):
+            lower, upper = intervals.bound(0, tensor.n_weights)
+            assert not np.isfinite(tensor.read(0, tensor.n_weights)).all()
+        assert np.all(lower == -np.inf)
+        assert np.all(upper == np.inf)
 
     def test_a_pair_has_no_conflicts_and_narrower_bounds(self, make: Callable[..., Path]) -> None:
         def total(inputs: list[Path]) -> BoundStatistics:
