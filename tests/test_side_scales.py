@@ -199,6 +199,24 @@ class TestMerge:
         for name, x in truth.items():
             assert np.array_equal(read_weights(output)[name].reshape(x.shape), decoded(x))
 
+    def test_a_scale_that_was_folded_into_those_of_the_blocks_changes_nothing(
+        self, tmp_path: Path, truth: dict[str, F32Array]
+    ) -> None:
+        scale = np.float32(2.0**-2)
+        raw = nvfp4.encode(64 * truth[UP], scale)
+        blocks = raw.reshape(-1, 36).copy()
+        assert (blocks[:, :4] >> 3).min() > 2
+        blocks[:, :4] -= 2 << 3  # exponents
+        side = {"blk.0.ffn_up.scale": Stored("F32", np.array([scale]))}
+        paths = [
+            write_gguf(tmp_path / "one.gguf", {UP: Stored("NVFP4", raw), **side}),
+            write_gguf(tmp_path / "two.gguf", {UP: Stored("NVFP4", blocks.reshape(raw.shape))}),
+        ]
+        result = merge(paths, tmp_path / "out.gguf", outtype="f32")
+        assert result.plan.tensors[0].twins == (0, 0)
+        expected = nvfp4.decode(raw, scale)
+        assert np.array_equal(read_weights(tmp_path / "out.gguf")[UP], expected)
+
     def test_files_that_differ_in_the_side_scale_alone_are_no_twins(
         self, tmp_path: Path, truth: dict[str, F32Array]
     ) -> None:
