@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from recover.estimators import MEAN, Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
-from recover.quants import F32Array, ScalarType, TensorType, dequantize
+from recover.gguf.header import TensorInfo
+from recover.gguf.tensor import Tensor
+from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize, type_by_name
 
 WEIGHTS = "weights"
 """Name of the random weights, float32 (n_rows, ne0), in the sample; half of the rows have heavy
@@ -31,6 +33,8 @@ tails."""
 
 _SHARES = -0.5, 1.5  # of what heavy tails change: as far as weights may be beyond the sample's
 _N_LOOKED_AT = 256  # superblocks whose kurtosis is taken
+# Types with scales beside them, and the largest weight that does not clip the scale of its block.
+_SIDE_SCALED = {"NVFP4": np.float32(6 * 240)}
 
 
 class Claims(NamedTuple):
@@ -104,7 +108,8 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     """
     alone, merged, kurtosis = np.ones((2, len(witnesses))), np.ones(2), np.zeros(2)
     names = _sample_names(witnesses)
-    is_known = all(name in _sample() for name in names) and len(set(names)) == len(names)
+    known = {*_sample(), *map(_side_scaled_name, _SIDE_SCALED)}
+    is_known = known.issuperset(names) and len(set(names)) == len(names)
     is_foreign = any(witness.noise is not None for witness in witnesses)
     if method == "best" or not is_known or is_foreign:
         return Claims(merged, alone, kurtosis)
@@ -112,13 +117,16 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     buffer = EvidenceBuffer([replace(witness, density=None) for witness in witnesses])
     for half in range(2):
         x = _half_of(WEIGHTS, half).reshape(-1)
-        raws = [_half_of(name, half) for name in names]
-        evidence = buffer.load(raws, x.size)
+        tensors = [
+            _stored_half(name, witness.type, half)
+            for name, witness in zip(names, witnesses, strict=True)
+        ]
+        evidence = buffer.read(tensors, 0, x.size)
         out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
         request = Request(estimate, np.empty_like(out))  # deviations, so that all weights count
         estimator(method).estimate(evidence, out, tally, request)
-        for witness, raw, slot in zip(witnesses, raws, buffer.order, strict=True):
-            decoded = dequantize(raw, witness.type)
+        for tensor, slot in zip(tensors, buffer.order, strict=True):
+            decoded = tensor.read(0, x.size)
             alone[half, slot] = _square_error(decoded, x) / tally[2 + slot]
         merged[half], kurtosis[half] = _square_error(out, x) / tally[0], kurtosis_of(out)
     return Claims(merged, alone, kurtosis)
@@ -132,6 +140,9 @@ def _sample_names(witnesses: Sequence[Witness]) -> list[str]:
     matrices = list(dict.fromkeys(each.imatrix for each in witnesses if _is_weighed(each)))
     names: list[str] = []
     for witness in witnesses:
+        if witness.side_scaled:
+            names.append(_side_scaled_name(witness.type.name))
+            continue
         if not _is_weighed(witness):
             names.append(sample_name(witness.type, 0))
             continue
@@ -156,6 +167,32 @@ def _n_importances(kind: TensorType) -> int:
 
 def _square_error(values: F32Array, x: F32Array) -> float:
     return float(np.sum((values - x.astype(np.float64)) ** 2))
+
+
+def _stored_half(name: str, kind: TensorType, half: int) -> Tensor:
+    """What the sample has of that name as a tensor, light tails (0) or heavy ones (1)."""
+    n_weights = _half_of(WEIGHTS, half).size
+    info = TensorInfo(name, (n_weights,), kind, 0)
+    if name != _side_scaled_name(kind.name):
+        return Tensor(info, _half_of(name, half))
+    raw, scales = _side_scaled(kind.name)
+    n_bytes = kind.n_bytes(n_weights)
+    return Tensor(info, raw[half * n_bytes : (half + 1) * n_bytes], scales)
+
+
+def _side_scaled_name(type_name: str) -> str:
+    """Name of what is made of the weights with a scale beside them."""
+    return f"{type_name} side-scaled"
+
+
+@cache
+def _side_scaled(type_name: str) -> tuple[U8Array, F32Array]:
+    """The weights encoded so that the largest scale of a block is next to the largest there is."""
+    x = _sample()[WEIGHTS]
+    scale = np.float32(np.abs(x).max() / _SIDE_SCALED[type_name])
+    raw = quantize(np.divide(x, scale, dtype=np.float32), type_by_name(type_name))
+    raw.flags.writeable = False
+    return raw, np.array([scale], np.float32)
 
 
 def _half_of(name: str, half: int) -> NDArray[Any]:

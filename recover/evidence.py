@@ -35,8 +35,10 @@ _F16_SMALLEST_NORMAL = np.float32(2.0**-14)
 # ggml's `nearest_int` wraps beyond 2**22. A code's argument is at most about 32, and what is lost
 # where the offset is rounded to a multiple of its block's: less than the largest offset there.
 _WRAPS = np.float32(2.0**21)
-# Scales between which the edges of cells are float32 numbers of full precision.
-_LEAST_PRODUCT, _LARGEST_PRODUCT = np.float32(2.0**-100), np.float32(2.0**100)
+# Of scales beyond the largest one edges of cells overflow; those of scales below the least one may
+# be subnormal, or taken for 0: so far off are they then at most.
+_LARGEST_PRODUCT, _LEAST_PRODUCT = np.float32(2.0**120), np.float32(2.0**-100)
+_SUBNORMAL_ERROR = np.float32(2.0**-120)
 
 
 class Evidence(NamedTuple):
@@ -108,6 +110,9 @@ class Witness:
         What it weighs by a calibration; all witnesses have one, or none has.
     density : tuple of 4 tuples of 5 floats, or None
         What its codes say of the weights by a calibration (see `recover.densities.density`).
+    side_scaled : bool
+        Whether its weights are multiplied by scales beside it, so that those of its blocks are of
+        the best size.
     """
 
     type: TensorType
@@ -117,6 +122,7 @@ class Witness:
     noise: float | None = None
     weight: float | None = None
     density: tuple[tuple[float, ...], ...] | None = None
+    side_scaled: bool = False
 
 
 class EvidenceBuffer:
@@ -250,8 +256,9 @@ class EvidenceBuffer:
                 scale, offset = tile.scale[row], tile.offset[row]
                 _scale_up(factors, scale, offset, tile.scale_error[row], tile.offset_error[row])
             elif factors is not None:
-                tile.values[row] *= np.repeat(factors, GROUP)
-                tile.variance[row] *= np.square(factors)
+                with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                    tile.values[row] *= np.repeat(factors, GROUP)
+                    tile.variance[row] *= np.square(factors)
         return tile
 
 
@@ -265,8 +272,7 @@ def _scale_up(
     """Multiply scales, offsets and their errors (n / 16,) by positive factors.
 
     The encoder had the product of scale and factor, perhaps by way of reciprocals: it was rounded
-    a few times more. Where products are near the ends of float32's range, roundings are no longer
-    relative to them, and codes are taken to prove nothing.
+    a few times more.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         scale_error += np.abs(scale) * _ARITHMETIC
@@ -274,8 +280,8 @@ def _scale_up(
         for each in (scale, offset, scale_error, offset_error):
             each *= factors
     size = np.abs(scale)
-    is_safe = (scale == 0) | ((size > _LEAST_PRODUCT) & (size < _LARGEST_PRODUCT))
-    offset_error[~is_safe] = np.inf
+    offset_error[size < _LEAST_PRODUCT] += _SUBNORMAL_ERROR
+    offset_error[~(size <= _LARGEST_PRODUCT)] = np.inf
 
 
 def _density(witness: Witness, kind: ScalarType, beside: Sequence[TensorType]) -> F32Array:

@@ -64,9 +64,22 @@ def check_match(first: Model, other: Model) -> None:
     ]
     if reshaped:
         differences.append(f"shapes differ: {some(reshaped)}")
+    sides = _side_names(first) | _side_names(other)
+    odd = [name for name in (*missing, *added) if name in sides]
+    if odd:
+        differences.append(
+            f"{some(odd)}: of one the scales of NVFP4 weights, of the other of another type's, to"
+            " which they are not applied"
+        )
     if differences:
         paths = printable(other.path), printable(first.path)
         raise PlanError(f"{paths[0]} does not belong to {paths[1]}: {'; '.join(differences)}")
+
+
+def _side_names(model: Model) -> set[str]:
+    """Quoted names of side tensors."""
+    tensors = model.tensors.values()
+    return {quoted(side.name) for tensor in tensors for side in tensor.side_tensors}
 
 
 def _shape(tensor: Tensor) -> str:
@@ -117,7 +130,10 @@ def contradicts(other: Tensor, finest: Tensor) -> bool:
 
 
 def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """For each tensor the index of the first one with the same type, bytes and scales."""
+    """For each tensor the index of the first one of the same type with the same bytes.
+
+    Where scales are beside any of them, with the same weights.
+    """
     twins: list[int] = []
     for i, tensor in enumerate(tensors):
         same = (j for j in dict.fromkeys(twins) if _same(tensors[j], tensor))
@@ -126,14 +142,27 @@ def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.type is other.type and _same_scales(one, other) and same_bytes(one.raw, other.raw)
+    if one.type is not other.type:
+        return False
+    if one.scales is None and other.scales is None:
+        return same_bytes(one.raw, other.raw)
+    return _same_weights(one, other)
 
 
-def _same_scales(one: Tensor, other: Tensor) -> bool:
-    """Whether the weights of two tensors are multiplied by the same numbers."""
-    scales = [np.ones(1, np.float32) if t.scales is None else t.scales for t in (one, other)]
-    sizes = {each.size for each in scales}
-    return len(sizes - {1}) < 2 and bool(np.all(scales[0] == scales[1]))
+def _same_weights(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers: a scale may be beside one, in blocks of another.
+
+    Stops at the first chunk that differs.
+    """
+    start, end = 0, 4096
+    while one.n_weights == other.n_weights:
+        end = min(end, one.n_weights)
+        if not np.array_equal(one.read(start, end), other.read(start, end)):
+            return False
+        if end == one.n_weights:
+            return True
+        start, end = end, end + TILE
+    return False
 
 
 def same_bytes(one: U8Array, other: U8Array) -> bool:

@@ -169,6 +169,7 @@ def witness_of(model: Model, tensor: Tensor) -> Witness:
         has_cells=has_cells(model, tensor),
         weighted=uses_imatrix(model) or (searched and not marks_hold_with_imatrix(tensor.type)),
         imatrix=str(sorted(imatrix_of(model).items())),
+        side_scaled=tensor.scales is not None,
     )
 
 

@@ -144,7 +144,7 @@ class TestReading:
         assert list(model.tensors) == list(tensors)
         assert model.tensors[UP].scales is None
 
-    @pytest.mark.parametrize("bad", [np.nan, np.inf, 0, -1e-4])
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, 0, -1e-4, 1e-39])
     def test_a_scale_that_is_none_is_refused_by_name(
         self, tmp_path: Path, truth: dict[str, F32Array], bad: float
     ) -> None:
@@ -199,6 +199,24 @@ class TestMerge:
         for name, x in truth.items():
             assert np.array_equal(read_weights(output)[name].reshape(x.shape), decoded(x))
 
+    def test_a_scale_that_was_folded_into_those_of_the_blocks_changes_nothing(
+        self, tmp_path: Path, truth: dict[str, F32Array]
+    ) -> None:
+        scale = np.float32(2.0**-2)
+        raw = nvfp4.encode(64 * truth[UP], scale)
+        blocks = raw.reshape(-1, 36).copy()
+        assert (blocks[:, :4] >> 3).min() > 2
+        blocks[:, :4] -= 2 << 3  # exponents
+        side = {"blk.0.ffn_up.scale": Stored("F32", np.array([scale]))}
+        paths = [
+            write_gguf(tmp_path / "one.gguf", {UP: Stored("NVFP4", raw), **side}),
+            write_gguf(tmp_path / "two.gguf", {UP: Stored("NVFP4", blocks.reshape(raw.shape))}),
+        ]
+        result = merge(paths, tmp_path / "out.gguf", outtype="f32")
+        assert result.plan.tensors[0].twins == (0, 0)
+        expected = nvfp4.decode(raw, scale)
+        assert np.array_equal(read_weights(tmp_path / "out.gguf")[UP], expected)
+
     def test_files_that_differ_in_the_side_scale_alone_are_no_twins(
         self, tmp_path: Path, truth: dict[str, F32Array]
     ) -> None:
@@ -207,6 +225,18 @@ class TestMerge:
         paths = [write_gguf(tmp_path / f"{i}.gguf", each) for i, each in enumerate((one, two))]
         with pytest.raises(PlanError, match="not quantized from the same original"):
             merge(paths, tmp_path / "out.gguf")
+
+    def test_scales_beside_another_type_are_a_reason_to_refuse(
+        self, make: Callable[..., Path], tmp_path: Path, truth: dict[str, F32Array]
+    ) -> None:
+        tensors = {name: stored("Q4_K", x) for name, x in truth.items()}
+        tensors[NORM] = read_tensors(make("F32"))[NORM]
+        tensors["blk.0.ffn_up.scale"] = Stored("F32", np.array([2], np.float32))
+        other = write_gguf(tmp_path / "other.gguf", tensors)
+        wanted = r"'blk\.0\.ffn_up\.scale': of one the scales of NVFP4 weights"
+        for inputs in ([make("scaled"), other], [other, make("scaled")]):
+            with pytest.raises(PlanError, match=wanted):
+                plan_merge(inputs, tmp_path / "out.gguf")
 
     def test_tensors_are_chosen_by_the_names_of_matrices(
         self, make: Callable[..., Path], tmp_path: Path, truth: dict[str, F32Array]
@@ -217,6 +247,19 @@ class TestMerge:
         assert list(read_weights(output)) == [UP]
         with pytest.raises(PlanError, match="no tensor's name matches"):
             plan_merge(inputs, output, tensors=r"\.scale$")
+
+    @pytest.mark.parametrize(("method", "tolerance"), [("posterior", 0.04), ("linear", 0.1)])
+    @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "NVFP4"])
+    def test_the_expected_error_is_the_measured_one(
+        self, tmp_path: Path, rng: np.random.Generator, kind: str, method: str, tolerance: float
+    ) -> None:
+        x = (0.02 * rng.standard_normal((640, 512))).astype(np.float32)
+        scaled = write_gguf(tmp_path / "n.gguf", with_scales(x, UP))
+        other = write_gguf(tmp_path / "q.gguf", {UP: stored(kind, x)})
+        result = merge([scaled, other], tmp_path / "out.gguf", method=method)
+        best = min(mse(decoded(x), x), mse(read_weights(other)[UP], x))
+        measured = mse(read_weights(tmp_path / "out.gguf")[UP], x) / best
+        assert result.expected_mse_ratio == pytest.approx(measured, rel=tolerance)
 
     def test_densities_are_simulated_in_units_of_the_side_scale(
         self, tmp_path: Path, rng: np.random.Generator
@@ -250,7 +293,7 @@ class TestBounds:
             decoded_flat = decoded(x).reshape(-1)
             assert np.all((lower <= decoded_flat) & (decoded_flat <= upper))
 
-    @pytest.mark.parametrize("exponent", [-120, -40, -8, 0, 8, 40, 100])
+    @pytest.mark.parametrize("exponent", [-112, -105, -98, -40, -8, 0, 8, 40, 100, 115])
     def test_sound_for_side_scales_of_any_size(
         self, tmp_path: Path, rng: np.random.Generator, exponent: int
     ) -> None:
@@ -284,6 +327,20 @@ class TestBounds:
         flat = x.reshape(-1)
         assert np.all((lower <= flat) & (flat <= upper))
 
+    def test_broken_products_say_nothing_and_warn_nobody(
+        self, tmp_path: Path, truth: dict[str, F32Array]
+    ) -> None:
+        tensors = with_scales(truth[UP], UP)
+        tensors["blk.0.ffn_up.scale"].rows[:] = 3e38
+        tensor = open_gguf(write_gguf(tmp_path / "m.gguf", tensors)).tensors[UP]
+        intervals = Intervals()
+        intervals.turn_to([tensor])
+        with np.errstate(all="raise"):
+            lower, upper = intervals.bound(0, tensor.n_weights)
+            assert not np.isfinite(tensor.read(0, tensor.n_weights)).all()
+        assert np.all(lower == -np.inf)
+        assert np.all(upper == np.inf)
+
     def test_a_pair_has_no_conflicts_and_narrower_bounds(self, make: Callable[..., Path]) -> None:
         def total(inputs: list[Path]) -> BoundStatistics:
             return execute_bounds(plan_bounds(inputs, None)).total
@@ -309,6 +366,23 @@ class TestOtherCommands:
         path = make("scaled")
         result = evaluate_models([path], path)[0]
         assert result.total.exact_fraction == 1
+
+    def test_evaluate_tells_of_scales_beside_other_types(
+        self,
+        make: Callable[..., Path],
+        tmp_path: Path,
+        truth: dict[str, F32Array],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        scale = Stored("F32", np.array([2], np.float32))
+        tensors = {UP: stored("Q4_K", truth[UP] / 2), "blk.0.ffn_up.scale": scale}
+        path = write_gguf(tmp_path / "m.gguf", tensors)
+        original = make("F32", "truth")
+        assert main(["evaluate", str(path), "--truth", str(original)]) == 0
+        said = "llama.cpp multiplies by 'blk.0.ffn_up.scale', which"
+        assert said in capsys.readouterr().err
+        assert main(["evaluate", str(make("scaled")), "--truth", str(original)]) == 0
+        assert said not in capsys.readouterr().err
 
     def test_inspect_finds_one_original(
         self, make: Callable[..., Path], capsys: pytest.CaptureFixture[str]

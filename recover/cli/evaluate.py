@@ -104,6 +104,7 @@ def _check_usage(args: Namespace) -> None:
 def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
     """What makes figures mean less than they seem to."""
     from recover.gguf.reader import open_gguf
+    from recover.gguf.side_scales import unfolded_scale
     from recover.gguf.text import printable, quoted, some
     from recover.quants import FloatType
 
@@ -118,6 +119,19 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
                 " weights than those of the others"
             )
     truth = open_gguf(args.truth).tensors
+    for path in args.models:
+        tensors = open_gguf(path).tensors
+        scales = [
+            quoted(scale)
+            for name in compared
+            if name in tensors and (scale := unfolded_scale(tensors[name], tensors))
+            if scale not in truth
+        ]
+        if scales:
+            warnings.append(
+                f"{printable(path)}: llama.cpp multiplies by {some(scales)}, which"
+                f" {printable(args.truth)} lacks: the figures are of the weights without"
+            )
     coarse = [quoted(name) for name in compared if not isinstance(truth[name].type, FloatType)]
     if coarse:
         warnings.append(

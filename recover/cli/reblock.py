@@ -67,6 +67,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=("F32", "F16", "BF16"),
         help="type of Grok-1's embedding (default: F32, as in the checkpoint)",
     )
+    parser.add_argument(
+        "--like",
+        metavar="FILE",
+        type=Path,
+        help="take metadata and vocabulary from this GGUF file of the same model",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -86,9 +92,12 @@ def run(args: Namespace) -> int:
         arch=args.arch,
         hparams=args.hparams,
         float_type=args.float_type,
+        like=args.like,
         n_threads=args.threads,
     )
     plan = plan_reblock(source, args.output)
+    for warning in source.warnings:
+        message(args, f"warning: {warning}")
     with progress_bar(args, "re-blocking") as progress:
         result = execute_reblock(
             plan, verify=args.verify, n_threads=args.threads, progress=progress

@@ -120,6 +120,7 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
     try:
         tensors = with_side_scales(tensors)
     except GGUFError as error:
+        check_faults()
         raise GGUFError(f"{printable(parts[0])}: {error}") from None
     return Model(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
 

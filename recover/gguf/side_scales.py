@@ -41,7 +41,7 @@ def with_side_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises
     ------
     GGUFError
-        If a matrix has two tensors of scales, or a scale is not a positive number.
+        If a matrix has two tensors of scales, or a scale is not a normal positive number.
     """
     sides = {
         name: _side_tensors(tensor, tensors)
@@ -68,6 +68,16 @@ def folded(tensors: Iterable[Tensor]) -> str | None:
         f"{some(sides)}: scales beside NVFP4 matrices are multiplied into the weights (those of"
         " activations mean nothing for other types), so they are not written"
     )
+
+
+def unfolded_scale(matrix: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of a tensor that llama.cpp multiplies by, beside a matrix of another type than NVFP4.
+
+    ``llama-quantize`` makes such files of NVFP4 ones: it copies the scales. Here they are tensors
+    of their own.
+    """
+    found = [] if matrix.type.name == _TYPE else _side_tensors(matrix, tensors)
+    return next((side.name for side in found if not side.name.endswith(_INPUT_SCALE)), None)
 
 
 def _side_tensors(matrix: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -100,12 +110,12 @@ def _scaled(matrix: Tensor, sides: tuple[Tensor, ...]) -> Tensor:
 def _checked(side: Tensor, matrix: Tensor) -> F32Array:
     """The numbers of a tensor of scales."""
     scales = side.read(0, side.n_weights)
-    wrong = np.flatnonzero(~((scales > 0) & (scales < np.inf)))
+    wrong = np.flatnonzero(~((scales >= np.finfo(np.float32).tiny) & (scales < np.inf)))
     if wrong.size:
         where = f" of expert {wrong[0]}" if scales.size > 1 else ""
         raise GGUFError(
-            f"tensor {quoted(side.name)}: the scale {scales[wrong[0]]:.6g}{where} is no positive"
-            f" number, so that the weights of {quoted(matrix.name)} are not known; the file is"
-            " damaged, or was made by a faulty converter"
+            f"tensor {quoted(side.name)}: the scale {scales[wrong[0]]:.6g}{where} is no normal"
+            f" positive number, so that the weights of {quoted(matrix.name)} are not known; the"
+            " file is damaged, or was made by a faulty converter"
         )
     return scales

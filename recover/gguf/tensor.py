@@ -76,8 +76,9 @@ class Tensor:
             If the type cannot be decoded.
         """
         weights = dequantize(self.part(start, end), self.type, out)
-        for first, last, scale in self._scaled_ranges(start, end):
-            weights[first - start : last - start] *= scale
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for first, last, scale in self._scaled_ranges(start, end):
+                weights[first - start : last - start] *= scale
         return weights
 
     def factors(self, start: int, end: int) -> F32Array | None:
@@ -94,9 +95,10 @@ class Tensor:
         if self.scales is None:
             return weights
         unscaled = np.empty_like(weights)
-        for first, last, scale in self._scaled_ranges(start, start + weights.size):
-            part = slice(first - start, last - start)
-            np.divide(weights[part], scale, out=unscaled[part])
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for first, last, scale in self._scaled_ranges(start, start + weights.size):
+                part = slice(first - start, last - start)
+                np.divide(weights[part], scale, out=unscaled[part])
         return unscaled
 
     def _scaled_ranges(self, start: int, end: int) -> Iterator[tuple[int, int, np.float32]]:

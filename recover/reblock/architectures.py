@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from recover.errors import ReblockError
 from recover.gguf.header import ValueType, encode_key_value
-from recover.gguf.text import quoted
+from recover.gguf.text import quoted, some
 from recover.reblock.drafts import Draft, permuted, stacked
+from recover.reblock.places import has_place, is_void_bias
 from recover.reblock.rope import rope_factors, rope_scaling
 from recover.reblock.schemes.base import FloatRows
 from recover.reblock.sentencepiece import load_vocabulary
@@ -74,7 +75,7 @@ _GATING = {"softmax": 1, "sigmoid": 2}
 
 def apply_architecture(
     model: Model, drafts: Sequence[Draft], arch: str
-) -> tuple[list[Draft], list[bytes]]:
+) -> tuple[list[Draft], list[bytes], list[str]]:
     """Rename, reorder and stack tensors for an architecture.
 
     Parameters
@@ -88,13 +89,14 @@ def apply_architecture(
 
     Returns
     -------
-    list of Draft, list of bytes
-        The tensors by their new names, and encoded metadata.
+    list of Draft, list of bytes, list of str
+        The tensors by their new names, encoded metadata, and what the user should know.
 
     Raises
     ------
     ReblockError
-        If the configuration is missing, or a tensor has no place in the architecture.
+        If the configuration is missing, or a tensor has no place in the architecture, or none in
+        llama.cpp and is no bias of zeros.
     """
     if arch not in _ARCHITECTURES:
         raise ReblockError(f"{quoted(arch)} is only for checkpoints, not for safetensors")
@@ -105,9 +107,21 @@ def apply_architecture(
     merged = _with_experts([draft for draft in drafts if not _DROPPED.fullmatch(draft.name)])
     if name == "LLAMA":
         merged = [_reordered(draft, config) for draft in merged]
-    renamed = list(_renamed(merged, name, n_layers))
-    renamed += rope_factors(config)
-    return renamed, list(_metadata(model, config, name))
+    void: list[str] = []
+    renamed = list(_renamed(merged, name, n_layers, void))
+    factors = rope_factors(config)
+    if not all(has_place(factor.name, name) for factor in factors):
+        raise ReblockError(
+            "config.json: llama.cpp knows rope_scaling of type 'llama3' for architecture llama"
+            f" only, not for {_gguf_name(name)}"
+        )
+    warnings = []
+    if void:
+        warnings.append(
+            f"left out are {some(void)}: biases of zeros, which change nothing, and for which"
+            f" llama.cpp has no place in architecture {_gguf_name(name)}"
+        )
+    return renamed + factors, list(_metadata(model, config, name)), warnings
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -186,7 +200,14 @@ def _as_column(draft: Draft) -> Draft:
     return replace(draft, rows=rows, plain=None)
 
 
-def _renamed(drafts: Sequence[Draft], name: str, n_layers: int) -> Iterator[Draft]:
+def _gguf_name(name: str) -> str:
+    import gguf
+
+    return gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[name]]
+
+
+def _renamed(drafts: Sequence[Draft], name: str, n_layers: int, void: list[str]) -> Iterator[Draft]:
+    """Tensors by their new names, without biases of zeros, which are named in `void`."""
     import gguf
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name], n_layers)
@@ -201,13 +222,20 @@ def _renamed(drafts: Sequence[Draft], name: str, n_layers: int) -> Iterator[Draf
             raise ReblockError(
                 f"tensors {quoted(seen[found])} and {quoted(draft.name)} both become {found}"
             )
+        if is_void_bias(draft, found, name):
+            void.append(quoted(draft.name))
+            continue
+        if not has_place(found, name):
+            raise ReblockError(
+                f"tensor {quoted(draft.name)} would be {found}, for which llama.cpp has no place in"
+                f" architecture {_gguf_name(name)}: it would refuse the file; leave out --arch to"
+                " keep the model's own names, for other programs"
+            )
         yield replace(draft, name=found)
 
 
 def _metadata(model: Model, config: Mapping[str, Any], name: str) -> Iterator[bytes]:
-    import gguf
-
-    arch = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[name]]
+    arch = _gguf_name(name)
     entries: dict[str, tuple[ValueType, Any]] = {
         "general.architecture": (ValueType.STRING, arch),
         "general.name": (ValueType.STRING, model.path.resolve().stem),

@@ -6,6 +6,7 @@ from recover.errors import PlanError
 from recover.gguf.text import printable
 from recover.reblock.grok import is_checkpoint, open_grok
 from recover.reblock.integers import Request
+from recover.reblock.metadata import with_metadata_of, with_vocabulary_told
 from recover.reblock.quantized_safetensors import holds_integers, open_integers
 from recover.reblock.source import Source
 from recover.safetensors.reader import open_safetensors
@@ -19,6 +20,7 @@ def open_source(
     arch: str | None = None,
     hparams: Path | None = None,
     float_type: str | None = None,
+    like: Path | None = None,
     n_threads: int | None = None,
 ) -> Source:
     """Open whatever can be re-blocked.
@@ -37,6 +39,8 @@ def open_source(
         Hyper-parameters, for Grok-1.
     float_type : str, optional
         Type of the embedding, for Grok-1.
+    like : Path, optional
+        GGUF file that the output gets its metadata and vocabulary from.
     n_threads : int, optional
         For the search for integers in floats; default: the cores that this process may use.
 
@@ -49,6 +53,23 @@ def open_source(
     RecoverError
         If the source cannot be read, has no exact type, or an option does not belong to it.
     """
+    source = _opened(path, request, second_hand, arch, hparams, float_type, n_threads)
+    if like is not None:
+        source = with_metadata_of(source, like)
+    is_gguf = second_hand or not (path.is_dir() or path.suffix == ".safetensors")
+    return source if is_gguf else with_vocabulary_told(source)
+
+
+def _opened(
+    path: Path,
+    request: Request,
+    second_hand: bool,
+    arch: str | None,
+    hparams: Path | None,
+    float_type: str | None,
+    n_threads: int | None,
+) -> Source:
+    """The source with metadata of its own."""
     is_grok = is_checkpoint(path) and not second_hand
     if not is_grok:
         for option, value in (("--hparams", hparams), ("--float-type", float_type)):

@@ -97,12 +97,14 @@ class ReblockResult:
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover reblock --json`` prints."""
-        return {
+        document = {
             "source": str(self.plan.source.path),
             "output": str(self.plan.output),
             "exact": self.exact,
             "tensors": [tensor.to_json() for tensor in self.tensors],
         }
+        warnings = list(self.plan.source.warnings)
+        return document | ({"warnings": warnings} if warnings else {})
 
     def report(self) -> dict[str, Any]:
         """The document beside the output: what is proven, how, and under which conditions."""

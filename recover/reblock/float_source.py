@@ -1,6 +1,5 @@
 """Float models that hide integer grids, as sources of re-blocking."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from recover.errors import ReblockError
 from recover.gguf.header import MAX_DIMS, ValueType, encode_key_value
-from recover.gguf.metadata import FILE_TYPES, derived_metadata
+from recover.gguf.metadata import derived_metadata
 from recover.gguf.reader import open_gguf
 from recover.gguf.text import quoted, some
 from recover.quants import OpaqueType, TensorType, U8Array, type_by_name
@@ -20,6 +19,7 @@ from recover.reblock._fit import ON_GRID, STORAGES, ZERO
 from recover.reblock.floats import copied
 from recover.reblock.grid import Floats, Grid, Runs, find_grid, read
 from recover.reblock.integers import by_rows, flat_reference
+from recover.reblock.metadata import file_type_entries
 from recover.reblock.source import Source, SourceTensor
 from recover.safetensors.reader import open_safetensors
 
@@ -101,7 +101,7 @@ def _read_gguf(path: Path) -> _Opened:
     )
 
     def metadata(tensors: list[SourceTensor]) -> list[bytes]:
-        return derived_metadata(model.metadata, ("split.",), _file_type(tensors))
+        return derived_metadata(model.metadata, ("split.",), file_type_entries(tensors))
 
     return model.parts, stored, metadata
 
@@ -130,7 +130,7 @@ def _read_safetensors(path: Path) -> _Opened:
         entries = [
             ("general.architecture", ValueType.STRING, architecture),
             ("general.name", ValueType.STRING, model.path.resolve().stem),
-            *_file_type(tensors),
+            *file_type_entries(tensors),
         ]
         return [encode_key_value(*entry) for entry in entries]
 
@@ -139,20 +139,6 @@ def _read_safetensors(path: Path) -> _Opened:
 
 def _known(dtype: str) -> TensorType | None:
     return type_by_name(dtype) if dtype in ("I8", "I16", "I32", "I64", "F64") else None
-
-
-def _file_type(tensors: list[SourceTensor]) -> list[tuple[str, ValueType, Any]]:
-    """What most weights are stored as, if there is a number for it."""
-    counts: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.outtype.name] += tensor.n_weights
-    entries: list[tuple[str, ValueType, Any]] = [
-        ("general.quantization_version", ValueType.UINT32, 2)
-    ]
-    for name, _ in counts.most_common(1):
-        if name in FILE_TYPES:
-            entries.append(("general.file_type", ValueType.UINT32, FILE_TYPES[name]))
-    return entries
 
 
 def _settle(stored: _Stored, outtype: str | None, n_threads: int | None) -> Iterator[SourceTensor]:

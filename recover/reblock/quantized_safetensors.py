@@ -69,6 +69,7 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> So
     ReblockError
         If a tensor is damaged, of an unknown scheme, or has no exact type.
     """
+    warnings: list[str] = []
     try:
         drafts = list(_drafts(model))
         if arch is None:
@@ -76,7 +77,7 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> So
         else:
             from recover.reblock.architectures import apply_architecture
 
-            drafts, metadata = apply_architecture(model, drafts, arch)
+            drafts, metadata, warnings = apply_architecture(model, drafts, arch)
         tensors = [finished(draft, request, norms_as_f32=arch is not None) for draft in drafts]
     except ReblockError as error:
         raise ReblockError(f"{printable(model.path)}: {error}") from None
@@ -88,6 +89,7 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> So
         metadata=tuple(metadata),
         tensors=tuple(tensors),
         conditions=CONDITIONS,
+        warnings=tuple(warnings),
     )
 
 

@@ -74,6 +74,8 @@ class Source:
         In output order.
     conditions : tuple of str
         What every claim of exactness rests on, for the report.
+    warnings : tuple of str
+        What the user should know.
     """
 
     path: Path
@@ -81,3 +83,4 @@ class Source:
     metadata: tuple[bytes, ...]
     tensors: tuple[SourceTensor, ...]
     conditions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()

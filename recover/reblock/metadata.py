@@ -1,0 +1,121 @@
+"""The metadata of re-blocked files: what is the same for every source."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from recover.errors import ReblockError
+from recover.gguf.header import ValueType, encode_key_value
+from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
+from recover.gguf.reader import Model, open_gguf
+from recover.gguf.text import printable, quoted, some
+from recover.reblock.source import Source, SourceTensor
+
+_TOKENS = "tokenizer.ggml.tokens"
+# What a model's folder may have of a vocabulary, and is not read.
+_UNREAD = ("tokenizer.json", "vocab.json", "tekken.json", "tiktoken.model")
+_READ_WITH_ARCH = "tokenizer.model"
+_DROPPED = ("split.", IMATRIX_PREFIX, "recover.", "general.file_type")
+
+
+def file_type_entries(tensors: Iterable[SourceTensor]) -> list[tuple[str, ValueType, Any]]:
+    """What most weights are stored as, if there is a number for it."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.outtype.name] += tensor.n_weights
+    entries: list[tuple[str, ValueType, Any]] = [
+        ("general.quantization_version", ValueType.UINT32, 2)
+    ]
+    for name, _ in counts.most_common(1):
+        if name in FILE_TYPES:
+            entries.append(("general.file_type", ValueType.UINT32, FILE_TYPES[name]))
+    return entries
+
+
+def with_metadata_of(source: Source, path: Path) -> Source:
+    """A source whose output gets metadata and vocabulary from a GGUF file of the same model.
+
+    Parameters
+    ----------
+    source : Source
+        The model.
+    path : Path
+        For instance a quantization of it.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    GGUFError, ReblockError
+        If the file cannot be read, or is not of the same architecture or size.
+    """
+    model = open_gguf(path)
+    _check(source, model)
+    entries = file_type_entries(source.tensors)
+    names = {tensor.name for tensor in source.tensors}
+    lacking = [quoted(name) for name in model.tensors if name not in names]
+    warnings = [*source.warnings]
+    if lacking:
+        warnings.append(
+            f"the output lacks {some(lacking)}, which {printable(path)} has: programs may refuse it"
+        )
+    return replace(
+        source,
+        parts=(*source.parts, *model.parts),
+        metadata=tuple(derived_metadata(model.metadata, _DROPPED, entries)),
+        warnings=tuple(warnings),
+    )
+
+
+def _check(source: Source, model: Model) -> None:
+    """Refuse metadata of another model."""
+    path, arch = printable(model.path), str(model.get("general.architecture"))
+    if encode_key_value("general.architecture", ValueType.STRING, arch) not in source.metadata:
+        raise ReblockError(
+            f"{path}: its architecture is {quoted(arch)}, that of the output is not; give --arch,"
+            " or another file for --like"
+        )
+    shared = [tensor for tensor in source.tensors if tensor.name in model.tensors]
+    if not shared:
+        raise ReblockError(
+            f"{path}: has none of the output's tensors {_some_names(source.tensors)}; --arch"
+            f" {quoted(arch)} would give them llama.cpp's names"
+        )
+    other = [each for each in shared if _sizes(each.dims) != _sizes(model.tensors[each.name].dims)]
+    if other:
+        wrong = model.tensors[other[0].name]
+        raise ReblockError(
+            f"{path}: is of another model: tensor {quoted(wrong.name)} is {wrong.dims}, but"
+            f" {other[0].dims} in the output"
+        )
+
+
+def _sizes(dims: Sequence[int]) -> list[int]:
+    """Sizes other than 1."""
+    return [dim for dim in dims if dim > 1]
+
+
+def _some_names(tensors: Sequence[SourceTensor]) -> str:
+    return some([quoted(tensor.name) for tensor in tensors])
+
+
+def with_vocabulary_told(source: Source) -> Source:
+    """A source that says so if its output will have no vocabulary."""
+    key = _TOKENS.encode()
+    if any(entry[8:].startswith(key) for entry in source.metadata):
+        return source
+    folder = source.parts[0].parent
+    found = [name for name in (_READ_WITH_ARCH, *_UNREAD) if (folder / name).is_file()]
+    beside = ""
+    if found:
+        how = "is read with --arch only" if found[0] == _READ_WITH_ARCH else "is not read"
+        beside = f" ({found[0]} lies beside the model, but {how})"
+    warning = (
+        f"the output has no vocabulary{beside}, so that programs cannot turn text into tokens; take"
+        " it from a GGUF file of the same model with --like OTHER.gguf"
+    )
+    return replace(source, warnings=(*source.warnings, warning))
