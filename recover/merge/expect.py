@@ -39,6 +39,8 @@ class Expectation:
         The same of each input alone; empty if `variance` is None.
     n_conflicts : int
         Weights on which the inputs contradict each other.
+    n_confining : int
+        Inputs with different bytes whose codes confine the weights.
     """
 
     name: str
@@ -48,6 +50,12 @@ class Expectation:
     variance: float | None
     alone: tuple[float, ...]
     n_conflicts: int
+    n_confining: int
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the inputs could contradict each other on the weights."""
+        return self.n_confining > 1
 
     @property
     def mse_ratio(self) -> float | None:
@@ -124,7 +132,7 @@ class _Draft:
         """What the sums mean."""
         types = tuple(tensor.type.name for tensor in self.tensors)
         if not self.sources:
-            return Expectation(self.name, self.n_weights, types, self.twins, None, (), 0)
+            return Expectation(self.name, self.n_weights, types, self.twins, None, (), 0, 0)
         tally: NDArray[np.float64] = self.tallies.sum(0)
         order = EvidenceBuffer(self.witnesses).order
         of_source = {s: tally[2 + slot] for s, slot in zip(self.sources, order, strict=True)}
@@ -136,6 +144,7 @@ class _Draft:
             float(tally[0] / self.n_weights),
             tuple(float(of_source[twin] / self.n_weights) for twin in self.twins),
             int(tally[1]) if len(self.sources) > 1 else 0,
+            sum(witness.has_cells for witness in self.witnesses),
         )
 
 
