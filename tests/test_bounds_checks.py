@@ -139,13 +139,13 @@ def test_other_quantizers_are_found(make: Make, real_rows: F32Array, quantizer: 
 def test_a_run_of_foreign_blocks_is_found(
     make: Make, rng: np.random.Generator, real_rows: F32Array
 ) -> None:
-    """One of many experts, say: of all blocks that are encoded again, one in 16."""
+    """One of many experts, say: a sixteenth of the blocks."""
     rows = np.concatenate([real_rows] * 16)
-    good = stored("Q4_K", rows)
+    good = stored("Q5_K", rows)
     bad = good.rows.copy()
-    quarter = Stored("Q4_K", bad[: len(bad) // 16])
+    quarter = Stored("Q5_K", bad[: len(bad) // 16])
     bad[: len(bad) // 16] = moved(quarter, 0.3, rng).rows
-    (failure,) = bound(make("run", {UP: Stored("Q4_K", bad)})).failures(0)
+    (failure,) = bound(make("run", {UP: Stored("Q5_K", bad)})).failures(0)
     assert "consecutive blocks" in failure
 
 

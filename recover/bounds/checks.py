@@ -50,7 +50,7 @@ _FEWEST_WITH_IMATRIX = {"Q4_K": 0.1, "Q5_K": 0.1, "Q6_K": 0.1, "IQ4_NL": 0.1, "I
 _SURE = 5.0  # standard deviations of a share; by chance once in millions of tensors
 _FEWEST_BLOCKS = 64  # whose share says something
 # Blocks that are encoded again: so many runs, evenly spaced, of so many.
-_N_RUNS, _RUN = 16, 256
+_N_RUNS, _RUN = 8, 128
 _SMALLEST_SCALE = 2.0**-18  # of a float16 with 7 bits
 
 
@@ -230,7 +230,7 @@ def _runs(n_weights: int, block_size: int) -> list[tuple[int, int]]:
 def _come_back(raw: U8Array, kind: ScalarType) -> NDArray[np.bool_]:
     """For each block whether its decoded weights are encoded to it; broken ones are."""
     decoded: F32Array = dequantize(raw, kind).reshape(-1, kind.block_size)
-    sound: NDArray[np.bool_] = np.isfinite(decoded).all(1)
+    sound = np.asarray(np.isfinite(decoded).all(1))
     encoded = quantize(np.where(sound[:, None], decoded, np.float32(0)), kind)
     shape = (-1, kind.type_size)
     # A block of zeros may have any scale.
