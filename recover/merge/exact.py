@@ -48,8 +48,8 @@ def _rounded(plan: "MergePlan", totals: Mapping[int, NDArray[np.float64]]) -> li
             amount = f"{int(sums[ROUNDED]):,} of {tensor.n_weights:,} weights"
             found.setdefault(tensor.outtype, []).append(f"{quoted(tensor.name)} ({amount})")
     return [
-        f"{outtype} cannot hold exactly what is known exactly, so that weights were rounded:"
-        f" {some(named)}; --outtype f32 holds them"
+        f"{outtype} cannot hold exactly what is known exactly: {some(named)} were rounded;"
+        " --outtype f32 holds them"
         for outtype, named in found.items()
     ]
 

@@ -117,8 +117,6 @@ class MergeResult:
             "weights_per_second": self.n_weights / self.seconds,
             "expected_mse_ratio": self.expected_mse_ratio,
             "conflict_fraction": self.conflict_fraction,
-            "n_certain": self.n_exact,
-            "warnings": [*self.plan.warnings, *self.warnings],
             "tensors": [
                 {
                     "name": tensor.plan.name,
@@ -127,7 +125,6 @@ class MergeResult:
                     "types": list(tensor.plan.types),
                     "expected_rmse": tensor.expected_rmse,
                     "conflict_fraction": tensor.conflict_fraction,
-                    "n_rounded": tensor.n_rounded,
                 }
                 for tensor in self.tensors
             ],
