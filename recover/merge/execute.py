@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recover.claims import find_claims
 from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
-from recover.evidence import Evidence, EvidenceBuffer, Witness
+from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import OutputFile, OutputFiles
 from recover.merge.certain import (
@@ -24,8 +24,8 @@ from recover.merge.certain import (
     to_estimate_again,
     without_certainty,
 )
-from recover.merge.exact import warnings_of
-from recover.merge.finite import n_not_finite
+from recover.merge.exact import count_rounded, rounded_away, warnings_of
+from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.resume import Sums, Tell, Unfinished
 from recover.merge.sums import BROKEN, CERTAIN, N_OWN, NOT_FINITE, ROUNDED
@@ -34,7 +34,6 @@ from recover.quants import (
     TILE,
     F32Array,
     FloatType,
-    TensorType,
     U8Array,
     dequantize,
     quantize,
@@ -363,12 +362,12 @@ class _Worker:
         except QuantError:
             raise self._not_finite(stored, estimate) from None
         output.write_at(position, encoded.data)
-        rounded = _rounded_away(estimate, encoded, self._outtype)
+        rounded = rounded_away(estimate, encoded, self._outtype)
         if tally is None and rounded:
             tally = np.zeros(N_OWN + 2 + len(stored))
         if tally is not None:
             tally[N_OWN] += rounded
-        if self._is_decoded and (n_rounded := _n_rounded(estimate, encoded, self._outtype)):
+        if self._is_decoded and (n_rounded := count_rounded(estimate, encoded, self._outtype)):
             tally = np.zeros(N_OWN) if tally is None else tally
             tally[ROUNDED] += n_rounded
         if self._plan.uncertainty is not None:
@@ -407,7 +406,7 @@ class _Worker:
             return None
         tally = np.zeros(N_OWN + 2 + len(stored))
         evidence = self._buffer.load(stored, n)
-        tally[BROKEN] = _n_broken(evidence)
+        tally[BROKEN] = n_broken(evidence)
         request = Request(self._plan.estimate, self._deviation[:n])
         self._estimator.estimate(evidence, estimate, tally[N_OWN:], request)
         self._claims.correct(tally[N_OWN:], estimate, request.deviation)
@@ -430,16 +429,6 @@ class _Worker:
             f"tensor {quoted(self._tensor.name)}: a weight of {largest:.6g} is beyond the range of"
             f" {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
         )
-
-
-def _n_broken(evidence: Evidence) -> int:
-    """Groups of 16 weights of which an input has NaN or infinite values."""
-    if np.isfinite(evidence.scale.sum() + evidence.offset.sum() + evidence.values.sum()):
-        return 0
-    sound = np.isfinite(evidence.scale) & np.isfinite(evidence.offset)
-    n_others, n_groups = len(evidence.values), evidence.scale.shape[1]
-    values = np.isfinite(evidence.values).reshape(n_others, n_groups, GROUP)
-    return int(np.count_nonzero(~(sound.all(0) & values.all((0, 2)))))
 
 
 def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
@@ -469,21 +458,6 @@ def _own(figure: int, value: int) -> NDArray[np.float64] | None:
 def _estimated(totals: dict[int, NDArray[np.float64]]) -> dict[int, NDArray[np.float64]]:
     """The sums of tensors of which something is estimated."""
     return {index: sums for index, sums in totals.items() if sums.size > N_OWN}
-
-
-def _n_rounded(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> int:
-    """Weights that the output's type does not hold exactly."""
-    if outtype.name == "F32":
-        return 0
-    return int(np.count_nonzero(dequantize(encoded, outtype) != estimate))
-
-
-def _rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> float:
-    """The sum of the square errors that the output's type adds; F16 and F32 add next to nothing."""
-    if outtype.name in ("F16", "F32"):
-        return 0.0
-    off = dequantize(encoded, outtype).astype(np.float64) - estimate
-    return float(off @ off)
 
 
 def _result(
