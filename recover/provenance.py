@@ -88,9 +88,16 @@ def encoder_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
     Marks or None
         None for types that bear no marks.
     """
+    if tensor_type.name not in _MARKED:
+        return None
+    return count_marks(sample_blocks(raw, tensor_type.type_size).reshape(-1), tensor_type)
+
+
+def count_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
+    """As `encoder_marks`, of all blocks."""
     if not isinstance(tensor_type, ScalarType) or tensor_type.name not in _MARKED:
         return None
-    blocks = sample_blocks(raw, tensor_type.type_size)
+    blocks = raw.reshape(-1, tensor_type.type_size)
     usable, marked = _MARKED[tensor_type.name](blocks, tensor_type)
     return Marks(int(np.count_nonzero(usable)), int(np.count_nonzero(usable & ~marked)))
 

@@ -358,3 +358,71 @@ class TestCommand:
         other = write_gguf(tmp_path / "other.gguf", {UP: stored("F32", np.ones((2, 256)))})
         assert main(["inspect", str(make("Q4_K")), str(other)]) == 1
         assert "does not belong to" in capsys.readouterr().err
+
+
+class TestWhatWasCompared:
+    """The sentence on all files follows from every figure, and says what was looked at."""
+
+    @pytest.fixture
+    def large(self, truth: Weights) -> Weights:
+        return {UP: np.concatenate([truth[UP]] * 8), "norm.weight": np.ones(256, np.float32)}
+
+    def test_none_of_all(self, make: Make, truth: Weights) -> None:
+        result = inspect(make("Q5_K"), make("Q4_K"))
+        n_weights = sum(each.size for each in truth.values() if each.ndim > 1)
+        assert result.conflicts.n_compared == n_weights
+        sentence, *_ = result.findings()
+        assert f"none of the {n_weights:,} weights" in sentence
+
+    def test_conflicts_that_the_sample_does_not_see(self, make: Make, large: Weights) -> None:
+        other = {name: weights.copy() for name, weights in large.items()}
+        other[UP][700:710] *= np.float32(1.5)  # between the runs
+        result = inspect(make("Q5_K", large), make("Q4_K", other))
+        assert kinds(result) == [SAME_ORIGINAL]
+        assert not result.same_original
+        n_conflicts = result.expectations[0].n_conflicts
+        assert n_conflicts > 100
+        sentence = " ".join(result.findings())
+        assert f"{n_conflicts:,} of the {large[UP].size:,} weights" in sentence
+        assert "do not come from one original" in sentence
+        assert "nowhere" not in sentence
+        together = result.to_json()["together"]
+        assert together["contradicting_tensors"] == [UP]
+        assert together["same_original"] is False
+        assert together["expected_mse_ratio"] is None
+
+    def test_a_conflict_or_two(
+        self, make: Make, large: Weights, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = {name: weights.copy() for name, weights in large.items()}
+        other[UP][700, 40] += np.float32(0.02)
+        paths = [make("Q5_K", large), make("Q4_K", other)]
+        result = inspect(*paths)
+        n_conflicts = result.conflicts.n_conflicts
+        assert 0 < n_conflicts <= 2
+        assert result.same_original
+        sentence, *_ = result.findings()
+        assert f"they contradict each other on {n_conflicts} of the" in sentence
+        assert main(["inspect", *map(str, paths)]) == 0
+        printed = capsys.readouterr().out
+        assert "<0.01%" in printed
+        assert "0.00%" not in printed
+
+    @pytest.mark.parametrize("is_same", [True, False])
+    def test_codes_that_confine_nothing(
+        self, make: Make, truth: Weights, rng: np.random.Generator, is_same: bool
+    ) -> None:
+        other = changed(truth, lambda x: rng.permuted(x.ravel()).reshape(x.shape))
+        first = make("IQ2_S", truth if is_same else other, "vector")
+        result = inspect(first, make("Q4_K"))
+        assert result.conflicts.n_compared == 0
+        assert result.same_original == is_same
+        sentence = " ".join(result.findings())
+        assert ("nothing shows it" in sentence) == is_same
+        assert ("different models (correlation" in sentence) != is_same
+
+    def test_floats_are_sampled(self, make: Make, truth: Weights) -> None:
+        sentence, *_ = inspect(make("F16"), make("Q4_K")).findings()
+        assert "nothing shows it" in sentence
+        sentence, *_ = inspect(make("Q5_K"), make("Q4_K"), make("F16")).findings()
+        assert "nowhere" not in sentence

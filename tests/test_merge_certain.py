@@ -1,6 +1,5 @@
 """Weights that are certain, where some weights of the original had another format."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,9 +125,6 @@ def test_contradictions_are_counted_by_tensor(bf16: Weights, tmp_path: Path) -> 
     assert "scales of other weights: " in first
     assert name in result.plan.undecided
     count(tmp_path, truth, result)
-    document = result.to_json()
-    assert document["n_certain"] == result.n_exact
-    assert document["warnings"] == list(result.warnings)
 
 
 @pytest.mark.parametrize("snap", ["none", "f16"])
@@ -212,7 +208,7 @@ def test_command_says_which_tensors(
     move_weights(truth, np.random.default_rng(4))
     inputs = make_inputs(tmp_path, truth, ("Q8_0", "Q6_K"))
     output = tmp_path / "out.gguf"
-    assert main(["merge", *map(str, inputs), "-o", str(output), "--json"]) == 0
+    assert main(["merge", *map(str, inputs), "-o", str(output)]) == 0
     printed = capsys.readouterr()
     assert "no weight of this merge is certain" in printed.err
-    assert json.loads(printed.out)["n_certain"] == 0
+    assert "certain: " not in printed.out

@@ -1,6 +1,5 @@
 """What a merge does with tensors that are known exactly, and with values that are not finite."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,6 @@ class TestRounded:
         weights = truth.astype(np.float16).astype(np.float32)
         n_rounded = np.count_nonzero(weights.astype(ml_dtypes.bfloat16) != weights)
         assert result.tensors[0].n_rounded == n_rounded > 0
-        assert result.to_json()["tensors"][0]["n_rounded"] == n_rounded
         (warning,) = result.warnings
         assert f"'{UP}' ({n_rounded:,} of {truth.size:,} weights)" in warning
         assert merge([path], outtype="f32").warnings == ()
@@ -186,11 +184,10 @@ class TestNotFinite:
             for kind in ("Q5_K", "Q4_K")
         ]
         output = str(paths[0].parent / "out.gguf")
-        assert main(["merge", *map(str, paths), "-o", output, "--resume", "--json"]) == 0
+        assert main(["merge", *map(str, paths), "-o", output, "--resume"]) == 0
         printed = capsys.readouterr()
         assert f"'{NORM}'" in printed.err
-        (warning,) = json.loads(printed.out)["warnings"]
-        assert "holds 512 NaN" in warning
+        assert "holds 512 NaN" in printed.err
 
     @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "F64", "I32"])
     def test_every_number_is_looked_at(self, kind: str, rng: np.random.Generator) -> None:

@@ -59,3 +59,16 @@ def test_any_range_of_bytes(inputs: list[Path], tmp_path: Path) -> None:
     raw = plan.models[1].tensors[NAMES[0]].raw
     for start, end in ((0, 34), (1, 5), (300, 9000), (whole.size - 70, whole.size)):
         np.testing.assert_array_equal(raw[start:end], whole[start:end])
+
+
+def test_what_a_type_cannot_hold_of_them_is_said(inputs: list[Path], tmp_path: Path) -> None:
+    results = {
+        outtype: execute_merge(plan_merge(inputs, tmp_path / "out.gguf", outtype=outtype))
+        for outtype in ("f16", "f32", "q8_0")
+    }
+    (warning,) = results["f16"].warnings
+    assert f"F16 cannot hold exactly what is known exactly: '{NAMES[0]}' (" in warning
+    assert results["f16"].tensors[0].n_rounded > 0
+    for outtype in ("f32", "q8_0"):
+        assert results[outtype].warnings == ()
+        assert results[outtype].tensors[0].n_rounded == 0

@@ -229,7 +229,7 @@ class TestFit:
         self, tmp_path: Path, real_rows: NDArray[np.float32]
     ) -> None:
         fit = self.fit(tmp_path, real_rows, ["Q4_0"], imatrix=True)
-        assert fit == Fit(0, 0, 0, 0)
+        assert fit == Fit(0, 0, 0, 0, 0, 0.0)
         assert not fit.is_confirmed
 
     def test_cells_tell(

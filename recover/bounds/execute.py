@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import inner, kernel
+from recover.bounds.checks import CONDITION
 from recover.bounds.intervals import PART, Intervals
-from recover.bounds.plan import BoundsPlan, TensorPlan
+from recover.bounds.plan import BoundsPlan, TensorPlan, header_with
 from recover.cells import STRIP, intersect_strip, new_strips
 from recover.evidence import Evidence
+from recover.gguf.text import quoted, some
 from recover.gguf.writer import OutputFile
 from recover.quants import TILE, F32Array
 from recover.quants._float16 import f16_to_f32, f32_to_f16
@@ -35,7 +37,8 @@ class BoundStatistics:
     mean_width : float or None
         Mean distance of the bounds, over these weights.
     certified_max_error : float or None
-        Half of the largest distance: no weight with two bounds is further from the middle.
+        Half of the largest distance: no weight with two bounds is further from the middle. None
+        where they are not certified.
     n_conflicts : int
         Weights on which the inputs contradict each other.
     """
@@ -77,19 +80,48 @@ class BoundsResult:
     total: BoundStatistics
     tensors: tuple[BoundStatistics, ...]
 
+    def failures(self, index: int) -> tuple[str, ...]:
+        """What speaks against a tensor's bounds: of inputs that were left out, and conflicts."""
+        plan, n_conflicts = self.plan.tensors[index], self.tensors[index].n_conflicts
+        conflicts = (f"the inputs contradict each other on {n_conflicts:,} weights",)
+        return plan.failures + (conflicts if n_conflicts else ())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the plan did not know yet."""
+        named = [
+            f"{quoted(plan.name)} ({found.n_conflicts:,} weights)"
+            for plan, found in zip(self.plan.tensors, self.tensors, strict=True)
+            if found.n_conflicts
+        ]
+        what = (
+            f"the inputs contradict each other on {some(named)}: not all of them are what ggml's"
+            " encoder made of one original, so that no bound of these tensors is certified"
+        )
+        return (what,) if named else ()
+
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover bounds --json`` prints."""
         return {
             "output": None if self.plan.output is None else str(self.plan.output),
             "dtype": self.plan.dtype,
             "inputs": [str(model.path) for model in self.plan.models],
+            "condition": CONDITION,
+            "warnings": [*self.plan.warnings, *self.warnings],
             "seconds": self.seconds,
             "weights_per_second": self.plan.n_weights / self.seconds,
             "total": self.total.to_json(),
             "tensors": [
                 {"name": plan.name, "shape": list(plan.dims), "types": list(plan.types)}
                 | statistics.to_json()
-                for plan, statistics in zip(self.plan.tensors, self.tensors, strict=True)
+                | {
+                    "certified": bool(plan.sources) and not statistics.n_conflicts,
+                    "checks": [check.to_json() for check in plan.checks],
+                    "failures": list(self.failures(i)),
+                }
+                for i, (plan, statistics) in enumerate(
+                    zip(self.plan.tensors, self.tensors, strict=True)
+                )
             ],
         }
 
@@ -123,26 +155,29 @@ def execute_bounds(
     figures = [np.zeros((n_tiles(size), 4)) for size in sizes]
     file = None if plan.output is None else OutputFile(plan.output, plan.n_bytes, inputs)
     with nullcontext() if file is None else file as output:
-        if output is not None:
-            output.write_at(0, plan.header)
         workers = [_Worker(plan, output, figures) for _ in range(n_threads or available_cores())]
         for_each_tile(sizes, [worker.work for worker in workers], progress)
-    return BoundsResult(
-        plan=plan,
-        seconds=time.perf_counter() - start,
-        total=_statistics(sum(sizes), np.concatenate(figures)),
-        tensors=tuple(_statistics(n, rows) for n, rows in zip(sizes, figures, strict=True)),
-    )
+        tensors = tuple(_statistics(n, rows) for n, rows in zip(sizes, figures, strict=True))
+        if output is not None:
+            failed = [
+                tensor.name
+                for tensor, found in zip(plan.tensors, tensors, strict=True)
+                if tensor.failures or found.n_conflicts
+            ]
+            output.write_at(0, header_with(plan, failed))
+    total = _statistics(sum(sizes), np.concatenate(figures))
+    return BoundsResult(plan, time.perf_counter() - start, total, tensors)
 
 
 def _statistics(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
     """Of rows (two-sided weights, conflicts, sum of widths, largest width), one per tile."""
     n_two_sided, n_conflicts, width = figures[:, :3].sum(0)
+    is_certified = n_two_sided > 0 and not n_conflicts
     return BoundStatistics(
         n_weights=n_weights,
         two_sided=float(n_two_sided / n_weights),
         mean_width=float(width / n_two_sided) if n_two_sided else None,
-        certified_max_error=float(figures[:, 3].max() * _UP / 2) if n_two_sided else None,
+        certified_max_error=float(figures[:, 3].max() * _UP / 2) if is_certified else None,
         n_conflicts=int(n_conflicts),
     )
 

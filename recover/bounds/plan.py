@@ -1,20 +1,24 @@
 """What `recover bounds` will do, decided from the headers."""
 
+import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recover import __version__
+from recover.bounds.checks import CONDITION, SourceCheck, check_sources
 from recover.errors import PlanError
+from recover.gguf.metadata import QUANTIZER_KEY
 from recover.gguf.reader import Model, Tensor, open_gguf
-from recover.gguf.text import some
+from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
 from recover.matching import check_match, find_twins, select_tensors
-from recover.provenance import has_cells
-from recover.quants import FloatType, OpaqueType
-from recover.safetensors.writer import ITEM_SIZES, lay_out
+from recover.provenance import has_cells, uses_imatrix
+from recover.quants import FloatType, OpaqueType, ScalarType
+from recover.safetensors.writer import ITEM_SIZES, Layout, lay_out
+from recover.tiles import Progress
 
 DTYPES = ("f32", "f16")
 
@@ -35,6 +39,9 @@ class TensorPlan:
         Those that confine the weights, every content once.
     positions : tuple of int
         Where the lower and the upper bounds begin in the output.
+    checks : tuple of SourceCheck
+        What was checked of each input whose codes may confine the weights; those that failed are
+        not among the sources.
     """
 
     name: str
@@ -42,6 +49,13 @@ class TensorPlan:
     types: tuple[str, ...]
     sources: tuple[Tensor, ...]
     positions: tuple[int, int] = (0, 0)
+    checks: tuple[SourceCheck, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why inputs were left out, a line each."""
+        failed = [each for each in self.checks if each.failed]
+        return tuple(f"{printable(each.path)}: {each.failed}" for each in failed)
 
     @property
     def n_weights(self) -> int:
@@ -64,7 +78,7 @@ class BoundsPlan:
     tensors : tuple of TensorPlan
         In the order of the first input.
     header : bytes
-        Of the output.
+        Of the output, as long as it can become (see `header_with`).
     n_bytes : int
         Size of the output.
     warnings : tuple of str
@@ -96,8 +110,10 @@ def plan_bounds(
     *,
     dtype: str = "f32",
     tensors: str | None = None,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
 ) -> BoundsPlan:
-    """Decide what is bounded and where it goes; nothing is written.
+    """Decide what is bounded and where it goes, and check the inputs; nothing is written.
 
     Parameters
     ----------
@@ -109,6 +125,10 @@ def plan_bounds(
         How bounds are stored; f16 is rounded outward.
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are taken.
+    n_threads : int, optional
+        For the checks; default: the cores that this process may use.
+    progress : callable, optional
+        ``progress(n_weights_done, n_weights)`` of the checks, called from this thread.
 
     Returns
     -------
@@ -129,23 +149,73 @@ def plan_bounds(
     plans = [_plan_tensor(name, models) for name in chosen if _holds_weights(name, models)]
     if not plans:
         raise PlanError("none of the tensors holds weights")
-    layout = lay_out(
-        [
-            (f"{tensor.name}.{side}", dtype.upper(), tensor.dims[::-1])
-            for tensor in plans
-            for side in ("lower", "upper")
-        ],
-        {"recover.version": __version__, "recover.sources": _names(models)},
-    )
-    placed = [
-        TensorPlan(t.name, t.dims, t.types, t.sources, (lower, upper))
-        for t, lower, upper in zip(
-            plans, layout.positions[::2], layout.positions[1::2], strict=True
-        )
-    ]
+    plans = _checked(plans, models, n_threads, progress)
+    # As if all tensors failed: so long can the header become.
+    layout = _layout(plans, models, dtype, [tensor.name for tensor in plans])
+    positions = zip(layout.positions[::2], layout.positions[1::2], strict=True)
+    placed = [replace(tensor, positions=p) for tensor, p in zip(plans, positions, strict=True)]
     return BoundsPlan(
         models, path, dtype, tuple(placed), layout.header, layout.n_bytes, _warnings(plans)
     )
+
+
+def header_with(plan: BoundsPlan, not_certified: Sequence[str]) -> bytes:
+    """The header of the output, naming the tensors whose bounds are not certified."""
+    layout = _layout(plan.tensors, plan.models, plan.dtype, not_certified, len(plan.header))
+    return layout.header
+
+
+def _layout(
+    tensors: Sequence[TensorPlan],
+    models: Sequence[Model],
+    dtype: str,
+    not_certified: Sequence[str],
+    n_header: int = 0,
+) -> Layout:
+    return lay_out(
+        [
+            (f"{tensor.name}.{side}", dtype.upper(), tensor.dims[::-1])
+            for tensor in tensors
+            for side in ("lower", "upper")
+        ],
+        {
+            "recover.version": __version__,
+            "recover.sources": _names(models),
+            "recover.condition": CONDITION,
+            "recover.not_certified": json.dumps(list(not_certified), ensure_ascii=False),
+        },
+        n_header,
+    )
+
+
+def _checked(
+    plans: Sequence[TensorPlan],
+    models: Sequence[Model],
+    n_threads: int | None,
+    progress: Progress | None,
+) -> list[TensorPlan]:
+    """The plans with what was checked, less the sources that failed."""
+    model_of = {id(tensor): model for model in models for tensor in model.tensors.values()}
+    pairs = [
+        (model_of[id(source)], source)
+        for tensor in plans
+        for source in tensor.sources
+        if isinstance(source.type, ScalarType)
+    ]
+    checks = check_sources(pairs, n_threads=n_threads, progress=progress)
+    found = {id(source): check for (_, source), check in zip(pairs, checks, strict=True)}
+    return [
+        replace(
+            tensor,
+            sources=tuple(
+                source
+                for source in tensor.sources
+                if id(source) not in found or found[id(source)].failed is None
+            ),
+            checks=tuple(found[id(source)] for source in tensor.sources if id(source) in found),
+        )
+        for tensor in plans
+    ]
 
 
 def open_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Model, ...]:
@@ -163,6 +233,15 @@ def confines(model: Model, tensor: Tensor) -> bool:
     return isinstance(tensor.type, FloatType) or has_cells(model, tensor)
 
 
+def _may_confine(model: Model, tensor: Tensor) -> bool:
+    """As `confines`, before the marks of all blocks are looked at."""
+    searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
+    kind = tensor.type
+    if isinstance(kind, ScalarType):
+        return not (kind.refits_scale_with_imatrix and searched)
+    return isinstance(kind, FloatType)
+
+
 def _holds_weights(name: str, models: Sequence[Model]) -> bool:
     return not any(isinstance(model.tensors[name].type, OpaqueType) for model in models)
 
@@ -173,7 +252,7 @@ def _plan_tensor(name: str, models: Sequence[Model]) -> TensorPlan:
     sources = tuple(
         tensor
         for i, (model, tensor) in enumerate(zip(models, stored, strict=True))
-        if twins[i] == i and confines(model, tensor)
+        if twins[i] == i and _may_confine(model, tensor)
     )
     return TensorPlan(name, stored[0].dims, tuple(each.type.name for each in stored), sources)
 
@@ -183,7 +262,12 @@ def _names(models: Sequence[Model]) -> str:
 
 
 def _warnings(plans: Sequence[TensorPlan]) -> tuple[str, ...]:
-    unbounded = [tensor.name for tensor in plans if not tensor.sources]
-    if not unbounded:
-        return ()
-    return (f"no input confines the weights of {some(unbounded)}",)
+    warnings = []
+    if unbounded := [quoted(tensor.name) for tensor in plans if not tensor.sources]:
+        warnings.append(f"no input confines the weights of {some(unbounded)}")
+    warnings += [
+        f"tensor {quoted(tensor.name)} is not bounded by {failure}, so that its codes prove nothing"
+        for tensor in plans
+        for failure in tensor.failures
+    ]
+    return tuple(warnings)

@@ -229,10 +229,8 @@ class VerifyResult:
             f"{each.bounded_share} in {printable(each.path)}" for each in self.inputs
         )
         if n_outside:
-            return (
-                f"weights lie outside the cells of an input: {n_outside:,}; of all weights had"
-                f" bounds {shares}"
-            )
+            what = f"{n_outside:,} of those that have bounds ({shares})"
+            return f"weights lie outside the cells of an input: {what}"
         lie = "may lie" if self.quantized_as else "lie"
         if all(each.is_whole for each in self.inputs):
             verb = lie if self.quantized_as else "lies"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from recover.bounds.execute import BoundsResult, BoundStatistics
+    from recover.bounds.plan import TensorPlan
 
 NAME = "bounds"
 SUMMARY = "Prove an interval for each weight of the original"
@@ -37,31 +38,53 @@ def run(args: Namespace) -> int:
     from recover.bounds.plan import plan_bounds
     from recover.cli._console import message, print_json, progress_bar
 
-    plan = plan_bounds(args.inputs, args.output, dtype=args.dtype, tensors=args.tensors)
+    with progress_bar(args, "checking") as progress:
+        plan = plan_bounds(
+            args.inputs,
+            args.output,
+            dtype=args.dtype,
+            tensors=args.tensors,
+            n_threads=args.threads,
+            progress=progress,
+        )
     for warning in plan.warnings:
         message(args, f"warning: {warning}")
     with progress_bar(args, "bounding") as progress:
         result = execute_bounds(plan, n_threads=args.threads, progress=progress)
+    for warning in result.warnings:
+        message(args, f"warning: {warning}")
     print_json(result.to_json()) if args.json else _print(result)
     return 0
 
 
 def _print(result: "BoundsResult") -> None:
+    from recover.bounds.checks import CONDITION
     from recover.cli._console import count, print_table, print_written
 
     plan = result.plan
     rows = [
-        (tensor.name, " ".join(tensor.types), *_figures(statistics))
+        (tensor.name, " ".join(tensor.types), *_figures(statistics), _checked(tensor))
         for tensor, statistics in zip(plan.tensors, result.tensors, strict=True)
     ]
-    rows.append(("all", "", *_figures(result.total)))
-    figures = ("weights", "two-sided", "mean width", "max error", "conflicts")
+    rows.append(("all", "", *_figures(result.total), ""))
+    figures = ("weights", "two-sided", "mean width", "max error", "conflicts", "come back")
     print_table("", ("tensor:", "inputs:", *figures), rows)
+    n_failed = sum(bool(result.failures(index)) for index in range(len(plan.tensors)))
+    remark = f"; {n_failed} of {len(plan.tensors)} tensors are not certified" if n_failed else ""
+    print(f"certified {CONDITION}{remark}")
     if plan.output is not None:
         print_written(plan.output, plan.n_bytes, plan.n_weights, result.seconds)
         return
     speed = count(plan.n_weights / result.seconds)
     print(f"{count(plan.n_weights)} weights in {result.seconds:.2f} s ({speed} weights/s)")
+
+
+def _checked(tensor: "TensorPlan") -> str:
+    """The share of the blocks of each input that come back when they are encoded again."""
+    shares = [
+        f"{each.n_same / each.n_encoded:.0%}" if each.n_encoded else "-" for each in tensor.checks
+    ]
+    return " ".join(shares) or "-"
 
 
 def _figures(statistics: "BoundStatistics") -> tuple[str, ...]:

@@ -72,6 +72,7 @@ def _print_file(file: "FileReport") -> None:
 
 def _print_together(result: "Inspection", *, verbose: bool) -> None:
     from recover.cli._console import count, optional, print_table
+    from recover.inspect.conflicts import conflict_share
 
     n_identical = len(result.identical_tensors)
     columns = ("tensor:", "inputs:", "weights", "conflicts", "expected rmse", "mse / best input")
@@ -80,7 +81,7 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
             each.name,
             " ".join(each.types),
             count(each.n_weights),
-            f"{each.n_conflicts / each.n_weights:.2%}",
+            conflict_share(each),
             optional(None if each.variance is None else each.variance**0.5),
             optional(each.mse_ratio, ".3f"),
         )

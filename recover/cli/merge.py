@@ -185,7 +185,10 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
         remark = "" if ratio < _NO_GAIN else ", so nothing is gained"
         print(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
     elif all(tensor.expected_rmse is None for tensor in result.tensors):
-        print("nothing to estimate: every tensor is copied, or known exactly")
+        print(
+            "nothing to estimate: of every tensor an input is unquantized, or its original found,"
+            " or only one takes part and has the output's type"
+        )
     if result.n_exact:
         what = f"{result.n_exact:,} weights ({result.n_exact / result.n_weights:.2%})"
         print(f"certain: {what} are the only {plan.source_format} number within their bounds")

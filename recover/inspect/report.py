@@ -21,10 +21,13 @@ from recover.inputs.relations import (
     find_relations,
     groups,
 )
+from recover.inspect.conflicts import NOTHING_COMPARED, Conflicts, count_conflicts
 from recover.inspect.files import FileReport, inspect_model
 from recover.merge.expect import Expectation, drafts_of, expect_merge, expected_ratio
 from recover.merge.redundant import find_redundant
 from recover.tiles import Progress
+
+_UNLIKE = 0.2  # correlation of the weights; of different models it is next to 0
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,28 @@ class Inspection:
         Of every two files.
     expectations : tuple of Expectation
         What a merge would give, by tensor; empty for a single file.
+    conflicts : Conflicts
+        Where they contradict each other, as all of their weights tell.
     """
 
     files: tuple[FileReport, ...]
     relations: tuple[Relation, ...] = ()
     expectations: tuple[Expectation, ...] = ()
+    conflicts: Conflicts = NOTHING_COMPARED
 
     @property
     def same_original(self) -> bool:
         """Whether all files may come from one original."""
-        return all(relation.is_compatible for relation in self.relations)
+        is_like = all(map(self._is_like, self.relations))
+        return is_like and not self.conflicts.refused
+
+    def _is_like(self, relation: Relation) -> bool:
+        """Whether two files may come from one original, as a sample of each tensor tells.
+
+        Where nothing confines the weights, files of different models do not contradict each other.
+        """
+        is_told = self.conflicts.n_compared > 0 or relation.kind == IDENTICAL
+        return relation.is_compatible and (is_told or relation.correlation > _UNLIKE)
 
     @property
     def groups(self) -> list[list[int]]:
@@ -77,16 +92,24 @@ class Inspection:
                 for each in self.relations
                 if each.kind in (IDENTICAL, ROUNDED, PARTLY_QUANTIZED_FROM)
             ]
-            how = "they contradict each other nowhere"
-            if any(relation.kind == ROUNDED for relation in notable):
-                how = "they contradict each other only where it was rounded"
-            lines = [f"all files may come from one original: {how}"]
+            is_rounded = any(relation.kind == ROUNDED for relation in notable)
+            lines = [self.conflicts.sentence(is_rounded=is_rounded), *self._sampled_conflicts()]
             return lines + [self._finding(relation) for relation in notable]
+        if self.conflicts.refused:
+            lines.append(self.conflicts.sentence(is_rounded=False))
         members = self.groups
         if len(members) > 1 and len(members[0]) > len(members[1]):
             odd = [self._path(i) for group in members[1:] for i in group]
             lines.append(f"does not belong to the others: {some(odd)}")
         return lines
+
+    def _sampled_conflicts(self) -> list[str]:
+        """Contradictions in tensors of which only a sample was compared."""
+        whole = {each.name for each in self.expectations if each.is_compared}
+        whole |= {name for each in self.relations for name in each.descended}
+        names = {name: None for each in self.relations for name in each.tensors}
+        found = [quoted(name) for name in names if name not in whole]
+        return [f"a sample contradicts itself in {some(found)}"] if found else []
 
     def _path(self, number: int) -> str:
         return self.files[number].path
@@ -96,7 +119,10 @@ class Inspection:
         if relation.kind == IDENTICAL:
             return f"{one} and {two}: the same weights, byte for byte"
         if relation.kind == SAME_ORIGINAL:
-            return f"{one} and {two}: may come from one original"
+            likeness = f"correlation {relation.correlation:.2f}"
+            if not self._is_like(relation):
+                return f"{one} and {two}: different models ({likeness})"
+            return f"{one} and {two}: may come from one original, as a sample tells ({likeness})"
         if relation.kind == ROUNDED:
             rounded = two if relation.rounded == relation.second else one
             share = f"conflicts on {relation.conflict_fraction:.2%} of the weights"
@@ -151,6 +177,9 @@ class Inspection:
                 "findings": self.findings(),
                 "pairs": [relation.to_json() for relation in self.relations],
                 "identical_tensors": list(self.identical_tensors),
+                "n_compared": self.conflicts.n_compared,
+                "n_conflicts": self.conflicts.n_conflicts,
+                "contradicting_tensors": list(self.conflicts.refused),
                 "expected_mse_ratio": self.expected_mse_ratio,
                 "tensors": [
                     {
@@ -200,8 +229,10 @@ def inspect_files(
     models = with_originals(models, list(models[0].tensors), [])
     drafts = drafts_of(models)
     descents = {draft.name: draft.descents for draft in drafts}
+    expectations = expect_merge(models, drafts, n_threads=n_threads, progress=progress)
     return Inspection(
         reports,
         find_relations(models, descents, find_redundant(models, drafts)),
-        expect_merge(models, drafts, n_threads=n_threads, progress=progress),
+        expectations,
+        count_conflicts(models, drafts, expectations),
     )

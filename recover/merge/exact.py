@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from recover.gguf.reader import Model, Tensor
 from recover.gguf.text import printable, quoted, some
 from recover.merge.sums import NOT_FINITE, ROUNDED
-from recover.quants import FloatType
+from recover.quants import F32Array, FloatType, TensorType, U8Array, dequantize
 from recover.reblock.origin import is_original
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def _rounded(plan: "MergePlan", totals: Mapping[int, NDArray[np.float64]]) -> li
             amount = f"{int(sums[ROUNDED]):,} of {tensor.n_weights:,} weights"
             found.setdefault(tensor.outtype, []).append(f"{quoted(tensor.name)} ({amount})")
     return [
-        f"{outtype} cannot hold exactly what is known exactly, so that weights were rounded:"
-        f" {some(named)}; --outtype f32 holds them"
+        f"{outtype} cannot hold exactly what is known exactly: {some(named)} were rounded;"
+        " --outtype f32 holds them"
         for outtype, named in found.items()
     ]
 
@@ -98,3 +98,18 @@ def _is_taken_alone(tensor: "TensorPlan", source: int, model: Model) -> bool:
     is_float = isinstance(model.tensors[tensor.name].type, FloatType)
     is_alone = len(set(tensor.twins)) > 1 and tensor.sources == (source,)
     return is_float and is_alone
+
+
+def count_rounded(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> int:
+    """Weights that the output's type does not hold exactly."""
+    if outtype.name == "F32":
+        return 0
+    return int(np.count_nonzero(dequantize(encoded, outtype) != estimate))
+
+
+def rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> float:
+    """The sum of the square errors that the output's type adds; F16 and F32 add next to nothing."""
+    if outtype.name in ("F16", "F32"):
+        return 0.0
+    off = dequantize(encoded, outtype).astype(np.float64) - estimate
+    return float(off @ off)

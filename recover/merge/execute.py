@@ -32,8 +32,8 @@ from recover.merge.compare import (
     count_unlike_inputs,
     step_for,
 )
-from recover.merge.exact import warnings_of
-from recover.merge.finite import n_not_finite
+from recover.merge.exact import count_rounded, rounded_away, warnings_of
+from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.resume import Sums, Tell, Unfinished
 from recover.merge.sums import BROKEN, CERTAIN, CONFLICTS, N_OWN, NOT_FINITE, ROUNDED, UNLIKE
@@ -42,9 +42,7 @@ from recover.quants import (
     TILE,
     F32Array,
     FloatType,
-    TensorType,
     U8Array,
-    dequantize,
     quantize,
     type_by_name,
 )
@@ -120,8 +118,6 @@ class MergeResult:
             "weights_per_second": self.n_weights / self.seconds,
             "expected_mse_ratio": self.expected_mse_ratio,
             "conflict_fraction": self.conflict_fraction,
-            "n_certain": self.n_exact,
-            "warnings": [*self.plan.warnings, *self.warnings],
             "tensors": [
                 {
                     "name": tensor.plan.name,
@@ -130,7 +126,6 @@ class MergeResult:
                     "types": list(tensor.plan.types),
                     "expected_rmse": tensor.expected_rmse,
                     "conflict_fraction": tensor.conflict_fraction,
-                    "n_rounded": tensor.n_rounded,
                 }
                 for tensor in self.tensors
             ],
@@ -311,11 +306,11 @@ class _Worker:
         except QuantError:
             raise self._not_finite(tile, estimate) from None
         output.write_at(position, encoded.data)
-        rounded = _rounded_away(estimate, encoded, self._outtype)
+        rounded = rounded_away(estimate, encoded, self._outtype)
         if rounded or (tally is not None and tally.size > N_OWN):
             tally = _with_room(tally, N_OWN + 2 + len(self._sources))
             tally[N_OWN] += rounded
-        if self._is_decoded and (n_rounded := _n_rounded(estimate, encoded, self._outtype)):
+        if self._is_decoded and (n_rounded := count_rounded(estimate, encoded, self._outtype)):
             tally = _with_room(tally, N_OWN)
             tally[ROUNDED] += n_rounded
         if self._plan.uncertainty is not None:
@@ -353,7 +348,7 @@ class _Worker:
             return self._compare(tile)
         tally = _with_room(self._compare(tile), N_OWN + 2 + len(self._sources))
         evidence = self._buffer.read(self._sources, tile.start, tile.end)
-        tally[BROKEN] = _n_broken(evidence)
+        tally[BROKEN] = n_broken(evidence)
         request = Request(self._plan.estimate, self._deviation[:n])
         self._estimator.estimate(evidence, estimate, tally[N_OWN:], request)
         self._claims.correct(tally[N_OWN:], estimate, request.deviation)
@@ -427,16 +422,6 @@ def _with_room(tally: NDArray[np.float64] | None, size: int) -> NDArray[np.float
     return longer
 
 
-def _n_broken(evidence: Evidence) -> int:
-    """Groups of 16 weights of which an input has NaN or infinite values."""
-    if np.isfinite(evidence.scale.sum() + evidence.offset.sum() + evidence.values.sum()):
-        return 0
-    sound = np.isfinite(evidence.scale) & np.isfinite(evidence.offset)
-    n_others, n_groups = len(evidence.values), evidence.scale.shape[1]
-    values = np.isfinite(evidence.values).reshape(n_others, n_groups, GROUP)
-    return int(np.count_nonzero(~(sound.all(0) & values.all((0, 2)))))
-
-
 def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
     """The inputs that have NaN or infinite values of a tensor."""
     found = []
@@ -449,21 +434,6 @@ def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
                 found.append(printable(model.path))
                 break
     return found
-
-
-def _n_rounded(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> int:
-    """Weights that the output's type does not hold exactly."""
-    if outtype.name == "F32":
-        return 0
-    return int(np.count_nonzero(dequantize(encoded, outtype) != estimate))
-
-
-def _rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> float:
-    """The sum of the square errors that the output's type adds; F16 and F32 add next to nothing."""
-    if outtype.name in ("F16", "F32"):
-        return 0.0
-    off = dequantize(encoded, outtype).astype(np.float64) - estimate
-    return float(off @ off)
 
 
 def _result(

@@ -36,6 +36,8 @@ class Expectation:
         The same of each input alone; empty if `variance` is None.
     n_conflicts : int
         Weights on which the inputs contradict each other.
+    n_confining : int
+        Inputs with different bytes whose codes confine the weights.
     """
 
     name: str
@@ -45,6 +47,12 @@ class Expectation:
     variance: float | None
     alone: tuple[float, ...]
     n_conflicts: int
+    n_confining: int
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the inputs could contradict each other on the weights."""
+        return self.n_confining > 1
 
     @property
     def mse_ratio(self) -> float | None:
@@ -118,7 +126,7 @@ class _Sums:
         """What the sums mean."""
         draft = self.draft
         if not self.witnesses:
-            return Expectation(draft.name, self.n_weights, draft.types, draft.twins, None, (), 0)
+            return Expectation(draft.name, self.n_weights, draft.types, draft.twins, None, (), 0, 0)
         tally: NDArray[np.float64] = self.tallies.sum(0)
         order = EvidenceBuffer(self.witnesses).order
         of_source = {s: tally[2 + slot] for s, slot in zip(draft.sources, order, strict=True)}
@@ -132,6 +140,7 @@ class _Sums:
             float(tally[0] / self.n_weights),
             tuple(float(each / self.n_weights) for each in alone),
             int(tally[1]) if len(draft.sources) > 1 else 0,
+            sum(witness.has_cells for witness in self.witnesses),
         )
 
 

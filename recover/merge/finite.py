@@ -1,4 +1,4 @@
-"""NaN and infinite values in tensors that are copied, where no estimate would show them."""
+"""NaN and infinite values in tensors that are copied, and in evidence."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._jit import kernel
+from recover.evidence import Evidence
 from recover.quants import (
+    GROUP,
     F32Array,
     ScalarType,
     TensorType,
@@ -41,6 +43,16 @@ def n_not_finite(raw: U8Array, kind: TensorType) -> int:
         weights: F32Array = dequantize(raw, kind)
         return int(weights.size - np.count_nonzero(np.isfinite(weights)))
     return 0
+
+
+def n_broken(evidence: Evidence) -> int:
+    """Groups of 16 weights of which an input has NaN or infinite values."""
+    if np.isfinite(evidence.scale.sum() + evidence.offset.sum() + evidence.values.sum()):
+        return 0
+    sound = np.isfinite(evidence.scale) & np.isfinite(evidence.offset)
+    n_others, n_groups = len(evidence.values), evidence.scale.shape[1]
+    values = np.isfinite(evidence.values).reshape(n_others, n_groups, GROUP)
+    return int(np.count_nonzero(~(sound.all(0) & values.all((0, 2)))))
 
 
 @kernel

@@ -34,7 +34,9 @@ class Layout(NamedTuple):
 
 
 def lay_out(
-    tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]
+    tensors: Sequence[tuple[str, str, Sequence[int]]],
+    metadata: Mapping[str, str],
+    n_header: int = 0,
 ) -> Layout:
     """Place tensors one after the other.
 
@@ -44,6 +46,8 @@ def lay_out(
         In the order of the file; the row length is the last of the shape.
     metadata : mapping of str to str
         What the file says of itself.
+    n_header : int
+        The fewest bytes of the header: those of another layout, if its positions are to stay.
 
     Returns
     -------
@@ -68,7 +72,7 @@ def lay_out(
         }
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False)
     encoded = text.encode()
-    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)
+    encoded += b" " * max(-(8 + len(encoded)) % ALIGNMENT, n_header - 8 - len(encoded))
     if len(encoded) > _LARGEST_HEADER:
         raise OutputError(
             f"a safetensors header of {len(encoded):,} bytes is too long for readers, which take"

@@ -1,0 +1,117 @@
+"""What was compared of several files, and where they contradict each other, for people."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recover.gguf.reader import Model
+from recover.gguf.text import quoted, some
+from recover.inputs.relations import explained_by_rounding
+from recover.merge.decide import Draft
+from recover.merge.expect import Expectation
+
+# As `recover merge`: quantizations of one original contradict each other on no weight at all.
+_TOLERATED_SHARE = 1e-5
+_TOLERATED_WEIGHTS = 2
+
+
+@dataclass(frozen=True)
+class Conflicts:
+    """What the figures of all tensors say.
+
+    Attributes
+    ----------
+    n_compared : int
+        Weights of tensors that the codes of at least two different inputs confine: all of them
+        were looked at.
+    n_sampled : int
+        Weights of other tensors that are not the same in all files: of them a sample was looked at,
+        or nothing, if they are not confined.
+    n_conflicts : int
+        Weights on which the inputs contradict each other, of those that were compared.
+    tensors : tuple of (str, int, float)
+        The same by tensor, and as a share, the largest first.
+    refused : tuple of str
+        Tensors with more conflicts than `recover merge` lets pass, and that no rounding of the
+        original explains.
+    """
+
+    n_compared: int = 0
+    n_sampled: int = 0
+    n_conflicts: int = 0
+    tensors: tuple[tuple[str, int, float], ...] = ()
+    refused: tuple[str, ...] = ()
+
+    def sentence(self, *, is_rounded: bool) -> str:
+        """What follows from the figures, and what was looked at."""
+        looked_at = f"{self.n_compared:,} weights that two of them or more confine"
+        if self.refused:
+            share = f"{self.n_conflicts:,} of the {looked_at} ({_percent(self.n_share)})"
+            named = [
+                f"{quoted(name)} ({n:,}, {_percent(share)})" for name, n, share in self.tensors
+            ]
+            return (
+                f"the files do not come from one original: they contradict each other on {share},"
+                f" in {some(named)}"
+            )
+        head = "all files may come from one original: "
+        if not self.n_compared:
+            return f"{head}but there are no weights that two of them confine, so nothing shows it"
+        text = f"they contradict each other on none of the {looked_at}"
+        if self.n_conflicts:
+            text = f"they contradict each other on {self.n_conflicts:,} of the {looked_at}"
+            text += ", only where it was rounded" if is_rounded else ", as few as damage explains"
+        if self.n_sampled:
+            text += f"; of {self.n_sampled:,} others a sample was compared at most"
+        return head + text
+
+    @property
+    def n_share(self) -> float:
+        """Share of the compared weights on which the inputs contradict each other."""
+        return self.n_conflicts / self.n_compared if self.n_compared else 0.0
+
+
+NOTHING_COMPARED = Conflicts()
+
+
+def count_conflicts(
+    models: Sequence[Model], drafts: Sequence[Draft], expectations: Sequence[Expectation]
+) -> Conflicts:
+    """Add up what was found in the tensors of several files.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        The files.
+    drafts : sequence of Draft
+        What a merge does to each tensor.
+    expectations : sequence of Expectation
+        Of each tensor (`recover.merge.expect.expect_merge`).
+    """
+    compared = [each for each in expectations if each.is_compared]
+    sampled = [each for each in expectations if not each.is_compared and any(each.twins)]
+    found = [
+        (e.name, e.n_conflicts, e.n_conflicts / e.n_weights) for e in compared if e.n_conflicts
+    ]
+    found.sort(key=lambda each: -each[2])
+    refused = [
+        name for name, n, share in found if n > _TOLERATED_WEIGHTS and share > _TOLERATED_SHARE
+    ]
+    inputs = {draft.name: draft.sources for draft in drafts if draft.name in refused}
+    if refused and explained_by_rounding(models, inputs):
+        refused = []
+    return Conflicts(
+        n_compared=sum(each.n_weights for each in compared),
+        n_sampled=sum(each.n_weights for each in sampled),
+        n_conflicts=sum(n for _, n, _ in found),
+        tensors=tuple(found),
+        refused=tuple(refused),
+    )
+
+
+def conflict_share(each: Expectation) -> str:
+    """The share of a tensor's conflicts: of any, never 0; a dash where nothing was compared."""
+    return _percent(each.n_conflicts / each.n_weights) if each.is_compared else "-"
+
+
+def _percent(share: float) -> str:
+    return "<0.01%" if 0 < share < 1e-4 else f"{share:.2%}"
