@@ -797,8 +797,8 @@ def test_signals(
         assert status == 128 + number
         assert "kept for the same command with --resume: 2" in kept
         assert stopped == (
-            f"recover: stopped ({signal.strsignal(number)}); {out} is kept as far as it is complete,"
-            " for --resume"
+            f"recover: stopped ({signal.strsignal(number)}); {out} is kept as far as it is"
+            " complete, for --resume"
         )
     assert main(arguments) == 0
     captured = capsys.readouterr()

@@ -19,7 +19,7 @@ from recover import stopping
 from recover.cli._streams import say_now
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PATIENCE = 2.0  # seconds for those who do not look at the flag
+_PATIENCE = 1.5  # seconds for those who do not look at the flag
 _POLL_SECONDS = 0.05
 
 
