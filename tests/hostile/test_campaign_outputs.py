@@ -163,7 +163,13 @@ def test_signals_at_random_moments(
         asked = rng.choice(STOPPING)
         command = [sys.executable, "-m", "recover", *merge_into(folder, tiny, "deviations")]
         with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            cwd=ROOT,
+            # Who runs the tests in the background may have it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process:
             time.sleep(rng.uniform(0, 2))
             since = time.monotonic()
