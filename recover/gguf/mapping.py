@@ -86,6 +86,9 @@ def map_file(path: Path, *, is_part: bool = False, is_watched: bool = True) -> U
         If it is no regular file, or empty, or cannot be read; the message leaves out the path.
     """
     stopping.check()
+    if is_watched:
+        with _lock:  # what was mapped earlier under this name is no matter from now on
+            _watched.pop(str(path.absolute()), None)
     try:
         status = path.stat()  # before opening it: opening a pipe would wait for its other end
         if stat.S_ISDIR(status.st_mode):
