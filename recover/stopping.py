@@ -17,6 +17,14 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.1
+_DEFERRED = (
+    signal.SIGALRM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGHUP,
+    signal.SIGTERM,
+    signal.SIGINT,
+)
 
 
 class Stopped(BaseException):
@@ -104,44 +112,26 @@ def wait_for(future: Future[_T]) -> _T:
 
 
 def undivided(work: Callable[[], _T]) -> _T:
-    """Do something that no exception from outside (as Ctrl-C raises) may divide.
+    """Do something that no exception out of a signal's handler (as Ctrl-C raises) may divide.
 
-    It runs in a thread of its own, as such exceptions reach the main thread alone; they are raised
-    when it is done.
+    Such signals are delivered again when it is done.
     """
-    outcome: Future[_T] = Future()
-    is_begun = threading.Lock()
-
-    def run() -> None:
-        if not is_begun.acquire(blocking=False):
-            return
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    late: BaseException | None = None
+    if threading.current_thread() is not threading.main_thread():
+        return work()  # handlers run in the main thread alone
+    late: list[int] = []
+    before = {number: signal.getsignal(number) for number in _DEFERRED}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
     _state.n_undivided += 1
     try:
-        thread = threading.Thread(target=run, name="recover")
-        try:
-            thread.start()
-        except RuntimeError:  # there are too many threads
-            run()
-        except BaseException as error:
-            late = error
-            run()  # unless the thread does
-        while not outcome.done():
-            try:
-                thread.join(_POLL_SECONDS)
-            except BaseException as error:
-                late = error
+        for number in before:
+            signal.signal(number, lambda number, _frame: late.append(number))
+        return work()
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         _state.n_undivided -= 1
-    result = outcome.result()
-    if late is not None:
-        raise late
-    return result
+        for each in dict.fromkeys(late):
+            signal.raise_signal(each)
 
 
 @contextlib.contextmanager

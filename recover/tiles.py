@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from recover import stopping
-from recover.gguf.mapping import check_faults
+from recover.gguf.mapping import check_faults, faults
 from recover.quants import TILE
 
 Progress = Callable[[int, int], None]
@@ -73,13 +73,13 @@ def for_each_tile(
         If somebody asked for the end (see `recover.stopping`), after the tiles at hand.
     """
     queue = _Queue(sizes, steps or [TILE] * len(sizes))
-    n_weights = sum(sizes)
+    n_weights, before = sum(sizes), faults()
     with ThreadPoolExecutor(len(workers), thread_name_prefix="recover") as pool:
         pending = {pool.submit(_work, worker, queue) for worker in workers}
         try:
             while pending:
                 finished, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)
-                check_faults()
+                check_faults(before)
                 if stopping.is_requested():
                     queue.close()
                 elif progress is not None:
@@ -88,7 +88,7 @@ def for_each_tile(
                     future.result()
         finally:
             queue.close()
-    check_faults()
+    check_faults(before)
     stopping.check()
 
 

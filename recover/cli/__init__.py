@@ -11,7 +11,7 @@ from recover import RecoverError, UsageError, __version__, stopping
 from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
 from recover.cli import inspect as inspect_command
 from recover.cli._signals import Signals, last_line
-from recover.cli._streams import broken, drop, open_closed_streams, say
+from recover.cli._streams import drop, is_of_a_stream, open_closed_streams, say
 
 
 class Command(Protocol):
@@ -79,9 +79,9 @@ def _run(args: argparse.Namespace) -> int:
             traceback.print_exc()
         return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except Exception as error:
-        if (reason := broken(sys.stdout)) is not None:
+        if is_of_a_stream(error):
             drop(sys.stdout)
-            return _fail(f"the results cannot be printed: {reason}")
+            return _fail(f"the results cannot be printed: {error.strerror}")
         if args.debug:
             raise
         return _fail(f"{type(error).__name__}: {error} (unexpected; --debug shows where)")

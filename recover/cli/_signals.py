@@ -19,7 +19,7 @@ from recover import stopping
 from recover.cli._streams import say_now
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PATIENCE = 2.0  # seconds for those who do not look at the flag
+_PATIENCE = 1.5  # seconds for those who do not look at the flag
 _POLL_SECONDS = 0.05
 
 
@@ -64,9 +64,10 @@ class Signals:
 
     def _watch(self, reader: int) -> None:
         n_signals, since = 0, 0.0
+        ends = select.poll()  # takes descriptors of any number, which `select` does not
+        ends.register(reader, select.POLLIN)
         while True:
-            ready, _, _ = select.select([reader], [], [], _POLL_SECONDS if n_signals else None)
-            if ready:
+            if ends.poll(1000 * _POLL_SECONDS if n_signals else None):
                 numbers = os.read(reader, 1024)
                 if not numbers:
                     os.close(reader)

@@ -4,7 +4,7 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import TextIO, TypeGuard
 
 _SHOW_CURSOR = "\r\x1b[K\x1b[?25h"  # a progress bar hides it
 
@@ -42,13 +42,9 @@ def say_now(line: str) -> None:
             os.write(2, f"{cursor}recover: {line}\n".encode(errors="backslashreplace"))
 
 
-def broken(stream: TextIO) -> str | None:
-    """Why a stream does not take what is printed, if it does not."""
-    try:
-        stream.flush()
-    except OSError as error:
-        return error.strerror
-    return None
+def is_of_a_stream(error: Exception) -> TypeGuard[OSError]:
+    """Whether it was raised by printing: errors of files have their names, or are others."""
+    return isinstance(error, OSError) and bool(error.strerror) and error.filename is None
 
 
 def drop(stream: TextIO) -> None:

@@ -7,6 +7,7 @@ there before.
 """
 
 import ctypes
+import itertools
 import mmap
 import signal
 import sys
@@ -88,7 +89,8 @@ class Guard:
     def __init__(self) -> None:
         self._table: Any = None
         self._lock = threading.RLock()  # a file may be given back while another one is added
-        self._files: dict[int, tuple[Any, int]] = {}
+        self._files: dict[int, tuple[int, Any, int]] = {}  # by slot: number, file, address
+        self._numbers = itertools.count()
         self._free: list[int] = []
         self._kept: tuple[Any, ...] = ()
 
@@ -105,7 +107,7 @@ class Guard:
             end = address + -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
             self._table[at : at + _N_WORDS] = address, end, 0
             self._table[0] = max(self._table[0], slot + 1)
-            self._files[slot] = file, address
+            self._files[slot] = next(self._numbers), file, address
             return slot
 
     def remove(self, slot: int) -> None:
@@ -116,12 +118,11 @@ class Guard:
                 self._table[at : at + _N_WORDS] = 0, 0, 0
                 self._free.append(slot)
 
-    def faults(self) -> list[tuple[Any, int]]:
-        """Files of which a page could not be loaded, and at which position."""
+    def faults(self) -> dict[int, tuple[Any, int]]:
+        """The files of which a page could not be loaded, and at which position, by number."""
         with self._lock:
-            files = list(self._files.items())
-            faults = [(file, start, self._table[3 + _N_WORDS * i]) for i, (file, start) in files]
-        return [(file, fault - start) for file, start, fault in faults if fault]
+            found = [(*of, self._table[3 + _N_WORDS * slot]) for slot, of in self._files.items()]
+        return {number: (file, fault - start) for number, file, start, fault in found if fault}
 
     def _install(self) -> None:
         """Put the handler in place, where we know how."""

@@ -11,19 +11,20 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from recover import stopping
 from recover.errors import GGUFError, InputError
 from recover.gguf._faults import Guard
 from recover.gguf.text import printable, quoted
 from recover.quants import U8Array
 
-Locate = Callable[[int], str | None]
-"""The name of the tensor at a byte position of a file, if there is one."""
+Places = Sequence[tuple[int, str]]
+"""Of the tensors of a file, one past the last byte of each, and its name; by position."""
 
 
 class _Watched:
@@ -32,7 +33,7 @@ class _Watched:
     def __init__(self, path: Path, status: os.stat_result) -> None:
         self.path = path
         self.status = status
-        self.locate: Locate = lambda _position: None
+        self.places: Places = ()
 
     def change(self) -> InputError | None:
         """What is wrong with it now, if anything is.
@@ -54,14 +55,17 @@ class _Watched:
         return None
 
     def error(self, what: str, position: int | None = None) -> InputError:
-        name = None if position is None else self.locate(position)
-        where = "" if name is None else f", in tensor {quoted(name)}"
+        where = ""
+        if position is not None and self.places and position < self.places[-1][0]:
+            place = bisect_right(self.places, position, key=lambda each: each[0])
+            where = f", in tensor {quoted(self.places[place][1])}"
         return InputError(f"{printable(self.path)}: {what}{where}; start again when it is complete")
 
 
 _lock = threading.Lock()
 _watched: dict[str, _Watched] = {}
 _guard = Guard()
+_known: frozenset[int] = frozenset()
 
 
 def map_file(path: Path, *, is_part: bool = False, is_watched: bool = True) -> U8Array:
@@ -81,6 +85,10 @@ def map_file(path: Path, *, is_part: bool = False, is_watched: bool = True) -> U
     GGUFError
         If it is no regular file, or empty, or cannot be read; the message leaves out the path.
     """
+    stopping.check()
+    if is_watched:
+        with _lock:  # what was mapped earlier under this name is no matter from now on
+            _watched.pop(str(path.absolute()), None)
     try:
         status = path.stat()  # before opening it: opening a pipe would wait for its other end
         if stat.S_ISDIR(status.st_mode):
@@ -108,24 +116,39 @@ def map_file(path: Path, *, is_part: bool = False, is_watched: bool = True) -> U
     return data
 
 
-def name_tensors(path: Path, locate: Locate) -> None:
+def name_tensors(path: Path, places: Places) -> None:
     """Let messages on a mapped file name its tensors."""
     with _lock:
         watched = _watched.get(str(path.absolute()))
     if watched is not None:
-        watched.locate = locate
+        watched.places = places
 
 
-def check_faults() -> None:
+def faults() -> frozenset[int]:
+    """The mapped files of which pages could not be loaded until now, as `check_faults` takes."""
+    return frozenset(_guard.faults())
+
+
+def check_faults(before: frozenset[int] = frozenset(), paths: Iterable[Path] | None = None) -> None:
     """Make sure that every byte that was read was there; costs next to nothing.
+
+    Parameters
+    ----------
+    before : frozenset of int
+        What `faults` gave before anything was read, which is no concern of the caller.
+    paths : iterable of Path, optional
+        The files that were read; default: all that are mapped.
 
     Raises
     ------
     InputError
         If a page of a mapped file could not be loaded.
     """
-    for watched, position in _guard.faults():
-        raise watched.change() or watched.error("could not be read (a disk error?)", position)
+    found = _guard.faults()
+    wanted = None if paths is None or not found else {path.absolute() for path in paths}
+    for slot, (watched, position) in found.items():
+        if slot not in before and (wanted is None or watched.path in wanted):
+            raise watched.change() or watched.error("could not be read (a disk error?)", position)
 
 
 def check_unchanged(paths: Iterable[Path] | None = None) -> None:
@@ -141,7 +164,7 @@ def check_unchanged(paths: Iterable[Path] | None = None) -> None:
     InputError
         If one is shorter, or was written to.
     """
-    check_faults()
+    paths = None if paths is None else list(paths)
     with _lock:
         if paths is None:
             found = list(_watched.values())
@@ -150,9 +173,12 @@ def check_unchanged(paths: Iterable[Path] | None = None) -> None:
     for watched in found:
         if (error := watched.change()) is not None:
             raise error
+    check_faults(_known if paths is None else frozenset(), paths)
 
 
 def forget() -> None:
     """Watch nothing that was mapped before."""
-    with _lock, suppress(KeyError):
+    global _known
+    with _lock:
         _watched.clear()
+    _known = faults()

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from recover.errors import GGUFError
 from recover.gguf.header import Header, KeyValue, ValueType, parse_header
-from recover.gguf.mapping import check_faults, map_file, name_tensors
+from recover.gguf.mapping import check_unchanged, map_file, name_tensors
 from recover.gguf.parts import parse_part_name, part_paths
 from recover.gguf.side_scales import with_side_scales
 from recover.gguf.tensor import Tensor
@@ -104,7 +104,8 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
             data = map_file(part, is_part=len(parts) > 1)
             header = parse_header(data.data)
             headers.append(header)
-            name_tensors(part, partial(_tensor_at, header))
+            ends = [(header.data_start + t.offset + t.n_bytes, t.name) for t in header.tensors]
+            name_tensors(part, sorted(ends))
             _check_part(header, headers[0], number, len(parts))
             for info in header.tensors:
                 start = header.data_start + info.offset
@@ -114,25 +115,15 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
             if number + 1 == len(parts) > 1:
                 _check_total(header, len(tensors))
         except GGUFError as error:
-            check_faults()
+            check_unchanged([part])
             raise GGUFError(f"{printable(part)}: {error}") from None
         n_bytes += data.size
     try:
         tensors = with_side_scales(tensors)
     except GGUFError as error:
-        check_faults()
+        check_unchanged(parts)
         raise GGUFError(f"{printable(parts[0])}: {error}") from None
     return Model(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
-
-
-def _tensor_at(header: Header, position: int) -> str | None:
-    """Name of the tensor that has a byte of the file, or of the next one."""
-    behind = [
-        info
-        for info in header.tensors
-        if header.data_start + info.offset + info.n_bytes > position >= header.data_start
-    ]
-    return min(behind, key=lambda info: info.offset).name if behind else None
 
 
 def header_bytes(path: Path) -> bytes:

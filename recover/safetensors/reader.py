@@ -14,14 +14,13 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any
 
 from recover.errors import GGUFError, SafetensorsError
-from recover.gguf.mapping import check_faults, map_file, name_tensors
+from recover.gguf.mapping import check_unchanged, map_file, name_tensors
 from recover.gguf.text import printable, quoted, some
 from recover.quants import U8Array
 
@@ -300,22 +299,16 @@ def _open_part(part: Path, tensors: dict[str, Tensor]) -> Header:
     try:
         data = map_file(part)
         header = parse_header(data.data)
-        name_tensors(part, partial(_tensor_at, header))
+        name_tensors(part, [(header.data_start + t.end, t.name) for t in header.tensors])
         for info in header.tensors:
             raw = data[header.data_start + info.start : header.data_start + info.end]
             tensor = Tensor(info.name, info.dtype, info.shape, raw, part)
             if tensors.setdefault(info.name, tensor) is not tensor:
                 raise SafetensorsError(f"tensor {quoted(info.name)} is in another file, too")
     except (GGUFError, SafetensorsError) as error:
-        check_faults()
+        check_unchanged([part])
         raise SafetensorsError(f"{printable(part)}: {error}") from None
     return header
-
-
-def _tensor_at(header: Header, position: int) -> str | None:
-    """Name of the tensor that has a byte of the file."""
-    at = position - header.data_start
-    return next((info.name for info in header.tensors if info.start <= at < info.end), None)
 
 
 def _indexed_files(folder: Path) -> dict[Path, set[str] | None]:
