@@ -12,6 +12,7 @@ from typing import NoReturn, Protocol
 from recover import RecoverError, UsageError, __version__
 from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
 from recover.cli import inspect as inspect_command
+from recover.cli._parser import Parser
 
 
 class Command(Protocol):
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except RecoverError as error:
         if args.debug:
-            traceback.print_exc()
+            _show_traceback()
         return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except _Stopped as stop:
         left = "" if getattr(args, "resume", False) else "; nothing was left behind"
@@ -74,14 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         if args.debug:
-            raise
+            _show_traceback()
         return _fail(f"{type(error).__name__}: {error} (unexpected; --debug shows where)")
     return status
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(f"recover: error: {' '.join(message.split())}", file=sys.stderr)
+    from recover.cli._console import complain
+
+    complain(f"recover: error: {' '.join(message.split())}")
     return status
+
+
+def _show_traceback() -> None:
+    from recover.cli._console import complain
+
+    for line in traceback.format_exc().splitlines():
+        complain(line)
 
 
 def _catch_signals() -> None:
@@ -100,7 +110,7 @@ def _catch_signals() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="recover",
         description="The best possible full-precision weights from the quantizations of a model.",
     )

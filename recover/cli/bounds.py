@@ -47,7 +47,7 @@ def run(args: Namespace) -> int:
 
 
 def _print(result: "BoundsResult") -> None:
-    from recover.cli._console import count, print_table, print_written
+    from recover.cli._console import count, print_table, print_written, say
 
     plan = result.plan
     rows = [
@@ -61,7 +61,7 @@ def _print(result: "BoundsResult") -> None:
         print_written(plan.output, plan.n_bytes, plan.n_weights, result.seconds)
         return
     speed = count(plan.n_weights / result.seconds)
-    print(f"{count(plan.n_weights)} weights in {result.seconds:.2f} s ({speed} weights/s)")
+    say(f"{count(plan.n_weights)} weights in {result.seconds:.2f} s ({speed} weights/s)")
 
 
 def _figures(statistics: "BoundStatistics") -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def run(args: Namespace) -> int:
 
 
 def _print(result: "VerifyResult", *, verbose: bool) -> None:
-    from recover.cli._console import count, print_table
+    from recover.cli._console import count, print_table, say
 
     figures = ("weights", "bounded", "outside", "largest excess", "blocks", "come back")
     rows = [
@@ -54,8 +54,8 @@ def _print(result: "VerifyResult", *, verbose: bool) -> None:
             columns = ("tensor:", "type:", *figures)
             print_table(check.path, columns, [_row(tensor) for tensor in shown])
         if check.n_missing:
-            print(f"{check.path}: {check.n_missing} tensors were not compared")
-    print(
+            say(f"{check.path}: {check.n_missing} tensors were not compared")
+    say(
         "every weight lies in the cells of every input"
         if result.is_consistent
         else "weights lie outside the cells of an input"
