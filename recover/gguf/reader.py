@@ -1,8 +1,6 @@
 """Opening GGUF files: mapped read-only, split files read as one."""
 
-import mmap
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
+from recover._files import MissingError, UnreadableError, map_bytes
 from recover.errors import GGUFError
 from recover.gguf.header import Header, KeyValue, TensorInfo, ValueType, parse_header
 from recover.gguf.parts import parse_part_name, part_paths
@@ -98,6 +95,17 @@ class Model:
             return self.header.get(key, default)
         except GGUFError as error:
             raise GGUFError(f"{printable(self.path)}: {error}") from None
+
+    def keys_of(self, prefix: str) -> tuple[str, ...]:
+        """The keys that begin with a text; asked for again, they are not looked for again."""
+        if prefix not in self._keys_of:
+            keys = (key for key in self.metadata if key.startswith(prefix))
+            self._keys_of[prefix] = tuple(keys)
+        return self._keys_of[prefix]
+
+    @cached_property
+    def _keys_of(self) -> dict[str, tuple[str, ...]]:
+        return {}
 
     @cached_property
     def n_weights(self) -> int:
@@ -217,18 +225,9 @@ def map_file(path: Path, *, is_part: bool = False) -> U8Array:
         If it is no regular file, or empty, or cannot be read; the message leaves out the path.
     """
     try:
-        status = path.stat()  # before opening it: opening a pipe would wait for its other end
-        if stat.S_ISDIR(status.st_mode):
-            raise GGUFError("is a folder; name a GGUF file")
-        if not stat.S_ISREG(status.st_mode):
-            raise GGUFError("is no regular file, so that it cannot be mapped")
-        if status.st_size == 0:
-            raise GGUFError("the file is empty")
-        with path.open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except FileNotFoundError:
-        what = "this part of the split file is missing" if is_part else "there is no such file"
+        return map_bytes(path, "GGUF file")
+    except MissingError as error:
+        what = "this part of the split file is missing" if is_part else str(error)
         raise GGUFError(what) from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
-        reason = getattr(error, "strerror", None) or error
-        raise GGUFError(f"cannot be read: {reason}") from None
+    except UnreadableError as error:
+        raise GGUFError(str(error)) from None
