@@ -40,13 +40,15 @@ def finite(value: Any) -> Any:
     return value
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
+def parse_object(raw: bytes, *, strict: bool = False) -> dict[str, Any]:
     """The JSON object in the bytes of a file.
 
     Parameters
     ----------
     raw : bytes
         UTF-8.
+    strict : bool
+        Whether NaN and infinities are refused, which JSON does not have, but many a configuration.
 
     Returns
     -------
@@ -55,8 +57,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     Raises
     ------
     JSONError
-        If it is no JSON object, has a key twice or a number that JSON does not have, or would take
-        much memory: it is longer than `MOST_BYTES`, has too many values, or is nested too deep.
+        If it is no JSON object, has a key twice, or would take much memory: it is longer than
+        `MOST_BYTES`, has too many values, or is nested too deep.
     """
     if len(raw) > MOST_BYTES:
         raise JSONError(f"has {len(raw):,} bytes; more than {MOST_BYTES:,} are not read")
@@ -66,7 +68,9 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise JSONError(f"has {n_values:,} values; more than {_MOST_VALUES:,} are not read")
     try:
         document = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse if strict else float,
         )
     except RecursionError:
         raise JSONError("is no JSON that can be read: nested too deep") from None

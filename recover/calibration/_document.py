@@ -18,7 +18,7 @@ _LARGEST_INTEGER = 2**63 - 1
 def read_document(path: Path) -> dict[str, Any]:
     """The JSON object in a file; `CalibrationError` if there is none."""
     try:
-        return parse_object(read_bytes(path, MOST_BYTES))
+        return parse_object(read_bytes(path, MOST_BYTES), strict=True)
     except UnreadableError as error:
         raise CalibrationError(str(error)) from None
     except JSONError as error:
