@@ -1,6 +1,21 @@
-"""JSON as other programs read it."""
+"""JSON as other programs read it, and JSON that may hold anything."""
 
-from typing import Any
+import json
+from collections import Counter
+from typing import Any, NoReturn
+
+from recover.gguf.text import quoted
+
+MOST_BYTES = 1 << 25
+"""Of a document that is read; the largest index of a published model has half of it."""
+
+# Values take up to a hundred bytes of memory each, however short they are in the file.
+_MOST_VALUES = 1 << 20
+_DEEPEST = 32
+
+
+class JSONError(Exception):
+    """A document is no JSON object, or too large; the text is for people."""
 
 
 def finite(value: Any) -> Any:
@@ -23,3 +38,71 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]
     return value
+
+
+def parse_object(raw: bytes, *, strict: bool = False) -> dict[str, Any]:
+    """The JSON object in the bytes of a file.
+
+    Parameters
+    ----------
+    raw : bytes
+        UTF-8.
+    strict : bool
+        Whether NaN and infinities are refused, which JSON does not have, but many a configuration.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    JSONError
+        If it is no JSON object, has a key twice, or would take much memory: it is longer than
+        `MOST_BYTES`, has too many values, or is nested too deep.
+    """
+    if len(raw) > MOST_BYTES:
+        raise JSONError(f"has {len(raw):,} bytes; more than {MOST_BYTES:,} are not read")
+    # Every value but the first follows one of these, which are in texts, too.
+    n_values = sum(map(raw.count, (b",", b":", b"[", b"{")))
+    if n_values > _MOST_VALUES:
+        raise JSONError(f"has {n_values:,} values; more than {_MOST_VALUES:,} are not read")
+    try:
+        document = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse if strict else float,
+        )
+    except RecursionError:
+        raise JSONError("is no JSON that can be read: nested too deep") from None
+    except ValueError as error:  # no UTF-8, no JSON, huge integers
+        raise JSONError(f"is no JSON: {' '.join(str(error)[:100].split())}") from None
+    if not isinstance(document, dict):
+        raise JSONError("is no JSON object")
+    _check_depth(document)
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise JSONError(f"{quoted(twice)} is there twice")
+    return found
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _check_depth(document: dict[str, Any]) -> None:
+    level: list[Any] = [document]
+    for _ in range(_DEEPEST):
+        level = [
+            child
+            for each in level
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise JSONError(f"is nested more than {_DEEPEST} deep")

@@ -233,8 +233,7 @@ def source_of_file(model: Model) -> SourcePrecision:
 def source_precision(model: Model) -> SourcePrecision:
     """What the original weights of a model were stored as, as the norms tell."""
     tensors = _norms(model)
-    parts = [tensor.read(0, tensor.n_weights) for tensor in tensors]
-    numbers = np.concatenate([*parts, np.empty(0, np.float32)])[:_MOST]
+    numbers = _first_numbers(tensors, _MOST)
     n_distinct = int(np.unique(numbers).size)
     n_bf16, n_f16 = _count(numbers, 0)
     minus_one = n_bf16 < numbers.size and _adds_one(model)
@@ -248,6 +247,19 @@ def source_precision(model: Model) -> SourcePrecision:
     elif n_f16 == numbers.size:
         name = "f16"
     return SourcePrecision(name, len(tensors), numbers.size, n_distinct, n_bf16, n_f16, minus_one)
+
+
+def _first_numbers(tensors: Sequence[Tensor], most: int) -> F32Array:
+    """The numbers of tensors, one after the other, as far as there are so many."""
+    parts = [np.empty(0, np.float32)]
+    for tensor in tensors:
+        n_numbers = min(tensor.n_weights, most)
+        raw = tensor.raw[: tensor.type.n_bytes(n_numbers)]
+        parts.append(dequantize(raw, tensor.type))
+        most -= n_numbers
+        if not most:
+            break
+    return np.concatenate(parts)
 
 
 def _adds_one(model: Model) -> bool:

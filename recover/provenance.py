@@ -45,6 +45,8 @@ Mask = NDArray[np.bool_]
 _N_RUNS = 16
 _RUN = 256
 
+_MOST_IMATRIX_KEYS = 16  # llama.cpp writes four
+
 _HOLDS_ALWAYS = ("Q8_0", "Q6_K", "IQ4_XS")
 _CODES_CHOSEN_FIRST = ("Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")
 _SIGNED = ("Q4_0", "Q5_0")
@@ -121,7 +123,7 @@ def codes_are_plain(raw: U8Array, tensor_type: TensorType) -> bool:
 
 def uses_imatrix(model: Model) -> bool:
     """Whether the metadata say that the file was quantized with an importance matrix."""
-    return any(key.startswith(IMATRIX_PREFIX) for key in model.metadata)
+    return bool(model.keys_of(IMATRIX_PREFIX))
 
 
 def is_searched(model: Model) -> bool:
@@ -153,7 +155,7 @@ def is_foreign(model: Model, tensor: Tensor) -> bool:
 
 def imatrix_of(model: Model) -> dict[str, Any]:
     """What the metadata say of the importance matrix: its file, data, and sizes."""
-    keys = [key for key in model.metadata if key.startswith(IMATRIX_PREFIX)]
+    keys = model.keys_of(IMATRIX_PREFIX)[:_MOST_IMATRIX_KEYS]
     return {key.removeprefix(IMATRIX_PREFIX): model.get(key) for key in keys}
 
 

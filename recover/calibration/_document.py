@@ -1,15 +1,15 @@
 """Reading JSON that may hold anything: every refusal names the place and what belongs there."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from recover._files import UnreadableError, read_bytes
+from recover._json import MOST_BYTES, JSONError, parse_object
 from recover.errors import CalibrationError
 from recover.gguf.text import quoted
 
-_LARGEST_FILE = 64 << 20
 _LONGEST_TEXT = 4096
 _MOST_ITEMS = 100_000
 _LARGEST_INTEGER = 2**63 - 1
@@ -18,24 +18,11 @@ _LARGEST_INTEGER = 2**63 - 1
 def read_document(path: Path) -> dict[str, Any]:
     """The JSON object in a file; `CalibrationError` if there is none."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        reason = getattr(error, "strerror", None) or error
-        raise CalibrationError(f"cannot be read: {reason}") from None
-    if len(content) > _LARGEST_FILE:
-        raise CalibrationError(f"is no calibration: it is larger than {_LARGEST_FILE:,} bytes")
-    try:
-        document = json.loads(content, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:  # a ValueError also if it is no UTF-8
-        raise CalibrationError(f"is no calibration: it is no JSON ({quoted(str(error))})") from None
-    if not isinstance(document, dict):
-        raise CalibrationError("is no calibration: it is no JSON object")
-    return document
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+        return parse_object(read_bytes(path, MOST_BYTES), strict=True)
+    except UnreadableError as error:
+        raise CalibrationError(str(error)) from None
+    except JSONError as error:
+        raise CalibrationError(f"is no calibration: {error}") from None
 
 
 @dataclass(frozen=True)

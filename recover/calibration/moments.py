@@ -230,8 +230,7 @@ def _job(name: str, models: Sequence[Model], truth: Model) -> _Job | None:
 
 
 def _source(model: Model) -> Source:
-    types = [tensor.type.name for tensor in model.tensors.values()]
-    counts = {name: types.count(name) for name in sorted(set(types))}
+    counts = dict(sorted(Counter(each.type.name for each in model.tensors.values()).items()))
     return Source(name=model.path.name, n_bytes=model.n_bytes, types=counts)
 
 

@@ -10,8 +10,10 @@ from typing import Protocol
 from recover import RecoverError, UsageError, __version__, stopping
 from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
 from recover.cli import inspect as inspect_command
+from recover.cli._parser import Parser
 from recover.cli._signals import Signals, last_line
-from recover.cli._streams import drop, is_of_a_stream, open_closed_streams, say
+from recover.cli._streams import complain, drop, is_of_a_stream, open_closed_streams
+from recover.gguf.temporary import tell_of_removals
 
 
 class Command(Protocol):
@@ -51,13 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Signals():
         args = build_parser().parse_args(argv)
         args.command_line = shlex.join(["recover", *(sys.argv[1:] if argv is None else argv)])
+        tell_of_removals(None if args.quiet else lambda text: complain(f"recover: {text}"))
         try:
             status = _run(args)
         except stopping.Stopped as stop:
-            say(last_line(stop.number))
+            complain(f"recover: {last_line(stop.number)}")
             return 128 + stop.number
         if stopping.is_requested():  # in the meantime, or what failed was due to it
-            say(last_line(stopping.number()))
+            complain(f"recover: {last_line(stopping.number())}")
             return 128 + stopping.number()
         return status
 
@@ -76,14 +79,14 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     except RecoverError as error:
         if args.debug:
-            traceback.print_exc()
+            _show_traceback()
         return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except Exception as error:
         if is_of_a_stream(error):
             drop(sys.stdout)
             return _fail(f"the results cannot be printed: {error.strerror}")
         if args.debug:
-            raise
+            _show_traceback()
         return _fail(f"{type(error).__name__}: {error} (unexpected; --debug shows where)")
     return status
 
@@ -95,13 +98,18 @@ def _mapped_files(function: str) -> None:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    say(f"error: {' '.join(message.split())}")
+    complain(f"recover: error: {' '.join(message.split())}")
     return status
+
+
+def _show_traceback() -> None:
+    for line in traceback.format_exc().splitlines():
+        complain(line)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="recover",
         description="The best possible full-precision weights from the quantizations of a model.",
     )

@@ -1,13 +1,22 @@
-"""What people see: tables on stdout, progress and messages on stderr."""
+"""What people see: tables on stdout, progress and messages on stderr.
+
+Nothing else here or in the commands prints. Whatever is printed may come from a file or a path, so
+all of it is escaped here: a call prints one line, without codes for the terminal, and in characters
+that the stream has.
+"""
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,21 +26,17 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-from rich.text import Text
 
 from recover import tiles
 from recover._jit import is_first_run
 from recover._json import finite
-from recover.cli._streams import say
+from recover.cli._streams import LONGEST_LINE, complain, say, write
+from recover.gguf.text import escaped, shortened
 
 _PIPE_WIDTH = 200
-
-
-def _console(*, stderr: bool = False) -> Console:
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else _PIPE_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False)
+_NARROWEST = 12
+_LONGEST_CELL = 500
+_GAP = "  "
 
 
 @contextmanager
@@ -53,7 +58,8 @@ def progress_bar(
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None, speed="")
 
         def report(n_done: int, n_all: int) -> None:
@@ -69,29 +75,63 @@ def progress_bar(
 def message(args: Namespace, text: str) -> None:
     """A line for people on stderr, unless they asked for quiet."""
     if not args.quiet:
-        say(text)
+        complain(f"recover: {text}")
 
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; numbers that JSON does not have become null."""
-    print(json.dumps(finite(document), indent=2))
+    write(sys.stdout, json.dumps(finite(document), indent=2))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; columns whose name ends with a colon are text, the others figures."""
-    console = _console()
     if title:
-        console.print(Text(title, style="bold"))
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        text = column.endswith(":")
-        table.add_column(column.rstrip(":"), justify="left" if text else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    with console.capture() as capture:
-        console.print(table)
-    for line in capture.get().splitlines():
-        print(line.rstrip())
+        bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        line = shortened(escaped(title), LONGEST_LINE)
+        write(sys.stdout, f"\x1b[1m{line}\x1b[0m" if bold else line)
+    is_text = [column.endswith(":") for column in columns]
+    cells = [[column.rstrip(":") for column in columns]]
+    cells += [[shortened(escaped(cell), _LONGEST_CELL) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    _narrow(widths, is_text, _width_of_stdout() - len(_GAP) * (len(widths) - 1))
+    for row in cells:
+        for line in _lines(row, widths, is_text):
+            write(sys.stdout, line)
+
+
+def _width_of_stdout() -> int:
+    return Console(highlight=False).width if sys.stdout.isatty() else _PIPE_WIDTH
+
+
+def _narrow(widths: list[int], is_text: Sequence[bool], wanted: int) -> None:
+    """Take the room that is missing from the widest columns of text."""
+    while sum(widths) > wanted:
+        wide = [i for i, width in enumerate(widths) if is_text[i] and width > _NARROWEST]
+        if not wide:
+            return
+        widest = max(wide, key=lambda i: widths[i])
+        others = [widths[i] for i in wide if widths[i] < widths[widest]]
+        step = max(1, widths[widest] - max([_NARROWEST, *others]))
+        widths[widest] -= min(step, sum(widths) - wanted)
+
+
+def _lines(row: Sequence[str], widths: Sequence[int], is_text: Sequence[bool]) -> Iterator[str]:
+    """A row of a table: several lines where a cell is folded."""
+    folded = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
+    for parts in zip_longest(*folded, fillvalue=""):
+        padded = []
+        for part, width, left in zip(parts, widths, is_text, strict=True):
+            space = " " * (width - cell_len(part))
+            padded.append(part + space if left else space + part)
+        yield _GAP.join(padded).rstrip()
+
+
+def _folded(cell: str, width: int) -> list[str]:
+    if cell_len(cell) <= width:
+        return [cell]
+    if cell.isascii():
+        return wrap(cell, width, break_on_hyphens=False)
+    return chop_cells(cell, width)
 
 
 def print_written(
@@ -100,7 +140,7 @@ def print_written(
     """The last line of a command that wrote a file, or several parts from that one on."""
     speed = count(n_weights / seconds)
     parts = f" in {n_parts} parts" if n_parts > 1 else ""
-    print(
+    say(
         f"wrote {path} ({size(n_bytes)}{parts}, {count(n_weights)} weights)"
         f" in {seconds:.2f} s ({speed} weights/s)"
     )

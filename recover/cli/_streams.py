@@ -6,6 +6,9 @@ import sys
 from contextlib import suppress
 from typing import TextIO, TypeGuard
 
+from recover.gguf.text import escaped, shortened
+
+LONGEST_LINE = 4000
 _SHOW_CURSOR = "\r\x1b[K\x1b[?25h"  # a progress bar hides it
 
 
@@ -26,16 +29,28 @@ def open_closed_streams() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
-def say(line: str) -> None:
-    """A line on stderr, if that is possible."""
+def say(text: str = "") -> None:
+    """A line on stdout; what comes from files is escaped, and shortened."""
+    write(sys.stdout, shortened(escaped(text), LONGEST_LINE))
+
+
+def complain(text: str) -> None:
+    """The same on stderr, if that is possible, whatever people asked for."""
     try:
-        print(f"recover: {line}", file=sys.stderr, flush=True)
+        write(sys.stderr, shortened(escaped(text), LONGEST_LINE))
+        sys.stderr.flush()
     except (OSError, ValueError):
         drop(sys.stderr)
 
 
+def write(stream: TextIO, line: str) -> None:
+    """Print a line that is escaped; characters that the stream lacks are escaped as well."""
+    encoding = stream.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
 def say_now(line: str) -> None:
-    """As `say`, from any thread and whatever the others do: nothing is waited for."""
+    """As `complain`, from any thread and whatever the others do: nothing is waited for."""
     with suppress(OSError, ValueError):
         if select.select([], [2], [], 0.1)[1]:
             cursor = _SHOW_CURSOR if os.isatty(2) else ""

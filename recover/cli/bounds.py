@@ -60,6 +60,7 @@ def run(args: Namespace) -> int:
 def _print(result: "BoundsResult") -> None:
     from recover.bounds.checks import CONDITION
     from recover.cli._console import count, print_table, print_written
+    from recover.cli._streams import say
 
     plan = result.plan
     rows = [
@@ -71,12 +72,12 @@ def _print(result: "BoundsResult") -> None:
     print_table("", ("tensor:", "inputs:", *figures), rows)
     n_failed = sum(bool(result.failures(index)) for index in range(len(plan.tensors)))
     remark = f"; {n_failed} of {len(plan.tensors)} tensors are not certified" if n_failed else ""
-    print(f"certified {CONDITION}{remark}")
+    say(f"certified {CONDITION}{remark}")
     if plan.output is not None:
         print_written(plan.output, plan.n_bytes, plan.n_weights, result.seconds)
         return
     speed = count(plan.n_weights / result.seconds)
-    print(f"{count(plan.n_weights)} weights in {result.seconds:.2f} s ({speed} weights/s)")
+    say(f"{count(plan.n_weights)} weights in {result.seconds:.2f} s ({speed} weights/s)")
 
 
 def _checked(tensor: "TensorPlan") -> str:

@@ -78,6 +78,7 @@ def run(args: Namespace) -> int:
 
 def _print_result(calibration: "Calibration", output: Path, seconds: float) -> None:
     from recover.cli._console import print_table
+    from recover.cli._streams import say
 
     names = " + ".join(source.name for source in calibration.inputs)
     columns = ("types:", "role:", "depth:", "tensors", "weights", "linear", "fitted", "held out")
@@ -87,14 +88,14 @@ def _print_result(calibration: "Calibration", output: Path, seconds: float) -> N
         [_row(each) for each in calibration.combinations],
     )
     if calibration.held_out is not None and calibration.uncalibrated is not None:
-        print(
+        say(
             f"{calibration.left_out}s that took no part in the fit:"
             f" {calibration.held_out.mse_ratio:.4f}{_interval(calibration.held_out, ' ({})')},"
             f" without calibration {calibration.uncalibrated.mse_ratio:.4f}"
         )
     densities = [each.type for each in calibration.densities]
-    print(f"densities: {', '.join(densities) or 'none'}")
-    print(f"wrote {output} in {seconds:.2f} s")
+    say(f"densities: {', '.join(densities) or 'none'}")
+    say(f"wrote {output} in {seconds:.2f} s")
 
 
 def _row(combination: "Combination") -> tuple[str, ...]:

@@ -31,6 +31,7 @@ def run(args: Namespace) -> int:
 
 def _run_in(args: Namespace, folder: Path, scratch: Path) -> int:
     from recover.cli._console import print_json, progress_bar
+    from recover.cli._streams import say
     from recover.cli.evaluate import print_errors
     from recover.estimators import DEFAULT_METHOD, method_names
     from recover.evaluate.errors import evaluate_models
@@ -67,14 +68,17 @@ def _run_in(args: Namespace, folder: Path, scratch: Path) -> int:
             }
         )
         return 0
-    print(f"Three quantizations of {_TRUTH} made by llama.cpp, inspected:\n")
+    say(f"Three quantizations of {_TRUTH} made by llama.cpp, inspected:")
+    say()
     for line in inspection.findings():
-        print(line)
-    print(f"\nmerged with each method, and the best merge quantized to {_SMALLER}:\n")
+        say(line)
+    say()
+    say(f"merged with each method, and the best merge quantized to {_SMALLER}:")
+    say()
     print_errors([replace(result, path=Path(result.path).name) for result in results])
-    print()
+    say()
     for merge in merges:
-        print(
+        say(
             f"{merge.plan.output.name}: expected mean square error (predicted without the truth)"
             f" {merge.expected_mse_ratio:.3f} of that of the best single input"
         )

@@ -242,18 +242,19 @@ def print_errors(results: "list[ModelErrors]", by: str | None = None) -> None:
 def print_divergence(results: "list[ModelErrors]") -> None:
     """Tables for people: divergence and perplexity; nothing if no text was read."""
     from recover.cli._console import print_table
+    from recover.cli._streams import say
 
     read = [(each.path, each.divergence) for each in results if each.divergence is not None]
     if not read:
         return
     first = read[0][1]
-    print()
+    say()
     print_table(
         f"Divergence from the original on {first.n_tokens:,} tokens (nats; 99% intervals)",
         ("model:", "mean KL", "interval", "median", "p90", "p99", "max", "KL - first", "interval"),
         [(path, *_divergence_figures(each)) for path, each in read],
     )
-    print()
+    say()
     print_table(
         f"Most likely token, and perplexity (original: {first.ppl_truth:.4f})",
         ("model:", "same top", "in top 5", "in top 10", "perplexity", "ln ratio", "std error"),

@@ -38,6 +38,7 @@ def _print(result: "Inspection", *, verbose: bool) -> None:
 
 def _print_file(file: "FileReport") -> None:
     from recover.cli._console import count, print_table, size
+    from recover.cli._streams import say
     from recover.gguf.text import quoted
     from recover.inspect.files import described_imatrix
 
@@ -67,11 +68,12 @@ def _print_file(file: "FileReport") -> None:
         ("source precision", f"{file.source.type}: {file.source.evidence}"),
     ]
     print_table(file.path, ("what:", "found:"), rows)
-    print()
+    say()
 
 
 def _print_together(result: "Inspection", *, verbose: bool) -> None:
     from recover.cli._console import count, optional, print_table
+    from recover.cli._streams import say
     from recover.inspect.conflicts import conflict_share
 
     n_identical = len(result.identical_tensors)
@@ -89,11 +91,11 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
         if verbose or any(each.twins)
     ]
     print_table("Together", columns, rows)
-    print(f"identical in all files: {n_identical} of {len(result.expectations)} tensors")
+    say(f"identical in all files: {n_identical} of {len(result.expectations)} tensors")
     for line in result.findings():
-        print(line)
+        say(line)
     if result.same_original:
         ratio = optional(result.expected_mse_ratio, ".3f")
-        print(f"a merge is expected to have {ratio} times the mean square error of the best input")
+        say(f"a merge is expected to have {ratio} times the mean square error of the best input")
     else:
-        print("a merge of all of them is of no use")
+        say("a merge of all of them is of no use")

@@ -140,6 +140,7 @@ def run(args: Namespace) -> int:
 
 def _print_plan(plan: "MergePlan") -> None:
     from recover.cli._console import count, print_table, size
+    from recover.cli._streams import say
 
     is_split = len(plan.parts) > 1
     rows = [
@@ -163,11 +164,12 @@ def _print_plan(plan: "MergePlan") -> None:
     actions = Counter(tensor.action for tensor in plan.tensors)
     counts = ", ".join(f"{n} to {action}" for action, n in sorted(actions.items(), reverse=True))
     n_weights = count(sum(tensor.n_weights for tensor in plan.tensors))
-    print(f"{len(plan.tensors)} tensors, {n_weights} weights: {counts}")
+    say(f"{len(plan.tensors)} tensors, {n_weights} weights: {counts}")
 
 
 def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     from recover.cli._console import print_table, print_written
+    from recover.cli._streams import say
 
     plan = result.plan
     columns = ("action:", "inputs:", "output:", "tensors", "weights", "expected rmse", "conflicts")
@@ -183,20 +185,20 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     ratio = result.expected_mse_ratio
     if ratio is not None:
         remark = "" if ratio < _NO_GAIN else ", so nothing is gained"
-        print(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
+        say(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
     elif all(tensor.expected_rmse is None for tensor in result.tensors):
-        print(
+        say(
             "nothing to estimate: of every tensor an input is unquantized, or its original found,"
             " or only one takes part and has the output's type"
         )
     if result.n_exact:
         what = f"{result.n_exact:,} weights ({result.n_exact / result.n_weights:.2%})"
-        print(f"certain: {what} are the only {plan.source_format} number within their bounds")
+        say(f"certain: {what} are the only {plan.source_format} number within their bounds")
     if n_rounded := sum(tensor.n_rounded for tensor in result.tensors):
         share = n_rounded / sum(t.plan.n_weights for t in result.tensors if t.n_rounded)
-        print(f"rounded: {n_rounded:,} weights ({share:.2%}) that a single input gives")
+        say(f"rounded: {n_rounded:,} weights ({share:.2%}) that a single input gives")
     if result.conflict_fraction:
-        print(f"conflicts: the inputs contradict each other on {result.conflict_fraction:.2%}")
+        say(f"conflicts: the inputs contradict each other on {result.conflict_fraction:.2%}")
     print_written(plan.output, plan.n_bytes, result.n_weights, result.seconds, len(plan.parts))
 
 

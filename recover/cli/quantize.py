@@ -127,6 +127,7 @@ def _print_plan(plan: "QuantizePlan") -> None:
 
 def _print_result(result: "QuantizeResult", *, verbose: bool) -> None:
     from recover.cli._console import print_table, print_written
+    from recover.cli._streams import say
 
     plan = result.plan
     columns = ("action:", "input:", "output:", "imatrix:", "tensors", "weights")
@@ -138,7 +139,7 @@ def _print_result(result: "QuantizeResult", *, verbose: bool) -> None:
         groups[tensor.action, tensor.type, tensor.outtype, tensor.uses_imatrix].append(tensor)
     rows = [_row(tensors) for _, tensors in sorted(groups.items(), reverse=True)]
     print_table(f"{plan.model.path.name} ({plan.outtype})", columns, rows)
-    print(f"{plan.bits_per_weight:.2f} bits per weight")
+    say(f"{plan.bits_per_weight:.2f} bits per weight")
     print_written(plan.output, plan.n_bytes, plan.n_weights, result.seconds)
 
 

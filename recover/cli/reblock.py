@@ -111,6 +111,7 @@ def run(args: Namespace) -> int:
 
 def _print_result(result: "ReblockResult", *, verbose: bool) -> None:
     from recover.cli._console import print_table, print_written
+    from recover.cli._streams import say
 
     plan = result.plan
     columns = ("from:", "to:", "group", "exact:", "tensors", "weights", "reason:")
@@ -125,12 +126,12 @@ def _print_result(result: "ReblockResult", *, verbose: bool) -> None:
     print_table(plan.source.path.name, columns, [_row(group) for group in groups.values()])
     tensors = [each.tensor for each in result.tensors]
     if all(each.group is None and each.stored_as == each.outtype.name for each in tensors):
-        print("nothing was re-blocked: no integers were found, and all tensors are copied")
+        say("nothing was re-blocked: no integers were found, and all tensors are copied")
     verified = all(each.verified for each in result.tensors)
     how = "every tensor was read back and compared" if verified else "not verified"
-    print(f"{'exact' if result.exact else 'not exact'} ({how}); see {plan.report}")
+    say(f"{'exact' if result.exact else 'not exact'} ({how}); see {plan.report}")
     for condition in plan.source.conditions:
-        print(f"provided that {condition}")
+        say(f"provided that {condition}")
     print_written(plan.output, plan.n_bytes, plan.n_weights, result.seconds)
 
 

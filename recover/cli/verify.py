@@ -33,6 +33,7 @@ def run(args: Namespace) -> int:
 
 def _print(result: "VerifyResult", *, verbose: bool) -> None:
     from recover.cli._console import count, print_table
+    from recover.cli._streams import say
 
     figures = ("weights", "bounded", "outside", "largest excess", "blocks", "come back")
     rows = [
@@ -54,7 +55,7 @@ def _print(result: "VerifyResult", *, verbose: bool) -> None:
             columns = ("tensor:", "type:", *figures)
             print_table(check.path, columns, [_row(tensor) for tensor in shown])
     for line in result.findings():
-        print(line)
+        say(line)
 
 
 def _row(tensor: "TensorCheck") -> tuple[str, ...]:

@@ -29,6 +29,7 @@ GroupBy = Literal["tensor", "type", "role"]
 
 _QUANTILES = (0.5, 0.95)
 _HALF = 1 << 16
+_MOST_GROUPS = 128
 
 
 @dataclass(frozen=True)
@@ -217,22 +218,27 @@ def _evaluate_model(
         if by != "tensor":
             key = tensor.type.name if by == "type" else role_of(tensor.name)
             group = groups.setdefault(key, _Errors())
+            if len(groups) > _MOST_GROUPS:
+                raise EvaluationError(
+                    f"{printable(model.path)}: has more than {_MOST_GROUPS} roles of tensors, for"
+                    " which there is no room; take --by tensor"
+                )
             group.add(errors)
         total.add(errors)
         errors.find_ranks()
         own.append((tensor, errors, group))
     for errors in (total, *groups.values()):
         errors.find_ranks()
+    found = []
     for tensor, errors, group in own:
         wanting = [each for each in (errors, group, total) if each is not None]
         comparer.second_pass(tensor, truth.tensors[tensor.name], wanting)
+        found.append(TensorErrors(tensor.name, tensor.type.name, errors.statistics()))
+        errors.fine.clear()
     return ModelErrors(
         path=str(model.path),
         total=total.statistics(),
-        tensors=tuple(
-            TensorErrors(tensor.name, tensor.type.name, errors.statistics())
-            for tensor, errors, _ in own
-        ),
+        tensors=tuple(found),
         groups={key: group.statistics() for key, group in groups.items()},
     )
 
@@ -268,7 +274,6 @@ class _Errors:
         for rank in {rank for q in _QUANTILES for rank in self._ranks(q)}:
             half = int(np.searchsorted(ends, rank, side="right"))
             self.before[half] = int(ends[half] - self.coarse[half])
-            self.fine[half] = np.zeros(_HALF, np.int64)
         self.coarse = np.zeros(0, np.int64)
 
     def _ranks(self, quantile: float) -> tuple[int, int]:
@@ -310,10 +315,13 @@ class _Comparer:
         self._n_threads = n_threads
         self._progress = progress
 
+    def _n_workers(self, tensor: Tensor) -> int:
+        return min(self._n_threads, n_tiles(tensor.n_weights))
+
     def first_pass(self, tensor: Tensor, truth: Tensor) -> _Errors:
         """Sums and coarse counts."""
         sums = np.zeros((n_tiles(tensor.n_weights), 4))
-        coarse = np.zeros((self._n_threads, _HALF), np.int64)
+        coarse = np.zeros((self._n_workers(tensor), _HALF), np.int64)
 
         def count(thread: int, tile: Tile, x: F32Array, y: F32Array) -> None:
             _count_coarse(x, y, sums[tile.start // TILE], coarse[thread])
@@ -333,18 +341,19 @@ class _Comparer:
 
     def second_pass(self, tensor: Tensor, truth: Tensor, wanting: Sequence[_Errors]) -> None:
         """Add fine counts to all that want them."""
-        halves = sorted({half for errors in wanting for half in errors.fine})
+        halves = sorted({half for errors in wanting for half in errors.before})
         row_of = np.full(_HALF, -1, np.int64)
         row_of[halves] = np.arange(len(halves))
-        fine = np.zeros((self._n_threads, len(halves), _HALF), np.int64)
+        fine = np.zeros((self._n_workers(tensor), len(halves), _HALF), np.int64)
 
         def count(thread: int, _tile: Tile, x: F32Array, y: F32Array) -> None:
             _count_fine(x, y, row_of, fine[thread])
 
         self._run(tensor, truth, count)
         for errors in wanting:
-            for half, counts in errors.fine.items():
-                counts += fine[:, row_of[half]].sum(axis=0)
+            for half in errors.before:
+                counts = fine[:, row_of[half]].sum(axis=0)
+                errors.fine[half] = errors.fine[half] + counts if half in errors.fine else counts
 
     def _run(
         self,
@@ -353,7 +362,7 @@ class _Comparer:
         count: Callable[[int, Tile, F32Array, F32Array], None],
     ) -> None:
         def worker(thread: int) -> Callable[[Tile], None]:
-            scratch = np.empty((2, TILE), np.float32)
+            scratch = np.empty((2, min(TILE, tensor.n_weights)), np.float32)
 
             def work(tile: Tile) -> None:
                 x, y = (
@@ -364,7 +373,7 @@ class _Comparer:
 
             return work
 
-        workers = [worker(thread) for thread in range(self._n_threads)]
+        workers = [worker(thread) for thread in range(self._n_workers(tensor))]
         for_each_tile([tensor.n_weights], workers, self._progress)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from recover import stopping
+from recover._files import UnreadableError, read_bytes
 from recover.errors import EvaluationError
 from recover.evaluate.llama_cpp import LlamaModel, library
 from recover.evaluate.reference import ReferenceLogits
@@ -27,6 +28,7 @@ N_CTX = 512
 """Tokens per chunk, as in llama.cpp's perplexity tool."""
 
 _LEAST_N_CTX = 8
+_LONGEST_TEXT = 1 << 26
 _TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -116,10 +118,10 @@ class Measurement:
         """The text; a token is at least one byte, so that a short one is known at once."""
         shown = printable(path)
         try:
-            raw = path.read_bytes()
+            raw = read_bytes(path, _LONGEST_TEXT)
             text = raw.decode()
-        except OSError as error:
-            raise EvaluationError(f"{shown}: cannot be read: {error.strerror}") from None
+        except UnreadableError as error:
+            raise EvaluationError(f"{shown}: {error}") from None
         except UnicodeDecodeError as error:
             raise EvaluationError(
                 f"{shown}: is no UTF-8 text: wrong byte at {error.start:,}"

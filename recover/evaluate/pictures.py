@@ -1,7 +1,9 @@
 """From an evaluation to its pictures: which there are, what they show, and files of them."""
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,9 +110,8 @@ def draw_pictures(
 def short_names(paths: Sequence[str]) -> list[str]:
     """File names, or whole paths where files are called the same."""
     names = [Path(path).name for path in paths]
-    return [
-        path if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)
-    ]
+    n_called = Counter(names)
+    return [path if n_called[name] > 1 else name for path, name in zip(paths, names, strict=True)]
 
 
 def _of_types(names: Sequence[str], models: Sequence[ModelDistributions]) -> Iterator[Picture]:
@@ -256,10 +257,12 @@ def _grid(name: str, result: ModelErrors) -> "Grid":
     roles = [role for role in weights if role in most]
     layers = sorted({_layer(each.name) for each in result.tensors if role_of(each.name) in most})
     values = np.full((len(roles), len(layers)), np.nan)
+    rows = {role: i for i, role in enumerate(roles)}
+    columns = {layer: i for i, layer in enumerate(layers)}
     for each in result.tensors:
         role = role_of(each.name)
         if role in most:
-            values[roles.index(role), layers.index(_layer(each.name))] = each.errors.rmse
+            values[rows[role], columns[_layer(each.name)]] = each.errors.rmse
     return Grid(name, roles, ["-" if layer < 0 else str(layer) for layer in layers], values)
 
 
@@ -359,20 +362,36 @@ def save_pictures(
     Raises
     ------
     OutputError
-        If the folder cannot be made or a file not be written.
+        If the folder cannot be made or a file not be written; a folder that was made goes again.
     """
     check_folder(folder)
+    inputs = list(inputs)
+    paths: list[Path] = []
+    with _made(folder):
+        for picture in pictures:
+            buffer = io.BytesIO()
+            picture.figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+            path = folder / f"{picture.name}.png"
+            with OutputFile(path, buffer.tell(), inputs) as output:
+                output.write_at(0, buffer.getbuffer())
+            paths.append(path)
+    return paths
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder if it is not there; after an error, one that was made goes again."""
+    is_new = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"{printable(folder)}: cannot be made: {error.strerror}") from None
-    inputs = list(inputs)
-    paths: list[Path] = []
-    for picture in pictures:
-        buffer = io.BytesIO()
-        picture.figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-        path = folder / f"{picture.name}.png"
-        with OutputFile(path, buffer.tell(), inputs) as output:
-            output.write_at(0, buffer.getbuffer())
-        paths.append(path)
-    return paths
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                for path in folder.glob("*.png"):
+                    path.unlink()
+                folder.rmdir()
+        raise

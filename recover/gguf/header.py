@@ -14,69 +14,36 @@ count and the elements.
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
 from recover.errors import GGUFError, QuantError
+from recover.gguf.cursor import FORMATS, MAX_ITEMS, MAX_NAME, MAX_READ, U32, U64, Cursor, ValueType
 from recover.gguf.text import quoted
 from recover.quants import TensorType, type_by_id
+
+__all__ = [
+    "MAX_NAME",
+    "Header",
+    "KeyValue",
+    "Layout",
+    "TensorInfo",
+    "ValueType",
+    "align",
+    "encode_header",
+    "encode_key_value",
+    "encode_string",
+    "lay_out",
+    "parse_header",
+    "place_tensors",
+]
 
 MAGIC = b"GGUF"
 READABLE_VERSIONS = (2, 3)
 WRITTEN_VERSION = 3
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
-MAX_NAME = 65_535
-"""Bytes of a key or of a tensor's name; the format sets this limit for keys."""
-
-# Far beyond every model, so that a hostile file costs seconds and megabytes at most.
-_MAX_TEXT = 1 << 27
-_MAX_ITEMS = {
-    "tensors": 1 << 18,
-    "metadata entries": 1 << 18,
-    "strings": 1 << 23,
-    "arrays": 1 << 20,
-    "elements": 1 << 23,
-}
-
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
-
-
-class ValueType(IntEnum):
-    """Types of metadata values (`enum gguf_type`)."""
-
-    UINT8 = 0
-    INT8 = 1
-    UINT16 = 2
-    INT16 = 3
-    UINT32 = 4
-    INT32 = 5
-    FLOAT32 = 6
-    BOOL = 7
-    STRING = 8
-    ARRAY = 9
-    UINT64 = 10
-    INT64 = 11
-    FLOAT64 = 12
-
-
-_FORMATS = {
-    ValueType.UINT8: "B",
-    ValueType.INT8: "b",
-    ValueType.UINT16: "H",
-    ValueType.INT16: "h",
-    ValueType.UINT32: "I",
-    ValueType.INT32: "i",
-    ValueType.FLOAT32: "f",
-    ValueType.BOOL: "?",
-    ValueType.UINT64: "Q",
-    ValueType.INT64: "q",
-    ValueType.FLOAT64: "d",
-}
-_MAX_ARRAY_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -109,9 +76,9 @@ class KeyValue:
         Raises
         ------
         GGUFError
-            If a string in an array is not UTF-8, or an array is too long to become a list.
+            If a string in an array is not UTF-8, or a value is too long to be read.
         """
-        cursor = _Cursor(self.stored, f"metadata {quoted(self.key)}")
+        cursor = Cursor(self.stored, f"metadata {quoted(self.key)}", MAX_READ)
         cursor.string(MAX_NAME)
         return cursor.value(ValueType(cursor.u32()))
 
@@ -178,122 +145,6 @@ class Header:
         return default if entry is None else entry.value
 
 
-class _Cursor:
-    """Reads forward through a buffer; every step is checked against its end."""
-
-    def __init__(self, buffer: memoryview, what: str) -> None:
-        self.buffer = buffer
-        self.size = len(buffer)
-        self.position = 0
-        self.what = what
-        self.items_left = dict(_MAX_ITEMS)
-
-    def skip(self, n_bytes: int) -> int:
-        """Step over `n_bytes`; their position."""
-        start = self.position
-        if n_bytes > self.size - start:
-            raise GGUFError(
-                f"{self.what}: needs {n_bytes} bytes at position {start},"
-                f" but only {self.size - start} are left"
-            )
-        self.position = start + n_bytes
-        return start
-
-    def u32(self) -> int:
-        return int(_U32.unpack_from(self.buffer, self.skip(4))[0])
-
-    def u64(self) -> int:
-        return int(_U64.unpack_from(self.buffer, self.skip(8))[0])
-
-    def count(self, smallest: int, of_what: str) -> int:
-        """A number of items that take at least `smallest` bytes each."""
-        number = self.u64()
-        if number * smallest > self.size - self.position:
-            raise GGUFError(
-                f"{self.what}: announces {number} {of_what},"
-                f" more than the {self.size - self.position} bytes that follow can hold"
-            )
-        self.items_left[of_what] -= number
-        if self.items_left[of_what] < 0:
-            raise GGUFError(
-                f"{self.what}: announces {number} {of_what}; more than {_MAX_ITEMS[of_what]}"
-                " in one file are not supported"
-            )
-        return number
-
-    def string(self, most: int = _MAX_TEXT) -> str:
-        """A text of at most `most` bytes."""
-        length = self.u64()
-        start = self.skip(length)
-        if length > most:
-            raise GGUFError(
-                f"{self.what}: text of {length} bytes at position {start}; more than {most}"
-                " are not supported"
-            )
-        try:
-            return str(self.buffer[start : start + length], "utf-8")
-        except UnicodeDecodeError:
-            raise GGUFError(f"{self.what}: text at position {start} is not UTF-8") from None
-
-    def value_type(self) -> ValueType:
-        number = self.u32()
-        try:
-            return ValueType(number)
-        except ValueError:
-            raise GGUFError(f"{self.what}: value type {number} is unknown") from None
-
-    def skip_value(self, value_type: ValueType, depth: int = 0) -> None:
-        """Step over a value without building it."""
-        if value_type == ValueType.STRING:
-            self.string()
-        elif value_type != ValueType.ARRAY:
-            self.skip(struct.calcsize(_FORMATS[value_type]))
-        else:
-            self._skip_array(depth)
-
-    def _skip_array(self, depth: int) -> None:
-        if depth == _MAX_ARRAY_DEPTH:
-            raise GGUFError(f"{self.what}: arrays are nested more than {depth} deep")
-        element = self.value_type()
-        if element == ValueType.STRING:
-            self._skip_strings(self.count(8, "strings"))
-        elif element == ValueType.ARRAY:
-            for _ in range(self.count(12, "arrays")):
-                self._skip_array(depth + 1)
-        else:
-            size = struct.calcsize(_FORMATS[element])
-            self.skip(size * self.u64())
-
-    def _skip_strings(self, number: int) -> None:
-        # Vocabularies have 10^5 strings: the position only grows, so that an impossible length
-        # shows at the next step or at the end.
-        position, buffer, unpack_from = self.position, self.buffer, _U64.unpack_from
-        try:
-            for _ in range(number):
-                position += 8 + unpack_from(buffer, position)[0]
-        except (struct.error, OverflowError):
-            position = self.size + 1
-        if position > self.size:
-            raise GGUFError(f"{self.what}: a string reaches beyond the end of the file")
-        self.position = position
-
-    def value(self, value_type: ValueType) -> Any:
-        if value_type == ValueType.STRING:
-            return self.string()
-        if value_type != ValueType.ARRAY:
-            layout = f"<{_FORMATS[value_type]}"
-            return struct.unpack_from(layout, self.buffer, self.skip(struct.calcsize(layout)))[0]
-        element = self.value_type()
-        if element == ValueType.STRING:
-            return [self.string() for _ in range(self.count(8, "strings"))]
-        if element == ValueType.ARRAY:
-            return [self.value(element) for _ in range(self.count(12, "arrays"))]
-        size = struct.calcsize(_FORMATS[element])
-        number = self.count(size, "elements")
-        layout = f"<{number}{_FORMATS[element]}"
-        return list(struct.unpack_from(layout, self.buffer, self.skip(size * number)))
-
-
 def align(position: int, alignment: int) -> int:
     """The first multiple of `alignment` at or behind `position`."""
     return -(-position // alignment) * alignment
@@ -316,7 +167,7 @@ def parse_header(buffer: bytes | memoryview) -> Header:
     GGUFError
         If anything announced does not fit into the file, overlaps, or is not understood.
     """
-    cursor = _Cursor(memoryview(buffer), "header")
+    cursor = Cursor(memoryview(buffer), "header", MAX_ITEMS)
     version = _parse_version(cursor)
     n_tensors = cursor.count(24, "tensors")
     n_kv = cursor.count(13, "metadata entries")
@@ -336,7 +187,7 @@ def parse_header(buffer: bytes | memoryview) -> Header:
     return Header(version, metadata, tuple(tensors.values()), alignment, data_start)
 
 
-def _parse_version(cursor: _Cursor) -> int:
+def _parse_version(cursor: Cursor) -> int:
     if cursor.size == 0:
         raise GGUFError("the file is empty")
     magic = bytes(cursor.buffer[:4])
@@ -345,7 +196,7 @@ def _parse_version(cursor: _Cursor) -> int:
     cursor.skip(4)
     version = cursor.u32()
     if version not in READABLE_VERSIONS:
-        if int.from_bytes(_U32.pack(version), "big") in READABLE_VERSIONS:
+        if int.from_bytes(U32.pack(version), "big") in READABLE_VERSIONS:
             raise GGUFError(
                 "big-endian GGUF files are not supported; convert it with gguf-convert-endian"
                 " of the package gguf"
@@ -355,13 +206,14 @@ def _parse_version(cursor: _Cursor) -> int:
     return version
 
 
-def _parse_key_value(cursor: _Cursor) -> KeyValue:
+def _parse_key_value(cursor: Cursor) -> KeyValue:
     start = cursor.position
     cursor.what = "metadata"
     key = cursor.string(MAX_NAME)
     cursor.what = f"metadata {quoted(key)}"
     value_type = cursor.value_type()
     cursor.skip_value(value_type)
+    cursor.check_end()
     return KeyValue(key, value_type, cursor.buffer[start : cursor.position])
 
 
@@ -377,7 +229,7 @@ def _alignment(metadata: Mapping[str, KeyValue]) -> int:
     return alignment
 
 
-def _parse_tensor(cursor: _Cursor) -> TensorInfo:
+def _parse_tensor(cursor: Cursor) -> TensorInfo:
     cursor.what = "tensor table"
     name = cursor.string(MAX_NAME)
     cursor.what = f"tensor {quoted(name)}"
@@ -396,7 +248,9 @@ def _parse_tensor(cursor: _Cursor) -> TensorInfo:
             f"{cursor.what}: rows of {dims[0]} weights are no multiple"
             f" of the {tensor_type.block_size} weights in a {tensor_type.name} block"
         )
-    return TensorInfo(name, dims, tensor_type, cursor.u64())
+    offset = cursor.u64()
+    cursor.check_end()
+    return TensorInfo(name, dims, tensor_type, offset)
 
 
 def _check_extents(tensors: Iterable[TensorInfo], alignment: int, available: int) -> None:
@@ -420,22 +274,22 @@ def _check_extents(tensors: Iterable[TensorInfo], alignment: int, available: int
 def encode_string(text: str) -> bytes:
     """A GGUF string; what has no UTF-8 form, as in some names of files, becomes a question mark."""
     raw = text.encode(errors="replace")
-    return _U64.pack(len(raw)) + raw
+    return U64.pack(len(raw)) + raw
 
 
 def encode_key_value(key: str, value_type: ValueType, value: Any) -> bytes:
     """A metadata entry; a list becomes an array of `value_type`."""
     head = encode_string(key)
     if isinstance(value, list):
-        head += _U32.pack(ValueType.ARRAY) + _U32.pack(value_type) + _U64.pack(len(value))
+        head += U32.pack(ValueType.ARRAY) + U32.pack(value_type) + U64.pack(len(value))
         return head + b"".join(_encode_scalar(value_type, element) for element in value)
-    return head + _U32.pack(value_type) + _encode_scalar(value_type, value)
+    return head + U32.pack(value_type) + _encode_scalar(value_type, value)
 
 
 def _encode_scalar(value_type: ValueType, value: Any) -> bytes:
     if value_type == ValueType.STRING:
         return encode_string(value)
-    return struct.pack(f"<{_FORMATS[value_type]}", value)
+    return struct.pack(f"<{FORMATS[value_type]}", value)
 
 
 def encode_header(
@@ -445,17 +299,17 @@ def encode_header(
     spans, infos = list(metadata_spans), list(tensors)
     parts = [
         MAGIC,
-        _U32.pack(WRITTEN_VERSION),
-        _U64.pack(len(infos)),
-        _U64.pack(len(spans)),
+        U32.pack(WRITTEN_VERSION),
+        U64.pack(len(infos)),
+        U64.pack(len(spans)),
         *spans,
     ]
     for tensor in infos:
-        parts += [encode_string(tensor.name), _U32.pack(len(tensor.dims))]
-        parts += [_U64.pack(dim) for dim in tensor.dims]
-        parts += [_U32.pack(tensor.type.type_id), _U64.pack(tensor.offset)]
-    header = b"".join(parts)
-    return header.ljust(align(len(header), alignment), b"\0")
+        parts += [encode_string(tensor.name), U32.pack(len(tensor.dims))]
+        parts += [U64.pack(dim) for dim in tensor.dims]
+        parts += [U32.pack(tensor.type.type_id), U64.pack(tensor.offset)]
+    length = sum(map(len, parts))
+    return b"".join([*parts, bytes(align(length, alignment) - length)])
 
 
 def place_tensors(

@@ -6,18 +6,15 @@ pages and writes down that it did; whoever reads asks `check_faults` before what
 leaves the process, and `check_unchanged` whether size and time of change are as they were.
 """
 
-import mmap
 import os
-import stat
 import threading
-import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from recover import stopping
+from recover._files import MissingError, UnreadableError, map_opened, opened
 from recover.errors import GGUFError, InputError
 from recover.gguf._faults import Guard
 from recover.gguf.text import printable, quoted
@@ -89,27 +86,18 @@ def map_file(path: Path, *, is_part: bool = False, is_watched: bool = True) -> U
     if is_watched:
         with _lock:  # what was mapped earlier under this name is no matter from now on
             _watched.pop(str(path.absolute()), None)
+    before_end: list[Callable[[], object]] = []
     try:
-        status = path.stat()  # before opening it: opening a pipe would wait for its other end
-        if stat.S_ISDIR(status.st_mode):
-            raise GGUFError("is a folder; name a GGUF file")
-        if not stat.S_ISREG(status.st_mode):
-            raise GGUFError("is no regular file, so that it cannot be mapped")
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_size == 0:
-                raise GGUFError("the file is empty")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        what = "this part of the split file is missing" if is_part else "there is no such file"
+        with opened(path, "GGUF file") as file:
+            data, status = map_opened(file, before_end), file.status
+    except MissingError as error:
+        what = "this part of the split file is missing" if is_part else str(error)
         raise GGUFError(what) from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
-        reason = getattr(error, "strerror", None) or error
-        raise GGUFError(f"cannot be read: {reason}") from None
-    data = np.frombuffer(mapped, np.uint8)
+    except UnreadableError as error:
+        raise GGUFError(str(error)) from None
     watched = _Watched(path.absolute(), status)
     slot = _guard.add(data.ctypes.data, data.size, watched)
-    weakref.finalize(mapped, _guard.remove, slot).atexit = False
+    before_end.append(partial(_guard.remove, slot))
     if is_watched:
         with _lock:
             _watched[str(watched.path)] = watched

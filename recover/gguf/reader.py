@@ -63,6 +63,17 @@ class Model:
         except GGUFError as error:
             raise GGUFError(f"{printable(self.path)}: {error}") from None
 
+    def keys_of(self, prefix: str) -> tuple[str, ...]:
+        """The keys that begin with a text; asked for again, they are not looked for again."""
+        if prefix not in self._keys_of:
+            keys = (key for key in self.metadata if key.startswith(prefix))
+            self._keys_of[prefix] = tuple(keys)
+        return self._keys_of[prefix]
+
+    @cached_property
+    def _keys_of(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
     @cached_property
     def stored(self) -> Mapping[str, Tensor]:
         """All tensors that the files hold, each followed by its side tensors."""

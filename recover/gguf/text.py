@@ -6,6 +6,26 @@ from collections.abc import Sequence
 _LONGEST = 80
 
 
+def escaped(text: str) -> str:
+    r"""Text with everything that cannot be printed escaped as by `repr`: always one line.
+
+    That is what tells a terminal to do something, ends a line, or turns the direction of writing.
+
+    Examples
+    --------
+    >>> escaped("blk.0\n")
+    'blk.0\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def shortened(text: str, longest: int) -> str:
+    """Text, cut after so many characters."""
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
+
+
 def quoted(text: str) -> str:
     r"""Text from a file between quotation marks, escaped as by `repr`, and shortened.
 

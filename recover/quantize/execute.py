@@ -1,6 +1,7 @@
 """Carrying out a plan: threads take whole rows, encode them and write their bytes."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,31 +135,56 @@ class _Worker:
 
     def _turn_to(self, index: int) -> None:
         self._index = index
+        self._means_of = (-1, 0)
         self._tensor = self._plan.tensors[index]
         self._outtype = type_by_name(self._tensor.outtype)
         self._source = self._plan.model.stored[self._tensor.name]
-        importance = self._plan.importance(self._tensor)
-        self._importance = None if importance is None else importance.means()
+        self._importance = self._plan.importance(self._tensor)
 
     def _encode(self, tile: Tile, weights: F32Array) -> U8Array:
-        """The bytes of whole rows; every matrix of a stack has importances of its own."""
-        row_length, n_rows, *_ = self._tensor.dims
-        rows = weights.reshape(-1, row_length)
+        """The bytes of whole rows, or of a part of long ones."""
+        row_length = self._tensor.dims[0]
         encoded = self._encoded[: self._outtype.n_bytes(weights.size)]
         if self._importance is None:
             special = self._tensor.outtype == self._plan.outtype
             quantizer = self._plan.quantizer if special else DEFAULT_QUANTIZER
+            length = min(row_length, weights.size)
+            rows = weights.reshape(-1, length)
             return quantize(rows, self._outtype, out=encoded, quantizer=quantizer)
-        importance = self._importance.reshape(-1, row_length)
-        row_bytes = self._outtype.n_bytes(row_length)
-        first, start = tile.start // row_length, 0
-        while start < len(rows):
-            matrix, row = divmod(first + start, n_rows)
-            end = min(len(rows), start + n_rows - row)
-            out = encoded[start * row_bytes : end * row_bytes]
-            quantize(rows[start:end], self._outtype, importance[matrix % len(importance)], out)
-            start = end
+        for start, end, length in self._pieces(tile):
+            out = encoded[self._outtype.n_bytes(start) : self._outtype.n_bytes(end)]
+            means = self._means(tile.start + start, length)
+            quantize(weights[start:end].reshape(-1, length), self._outtype, means, out)
         return encoded
+
+    def _pieces(self, tile: Tile) -> Iterator[tuple[int, int, int]]:
+        """Parts of a tile with the same importances, and how long their rows are.
+
+        Parts are whole rows of one matrix of a stack, or lie in one row.
+        """
+        row_length, n_rows, *_ = self._tensor.dims
+        at = tile.start
+        while at < tile.end:
+            rest, end = at % row_length, tile.end
+            if rest or end - at < row_length:
+                end = min(end, at - rest + row_length)
+            else:
+                matrix_end = (at // (row_length * n_rows) + 1) * row_length * n_rows
+                end = min(end - (end - at) % row_length, matrix_end)
+            yield at - tile.start, end - tile.start, min(end - at, row_length)
+            at = end
+
+    def _means(self, first: int, n_columns: int) -> F32Array:
+        """The importances of so many columns, from that of weight `first` on."""
+        importance = self._importance
+        assert importance is not None
+        row_length, n_rows, *_ = self._tensor.dims
+        matrix, column = first // (row_length * n_rows), first % row_length
+        start = (matrix * row_length + column) % importance.n_values
+        if self._means_of != (start, n_columns):
+            self._means_of = start, n_columns
+            self._last_means = importance.means(start, start + n_columns)
+        return self._last_means
 
     def _check(self, encoded: U8Array) -> None:
         """Refuse what does not decode to finite numbers, as `ggml_validate_row_data` does."""

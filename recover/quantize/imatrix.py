@@ -26,7 +26,8 @@ from recover.gguf.mapping import map_file
 from recover.gguf.text import printable, quoted, some
 from recover.quants import F32Array, U8Array
 
-_MAX_ENTRIES = 1 << 18
+_MAX_ENTRIES = 1 << 17
+_MAX_MATRICES = 1 << 16
 _SMALLEST_ENTRY = 16
 _I32 = struct.Struct("<i")
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -52,11 +53,12 @@ class Importance:
         """Number of columns of all matrices."""
         return self.sums.size
 
-    def means(self) -> F32Array:
-        """The importance of every column (n_values,): 1 for matrices that were never used."""
-        sums, counts = self.sums.reshape(self.counts.size, -1), self.counts[:, None]
-        means = np.ones(sums.shape, np.float32)
-        return np.divide(sums, counts, out=means, where=counts > 0).reshape(-1)
+    def means(self, start: int = 0, end: int | None = None) -> F32Array:
+        """The importance of a range of columns (n,): 1 for matrices that were never used."""
+        sums = self.sums[start:end]
+        places = np.arange(start, start + sums.size) // (self.sums.size // self.counts.size)
+        counts = self.counts[places]
+        return np.divide(sums, counts, out=np.ones(sums.size, np.float32), where=counts > 0)
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,7 @@ def _parse_gguf(data: U8Array) -> Imatrix:
     if alone := sums.keys() ^ counts.keys():
         names = some([quoted(name) for name in sorted(alone)])
         raise GGUFError(f"only one of {_SUMS} and {_COUNTS} is there of {names}")
-    entries = {
-        name: _entry(name, values, np.floor(counts[name].astype(np.float64) + 0.5))
-        for name, values in sums.items()
-    }
+    entries = {name: _entry(name, values, counts[name]) for name, values in sums.items()}
     datasets = _value(header, "imatrix.datasets", ValueType.ARRAY, [])
     n_chunks = _value(header, "imatrix.chunk_count", ValueType.UINT32, 0)
     return Imatrix(entries, tuple(text for text in datasets if isinstance(text, str)), n_chunks)
@@ -149,7 +148,11 @@ def _value(header: Header, key: str, kind: ValueType, default: Any) -> Any:
 
 def _entry(name: str, sums: F32Array, counts: Any) -> Importance:
     """An entry whose numbers make sense."""
-    counts = np.asarray(counts, np.float32)
+    if len(counts) > _MAX_MATRICES:
+        raise GGUFError(
+            f"entry {quoted(name)}: {len(counts)} counts; more than {_MAX_MATRICES} are not read"
+        )
+    counts = np.floor(np.asarray(counts, np.float64) + 0.5).astype(np.float32)
     if sums.size % counts.size:
         raise GGUFError(f"entry {quoted(name)}: {sums.size} sums, but {counts.size} counts")
     for what, numbers in (("sums", sums), ("counts", counts)):

@@ -89,6 +89,11 @@ _LEFT_PARTS_OF = {
 }
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
+# With an importance matrix the encoders of these types weigh by the mean square of the whole row;
+# otherwise every block is encoded for itself.
+_WEIGHED_BY_ROW = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+_LONGEST_ROW = 8 * TILE
+
 # What `llama_model_kv_override` holds of a text, in bytes.
 _LONGEST_TEXT = 127
 
@@ -133,8 +138,14 @@ class TensorPlan:
 
     @property
     def tile_size(self) -> int:
-        """Weights that are worked on at once; encoders need whole rows."""
-        return TILE if self.action == "copy" else whole_rows(self.dims[0])
+        """Weights that are worked on at once: whole rows, but of rows that are longer a part."""
+        if self.action == "copy" or (self.dims[0] > TILE and not self._needs_rows):
+            return TILE
+        return whole_rows(self.dims[0])
+
+    @property
+    def _needs_rows(self) -> bool:
+        return self.uses_imatrix and self.outtype in _WEIGHED_BY_ROW
 
 
 @dataclass(frozen=True)
@@ -367,7 +378,14 @@ class _Chooser:
             return _Draft(tensor, outtype, False)
         if not isinstance(tensor.type, FloatType):
             self.requantized.append(f"{quoted(tensor.name)} ({tensor.type.name})")
-        return _Draft(tensor, outtype, isinstance(outtype, ScalarType) and self._weighs(tensor))
+        weighs = isinstance(outtype, ScalarType) and self._weighs(tensor)
+        if weighs and outtype.name in _WEIGHED_BY_ROW and tensor.dims[0] > _LONGEST_ROW:
+            raise PlanError(
+                f"tensor {quoted(tensor.name)}: with an importance matrix {outtype.name} is encoded"
+                f" by whole rows, of at most {_LONGEST_ROW:,} weights, but its have"
+                f" {tensor.dims[0]:,}; take another type for it, or no importance matrix"
+            )
+        return _Draft(tensor, outtype, weighs)
 
     def _is_eligible(self, tensor: Tensor) -> bool:
         """Mirrors `tensor_allows_quantization`."""

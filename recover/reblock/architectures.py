@@ -17,6 +17,7 @@ from recover.errors import ReblockError
 from recover.gguf.header import ValueType, encode_key_value
 from recover.gguf.text import quoted, some
 from recover.reblock.drafts import Draft, permuted, stacked
+from recover.reblock.integers import check_row_length
 from recover.reblock.places import has_place, is_void_bias
 from recover.reblock.rope import rope_factors, rope_scaling
 from recover.reblock.schemes.base import FloatRows
@@ -189,6 +190,7 @@ def _reordered(draft: Draft, config: Mapping[str, Any]) -> Draft:
 
 def _as_column(draft: Draft) -> Draft:
     """A vector as rows of one weight."""
+    check_row_length(draft.name, draft.rows.row_length)
     whole = draft.rows.reference(0, 1).reshape(-1, 1)
     rows = FloatRows(
         n_rows=whole.size,
@@ -249,7 +251,7 @@ def _metadata(model: Model, config: Mapping[str, Any], name: str) -> Iterator[by
     for key, (kind, value) in entries.items():
         yield encode_key_value(key, kind, value)
     tokenizer = model.parts[0].parent / "tokenizer.model"
-    if tokenizer.is_file():
+    if tokenizer.exists():
         yield from load_vocabulary(tokenizer).metadata(_size(config, "vocab_size"))
     else:
         yield encode_key_value("tokenizer.ggml.model", ValueType.STRING, "none")

@@ -12,7 +12,14 @@ from recover.gguf.text import quoted
 from recover.quants import F32Array, type_by_name
 from recover.reblock._repack import I8Array
 from recover.reblock.floats import F64Array, converted, copied, decode_floats, stored_as_float
-from recover.reblock.integers import IntegerRows, Request, flat_reference, inexact, settle
+from recover.reblock.integers import (
+    IntegerRows,
+    Request,
+    check_row_length,
+    flat_reference,
+    inexact,
+    settle,
+)
 from recover.reblock.schemes import Weight
 from recover.reblock.schemes.base import FLOATS, FloatRows
 from recover.reblock.source import SourceTensor
@@ -20,6 +27,7 @@ from recover.safetensors.reader import Tensor
 
 Rows = IntegerRows | FloatRows
 _MAX_DIMS = 4
+_LARGEST_HEAD = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +157,10 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> SourceTen
     if isinstance(rows, IntegerRows):
         return settle(name, dims, draft.stored_as, rows, request, draft.note)
     reference = flat_reference(rows.row_length, rows.reference)
+    if draft.is_float and draft.plain is not None:
+        reference = _flat_floats(draft.plain)
+    else:
+        check_row_length(name, rows.row_length)
     if draft.is_float:
         as_f32 = norms_as_f32 and len(dims) == 1 and draft.stored_as in FLOATS
         outtype = type_by_name("F32" if as_f32 else draft.stored_as)
@@ -181,6 +193,11 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> SourceTen
     )
 
 
+def _flat_floats(tensor: Tensor) -> Callable[[int, int], F64Array]:
+    size, raw, dtype = tensor.raw.size // tensor.n_weights, tensor.raw, tensor.dtype
+    return lambda start, end: decode_floats(raw[size * start : size * end], dtype)
+
+
 def permuted(draft: Draft, order: NDArray[np.int64]) -> Draft:
     """The rows in another order inside every block of ``order.size`` rows.
 
@@ -190,6 +207,11 @@ def permuted(draft: Draft, order: NDArray[np.int64]) -> Draft:
     if rows.n_rows % size:
         raise ReblockError(
             f"tensor {quoted(draft.name)}: {rows.n_rows} rows are no whole heads of {size}"
+        )
+    if size * rows.row_length > _LARGEST_HEAD:
+        raise ReblockError(
+            f"tensor {quoted(draft.name)}: heads of {size} x {rows.row_length} weights; more than"
+            f" {_LARGEST_HEAD} are not supported"
         )
 
     def gathered(read: Callable[[int, int], NDArray[Any]], first: int, last: int) -> F64Array:

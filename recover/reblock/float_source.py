@@ -17,7 +17,7 @@ from recover.quants import OpaqueType, TensorType, U8Array, type_by_name
 from recover.reblock._codes import BLOCK, HALVES, n_bits, pack_codes, products, read_once
 from recover.reblock._fit import ON_GRID, STORAGES, ZERO
 from recover.reblock.floats import copied
-from recover.reblock.grid import Floats, Grid, Runs, find_grid, read
+from recover.reblock.grid import LONGEST_ROW, Floats, Grid, Runs, find_grid, read
 from recover.reblock.integers import by_rows, flat_reference
 from recover.reblock.metadata import file_type_entries
 from recover.reblock.source import Source, SourceTensor
@@ -149,7 +149,9 @@ def _settle(stored: _Stored, outtype: str | None, n_threads: int | None) -> Iter
     if stored.type_name in STORAGES and is_matrix:
         grid = find_grid(floats, n_threads=n_threads)
     if grid is None:
-        yield _kept(stored, "")
+        is_long = is_matrix and stored.dims[0] > LONGEST_ROW
+        long = f"rows of more than {LONGEST_ROW} weights are not looked at"
+        yield _kept(stored, long if is_long else "")
         return
     name, obstacle = _exact_type(grid, outtype)
     if obstacle:

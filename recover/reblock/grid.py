@@ -70,6 +70,10 @@ class Floats:
         return self.raw[start * size : end * size].copy().view(f"<u{size}")
 
 
+LONGEST_ROW = 1 << 20
+"""Of longer rows, which no matrix has, some are too large to be looked at."""
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """The grid of a tensor.
@@ -173,7 +177,7 @@ def find_grid(floats: Floats, *, n_threads: int | None = None) -> Grid | None:
         None if there is none, or too few nonzero weights to tell. A tensor without a grid costs
         little: some blocks of 32 are tried first.
     """
-    if floats.row_length % BLOCK or not _may_have_one(floats):
+    if floats.row_length % BLOCK or floats.row_length > LONGEST_ROW or not _may_have_one(floats):
         return None
     rows = [
         floats.words(row * floats.row_length, (row + 1) * floats.row_length)

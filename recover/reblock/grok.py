@@ -4,7 +4,6 @@ The files follow JAX's order of the parameter tree: tensor 0 is the embedding, 1
 then come twelve per layer, and layers are sorted as texts (0, 1, 10, 11, ..., 2, 20, ...).
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from recover._files import UnreadableError, read_bytes
+from recover._json import MOST_BYTES, JSONError, parse_object
 from recover.errors import GGUFError, ReblockError
 from recover.gguf.header import ValueType, encode_key_value
 from recover.gguf.mapping import map_file
@@ -43,6 +44,7 @@ _SLOTS = (
     "ffn_gate_inp",
 )
 _N_BEFORE_LAYERS = 2
+_LARGEST_ROUTER = 1 << 24
 _STACKS = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")
 _MATRICES = ("attn_k", "attn_output", "attn_q", "attn_v", "ffn_gate_inp")
 
@@ -122,7 +124,7 @@ def open_grok(
         _tensor(name, placed[name], request, float_type) for name in _output_order(sizes.n_layers)
     ]
     tokenizer = next(
-        (each for each in (folder / _TOKENIZER, folder.parent / _TOKENIZER) if each.is_file()), None
+        (each for each in (folder / _TOKENIZER, folder.parent / _TOKENIZER) if each.exists()), None
     )
     parts = [shard.path for shard in shards]
     parts += [each for each in (tokenizer, hparams) if each is not None]
@@ -259,6 +261,11 @@ def _float_tensor(name: str, array: PickledArray, float_type: str) -> SourceTens
     raw = array.raw
     if len(array.shape) == 2 and not is_embedding:
         # the router is small: transposed at once
+        if prod(array.shape) > _LARGEST_ROUTER:
+            raise ReblockError(
+                f"tensor {quoted(name)}: {prod(array.shape)} floats in a matrix of Grok-1's; more"
+                f" than {_LARGEST_ROUTER} are not supported"
+            )
         raw = np.ascontiguousarray(array.values.T).reshape(-1).view(np.uint8)
         dims: tuple[int, ...] = array.shape
     else:
@@ -342,14 +349,10 @@ def _rows(weight: I8Array, words: np.ndarray[Any, Any]) -> IntegerRows:
 
 def _read_hparams(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReblockError(f"{printable(path)}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ReblockError(f"{printable(path)}: is no JSON") from None
-    if not isinstance(found, dict) or not all(
-        isinstance(value, int | float | str) for value in found.values()
-    ):
+        found = parse_object(read_bytes(path, MOST_BYTES))
+    except (UnreadableError, JSONError) as error:
+        raise ReblockError(f"{printable(path)}: {error}") from None
+    if not all(isinstance(value, int | float | str) for value in found.values()):
         raise ReblockError(f"{printable(path)}: is no JSON object of numbers and texts")
     return {key.removeprefix("grok."): value for key, value in found.items()}
 
@@ -406,5 +409,5 @@ def _encoded(key: str, value: Any, short: str) -> bytes:
     if is_float and abs(value) < 3e38:
         return encode_key_value(key, ValueType.FLOAT32, float(value))
     if is_float or not 0 <= value < 1 << 32:
-        raise ReblockError(f"{key} is {value}, beyond 32 bits")
+        raise ReblockError(f"{quoted(key)} is {quoted(str(value))}, beyond 32 bits")
     return encode_key_value(key, ValueType.UINT32, value)

@@ -26,6 +26,7 @@ F64Array = NDArray[np.float64]
 _RANGES = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-128, 127)}
 _CHUNK = 1 << 20
 _LARGEST_TILE = 8 * TILE
+_LONGEST_ROW = 1 << 18
 _NO_CODES = np.empty(0, np.int8)
 _SCRATCH = threading.local()  # fresh memory for every tile would cost as much as the work
 
@@ -108,6 +109,7 @@ def settle(
     ReblockError
         If no type is exact, or not the wanted one, and inexact ones are not allowed.
     """
+    check_row_length(name, rows.row_length)
     outtype, obstacle = _exact_type(rows, request.outtype)
     if outtype is not None:
         formula = "code x scale" if rows.offsets is None else "code x scale + offset"
@@ -161,6 +163,15 @@ def inexact(
         reason=obstacle,
         reference=flat_reference(row_length, reference),
     )
+
+
+def check_row_length(name: str, row_length: int) -> None:
+    """Refuse rows that are longer than those of any matrix: whole ones are worked on."""
+    if row_length > _LONGEST_ROW:
+        raise ReblockError(
+            f"tensor {quoted(name)}: rows of {row_length} weights; more than {_LONGEST_ROW} are not"
+            " supported where integers have scales"
+        )
 
 
 def _exact_type(rows: IntegerRows, wanted: str | None) -> tuple[TensorType | None, str]:

@@ -1,5 +1,6 @@
 """Integer weights in safetensors: compressed-tensors, GPTQ, AWQ, MLX, FP8."""
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -93,7 +94,7 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> So
     )
 
 
-def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of ``config.json`` that tells how weights are quantized."""
     for key in _CONFIG_KEYS:
         found = config.get(key)
@@ -122,10 +123,10 @@ def _drafts(model: Model) -> Iterator[Draft]:
                 yield _plain(tensor, config)
 
 
-def _of_module(config: Mapping[str, Any], stem: str) -> Mapping[str, Any]:
+def _of_module(config: dict[str, Any], stem: str) -> Mapping[str, Any]:
     """MLX has settings of their own for some modules."""
     own = config.get(stem)
-    return {**config, **own} if isinstance(own, dict) else config
+    return ChainMap(own, config) if isinstance(own, dict) else config
 
 
 def _plain(tensor: Tensor, config: Mapping[str, Any]) -> Draft:

@@ -12,6 +12,8 @@ from recover.reblock.drafts import Draft
 from recover.reblock.floats import F64Array
 from recover.reblock.schemes.base import FloatRows
 
+_LONGEST_HEAD = 1 << 16
+
 
 def rope_scaling(config: Mapping[str, Any]) -> dict[str, int | float | str]:
     """Metadata, without the architecture's name.
@@ -56,6 +58,10 @@ def rope_factors(config: Mapping[str, Any]) -> list[Draft]:
     head_size = int(_number(config, "hidden_size") / n_heads)
     if config.get("head_dim") is not None:
         head_size = int(_number(config, "head_dim"))
+    if not 0 < head_size <= _LONGEST_HEAD:
+        raise ReblockError(
+            f"config.json: heads of {head_size} numbers; possible are 1 to {_LONGEST_HEAD}"
+        )
     factor, context = (
         _number(scaling, "factor"),
         _number(scaling, "original_max_position_embeddings"),

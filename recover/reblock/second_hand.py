@@ -34,6 +34,7 @@ _N_SAMPLED_ROWS = 16
 _SHORTEST = {MAX_CODE: 96, 16: BLOCK}
 _FEWEST_GROUPS = 8
 _FEWEST_NONZERO = 0.25
+_LONGEST_ROW = 1 << 20  # of longer ones, which no matrix has, some are too large to be looked at
 # Scales that no BF16 scale is, in steps of BF16 numbers: what they explain as well proves nothing.
 _CONTROLS = tuple(i / 8 for i in range(1, 8))
 
@@ -124,6 +125,8 @@ def find_second_hand(
         magnitudes (ternary ones, say) any scale does. A tensor without such an origin costs little:
         some rows are tried first.
     """
+    if row_length > _LONGEST_ROW:
+        return None
     blocks = _Blocks(raw, row_length)
     picked = np.linspace(0, blocks.n_rows - 1, min(blocks.n_rows, _N_SAMPLED_ROWS)).round()
     rows = [blocks.rows(int(row), int(row) + 1) for row in np.unique(picked)]
@@ -280,6 +283,8 @@ def _kept(tensor: Tensor, reason: str) -> SourceTensor:
     """A tensor whose bytes are taken as they are."""
     if tensor.type.name == "Q8_0" and not reason:
         reason = "copied: its bytes do not prove integers times a BF16 scale per group"
+        if tensor.dims[0] > _LONGEST_ROW:
+            reason = f"copied: rows of more than {_LONGEST_ROW} weights are not looked at"
     return replace(copied(tensor.name, tensor.dims, tensor.type.name, tensor.raw), reason=reason)
 
 

@@ -14,14 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recover.errors import GGUFError, ReblockError
+from recover._files import UnreadableError, read_bytes
+from recover.errors import ReblockError
 from recover.gguf.header import ValueType, encode_key_value
-from recover.gguf.mapping import map_file
 from recover.gguf.text import printable
 
 _NORMAL, _UNKNOWN, _UNUSED, _LAST_TYPE = 1, 2, 5, 6
 _PADDING_SCORE = -10000.0
-_MAX_PIECES = 1 << 22
+# Far beyond every vocabulary.
+_MAX_PIECES = 1 << 19
+_MAX_FIELDS = 1 << 22
+_MAX_FILE = 1 << 24
+_LARGEST_SCORE = 3.4e38
 _IDS = {40: "unknown", 41: "bos", 42: "eos", 43: "padding"}
 _DEFAULT_IDS = {40: 0, 41: 1, 42: 2, 43: -1}
 
@@ -53,6 +57,10 @@ class Vocabulary:
             raise ReblockError(
                 f"the vocabulary has {len(self.pieces)} tokens, the model {n_tokens} embeddings"
             )
+        if n_tokens > _MAX_PIECES:
+            raise ReblockError(
+                f"a vocabulary of {n_tokens} tokens: more than {_MAX_PIECES} are not supported"
+            )
         missing = range(n_tokens - len(self.pieces))
         padding = [(f"[PAD{i}]", _PADDING_SCORE, _UNUSED) for i in missing]
         texts, scores, kinds = zip(*self.pieces, *padding, strict=True)
@@ -78,8 +86,8 @@ def load_vocabulary(path: Path) -> Vocabulary:
         If it cannot be read or is damaged.
     """
     try:
-        return parse_vocabulary(map_file(path).data)
-    except (GGUFError, ReblockError) as error:
+        return parse_vocabulary(read_bytes(path, _MAX_FILE))
+    except (UnreadableError, ReblockError) as error:
         raise ReblockError(f"{printable(path)}: {error}") from None
 
 
@@ -88,15 +96,16 @@ def parse_vocabulary(buffer: memoryview | bytes) -> Vocabulary:
     view = memoryview(buffer)
     pieces: list[tuple[str, float, int]] = []
     ids = dict(_DEFAULT_IDS)
-    for field, value in _fields(view):
+    fields = _Fields()
+    for field, value in fields.of(view):
         if field == 1 and isinstance(value, memoryview):
-            pieces.append(_piece(value))
+            pieces.append(_piece(fields, value))
             if len(pieces) > _MAX_PIECES:
                 raise ReblockError(f"tokenizer: more than {_MAX_PIECES} tokens")
         elif field == 2 and isinstance(value, memoryview):
             ids |= {
                 number: _signed(each)
-                for number, each in _fields(value)
+                for number, each in fields.of(value)
                 if number in _IDS and isinstance(each, int)
             }
     if not pieces:
@@ -105,9 +114,9 @@ def parse_vocabulary(buffer: memoryview | bytes) -> Vocabulary:
     return Vocabulary(tuple(pieces), found)
 
 
-def _piece(view: memoryview) -> tuple[str, float, int]:
+def _piece(fields: "_Fields", view: memoryview) -> tuple[str, float, int]:
     text, score, kind = "", 0.0, _NORMAL
-    for field, value in _fields(view):
+    for field, value in fields.of(view):
         if field == 1 and isinstance(value, memoryview):
             try:
                 text = str(value, "utf-8")
@@ -119,6 +128,8 @@ def _piece(view: memoryview) -> tuple[str, float, int]:
             kind = value
     if not _NORMAL <= kind <= _LAST_TYPE:
         raise ReblockError(f"tokenizer: a token of type {kind}")
+    if not abs(score) < _LARGEST_SCORE:
+        raise ReblockError(f"tokenizer: a token with the score {score:g}, beyond float32")
     return text, score, kind
 
 
@@ -127,27 +138,36 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _fields(view: memoryview) -> Iterator[tuple[int, int | float | memoryview]]:
-    """Numbers and values of the fields of a message."""
-    at = 0
-    while at < len(view):
-        key, at = _varint(view, at)
-        wire_type = key & 7
-        value: int | float | memoryview
-        if wire_type == 0:
-            value, at = _varint(view, at)
-        elif wire_type in (1, 5):
-            size = 8 if wire_type == 1 else 4
-            raw = _part(view, at, size)
-            value = struct.unpack("<d" if size == 8 else "<f", raw)[0]
-            at += size
-        elif wire_type == 2:
-            length, at = _varint(view, at)
-            value = _part(view, at, length)
-            at += length
-        else:
-            raise ReblockError(f"tokenizer: wire type {wire_type} at byte {at} is unknown")
-        yield key >> 3, value
+class _Fields:
+    """Reads fields of messages, as many in all as a vocabulary may have."""
+
+    def __init__(self) -> None:
+        self._n_left = _MAX_FIELDS
+
+    def of(self, view: memoryview) -> Iterator[tuple[int, int | float | memoryview]]:
+        """Numbers and values of the fields of a message."""
+        at = 0
+        while at < len(view):
+            self._n_left -= 1
+            if self._n_left < 0:
+                raise ReblockError(f"tokenizer: more than {_MAX_FIELDS} fields")
+            key, at = _varint(view, at)
+            wire_type = key & 7
+            value: int | float | memoryview
+            if wire_type == 0:
+                value, at = _varint(view, at)
+            elif wire_type in (1, 5):
+                size = 8 if wire_type == 1 else 4
+                raw = _part(view, at, size)
+                value = struct.unpack("<d" if size == 8 else "<f", raw)[0]
+                at += size
+            elif wire_type == 2:
+                length, at = _varint(view, at)
+                value = _part(view, at, length)
+                at += length
+            else:
+                raise ReblockError(f"tokenizer: wire type {wire_type} at byte {at} is unknown")
+            yield key >> 3, value
 
 
 def _part(view: memoryview, at: int, length: int) -> memoryview:

@@ -9,9 +9,7 @@ The format (https://github.com/huggingface/safetensors#format)::
 The key ``__metadata__`` holds texts. Shapes are row-major, so the row length comes last.
 """
 
-import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +17,8 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any
 
+from recover._files import MissingError, UnreadableError, read_bytes
+from recover._json import MOST_BYTES, JSONError, parse_object
 from recover.errors import GGUFError, SafetensorsError
 from recover.gguf.mapping import check_unchanged, map_file, name_tensors
 from recover.gguf.text import printable, quoted, some
@@ -51,9 +51,7 @@ BITS = {
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 
-# The limit of the reference implementation for headers, and limits far beyond every model.
-_MAX_HEADER = 100_000_000
-_MAX_JSON = 100_000_000
+# Limits far beyond every model.
 _MAX_DIMS = 8
 _MAX_NAME = 65_535
 _MAX_SIZE = 1 << 62
@@ -177,12 +175,15 @@ def parse_header(buffer: bytes | memoryview) -> Header:
     if len(view) < 8:
         raise SafetensorsError(f"the file has {len(view)} bytes, too few for a header")
     length = int.from_bytes(view[:8], "little")
-    if length > min(_MAX_HEADER, len(view) - 8):
+    if length > min(MOST_BYTES, len(view) - 8):
         raise SafetensorsError(
             f"not a safetensors file, or truncated: announces a header of {length} bytes, but"
-            f" {len(view) - 8} follow and more than {_MAX_HEADER} are not supported"
+            f" {len(view) - 8} follow and more than {MOST_BYTES} are not supported"
         )
-    document = _parse_json(bytes(view[8 : 8 + length]), "header")
+    try:
+        document = parse_object(bytes(view[8 : 8 + length]))
+    except JSONError as error:
+        raise SafetensorsError(f"header: {error}") from None
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise SafetensorsError("header: '__metadata__' is no object of texts")
@@ -190,26 +191,6 @@ def parse_header(buffer: bytes | memoryview) -> Header:
     tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
     _check_extents(tensors, len(view) - 8 - length)
     return Header(tuple(tensors), MappingProxyType(metadata), 8 + length)
-
-
-def _parse_json(raw: bytes, what: str) -> dict[str, Any]:
-    """A JSON object; a key that is there twice is an error."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-            raise SafetensorsError(f"{what}: {quoted(twice)} is there twice")
-        return found
-
-    try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, huge integers
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:100]
-        raise SafetensorsError(f"{what}: is no JSON: {' '.join(reason.split())}") from None
-    if not isinstance(document, dict):
-        raise SafetensorsError(f"{what}: is no JSON object")
-    return document
 
 
 def _is_size(value: Any) -> bool:
@@ -314,9 +295,9 @@ def _open_part(part: Path, tensors: dict[str, Tensor]) -> Header:
 def _indexed_files(folder: Path) -> dict[Path, set[str] | None]:
     """The files of a model folder, and what the index says that each holds."""
     index = folder / INDEX
-    if not index.is_file():
+    if not index.exists():
         single = folder / "model.safetensors"
-        if single.is_file():
+        if single.exists():
             return {single: None}
         raise SafetensorsError(f"{printable(folder)}: holds neither {INDEX} nor {single.name}")
     shown = printable(index)
@@ -337,10 +318,8 @@ def _indexed_files(folder: Path) -> dict[Path, set[str] | None]:
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty if there is no such file."""
     try:
-        if not path.is_file():
-            return {}
-        if path.stat().st_size > _MAX_JSON:
-            raise SafetensorsError(f"{printable(path)}: more than {_MAX_JSON} bytes")
-        return _parse_json(path.read_bytes(), printable(path))
-    except OSError as error:
-        raise SafetensorsError(f"{printable(path)}: cannot be read: {error.strerror}") from None
+        return parse_object(read_bytes(path, MOST_BYTES))
+    except MissingError:
+        return {}
+    except (UnreadableError, JSONError) as error:
+        raise SafetensorsError(f"{printable(path)}: {error}") from None

@@ -59,7 +59,7 @@ def refusal(
         (b"x" * 62, "its 62 bytes are less than one context of 64 tokens"),
         (b"to be or not to be " * 4, r"tokens are less than one context of 64; take a longer"),
         (b"to be \xff or not " * 40, "is no UTF-8 text: wrong byte at 6"),
-        (None, "cannot be read: No such file"),
+        (None, "there is no such file"),
     ],
 )
 def test_text(content: bytes | None, reason: str, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_text(content: bytes | None, reason: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_text(tmp_path: Path) -> None:
-    assert "cannot be read: Is a directory" in refusal([TINY], tmp_path)
+    assert "is a folder; name a file" in refusal([TINY], tmp_path)
 
 
 @pytest.mark.parametrize("odd", ["\0", "\u2028\ufeff", "\U0001f999<s></s>", "\x1b[31m"])

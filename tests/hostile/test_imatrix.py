@@ -208,3 +208,10 @@ def test_damaged_files(content: bytes, changes: list[tuple[int, int]], n_bytes: 
         assert means.shape == (importance.n_values,)
         assert np.isfinite(means).all()
         assert (means >= 0).all()
+
+
+def test_more_counts_than_any_model_has_matrices(tmp_path: Path) -> None:
+    n = (1 << 16) + 1
+    head = gguf([], [tensor("a.in_sum2", (n,)), tensor("a.counts", (n,), F32, 262_176)])
+    with pytest.raises(GGUFError, match="65537 counts; more than 65536 are not read"):
+        load(tmp_path / "imatrix", head + bytes(262_176 + 4 * n))

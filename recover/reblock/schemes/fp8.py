@@ -14,6 +14,7 @@ from recover.safetensors.reader import Tensor
 
 _SCALES = ("weight_scale_inv", "weight_scale")
 _IGNORED = ("input_scale", "output_scale")
+_MOST_SCALES = 1 << 22
 _SCALE_TYPES = ("F32", "BF16", "F16", "F8_E8M0")
 
 
@@ -42,6 +43,8 @@ def read(module: Module) -> Weight | None:
     scale = module.tensors[leaf]
     if scale.dtype not in _SCALE_TYPES or not scale.n_weights:
         raise module.error(f"{leaf} is {scale.dtype} of shape {list(scale.shape)}")
+    if scale.n_weights > _MOST_SCALES:
+        raise module.error(f"{leaf} has {scale.n_weights} scales; at most {_MOST_SCALES} are read")
     scales = _scale_values(scale)
     high, wide = _tile(module, leaf, n_rows, row_length, scales.shape)
 

@@ -41,7 +41,7 @@ def read(module: Module) -> Weight | None:
         return None
     n_bits = 32 * qzeros.shape[1] // n_rows
     if n_bits not in (4, 8) or module.integer("bits") not in (None, n_bits):
-        raise module.error(f"GPTQ of {module.config.get('bits', n_bits)} bits is not supported")
+        raise module.error(f"GPTQ of {module.integer('bits') or n_bits} bits is not supported")
     row_length = qweight.shape[0] * 32 // n_bits
     module.expect("qweight", (row_length * n_bits // 32, n_rows))
     module.expect("qzeros", (n_groups, n_rows * n_bits // 32))

@@ -1,0 +1,248 @@
+"""What files promise costs nothing: memory and time of the commands on files with a huge header.
+
+Time is that of the processor, which does not depend on what else the machine does.
+
+Memory is what the process has of its own (``RssAnon``, without the pages of mapped files), asked
+for every few milliseconds: what is allocated counts when it is touched, and to touch as much as is
+allowed takes far longer than that.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recover.quants import type_by_id
+from tests.conftest import TINY
+from tests.hostile.builder import (
+    ARRAY,
+    F16,
+    F32,
+    Q8_0,
+    STRING,
+    UINT8,
+    UINT32,
+    array,
+    gguf,
+    kv,
+    string,
+    tensor,
+    u32,
+    u64,
+)
+
+MOST_MEMORY = 500 << 20
+SECONDS = 5
+Q4_0 = 2
+HUGE = 1 << 40
+LLAMA = kv("general.architecture", STRING, string("llama"))
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is asked for as Linux tells it"
+)
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> None:
+    """Of each command, see below."""
+
+
+def anonymous(process: int) -> int:
+    """Bytes of memory that are a process's own."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
+def run(*arguments: str | Path) -> tuple[int, float, int, str]:
+    """Status, seconds of processor time, the most memory, and the end of what was printed."""
+    command = [sys.executable, "-m", "recover", *map(str, arguments)]
+    peak = 0
+    before = os.times()
+    with tempfile.TemporaryFile("w+") as printed:
+        with subprocess.Popen(command, stdout=printed, stderr=printed) as process:
+            while process.poll() is None:
+                peak = max(peak, anonymous(process.pid))
+                time.sleep(0.003)
+        after = os.times()
+        printed.seek(0)
+        text = printed.read()
+    seconds = after.children_user + after.children_system
+    seconds -= before.children_user + before.children_system
+    return process.returncode, seconds, peak, text[-5000:]
+
+
+def check(status: int, *arguments: str | Path, expected: str = "") -> None:
+    """Run a command, again if it took its time because it had to be compiled first."""
+    code, seconds, peak, printed = run(*arguments)
+    if seconds > SECONDS and peak < MOST_MEMORY:
+        code, seconds, peak, printed = run(*arguments)
+    assert code == status, printed
+    assert expected in printed
+    assert peak < MOST_MEMORY
+    assert seconds < SECONDS
+    assert "Traceback" not in printed
+    assert "unexpected" not in printed
+
+
+def sparse(path: Path, kind: int, *dims: int, name: str = "blk.0.ffn_up.weight") -> Path:
+    """A model with one tensor of zeros, which take no space."""
+    n_weights = 1
+    for dim in dims:
+        n_weights *= dim
+    head = gguf([LLAMA], [tensor(name, dims, kind)])
+    path.write_bytes(head)
+    os.truncate(path, len(head) + type_by_id(kind).n_bytes(n_weights))
+    return path
+
+
+def test_a_norm_of_a_billion_weights(tmp_path: Path) -> None:
+    one = sparse(tmp_path / "a.gguf", F32, 1 << 30, name="blk.0.attn_norm.weight")
+    check(0, "inspect", one, expected="4,194,304 numbers in 1 F32 norms")
+    check(0, "merge", one, "-o", tmp_path / "o.gguf", "--dry-run", expected="1 to copy")
+    check(0, "quantize", one, "Q8_0", "-o", tmp_path / "o.gguf", "--dry-run")
+
+
+@pytest.mark.parametrize("kind", [Q8_0, Q4_0])
+def test_rows_that_no_matrix_has(kind: int, tmp_path: Path) -> None:
+    one = sparse(tmp_path / "a.gguf", kind, 1 << 28, 1)
+    check(0, "inspect", one)
+    check(0, "merge", one, "-o", tmp_path / "o.gguf", "--dry-run")
+    small = sparse(tmp_path / "b.gguf", kind, 1 << 23, 2)
+    check(0, "bounds", small, "--summary")
+    check(0, "verify", small, small)
+    check(0, "evaluate", small, "--truth", small)
+    check(0, "merge", small, "-o", tmp_path / "o.gguf")
+    check(0, "reblock", small, "-o", tmp_path / "o.gguf")
+    check(0 if kind == Q8_0 else 1, "reblock", small, "-o", tmp_path / "o.gguf", "--second-hand")
+
+
+@pytest.mark.parametrize("outtype", ["Q4_0", "Q4_K", "F32"])
+def test_quantizing_long_rows(outtype: str, tmp_path: Path) -> None:
+    one = sparse(tmp_path / "a.gguf", F16, 1 << 25, 2)
+    check(0, "quantize", one, outtype, "-o", tmp_path / "o.gguf")
+
+
+@pytest.mark.slow
+def test_quantizing_rows_of_half_a_billion_weights(tmp_path: Path) -> None:
+    one = sparse(tmp_path / "a.gguf", F16, 1 << 28, 2)
+    code, _, peak, printed = run("quantize", one, "Q8_0", "-o", tmp_path / "o.gguf")
+    assert code == 0, printed
+    assert peak < MOST_MEMORY
+
+
+def test_long_rows_are_no_grids(tmp_path: Path) -> None:
+    one = sparse(tmp_path / "a.gguf", F32, 1 << 24, 2)
+    check(0, "reblock", one, "-o", tmp_path / "o.gguf", expected="are not looked at")
+
+
+def test_an_importance_matrix_of_long_rows(tmp_path: Path) -> None:
+    one = sparse(tmp_path / "a.gguf", F16, 1 << 24, 2)
+    name, n = "blk.0.ffn_up.weight", 1 << 24
+    tensors = [tensor(f"{name}.in_sum2", (n,)), tensor(f"{name}.counts", (1,), F32, 4 * n)]
+    imatrix = tmp_path / "imatrix.gguf"
+    head = gguf([], tensors)
+    imatrix.write_bytes(head)
+    os.truncate(imatrix, len(head) + 4 * n + 32)
+    out = tmp_path / "o.gguf"
+    check(1, "quantize", one, "Q4_0", "-o", out, "--imatrix", imatrix, expected="whole rows")
+    check(0, "quantize", one, "Q4_K", "-o", out, "--imatrix", imatrix)
+
+
+MANY = 30_000
+
+
+def many(path: Path, kind: int) -> Path:
+    """As many keys as tensors, all of them small."""
+    size = type_by_id(kind).n_bytes(256)
+    step = -(-size // 32) * 32
+    entries = [LLAMA, *(kv(f"k.{i}", UINT32, u32(i)) for i in range(MANY))]
+    names = [f"blk.{i}.ffn_up.weight" for i in range(MANY)]
+    tensors = [tensor(name, (256, 1), kind, i * step) for i, name in enumerate(names)]
+    path.write_bytes(gguf(entries, tensors, (bytes(range(256)) * 2)[:step] * MANY))
+    return path
+
+
+def test_many_keys_and_tensors(tmp_path: Path) -> None:
+    one, two = many(tmp_path / "a.gguf", Q8_0), many(tmp_path / "b.gguf", Q4_0)
+    out = tmp_path / "o.gguf"
+    for command in (
+        ("inspect", one),
+        ("merge", one, two, "-o", out, "--dry-run", "--json"),
+        ("quantize", one, "Q4_0", "-o", out, "--dry-run", "--json", "--allow-requantize"),
+    ):
+        code, seconds, peak, printed = run(*command)
+        assert code == 0, printed
+        assert peak < MOST_MEMORY
+        assert seconds < 2 * SECONDS  # over a minute where time grows with keys times tensors
+
+
+def _filled(n: int) -> bytes:
+    """JSON whose values take much more memory than bytes in the file."""
+    return b'{"a":[' + b"[]," * (n // 3) + b"[]]}"
+
+
+@pytest.mark.parametrize("n", [1 << 22, 100_000_000])
+def test_json_of_many_values(n: int, tmp_path: Path) -> None:
+    raw = _filled(n)
+    reason = "values" if n < 1 << 25 else "bytes"
+    folder, out = tmp_path / "model", tmp_path / "o.gguf"
+    folder.mkdir()
+    file = folder / "model.safetensors"
+    file.write_bytes(u64(len(raw)) + raw)
+    check(1, "reblock", file, "-o", out, expected=reason)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    file.write_bytes(u64(len(header)) + header + bytes(8))
+    for name in ("config.json", "model.safetensors.index.json"):
+        (folder / name).write_bytes(raw)
+        check(1, "reblock", folder, "-o", out, expected=reason)
+    calibration = tmp_path / "c.json"
+    calibration.write_bytes(raw)
+    check(1, "merge", TINY, "-o", out, "--calibration", calibration, expected=reason)
+
+
+HEADERS: dict[str, Callable[[], bytes]] = {
+    "a text": lambda: gguf([string("k") + u32(STRING) + u64(HUGE)], n_entries=1),
+    "an array": lambda: gguf([kv("k", ARRAY, array(UINT8, [], HUGE))], n_entries=1),
+    "a text that is read": lambda: gguf(
+        [string("general.architecture") + u32(STRING) + u64(1 << 26)], n_entries=1
+    ),
+    "texts that are read": lambda: gguf(
+        [kv("general.architecture", ARRAY, array(STRING, [], 1 << 23))], n_entries=1
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_headers_of_zeros(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(HEADERS[what]())
+    os.truncate(path, path.stat().st_size + HUGE + 64)
+    check(1, "inspect", path, expected="not supported")
+
+
+def test_a_vocabulary_of_many_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    header = {"model.norm.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    raw = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(u64(len(raw)) + raw + bytes(8))
+    config = {
+        "hidden_size": 2,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 1 << 31,
+        "quantization_config": {"quant_method": "gptq"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for tokenizer, reason in ((b"\n\0" * (1 << 22), "tokens"), (b"\n\3\n\1a", "2147483648 tokens")):
+        (folder / "tokenizer.model").write_bytes(tokenizer)
+        check(1, "reblock", folder, "-o", tmp_path / "o.gguf", "--arch", "llama", expected=reason)
