@@ -163,6 +163,7 @@ class Decider:
             compared = [i for i in distinct if i not in sources]
         if isinstance(finest.type, OpaqueType):
             compared = []
+        is_known = self._is_known(name, sources, descents)
         return Draft(
             name,
             finest.dims,
@@ -174,8 +175,8 @@ class Decider:
             self._method_for(name, sources),
             tuple(compared),
             descents,
-            self._is_known(name, sources, descents),
-            self._noises(name, sources),
+            is_known,
+            (None,) * len(sources) if is_known else self._noises(name, sources),
         )
 
     def _noises(self, name: str, sources: Sequence[int]) -> tuple[float | None, ...]:

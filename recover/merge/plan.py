@@ -39,7 +39,7 @@ from recover.merge.lineage import (
 )
 from recover.merge.redundant import describe, find_redundant
 from recover.precision import fit_of, source_precision
-from recover.provenance import is_foreign, searched_tensors, witness_of
+from recover.provenance import searched_tensors, witness_of
 from recover.quants import (
     OpaqueType,
     ScalarType,
@@ -409,19 +409,13 @@ def plan_merge(
         for model in models
         if (searched := searched_tensors(model, names))
     ]
-    warnings += [
-        f"{printable(model.path)}: another program than llama.cpp gave the codes of"
-        f" {some([quoted(name) for name in foreign])} (GPTQ and AWQ, for instance): they prove no"
-        " bounds, and how far off they are is estimated"
-        for model in models
-        if (foreign := [name for name in names if is_foreign(model, model.tensors[name])])
-    ]
     for model in models:
         if sides := folded(model.tensors[name] for name in names):
             warnings.append(f"{printable(model.path)}: {sides}")
     decider = Decider(models, method)
     drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
-    warnings += decider.warnings + describe(models, drafts) + merged_before(models)
+    warnings += decider.warnings + _foreign_codes(models, drafts)
+    warnings += describe(models, drafts) + merged_before(models)
     plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
     warnings += unquantized_warnings(models, plan.tensors)
     if split_max_size is not None:
@@ -450,6 +444,21 @@ def plan_merge(
         uncertainty=second,
         warnings=tuple(warnings),
     )
+
+
+def _foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
+    """A warning for each input whose codes another program than llama.cpp gave."""
+    names: dict[int, list[str]] = {}
+    for draft in drafts:
+        for source, noise in zip(draft.sources, draft.noises, strict=True):
+            if noise is not None:
+                names.setdefault(source, []).append(quoted(draft.name))
+    return [
+        f"{printable(models[source].path)}: another program than llama.cpp gave the codes of"
+        f" {some(tensors)} (GPTQ and AWQ, for instance): they prove no bounds, and how far off they"
+        " are is estimated"
+        for source, tensors in sorted(names.items())
+    ]
 
 
 def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) -> MergePlan:
