@@ -31,8 +31,9 @@ def find_redundant(models: Sequence[Model], drafts: Sequence[Draft]) -> tuple[De
         descents = [_descent_of(models, draft, child) for draft in own]
         known = [descent for descent in descents if descent is not None]
         if known and len(known) == len(descents):
-            ways = [via for via in known[0].ways if all(via in each.ways for each in known)]
-            found.append(replace(known[0], ways=tuple(ways) or known[0].ways))
+            widest = max(known, key=lambda each: len(each.parents))
+            ways = [via for via in widest.ways if all(via in each.ways for each in known)]
+            found.append(replace(widest, ways=tuple(ways) or widest.ways))
     return tuple(found)
 
 
@@ -52,7 +53,9 @@ def describe(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
     for draft in drafts:
         for descent in draft.descents:
             if _is_matrix(draft):
-                text = _rounding(models, draft, descent) or sentence(models, descent)
+                # By way of which type may differ between tensors, where bytes tell it.
+                known = replace(descent, ways=descent.ways if descent.via == ESTIMATED else ("",))
+                text = _rounding(models, draft, descent) or sentence(models, known)
                 names.setdefault(text, []).append(quoted(draft.name))
     return [
         f"{text}, not from the original, in {some(tensors)}: it tells nothing new there, and is"

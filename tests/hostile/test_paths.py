@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover._files import UnreadableError, map_bytes, read_bytes
+from recover._files import UnreadableError, map_opened, opened, read_bytes
 from recover.cli import main
 from recover.errors import OutputError, ReblockError
 from recover.evaluate.pictures import Picture, save_pictures
@@ -109,7 +109,8 @@ def test_small_files(tmp_path: Path) -> None:
     assert read_bytes(path, 3) == b"abc"
     with pytest.raises(UnreadableError, match="has 3 bytes; more than 2 are not read"):
         read_bytes(path, 2)
-    data = map_bytes(path)
+    with opened(path) as file:
+        data = map_opened(file)
     path.unlink()
     assert data.tobytes() == b"abc"
     with pytest.raises(ValueError, match="read-only"):
