@@ -161,25 +161,32 @@ def imatrix_of(model: Model) -> dict[str, Any]:
 
 def has_cells(model: Model, tensor: Tensor) -> bool:
     """Whether the codes of a tensor confine the original weights (see `recover.cells`)."""
+    return witness_of(model, tensor).has_cells
+
+
+def witness_of(model: Model, tensor: Tensor) -> Witness:
+    """A tensor of a model as a witness: whether its codes prove something, and how it was made."""
+    kind = tensor.type
+    marks = encoder_marks(tensor.raw, kind)
+    has_marks = marks is None or marks.n_without == 0
+    return Witness(
+        kind,
+        has_cells=_has_cells(model, tensor, has_marks=has_marks),
+        weighted=uses_imatrix(model) or not (has_marks or marks_hold_with_imatrix(kind)),
+        imatrix=str(sorted(imatrix_of(model).items())),
+        side_scaled=tensor.scales is not None,
+    )
+
+
+def _has_cells(model: Model, tensor: Tensor, *, has_marks: bool) -> bool:
     kind = tensor.type
     if not isinstance(kind, ScalarType):
         return False
     if kind.refits_scale_with_imatrix and is_searched(model):
         return False
-    return codes_are_plain(tensor.raw, kind) and not is_foreign(model, tensor)
-
-
-def witness_of(model: Model, tensor: Tensor) -> Witness:
-    """A tensor of a model as a witness: whether its codes prove something, and how it was made."""
-    marks = encoder_marks(tensor.raw, tensor.type)
-    searched = marks is not None and marks.n_without > 0
-    return Witness(
-        tensor.type,
-        has_cells=has_cells(model, tensor),
-        weighted=uses_imatrix(model) or (searched and not marks_hold_with_imatrix(tensor.type)),
-        imatrix=str(sorted(imatrix_of(model).items())),
-        side_scaled=tensor.scales is not None,
-    )
+    if kind.name not in _CODES_CHOSEN_FIRST:
+        return True
+    return has_marks and not is_foreign(model, tensor)
 
 
 def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:

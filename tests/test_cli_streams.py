@@ -101,7 +101,7 @@ CALLBACK = """
 import ctypes, os, signal, sys
 import recover.merge.execute as execute
 from recover.cli import main
-work = execute._check_relations
+work = execute.check_relations
 @ctypes.CFUNCTYPE(None)
 def called():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -109,7 +109,7 @@ def called():
 def check(plan):
     called()
     work(plan)
-execute._check_relations = check
+execute.check_relations = check
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -121,7 +121,8 @@ class Guard:
     def faults(self) -> dict[int, tuple[Any, int]]:
         """The files of which a page could not be loaded, and at which position, by number."""
         with self._lock:
-            found = [(*of, self._table[3 + _N_WORDS * slot]) for slot, of in self._files.items()]
+            files = self._files.copy()  # a collection of garbage may give files back on the way
+            found = [(*of, self._table[3 + _N_WORDS * slot]) for slot, of in files.items()]
         return {number: (file, fault - start) for number, file, start, fault in found if fault}
 
     def _install(self) -> None:

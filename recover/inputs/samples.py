@@ -89,8 +89,9 @@ class Sampler:
 
     def read(self, number: int, tensor: Tensor, confines: bool, start: int, end: int) -> Sample:
         """Weights `start` to `end` of a tensor of input `number`."""
-        intervals = self._intervals.setdefault(number, Intervals())
-        return Sample(tensor, confines, start, end, intervals)
+        if number not in self._intervals:
+            self._intervals[number] = Intervals()
+        return Sample(tensor, confines, start, end, self._intervals[number])
 
 
 TIES_AWAY = "BF16, ties away from zero"

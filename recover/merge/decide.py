@@ -16,7 +16,7 @@ from recover.inputs.foreign import measure_noise
 from recover.inputs.samples import Sampler
 from recover.matching import by_fineness, contradicts, find_twins, typical_error
 from recover.merge.lineage import declared_parents
-from recover.provenance import codes_are_plain, has_cells, is_foreign, is_searched, witness_of
+from recover.provenance import codes_are_plain, is_foreign, is_searched, witness_of
 from recover.quants import (
     F32Array,
     FloatType,
@@ -111,6 +111,8 @@ class Decider:
         self._method = method
         self._sampler = Sampler()
         self._declared = declared_parents(models)
+        self._name = ""
+        self._witnesses: dict[int, Witness] = {}
 
     def draft(self, name: str, outtype: TensorType) -> Draft:
         """What happens to the tensor of that name.
@@ -214,8 +216,17 @@ class Decider:
         tensors = [self._models[i].tensors[name] for i in sources]
         if is_original(tensors[0]) or isinstance(tensors[0].type, FloatType | OpaqueType):
             return "best"
-        witnesses = [witness_of(self._models[i], self._models[i].tensors[name]) for i in sources]
-        return method_for(witnesses, self._method)
+        return method_for([self._witness(name, i) for i in sources], self._method)
+
+    def _witness(self, name: str, source: int) -> Witness:
+        """An input's tensor as a witness; asked for again, its bytes are not looked at again."""
+        if name != self._name:
+            self._name = name
+            self._witnesses.clear()
+        if source not in self._witnesses:
+            model = self._models[source]
+            self._witnesses[source] = witness_of(model, model.tensors[name])
+        return self._witnesses[source]
 
     def _descents(self, name: str, distinct: Sequence[int]) -> tuple[Descent, ...]:
         """Which of some inputs with different bytes were made from others of them."""
@@ -237,7 +248,7 @@ class Decider:
         confining = [
             i
             for i, tensor in tensors.items()
-            if isinstance(tensor.type, FloatType) or has_cells(self._models[i], tensor)
+            if isinstance(tensor.type, FloatType) or self._witness(name, i).has_cells
         ]
 
         def estimate(inputs: Sequence[int], start: int, end: int) -> F32Array:
@@ -249,9 +260,7 @@ class Decider:
     def _estimate(self, name: str, inputs: Sequence[int], start: int, end: int) -> F32Array:
         """What a merge of some inputs makes of a range of weights."""
         tensors = [self._models[i].tensors[name] for i in inputs]
-        witnesses = [
-            witness_of(self._models[i], tensor) for i, tensor in zip(inputs, tensors, strict=True)
-        ]
+        witnesses = [self._witness(name, i) for i in inputs]
         buffer, out = EvidenceBuffer(witnesses), np.empty(end - start, np.float32)
         method = method_for(witnesses, DEFAULT_METHOD)
         tally = np.zeros(2 + len(inputs))

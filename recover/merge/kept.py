@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.gguf.writer import OutputFile
-from recover.merge.plan import MergePlan, TensorPlan
-from recover.quants import TILE, FloatType, type_by_name
-from recover.reblock.origin import is_original
+from recover.merge.plan import MergePlan
+from recover.merge.sums import N_OWN
+from recover.quants import TILE, type_by_name
 from recover.tiles import Tile, available_cores, for_each_tile
 
 Digests = dict[int, tuple[int, int]]
@@ -27,7 +27,6 @@ Digests = dict[int, tuple[int, int]]
 
 _LARGEST_ERROR = 1.2e77  # of one weight, squared: larger ones are no float32
 _STEP = 1 << 20  # zeros written at once
-_N_OWN = 2  # sums in front of those of the estimator (see `recover.merge.execute`)
 
 
 class Span(NamedTuple):
@@ -74,28 +73,27 @@ def read_sums(plan: MergePlan, index: int, sums: Any) -> NDArray[np.float64] | N
         If no merge of that tensor has such sums.
     """
     tensor = plan.tensors[index]
-    if sums is None:
-        if _is_estimated(plan, tensor):
-            raise ValueError("there are no sums")
+    is_estimated = tensor.action != "copy" and not tensor.is_known
+    if sums is None and not is_estimated:
         return None
+    n_inputs = len(tensor.sources)
+    lengths = {N_OWN + 2 + n_inputs} if is_estimated else {N_OWN, N_OWN + 2 + n_inputs}
     if (
         not isinstance(sums, list)
-        or len(sums) != _N_OWN + 2 + len(tensor.sources)
+        or len(sums) not in lengths
         or not all(type(each) in (int, float) for each in sums)
     ):
         raise ValueError("these are no sums")
-    limits = [tensor.n_weights * _LARGEST_ERROR] * len(sums)
-    limits[0] = limits[1] = limits[_N_OWN + 1] = tensor.n_weights
-    if not all(0 <= each <= limit for each, limit in zip(sums, limits, strict=True)):
+    largest = tensor.n_weights * _LARGEST_ERROR
+    # Each of the merge's own counts a weight once, or once for each input.
+    counted = tensor.n_weights * (n_inputs + len(tensor.compared))
+    limits = [(0.0, counted if i < N_OWN else largest) for i in range(len(sums))]
+    if len(sums) > N_OWN:
+        limits[N_OWN] = (-largest, largest)  # less what certain weights are not off
+        limits[N_OWN + 1] = (0.0, tensor.n_weights)
+    if not all(low <= each <= high for each, (low, high) in zip(sums, limits, strict=True)):
         raise ValueError("sums out of range")
     return np.array(sums, np.float64)
-
-
-def _is_estimated(plan: MergePlan, tensor: TensorPlan) -> bool:
-    if tensor.action == "copy":
-        return False
-    first = plan.models[tensor.sources[0]].tensors[tensor.name]
-    return not (isinstance(first.type, FloatType) or is_original(first))
 
 
 def read_seconds(seconds: Any) -> float:

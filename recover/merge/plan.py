@@ -115,6 +115,10 @@ class TensorPlan:
         """Number of weights."""
         return math.prod(self.dims)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return vars(self) | {"descents": [asdict(each) for each in self.descents]}
+
 
 @dataclass(frozen=True)
 class FilePlan:
@@ -318,7 +322,7 @@ class MergePlan:
             "n_bytes": self.n_bytes,
             "parts": [{"path": str(part.path), "n_bytes": part.n_bytes} for part in self.parts],
             "warnings": list(self.warnings),
-            "tensors": [asdict(tensor) for tensor in self.tensors],
+            "tensors": [tensor.to_json() for tensor in self.tensors],
         }
 
 

@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -269,7 +268,7 @@ def fingerprint(plan: MergePlan) -> dict[str, str]:
         "estimate": plan.estimate,
         "source_format": plan.source_format,
         "snaps": plan.snaps,
-        "tensors": [asdict(tensor) for tensor in plan.tensors],
+        "tensors": [tensor.to_json() for tensor in plan.tensors],
         "headers": [file.header.hex() for file in plan.files],
     }
     calibration = None if plan.calibration is None else plan.calibration.to_bytes().decode()

@@ -10,6 +10,7 @@ from recover.errors import GGUFError
 from recover.gguf.header import encode_header, parse_header
 from recover.gguf.reader import Model, open_gguf
 from recover.gguf.text import printable
+from tests.conftest import TINY
 
 LONGEST_MESSAGE = 600
 
@@ -46,6 +47,7 @@ def refusal_of(
     path.write_bytes(content)
     if size is not None:
         os.truncate(path, size)
+    open_gguf(TINY)  # what the first file costs once
     tracemalloc.start()
     try:
         message = refusal(path)

@@ -38,7 +38,7 @@ from tests.hostile.builder import (
 )
 
 MOST_MEMORY = 500 << 20
-SECONDS = 5
+HANGS = 45  # seconds of a processor; figures are printed, not asked for
 Q4_0 = 2
 HUGE = 1 << 40
 LLAMA = kv("general.architecture", STRING, string("llama"))
@@ -81,16 +81,15 @@ def run(*arguments: str | Path) -> tuple[int, float, int, str]:
 
 
 def check(status: int, *arguments: str | Path, expected: str = "") -> None:
-    """Run a command, again if it took its time because it had to be compiled first."""
+    """Run a command; what it takes is printed (``pytest -s``)."""
     code, seconds, peak, printed = run(*arguments)
-    if seconds > SECONDS and peak < MOST_MEMORY:
-        code, seconds, peak, printed = run(*arguments)
     assert code == status, printed
     assert expected in printed
     assert peak < MOST_MEMORY
-    assert seconds < SECONDS
+    assert seconds < HANGS
     assert "Traceback" not in printed
     assert "unexpected" not in printed
+    sys.stdout.write(f"{arguments[0]}: {seconds:.1f} s, {peak >> 20} MiB\n")
 
 
 def sparse(path: Path, kind: int, *dims: int, name: str = "blk.0.ffn_up.weight") -> Path:
@@ -118,7 +117,7 @@ def test_rows_that_no_matrix_has(kind: int, tmp_path: Path) -> None:
     check(0, "merge", one, "-o", tmp_path / "o.gguf", "--dry-run")
     small = sparse(tmp_path / "b.gguf", kind, 1 << 23, 2)
     check(0, "bounds", small, "--summary")
-    check(0, "verify", small, small)
+    check(1, "verify", small, small, expected="nothing could be checked")
     check(0, "evaluate", small, "--truth", small)
     check(0, "merge", small, "-o", tmp_path / "o.gguf")
     check(0, "reblock", small, "-o", tmp_path / "o.gguf")
@@ -134,9 +133,7 @@ def test_quantizing_long_rows(outtype: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_quantizing_rows_of_half_a_billion_weights(tmp_path: Path) -> None:
     one = sparse(tmp_path / "a.gguf", F16, 1 << 28, 2)
-    code, _, peak, printed = run("quantize", one, "Q8_0", "-o", tmp_path / "o.gguf")
-    assert code == 0, printed
-    assert peak < MOST_MEMORY
+    check(0, "quantize", one, "Q8_0", "-o", tmp_path / "o.gguf")
 
 
 def test_long_rows_are_no_grids(tmp_path: Path) -> None:
@@ -179,10 +176,7 @@ def test_many_keys_and_tensors(tmp_path: Path) -> None:
         ("merge", one, two, "-o", out, "--dry-run", "--json"),
         ("quantize", one, "Q4_0", "-o", out, "--dry-run", "--json", "--allow-requantize"),
     ):
-        code, seconds, peak, printed = run(*command)
-        assert code == 0, printed
-        assert peak < MOST_MEMORY
-        assert seconds < 2 * SECONDS  # over a minute where time grows with keys times tensors
+        check(0, *command)  # over a minute where time grows with keys times tensors
 
 
 def _filled(n: int) -> bytes:
