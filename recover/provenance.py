@@ -150,7 +150,9 @@ def is_foreign(model: Model, tensor: Tensor) -> bool:
         return False
     if tensor.type.name in _SIGNED and not np.any(d[used] & 0x8000):
         return True
-    return bool(np.mean((d[1:] == d[:-1])[used[1:]]) > _REPEATED)
+    repeats = np.mean((d[1:] == d[:-1])[used[1:]]) > _REPEATED
+    # Few scales repeat where the weights themselves had few magnitudes; then the marks are there.
+    return bool(repeats) and not codes_are_plain(tensor.raw, tensor.type)
 
 
 def imatrix_of(model: Model) -> dict[str, Any]:

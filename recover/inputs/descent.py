@@ -75,12 +75,14 @@ class Trial:
     def __init__(self) -> None:
         self.n_outside = 0
         self.n_expected = 0.0  # weights outside, if the two were independent
+        self._n_weights = 0
         self._n_encoded = self._n_same = 0
         self._n_floats = 0
         self._difference = self._noise = 0.0
 
     def add(self, values: F32Array, parent: Sample, child: Sample) -> None:
         """Compare weights that `parent` stands for, float32 (n,), with a child's bytes."""
+        self._n_weights += values.size
         if child.is_float:
             off = child.values.astype(np.float64) - values
             self._difference += float(np.einsum("n,n", off, off))
@@ -132,8 +134,8 @@ class Trial:
 
     @property
     def surprise(self) -> float:
-        """How much speaks for it."""
-        return self.n_expected + self._n_floats
+        """How much speaks for it, per weight that was looked at."""
+        return (self.n_expected + self._n_floats) / max(self._n_weights, 1)
 
     @property
     def _largest_difference(self) -> float:
@@ -252,8 +254,8 @@ class Family:
         """Whether an input was made from what a merge of one or of all others estimates."""
         suspects = [
             pair.parent
-            for pair, trials in self.trials.items()
-            if pair.child == child and trials[""].is_suspicious
+            for pair in self.trials
+            if pair.child == child and self._are_suspicious(pair)
         ]
         others = [parent for parent in self._parents if parent != child]
         groups: list[tuple[int, ...]] = [(parent,) for parent in suspects]
@@ -274,6 +276,14 @@ class Family:
             if ways := _proven(trials):
                 return [(trials[ways[0]].surprise, Descent(child, parents, (ESTIMATED,)))]
         return []
+
+    def _are_suspicious(self, pair: _Pair) -> bool:
+        """Whether two inputs differ less than independent ones, whichever of them is the child.
+
+        Estimates lie in the cells of a coarse parent, and so does what a finer child says.
+        """
+        both = [self.trials.get(each) for each in (pair, _Pair(pair.child, pair.parent))]
+        return any(trials[""].is_suspicious for trials in both if trials is not None)
 
     def _runs(self) -> list[tuple[int, int]]:
         """What may be looked at, the first few of them from all over the tensor."""

@@ -204,12 +204,14 @@ class _Pair:
         for descent in descents:
             if descent.child in (self.first, self.second):
                 self._explained.add(name)
-                if {descent.child, *descent.parents} == {self.first, self.second}:
+                if self._other(descent.child) in descent.parents:
                     self._descended[name] = descent.child
 
     def take(self, descent: Descent) -> None:
         """Take note of a file that was quantized from others as a whole."""
-        if {descent.child, *descent.parents} == {self.first, self.second}:
+        if descent.child in (self.first, self.second) and self._other(descent.child) in (
+            descent.parents
+        ):
             self._descent = descent
         elif descent.child in (self.first, self.second):
             self._is_of_another = True
@@ -245,7 +247,10 @@ class _Pair:
         )
 
     def _parent(self) -> int | None:
-        return None if self._descent is None else self._descent.parents[0]
+        return None if self._descent is None else self._other(self._descent.child)
+
+    def _other(self, number: int) -> int:
+        return self.second if number == self.first else self.first
 
     def _correlation(self) -> float:
         aa, ab, bb = self._moments

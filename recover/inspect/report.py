@@ -8,6 +8,7 @@ from typing import Any
 from recover.bounds.plan import open_inputs
 from recover.gguf.reader import open_gguf
 from recover.gguf.text import quoted, some
+from recover.inputs.descent import ESTIMATED
 from recover.inputs.originals import with_originals
 from recover.inputs.relations import (
     ANOTHER_MODEL,
@@ -132,6 +133,8 @@ class Inspection:
             )
         if relation.kind == QUANTIZED_FROM:
             child, parent = (two, one) if relation.parent == relation.first else (one, two)
+            if relation.via == ESTIMATED:
+                return f"{child} was made from a merge of {parent}, not from the original"
             via = f", by way of {relation.via}" if relation.via else ""
             return (
                 f"{child} was quantized from {parent}{via}, not from the original: every decoded"
