@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from recover.evidence import Witness
 from recover.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY
 from recover.gguf.reader import Model, Tensor
-from recover.quants import GROUP, F32Array, ScalarType, TensorType, U8Array
+from recover.quants import GROUP, F32Array, FloatType, ScalarType, TensorType, U8Array
 from recover.reblock.origin import is_original
 
 Mask = NDArray[np.bool_]
@@ -164,6 +164,11 @@ def imatrix_of(model: Model) -> dict[str, Any]:
 def has_cells(model: Model, tensor: Tensor) -> bool:
     """Whether the codes of a tensor confine the original weights (see `recover.cells`)."""
     return witness_of(model, tensor).has_cells
+
+
+def confines(model: Model, tensor: Tensor) -> bool:
+    """Whether an input's tensor gives an interval for each of the original weights."""
+    return isinstance(tensor.type, FloatType) or has_cells(model, tensor)
 
 
 def witness_of(model: Model, tensor: Tensor) -> Witness:

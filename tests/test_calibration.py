@@ -295,6 +295,21 @@ class TestLookUp:
         )
 
 
+class TestTruth:
+    def test_another_model(self, tiny: list[Path], tmp_path: Path) -> None:
+        rng = np.random.default_rng(4)
+        other = {
+            name: stored("F32", x if x.ndim == 1 else rng.permuted(x.reshape(-1)).reshape(x.shape))
+            for name, x in read_weights(TINY).items()
+        }
+        with pytest.raises(CalibrationError, match="was not quantized from .*other"):
+            calibrate(tiny, write_gguf(tmp_path / "other.gguf", other))
+
+    def test_a_quantized_one(self, tiny: list[Path]) -> None:
+        with pytest.raises(CalibrationError, match="is no truth to calibrate by"):
+            calibrate(tiny, tiny[2])
+
+
 class TestFile:
     def test_comes_back_as_it_was(self, tiny: list[Path], tmp_path: Path) -> None:
         path = tmp_path / "c.json"

@@ -91,7 +91,7 @@ def test_work_that_does_not_look(tiny: list[Path], tmp_path: Path, n_signals: in
         messages = process.stderr.read()
     seconds = time.monotonic() - start
     assert process.returncode == 128 + signal.SIGTERM
-    assert messages.endswith("recover: stopped (Terminated); nothing was left behind\n")
+    assert messages.endswith("recover: stopped (Terminated); nothing new was left behind\n")
     assert seconds < (10 if n_signals == 1 else 1.4)
     assert not list(tmp_path.iterdir())
 
@@ -121,7 +121,7 @@ def test_a_signal_in_a_callback_is_not_lost(tiny: list[Path], tmp_path: Path) ->
         command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
     )
     assert done.returncode == 128 + signal.SIGTERM
-    assert done.stderr == "recover: stopped (Terminated); nothing was left behind\n"
+    assert done.stderr == "recover: stopped (Terminated); nothing new was left behind\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from recover.bounds.plan import plan_bounds
 from recover.errors import PlanError
 from recover.inspect.report import inspect_files
 from recover.merge.execute import MergeResult, execute_merge
@@ -223,3 +224,46 @@ class TestFloats:
         paths = [write("f16", all_as("F16", other)), write("q5", all_as("Q5_K", truth))]
         with pytest.raises(PlanError, match="contradict each other"):
             merge(paths, tmp_path / "out.gguf")
+
+
+class TestBounds:
+    """What is not of the original certifies nothing of it."""
+
+    def test_a_requantized_input_bounds_nothing(
+        self, truth: Weights, write: Write, tmp_path: Path
+    ) -> None:
+        fine = all_as("Q8_0", truth)
+        again = {n: stored("Q4_K", decoded(tensor, truth[n])) for n, tensor in fine.items()}
+        paths = [write("q8", fine), write("again", again)]
+        plan = plan_bounds(paths)
+        assert [len(tensor.sources) for tensor in plan.tensors] == [1, 1, 1]
+        for tensor in plan.tensors:
+            assert any("was quantized from" in each for each in tensor.failures)
+
+    @pytest.mark.parametrize("outtype", ["f16", "q8_0"])
+    def test_a_merge_bounds_nothing(
+        self, truth: Weights, write: Write, tmp_path: Path, outtype: str
+    ) -> None:
+        merge([write("q4", all_as("Q4_K", truth))], tmp_path / "m.gguf", outtype=outtype)
+        plan = plan_bounds([tmp_path / "m.gguf"])
+        assert not any(tensor.sources for tensor in plan.tensors)
+        assert all("what a merge estimated" in tensor.failures[0] for tensor in plan.tensors)
+
+
+class TestForce:
+    @pytest.mark.parametrize("method", ["posterior", "linear", "midpoint"])
+    def test_the_finest_input_is_taken_of_tensors_in_dispute(
+        self, truth: Weights, write: Write, tmp_path: Path, rng: np.random.Generator, method: str
+    ) -> None:
+        other = truth | {Q: rng.permuted(truth[Q])}
+        paths = [write("q5", all_as("Q5_K", truth)), write("q4", all_as("Q4_K", other))]
+        plan = plan_merge(paths, tmp_path / "out.gguf", method=method, outtype="f32")
+        result = execute_merge(plan, n_threads=2, force=True)
+        weights, finest = read_weights(plan.output), read_weights(paths[0])
+        np.testing.assert_array_equal(weights[Q], finest[Q])
+        assert np.any(weights[K] != finest[K])
+        (warning,) = result.warnings
+        assert Q in warning
+        assert "the finest input was taken alone" in warning
+        measured = squared_error(weights, truth) / squared_error(finest, truth)
+        assert result.expected_mse_ratio == pytest.approx(measured, rel=0.03)

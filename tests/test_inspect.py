@@ -153,6 +153,18 @@ class TestTogether:
         with pytest.raises(PlanError, match=UP):
             execute_merge(plan, n_threads=2)
 
+    def test_identical_tensors_count_as_well(
+        self, make: Make, truth: Weights, rng: np.random.Generator
+    ) -> None:
+        other = truth | {UP: rng.permuted(truth[UP])}
+        result = inspect(make("Q4_K"), make("Q4_K", other, "single"))
+        assert kinds(result) == [SOME_TENSORS_DIFFER]
+
+    def test_floats_are_compared(self, make: Make) -> None:
+        result = inspect(make("F16"), make("F32"))
+        assert "a sample was compared" in result.findings()[0]
+        assert result.expected_mse_ratio is None
+
 
 class TestSecondHand:
     @pytest.mark.parametrize("child", ["Q2_K", "Q4_0", "Q6_K", "IQ4_NL"])
@@ -423,6 +435,6 @@ class TestWhatWasCompared:
 
     def test_floats_are_sampled(self, make: Make, truth: Weights) -> None:
         sentence, *_ = inspect(make("F16"), make("Q4_K")).findings()
-        assert "nothing shows it" in sentence
+        assert "a sample was compared" in sentence
         sentence, *_ = inspect(make("Q5_K"), make("Q4_K"), make("F16")).findings()
         assert "nowhere" not in sentence

@@ -10,12 +10,15 @@ from pathlib import Path
 from recover import __version__
 from recover.bounds.checks import CONDITION, SourceCheck, check_sources
 from recover.errors import PlanError
+from recover.estimators import DEFAULT_METHOD
 from recover.gguf.metadata import QUANTIZER_KEY
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
 from recover.gguf.writer import check_output_path
 from recover.matching import check_match, find_twins, select_tensors
-from recover.provenance import has_cells, uses_imatrix
+from recover.merge.decide import Decider
+from recover.merge.lineage import METHOD_KEY
+from recover.provenance import uses_imatrix
 from recover.quants import FloatType, OpaqueType, ScalarType
 from recover.safetensors.writer import ITEM_SIZES, Layout, lay_out
 from recover.tiles import Progress
@@ -42,6 +45,8 @@ class TensorPlan:
     checks : tuple of SourceCheck
         What was checked of each input whose codes may confine the weights; those that failed are
         not among the sources.
+    left_out : tuple of str
+        Inputs that were not made from the original, and why, a line each.
     """
 
     name: str
@@ -50,12 +55,13 @@ class TensorPlan:
     sources: tuple[Tensor, ...]
     positions: tuple[int, int] = (0, 0)
     checks: tuple[SourceCheck, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Why inputs were left out, a line each."""
         failed = [each for each in self.checks if each.failed]
-        return tuple(f"{printable(each.path)}: {each.failed}" for each in failed)
+        return (*self.left_out, *(f"{printable(each.path)}: {each.failed}" for each in failed))
 
     @property
     def n_weights(self) -> int:
@@ -146,7 +152,8 @@ def plan_bounds(
     if path is not None:
         check_output_path(path, [part for model in models for part in model.parts])
     chosen = select_tensors(models[0], tensors)
-    plans = [_plan_tensor(name, models) for name in chosen if _holds_weights(name, models)]
+    decider = Decider(models, DEFAULT_METHOD)
+    plans = [_plan_tensor(name, models, decider) for name in chosen if _holds_weights(name, models)]
     if not plans:
         raise PlanError("none of the tensors holds weights")
     plans = _checked(plans, models, n_threads, progress)
@@ -228,13 +235,8 @@ def open_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Model, ...]:
     return models
 
 
-def confines(model: Model, tensor: Tensor) -> bool:
-    """Whether an input's tensor gives an interval for each of the original weights."""
-    return isinstance(tensor.type, FloatType) or has_cells(model, tensor)
-
-
 def _may_confine(model: Model, tensor: Tensor) -> bool:
-    """As `confines`, before the marks of all blocks are looked at."""
+    """As `recover.provenance.confines`, before the marks of all blocks are looked at."""
     searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
     kind = tensor.type
     if isinstance(kind, ScalarType):
@@ -246,19 +248,41 @@ def _holds_weights(name: str, models: Sequence[Model]) -> bool:
     return not any(isinstance(model.tensors[name].type, OpaqueType) for model in models)
 
 
-def _plan_tensor(name: str, models: Sequence[Model]) -> TensorPlan:
+def _plan_tensor(name: str, models: Sequence[Model], decider: Decider) -> TensorPlan:
     stored = [model.tensors[name] for model in models]
     twins = find_twins(stored)
+    left_out = _not_of_the_original(name, models, decider) if _is_matrix(stored[0]) else {}
     sources = tuple(
         tensor
         for i, (model, tensor) in enumerate(zip(models, stored, strict=True))
-        if twins[i] == i and _may_confine(model, tensor)
+        if twins[i] == i and i not in left_out and _may_confine(model, tensor)
     )
-    return TensorPlan(name, stored[0].dims, tuple(each.type.name for each in stored), sources)
+    types = tuple(each.type.name for each in stored)
+    why = tuple(f"{printable(models[i].path)}: {text}" for i, text in left_out.items())
+    return TensorPlan(name, stored[0].dims, types, sources, left_out=why)
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return sum(dim > 1 for dim in tensor.dims) > 1
+
+
+def _not_of_the_original(name: str, models: Sequence[Model], decider: Decider) -> dict[int, str]:
+    """Inputs whose numbers or codes are those of other inputs' weights, and what they are of."""
+    found = {
+        i: "holds what a merge estimated, not the original's weights"
+        for i, model in enumerate(models)
+        if METHOD_KEY in model.metadata
+    }
+    for descent in decider.descents(name):
+        parents = [models[i].tensors[name] for i in descent.parents]
+        if not all(isinstance(parent.type, FloatType) for parent in parents):
+            paths = " and ".join(printable(models[i].path) for i in descent.parents)
+            found.setdefault(descent.child, f"was quantized from {paths}, not from the original")
+    return found
 
 
 def _names(models: Sequence[Model]) -> str:
-    return ", ".join(model.path.name for model in models)
+    return ", ".join(printable(model.path.name) for model in models)
 
 
 def _warnings(plans: Sequence[TensorPlan]) -> tuple[str, ...]:
@@ -266,7 +290,7 @@ def _warnings(plans: Sequence[TensorPlan]) -> tuple[str, ...]:
     if unbounded := [quoted(tensor.name) for tensor in plans if not tensor.sources]:
         warnings.append(f"no input confines the weights of {some(unbounded)}")
     warnings += [
-        f"tensor {quoted(tensor.name)} is not bounded by {failure}, so that its codes prove nothing"
+        f"tensor {quoted(tensor.name)} is not bounded by {failure}, so that it proves nothing"
         for tensor in plans
         for failure in tensor.failures
     ]

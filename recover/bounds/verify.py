@@ -9,11 +9,10 @@ import numpy as np
 
 from recover._jit import kernel
 from recover.bounds.intervals import Intervals
-from recover.bounds.plan import confines
 from recover.errors import PlanError, QuantError
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted, some
-from recover.provenance import uses_imatrix
+from recover.provenance import confines, uses_imatrix
 from recover.quants import (
     TILE,
     F32Array,

@@ -22,9 +22,10 @@ from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.gguf.names import layer_of, n_layers, role_of
 from recover.gguf.reader import Model, Tensor, open_gguf
 from recover.gguf.text import printable, quoted
+from recover.inputs.relations import ANOTHER_MODEL, find_relations
 from recover.matching import check_match, find_twins, typical_error
-from recover.provenance import witness_of
-from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType
+from recover.provenance import has_cells, witness_of
+from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
 from recover.quants._decode import decode_codes
 from recover.simulate import Counts
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
@@ -36,6 +37,7 @@ _LANES = 8
 _SUPERBLOCK = 256
 _COUNTED = 1 << 16  # weights that are counted in one go, and whose neighbours may be left out
 _MOST_COUNTED = 1 << 23  # weights of a type
+_N_LOOKED_AT = 6  # tensors that tell whether the inputs were quantized from the truth
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def survey(
         If the inputs do not fit together.
     CalibrationError
         If there is nothing to combine, a tensor is missing from the truth or has another shape
-        there, or holds NaN or infinities.
+        there, or holds NaN or infinities, or the inputs were not quantized from it.
     """
     models = tuple(open_gguf(path) for path in inputs)
     if len(models) < 2:
@@ -162,6 +164,7 @@ def survey(
             f"{printable(models[0].path)}: no tensor is quantized in two of the inputs with"
             " different bytes, so there is nothing to combine"
         )
+    _check_truth(models, original, [job.truth.name for job in jobs])
     n_weights = sum(job.truth.n_weights for job in jobs)
     n_done = 0
     sample = _Sample(jobs)
@@ -185,6 +188,25 @@ def survey(
         moments=tuple(moments),
         places=sample.places,
     )
+
+
+def _check_truth(models: Sequence[Model], original: Model, names: Sequence[str]) -> None:
+    """Refuse a truth that is itself quantized, or of another model, as a look at tensors tells."""
+    path = printable(original.path)
+    for name in names:
+        tensor = original.tensors[name]
+        if isinstance(tensor.type, VectorType) or has_cells(original, tensor):
+            raise CalibrationError(
+                f"{path}: tensor {quoted(name)} is quantized ({tensor.type.name}), so that it is no"
+                " truth to calibrate by; name the original"
+            )
+    places = np.linspace(0, len(names) - 1, min(len(names), _N_LOOKED_AT)).astype(int)
+    for relation in find_relations([original, *models], {names[i]: () for i in places}):
+        if relation.first == 0 and relation.kind == ANOTHER_MODEL:
+            raise CalibrationError(
+                f"{printable(models[relation.second - 1].path)}: was not quantized from {path}, but"
+                f" from another model (conflicts on {relation.conflict_fraction:.2%} of the weights)"
+            )
 
 
 @dataclass(frozen=True)
@@ -231,7 +253,7 @@ def _job(name: str, models: Sequence[Model], truth: Model) -> _Job | None:
 
 def _source(model: Model) -> Source:
     counts = dict(sorted(Counter(each.type.name for each in model.tensors.values()).items()))
-    return Source(name=model.path.name, n_bytes=model.n_bytes, types=counts)
+    return Source(name=printable(model.path.name), n_bytes=model.n_bytes, types=counts)
 
 
 def _check_finite(gram: F64Array, job: _Job) -> None:

@@ -96,4 +96,5 @@ def last_line(number: int) -> str:
     from recover.gguf.text import printable
 
     left = [f"{printable(path)} {fact}" for path, fact in stopping.facts().items()]
-    return f"stopped ({signal.strsignal(number)}); {', '.join(left) or 'nothing was left behind'}"
+    kept = ", ".join(left) or "nothing new was left behind"
+    return f"stopped ({signal.strsignal(number)}); {kept}"

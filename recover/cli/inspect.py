@@ -94,8 +94,10 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
     say(f"identical in all files: {n_identical} of {len(result.expectations)} tensors")
     for line in result.findings():
         say(line)
-    if result.same_original:
-        ratio = optional(result.expected_mse_ratio, ".3f")
+    if result.same_original and result.expected_mse_ratio is None:
+        say("a merge has nothing to estimate: what it takes is known, or the same in all files")
+    elif result.same_original:
+        ratio = f"{result.expected_mse_ratio:.3f}"
         say(f"a merge is expected to have {ratio} times the mean square error of the best input")
     else:
         say("a merge of all of them is of no use")

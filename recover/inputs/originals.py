@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from recover.bounds.plan import confines
 from recover.gguf.reader import Model, Tensor
 from recover.gguf.text import printable, quoted, some
 from recover.inputs.descent import FLOATS, Trial
 from recover.inputs.samples import Sampler, rounded, runs
+from recover.provenance import confines
 from recover.quants import FloatType, OpaqueType
 from recover.reblock.origin import find_original, is_original
 

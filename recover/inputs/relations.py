@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from recover.bounds.intervals import Bounds, Intervals
-from recover.bounds.plan import confines
 from recover.gguf.reader import Model, Tensor
 from recover.inputs.descent import Descent
 from recover.inputs.samples import Sample, Sampler, rounded, runs
 from recover.matching import find_twins
+from recover.provenance import confines
 from recover.quants import TILE, FloatType, OpaqueType
 
 IDENTICAL = "identical"
@@ -116,6 +116,8 @@ def find_relations(
         if any(isinstance(tensor.type, OpaqueType) for tensor in tensors):
             continue
         twins = find_twins(tensors)
+        for pair in pairs:
+            pair.n_tensors += 1
         if len(set(twins)) == 1:
             continue
         confined = [confines(*each) for each in zip(models, tensors, strict=True)]
@@ -190,6 +192,7 @@ class _Pair:
 
     def __init__(self, first: int, second: int) -> None:
         self.first, self.second = first, second
+        self.n_tensors = 0  # those with the same bytes as well
         self._rounding = _Rounding()
         self._n_weights: dict[str, int] = {}
         self._n_conflicts: dict[str, int] = {}
@@ -271,7 +274,7 @@ class _Pair:
         if not self._is_of_another and (found := self._rounding.found()) is not None:
             which, via = found
             return ROUNDED, (self.first, self.second)[which], via
-        if 2 * len(conflicts) < len(self._n_weights):
+        if 2 * len(conflicts) < self.n_tensors:
             return SOME_TENSORS_DIFFER, None, None
         related = self._correlation() > _RELATED
         return (FINE_TUNE if related else ANOTHER_MODEL), None, None

@@ -8,6 +8,7 @@ from recover.gguf.text import quoted, some
 from recover.inputs.relations import explained_by_rounding
 from recover.merge.decide import Draft
 from recover.merge.expect import Expectation
+from recover.provenance import confines
 
 # As `recover merge`: quantizations of one original contradict each other on no weight at all.
 _TOLERATED_SHARE = 1e-5
@@ -24,8 +25,7 @@ class Conflicts:
         Weights of tensors that the codes of at least two different inputs confine: all of them
         were looked at.
     n_sampled : int
-        Weights of other tensors that are not the same in all files: of them a sample was looked at,
-        or nothing, if they are not confined.
+        Weights of other tensors that two different inputs confine: of them a sample was looked at.
     n_conflicts : int
         Weights on which the inputs contradict each other, of those that were compared.
     tensors : tuple of (str, int, float)
@@ -33,6 +33,8 @@ class Conflicts:
     refused : tuple of str
         Tensors with more conflicts than `recover merge` lets pass, and that no rounding of the
         original explains.
+    is_same : bool
+        Whether all tensors have the same bytes.
     """
 
     n_compared: int = 0
@@ -40,6 +42,7 @@ class Conflicts:
     n_conflicts: int = 0
     tensors: tuple[tuple[str, int, float], ...] = ()
     refused: tuple[str, ...] = ()
+    is_same: bool = False
 
     def sentence(self, *, is_rounded: bool) -> str:
         """What follows from the figures, and what was looked at."""
@@ -54,6 +57,10 @@ class Conflicts:
                 f" in {some(named)}"
             )
         head = "all files may come from one original: "
+        if not self.n_compared and self.n_sampled:
+            return f"{head}of {self.n_sampled:,} weights a sample was compared"
+        if not self.n_compared and self.is_same:
+            return f"{head}they are the same"
         if not self.n_compared:
             return f"{head}but there are no weights that two of them confine, so nothing shows it"
         text = f"they contradict each other on none of the {looked_at}"
@@ -61,8 +68,13 @@ class Conflicts:
             text = f"they contradict each other on {self.n_conflicts:,} of the {looked_at}"
             text += ", only where it was rounded" if is_rounded else ", as few as damage explains"
         if self.n_sampled:
-            text += f"; of {self.n_sampled:,} others a sample was compared at most"
+            text += f"; of {self.n_sampled:,} others a sample was compared"
         return head + text
+
+    @property
+    def is_told(self) -> bool:
+        """Whether any weights were compared by what their numbers or codes prove."""
+        return self.n_compared > 0 or self.n_sampled > 0
 
     @property
     def n_share(self) -> float:
@@ -88,7 +100,11 @@ def count_conflicts(
         Of each tensor (`recover.merge.expect.expect_merge`).
     """
     compared = [each for each in expectations if each.is_compared]
-    sampled = [each for each in expectations if not each.is_compared and any(each.twins)]
+    sampled = [
+        each
+        for each in expectations
+        if not each.is_compared and _n_confining(models, each.name, each.twins) > 1
+    ]
     found = [
         (e.name, e.n_conflicts, e.n_conflicts / e.n_weights) for e in compared if e.n_conflicts
     ]
@@ -105,7 +121,13 @@ def count_conflicts(
         n_conflicts=sum(n for _, n, _ in found),
         tensors=tuple(found),
         refused=tuple(refused),
+        is_same=not any(any(each.twins) for each in expectations),
     )
+
+
+def _n_confining(models: Sequence[Model], name: str, twins: Sequence[int]) -> int:
+    """Inputs with different bytes of a tensor whose numbers or codes confine its weights."""
+    return sum(confines(models[i], models[i].tensors[name]) for i in set(twins))
 
 
 def conflict_share(each: Expectation) -> str:

@@ -63,7 +63,7 @@ class Inspection:
 
         Where nothing confines the weights, files of different models do not contradict each other.
         """
-        is_told = self.conflicts.n_compared > 0 or relation.kind == IDENTICAL
+        is_told = self.conflicts.is_told or relation.kind == IDENTICAL
         return relation.is_compatible and (is_told or relation.correlation > _UNLIKE)
 
     @property

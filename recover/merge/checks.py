@@ -44,30 +44,58 @@ def check_relations(plan: MergePlan) -> None:
             )
 
 
-def check_conflicts(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> None:
-    """Refuse inputs that cannot come from one original, rounded at most before it was quantized."""
+def contradicted(
+    plan: MergePlan, sums: dict[int, NDArray[np.float64]], *, force: bool
+) -> tuple[set[str], list[str]]:
+    """Tensors on which the inputs cannot come from one original, rounded at most.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        What was carried out.
+    sums : dict of int to array
+        Of each tensor (`recover.merge.sums`).
+    force : bool
+        Whether to go on.
+
+    Returns
+    -------
+    set of str
+        Tensors of which only the finest input is to be taken.
+    list of str
+        What people should know, of these and of others with a few contradictions.
+
+    Raises
+    ------
+    PlanError
+        If there are such tensors, without `force`.
+    """
     found = _contradictions(plan, sums)
     refused = [
         each
         for each in found
         if each.share > _TOLERATED_CONFLICTS and each.n_weights > _TOLERATED_WEIGHTS
     ]
-    if refused:
+    named = some([str(each) for each in refused])
+    if refused and not force:
         raise PlanError(
-            f"the inputs contradict each other on tensors {some([str(each) for each in refused])}:"
-            " they are not quantized from the same original, or by an unknown quantizer; recover"
-            " inspect says which and how they differ, --force takes the finest input there"
+            f"the inputs contradict each other on tensors {named}: they are not quantized from the"
+            " same original, or by an unknown quantizer; recover inspect says which and how they"
+            " differ, --force takes the finest input there"
         )
-
-
-def warn_of_conflicts(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> list[str]:
-    """What people should know of contradictions that were no reason to refuse."""
-    return [
+    warnings = [
         f"tensor {quoted(tensor.name)}: the inputs contradict each other on about"
         f" {n_weights:,} of {tensor.n_weights:,} weights, so that a part of it is not from the same"
         " original, or a file is damaged; recover inspect compares the files"
-        for tensor, n_weights in _contradictions(plan, sums)
+        for tensor, n_weights in found
+        if tensor not in {each.tensor for each in refused}
     ]
+    if refused:
+        warnings.append(
+            f"the inputs contradict each other on tensors {named}: of these the finest input was"
+            " taken alone, whatever it is of"
+        )
+    return {each.tensor.name for each in refused}, warnings
 
 
 class _Contradiction(NamedTuple):

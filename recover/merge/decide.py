@@ -130,7 +130,7 @@ class Decider:
             raise PlanError(
                 f"tensor {quoted(name)} has types that do not fit: {', '.join(sorted(kinds))}"
             )
-        descents = self._descents(name, distinct)
+        descents = self._descents_among(name, distinct)
         children = {descent.child for descent in descents}
         distinct = [i for i in distinct if i not in children]
         finest = tensors[distinct[0]]
@@ -228,7 +228,12 @@ class Decider:
             self._witnesses[source] = witness_of(model, model.tensors[name])
         return self._witnesses[source]
 
-    def _descents(self, name: str, distinct: Sequence[int]) -> tuple[Descent, ...]:
+    def descents(self, name: str) -> tuple[Descent, ...]:
+        """Which inputs' tensors of that name were made from others'."""
+        tensors = [model.tensors[name] for model in self._models]
+        return self._descents_among(name, by_fineness(tensors, set(find_twins(tensors))))
+
+    def _descents_among(self, name: str, distinct: Sequence[int]) -> tuple[Descent, ...]:
         """Which of some inputs with different bytes were made from others of them."""
         tensors = {i: self._models[i].tensors[name] for i in distinct}
         if len(distinct) < 2 or any(isinstance(t.type, OpaqueType) for t in tensors.values()):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.bounds.plan import confines
 from recover.claims import find_claims
 from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
@@ -24,7 +23,7 @@ from recover.merge.certain import (
     to_estimate_again,
     without_certainty,
 )
-from recover.merge.checks import check_conflicts, check_relations, warn_of_conflicts
+from recover.merge.checks import check_relations, contradicted
 from recover.merge.compare import (
     Comparison,
     compare,
@@ -34,9 +33,10 @@ from recover.merge.compare import (
 )
 from recover.merge.exact import count_rounded, rounded_away, warnings_of
 from recover.merge.finite import n_broken, n_not_finite
-from recover.merge.plan import MergePlan, TensorPlan
+from recover.merge.plan import MergePlan, TensorPlan, with_finest_alone
 from recover.merge.resume import Sums, Tell, Unfinished
 from recover.merge.sums import BROKEN, CERTAIN, CONFLICTS, N_OWN, NOT_FINITE, ROUNDED, UNLIKE
+from recover.provenance import confines
 from recover.quants import (
     GROUP,
     TILE,
@@ -188,13 +188,12 @@ def execute_merge(
         workers = [_Worker(plan, outputs, tallies) for _ in range(n_threads or available_cores())]
         watch = _watch(plan, sum(sizes), progress, save_if_due)
         for_each_tile(sizes, [worker.work for worker in workers], watch)
-        if not force:
-            check_conflicts(plan, tallies.totals)
-        warnings = warn_of_conflicts(plan, tallies.totals)
+        names, warnings = contradicted(plan, tallies.totals, force=force)
         withdrawal = find_withdrawal(tallies.totals)
         warnings += withdrawal.warnings(plan)
-        plan = without_certainty(plan, withdrawal)
-        if again := to_estimate_again(withdrawal, tallies.totals):
+        again = set(to_estimate_again(withdrawal, tallies.totals))
+        plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
+        if again := again | alone:
             sizes = [t.n_weights if i in again else 0 for i, t in enumerate(plan.tensors)]
             workers = [_Worker(plan, outputs, tallies) for _ in workers]
             for_each_tile(sizes, [worker.work for worker in workers])
@@ -310,7 +309,7 @@ class _Worker:
         if rounded or (tally is not None and tally.size > N_OWN):
             tally = _with_room(tally, N_OWN + 2 + len(self._sources))
             tally[N_OWN] += rounded
-        if self._is_decoded and (n_rounded := count_rounded(estimate, encoded, self._outtype)):
+        if self._is_known and (n_rounded := count_rounded(estimate, encoded, self._outtype)):
             tally = _with_room(tally, N_OWN)
             tally[ROUNDED] += n_rounded
         if self._plan.uncertainty is not None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -522,6 +522,24 @@ def _lay_out_deviations(plan: MergePlan, path: Path) -> SecondOutput:
     )
     positions = zip((tensor.name for tensor in tensors), layout.positions, strict=True)
     return SecondOutput(path, layout.header, layout.n_bytes, MappingProxyType(dict(positions)))
+
+
+def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[int]]:
+    """The plan that decodes the finest input of some tensors, and their indices where it differs.
+
+    The other inputs stay among the sources: they are compared, and their expected errors told.
+    """
+    changed = {
+        i
+        for i, tensor in enumerate(plan.tensors)
+        if tensor.name in names and tensor.method != "best" and tensor.action == "merge"
+    }
+    tensors = tuple(
+        replace(tensor, method="best") if i in changed else tensor
+        for i, tensor in enumerate(plan.tensors)
+    )
+    undecided = plan.undecided | {plan.tensors[i].name for i in changed}
+    return replace(plan, tensors=tensors, undecided=undecided), changed
 
 
 def tensor_type_of(tensor: TensorPlan) -> TensorType:
