@@ -20,7 +20,8 @@ IQ4_XS      a scale code -32                                              all
 
 GPTQ, AWQ, MLX and others give 32, 64, 128 or more weights one scale, which is positive; files that
 were re-blocked have it in several blocks. llama.cpp fits the scale of each block to its largest
-weight, or searches it for each block, and in Q4_0 and Q5_0 its sign is that weight's.
+weight, or searches it for each block, and in Q4_0 and Q5_0 its sign is that weight's. Q4_1 and Q5_1
+without their mark, and without an importance matrix in the metadata, count as theirs, too.
 
 For the types of the first three lines the mark also decides whether the codes confine the weights:
 the K-quants and IQ4 choose the codes last, whatever chose their scales.
@@ -50,6 +51,7 @@ _MOST_IMATRIX_KEYS = 16  # llama.cpp writes four
 _HOLDS_ALWAYS = ("Q8_0", "Q6_K", "IQ4_XS")
 _CODES_CHOSEN_FIRST = ("Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")
 _SIGNED = ("Q4_0", "Q5_0")
+_WITH_MINIMA = ("Q4_1", "Q5_1")
 _FEWEST_BLOCKS = 32
 _REPEATED = 0.3  # share of blocks with the scale of the one before; of llama.cpp's about 1 in 1000
 
@@ -148,11 +150,14 @@ def is_foreign(model: Model, tensor: Tensor) -> bool:
     used = (d & 0x7FFF) > 0
     if np.count_nonzero(used) < _FEWEST_BLOCKS:
         return False
+    # A weight of largest magnitude may be positive throughout, and magnitudes few: then the marks
+    # are there.
+    if codes_are_plain(tensor.raw, tensor.type):
+        return False
     if tensor.type.name in _SIGNED and not np.any(d[used] & 0x8000):
         return True
     repeats = np.mean((d[1:] == d[:-1])[used[1:]]) > _REPEATED
-    # Few scales repeat where the weights themselves had few magnitudes; then the marks are there.
-    return bool(repeats) and not codes_are_plain(tensor.raw, tensor.type)
+    return bool(repeats) or tensor.type.name in _WITH_MINIMA
 
 
 def imatrix_of(model: Model) -> dict[str, Any]:

@@ -302,7 +302,7 @@ class TestTruth:
             name: stored("F32", x if x.ndim == 1 else rng.permuted(x.reshape(-1)).reshape(x.shape))
             for name, x in read_weights(TINY).items()
         }
-        with pytest.raises(CalibrationError, match="was not quantized from .*other"):
+        with pytest.raises(CalibrationError, match=r"was not quantized from .*other"):
             calibrate(tiny, write_gguf(tmp_path / "other.gguf", other))
 
     def test_a_quantized_one(self, tiny: list[Path]) -> None:

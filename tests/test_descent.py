@@ -122,6 +122,40 @@ class TestPublishedInFourBits:
         findings = inspection.findings()
         assert any(EXPERTS in line and "was quantized from" in line for line in findings)
 
+    @pytest.mark.parametrize("child", ["Q4_0", "Q5_0", "Q5_1"])
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_children_without_cells(
+        self, truth: Weights, write: Write, tmp_path: Path, child: str, whole: bool
+    ) -> None:
+        """They were made with an importance matrix, so that their codes prove nothing."""
+        exact = stored("MXFP4", truth[EXPERTS])
+        again = stored(child, decoded(exact, truth[EXPERTS]), imatrix=True)
+        native, copy = {EXPERTS: exact}, {EXPERTS: again}
+        if not whole:
+            native |= {Q: stored("Q8_0", truth[Q])}
+            copy |= {Q: stored("Q5_K", truth[Q])}
+        paths = [write("native", native), write("copy", copy)]
+        if whole:
+            with pytest.raises(PlanError, match=r"copy\.gguf was quantized from .*native"):
+                merge(paths, tmp_path / "out.gguf")
+            return
+        _, weights = merge(paths, tmp_path / "out.gguf", outtype="f32")
+        np.testing.assert_array_equal(weights[EXPERTS], decoded(exact, truth[EXPERTS]))
+
+    @pytest.mark.parametrize("other", ["F16", "Q8_0", "Q6_K"])
+    def test_ternary_weights(
+        self, write: Write, tmp_path: Path, rng: np.random.Generator, other: str
+    ) -> None:
+        x = (0.02 * rng.integers(-1, 2, (64, 512))).astype(np.float32)
+        exact = stored("TQ2_0", x)
+        x = decoded(exact, x)
+        paths = [write("native", {Q: exact}), write("copy", {Q: stored(other, x)})]
+        _, alone = merge(paths[:1], tmp_path / "out.gguf", outtype="f32")
+        np.testing.assert_array_equal(alone[Q], x)
+        plan = plan_merge(paths, tmp_path / "out.gguf", outtype="f32")
+        execute_merge(plan, force=True)
+        assert np.abs(read_weights(plan.output)[Q] - x).max() < 1e-4 * np.abs(x).max()
+
 
 def int4(x: F32Array) -> Stored:
     """Integers from -8 to 7 times a BF16 scale per 32 weights, in the blocks of Q4_0."""
@@ -267,3 +301,32 @@ class TestForce:
         assert "the finest input was taken alone" in warning
         measured = squared_error(weights, truth) / squared_error(finest, truth)
         assert result.expected_mse_ratio == pytest.approx(measured, rel=0.03)
+
+
+class TestWithoutCells:
+    """Inputs whose codes prove nothing have to fit all the same."""
+
+    @pytest.mark.parametrize("change", ["scaled", "noise"])
+    @pytest.mark.parametrize("kinds", [("Q5_K", "Q4_0"), ("Q5_1", "Q5_0"), ("Q4_K", "IQ3_S")])
+    @pytest.mark.parametrize("method", ["posterior", "linear", "midpoint"])
+    def test_other_weights_are_refused(
+        self,
+        truth: Weights,
+        write: Write,
+        tmp_path: Path,
+        rng: np.random.Generator,
+        kinds: tuple[str, str],
+        change: str,
+        method: str,
+    ) -> None:
+        x = truth[Q]
+        noise = 0.5 * np.sqrt(np.mean(x**2)) * rng.standard_normal(x.shape)
+        other = 2 * x if change == "scaled" else (x + noise).astype(np.float32)
+        for changed in (x, other):
+            tensors = [stored(kinds[0], x, imatrix=True), stored(kinds[1], changed, imatrix=True)]
+            paths = [write(str(i), {Q: tensor}) for i, tensor in enumerate(tensors)]
+            if changed is x:
+                merge(paths, tmp_path / "out.gguf", method=method)
+                continue
+            with pytest.raises(PlanError, match="contradict each other"):
+                merge(paths, tmp_path / "out.gguf", method=method)

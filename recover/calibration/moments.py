@@ -204,8 +204,9 @@ def _check_truth(models: Sequence[Model], original: Model, names: Sequence[str])
     for relation in find_relations([original, *models], {names[i]: () for i in places}):
         if relation.first == 0 and relation.kind == ANOTHER_MODEL:
             raise CalibrationError(
-                f"{printable(models[relation.second - 1].path)}: was not quantized from {path}, but"
-                f" from another model (conflicts on {relation.conflict_fraction:.2%} of the weights)"
+                f"{printable(models[relation.second - 1].path)}: was not quantized from {path},"
+                f" but from another model (conflicts on {relation.conflict_fraction:.2%} of the"
+                " weights)"
             )
 
 

@@ -2,11 +2,12 @@
 
 Cells that do not meet are a proof. Inputs without cells are compared by the correlation of their
 decoded weights, superblock by superblock: errors of a few bits leave most of it, while rows that
-were swapped, or are another model's, have none.
+were swapped, or are another model's, have none. And the square difference of the whole tensor is to
+be what the errors of both explain.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from recover._jit import kernel
 from recover.bounds.intervals import Intervals
 from recover.cells import intersect_cells
+from recover.estimators._combine import group_variances, sum_variance
 from recover.evidence import Evidence
 from recover.gguf.reader import Tensor
 from recover.matching import typical_error
@@ -76,29 +78,42 @@ def _every(evidence: Evidence, step: int) -> Evidence:
     )
 
 
-def count_unlike_inputs(evidence: Evidence) -> int:
-    """Weights in superblocks of which inputs without cells say something unrelated to the first.
+class Likeness(NamedTuple):
+    """How inputs without cells compare with the first one, added up over them."""
+
+    n_unlike: int
+    """Weights in superblocks of which they say something unrelated."""
+    square_difference: float
+    """Of the decoded weights, summed."""
+    expected: float
+    """The same, as far as errors of both explain it."""
+
+
+def compare_unproven(evidence: Evidence) -> Likeness:
+    """Compare the inputs of a tile that have no cells with the first input.
 
     Parameters
     ----------
     evidence : Evidence
-        Of a tile. The first input is the finest scalar one, or the first of the others.
-
-    Returns
-    -------
-    int
-        Of all inputs together.
+        The first input is the finest scalar one, or the first of the others.
     """
     edges = np.stack([evidence.lower_levels, evidence.upper_levels])
     proves = [bool(np.isfinite(edges[:, k]).any()) for k in range(len(evidence.levels))]
     n_scalars, typical = len(proves), evidence.likelihood[:, 3] < _LARGEST_ERROR
-    unproven = [k for k in range(1, n_scalars) if not (proves[0] and proves[k])]
-    others = [v for v in range(n_scalars == 0, len(typical)) if typical[v]]
-    if not unproven and not others:
-        return 0
-    first = _values(evidence, 0) if n_scalars else evidence.values[0]
-    found = sum(count_unlike(first, _values(evidence, k)) for k in unproven)
-    return found + sum(count_unlike(first, evidence.values[v]) for v in others)
+    rows = [k for k in range(1, n_scalars) if not (proves[0] and proves[k])]
+    rows += [n_scalars + v for v in range(n_scalars == 0, len(typical)) if typical[v]]
+    if not rows:
+        return Likeness(0, 0.0, 0.0)
+    first = _values(evidence, 0)
+    n_unlike, difference, expected = 0, 0.0, 0.0
+    for row in rows:
+        values = _values(evidence, row)
+        n_unlike += count_unlike(first, values)
+        off = square_difference(first, values)
+        if np.isfinite(off):
+            difference += off
+            expected += _error_of(evidence, 0) + _error_of(evidence, row)
+    return Likeness(n_unlike, difference, expected)
 
 
 class Comparison:
@@ -165,8 +180,17 @@ def compare(inputs: Sequence[Tensor], confines: Sequence[bool], *, is_exact: boo
     return Comparison(inputs[0], is_exact, confining, others)
 
 
+def _error_of(evidence: Evidence, k: int) -> float:
+    """The square error that is typical of an input's type, summed over the weights."""
+    variance = np.empty(evidence.scale.shape[1], np.float32)
+    group_variances(evidence, k, variance)
+    return float(sum_variance(variance))
+
+
 def _values(evidence: Evidence, k: int) -> F32Array:
-    """What a scalar input says, decoded."""
+    """What an input says, decoded."""
+    if k >= len(evidence.codes):
+        return evidence.values[k - len(evidence.codes)]
     out = np.empty(evidence.codes.shape[1], np.float32)
     decode_codes(evidence.codes[k], evidence.scale[k], evidence.offset[k], evidence.levels[k], out)
     return out
@@ -185,3 +209,13 @@ def count_unlike(one: F32Array, other: F32Array) -> int:
         if aa > 0 and bb > 0 and ab < _UNLIKE * np.sqrt(aa * bb):
             found += end - start
     return found
+
+
+@kernel
+def square_difference(one: F32Array, other: F32Array) -> float:
+    """Of two inputs' weights, float32 (n,), summed."""
+    total = 0.0
+    for i in range(one.size):
+        off = np.float64(one[i]) - np.float64(other[i])
+        total += off * off
+    return total

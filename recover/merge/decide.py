@@ -23,6 +23,7 @@ from recover.quants import (
     OpaqueType,
     ScalarType,
     TensorType,
+    VectorType,
     type_by_name,
 )
 from recover.reblock.origin import is_original
@@ -30,6 +31,8 @@ from recover.reblock.origin import is_original
 # An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
 _FINE_ALONE = 6e-3
 _FLOATS_OF_4_BITS = ("MXFP4", "NVFP4")
+# Whoever stores weights in these has a model that was trained for them.
+_TERNARY = ("TQ1_0", "TQ2_0")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def gains_alone(witness: Witness) -> bool:
         witness.weighted or not witness.has_cells or not witness.type.is_even
     ):
         return False
-    return typical_error(witness.type) > _FINE_ALONE
+    return typical_error(witness.type) > _FINE_ALONE and witness.type.name not in _TERNARY
 
 
 class Decider:
@@ -143,14 +146,16 @@ class Decider:
             isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
         ):
             action, outtype = "copy", finest.type
-            if any(contradicts(tensors[i], finest) for i in compared) or any(
-                tensors[i].type is finest.type for i in children
+            is_odd = any(tensors[i].type is finest.type for i in children)
+            if is_odd or (
+                one_dimensional and any(contradicts(tensors[i], finest) for i in compared)
             ):
                 self.warnings.append(
                     f"tensor {quoted(name)}: the inputs disagree; taken from"
                     f" {printable(self._models[distinct[0]].path)}"
                 )
-            compared = [i for i in compared if not isinstance(tensors[i].type, FloatType)]
+            if one_dimensional:
+                compared = [i for i in compared if not isinstance(tensors[i].type, FloatType)]
         elif isinstance(finest.type, FloatType):
             action = "copy" if finest.type is outtype else "convert"
         else:
@@ -207,6 +212,8 @@ class Decider:
         if len(sources) > 1 or not any(sources[0] in each.parents for each in descents):
             return False
         model = self._models[sources[0]]
+        if isinstance(tensor.type, VectorType):
+            return tensor.type.name in _TERNARY
         if isinstance(tensor.type, ScalarType) and not tensor.type.is_even:
             return tensor.type.name in _FLOATS_OF_4_BITS
         return not is_searched(model) and not codes_are_plain(tensor.raw, tensor.type)
@@ -259,7 +266,12 @@ class Decider:
         def estimate(inputs: Sequence[int], start: int, end: int) -> F32Array:
             return self._estimate(name, inputs, start, end)
 
-        quantized = Family(tensors, confining, self._sampler, estimate).descents()
+        natives = [
+            i
+            for i, tensor in tensors.items()
+            if tensor.type.name in _FLOATS_OF_4_BITS or is_foreign(self._models[i], tensor)
+        ]
+        quantized = Family(tensors, confining, self._sampler, estimate, natives).descents()
         return (*declared, *floats, *quantized)
 
     def _estimate(self, name: str, inputs: Sequence[int], start: int, end: int) -> F32Array:

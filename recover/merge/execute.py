@@ -27,15 +27,26 @@ from recover.merge.checks import check_relations, contradicted
 from recover.merge.compare import (
     Comparison,
     compare,
+    compare_unproven,
     count_conflicts,
-    count_unlike_inputs,
     step_for,
 )
 from recover.merge.exact import count_rounded, rounded_away, warnings_of
 from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.plan import MergePlan, TensorPlan, with_finest_alone
+from recover.merge.redundant import errors_alone
 from recover.merge.resume import Sums, Tell, Unfinished
-from recover.merge.sums import BROKEN, CERTAIN, CONFLICTS, N_OWN, NOT_FINITE, ROUNDED, UNLIKE
+from recover.merge.sums import (
+    BROKEN,
+    CERTAIN,
+    CONFLICTS,
+    DIFFERENCE,
+    DIFFERENCE_EXPECTED,
+    N_OWN,
+    NOT_FINITE,
+    ROUNDED,
+    UNLIKE,
+)
 from recover.provenance import confines
 from recover.quants import (
     GROUP,
@@ -353,7 +364,8 @@ class _Worker:
         self._claims.correct(tally[N_OWN:], estimate, request.deviation)
         if self._tensor.action == "merge":
             tally[CONFLICTS] += self._n_conflicts(evidence, tally)
-            tally[UNLIKE] += count_unlike_inputs(evidence)
+            likeness = compare_unproven(evidence)
+            tally[[UNLIKE, DIFFERENCE, DIFFERENCE_EXPECTED]] += likeness
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._sources[0].read(tile.start, tile.end, estimate)
         if request.deviation.size:
@@ -471,8 +483,7 @@ def _result(
             witnesses = [plan.witness(tensor, source) for source in tensor.sources]
             order = EvidenceBuffer(witnesses).order
             of_source = {s: tally[2 + slot] for s, slot in zip(tensor.sources, order, strict=True)}
-        # An input that took no part here says at best what the finest one says.
-        alone += [of_source.get(twin, max(of_source.values())) for twin in tensor.twins]
+        alone += errors_alone(tensor.twins, tensor.descents, of_source)
         rmse = math.sqrt(max(tally[0], 0) / n_weights)
         results.append(TensorResult(tensor, rmse, contradicted, n_rounded))
     best = float(alone.min())

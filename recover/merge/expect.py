@@ -11,6 +11,7 @@ from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.reader import Model
 from recover.merge.decide import Decider, Draft, witnesses_for
+from recover.merge.redundant import errors_alone
 from recover.quants import TILE, type_by_name
 from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
@@ -130,8 +131,7 @@ class _Sums:
         tally: NDArray[np.float64] = self.tallies.sum(0)
         order = EvidenceBuffer(self.witnesses).order
         of_source = {s: tally[2 + slot] for s, slot in zip(draft.sources, order, strict=True)}
-        # An input that takes no part says at best what the others say.
-        alone = tuple(of_source.get(twin, max(of_source.values())) for twin in draft.twins)
+        alone = errors_alone(draft.twins, draft.descents, of_source)
         return Expectation(
             draft.name,
             self.n_weights,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from recover.gguf.writer import OutputFile
 from recover.merge.plan import MergePlan
-from recover.merge.sums import N_OWN
+from recover.merge.sums import DIFFERENCE, DIFFERENCE_EXPECTED, N_OWN
 from recover.quants import TILE, type_by_name
 from recover.tiles import Tile, available_cores, for_each_tile
 
@@ -87,7 +87,8 @@ def read_sums(plan: MergePlan, index: int, sums: Any) -> NDArray[np.float64] | N
     largest = tensor.n_weights * _LARGEST_ERROR
     # Each of the merge's own counts a weight once, or once for each input.
     counted = tensor.n_weights * (n_inputs + len(tensor.compared))
-    limits = [(0.0, counted if i < N_OWN else largest) for i in range(len(sums))]
+    errors = {DIFFERENCE, DIFFERENCE_EXPECTED, *range(N_OWN, len(sums))}
+    limits = [(0.0, largest * n_inputs if i in errors else counted) for i in range(len(sums))]
     if len(sums) > N_OWN:
         limits[N_OWN] = (-largest, largest)  # less what certain weights are not off
         limits[N_OWN + 1] = (0.0, tensor.n_weights)

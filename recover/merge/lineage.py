@@ -21,8 +21,8 @@ def types_of(model: Model) -> str:
 def declared_parents(models: Sequence[Model]) -> dict[int, tuple[int, ...]]:
     """Inputs that were made from a merge of other inputs, and which these are.
 
-    ``recover merge`` writes sizes and types of its inputs into the output's metadata, and those who
-    quantize the output pass them on.
+    ``recover merge`` writes names, sizes and types of its inputs into the output's metadata, and
+    those who quantize the output pass them on. Of files with other names the bytes have to tell.
     """
     found: dict[int, tuple[int, ...]] = {}
     for child, model in enumerate(models):
@@ -50,12 +50,13 @@ def merged_before(models: Sequence[Model]) -> list[str]:
     ]
 
 
-def _sources(model: Model) -> list[tuple[int, str]]:
-    """Size and types of each file that a file was merged from; empty if it does not say so."""
+def _sources(model: Model) -> list[tuple[str, int, str]]:
+    """Name, size and types of the files that a file was merged from; empty if it does not say."""
     sizes, types = _value(model, SIZES_KEY), _value(model, TYPES_KEY)
     if len(sizes) != len(types) or not all(isinstance(size, int) for size in sizes):
         return []
-    return [(size, str(kinds)) for size, kinds in zip(sizes, types, strict=True)]
+    names = map(str, _value(model, NAMES_KEY))
+    return list(zip(names, sizes, map(str, types), strict=False))
 
 
 def _value(model: Model, key: str) -> list[Any]:
@@ -67,5 +68,5 @@ def _value(model: Model, key: str) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
-def _is(model: Model, source: tuple[int, str]) -> bool:
-    return (model.n_bytes, types_of(model)) == source
+def _is(model: Model, source: tuple[str, int, str]) -> bool:
+    return (model.path.name, model.n_bytes, types_of(model)) == source

@@ -1,6 +1,6 @@
 """Inputs that tell nothing new of some tensors, or of any: what people should know of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from recover.gguf.reader import Model
@@ -57,11 +57,53 @@ def describe(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
                 known = replace(descent, ways=descent.ways if descent.via == ESTIMATED else ("",))
                 text = _rounding(models, draft, descent) or sentence(models, known)
                 names.setdefault(text, []).append(quoted(draft.name))
-    return [
+    lines = [
         f"{text}, not from the original, in {some(tensors)}: it tells nothing new there, and is"
         " left out"
         for text, tensors in names.items()
     ]
+    taken: dict[int, list[str]] = {}
+    for draft in drafts:
+        kind = models[draft.sources[0]].tensors[draft.name].type
+        if draft.is_known and draft.descents and not isinstance(kind, FloatType | OpaqueType):
+            taken.setdefault(draft.sources[0], []).append(quoted(draft.name))
+    lines += [
+        f"{printable(models[source].path)} is taken for the original in {some(tensors)}, as others"
+        " were quantized from it; should it be a quantization itself, its error is not counted"
+        for source, tensors in taken.items()
+    ]
+    return lines
+
+
+def errors_alone(
+    twins: Sequence[int], descents: Sequence[Descent], of_source: Mapping[int, float]
+) -> list[float]:
+    """The square error to expect of each input alone.
+
+    Parameters
+    ----------
+    twins : sequence of int
+        For each input the first one with the same bytes.
+    descents : sequence of Descent
+        What was made from which inputs: it is off at least as far.
+    of_source : mapping of int to float
+        The errors of those that take part.
+
+    Returns
+    -------
+    list of float
+        Of an input of which nothing is known the largest of these.
+    """
+    parents = {descent.child: descent.parents for descent in descents}
+
+    def of(number: int) -> float:
+        if number in of_source:
+            return of_source[number]
+        if number in parents:
+            return max(of(twins[parent]) for parent in parents[number])
+        return max(of_source.values())
+
+    return [of(twin) for twin in twins]
 
 
 def _rounding(models: Sequence[Model], draft: Draft, descent: Descent) -> str:

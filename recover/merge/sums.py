@@ -33,5 +33,11 @@ CONFLICTS = 8
 UNLIKE = 9
 """Weights in superblocks of which inputs without cells say something unrelated."""
 
-N_OWN = 10
+DIFFERENCE = 10
+"""Square difference between inputs without cells and the first one, summed over the weights."""
+
+DIFFERENCE_EXPECTED = 11
+"""The same, as far as errors of both explain it."""
+
+N_OWN = 12
 """How many these are."""
