@@ -181,7 +181,7 @@ def test_the_result_is_that_of_an_uninterrupted_merge(
 
 
 def raise_(error: BaseException) -> Callable[..., Any]:
-    def call(*_arguments: object) -> Any:
+    def call(*_arguments: object, **_options: object) -> Any:
         raise error
 
     return call
