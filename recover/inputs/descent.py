@@ -44,7 +44,9 @@ _FEWEST_FLOATS = 256
 _DEPENDENT = 0.47
 # A child of an estimate is off the decoded weights, too, but less often than independent inputs.
 _EXPECTED_TO_JUDGE = 50.0
-_SUSPICIOUS = 0.8
+# Of these n_outside is at least half of what is expected, measured on K-quants of trained weights.
+_SUSPICIOUS = 0.4
+_HOPELESS = 1.5  # rounding moves fewer weights across an edge than that
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,16 @@ class Trial:
         if self._n_floats:
             return self._difference < _SUSPICIOUS * self._noise
         return self.n_outside < _SUSPICIOUS * self.n_expected
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether so many weights are outside that rounding them cannot be the reason."""
+        enough = self.n_expected >= _FEWEST_EXPECTED
+        return enough and self.n_outside > _HOPELESS * self.n_expected
+
+    def refute(self) -> None:
+        """Take it that a weight is outside."""
+        self.n_outside = max(self.n_outside, 1)
 
     @property
     def is_judged(self) -> bool:
@@ -305,9 +317,12 @@ class Family:
             for pair in pairs:
                 parent, child = samples[pair.parent], samples[pair.child]
                 trials = self.trials[pair]
-                for via, trial in trials.items():
-                    if trial.is_possible or via == "":
-                        trial.add(rounded(parent.values, via), parent, child)
+                trials[""].add(parent.values, parent, child)
+                for via in FLOATS[1:]:
+                    if trials[""].is_hopeless:
+                        trials[via].refute()
+                    elif trials[via].is_possible:
+                        trials[via].add(rounded(parent.values, via), parent, child)
 
     def _try_estimates(self, child: int, estimate: Estimate) -> list[tuple[float, Descent]]:
         """Whether an input was made from what a merge of one or of all others estimates."""
