@@ -262,9 +262,10 @@ def test_a_refusal_that_force_overrides(
     tiny: list[Path], tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(tiny, tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(PlanError, match="they contradict"):
+    with monkeypatch.context() as patch:
         patch.setattr(execute, "contradicted", raise_(PlanError("they contradict")))
-        execute_merge(plan, n_threads=1, resume=True)
+        with pytest.raises(PlanError, match="they contradict"):
+            execute_merge(plan, n_threads=1, resume=True)
     workers.done.clear()
     finish(plan)
     assert workers.done == []
