@@ -31,6 +31,9 @@ _PAIR = 2 * GROUP  # weights that the bounds of lone extreme weights are found i
 # the ternary ones, whose errors are larger; of unrelated weights 0.06 is typical.
 _UNLIKE = 0.25
 _LARGEST_ERROR = 0.5
+# Of vector types the error may be so many times what is typical: of weights of which many are 0, or
+# where some columns are much larger than others.
+_VARYING = 4
 
 
 def step_for(n_weights: int) -> int:
@@ -181,10 +184,11 @@ def compare(inputs: Sequence[Tensor], confines: Sequence[bool], *, is_exact: boo
 
 
 def _error_of(evidence: Evidence, k: int) -> float:
-    """The square error that is typical of an input's type, summed over the weights."""
+    """The square error to expect of an input at most, as its type tells, over the weights."""
     variance = np.empty(evidence.scale.shape[1], np.float32)
     group_variances(evidence, k, variance)
-    return float(sum_variance(variance))
+    is_vector = k >= len(evidence.codes)
+    return float(sum_variance(variance)) * (_VARYING if is_vector else 1)
 
 
 def _values(evidence: Evidence, k: int) -> F32Array:
