@@ -183,22 +183,19 @@ def witness_of(model: Model, tensor: Tensor) -> Witness:
     has_marks = marks is None or marks.n_without == 0
     return Witness(
         kind,
-        has_cells=_has_cells(model, tensor, has_marks=has_marks),
+        has_cells=_has_cells(model, kind, has_marks=has_marks),
         weighted=uses_imatrix(model) or not (has_marks or marks_hold_with_imatrix(kind)),
         imatrix=str(sorted(imatrix_of(model).items())),
         side_scaled=tensor.scales is not None,
     )
 
 
-def _has_cells(model: Model, tensor: Tensor, *, has_marks: bool) -> bool:
-    kind = tensor.type
+def _has_cells(model: Model, kind: TensorType, *, has_marks: bool) -> bool:
     if not isinstance(kind, ScalarType):
         return False
     if kind.refits_scale_with_imatrix and is_searched(model):
         return False
-    if kind.name not in _CODES_CHOSEN_FIRST:
-        return True
-    return has_marks and not is_foreign(model, tensor)
+    return has_marks or kind.name not in _CODES_CHOSEN_FIRST
 
 
 def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:

@@ -264,9 +264,7 @@ class Family:
         kinds = {i: tensor.type for i, tensor in tensors.items()}
         quantized = [i for i, kind in kinds.items() if not isinstance(kind, FloatType | OpaqueType)]
         self._parents = quantized
-        self._children = [
-            i for i, kind in kinds.items() if i in self._confining and not _is_opaque(kind)
-        ]
+        self._children = [i for i in tensors if i in self._confining]
         self.trials = {
             _Pair(parent, child): {via: Trial() for via in FLOATS}
             for child in self._children
@@ -370,10 +368,6 @@ class Family:
             i: self._sampler.read(i, self._tensors[i], i in self._confining, start, end)
             for i in sorted(inputs)
         }
-
-
-def _is_opaque(kind: object) -> bool:
-    return isinstance(kind, OpaqueType)
 
 
 def _is_open(trials: Mapping[str, Trial], is_first: bool) -> bool:

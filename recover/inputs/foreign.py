@@ -4,9 +4,8 @@ Such codes confine the weights to no cells that are known: those of GPTQ, for in
 weights that were moved to make up for the errors of others.
 
 Each code is taken to be off by a normal error. In units of the squared scale its variance is 1/12
-if the codes are rounded weights; GPTQ's are off by 1.3 to 2.4 times that (measured on a Llama of 29
-million weights, with its own activations; the largest in the first layer). Beside an input whose
-error is known the difference of the two tells.
+if the codes are rounded weights, and more if they are compensated, as GPTQ's are. Beside an input
+whose error is known the difference of the two tells.
 """
 
 import numpy as np

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from recover.gguf.reader import Model
 from recover.gguf.text import quoted, some
 from recover.inputs.relations import explained_by_rounding
+from recover.merge.checks import is_refused
 from recover.merge.decide import Draft
 from recover.merge.expect import Expectation
 from recover.provenance import confines
-
-# As `recover merge`: quantizations of one original contradict each other on no weight at all.
-_TOLERATED_SHARE = 1e-5
-_TOLERATED_WEIGHTS = 2
 
 
 @dataclass(frozen=True)
@@ -109,9 +106,7 @@ def count_conflicts(
         (e.name, e.n_conflicts, e.n_conflicts / e.n_weights) for e in compared if e.n_conflicts
     ]
     found.sort(key=lambda each: -each[2])
-    refused = [
-        name for name, n, share in found if n > _TOLERATED_WEIGHTS and share > _TOLERATED_SHARE
-    ]
+    refused = [e.name for e in compared if is_refused(e.n_conflicts, e.n_weights)]
     inputs = {draft.name: draft.sources for draft in drafts if draft.name in refused}
     if refused and explained_by_rounding(models, inputs):
         refused = []

@@ -30,9 +30,7 @@ from recover.quants import TILE, F32Array, U8Array
 
 Totals = dict[int, NDArray[np.float64]]
 
-_LARGEST_CHANCE = (
-    1e-3  # that any tensor of a merge is believed though it is like those that are not
-)
+_LARGEST_CHANCE = 1e-3  # that any tensor is believed though it is like those that are not
 
 
 class Snapper:

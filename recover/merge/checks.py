@@ -13,11 +13,9 @@ from recover.merge.redundant import sentence
 from recover.merge.sums import BROKEN, CONFLICTS, DIFFERENCE, DIFFERENCE_EXPECTED, UNLIKE
 
 # Quantizations of one original contradict each other on no weight at all.
-_TOLERATED_CONFLICTS = 1e-5
+_TOLERATED_SHARE = 1e-5
 _TOLERATED_WEIGHTS = 2
-# Over what errors explain, the square difference of two quantizations is 1.1 at most, measured on
-# pairs of all types; that of one of them and a model with noise of 30% is 3 or more.
-_LARGEST_DIFFERENCE = 2.0
+_LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what errors explain
 _N_LOOKED_AT = 6  # tensors that tell how the inputs belong together
 
 
@@ -74,11 +72,7 @@ def contradicted(
         If there are such tensors, without `force`.
     """
     found = _contradictions(plan, sums)
-    refused = [
-        each
-        for each in found
-        if each.share > _TOLERATED_CONFLICTS and each.n_weights > _TOLERATED_WEIGHTS
-    ]
+    refused = [each for each in found if is_refused(each.n_weights, each.tensor.n_weights)]
     named = some([str(each) for each in refused])
     if refused and not force:
         raise PlanError(
@@ -93,14 +87,21 @@ def contradicted(
         for tensor, n_weights in found
         if tensor not in {each.tensor for each in refused}
     ]
-    if refused:
-        warnings.append(
-            f"the inputs contradict each other on tensors {named}: of these the finest input was"
-            " taken alone, whatever it is of"
-        )
     # What is broken in the finest input is left to the others.
-    broken = {plan.tensors[i].name for i, each in sums.items() if each[BROKEN]}
-    return {each.tensor.name for each in refused} - broken, warnings
+    broken = {plan.tensors[i] for i, each in sums.items() if each[BROKEN]}
+    for taken, how in ((True, "was taken alone"), (False, "was taken on the weights in dispute")):
+        named = some([str(each) for each in refused if (each.tensor not in broken) == taken])
+        if named:
+            warnings.append(
+                f"the inputs contradict each other on tensors {named}: of these the finest input"
+                f" {how}, whatever it is of"
+            )
+    return {each.tensor.name for each in refused if each.tensor not in broken}, warnings
+
+
+def is_refused(n_contradicted: int, n_weights: int) -> bool:
+    """Whether inputs contradict each other on too many weights of a tensor to come from one."""
+    return n_contradicted > max(_TOLERATED_WEIGHTS, _TOLERATED_SHARE * n_weights)
 
 
 class _Contradiction(NamedTuple):

@@ -179,7 +179,7 @@ class Decider:
             tuple(sources),
             twins,
             outtype,
-            self._method_for(name, sources),
+            "best" if is_known else self._method_for(name, sources),
             tuple(compared),
             descents,
             is_known,
@@ -219,10 +219,7 @@ class Decider:
         return not is_searched(model) and not codes_are_plain(tensor.raw, tensor.type)
 
     def _method_for(self, name: str, sources: Sequence[int]) -> str:
-        """Name of the estimator; nothing to estimate is ``best``."""
-        tensors = [self._models[i].tensors[name] for i in sources]
-        if is_original(tensors[0]) or isinstance(tensors[0].type, FloatType | OpaqueType):
-            return "best"
+        """Name of the estimator."""
         return method_for([self._witness(name, i) for i in sources], self._method)
 
     def _witness(self, name: str, source: int) -> Witness:
