@@ -325,6 +325,7 @@ class TestWithoutCells:
         for changed in (x, other):
             tensors = [stored(kinds[0], x, imatrix=True), stored(kinds[1], changed, imatrix=True)]
             paths = [write(str(i), {Q: tensor}) for i, tensor in enumerate(tensors)]
+            assert inspect_files(paths, n_threads=2).same_original == (changed is x)
             if changed is x:
                 merge(paths, tmp_path / "out.gguf", method=method)
                 continue

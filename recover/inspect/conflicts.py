@@ -30,6 +30,8 @@ class Conflicts:
     refused : tuple of str
         Tensors with more conflicts than `recover merge` lets pass, and that no rounding of the
         original explains.
+    unlike : tuple of str
+        Tensors of which inputs without cells say something else than the others.
     is_same : bool
         Whether all tensors have the same bytes.
     """
@@ -39,10 +41,16 @@ class Conflicts:
     n_conflicts: int = 0
     tensors: tuple[tuple[str, int, float], ...] = ()
     refused: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
     is_same: bool = False
 
     def sentence(self, *, is_rounded: bool) -> str:
         """What follows from the figures, and what was looked at."""
+        if self.unlike:
+            return (
+                "the files do not come from one original: inputs whose codes prove no bounds say"
+                f" something else than the others in {some([quoted(name) for name in self.unlike])}"
+            )
         looked_at = f"{self.n_compared:,} weights that two of them or more confine"
         if self.refused:
             share = f"{self.n_conflicts:,} of the {looked_at} ({_percent(self.n_share)})"
@@ -110,12 +118,14 @@ def count_conflicts(
     inputs = {draft.name: draft.sources for draft in drafts if draft.name in refused}
     if refused and explained_by_rounding(models, inputs):
         refused = []
+    unlike = [e.name for e in expectations if is_refused(e.n_unlike, e.n_weights)]
     return Conflicts(
         n_compared=sum(each.n_weights for each in compared),
         n_sampled=sum(each.n_weights for each in sampled),
         n_conflicts=sum(n for _, n, _ in found),
         tensors=tuple(found),
-        refused=tuple(refused),
+        refused=(*refused, *unlike),
+        unlike=tuple(unlike),
         is_same=not any(any(each.twins) for each in expectations),
     )
 

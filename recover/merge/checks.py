@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from recover.errors import PlanError
 from recover.gguf.text import printable, quoted, some
 from recover.inputs.relations import explained_by_rounding, find_relations
+from recover.merge.compare import Likeness
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import sentence
 from recover.merge.sums import BROKEN, CONFLICTS, DIFFERENCE, DIFFERENCE_EXPECTED, UNLIKE
@@ -15,7 +16,6 @@ from recover.merge.sums import BROKEN, CONFLICTS, DIFFERENCE, DIFFERENCE_EXPECTE
 # Quantizations of one original contradict each other on no weight at all.
 _TOLERATED_SHARE = 1e-5
 _TOLERATED_WEIGHTS = 2
-_LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what errors explain
 _N_LOOKED_AT = 6  # tensors that tell how the inputs belong together
 
 
@@ -134,7 +134,6 @@ def _contradictions(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> li
 
 
 def _n_unlike(tensor: TensorPlan, sums: NDArray[np.float64]) -> int:
-    """Weights of which inputs without cells say something else: all, if they differ too much."""
-    if sums[DIFFERENCE] > _LARGEST_DIFFERENCE * sums[DIFFERENCE_EXPECTED]:
-        return tensor.n_weights
-    return int(sums[UNLIKE])
+    """Weights of which inputs without cells say something else."""
+    likeness = Likeness(int(sums[UNLIKE]), sums[DIFFERENCE], sums[DIFFERENCE_EXPECTED])
+    return likeness.n_contradicted(tensor.n_weights)

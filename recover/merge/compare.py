@@ -31,6 +31,7 @@ _PAIR = 2 * GROUP  # weights that the bounds of lone extreme weights are found i
 # the ternary ones, whose errors are larger; of unrelated weights 0.06 is typical.
 _UNLIKE = 0.25
 _LARGEST_ERROR = 0.5
+_LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what errors explain
 # Of vector types the error may be so many times what is typical: of weights of which many are 0, or
 # where some columns are much larger than others.
 _VARYING = 4
@@ -90,6 +91,12 @@ class Likeness(NamedTuple):
     """Of the decoded weights, summed."""
     expected: float
     """The same, as far as errors of both explain it."""
+
+    def n_contradicted(self, n_weights: int) -> int:
+        """Of a tensor's weights: all, if the inputs differ more than their errors explain."""
+        if self.square_difference > _LARGEST_DIFFERENCE * self.expected:
+            return n_weights
+        return self.n_unlike
 
 
 def compare_unproven(evidence: Evidence) -> Likeness:

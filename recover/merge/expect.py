@@ -10,6 +10,7 @@ from recover.claims import find_claims
 from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.evidence import EvidenceBuffer, Witness
 from recover.gguf.reader import Model
+from recover.merge.compare import Likeness, compare_unproven
 from recover.merge.decide import Decider, Draft, witnesses_for
 from recover.merge.redundant import errors_alone
 from recover.quants import TILE, type_by_name
@@ -39,6 +40,8 @@ class Expectation:
         Weights on which the inputs contradict each other.
     n_confining : int
         Inputs with different bytes whose codes confine the weights.
+    n_unlike : int
+        Weights of which inputs without cells say something else (see `recover.merge.compare`).
     """
 
     name: str
@@ -49,6 +52,7 @@ class Expectation:
     alone: tuple[float, ...]
     n_conflicts: int
     n_confining: int
+    n_unlike: int = 0
 
     @property
     def is_compared(self) -> bool:
@@ -122,6 +126,7 @@ class _Sums:
         if not draft.is_known:
             self.witnesses = witnesses_for(models, draft.name, draft.sources, draft.noises)
         self.tallies = np.zeros((n_tiles(self.n_weights), 2 + len(self.sources)))
+        self.likeness = np.zeros((n_tiles(self.n_weights), 3))
 
     def expectation(self) -> Expectation:
         """What the sums mean."""
@@ -141,6 +146,7 @@ class _Sums:
             tuple(float(each / self.n_weights) for each in alone),
             int(tally[1]) if len(draft.sources) > 1 else 0,
             sum(witness.has_cells for witness in self.witnesses),
+            Likeness(*self.likeness.sum(0)).n_contradicted(self.n_weights),
         )
 
 
@@ -163,5 +169,7 @@ class _Worker:
         request = Request()
         estimate = self._estimate[: tile.end - tile.start]
         estimator(sums.draft.method).estimate(evidence, estimate, tally, request)
+        if len(sums.sources) > 1:
+            sums.likeness[tile.start // TILE] = compare_unproven(evidence)
         claims = find_claims(tuple(sums.witnesses), sums.draft.method)
         claims.correct(tally, estimate, request.deviation)
