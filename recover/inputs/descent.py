@@ -39,12 +39,10 @@ _FEWEST_WEIGHTS = 1024  # smaller tensors tell too little, and models may have m
 _REPRODUCED = 0.5  # share of a child's blocks: all, but for encoders that round otherwise
 _SAME_NUMBERS = 1e-3  # square difference of a float child, over the parent's typical error
 _FEWEST_FLOATS = 256
-# Square difference of two inputs over their errors: of independent ones 0.51 to 1.1, measured on
-# pairs of many types.
-_DEPENDENT = 0.47
+_DEPENDENT = 0.47  # square difference of two inputs over their errors; of independent ones about 1
 # A child of an estimate is off the decoded weights, too, but less often than independent inputs.
 _EXPECTED_TO_JUDGE = 50.0
-# Of these n_outside is at least half of what is expected, measured on K-quants of trained weights.
+# Of these n_outside is about half of what is expected, or more.
 _SUSPICIOUS = 0.4
 _HOPELESS = 1.5  # rounding moves fewer weights across an edge than that
 
