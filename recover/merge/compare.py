@@ -27,8 +27,8 @@ SUPERBLOCK = 256
 _LOOK_AT_ALL = 1 << 20
 _LARGEST_STEP = 8
 _PAIR = 2 * GROUP  # weights that the bounds of lone extreme weights are found in
-# Of two quantizations it is far larger (`python -m tests.benchmarks.likeness`), but of ternary types,
-# whose errors are as large as the weights; of 256 unrelated weights it is 0.06 typically.
+# Of two quantizations it is far larger (`python -m tests.benchmarks.likeness`), but of ternary
+# types, whose errors are as large as the weights; of 256 unrelated weights it is 0.06 typically.
 _UNLIKE = 0.25
 _LARGEST_ERROR = 0.5
 _LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what errors explain
