@@ -6,6 +6,7 @@ The public names (`__all__`) are loaded on first use, so that importing the pack
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from recover._version import __version__
 from recover.errors import (
     CalibrationError,
     EvaluationError,
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from recover.bounds.verify import verify_model
     from recover.calibration.fit import calibrate
     from recover.calibration.weights import load_calibration
+    from recover.containers.gguf.reader import open_gguf
     from recover.evaluate.divergence import measure_divergence
     from recover.evaluate.errors import evaluate_models
-    from recover.gguf.reader import open_gguf
     from recover.inspect.report import inspect_files
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from recover.reblock.dispatch import open_source
     from recover.reblock.execute import execute_reblock
     from recover.reblock.plan import plan_reblock
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CalibrationError",
@@ -84,7 +83,7 @@ _HOME = {
     "inspect_files": "recover.inspect.report",
     "load_calibration": "recover.calibration.weights",
     "measure_divergence": "recover.evaluate.divergence",
-    "open_gguf": "recover.gguf.reader",
+    "open_gguf": "recover.containers.gguf.reader",
     "open_source": "recover.reblock.dispatch",
     "plan_bounds": "recover.bounds.plan",
     "plan_merge": "recover.merge.plan",

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from typing import Any, NoReturn
 
-from recover.gguf.text import quoted
+from recover._text import quoted
 
 MOST_BYTES = 1 << 25
 """Of a document that is read; the largest index of a published model has half of it."""

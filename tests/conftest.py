@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from recover.gguf.reader import open_gguf
+from recover.containers.gguf.reader import open_gguf
 from recover.quants import dequantize
 
 ROOT = Path(__file__).parents[1]

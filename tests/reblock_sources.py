@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.safetensors.reader import Tensor
 from recover.reblock.drafts import draft_weight, finished
 from recover.reblock.grok import _rows
 from recover.reblock.integers import Request, settle
 from recover.reblock.schemes import all_schemes
 from recover.reblock.schemes.base import Module
 from recover.reblock.source import SourceTensor
-from recover.safetensors.reader import Tensor
 
 K = 4096
 Array = NDArray[Any]

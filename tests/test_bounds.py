@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from recover.bounds.execute import BoundsResult, execute_bounds, measure, round_outward
-from recover.bounds.intervals import Intervals
 from recover.bounds.plan import plan_bounds
 from recover.cli import main
+from recover.containers.gguf.header import TensorInfo
+from recover.containers.gguf.reader import Tensor
+from recover.containers.safetensors.writer import ALIGNMENT, lay_out
 from recover.errors import OutputError, PlanError
-from recover.gguf.header import TensorInfo
-from recover.gguf.reader import Tensor
+from recover.evidence.intervals import Intervals
 from recover.quants import TILE, ScalarType, all_types, type_by_name
-from recover.safetensors.writer import ALIGNMENT, lay_out
 from tests.gguf_files import Stored, stored, write_gguf
 
 F32Array = NDArray[np.float32]

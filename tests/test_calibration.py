@@ -28,15 +28,15 @@ from recover import (
 from recover.calibration import moments
 from recover.calibration.fit import _gain, fit, free_weights, simplex_weights, square_error
 from recover.calibration.moments import survey
+from recover.calibration.simulate import Counts
 from recover.calibration.weights import Calibration, Gain
 from recover.cli import main
-from recover.densities import ABOVE, ATOM, BELOW, DEGREE, density
 from recover.estimators import Request
-from recover.estimators.linear import estimate as linear_estimate
-from recover.evidence import EvidenceBuffer, Witness
+from recover.estimators.methods.linear import estimate as linear_estimate
+from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.densities import ABOVE, ATOM, BELOW, DEGREE, density
 from recover.quants import ScalarType, dequantize, type_by_name
 from recover.quants import quantize as encode
-from recover.simulate import Counts
 from tests.conftest import TINY
 from tests.gguf_files import F64Array, read_tensors, read_weights, stored, write_gguf
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.cells import intersect_cells
-from recover.evidence import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.cells import intersect_cells
 from recover.quants import TILE, ScalarType, all_types
 from tests.oracle import libggml
 from tests.oracle.weights import SYNTHETIC, sentence_encoder_weights

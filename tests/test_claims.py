@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from recover import claims
-from recover.claims import WEIGHTS, find_claims, kurtosis_of, sample_name
 from recover.estimators import Request, estimator
-from recover.evidence import EvidenceBuffer, Witness
+from recover.estimators import error_calibration as claims
+from recover.estimators.error_calibration import WEIGHTS, find_claims, kurtosis_of, sample_name
+from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.quants import ScalarType, TensorType, VectorType, all_types, type_by_name
 from tests.golden import make_sample
 

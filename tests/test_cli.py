@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import recover
-from recover import _jit
+from recover._compiled import jit as _jit
 from recover.cli import main
 from tests.conftest import TINY
 

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.densities import ABOVE, ATOM, BELOW, DEGREE, density, end_codes, likelihood, share
-from recover.quants import ScalarType, VectorType, all_types, dequantize, type_by_name
-from recover.simulate import (
+from recover.calibration.simulate import (
     find_likelihood,
     find_pair_share,
     find_shares,
@@ -16,6 +14,17 @@ from recover.simulate import (
     simulate,
     student_t,
 )
+from recover.evidence.densities import (
+    ABOVE,
+    ATOM,
+    BELOW,
+    DEGREE,
+    density,
+    end_codes,
+    likelihood,
+    share,
+)
+from recover.quants import ScalarType, VectorType, all_types, dequantize, type_by_name
 from tests.golden.make_densities import encode
 
 SCALAR = [kind for kind in all_types() if isinstance(kind, ScalarType)]

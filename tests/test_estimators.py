@@ -8,9 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from recover import PlanError
-from recover._jit import bare_kernel
-from recover.cells import intersect_cells
-from recover.densities import (
+from recover._compiled.jit import bare_kernel
+from recover.estimators import Request, _product, estimator, method_names
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.evidence.cells import intersect_cells
+from recover.evidence.densities import (
     ABOVE,
     ATOM,
     BELOW,
@@ -24,8 +26,6 @@ from recover.densities import (
     likelihood,
     share,
 )
-from recover.estimators import Request, _product, estimator, method_names
-from recover.evidence import Evidence, EvidenceBuffer, Witness
 from recover.quants import (
     F32Array,
     ScalarType,

@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from recover.calibration.fit import calibrate
-from recover.gguf.reader import open_gguf
+from recover.containers.gguf.reader import open_gguf
+from recover.inputs.provenance import has_cells, is_foreign
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
-from recover.provenance import has_cells, is_foreign
 from tests.gguf_files import Stored, read_weights, squared_error, stored, write_gguf
 from tests.naive.gptq import gptq, q4_0_blocks
 

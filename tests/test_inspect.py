@@ -11,8 +11,8 @@ from gguf import GGUFWriter
 from numpy.typing import NDArray
 
 from recover.cli import main
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import GGUFError, PlanError
-from recover.gguf.reader import open_gguf
 from recover.inputs.relations import (
     ANOTHER_MODEL,
     FINE_TUNE,

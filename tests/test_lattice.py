@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.lattice import SIGNIFICAND_BITS, count_scales, count_without, snap
+from recover.evidence.lattice import SIGNIFICAND_BITS, count_scales, count_without, snap
 from recover.quants import quantize, type_by_name
 
 FORMATS = {"bf16": ml_dtypes.bfloat16, "f16": np.float16}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from recover.cli import main
+from recover.execution.tiles import Tile
 from recover.merge import execute
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
-from recover.tiles import Tile
 from tests.conftest import TINY
 from tests.gguf_files import F32Array, read_weights, stored, write_gguf
 

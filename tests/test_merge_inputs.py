@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from recover.cli import main
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import OutputError, PlanError
 from recover.estimators import method_names
-from recover.gguf.reader import open_gguf
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
 from tests.gguf_files import (

@@ -9,9 +9,9 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import PlanError
 from recover.estimators import method_names
-from recover.gguf.reader import open_gguf
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from tests.conftest import TINY

@@ -24,10 +24,10 @@ import recover.merge.execute as execute
 import recover.merge.resume as resume_module
 from recover import calibrate
 from recover.cli import main
-from recover.densities import density
 from recover.errors import OutputError, PlanError
-from recover.gguf.writer import OutputFile
-from recover.journal import Journal
+from recover.evidence.densities import density
+from recover.execution.journal import Journal
+from recover.execution.output import OutputFile
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import MergePlan, plan_merge
 from recover.merge.resume import Unfinished
@@ -727,7 +727,7 @@ def test_where_files_cannot_be_locked(
         OutputError, match=r"cannot be locked .No locks available.*without --resume"
     ):
         finish(plan)
-    monkeypatch.setattr("recover.journal.fcntl", None)
+    monkeypatch.setattr("recover.execution.journal.fcntl", None)
     with pytest.raises(OutputError, match="cannot be locked here; go without --resume"):
         finish(plan)
 
@@ -739,7 +739,7 @@ import sys, time
 import recover.merge.execute as execute
 import recover.merge.resume as resume
 from recover.cli import main
-from recover.journal import Journal
+from recover.execution.journal import Journal
 work, append, n_fast, n_written = execute._Worker.work, Journal.append, int(sys.argv.pop(1)), 0
 resume._SECONDS = 0
 def count(self, record):

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recover.cli import main
+from recover.containers.gguf.parts import cut, lay_out_parts, parse_size
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import OutputError, PlanError
-from recover.gguf.parts import cut, lay_out_parts, parse_size
-from recover.gguf.reader import open_gguf
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from recover.quants import type_by_name

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.claims import find_claims
-from recover.densities import ABOVE, BELOW, DEGREE, density, end_codes
 from recover.estimators import Request, estimator
-from recover.evidence import EvidenceBuffer, Witness
+from recover.estimators.error_calibration import find_claims
+from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.densities import ABOVE, BELOW, DEGREE, density, end_codes
 from recover.merge.decide import method_for
 from recover.quants import (
     TILE,
@@ -135,7 +135,9 @@ def check(witnesses: Sequence[Witness], raws: list[U8Array], truth: F32Array, li
     for method in ("linear", "midpoint"):
         other, _, tally = run(method, witnesses, raws)
         assert ratio <= 1.005 * squared(other, truth) / best
-        if len(raws) <= 8:  # of more the sample of `recover.claims` knows nothing
+        if (
+            len(raws) <= 8
+        ):  # of more the sample of `recover.estimators.error_calibration` knows nothing
             measured = squared(other, truth) / best
             assert tally[0] / tally[2:].min() == pytest.approx(measured, rel=0.07)
 

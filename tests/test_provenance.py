@@ -9,17 +9,17 @@ import pytest
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
-from recover.bounds.intervals import Intervals
-from recover.gguf.reader import open_gguf
-from recover.inspect.files import inspect_file
-from recover.merge.plan import plan_merge
-from recover.precision import Fit, fit_of, source_precision
-from recover.provenance import (
+from recover.containers.gguf.reader import open_gguf
+from recover.evidence.intervals import Intervals
+from recover.inputs.precision import Fit, fit_of, source_precision
+from recover.inputs.provenance import (
     codes_are_plain,
     encoder_marks,
     has_cells,
     marks_hold_with_imatrix,
 )
+from recover.inspect.files import inspect_file
+from recover.merge.plan import plan_merge
 from recover.quants import ScalarType, all_types, quantize, type_by_name
 from tests.gguf_files import Stored, stored, write_gguf
 from tests.oracle import libggml

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from recover.cli import main
 from recover.cli.quantize import _QUANTIZERS, _TYPES
+from recover.containers.gguf.metadata import FILE_TYPES
+from recover.containers.gguf.reader import Model, open_gguf
 from recover.errors import PlanError
-from recover.gguf.metadata import FILE_TYPES
-from recover.gguf.reader import Model, open_gguf
 from recover.quantize.execute import execute_quantize
 from recover.quantize.imatrix import load_imatrix
 from recover.quantize.plan import plan_quantize

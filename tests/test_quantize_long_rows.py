@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recover.gguf.reader import open_gguf
+from recover.containers.gguf.reader import open_gguf
 from recover.quantize.execute import execute_quantize
 from recover.quantize.plan import plan_quantize
 from recover.quants import DEFAULT_QUANTIZER

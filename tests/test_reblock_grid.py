@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 
 from recover.cli import main
 from recover.errors import ReblockError
-from recover.reblock._fit import INEXACT, NONE, OFF_GRID, ON_GRID, ZERO
+from recover.inputs.originals._fit import INEXACT, NONE, OFF_GRID, ON_GRID, ZERO
+from recover.inputs.originals.grid import STRICT, Floats, Grid, find_grid, read
 from recover.reblock.float_source import open_float_source
-from recover.reblock.grid import STRICT, Floats, Grid, find_grid, read
 from recover.reblock.source import Source, SourceTensor
 from tests.naive.grids import TYPES, coarsest_grids, rounded, stored_bytes
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights

@@ -394,7 +394,7 @@ def test_verification_finds_a_wrong_byte(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the disk gives back counts, not what was meant to be written."""
-    from recover.gguf.writer import OutputFile
+    from recover.execution.output import OutputFile
 
     original = OutputFile.read_at
 

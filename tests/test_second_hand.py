@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from recover.cli import main
 from recover.errors import ReblockError
-from recover.reblock._codes import rounded as our_rounded
-from recover.reblock._second_hand import is_naive, read_groups, tables
-from recover.reblock.execute import execute_reblock
-from recover.reblock.plan import plan_reblock
-from recover.reblock.second_hand import (
+from recover.inputs.originals._requantized import is_naive, read_groups, tables
+from recover.inputs.originals.codes import rounded as our_rounded
+from recover.inputs.originals.requantized import (
     CHAINS,
     SecondHand,
     encoded,
     find_second_hand,
     open_second_hand,
 )
+from recover.reblock.execute import execute_reblock
+from recover.reblock.plan import plan_reblock
 from tests.naive.grids import TYPES, naive_q8_0, rounded
 from tests.oracle import libggml
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights

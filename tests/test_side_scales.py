@@ -9,14 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from recover.bounds.execute import BoundStatistics, execute_bounds
-from recover.bounds.intervals import Intervals
 from recover.bounds.plan import plan_bounds
 from recover.bounds.verify import verify_model
 from recover.calibration.moments import survey
 from recover.cli import main
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import GGUFError, PlanError
 from recover.evaluate.errors import evaluate_models
-from recover.gguf.reader import open_gguf
+from recover.evidence.intervals import Intervals
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
 from tests.gguf_files import Stored, read_tensors, read_weights, stored, tensor_bytes, write_gguf

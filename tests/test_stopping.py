@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recover import stopping
-from recover.tiles import Tile, for_each_tile
+from recover import _stopping as stopping
+from recover.execution.tiles import Tile, for_each_tile
 
 
 @pytest.fixture(autouse=True)

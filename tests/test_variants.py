@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from recover import evaluate_models, open_gguf, plan_merge
-from recover.cells import intersect_cells
 from recover.cli import main
 from recover.errors import QuantError
-from recover.evidence import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.cells import intersect_cells
 from recover.quants import (
     DEFAULT_QUANTIZER,
     TILE,

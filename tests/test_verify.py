@@ -10,11 +10,11 @@ import pytest
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
-from recover.bounds.intervals import Intervals
 from recover.bounds.verify import VerifyResult, verify_model
 from recover.cli import main
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import PlanError
-from recover.gguf.reader import open_gguf
+from recover.evidence.intervals import Intervals
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from tests.conftest import TINY

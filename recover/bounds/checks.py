@@ -3,7 +3,7 @@
 Bounds rest on how the codes were chosen, so they hold only if ggml's encoder chose them. Two things
 tell of another encoder, or of damage:
 
-- The marks of the encoder (`recover.provenance`), in every block.
+- The marks of the encoder (`recover.inputs.provenance`), in every block.
 - Encoding the decoded weights again. Of Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and MXFP4 every block that
   ggml makes without an importance matrix comes back byte for byte. Of the other types a share does,
   which depends on the weights: so weights like these are made, drawn from the cells, and encoded
@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.bounds.intervals import Intervals
-from recover.gguf.metadata import QUANTIZER_KEY
-from recover.gguf.reader import Model, Tensor
-from recover.provenance import count_marks, marks_hold_with_imatrix, uses_imatrix
+from recover.containers.gguf.metadata import QUANTIZER_KEY
+from recover.containers.gguf.reader import Model, Tensor
+from recover.evidence.intervals import Intervals
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
+from recover.inputs.provenance import count_marks, marks_hold_with_imatrix, uses_imatrix
 from recover.quants import F32Array, ScalarType, U8Array, dequantize, quantize
-from recover.tiles import Progress, Tile, available_cores, for_each_tile
 
 CONDITION = "if these bytes are what ggml's encoder made of one original"
 """What proven bounds depend on, for people."""

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import inner, kernel
+from recover._compiled.float16 import f16_to_f32, f32_to_f16
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import load, splat, store, where
+from recover._text import quoted, some
 from recover.bounds.checks import CONDITION
-from recover.bounds.intervals import PART, Intervals
 from recover.bounds.plan import BoundsPlan, TensorPlan, header_with
-from recover.cells import STRIP, intersect_strip, new_strips
-from recover.evidence import Evidence
-from recover.gguf.text import quoted, some
-from recover.gguf.writer import OutputFile
+from recover.evidence.buffer import Evidence
+from recover.evidence.cells import STRIP, intersect_strip, new_strips
+from recover.evidence.intervals import PART, Intervals
+from recover.execution.output import OutputFile
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.quants import TILE, F32Array
-from recover.quants._float16 import f16_to_f32, f32_to_f16
-from recover.quants._lanes import load, splat, store, where
-from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 _UP = 1 + 2.0**-23  # a width is a rounded float32 difference
 

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recover import __version__
+from recover._text import printable, quoted, some
+from recover._version import __version__
 from recover.bounds.checks import CONDITION, SourceCheck, check_sources
+from recover.containers.gguf.metadata import QUANTIZER_KEY
+from recover.containers.gguf.reader import Model, Tensor, open_gguf
+from recover.containers.safetensors.writer import ITEM_SIZES, Layout, lay_out
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD
-from recover.gguf.metadata import QUANTIZER_KEY
-from recover.gguf.reader import Model, Tensor, open_gguf
-from recover.gguf.text import printable, quoted, some
-from recover.gguf.writer import check_output_path
-from recover.matching import check_match, find_twins, select_tensors
+from recover.execution.output import check_output_path
+from recover.execution.tiles import Progress
+from recover.inputs.matching import check_match, find_twins, select_tensors
+from recover.inputs.provenance import uses_imatrix
 from recover.merge.decide import Decider
 from recover.merge.lineage import METHOD_KEY
-from recover.provenance import uses_imatrix
 from recover.quants import FloatType, OpaqueType, ScalarType
-from recover.safetensors.writer import ITEM_SIZES, Layout, lay_out
-from recover.tiles import Progress
 
 DTYPES = ("f32", "f16")
 
@@ -236,7 +236,7 @@ def open_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Model, ...]:
 
 
 def _may_confine(model: Model, tensor: Tensor) -> bool:
-    """As `recover.provenance.confines`, before the marks of all blocks are looked at."""
+    """As `recover.inputs.provenance.confines`, before the marks of all blocks are looked at."""
     searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
     kind = tensor.type
     if isinstance(kind, ScalarType):

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import kernel
-from recover.bounds.intervals import Intervals
+from recover._compiled.jit import kernel
+from recover._text import printable, quoted, some
+from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import PlanError, QuantError
-from recover.gguf.reader import Model, Tensor, open_gguf
-from recover.gguf.text import printable, quoted, some
-from recover.provenance import confines, uses_imatrix
+from recover.evidence.intervals import Intervals
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.provenance import confines, uses_imatrix
 from recover.quants import (
     TILE,
     F32Array,
@@ -22,7 +23,6 @@ from recover.quants import (
     quantize,
     type_by_name,
 )
-from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 _N_FIGURES = 5
 # Estimates are float32 numbers between bounds that are: a few units in the last place of these.

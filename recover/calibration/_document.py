@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 from recover._files import UnreadableError, read_bytes
 from recover._json import MOST_BYTES, JSONError, parse_object
+from recover._text import quoted
 from recover.errors import CalibrationError
-from recover.gguf.text import quoted
 
 _LONGEST_TEXT = 4096
 _MOST_ITEMS = 100_000

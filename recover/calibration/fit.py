@@ -23,9 +23,9 @@ from recover.calibration.weights import (
     FittedDensity,
     Gain,
 )
-from recover.densities import ABOVE, BELOW, VARYING, density
 from recover.errors import CalibrationError
-from recover.tiles import Progress
+from recover.evidence.densities import ABOVE, BELOW, VARYING, density
+from recover.execution.tiles import Progress
 
 F64Array = NDArray[np.float64]
 LeaveOut = Literal["tensor", "layer"]

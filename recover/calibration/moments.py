@@ -14,21 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._compiled.jit import kernel
+from recover._text import printable, quoted
+from recover.calibration.simulate import Counts
 from recover.calibration.weights import Source
+from recover.containers.gguf.names import layer_of, n_layers, role_of
+from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import CalibrationError
-from recover.estimators import Request, linear
-from recover.evidence import Evidence, EvidenceBuffer, Witness
-from recover.gguf.names import layer_of, n_layers, role_of
-from recover.gguf.reader import Model, Tensor, open_gguf
-from recover.gguf.text import printable, quoted
+from recover.estimators import Request
+from recover.estimators.methods import linear
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.matching import check_match, find_twins, typical_error
+from recover.inputs.provenance import has_cells, witness_of
 from recover.inputs.relations import ANOTHER_MODEL, find_relations
-from recover.matching import check_match, find_twins, typical_error
-from recover.provenance import has_cells, witness_of
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
 from recover.quants._decode import decode_codes
-from recover.simulate import Counts
-from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 F64Array = NDArray[np.float64]
 
@@ -82,7 +83,7 @@ class Places:
     kind : ScalarType
         The type.
     has_cells, weighted : bool
-        How it was made (see `recover.evidence.Witness`).
+        How it was made (see `recover.evidence.buffer.Witness`).
     counts : Counts
         Of the true weights.
     """

@@ -16,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from recover import __version__
+from recover._text import printable, quoted, some
+from recover._version import __version__
 from recover.calibration._document import Field, read_document
-from recover.densities import ABOVE, BELOW, DEGREE, SHAPE
 from recover.errors import CalibrationError
-from recover.evidence import Witness
-from recover.gguf.text import printable, quoted, some
-from recover.gguf.writer import OutputFile
+from recover.evidence.buffer import Witness
+from recover.evidence.densities import ABOVE, BELOW, DEGREE, SHAPE
+from recover.execution.output import OutputFile
 from recover.quants import ScalarType
 
 FORMAT = "recover.calibration"
@@ -77,7 +77,7 @@ class Combination:
     types : tuple of str
         Finest first; inputs of one type in their order.
     role : str or None
-        Tensors of this role only (see `recover.gguf.names.role_of`).
+        Tensors of this role only (see `recover.containers.gguf.names.role_of`).
     depth : int or None
         Tensors of this part of the layers only, counted from 0.
     weights : tuple of float
@@ -113,12 +113,12 @@ class FittedDensity:
         Name of the type.
     has_cells, weighted : bool
         Whether its codes confine the weights, and whether an importance matrix was used (see
-        `recover.evidence.Witness`).
+        `recover.evidence.buffer.Witness`).
     n_weights : tuple of int
         For each class of code, the weights that were counted; with too few, the class keeps the
         simulated density.
     rows : tuple of 4 tuples of 5 floats
-        As `recover.densities.density` returns them.
+        As `recover.evidence.densities.density` returns them.
     """
 
     type: str

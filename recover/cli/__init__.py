@@ -7,13 +7,15 @@ import traceback
 from collections.abc import Sequence
 from typing import Protocol
 
-from recover import RecoverError, UsageError, __version__, stopping
+from recover import RecoverError, UsageError
+from recover import _stopping as stopping
+from recover._version import __version__
 from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
 from recover.cli import inspect as inspect_command
 from recover.cli._parser import Parser
 from recover.cli._signals import Signals, last_line
 from recover.cli._streams import complain, drop, is_of_a_stream, open_closed_streams
-from recover.gguf.temporary import tell_of_removals
+from recover.execution.temporary import tell_of_removals
 
 
 class Command(Protocol):
@@ -92,8 +94,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _mapped_files(function: str) -> None:
-    """Call a function of `recover.gguf.mapping`, which takes long to import, if that was used."""
-    if (mapping := sys.modules.get("recover.gguf.mapping")) is not None:
+    """Call a function of `recover.containers.mapping`, slow to import, if that was used."""
+    if (mapping := sys.modules.get("recover.containers.mapping")) is not None:
         getattr(mapping, function)()
 
 

@@ -27,11 +27,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from recover import tiles
-from recover._jit import is_first_run
+from recover._compiled.jit import is_first_run
 from recover._json import finite
+from recover._text import escaped, shortened
 from recover.cli._streams import LONGEST_LINE, complain, say, write
-from recover.gguf.text import escaped, shortened
+from recover.execution import tiles
 
 _PIPE_WIDTH = 200
 _NARROWEST = 12

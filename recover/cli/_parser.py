@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from typing import NoReturn
 
-from recover.gguf.text import escaped, shortened
+from recover._text import escaped, shortened
 
 _LONGEST = 1000
 

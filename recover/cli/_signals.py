@@ -1,6 +1,6 @@
 """Signals that ask for the end.
 
-The handler sets a flag (`recover.stopping`), nothing else: an exception out of it would be lost
+The handler sets a flag (`recover._stopping`), nothing else: an exception out of it would be lost
 where a library calls Python from C, and could divide what belongs together. Work that sees the flag
 ends, and temporary files go on the way. What does not look at it for a while (a compilation, say)
 does not hold up the process: a thread that reads the signals' numbers from a pipe ends it then, and
@@ -15,7 +15,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-from recover import stopping
+from recover import _stopping as stopping
 from recover.cli._streams import say_now
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -93,7 +93,7 @@ def _ask_for_the_end(number: int, _frame: FrameType | None) -> None:
 
 def last_line(number: int) -> str:
     """What is said of a signal, and of what it left."""
-    from recover.gguf.text import printable
+    from recover._text import printable
 
     left = [f"{printable(path)} {fact}" for path, fact in stopping.facts().items()]
     kept = ", ".join(left) or "nothing new was left behind"

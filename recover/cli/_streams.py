@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from typing import TextIO, TypeGuard
 
-from recover.gguf.text import escaped, shortened
+from recover._text import escaped, shortened
 
 LONGEST_LINE = 4000
 _SHOW_CURSOR = "\r\x1b[K\x1b[?25h"  # a progress bar hides it

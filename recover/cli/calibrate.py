@@ -50,7 +50,7 @@ def run(args: Namespace) -> int:
 
     from recover.calibration.fit import calibrate
     from recover.cli._console import print_json, progress_bar
-    from recover.gguf.writer import check_output_path
+    from recover.execution.output import check_output_path
 
     start = time.perf_counter()
     read = [*args.inputs, args.truth]

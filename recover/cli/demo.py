@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from recover import stopping
+from recover import _stopping as stopping
 
 NAME = "demo"
 SUMMARY = "Recover a small model that comes with the package, and compare with the truth"

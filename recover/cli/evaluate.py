@@ -103,9 +103,9 @@ def _check_usage(args: Namespace) -> None:
 
 def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
     """What makes figures mean less than they seem to."""
-    from recover.gguf.reader import open_gguf
-    from recover.gguf.side_scales import unfolded_scale
-    from recover.gguf.text import printable, quoted, some
+    from recover._text import printable, quoted, some
+    from recover.containers.gguf.reader import open_gguf
+    from recover.containers.gguf.side_scales import unfolded_scale
     from recover.quants import FloatType
 
     warnings = []
@@ -145,7 +145,7 @@ def _check_outputs(args: Namespace) -> None:
     if args.plot is None and args.report is None:
         return
     from recover.evaluate.pictures import check_folder, require_matplotlib
-    from recover.gguf.writer import check_output_path
+    from recover.execution.output import check_output_path
 
     require_matplotlib()
     if args.plot is not None:
@@ -156,7 +156,7 @@ def _check_outputs(args: Namespace) -> None:
 
 def _inputs(args: Namespace) -> list[Path]:
     """Files that must not be overwritten."""
-    from recover.gguf.reader import open_gguf
+    from recover.containers.gguf.reader import open_gguf
 
     files = [part for path in (*args.models, args.truth) for part in open_gguf(path).parts]
     return files if args.text is None else [*files, args.text]

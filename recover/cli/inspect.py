@@ -37,9 +37,9 @@ def _print(result: "Inspection", *, verbose: bool) -> None:
 
 
 def _print_file(file: "FileReport") -> None:
+    from recover._text import quoted
     from recover.cli._console import count, print_table, size
     from recover.cli._streams import say
-    from recover.gguf.text import quoted
     from recover.inspect.files import described_imatrix
 
     def text(value: str | None) -> str:

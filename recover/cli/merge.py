@@ -87,7 +87,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def _part_size(text: str) -> int:
-    from recover.gguf.parts import parse_size
+    from recover.containers.gguf.parts import parse_size
 
     try:
         return parse_size(text)

@@ -1,4 +1,4 @@
-"""The estimators: evidence to estimate, one file each, found by discovery.
+"""The estimators: evidence to estimate, one file each in `methods`, found by discovery.
 
 A file defines ``estimate(evidence, out, tally, request)``: it fills `out`, float32 (n,), and adds
 to `tally`, float64 (2 + K + V,), the sums over the weights of
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.errors import PlanError
+from recover.estimators import methods
 from recover.estimators._request import ESTIMATES, MEAN, MODE, Request
-from recover.evidence import Evidence
+from recover.evidence.buffer import Evidence
 from recover.quants import F32Array
 
 __all__ = [
@@ -53,14 +54,12 @@ class Estimator(Protocol):
 @cache
 def method_names() -> tuple[str, ...]:
     """Names of all estimators, without importing them."""
-    return tuple(
-        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
-    )
+    return tuple(module.name for module in pkgutil.iter_modules(methods.__path__))
 
 
 def estimator(name: str) -> Estimator:
     """The estimator of that name; `PlanError` if there is none."""
     if name not in method_names():
         raise PlanError(f"method {name!r} is unknown; known are {', '.join(method_names())}")
-    module: Estimator = import_module(f"{__name__}.{name}")  # type: ignore[assignment]
+    module: Estimator = import_module(f"{methods.__name__}.{name}")  # type: ignore[assignment]
     return module

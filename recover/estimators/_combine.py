@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import inner, kernel
-from recover.evidence import Evidence
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import gather, load, load_bytes, store, to_f32
+from recover.evidence.buffer import Evidence
 from recover.quants import F32Array, U8Array
 from recover.quants._decode import decode_codes, is_affine
-from recover.quants._lanes import gather, load, load_bytes, store, to_f32
 
 _LEAST_SHARE = np.float32(1e-6)
 

@@ -1,16 +1,15 @@
 """Weights that a block of 32 was fitted to, which equal a level but for rounding.
 
-See `recover.cells`. One that alone has an extreme code must be the one; of several, each may be.
+See `recover.evidence.cells`. One that alone has an extreme code must be the one; of several, each
+may be.
 """
 
 from typing import Any
 
 import numpy as np
 
-from recover._jit import bare_inlined, bare_inner
-from recover.estimators._product_tables import Scalars
-from recover.estimators._superblock import Superblock
-from recover.quants._lanes import (
+from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.lanes import (
     first_lane,
     larger,
     load,
@@ -20,6 +19,8 @@ from recover.quants._lanes import (
     splat,
     store,
 )
+from recover.estimators._product_tables import Scalars
+from recover.estimators._superblock import Superblock
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -36,7 +37,7 @@ def has_extreme(q: Any, scalars: Scalars, pair: int) -> Any:
 def pin(scalars: Scalars, block: Superblock, start: int) -> None:
     """Narrow the bounds of weights that alone in their block have an extreme code.
 
-    See `recover.cells`. Fills in `odds` and what is `pinned`.
+    See `recover.evidence.cells`. Fills in `odds` and what is `pinned`.
     """
     n = scalars.codes.size // scalars.noise.size
     for at in range(0, 256, 16):

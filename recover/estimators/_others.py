@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import bare_inlined, bare_inner
-from recover.estimators._product_tables import BEND_UNIT, CENTER_UNIT, Others
-from recover.estimators._superblock import OUTLIER, Superblock, center_value
-from recover.quants import F32Array
-from recover.quants._lanes import (
+from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.lanes import (
     add_up,
     fused,
     larger,
@@ -23,6 +20,9 @@ from recover.quants._lanes import (
     store,
     where,
 )
+from recover.estimators._product_tables import BEND_UNIT, CENTER_UNIT, Others
+from recover.estimators._superblock import OUTLIER, Superblock, center_value
+from recover.quants import F32Array
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import bare_inlined, bare_inner
+from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.lanes import add_up, fused, largest_lane, load, splat, store, where
 from recover.estimators._product_tables import BEND_UNIT, Scalars
 from recover.estimators._superblock import (
     OUTLIER,
@@ -13,7 +14,6 @@ from recover.estimators._superblock import (
     hear_any,
     replace_first,
 )
-from recover.quants._lanes import add_up, fused, largest_lane, load, splat, store, where
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)

@@ -14,7 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import bare_inlined, bare_inner, bare_kernel
+from recover._compiled.jit import bare_inlined, bare_inner, bare_kernel
+from recover._compiled.lanes import (
+    add_up,
+    any_lane,
+    fused,
+    gather,
+    larger,
+    load,
+    load_bytes,
+    smaller,
+    splat,
+    sqrt,
+    store,
+    where,
+)
 from recover.estimators._extremes import has_extreme, pin
 from recover.estimators._others import hear_others
 from recover.estimators._outliers import begin_again, is_uneven
@@ -39,20 +53,6 @@ from recover.estimators._superblock import (
     value_of,
 )
 from recover.quants import F32Array
-from recover.quants._lanes import (
-    add_up,
-    any_lane,
-    fused,
-    gather,
-    larger,
-    load,
-    load_bytes,
-    smaller,
-    splat,
-    sqrt,
-    store,
-    where,
-)
 
 # A rule with nodes at 0, +-h and +-2h: the density at the outer nodes follows from that at the
 # inner ones, as its logarithm is quadratic. h, the weights of the inner and outer nodes (that of
@@ -91,7 +91,7 @@ def _exp(y: Any) -> Any:
 
 @bare_inlined
 def _prove(low: Any, high: Any, scalars: Scalars, k: int, at: int) -> Any:
-    """Intersect bounds with the cells of input `k`, as `recover.cells` does."""
+    """Intersect bounds with the cells of input `k`, as `recover.evidence.cells` does."""
     q = load_bytes(scalars.codes, at)
     below = gather(scalars.lower_levels, q + 256 * k)
     above = gather(scalars.upper_levels, q + 256 * k)

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import bare_kernel
-from recover.densities import ABOVE, ATOM, BELOW, HIGHEST, INTERIOR, LOWEST, VARYING
-from recover.evidence import Evidence
+from recover._compiled.jit import bare_kernel
+from recover.evidence.buffer import Evidence
+from recover.evidence.densities import ABOVE, ATOM, BELOW, HIGHEST, INTERIOR, LOWEST, VARYING
 from recover.quants import F32Array, U8Array
 
 H = 0.4262

@@ -8,7 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover._jit import bare_inlined, bare_inner
+from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.lanes import (
+    add_up,
+    fused,
+    gather,
+    larger,
+    load,
+    load_bytes,
+    smaller,
+    splat,
+    store,
+    to_f32,
+    where,
+)
 from recover.estimators._product_tables import (
     BEND,
     BEND_UNIT,
@@ -23,19 +36,6 @@ from recover.estimators._product_tables import (
     Scalars,
 )
 from recover.quants import F32Array
-from recover.quants._lanes import (
-    add_up,
-    fused,
-    gather,
-    larger,
-    load,
-    load_bytes,
-    smaller,
-    splat,
-    store,
-    to_f32,
-    where,
-)
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)

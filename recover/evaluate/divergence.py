@@ -16,7 +16,7 @@ import numpy as np
 from recover.errors import EvaluationError
 from recover.evaluate.inference import N_CTX, Measurement
 from recover.evaluate.token_figures import F64Array, PerToken
-from recover.tiles import Progress, available_cores
+from recover.execution.tiles import Progress, available_cores
 
 __all__ = [
     "Divergence",

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._compiled.float16 import f32_bits
+from recover._compiled.jit import kernel
+from recover._text import printable, quoted
+from recover.containers.gguf.names import role_of
+from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import EvaluationError
-from recover.gguf.names import role_of
-from recover.gguf.reader import Model, Tensor, open_gguf
-from recover.gguf.text import printable, quoted
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.quants import TILE, F32Array, FloatType, OpaqueType
-from recover.quants._float16 import f32_bits
-from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 if TYPE_CHECKING:
     from recover.evaluate.divergence import Divergence

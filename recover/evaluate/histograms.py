@@ -13,18 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
-from recover.cells import intersect_cells
+from recover._compiled.float16 import f32_bits
+from recover._compiled.jit import kernel
+from recover._text import printable, quoted
+from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import EvaluationError
-from recover.estimators import Request, best
+from recover.estimators import Request
+from recover.estimators.methods import best
 from recover.evaluate.errors import ModelErrors
-from recover.evidence import EvidenceBuffer, Witness
-from recover.gguf.reader import Model, Tensor, open_gguf
-from recover.gguf.text import printable, quoted
-from recover.provenance import witness_of
+from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.cells import intersect_cells
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.provenance import witness_of
 from recover.quants import TILE, F32Array, FloatType, ScalarType
-from recover.quants._float16 import f32_bits
-from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 F64Array = NDArray[np.float64]
 Counts = NDArray[np.int64]

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from recover import stopping
+from recover import _stopping as stopping
 from recover._files import UnreadableError, read_bytes
+from recover._text import printable, quoted
+from recover.containers.gguf.reader import Model, open_gguf
 from recover.errors import EvaluationError
 from recover.evaluate.llama_cpp import LlamaModel, library
 from recover.evaluate.reference import ReferenceLogits
 from recover.evaluate.runnable import RunnableFiles
 from recover.evaluate.token_figures import I32Array, PerToken, compare_chunk, join
-from recover.gguf.reader import Model, open_gguf
-from recover.gguf.text import printable, quoted
+from recover.execution.tiles import Progress
 from recover.quants import F32Array
-from recover.tiles import Progress
 
 N_CTX = 512
 """Tokens per chunk, as in llama.cpp's perplexity tool."""

@@ -19,9 +19,9 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from recover import stopping
+from recover import _stopping as stopping
+from recover._text import printable
 from recover.errors import EvaluationError
-from recover.gguf.text import printable
 
 HOW_TO_INSTALL = (
     "install it with `pip install 'xllamacpp==2026.10.11549'`, or this package with its extra"

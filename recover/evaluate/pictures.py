@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import printable
+from recover.containers.gguf.names import layer_of, role_of
 from recover.errors import EvaluationError, OutputError
 from recover.evaluate.errors import ModelErrors
 from recover.evaluate.histograms import (
@@ -21,9 +23,7 @@ from recover.evaluate.histograms import (
     quantile_curve,
     rebin,
 )
-from recover.gguf.names import layer_of, role_of
-from recover.gguf.text import printable
-from recover.gguf.writer import OutputFile
+from recover.execution.output import OutputFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

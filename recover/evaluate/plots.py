@@ -21,7 +21,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from recover.gguf.text import printable
+from recover._text import printable
 
 F64Array = NDArray[np.float64]
 _P = ParamSpec("_P")

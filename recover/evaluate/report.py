@@ -18,11 +18,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from recover import __version__
 from recover._json import finite
+from recover._text import printable
+from recover._version import __version__
 from recover.evaluate.pictures import Picture, short_names
-from recover.gguf.text import printable
-from recover.gguf.writer import OutputFile, check_output_path
+from recover.execution.output import OutputFile, check_output_path
 
 _PACKAGES = ("numpy", "numba", "scipy", "matplotlib")
 _INFERENCE = "xllamacpp"

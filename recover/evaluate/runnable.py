@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from recover._text import printable
+from recover.containers.gguf.reader import Model
 from recover.errors import EvaluationError
 from recover.evaluate.reference import ReferenceLogits, block_bytes
-from recover.gguf.reader import Model
-from recover.gguf.text import printable
 from recover.merge.execute import execute_merge
 from recover.merge.plan import MergePlan, plan_merge
 from recover.quants import OpaqueType

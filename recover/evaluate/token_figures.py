@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
+from recover._compiled.jit import kernel
 from recover.quants import F32Array
 
 F64Array = NDArray[np.float64]

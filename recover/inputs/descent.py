@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
-from recover.bounds.intervals import Bounds
-from recover.gguf.reader import Tensor
+from recover._compiled.jit import kernel
+from recover.containers.gguf.reader import Tensor
+from recover.evidence.intervals import Bounds
 from recover.inputs.samples import TIES_AWAY, Sample, Sampler, rounded, runs
 from recover.quants import F32Array, FloatType, OpaqueType, ScalarType, quantize
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from recover.gguf.reader import Tensor
+from recover.containers.gguf.reader import Tensor
 from recover.inputs.descent import FLOATS, Descent
 from recover.inputs.samples import rounded
 from recover.quants import TILE, F32Array, FloatType

@@ -1,4 +1,4 @@
-"""How far codes are off that another encoder than llama.cpp's made (see `recover.provenance`).
+"""How far codes of other encoders than llama.cpp's are off (see `recover.inputs.provenance`).
 
 Such codes confine the weights to no cells that are known: those of GPTQ, for instance, round
 weights that were moved to make up for the errors of others.
@@ -10,8 +10,8 @@ whose error is known the difference of the two tells.
 
 import numpy as np
 
-from recover.evidence import EvidenceBuffer, Witness
-from recover.gguf.reader import Tensor
+from recover.containers.gguf.reader import Tensor
+from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.inputs.samples import runs
 from recover.quants import GROUP, ScalarType
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from recover.bounds.intervals import Bounds, Intervals
-from recover.gguf.reader import Model, Tensor
+from recover.containers.gguf.reader import Model, Tensor
+from recover.evidence.intervals import Bounds, Intervals
 from recover.inputs.descent import Descent
+from recover.inputs.matching import find_twins
+from recover.inputs.provenance import confines
 from recover.inputs.samples import Sample, Sampler, rounded, runs
-from recover.matching import find_twins
-from recover.provenance import confines
 from recover.quants import TILE, FloatType, OpaqueType
 
 IDENTICAL = "identical"

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.bounds.intervals import Bounds, Intervals
-from recover.gguf.reader import Tensor
-from recover.matching import typical_error
+from recover.containers.gguf.reader import Tensor
+from recover.evidence.intervals import Bounds, Intervals
+from recover.inputs.matching import typical_error
 from recover.quants import F32Array, FloatType, TensorType, U8Array
 
 RUN = 4096

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recover.gguf.reader import Model
-from recover.gguf.text import quoted, some
+from recover._text import quoted, some
+from recover.containers.gguf.reader import Model
+from recover.inputs.provenance import confines
 from recover.inputs.relations import explained_by_rounding
 from recover.merge.checks import is_refused
 from recover.merge.decide import Draft
 from recover.merge.expect import Expectation
-from recover.provenance import confines
 
 
 @dataclass(frozen=True)

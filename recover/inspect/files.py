@@ -5,11 +5,11 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recover.gguf.metadata import QUANTIZER_KEY
-from recover.gguf.reader import Model, open_gguf
-from recover.gguf.text import quoted
-from recover.precision import SourcePrecision, source_of_file
-from recover.provenance import encoder_marks, imatrix_of, marks_hold_with_imatrix
+from recover._text import quoted
+from recover.containers.gguf.metadata import QUANTIZER_KEY
+from recover.containers.gguf.reader import Model, open_gguf
+from recover.inputs.precision import SourcePrecision, source_of_file
+from recover.inputs.provenance import encoder_marks, imatrix_of, marks_hold_with_imatrix
 from recover.quants import ScalarType, type_by_name
 
 # `enum llama_ftype` of llama.h.
@@ -55,7 +55,7 @@ _ENOUGH_BLOCKS = 500  # an importance matrix leaves a mark out in one of ten blo
 
 @dataclass(frozen=True)
 class TypeMarks:
-    """Marks of llama.cpp's encoder (see `recover.provenance`) in the tensors of one type.
+    """Marks of llama.cpp's encoder (see `recover.inputs.provenance`) in the tensors of one type.
 
     Attributes
     ----------
@@ -91,8 +91,8 @@ class FileReport:
     types : dict of str to int
         Number of tensors of each type, side tensors left out.
     side_tensors : tuple of str
-        Names of scales beside NVFP4 matrices (see `recover.gguf.side_scales`), which are multiplied
-        into the weights, and of what else belongs to such a matrix.
+        Names of scales beside NVFP4 matrices (see `recover.containers.gguf.side_scales`), which are
+        multiplied into the weights, and of what else belongs to such a matrix.
     imatrix : dict or None
         What the metadata say of the importance matrix.
     quantizer : str or None

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recover._text import quoted, some
 from recover.bounds.plan import open_inputs
-from recover.gguf.reader import open_gguf
-from recover.gguf.text import quoted, some
+from recover.containers.gguf.reader import open_gguf
+from recover.execution.tiles import Progress
 from recover.inputs.descent import ESTIMATED
-from recover.inputs.originals import with_originals
+from recover.inputs.originals.agreement import with_originals
 from recover.inputs.relations import (
     ANOTHER_MODEL,
     IDENTICAL,
@@ -26,7 +27,6 @@ from recover.inspect.conflicts import NOTHING_COMPARED, Conflicts, count_conflic
 from recover.inspect.files import FileReport, inspect_model
 from recover.merge.expect import Expectation, drafts_of, expect_merge, expected_ratio
 from recover.merge.redundant import find_redundant
-from recover.tiles import Progress
 
 _UNLIKE = 0.2  # correlation of the weights; of different models it is next to 0
 

@@ -2,9 +2,9 @@
 
 A weight is certain if the original was stored in some format (BF16, F16) and the intersection of
 its cells holds a single number of it. Norms and a sample of the bytes say beforehand whether it was
-(`recover.precision`), but only all of the bytes tell of a tensor of which a few weights were not.
-Two things contradict the format: an interval that holds none of its numbers, and a scale that comes
-from one weight and that none of its numbers explains. A tensor with any is not certain.
+(`recover.inputs.precision`), but only all of the bytes tell of a tensor of which a few weights were
+not. Two things contradict the format: an interval that holds none of its numbers, and a scale that
+comes from one weight and that none of its numbers explains. A tensor with any is not certain.
 
 A tensor without any may still hold such weights, if it is small. It is believed only if chance does
 not explain that it shows nothing while others do: were foreign weights as frequent in it as in
@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.cells import intersect_cells
-from recover.evidence import Evidence, Witness
-from recover.gguf.text import quoted, some
-from recover.lattice import count_without, snap
+from recover._text import quoted, some
+from recover.evidence.buffer import Evidence, Witness
+from recover.evidence.cells import intersect_cells
+from recover.evidence.lattice import count_without, snap
+from recover.inputs.precision import UNEXPLAINED, scales_without_bf16
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.sums import CERTAIN, EMPTY, EXPECTED, FOREIGN_SCALES, N_OWN, SNAPPED
-from recover.precision import UNEXPLAINED, scales_without_bf16
 from recover.quants import TILE, F32Array, U8Array
 
 Totals = dict[int, NDArray[np.float64]]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import printable, quoted, some
 from recover.errors import PlanError
-from recover.gguf.text import printable, quoted, some
 from recover.inputs.relations import explained_by_rounding, find_relations
 from recover.merge.compare import Likeness
 from recover.merge.plan import MergePlan, TensorPlan

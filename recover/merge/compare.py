@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
-from recover.bounds.intervals import Intervals
-from recover.cells import intersect_cells
+from recover._compiled.jit import kernel
+from recover.containers.gguf.reader import Tensor
 from recover.estimators._combine import group_variances, sum_variance
-from recover.evidence import Evidence
-from recover.gguf.reader import Tensor
-from recover.matching import typical_error
+from recover.evidence.buffer import Evidence
+from recover.evidence.cells import intersect_cells
+from recover.evidence.intervals import Intervals
+from recover.inputs.matching import typical_error
 from recover.quants import GROUP, F32Array
 from recover.quants._decode import decode_codes
 

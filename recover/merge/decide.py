@@ -5,18 +5,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from recover._text import printable, quoted
+from recover.containers.gguf.reader import Model
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, Request, estimator
-from recover.evidence import EvidenceBuffer, Witness
-from recover.gguf.reader import Model
-from recover.gguf.text import printable, quoted
+from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.inputs.descent import ESTIMATED, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import measure_noise
+from recover.inputs.matching import by_fineness, contradicts, find_twins, typical_error
+from recover.inputs.originals.origin import is_original
+from recover.inputs.provenance import codes_are_plain, is_foreign, is_searched, witness_of
 from recover.inputs.samples import Sampler
-from recover.matching import by_fineness, contradicts, find_twins, typical_error
 from recover.merge.lineage import declared_parents
-from recover.provenance import codes_are_plain, is_foreign, is_searched, witness_of
 from recover.quants import (
     F32Array,
     FloatType,
@@ -26,7 +27,6 @@ from recover.quants import (
     VectorType,
     type_by_name,
 )
-from recover.reblock.origin import is_original
 
 # An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
 _FINE_ALONE = 6e-3

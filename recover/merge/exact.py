@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.gguf.reader import Model, Tensor
-from recover.gguf.text import printable, quoted, some
+from recover._text import printable, quoted, some
+from recover.containers.gguf.reader import Model, Tensor
+from recover.inputs.originals.origin import is_original
 from recover.merge.sums import NOT_FINITE, ROUNDED
 from recover.quants import F32Array, FloatType, TensorType, U8Array, dequantize
-from recover.reblock.origin import is_original
 
 if TYPE_CHECKING:
     from recover.merge.plan import MergePlan, TensorPlan

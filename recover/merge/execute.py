@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.claims import find_claims
+from recover._text import printable, quoted, some
 from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
-from recover.evidence import Evidence, EvidenceBuffer, Witness
-from recover.gguf.text import printable, quoted, some
-from recover.gguf.writer import OutputFile, OutputFiles
+from recover.estimators.error_calibration import find_claims
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.execution.output import OutputFile, OutputFiles
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.provenance import confines
 from recover.merge.certain import (
     Snapper,
     find_withdrawal,
@@ -47,7 +49,6 @@ from recover.merge.sums import (
     ROUNDED,
     UNLIKE,
 )
-from recover.provenance import confines
 from recover.quants import (
     GROUP,
     TILE,
@@ -57,7 +58,6 @@ from recover.quants import (
     quantize,
     type_by_name,
 )
-from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 _FLOAT32_ROUNDING, _SMALLEST_NORMAL = np.float32(2.0**-24), np.float32(2.0**-126)
 

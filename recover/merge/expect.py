@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.claims import find_claims
+from recover.containers.gguf.reader import Model
 from recover.estimators import DEFAULT_METHOD, Request, estimator
-from recover.evidence import EvidenceBuffer, Witness
-from recover.gguf.reader import Model
+from recover.estimators.error_calibration import find_claims
+from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.merge.compare import Likeness, compare_unproven
 from recover.merge.decide import Decider, Draft, witnesses_for
 from recover.merge.redundant import errors_alone
 from recover.quants import TILE, type_by_name
-from recover.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 
 
 @dataclass(frozen=True)

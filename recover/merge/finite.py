@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import kernel
-from recover.evidence import Evidence
+from recover._compiled.jit import kernel
+from recover.evidence.buffer import Evidence
 from recover.quants import (
     GROUP,
     F32Array,

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.gguf.writer import OutputFile
+from recover.execution.output import OutputFile
+from recover.execution.tiles import Tile, available_cores, for_each_tile
 from recover.merge.plan import MergePlan
 from recover.merge.sums import DIFFERENCE, DIFFERENCE_EXPECTED, N_OWN
 from recover.quants import TILE, type_by_name
-from recover.tiles import Tile, available_cores, for_each_tile
 
 Digests = dict[int, tuple[int, int]]
 """By position in a file, of what was written there: number of bytes, and CRC-32."""

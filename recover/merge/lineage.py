@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from recover._text import printable, quoted, some
+from recover.containers.gguf.reader import Model
 from recover.errors import GGUFError
-from recover.gguf.reader import Model
-from recover.gguf.text import printable, quoted, some
 
 METHOD_KEY = "recover.method"
 NAMES_KEY, SIZES_KEY, TYPES_KEY = (f"recover.source.{each}" for each in ("names", "sizes", "types"))

@@ -9,24 +9,26 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from recover import __version__
-from recover.bounds.intervals import Intervals
+from recover._text import printable, quoted, some
+from recover._version import __version__
 from recover.calibration.weights import Calibration, load_calibration
+from recover.containers.gguf.header import ValueType, lay_out
+from recover.containers.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
+from recover.containers.gguf.names import layer_of, n_layers, role_of
+from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
+from recover.containers.gguf.reader import Model, open_gguf
+from recover.containers.gguf.side_scales import folded
 from recover.errors import CalibrationError, PlanError, UsageError
 from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
-from recover.evidence import Witness
-from recover.gguf.header import ValueType, lay_out
-from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
-from recover.gguf.names import layer_of, n_layers, role_of
-from recover.gguf.parts import PREFIX, lay_out_parts, part_paths
-from recover.gguf.reader import Model, open_gguf
-from recover.gguf.side_scales import folded
-from recover.gguf.text import printable, quoted, some
-from recover.gguf.writer import check_output_path
+from recover.evidence.buffer import Witness
+from recover.evidence.intervals import Intervals
+from recover.evidence.lattice import SIGNIFICAND_BITS
+from recover.execution.output import check_output_path
 from recover.inputs.descent import Descent
-from recover.inputs.originals import with_originals
-from recover.lattice import SIGNIFICAND_BITS
-from recover.matching import check_match, select_tensors, typical_error
+from recover.inputs.matching import check_match, select_tensors, typical_error
+from recover.inputs.originals.agreement import with_originals
+from recover.inputs.precision import fit_of, source_precision
+from recover.inputs.provenance import searched_tensors, witness_of
 from recover.merge.decide import Decider, Draft, witnesses_for
 from recover.merge.exact import unquantized_warnings
 from recover.merge.lineage import (
@@ -38,8 +40,6 @@ from recover.merge.lineage import (
     types_of,
 )
 from recover.merge.redundant import describe, find_redundant
-from recover.precision import fit_of, source_precision
-from recover.provenance import searched_tensors, witness_of
 from recover.quants import (
     OpaqueType,
     ScalarType,

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from recover.densities import density
+from recover.calibration.simulate import SEED, Counts, importance
+from recover.containers.gguf.reader import Tensor
 from recover.errors import PlanError, UsageError
 from recover.estimators import Request, estimator
-from recover.evidence import EvidenceBuffer
-from recover.gguf.reader import Tensor
+from recover.evidence.buffer import EvidenceBuffer
+from recover.evidence.densities import density
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.quants import F32Array, ScalarType, quantize, type_by_name
-from recover.simulate import SEED, Counts, importance
 
 FEWEST = 262_144
 """Weights that are needed for a fit."""

@@ -19,14 +19,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from recover import __version__
+from recover._text import printable, quoted, some
+from recover._version import __version__
+from recover.containers.gguf.parts import whole_path
+from recover.containers.gguf.reader import header_bytes
 from recover.errors import InputError, OutputError
-from recover.gguf.parts import whole_path
-from recover.gguf.publish import finish_earlier
-from recover.gguf.reader import header_bytes
-from recover.gguf.text import printable, quoted, some
-from recover.gguf.writer import OutputFiles, partial_path
-from recover.journal import Journal
+from recover.execution.journal import Journal
+from recover.execution.output import OutputFiles, partial_path
+from recover.execution.publish import finish_earlier
 from recover.merge.kept import clear_gaps, damaged, digest, read_seconds, read_sums
 from recover.merge.plan import MergePlan
 

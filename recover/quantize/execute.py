@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from recover._compiled.float16 import all_finite
+from recover._text import printable, quoted
 from recover.errors import PlanError, QuantError
-from recover.gguf.text import printable, quoted
-from recover.gguf.writer import OutputFile
+from recover.execution.output import OutputFile
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.quantize.plan import QuantizePlan
 from recover.quants import (
     DEFAULT_QUANTIZER,
@@ -21,8 +23,6 @@ from recover.quants import (
     quantize,
     type_by_name,
 )
-from recover.quants._float16 import all_finite
-from recover.tiles import Progress, Tile, available_cores, for_each_tile
 
 
 @dataclass(frozen=True)

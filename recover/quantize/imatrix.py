@@ -20,10 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from recover._text import printable, quoted, some
+from recover.containers.gguf.header import (
+    MAGIC,
+    MAX_NAME,
+    Header,
+    TensorInfo,
+    ValueType,
+    parse_header,
+)
+from recover.containers.mapping import map_file
 from recover.errors import GGUFError
-from recover.gguf.header import MAGIC, MAX_NAME, Header, TensorInfo, ValueType, parse_header
-from recover.gguf.mapping import map_file
-from recover.gguf.text import printable, quoted, some
 from recover.quants import F32Array, U8Array
 
 _MAX_ENTRIES = 1 << 17

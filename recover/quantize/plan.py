@@ -9,13 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from recover._text import printable, quoted, some
+from recover.containers.gguf.header import ValueType, lay_out
+from recover.containers.gguf.metadata import (
+    FILE_TYPES,
+    IMATRIX_PREFIX,
+    QUANTIZER_KEY,
+    derived_metadata,
+)
+from recover.containers.gguf.reader import Model, Tensor, open_gguf
+from recover.containers.gguf.side_scales import folded
 from recover.errors import PlanError, UsageError
-from recover.gguf.header import ValueType, lay_out
-from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
-from recover.gguf.reader import Model, Tensor, open_gguf
-from recover.gguf.side_scales import folded
-from recover.gguf.text import printable, quoted, some
-from recover.gguf.writer import check_output_path
+from recover.execution.output import check_output_path
+from recover.execution.tiles import whole_rows
 from recover.quantize.imatrix import Imatrix, Importance, load_imatrix
 from recover.quants import (
     DEFAULT_QUANTIZER,
@@ -27,7 +33,6 @@ from recover.quants import (
     type_by_name,
 )
 from recover.quants.variants import variant_encoder
-from recover.tiles import whole_rows
 
 QUANTIZATION_VERSION = 2
 """`GGML_QNT_VERSION`."""

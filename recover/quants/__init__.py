@@ -7,9 +7,9 @@ from importlib import import_module
 
 import numpy as np
 
+from recover._compiled.float16 import all_finite
 from recover.errors import QuantError
 from recover.quants._decode import decode_scalar
-from recover.quants._float16 import all_finite
 from recover.quants.base import (
     GROUP,
     TILE,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._lanes import gather, load_bytes, store, to_f32
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import gather, load_bytes, store, to_f32
 from recover.quants.base import GROUP, F32Array, ScalarType, U8Array
 
 _PART = 65_536

@@ -6,8 +6,8 @@ levels rise with the code: 0 to 14, of which 7 is zero.
 
 import numpy as np
 
-from recover._jit import inner
-from recover.quants._lanes import load, splat, store_bytes, truncate, where
+from recover._compiled.jit import inner
+from recover._compiled.lanes import load, splat, store_bytes, truncate, where
 from recover.quants.base import F32Array, U8Array, table
 
 _MAGNITUDES = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import inner
-from recover.quants._lanes import load, splat, store, store_bytes, truncate, where
+from recover._compiled.jit import inner
+from recover._compiled.lanes import load, splat, store, store_bytes, truncate, where
 from recover.quants._search import SCALE, SMALLEST, largest_in_lanes
 from recover.quants.base import F32Array, U8Array, table
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recover._jit import inner
+from recover._compiled.jit import inner
+from recover._compiled.lanes import load, splat, sqrt, store
 from recover.quants._k_integers import largest_scales, make_qp_quants
-from recover.quants._lanes import load, splat, sqrt, store
 from recover.quants._search import (
     BASE,
     FACTOR,

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import inner
-from recover.quants._lanes import (
+from recover._compiled.jit import inner
+from recover._compiled.lanes import (
     any_lane,
     load,
     load_bytes,

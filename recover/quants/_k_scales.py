@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from recover._jit import inner
-from recover.quants._float16 import read_f16, write_f16
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import inner
 from recover.quants._k_affine import Batch
 from recover.quants.base import F32Array, U8Array
 

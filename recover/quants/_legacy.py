@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._lanes import (
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import (
     first_lane,
     largest_lane,
     load,

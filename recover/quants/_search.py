@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import f32_bits
-from recover.quants._lanes import (
+from recover._compiled.float16 import f32_bits
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import (
     bits,
     load,
     load_strided,

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from recover._jit import kernel
-from recover.quants._float16 import f16_to_f32, f32_from_bits, f32_to_bf16, f32_to_f16
-from recover.quants._lanes import LANES, any_lane, load, splat, store_f16
+from recover._compiled.float16 import f16_to_f32, f32_from_bits, f32_to_bf16, f32_to_f16
+from recover._compiled.jit import kernel
+from recover._compiled.lanes import LANES, any_lane, load, splat, store_f16
 from recover.quants.base import F32Array, FloatType, U8Array
 
 _F16_OVERFLOW = np.float32(65520)  # the least that rounds to infinity

@@ -5,10 +5,10 @@ Block: ``d`` f16, ``qs`` 16 bytes (as in Q4_0).
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import read_f16, write_f16
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import load, splat, store
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
-from recover.quants._lanes import load, splat, store
 from recover.quants._legacy import inverse, join_nibbles, split_nibbles
 from recover.quants._search import SCALE, transpose, weigh
 from recover.quants.base import F32Array, ScalarType, U8Array

@@ -5,10 +5,10 @@ Block: ``d`` f16, ``scales_h`` 2 bytes, ``scales_l`` 4 bytes, ``qs`` 128 bytes (
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import read_f16, write_f16
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import load, store
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
-from recover.quants._lanes import load, store
 from recover.quants._legacy import inverse, join_nibbles, split_nibbles
 from recover.quants._search import (
     SCALE,

@@ -6,8 +6,9 @@ Block: ``scales`` 16 bytes (scale in the low nibble, minimum in the high one), `
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import read_f16, write_f16
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import load_bytes, store_bytes
 from recover.quants._k_affine import (
     BATCH,
     Batch,
@@ -16,7 +17,6 @@ from recover.quants._k_affine import (
     search_batch,
 )
 from recover.quants._k_scales import pack_pairs
-from recover.quants._lanes import load_bytes, store_bytes
 from recover.quants._search import Steps
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import read_f16, write_f16
-from recover.quants._k_scales import pack_pairs
-from recover.quants._lanes import (
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import (
     any_lane,
     load,
     load_bytes,
@@ -20,6 +19,7 @@ from recover.quants._lanes import (
     to_f32,
     where,
 )
+from recover.quants._k_scales import pack_pairs
 from recover.quants._search import (
     FACTOR,
     SCALE,

@@ -6,8 +6,8 @@ one).
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import read_f16, write_f16
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import inner, kernel
 from recover.quants._legacy import (
     encode_32,
     extreme_code_cells,

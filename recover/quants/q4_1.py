@@ -5,8 +5,8 @@ Block: ``d`` f16, ``m`` f16, ``qs`` 16 bytes (as in Q4_0).
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import read_f16, write_f16
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import inner, kernel
 from recover.quants._legacy import (
     encode_32,
     inverse,

@@ -6,10 +6,10 @@ sub-blocks).
 
 import numpy as np
 
-from recover._jit import kernel
+from recover._compiled.jit import kernel
+from recover._compiled.lanes import load_bytes, store_bytes
 from recover.quants._k_affine import BATCH, encode_superblock, new_batch, search_batch
 from recover.quants._k_scales import pack_scales, unpack_scales
-from recover.quants._lanes import load_bytes, store_bytes
 from recover.quants._search import Steps
 from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
 

@@ -5,8 +5,8 @@ Block: ``d`` f16, ``m`` f16, ``qh`` 4 bytes (as in Q5_0), ``qs`` 16 bytes (as in
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import read_f16, write_f16
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import inner, kernel
 from recover.quants._legacy import (
     add_fifth_bits,
     collect_fifth_bits,

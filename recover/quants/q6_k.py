@@ -6,9 +6,9 @@ bytes, ``d`` f16.
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import read_f16, write_f16
-from recover.quants._lanes import load, load_bytes, store, store_bytes
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import load, load_bytes, store, store_bytes
 from recover.quants._search import (
     BASE,
     FACTOR,

@@ -5,9 +5,9 @@ Block: ``d`` f16, ``qs`` 32 signed bytes. Unpacked codes are shifted by 128 to b
 
 import numpy as np
 
-from recover._jit import kernel
-from recover.quants._float16 import read_f16, write_f16
-from recover.quants._lanes import (
+from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.jit import kernel
+from recover._compiled.lanes import (
     largest_lane,
     load,
     load_bytes,

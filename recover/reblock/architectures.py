@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import quoted, some
+from recover.containers.gguf.header import ValueType, encode_key_value
+from recover.containers.safetensors.reader import Model
 from recover.errors import ReblockError
-from recover.gguf.header import ValueType, encode_key_value
-from recover.gguf.text import quoted, some
 from recover.reblock.drafts import Draft, permuted, stacked
 from recover.reblock.integers import check_row_length
 from recover.reblock.places import has_place, is_void_bias
 from recover.reblock.rope import rope_factors, rope_scaling
 from recover.reblock.schemes.base import FloatRows
 from recover.reblock.sentencepiece import load_vocabulary
-from recover.safetensors.reader import Model
 
 _EXPERT = re.compile(r"(?P<module>.+\.experts)\.(?P<number>\d+)\.(?P<rest>.+)")
 _QUERY_OR_KEY = re.compile(r".*\.(?P<which>[qk])_proj\.(weight|bias)")

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from recover._text import printable
+from recover.containers.safetensors.reader import open_safetensors
 from recover.errors import PlanError
-from recover.gguf.text import printable
 from recover.reblock.grok import is_checkpoint, open_grok
 from recover.reblock.integers import Request
 from recover.reblock.metadata import with_metadata_of, with_vocabulary_told
 from recover.reblock.quantized_safetensors import holds_integers, open_integers
 from recover.reblock.source import Source
-from recover.safetensors.reader import open_safetensors
 
 
 def open_source(

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import quoted
+from recover.containers.safetensors.reader import Tensor
 from recover.errors import ReblockError
-from recover.gguf.text import quoted
+from recover.inputs.originals.packing import I8Array
 from recover.quants import F32Array, type_by_name
-from recover.reblock._repack import I8Array
 from recover.reblock.floats import F64Array, converted, copied, decode_floats, stored_as_float
 from recover.reblock.integers import (
     IntegerRows,
@@ -23,7 +24,6 @@ from recover.reblock.integers import (
 from recover.reblock.schemes import Weight
 from recover.reblock.schemes.base import FLOATS, FloatRows
 from recover.reblock.source import SourceTensor
-from recover.safetensors.reader import Tensor
 
 Rows = IntegerRows | FloatRows
 _MAX_DIMS = 4

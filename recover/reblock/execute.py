@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import quoted
 from recover.errors import ReblockError
-from recover.gguf.text import quoted
-from recover.gguf.writer import OutputFile
+from recover.execution.output import OutputFile
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.quants import F32Array, U8Array, dequantize
 from recover.reblock.plan import ReblockPlan
 from recover.reblock.source import SourceTensor
-from recover.tiles import Progress, Tile, available_cores, for_each_tile
 
 F64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

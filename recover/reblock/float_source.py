@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import quoted, some
+from recover.containers.gguf.header import MAX_DIMS, ValueType, encode_key_value
+from recover.containers.gguf.metadata import derived_metadata
+from recover.containers.gguf.reader import open_gguf
+from recover.containers.safetensors.reader import open_safetensors
 from recover.errors import ReblockError
-from recover.gguf.header import MAX_DIMS, ValueType, encode_key_value
-from recover.gguf.metadata import derived_metadata
-from recover.gguf.reader import open_gguf
-from recover.gguf.text import quoted, some
+from recover.inputs.originals._fit import ON_GRID, STORAGES, ZERO
+from recover.inputs.originals.codes import BLOCK, HALVES, n_bits, pack_codes, products, read_once
+from recover.inputs.originals.grid import LONGEST_ROW, Floats, Grid, Runs, find_grid, read
 from recover.quants import OpaqueType, TensorType, U8Array, type_by_name
-from recover.reblock._codes import BLOCK, HALVES, n_bits, pack_codes, products, read_once
-from recover.reblock._fit import ON_GRID, STORAGES, ZERO
 from recover.reblock.floats import copied
-from recover.reblock.grid import LONGEST_ROW, Floats, Grid, Runs, find_grid, read
 from recover.reblock.integers import by_rows, flat_reference
 from recover.reblock.metadata import file_type_entries
 from recover.reblock.source import Source, SourceTensor
-from recover.safetensors.reader import open_safetensors
 
 _AUTO = ("Q4_0", "Q5_0", "Q8_0")
 

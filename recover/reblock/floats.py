@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import quoted
 from recover.errors import QuantError, ReblockError
-from recover.gguf.text import quoted
 from recover.quants import TensorType, U8Array, quantize, type_by_name
 from recover.reblock.source import SourceTensor
 

@@ -15,13 +15,13 @@ import numpy as np
 
 from recover._files import UnreadableError, read_bytes
 from recover._json import MOST_BYTES, JSONError, parse_object
+from recover._text import printable, quoted, some
+from recover.containers.gguf.header import ValueType, encode_key_value
+from recover.containers.gguf.metadata import FILE_TYPES
+from recover.containers.mapping import map_file
 from recover.errors import GGUFError, ReblockError
-from recover.gguf.header import ValueType, encode_key_value
-from recover.gguf.mapping import map_file
-from recover.gguf.metadata import FILE_TYPES
-from recover.gguf.text import printable, quoted, some
+from recover.inputs.originals.packing import I8Array, transpose
 from recover.quants import F32Array, type_by_name
-from recover.reblock._repack import I8Array, transpose
 from recover.reblock.floats import F64Array, converted, decode_floats
 from recover.reblock.integers import IntegerRows, Request, settle
 from recover.reblock.jax_pickle import PickledArray, QuantizedWeight, parse_pickle

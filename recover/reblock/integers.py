@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import quoted
 from recover.errors import ReblockError
-from recover.gguf.text import quoted
-from recover.quants import TILE, F32Array, TensorType, U8Array, type_by_name
-from recover.reblock._repack import (
+from recover.inputs.originals.packing import (
     I8Array,
     U16Array,
     pack_q4_0,
@@ -18,6 +17,7 @@ from recover.reblock._repack import (
     pack_q5_0,
     pack_q8_0,
 )
+from recover.quants import TILE, F32Array, TensorType, U8Array, type_by_name
 from recover.reblock.floats import stored_as_float
 from recover.reblock.source import SourceTensor
 

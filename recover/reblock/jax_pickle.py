@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import quoted
 from recover.errors import ReblockError
-from recover.gguf.text import quoted
 from recover.quants import U8Array
 
 QUANTIZED = "QuantizedWeight8bit"

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from recover._text import printable, quoted, some
+from recover.containers.gguf.header import ValueType, encode_key_value
+from recover.containers.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
+from recover.containers.gguf.reader import Model, open_gguf
 from recover.errors import ReblockError
-from recover.gguf.header import ValueType, encode_key_value
-from recover.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
-from recover.gguf.reader import Model, open_gguf
-from recover.gguf.text import printable, quoted, some
 from recover.reblock.source import Source, SourceTensor
 
 _TOKENS = "tokenizer.ggml.tokens"

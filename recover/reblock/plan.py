@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from recover._text import printable
+from recover.containers.gguf.header import DEFAULT_ALIGNMENT, lay_out
 from recover.errors import PlanError
-from recover.gguf.header import DEFAULT_ALIGNMENT, lay_out
-from recover.gguf.text import printable
-from recover.gguf.writer import check_output_path
+from recover.execution.output import check_output_path
 from recover.reblock.integers import tile_size
 from recover.reblock.source import Source
 

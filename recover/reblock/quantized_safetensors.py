@@ -4,15 +4,15 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from recover._text import printable, quoted
+from recover.containers.gguf.header import ValueType, encode_key_value
+from recover.containers.safetensors.reader import CONFIG, INDEX, Model, Tensor
 from recover.errors import ReblockError
-from recover.gguf.header import ValueType, encode_key_value
-from recover.gguf.text import printable, quoted
 from recover.reblock.drafts import Draft, draft_copy, draft_floats, draft_weight, finished
 from recover.reblock.integers import Request
 from recover.reblock.schemes import Module, all_schemes
 from recover.reblock.schemes.base import FLOATS
 from recover.reblock.source import Source
-from recover.safetensors.reader import CONFIG, INDEX, Model, Tensor
 
 CONDITIONS = (
     "the scheme and its parameters are what config.json and the tensors' names and shapes say",

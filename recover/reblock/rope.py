@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from recover._text import quoted
 from recover.errors import ReblockError
-from recover.gguf.text import quoted
 from recover.reblock.drafts import Draft
 from recover.reblock.floats import F64Array
 from recover.reblock.schemes.base import FloatRows

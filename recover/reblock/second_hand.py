@@ -1,210 +1,32 @@
-"""GGUF Q8_0 files that were made the naive way from integer originals, as sources of re-blocking.
-
-The naive way multiplies the integers by their scales in some float type and quantizes the products
-again, with a scale of its own per 32 weights. Every step is known, so that it can be undone where
-only one code leads to the stored byte.
-"""
+"""Q8_0 files that were made from integers, as sources."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import printable, quoted
+from recover.containers.gguf.header import ValueType
+from recover.containers.gguf.metadata import FILE_TYPES, derived_metadata
+from recover.containers.gguf.reader import Tensor, open_gguf
 from recover.errors import ReblockError
-from recover.gguf.header import ValueType
-from recover.gguf.metadata import FILE_TYPES, derived_metadata
-from recover.gguf.reader import Tensor, open_gguf
-from recover.gguf.text import printable, quoted
-from recover.quants import TensorType, U8Array, quantize, type_by_name
-from recover.reblock._codes import BLOCK, HALVES, n_bits, pack_codes, read_once, rounded
-from recover.reblock._fit import reach
-from recover.reblock._second_hand import MAX_CODE, is_naive, read_groups, tables
+from recover.inputs.originals.codes import HALVES, n_bits, pack_codes, read_once
+from recover.inputs.originals.requantized import (
+    LONGEST_ROW,
+    Blocks,
+    Groups,
+    SecondHand,
+    encoded,
+    find_second_hand,
+    read_second_hand,
+    weights_of,
+)
+from recover.quants import TensorType, U8Array, type_by_name
 from recover.reblock.floats import copied
 from recover.reblock.integers import by_rows, flat_reference
 from recover.reblock.source import Source, SourceTensor
-from recover.tiles import Tile, available_cores, for_each_tile, whole_rows
-
-CHAINS = ("F32", "F16", "BF16")
-"""What the products were rounded to, in the order of trial; the index is the kernel's number."""
-
-_N_SAMPLED_ROWS = 16
-# Shorter groups are explained by chance, unless their codes are few.
-_SHORTEST = {MAX_CODE: 96, 16: BLOCK}
-_FEWEST_GROUPS = 8
-_FEWEST_NONZERO = 0.25
-_LONGEST_ROW = 1 << 20  # of longer ones, which no matrix has, some are too large to be looked at
-# Scales that no BF16 scale is, in steps of BF16 numbers: what they explain as well proves nothing.
-_CONTROLS = tuple(i / 8 for i in range(1, 8))
-
-
-@dataclass(frozen=True, eq=False)
-class SecondHand:
-    """The original grid of a Q8_0 tensor.
-
-    Attributes
-    ----------
-    chain : str
-        One of `CHAINS`.
-    group : int
-        Weights along a row that share a scale.
-    max_code : int
-        The limit within which codes were looked for.
-    reach : int
-        The largest magnitude of a code, or one more (see `recover.reblock._fit.reach`).
-    n_unproven : int
-        Weights whose byte another code would explain as well.
-    """
-
-    chain: str
-    group: int
-    max_code: int
-    reach: int
-    n_unproven: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Blocks:
-    """A matrix of Q8_0 blocks."""
-
-    raw: U8Array
-    row_length: int
-
-    @property
-    def row_bytes(self) -> int:
-        return self.row_length // BLOCK * 34
-
-    @property
-    def n_rows(self) -> int:
-        return self.raw.size // self.row_bytes
-
-    def rows(self, first: int, last: int) -> U8Array:
-        """A copy of the bytes of rows."""
-        return self.raw[first * self.row_bytes : last * self.row_bytes].copy()
-
-
-@dataclass(frozen=True, eq=False)
-class Groups:
-    """What consecutive groups were made from.
-
-    Attributes
-    ----------
-    codes : int16 (n,)
-        The integers.
-    scales : float64 (n_groups,)
-        BF16 numbers; 0 for zeros.
-    n_unproven : int
-        Weights whose byte another code would explain as well; -1 if a group has no explanation.
-    """
-
-    codes: NDArray[np.int16]
-    scales: NDArray[np.float64]
-    n_unproven: int
-
-
-def find_second_hand(
-    raw: U8Array, row_length: int, *, n_threads: int | None = None
-) -> SecondHand | None:
-    """Look for the integers that a Q8_0 tensor was made from, and prove them.
-
-    Parameters
-    ----------
-    raw : uint8 (n_bytes,)
-        The stored blocks.
-    row_length : int
-        Weights of a row, a multiple of 32.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-
-    Returns
-    -------
-    SecondHand or None
-        Given only if the recovered weights, encoded again, are the stored bytes, all of them, and
-        if scales that are no BF16 numbers do not explain them as well: of weights with few
-        magnitudes (ternary ones, say) any scale does. A tensor without such an origin costs little:
-        some rows are tried first.
-    """
-    if row_length > _LONGEST_ROW:
-        return None
-    blocks = _Blocks(raw, row_length)
-    picked = np.linspace(0, blocks.n_rows - 1, min(blocks.n_rows, _N_SAMPLED_ROWS)).round()
-    rows = [blocks.rows(int(row), int(row) + 1) for row in np.unique(picked)]
-    if not all(map(is_naive, rows)):
-        return None
-    found = _guess(rows, row_length)
-    return None if found is None else _prove(blocks, found, n_threads)
-
-
-def _guess(rows: list[U8Array], row_length: int) -> SecondHand | None:
-    """The longest group and the chain that explain the sampled rows."""
-    sample = np.concatenate(rows).reshape(-1, 34)
-    if np.count_nonzero(sample[:, 2:]) < _FEWEST_NONZERO * 32 * len(sample):
-        return None
-    n_blocks = row_length // BLOCK
-    for max_code, shortest in _SHORTEST.items():
-        for parts in range(1, n_blocks + 1):
-            group, rest = divmod(n_blocks, parts)
-            if rest or group * BLOCK < shortest or len(rows) * parts < _FEWEST_GROUPS:
-                continue
-            for chain in CHAINS:
-                guess = SecondHand(chain, group * BLOCK, max_code, 0, 0)
-                if _explains(rows, guess):
-                    is_chance = any(_explains(rows, guess, shift) for shift in _CONTROLS)
-                    return None if is_chance else guess
-    return None
-
-
-def _explains(rows: list[U8Array], guess: SecondHand, shift: float = 0.0) -> bool:
-    """Whether all rows can be made from integers with scales on the (shifted) grid."""
-    return all(read_second_hand(row, guess, shift).n_unproven >= 0 for row in rows)
-
-
-def read_second_hand(raw: U8Array, found: SecondHand, shift: float = 0.0) -> Groups:
-    """What whole groups of stored blocks, raw uint8 (n_bytes,), were made from.
-
-    With a shift, their scales are looked for so many steps above the BF16 numbers.
-    """
-    n_weights = raw.size // 34 * BLOCK
-    codes, scales = np.zeros(n_weights, np.int16), np.zeros(n_weights // found.group)
-    chain = CHAINS.index(found.chain)
-    n_unproven = read_groups(raw, chain, found.max_code, shift, tables(), codes, scales)
-    return Groups(codes, scales, n_unproven)
-
-
-def _prove(blocks: _Blocks, found: SecondHand, n_threads: int | None) -> SecondHand | None:
-    """Read every group, encode what it was made from again, and compare the bytes."""
-    kind, row_length = type_by_name("Q8_0"), blocks.row_length
-    sums: list[tuple[int, int]] = []
-
-    def work(tile: Tile) -> None:
-        raw = blocks.rows(tile.start // row_length, tile.end // row_length)
-        groups = read_second_hand(raw, found)
-        weights = _weights(groups, found).astype(np.float32)
-        if groups.n_unproven < 0 or not np.array_equal(
-            quantize(weights.reshape(-1, row_length), kind), raw
-        ):
-            raise _UnexplainedError
-        sums.append((groups.n_unproven, int(reach(groups.codes))))
-
-    try:
-        workers = [work] * (n_threads or available_cores())
-        n_weights = blocks.n_rows * row_length
-        for_each_tile([n_weights], workers, steps=[whole_rows(row_length)])
-    except _UnexplainedError:
-        return None
-    n_unproven, largest = sum(each[0] for each in sums), max(each[1] for each in sums)
-    return replace(found, reach=largest, n_unproven=n_unproven)
-
-
-class _UnexplainedError(Exception):
-    """A group has no explanation: the search is over."""
-
-
-def _weights(groups: Groups, found: SecondHand) -> NDArray[np.float64]:
-    """What the naive way encoded: the products, rounded as in the chain."""
-    products = groups.codes.reshape(-1, found.group) * groups.scales[:, None]
-    return rounded(products, found.chain).reshape(-1)
 
 
 def open_second_hand(path: Path, outtype: str | None, *, n_threads: int | None = None) -> Source:
@@ -283,13 +105,13 @@ def _kept(tensor: Tensor, reason: str) -> SourceTensor:
     """A tensor whose bytes are taken as they are."""
     if tensor.type.name == "Q8_0" and not reason:
         reason = "copied: its bytes do not prove integers times a BF16 scale per group"
-        if tensor.dims[0] > _LONGEST_ROW:
-            reason = f"copied: rows of more than {_LONGEST_ROW} weights are not looked at"
+        if tensor.dims[0] > LONGEST_ROW:
+            reason = f"copied: rows of more than {LONGEST_ROW} weights are not looked at"
     return replace(copied(tensor.name, tensor.dims, tensor.type.name, tensor.raw), reason=reason)
 
 
 def _recovered(tensor: Tensor, found: SecondHand, outtype: TensorType, what: str) -> SourceTensor:
-    blocks, length = _Blocks(tensor.raw, tensor.dims[0]), tensor.dims[0]
+    blocks, length = Blocks(tensor.raw, tensor.dims[0]), tensor.dims[0]
 
     def groups_of(first: int, last: int) -> tuple[U8Array, Groups]:
         raw = blocks.rows(first, last)
@@ -304,7 +126,7 @@ def _recovered(tensor: Tensor, found: SecondHand, outtype: TensorType, what: str
 
     def reference(first: int, last: int) -> NDArray[np.float64]:
         raw, groups = read_once(first, last, groups_of)
-        if not np.array_equal(encoded(_weights(groups, found)), raw.reshape(-1, 34)):
+        if not np.array_equal(encoded(weights_of(groups, found)), raw.reshape(-1, 34)):
             raise ReblockError(f"tensor {quoted(tensor.name)}: encoded again it is something else")
         products = groups.codes.reshape(-1, found.group) * groups.scales[:, None]
         return products.reshape(-1, length)
@@ -331,20 +153,3 @@ def _recovered(tensor: Tensor, found: SecondHand, outtype: TensorType, what: str
         encode=by_rows(length, outtype, encode),
         reference=flat_reference(length, reference),
     )
-
-
-def encoded(weights: NDArray[np.float64]) -> U8Array:
-    """Q8_0 blocks of weights that are float32 numbers, by NumPy alone; (n / 32, 34).
-
-    Mirrors `quantize_row_q8_0_ref`.
-    """
-    x = weights.astype(np.float32).reshape(-1, BLOCK)
-    d = np.abs(x).max(1) / np.float32(127)
-    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > 0)
-    scaled = x * inverse[:, None]
-    whole = np.floor(np.abs(scaled))
-    whole += np.abs(scaled) - whole >= 0.5  # roundf: halves away from zero
-    blocks = np.empty((len(x), 34), np.uint8)
-    blocks[:, :2] = d.astype("<f2").view(np.uint8).reshape(-1, 2)
-    blocks[:, 2:] = np.copysign(whole, scaled).astype(np.int8).view(np.uint8)
-    return blocks

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from recover._files import UnreadableError, read_bytes
+from recover._text import printable
+from recover.containers.gguf.header import ValueType, encode_key_value
 from recover.errors import ReblockError
-from recover.gguf.header import ValueType, encode_key_value
-from recover.gguf.text import printable
 
 _NORMAL, _UNKNOWN, _UNUSED, _LAST_TYPE = 1, 2, 5, 6
 _PADDING_SCORE = -10000.0

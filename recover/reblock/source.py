@@ -69,7 +69,7 @@ class Source:
     parts : tuple of Path
         All files that are read; none of them may be overwritten.
     metadata : tuple of bytes
-        Encoded key-value entries of the output (`recover.gguf.header.encode_key_value`).
+        Encoded key-value entries of the output (`recover.containers.gguf.header.encode_key_value`).
     tensors : tuple of SourceTensor
         In output order.
     conditions : tuple of str

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from recover.containers.gguf.reader import open_gguf
 from recover.estimators import DEFAULT_METHOD, Request, estimator, method_names
-from recover.evidence import EvidenceBuffer, Witness
-from recover.gguf.reader import open_gguf
+from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from recover.quants import TILE, U8Array, quantize, type_by_name

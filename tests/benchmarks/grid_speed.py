@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.reblock._second_hand import read_groups, tables
-from recover.reblock.grid import Floats, find_grid, read
-from recover.reblock.second_hand import CHAINS, find_second_hand
+from recover.inputs.originals._requantized import read_groups, tables
+from recover.inputs.originals.grid import Floats, find_grid, read
+from recover.inputs.originals.requantized import CHAINS, find_second_hand
 from tests.naive.grids import TYPES, rounded, stored_bytes
 from tests.oracle import libggml
 

@@ -16,7 +16,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from recover.evidence import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.merge.compare import compare_unproven, count_conflicts
 from recover.quants import TILE, dequantize, type_by_name
 from tests.conftest import TINY

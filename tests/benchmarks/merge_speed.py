@@ -18,9 +18,9 @@ import threading
 import time
 from pathlib import Path
 
-from recover.gguf.header import encode_header, place_tensors
-from recover.gguf.reader import open_gguf
-from recover.gguf.writer import OutputFile
+from recover.containers.gguf.header import encode_header, place_tensors
+from recover.containers.gguf.reader import open_gguf
+from recover.execution.output import OutputFile
 
 DATA = Path(__file__).parents[2] / "recover" / "data"
 NAMES = ("Q5_K_M", "Q4_K_M", "Q2_K")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from recover.gguf.reader import Model, open_gguf
+from recover.containers.gguf.reader import Model, open_gguf
 from tests.hostile.builder import (
     ARRAY,
     FLOAT32,

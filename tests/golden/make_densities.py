@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recover import simulate
+from recover.calibration import simulate
 from recover.quants import (
     F32Array,
     ScalarType,

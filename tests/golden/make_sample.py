@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from recover.claims import WEIGHTS, sample_name
+from recover.calibration.simulate import DEGREES_OF_FREEDOM, importance
+from recover.estimators.error_calibration import WEIGHTS, sample_name
 from recover.quants import F32Array, ScalarType, TensorType, U8Array, VectorType, all_types
-from recover.simulate import DEGREES_OF_FREEDOM, importance
 from tests.golden import make_densities
 
 SAMPLE = Path(__file__).parents[2] / "recover" / "data" / "sample.npz"
-SEED = 7  # of 1 to 16 that whose factors (see `recover.claims`) are nearest to the mean
+# Of 1 to 16 the one whose factors are nearest to the mean; see
+# `recover.estimators.error_calibration`.
+SEED = 7
 SHAPE = (64, 1024)
 HEAVY = 5  # degrees of freedom of the second half
 N_IMPORTANCES, N_IMPORTANCES_K = 3, 7  # several uploads of one type are mostly K-quants

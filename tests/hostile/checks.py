@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from recover._text import printable
+from recover.containers.gguf.header import encode_header, parse_header
+from recover.containers.gguf.reader import Model, open_gguf
 from recover.errors import GGUFError
-from recover.gguf.header import encode_header, parse_header
-from recover.gguf.reader import Model, open_gguf
-from recover.gguf.text import printable
 from tests.conftest import TINY
 
 LONGEST_MESSAGE = 600

@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 
 from recover.calibration.weights import load_calibration
 from recover.cli import main
+from recover.containers.gguf.header import parse_header
+from recover.containers.safetensors.reader import open_safetensors
+from recover.containers.safetensors.reader import parse_header as parse_safetensors
 from recover.errors import RecoverError
-from recover.gguf.header import parse_header
 from recover.quantize.imatrix import parse_imatrix
 from recover.reblock.integers import Request
 from recover.reblock.jax_pickle import parse_pickle
 from recover.reblock.quantized_safetensors import open_integers
-from recover.safetensors.reader import open_safetensors
-from recover.safetensors.reader import parse_header as parse_safetensors
 from tests.gguf_files import stored, write_gguf
 from tests.hostile import test_calibration, test_imatrix, test_pickle, test_safetensors
 from tests.hostile.builder import (

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from recover.cli import main
-from recover.gguf.publish import finish_earlier
+from recover.execution.publish import finish_earlier
 from tests.conftest import ROOT
 
 STARTED = "started"
@@ -30,7 +30,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLOW_TILES = """
 import signal, sys, time
 import recover.merge.resume as resume
-import recover.tiles as tiles
+import recover.execution.tiles as tiles
 from recover.cli import main
 resume._SECONDS = 0.05
 take, seconds = tiles._Queue.take, float(sys.argv.pop(1))
@@ -47,7 +47,7 @@ sys.exit(main(sys.argv[1:]))
 # So do the steps in which files get their names.
 SLOW_NAMES = """
 import os, signal, sys, time
-import recover.gguf.publish as publish
+import recover.execution.publish as publish
 from recover.cli import main
 pause = float(sys.argv.pop(1))
 def slow(original):
@@ -65,7 +65,7 @@ def announce(*arguments):
                 setattr(each, name, slow(getattr(each, name)))
     print("started", file=sys.stderr, flush=True)
     return put(*arguments)
-import recover.gguf.writer as writer
+import recover.execution.output as writer
 writer.put_in_place = announce
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))

@@ -12,8 +12,8 @@ from tests.conftest import ROOT, TINY
 # A kernel that takes little time to compile.
 SCRIPT = """
 import sys
-from recover import _jit
-from recover.quants import _float16
+from recover._compiled import jit as _jit
+from recover._compiled import float16 as _float16
 @_jit.kernel
 def double(x):
     return 2 * x

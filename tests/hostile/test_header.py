@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recover.containers.gguf.header import parse_header
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import GGUFError
-from recover.gguf.header import parse_header
-from recover.gguf.reader import open_gguf
 from tests.hostile.builder import (
     ARRAY,
     BOOL,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import recover.merge.execute as execute
+from recover.containers import mapping
 from recover.errors import InputError
-from recover.gguf import mapping
-from recover.journal import Journal
+from recover.execution.journal import Journal
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import MergePlan, plan_merge
 from recover.merge.resume import Unfinished

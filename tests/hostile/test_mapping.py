@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from recover import open_gguf
+from recover.containers import mapping
+from recover.containers.safetensors.reader import open_safetensors
+from recover.containers.safetensors.writer import lay_out
 from recover.errors import InputError
-from recover.gguf import mapping
-from recover.gguf.writer import OutputFile
+from recover.execution.output import OutputFile
+from recover.execution.tiles import for_each_tile
 from recover.quantize.execute import execute_quantize
 from recover.quantize.plan import plan_quantize
-from recover.safetensors.reader import open_safetensors
-from recover.safetensors.writer import lay_out
-from recover.tiles import for_each_tile
 from tests.conftest import ROOT, TINY
 
 

@@ -10,8 +10,8 @@ import pytest
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
+from recover._text import escaped, shortened
 from recover.cli import _console, main
-from recover.gguf.text import escaped, shortened
 from tests.gguf_files import stored, write_gguf
 from tests.hostile.builder import F32, gguf, tensor
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from recover._files import UnreadableError, map_opened, opened, read_bytes
 from recover.cli import main
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import OutputError, ReblockError
 from recover.evaluate.pictures import Picture, save_pictures
-from recover.gguf.reader import open_gguf
 from recover.reblock.sentencepiece import parse_vocabulary
 from tests.conftest import DATA, TINY
 from tests.gguf_files import stored, write_gguf

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from recover.errors import OutputError
-from recover.gguf.publish import finish_earlier, hidden
-from recover.gguf.writer import OutputFile, OutputFiles
+from recover.execution.output import OutputFile, OutputFiles
+from recover.execution.publish import finish_earlier, hidden
 from tests.conftest import ROOT
 
 NAMES = ("1", "2", "3")
@@ -115,7 +115,7 @@ def test_interrupts_at_any_step_come_after_it(tmp_path: Path, n_parts: int) -> N
 KILLED = """
 import itertools, os, sys
 from pathlib import Path
-from recover.gguf.writer import OutputFile, OutputFiles
+from recover.execution.output import OutputFile, OutputFiles
 folder, at, n_parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 steps = itertools.count()
 def dying(original):

@@ -11,9 +11,9 @@ from gguf import GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFValueType, GG
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recover.containers.gguf.header import ValueType, encode_header, encode_key_value, place_tensors
+from recover.containers.gguf.reader import Model, open_gguf
 from recover.errors import GGUFError
-from recover.gguf.header import ValueType, encode_header, encode_key_value, place_tensors
-from recover.gguf.reader import Model, open_gguf
 from recover.quants import type_by_name
 from tests.hostile.builder import (
     ARRAY,

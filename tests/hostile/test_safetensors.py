@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from recover.containers.safetensors.reader import Model, open_safetensors, parse_header
 from recover.errors import RecoverError, SafetensorsError
 from recover.reblock.integers import Request
 from recover.reblock.quantized_safetensors import holds_integers, open_integers
-from recover.safetensors.reader import Model, open_safetensors, parse_header
 from tests.hostile.checks import check_line, check_message
 
 

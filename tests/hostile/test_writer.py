@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from recover.errors import OutputError
-from recover.gguf.publish import hidden
-from recover.gguf.temporary import tell_of_removals
-from recover.gguf.writer import OutputFile, OutputFiles
+from recover.execution.output import OutputFile, OutputFiles
+from recover.execution.publish import hidden
+from recover.execution.temporary import tell_of_removals
 
 OLD, NEW = b"what was there before", bytes(range(256)) * 64
 REPOSITORY = Path(__file__).parents[2]
@@ -400,9 +400,9 @@ def test_full_disk(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from recover.gguf.publish import hidden
-from recover.gguf.temporary import tell_of_removals
-from recover.gguf.writer import OutputFile, OutputFiles
+from recover.execution.publish import hidden
+from recover.execution.temporary import tell_of_removals
+from recover.execution.output import OutputFile, OutputFiles
 
 path, number, moment = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import f16_to_f32, f32_to_f16
+from recover._compiled.float16 import f16_to_f32, f32_to_f16
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import load, splat, store, where
 from recover.quants._k_affine import Batch, encode_superblock, new_batch
 from recover.quants._k_scales import pack_scales, unpack_scales
-from recover.quants._lanes import load, splat, store, where
 from recover.quants._search import FACTOR, transpose
 from recover.quants.base import F32Array, U8Array
 from recover.quants.q4_k import Q4_K

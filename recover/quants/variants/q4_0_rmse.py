@@ -20,8 +20,8 @@ beyond 8 d, here the largest ones may be.
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._jit import inner, kernel
-from recover.quants._float16 import f16_to_f32, f32_to_f16, read_f16, write_f16
+from recover._compiled.float16 import f16_to_f32, f32_to_f16, read_f16, write_f16
+from recover._compiled.jit import inner, kernel
 from recover.quants._legacy import join_nibbles
 from recover.quants.base import F32Array, U8Array
 from recover.quants.q4_0 import Q4_0

@@ -7,8 +7,8 @@ bits first; ``qzeros`` (G, N / 8) likewise; ``scales`` (G, N). A weight is (code
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.inputs.originals.packing import I8Array, interleaved_nibbles
 from recover.quants import F32Array
-from recover.reblock._repack import I8Array, interleaved_nibbles
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
 from recover.reblock.schemes.base import (

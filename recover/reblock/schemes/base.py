@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import quoted
+from recover.containers.safetensors.reader import Tensor
 from recover.errors import ReblockError
-from recover.gguf.text import quoted
 from recover.quants import F32Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows, row_chunks
-from recover.safetensors.reader import Tensor
 
 _NUMBERS = {
     "I8": "<i1",

@@ -9,8 +9,8 @@ they are). ``scales`` (G, N). ``g_idx`` int32 (K): the group of each column. A w
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.inputs.originals.packing import I8Array, bytes_along_columns, nibbles_along_columns
 from recover.quants import F32Array
-from recover.reblock._repack import I8Array, bytes_along_columns, nibbles_along_columns
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
 from recover.reblock.schemes.base import (

@@ -7,8 +7,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.inputs.originals.packing import I8Array, nibbles_along_rows
 from recover.quants import F32Array
-from recover.reblock._repack import I8Array, nibbles_along_rows
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
 from recover.reblock.schemes.base import (

@@ -1,0 +1,1 @@
+"""Files that hold tensors: how they are laid out, read and mapped."""

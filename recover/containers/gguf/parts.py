@@ -1,0 +1,143 @@
+"""Split files, as ``llama-gguf-split`` makes them: the names of the parts, and what each holds.
+
+The first part carries all metadata, the others only the keys ``split.*``; a tensor is never
+divided.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+from recover.containers.gguf.header import (
+    DEFAULT_ALIGNMENT,
+    Layout,
+    ValueType,
+    align,
+    encode_key_value,
+    lay_out,
+)
+from recover.errors import PlanError
+from recover.quants import TensorType
+
+PREFIX = "split."
+"""Of the metadata keys that belong to a part, not to the model."""
+
+_MOST_PARTS = 65_535  # split.count is a u16
+_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf", re.DOTALL)
+_SIZE = re.compile(r"(?P<number>[0-9]{1,18})(?P<unit>[KMG]?)")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+Shape = tuple[str, tuple[int, ...], TensorType]
+"""Name, dims and type of a tensor."""
+
+
+class PartName(NamedTuple):
+    """What a file's name says of a part."""
+
+    stem: str
+    """In front of ``-00001-of-0000N.gguf``."""
+    number: int
+    """Counted from 1."""
+    total: int
+    """Number of parts."""
+
+
+def parse_part_name(name: str) -> PartName | None:
+    """What the name of a file says, if it is named like a part of a split file."""
+    match = _NAME.fullmatch(name)
+    return match and PartName(match["stem"], int(match["number"]), int(match["total"]))
+
+
+def part_paths(path: Path, total: int) -> tuple[Path, ...]:
+    """The paths of all parts of a file: `path` is any part, or the file as if it were whole."""
+    named = parse_part_name(path.name)
+    stem = named.stem if named else path.name.removesuffix(".gguf") or path.name
+    return tuple(path.with_name(f"{stem}-{i + 1:05}-of-{total:05}.gguf") for i in range(total))
+
+
+def whole_path(path: Path) -> Path:
+    """The path of a file as if it were whole, the same for all its parts."""
+    named = parse_part_name(path.name)
+    return path.with_name(f"{named.stem}.gguf") if named else path
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes, as ``llama-gguf-split`` reads it: ``500M`` are 500,000,000.
+
+    Parameters
+    ----------
+    text : str
+        A positive integer, perhaps followed by K, M or G.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    match = _SIZE.fullmatch(text)
+    n_bytes = int(match["number"]) * _UNITS[match["unit"]] if match else 0
+    if n_bytes == 0:
+        raise ValueError(f"{text!r} is no size like 500M or 2G")
+    return n_bytes
+
+
+def cut(sizes: Sequence[int], most: int) -> list[range]:
+    """Which tensors make up each part, in their order, so that the data of none exceed `most`.
+
+    As ``llama-gguf-split`` does, the sizes of headers do not count. A tensor that is larger has a
+    part of its own.
+    """
+    starts, filled = [0], 0
+    for i, size in enumerate(sizes):
+        filled += size
+        if filled > most and i > starts[-1]:
+            starts.append(i)
+            filled = size
+    return [range(*each) for each in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+
+
+def lay_out_parts(
+    metadata_spans: Iterable[bytes], tensors: Sequence[Shape], alignment: int, most: int
+) -> list[Layout]:
+    """Encode the headers of all parts, for tensors whose data follow in that order.
+
+    Parameters
+    ----------
+    metadata_spans : iterable of bytes
+        Of the whole file, without those of the keys ``split.*``.
+    tensors : sequence of (str, tuple of int, TensorType)
+        Name, dims and type of each tensor.
+    alignment : int
+        Of the tensors in the file.
+    most : int
+        Bytes of tensors in a part.
+
+    Raises
+    ------
+    PlanError
+        If there were more parts than a file may have.
+    QuantError
+        If a row is no whole number of blocks of its type.
+    """
+    sizes = [align(kind.n_bytes(prod(dims)), alignment) for _, dims, kind in tensors]
+    ranges = cut(sizes, most)
+    if len(ranges) > _MOST_PARTS:
+        raise PlanError(
+            f"parts of {most:,} bytes would be {len(ranges):,}, more than {_MOST_PARTS:,};"
+            " allow larger ones"
+        )
+    parts = []
+    spans = list(metadata_spans)
+    for number, chosen in enumerate(ranges):
+        spans += [
+            encode_key_value(f"{PREFIX}no", ValueType.UINT16, number),
+            encode_key_value(f"{PREFIX}count", ValueType.UINT16, len(ranges)),
+            encode_key_value(f"{PREFIX}tensors.count", ValueType.INT32, len(tensors)),
+        ]
+        parts.append(lay_out(spans, [tensors[i] for i in chosen], alignment))
+        spans = []
+        if alignment != DEFAULT_ALIGNMENT:  # every part is read with its own
+            spans.append(encode_key_value("general.alignment", ValueType.UINT32, alignment))
+    return parts

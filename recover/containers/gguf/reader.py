@@ -1,0 +1,200 @@
+"""Opening GGUF files: mapped read-only, split files read as one."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from recover._text import printable, quoted
+from recover.containers.gguf.header import Header, KeyValue, ValueType, parse_header
+from recover.containers.gguf.parts import parse_part_name, part_paths
+from recover.containers.gguf.side_scales import with_side_scales
+from recover.containers.gguf.tensor import Tensor
+from recover.containers.mapping import check_unchanged, map_file, name_tensors
+from recover.errors import GGUFError
+
+__all__ = ["Model", "Tensor", "header_bytes", "map_file", "open_gguf"]
+
+_NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A GGUF file, or all parts of a split one, opened read-only.
+
+    Attributes
+    ----------
+    path : Path
+        As given (of a split file: the first part).
+    parts : tuple of Path
+        All files that were opened.
+    n_bytes : int
+        Their total size.
+    header : Header
+        Of the first part, which carries the metadata.
+    tensors : mapping of str to Tensor
+        Of all parts, in file order; side tensors are with their matrix.
+    """
+
+    path: Path
+    parts: tuple[Path, ...]
+    n_bytes: int
+    header: Header
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def metadata(self) -> Mapping[str, KeyValue]:
+        """Metadata entries by key."""
+        return self.header.metadata
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a metadata key, or `default`.
+
+        Raises
+        ------
+        GGUFError
+            As `KeyValue.value` does.
+        """
+        try:
+            return self.header.get(key, default)
+        except GGUFError as error:
+            raise GGUFError(f"{printable(self.path)}: {error}") from None
+
+    def keys_of(self, prefix: str) -> tuple[str, ...]:
+        """The keys that begin with a text; asked for again, they are not looked for again."""
+        if prefix not in self._keys_of:
+            keys = (key for key in self.metadata if key.startswith(prefix))
+            self._keys_of[prefix] = tuple(keys)
+        return self._keys_of[prefix]
+
+    @cached_property
+    def _keys_of(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    @cached_property
+    def stored(self) -> Mapping[str, Tensor]:
+        """All tensors that the files hold, each followed by its side tensors."""
+        found = {}
+        for tensor in self.tensors.values():
+            found[tensor.name] = tensor
+            found.update((side.name, side) for side in tensor.side_tensors)
+        return MappingProxyType(found)
+
+    @cached_property
+    def n_weights(self) -> int:
+        """Number of weights in all tensors."""
+        return sum(tensor.n_weights for tensor in self.tensors.values())
+
+
+def open_gguf(path: str | os.PathLike[str]) -> Model:
+    """Open a GGUF file; one part of a split file stands for all of them.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, or any part named ``...-00001-of-0000N.gguf``.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    GGUFError
+        If a file cannot be read, or is no valid GGUF file, or parts are missing or do not fit.
+    """
+    parts = _part_paths(Path(path))
+    headers: list[Header] = []
+    tensors: dict[str, Tensor] = {}
+    n_bytes = 0
+    for number, part in enumerate(parts):
+        try:
+            data = map_file(part, is_part=len(parts) > 1)
+            header = parse_header(data.data)
+            headers.append(header)
+            ends = [(header.data_start + t.offset + t.n_bytes, t.name) for t in header.tensors]
+            name_tensors(part, sorted(ends))
+            _check_part(header, headers[0], number, len(parts))
+            for info in header.tensors:
+                start = header.data_start + info.offset
+                tensor = Tensor(info, data[start : start + info.n_bytes])
+                if tensors.setdefault(info.name, tensor) is not tensor:
+                    raise GGUFError(f"tensor {quoted(info.name)} is in another part, too")
+            if number + 1 == len(parts) > 1:
+                _check_total(header, len(tensors))
+        except GGUFError as error:
+            check_unchanged([part])
+            raise GGUFError(f"{printable(part)}: {error}") from None
+        n_bytes += data.size
+    try:
+        tensors = with_side_scales(tensors)
+    except GGUFError as error:
+        check_unchanged(parts)
+        raise GGUFError(f"{printable(parts[0])}: {error}") from None
+    return Model(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
+
+
+def header_bytes(path: Path) -> bytes:
+    """What stands in front of the data of a single GGUF file.
+
+    Raises
+    ------
+    GGUFError
+        As `open_gguf` does.
+    """
+    try:
+        data = map_file(path, is_watched=False)
+        return data[: parse_header(data.data).data_start].tobytes()
+    except GGUFError as error:
+        raise GGUFError(f"{printable(path)}: {error}") from None
+
+
+def _part_paths(path: Path) -> tuple[Path, ...]:
+    named = parse_part_name(path.name)
+    if named is None:
+        return (path,)
+    if not 1 <= named.number <= named.total:
+        raise GGUFError(
+            f"{printable(path)}: part {named.number:05} of {named.total:05} cannot exist"
+        )
+    return part_paths(path, named.total)
+
+
+def _check_part(header: Header, first: Header, number: int, total: int) -> None:
+    """Refuse a part whose metadata contradict its name or the first part."""
+    stored_number, stored_total = _integer(header, "split.no"), _integer(header, "split.count")
+    if total == 1:
+        if stored_total not in (None, 0, 1):
+            raise GGUFError(
+                f"is one of {stored_total} parts of a split file; parts are found by their names,"
+                f" which must end in -00001-of-{stored_total:05}.gguf and so on"
+            )
+        return
+    if (stored_number, stored_total) != (number, total):
+        raise GGUFError(
+            f"the name says part {number + 1} of {total}, but its metadata say split.no"
+            f" {stored_number} (counted from 0) and split.count {stored_total}"
+        )
+    for key, entry in header.metadata.items():
+        if key != "split.no" and key in first.metadata and entry != first.metadata[key]:
+            raise GGUFError(f"metadata {quoted(key)} differs from that of the first part")
+
+
+def _check_total(header: Header, n_tensors: int) -> None:
+    announced = _integer(header, "split.tensors.count")
+    if announced not in (None, n_tensors):
+        raise GGUFError(
+            f"metadata 'split.tensors.count' is {announced}, but the parts hold {n_tensors} tensors"
+        )
+
+
+def _integer(header: Header, key: str) -> int | None:
+    entry = header.metadata.get(key)
+    if entry is None:
+        return None
+    if entry.value_type in _NO_INTEGERS:
+        raise GGUFError(f"metadata {key!r} is {entry.value_type.name}, not an integer")
+    return int(entry.value)

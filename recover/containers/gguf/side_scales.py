@@ -1,0 +1,121 @@
+"""Side scales: numbers beside a matrix that all of its weights are multiplied by.
+
+NVFP4 has two levels of scales, those of its blocks and one number per tensor, or per expert of a
+stack. llama.cpp's converter stores the second beside the matrix ``NAME.weight``, as the F32 tensor
+``NAME.scale``, and llama.cpp multiplies by it what the matrix gives. Without it every weight is off
+by that factor. So it belongs to its matrix (`Tensor.scales`) and is no tensor of its own.
+
+``NAME.input_scale``, beside the same matrices, is for activations that are rounded to NVFP4 as
+well. It says nothing of the weights, and has no meaning but for an NVFP4 matrix: it goes with it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from recover._text import quoted, some
+from recover.containers.gguf.tensor import Tensor
+from recover.errors import GGUFError
+from recover.quants import F32Array
+
+_TYPE = "NVFP4"
+_WEIGHT = ".weight"
+_SCALE, _INPUT_SCALE = ".scale", ".input_scale"
+
+
+def with_side_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model, side tensors put to their matrices.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        As stored, by name.
+
+    Returns
+    -------
+    dict of str to Tensor
+        In the same order.
+
+    Raises
+    ------
+    GGUFError
+        If a matrix has two tensors of scales, or a scale is not a normal positive number.
+    """
+    sides = {
+        name: _side_tensors(tensor, tensors)
+        for name, tensor in tensors.items()
+        if tensor.type.name == _TYPE
+    }
+    taken = {side.name for found in sides.values() for side in found}
+    return {
+        name: _scaled(tensor, sides[name]) if sides.get(name) else tensor
+        for name, tensor in tensors.items()
+        if name not in taken
+    }
+
+
+def folded(tensors: Iterable[Tensor]) -> str | None:
+    """What is to be said where tensors are written in other types than they are stored in.
+
+    None if they have no side tensors.
+    """
+    sides = [quoted(side.name) for tensor in tensors for side in tensor.side_tensors]
+    if not sides:
+        return None
+    return (
+        f"{some(sides)}: scales beside NVFP4 matrices are multiplied into the weights (those of"
+        " activations mean nothing for other types), so they are not written"
+    )
+
+
+def unfolded_scale(matrix: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of a tensor that llama.cpp multiplies by, beside a matrix of another type than NVFP4.
+
+    ``llama-quantize`` makes such files of NVFP4 ones: it copies the scales. Here they are tensors
+    of their own.
+    """
+    found = [] if matrix.type.name == _TYPE else _side_tensors(matrix, tensors)
+    return next((side.name for side in found if not side.name.endswith(_INPUT_SCALE)), None)
+
+
+def _side_tensors(matrix: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Those of a matrix, as their names, type and sizes tell."""
+    stems = dict.fromkeys((matrix.name.removesuffix(_WEIGHT), matrix.name))
+    names = [stem + leaf for leaf in (_SCALE, _INPUT_SCALE) for stem in stems]
+    sizes = 1, math.prod(matrix.dims[2:])
+    return tuple(
+        side
+        for name in names
+        if (side := tensors.get(name)) is not None
+        and side.type.name == "F32"
+        and side.n_weights in sizes
+        and max(side.dims) == side.n_weights
+    )
+
+
+def _scaled(matrix: Tensor, sides: tuple[Tensor, ...]) -> Tensor:
+    """A matrix with its side tensors."""
+    found = [side for side in sides if not side.name.endswith(_INPUT_SCALE)]
+    if len(found) > 1:
+        names = " and ".join(quoted(side.name) for side in found)
+        raise GGUFError(
+            f"tensors {names} are both the scale of {quoted(matrix.name)}: one of them is too many"
+        )
+    scales = _checked(found[0], matrix) if found else None
+    return replace(matrix, scales=scales, side_tensors=sides)
+
+
+def _checked(side: Tensor, matrix: Tensor) -> F32Array:
+    """The numbers of a tensor of scales."""
+    scales = side.read(0, side.n_weights)
+    wrong = np.flatnonzero(~((scales >= np.finfo(np.float32).tiny) & (scales < np.inf)))
+    if wrong.size:
+        where = f" of expert {wrong[0]}" if scales.size > 1 else ""
+        raise GGUFError(
+            f"tensor {quoted(side.name)}: the scale {scales[wrong[0]]:.6g}{where} is no normal"
+            f" positive number, so that the weights of {quoted(matrix.name)} are not known; the"
+            " file is damaged, or was made by a faulty converter"
+        )
+    return scales

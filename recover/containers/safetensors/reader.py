@@ -1,0 +1,325 @@
+"""Opening safetensors files, mapped read-only: one file, or a model folder with its index.
+
+The format (https://github.com/huggingface/safetensors#format)::
+
+    u64 header length, little-endian
+    the header, JSON: {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}
+    the tensors' data, offsets counted from here, without gaps
+
+The key ``__metadata__`` holds texts. Shapes are row-major, so the row length comes last.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any
+
+from recover._files import MissingError, UnreadableError, read_bytes
+from recover._json import MOST_BYTES, JSONError, parse_object
+from recover._text import printable, quoted, some
+from recover.containers.mapping import check_unchanged, map_file, name_tensors
+from recover.errors import GGUFError, SafetensorsError
+from recover.quants import U8Array
+
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+"""Bits of one number of each type that the format knows."""
+
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+
+# Limits far beyond every model.
+_MAX_DIMS = 8
+_MAX_NAME = 65_535
+_MAX_SIZE = 1 << 62
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One entry of a header.
+
+    Attributes
+    ----------
+    name : str
+        Name of the tensor.
+    dtype : str
+        One of `BITS`.
+    shape : tuple of int
+        Row length last; empty for a single number.
+    start, end : int
+        First byte and one past the last, counted from the start of the data.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything in front of the data.
+
+    Attributes
+    ----------
+    tensors : tuple of TensorInfo
+        By ascending position.
+    metadata : mapping of str to str
+        The texts of ``__metadata__``.
+    data_start : int
+        Position of the data in the file.
+    """
+
+    tensors: tuple[TensorInfo, ...]
+    metadata: Mapping[str, str]
+    data_start: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of an open model.
+
+    Attributes
+    ----------
+    name : str
+        Name of the tensor.
+    dtype : str
+        One of `BITS`.
+    shape : tuple of int
+        Row length last; empty for a single number.
+    raw : uint8 (n_bytes,)
+        The stored bytes: a read-only view of the mapped file, perhaps not aligned.
+    part : Path
+        The file that holds it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    raw: U8Array
+    part: Path
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A safetensors file, or all files of a model folder, opened read-only.
+
+    Attributes
+    ----------
+    path : Path
+        As given.
+    parts : tuple of Path
+        All files that were opened.
+    tensors : mapping of str to Tensor
+        In the order of the files, by position in each.
+    metadata : mapping of str to str
+        Of the first file.
+    config : mapping of str to Any
+        ``config.json`` beside the files; empty if there is none.
+    """
+
+    path: Path
+    parts: tuple[Path, ...]
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    config: Mapping[str, Any]
+
+
+def parse_header(buffer: bytes | memoryview) -> Header:
+    """Read the header of a safetensors file from the file's bytes.
+
+    Parameters
+    ----------
+    buffer : bytes-like
+        The whole file (usually mapped: only the header is touched).
+
+    Returns
+    -------
+    Header
+
+    Raises
+    ------
+    SafetensorsError
+        If anything announced does not fit into the file, overlaps, or is not understood.
+    """
+    view = memoryview(buffer)
+    if len(view) < 8:
+        raise SafetensorsError(f"the file has {len(view)} bytes, too few for a header")
+    length = int.from_bytes(view[:8], "little")
+    if length > min(MOST_BYTES, len(view) - 8):
+        raise SafetensorsError(
+            f"not a safetensors file, or truncated: announces a header of {length} bytes, but"
+            f" {len(view) - 8} follow and more than {MOST_BYTES} are not supported"
+        )
+    try:
+        document = parse_object(bytes(view[8 : 8 + length]))
+    except JSONError as error:
+        raise SafetensorsError(f"header: {error}") from None
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise SafetensorsError("header: '__metadata__' is no object of texts")
+    tensors = [_parse_tensor(name, entry) for name, entry in document.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
+    _check_extents(tensors, len(view) - 8 - length)
+    return Header(tuple(tensors), MappingProxyType(metadata), 8 + length)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MAX_SIZE
+
+
+def _parse_tensor(name: str, entry: Any) -> TensorInfo:
+    what = f"tensor {quoted(name)}"
+    if len(name) > _MAX_NAME:
+        raise SafetensorsError(f"{what}: names of more than {_MAX_NAME} characters")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise SafetensorsError(f"{what}: its entry is not dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise SafetensorsError(f"{what}: type {quoted(str(dtype))} is unknown")
+    if not isinstance(shape, list) or not all(map(_is_size, shape)):
+        raise SafetensorsError(f"{what}: its shape is no list of sizes")
+    if len(shape) > _MAX_DIMS:
+        raise SafetensorsError(f"{what}: {len(shape)} dimensions, more than {_MAX_DIMS}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise SafetensorsError(f"{what}: its data_offsets are no two positions")
+    start, end = offsets
+    n_bits = prod(shape) * BITS[dtype]
+    if n_bits % 8 or end - start != n_bits // 8:
+        raise SafetensorsError(
+            f"{what}: {end - start} bytes from {start} to {end}, but {dtype} numbers of shape"
+            f" {shape} take {n_bits / 8:g}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), start, end)
+
+
+def _check_extents(tensors: list[TensorInfo], available: int) -> None:
+    end, previous = 0, "the start of the data"
+    for tensor in tensors:
+        what = f"tensor {quoted(tensor.name)}"
+        if tensor.start < end:
+            raise SafetensorsError(f"{what} overlaps {previous}")
+        if tensor.start > end:
+            raise SafetensorsError(f"{what} begins {tensor.start - end} bytes behind {previous}")
+        end, previous = tensor.end, what
+        if end > available:
+            raise SafetensorsError(
+                f"{what} ends {end - available} bytes beyond the end of the file; the file is"
+                " truncated, or its header damaged"
+            )
+    if end != available:
+        raise SafetensorsError(f"{available - end} bytes behind {previous} belong to no tensor")
+
+
+def open_safetensors(path: str | os.PathLike[str]) -> Model:
+    """Open a safetensors file, or the files of a model folder.
+
+    Parameters
+    ----------
+    path : path-like
+        A file, or a folder with ``model.safetensors.index.json`` or ``model.safetensors``.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    SafetensorsError
+        If a file cannot be read or is no valid safetensors file, or the index does not fit.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    wanted = _indexed_files(folder) if path.is_dir() else {path: None}
+    tensors: dict[str, Tensor] = {}
+    metadata: Mapping[str, str] = {}
+    for number, (part, names) in enumerate(wanted.items()):
+        header = _open_part(part, tensors)
+        metadata = header.metadata if number == 0 else metadata
+        missing = sorted((names or set()) - {tensor.name for tensor in header.tensors})
+        if missing:
+            raise SafetensorsError(
+                f"{printable(part)}: does not hold what {INDEX} says:"
+                f" {some([quoted(name) for name in missing])}"
+            )
+    config = _read_json(folder / CONFIG)
+    return Model(path, tuple(wanted), MappingProxyType(tensors), metadata, MappingProxyType(config))
+
+
+def _open_part(part: Path, tensors: dict[str, Tensor]) -> Header:
+    """Map a file and add its tensors."""
+    try:
+        data = map_file(part)
+        header = parse_header(data.data)
+        name_tensors(part, [(header.data_start + t.end, t.name) for t in header.tensors])
+        for info in header.tensors:
+            raw = data[header.data_start + info.start : header.data_start + info.end]
+            tensor = Tensor(info.name, info.dtype, info.shape, raw, part)
+            if tensors.setdefault(info.name, tensor) is not tensor:
+                raise SafetensorsError(f"tensor {quoted(info.name)} is in another file, too")
+    except (GGUFError, SafetensorsError) as error:
+        check_unchanged([part])
+        raise SafetensorsError(f"{printable(part)}: {error}") from None
+    return header
+
+
+def _indexed_files(folder: Path) -> dict[Path, set[str] | None]:
+    """The files of a model folder, and what the index says that each holds."""
+    index = folder / INDEX
+    if not index.exists():
+        single = folder / "model.safetensors"
+        if single.exists():
+            return {single: None}
+        raise SafetensorsError(f"{printable(folder)}: holds neither {INDEX} nor {single.name}")
+    shown = printable(index)
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SafetensorsError(f"{shown}: there is no weight_map")
+    files: dict[Path, set[str] | None] = {}
+    for name, file in weight_map.items():
+        # A name from a file must not lead out of the folder.
+        if not isinstance(file, str) or PurePath(file).name != file or file in (".", ".."):
+            raise SafetensorsError(f"{shown}: {quoted(str(file))} is no name of a file beside it")
+        names = files.setdefault(folder / file, set())
+        if names is not None:
+            names.add(name)
+    return dict(sorted(files.items()))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is no such file."""
+    try:
+        return parse_object(read_bytes(path, MOST_BYTES))
+    except MissingError:
+        return {}
+    except (UnreadableError, JSONError) as error:
+        raise SafetensorsError(f"{printable(path)}: {error}") from None

@@ -1,0 +1,211 @@
+"""What the errors that an estimator expects are worth: measured on random weights.
+
+An estimator expects the error of its estimates, and of each input alone, from what it assumes: for
+instance, that inputs err independently but for their shares (`recover.evidence.densities`). What is
+left is told by weights that are known: the shipped sample holds random weights and what each type's
+encoder made of them, plainly and with random importance matrices. The estimator is given what it
+holds of the very set of inputs at hand; expected errors are then multiplied by measured over
+expected ones. These depend on the tails of the weights: half of the sample has heavy ones, and the
+kurtosis of the estimates tells where between (or beyond) both halves the weights at hand are.
+
+The sample, ``recover/data/sample.npz``, is made by ``python -m tests.golden.make_sample``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.containers.gguf.header import TensorInfo
+from recover.containers.gguf.tensor import Tensor
+from recover.estimators import MEAN, Request, estimator
+from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize, type_by_name
+
+WEIGHTS = "weights"
+"""Name of the random weights, float32 (n_rows, ne0), in the sample; half of the rows have heavy
+tails."""
+
+_SHARES = -0.5, 1.5  # of what heavy tails change: as far as weights may be beyond the sample's
+_N_LOOKED_AT = 256  # superblocks whose kurtosis is taken
+# Types with scales beside them, and the largest weight that does not clip the scale of its block.
+_SIDE_SCALED = {"NVFP4": np.float32(6 * 240)}
+
+
+class Claims(NamedTuple):
+    """Measured over expected errors, of weights with light tails and of weights with heavy ones.
+
+    Attributes
+    ----------
+    merged : float64 (2,)
+        Of the estimates.
+    alone : float64 (2, n_inputs)
+        Of each input alone, in the order of the tally (see `recover.estimators`).
+    kurtosis : float64 (2,)
+        That of the estimates (see `kurtosis_of`).
+    """
+
+    merged: NDArray[np.float64]
+    alone: NDArray[np.float64]
+    kurtosis: NDArray[np.float64]
+
+    def correct(self, tally: NDArray[np.float64], estimate: F32Array, deviation: F32Array) -> None:
+        """Multiply sums of errors, and standard deviations."""
+        light, heavy = self.kurtosis
+        share = 0.0
+        if heavy > light:
+            share = np.clip((kurtosis_of(estimate) - light) / (heavy - light), *_SHARES)
+        merged, alone = (
+            each[0] * (each[1] / each[0]) ** share for each in (self.merged, self.alone)
+        )
+        tally[0] *= merged
+        tally[2:] *= alone
+        deviation *= np.float32(merged**0.5)
+
+
+def kurtosis_of(values: F32Array) -> float:
+    """The mean of some superblocks' fourth moments over their squared second ones; 3 if normal."""
+    superblocks = values[: values.size // 256 * 256].reshape(-1, 256)
+    step = max(1, len(superblocks) // _N_LOOKED_AT)
+    squares = np.square(superblocks[::step].astype(np.float64))
+    mean = squares.mean(1)
+    known = (mean > 0) & np.isfinite(mean)
+    if not known.any():
+        return 3.0
+    return float(np.mean(np.mean(squares[known] ** 2, axis=1) / mean[known] ** 2))
+
+
+def sample_name(kind: TensorType, importance: int) -> str:
+    """Name of what an encoder made of the weights.
+
+    `importance` is 0 for a plain encoder, otherwise the number of its importance matrix.
+    """
+    return f"{kind.name} {importance}" if importance else kind.name
+
+
+@cache
+def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEAN) -> Claims:
+    """What the errors that an estimator expects of a set of inputs are to be multiplied by.
+
+    Parameters
+    ----------
+    witnesses : tuple of Witness
+        The inputs.
+    method : str
+        Name of the estimator.
+    estimate : str
+        What is asked of it (see `Request`). The errors of a mode are larger than it expects.
+
+    Returns
+    -------
+    Claims
+        All 1 for ``best``, and where the sample does not have (enough of) a type, or an encoder.
+    """
+    alone, merged, kurtosis = np.ones((2, len(witnesses))), np.ones(2), np.zeros(2)
+    names = _sample_names(witnesses)
+    known = {*_sample(), *map(_side_scaled_name, _SIDE_SCALED)}
+    is_known = known.issuperset(names) and len(set(names)) == len(names)
+    is_foreign = any(witness.noise is not None for witness in witnesses)
+    if method == "best" or not is_known or is_foreign:
+        return Claims(merged, alone, kurtosis)
+    # A calibrated density fits its own quantizer, the shipped ones that of the sample.
+    buffer = EvidenceBuffer([replace(witness, density=None) for witness in witnesses])
+    for half in range(2):
+        x = _half_of(WEIGHTS, half).reshape(-1)
+        tensors = [
+            _stored_half(name, witness.type, half)
+            for name, witness in zip(names, witnesses, strict=True)
+        ]
+        evidence = buffer.read(tensors, 0, x.size)
+        out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
+        request = Request(estimate, np.empty_like(out))  # deviations, so that all weights count
+        estimator(method).estimate(evidence, out, tally, request)
+        for tensor, slot in zip(tensors, buffer.order, strict=True):
+            decoded = tensor.read(0, x.size)
+            alone[half, slot] = _square_error(decoded, x) / tally[2 + slot]
+        merged[half], kurtosis[half] = _square_error(out, x) / tally[0], kurtosis_of(out)
+    return Claims(merged, alone, kurtosis)
+
+
+def _sample_names(witnesses: Sequence[Witness]) -> list[str]:
+    """What in the sample is like each input.
+
+    Inputs with one importance matrix get the same number, but not if they are of one type.
+    """
+    matrices = list(dict.fromkeys(each.imatrix for each in witnesses if _is_weighed(each)))
+    names: list[str] = []
+    for witness in witnesses:
+        if witness.side_scaled:
+            names.append(_side_scaled_name(witness.type.name))
+            continue
+        if not _is_weighed(witness):
+            names.append(sample_name(witness.type, 0))
+            continue
+        n, first = _n_importances(witness.type), matrices.index(witness.imatrix)
+        numbers = [1 + (first + i) % n for i in range(n)]
+        candidates = [sample_name(witness.type, number) for number in numbers]
+        free = [name for name in candidates if name not in names]
+        names.append((free or candidates)[0])
+    return names
+
+
+def _is_weighed(witness: Witness) -> bool:
+    """Whether an importance matrix changed what the encoder made."""
+    refits = isinstance(witness.type, ScalarType) and not witness.has_cells
+    return (witness.weighted or refits) and _n_importances(witness.type) > 0
+
+
+def _n_importances(kind: TensorType) -> int:
+    """How many importance matrices the sample has for a type."""
+    return next(n for n in count() if sample_name(kind, n + 1) not in _sample())
+
+
+def _square_error(values: F32Array, x: F32Array) -> float:
+    return float(np.sum((values - x.astype(np.float64)) ** 2))
+
+
+def _stored_half(name: str, kind: TensorType, half: int) -> Tensor:
+    """What the sample has of that name as a tensor, light tails (0) or heavy ones (1)."""
+    n_weights = _half_of(WEIGHTS, half).size
+    info = TensorInfo(name, (n_weights,), kind, 0)
+    if name != _side_scaled_name(kind.name):
+        return Tensor(info, _half_of(name, half))
+    raw, scales = _side_scaled(kind.name)
+    n_bytes = kind.n_bytes(n_weights)
+    return Tensor(info, raw[half * n_bytes : (half + 1) * n_bytes], scales)
+
+
+def _side_scaled_name(type_name: str) -> str:
+    """Name of what is made of the weights with a scale beside them."""
+    return f"{type_name} side-scaled"
+
+
+@cache
+def _side_scaled(type_name: str) -> tuple[U8Array, F32Array]:
+    """The weights encoded so that the largest scale of a block is next to the largest there is."""
+    x = _sample()[WEIGHTS]
+    scale = np.float32(np.abs(x).max() / _SIDE_SCALED[type_name])
+    raw = quantize(np.divide(x, scale, dtype=np.float32), type_by_name(type_name))
+    raw.flags.writeable = False
+    return raw, np.array([scale], np.float32)
+
+
+def _half_of(name: str, half: int) -> NDArray[Any]:
+    """Of what the sample has of that name, the part with light tails (0) or heavy ones (1)."""
+    array = _sample()[name]
+    n = len(array) // 2
+    return array[half * n : (half + 1) * n]
+
+
+@cache
+def _sample() -> dict[str, NDArray[Any]]:
+    with (files("recover") / "data" / "sample.npz").open("rb") as file, np.load(file) as arrays:
+        sample = dict(arrays)
+    for array in sample.values():
+        array.flags.writeable = False  # as the bytes of files are: kernels are compiled for either
+    return sample

@@ -1,0 +1,98 @@
+"""The mean (or the mode) of the product-of-cells posterior.
+
+Each input says where in its cell a weight is likely to be (`recover.evidence.densities`). The
+product of these densities and of a normal prior as wide as the superblock's weights is integrated
+over the intersection by a fixed rule; the estimate is its mean, the error to expect its variance.
+Where the intersection of the cells is empty the first (finest) input is taken alone.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.estimators._combine import group_variances, sum_variance
+from recover.estimators._product import integrate
+from recover.estimators._product_tables import Asks, Others, has_atoms, tabulate
+from recover.estimators._request import MODE, Request, fill_deviation
+from recover.evidence.buffer import Evidence, typical_variance
+from recover.quants import GROUP, F32Array
+
+SEES_CONFLICTS = True
+CALIBRATED = "densities"
+
+_SUPERBLOCK = 256
+
+
+def estimate(
+    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
+) -> None:
+    """See `recover.estimators`."""
+    if len(evidence.codes) == 0:
+        _estimate_unproven(evidence, out, tally, request)
+        return
+    n, missing = out.size, -out.size % _SUPERBLOCK
+    if missing:
+        evidence = _fill_up(evidence, missing)
+    estimates = np.empty(n + missing, np.float32) if missing else out
+    deviation = request.deviation
+    if missing and deviation.size:
+        deviation = np.empty_like(estimates)
+    variance = np.empty(estimates.size // GROUP, np.float32)
+    group_variances(evidence, 0, variance)
+    others = None
+    if len(evidence.values) > 0:
+        said, spread = np.empty_like(estimates), np.empty_like(variance)
+        _predict(evidence, said, spread)
+        share = evidence.likelihood[:, 2].min()
+        others = Others(evidence.values.reshape(-1), said, spread, share)
+    scalars = tabulate(evidence)
+    errors = np.zeros((tally.size - 1) * GROUP, np.float32)
+    is_mode, atoms = request.estimate == MODE, has_atoms(scalars)
+    asks = Asks(
+        is_mode, not (is_mode or atoms.any()), atoms, variance, deviation, errors, n // GROUP
+    )
+    integrate(scalars, others, estimates, asks, tally)
+    if missing:
+        out[:] = estimates[:n]
+        request.deviation[:] = deviation[: request.deviation.size]
+
+
+def _estimate_unproven(
+    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
+) -> None:
+    """Where no input is scalar: there are no cells, and the posterior is normal."""
+    variance = np.empty(out.size // GROUP, np.float32)
+    _predict(evidence, out, variance)
+    variance[~np.isfinite(variance)] = 0
+    fill_deviation(request, variance)
+    tally[0] += sum_variance(variance)
+    for v, values in enumerate(evidence.values):
+        off = (out - values).astype(np.float64)
+        tally[2 + v] += sum_variance(variance) + np.einsum("n,n", off, off)
+
+
+def _fill_up(evidence: Evidence, missing: int) -> Evidence:
+    """The evidence with so many more weights, of which it says nothing."""
+    sizes = {"codes": missing, "values": missing}
+    groups = ("scale", "offset", "scale_error", "offset_error", "variance")
+    sizes |= dict.fromkeys(groups, missing // GROUP)
+    padded = {name: np.pad(getattr(evidence, name), ((0, 0), (0, n))) for name, n in sizes.items()}
+    return evidence._replace(**padded)
+
+
+def _predict(evidence: Evidence, out: F32Array, variance: F32Array) -> None:
+    """What the vector types say together: fills `out` and its `variance` (n / 16,).
+
+    Their densities are normal, so it is the best linear prediction from decoded values times their
+    gain, whose errors go together as they did in the simulation.
+    """
+    gains, spreads = evidence.likelihood[:, [0, 3]].astype(np.float64).T
+    told = 1 - spreads  # of the variance of the weights
+    deviations = np.sqrt(spreads)
+    among = told[:, None] - spreads + evidence.correlation * np.outer(deviations, deviations)
+    weights = np.linalg.lstsq(among, told, rcond=None)[0]
+    np.einsum("vn,v->n", evidence.values, (weights * gains).astype(np.float32), out=out)
+    # The variance of the weights is what the first input says.
+    first = evidence.values[0]
+    typical_variance(first, gains[0] ** 2 / told[0] * (1 - weights @ told), variance)
+    broken = ~np.isfinite(variance)
+    out.reshape(-1, GROUP)[broken] = first.reshape(-1, GROUP)[broken]

@@ -1,0 +1,405 @@
+"""What K inputs say of the same weights, in one shape for every format."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._compiled.float16 import read_f16
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import largest_lane, load, splat, where
+from recover.containers.gguf.tensor import Tensor
+from recover.errors import QuantError
+from recover.evidence.densities import (
+    DEGREE,
+    SHAPE,
+    correlation,
+    density,
+    end_codes,
+    likelihood,
+    normal_density,
+    share,
+)
+from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
+
+# Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a
+# division, two products and two sums, generously.
+_ARITHMETIC = np.float32(2.0**-21)
+# Rounding to float16: relative, and absolute below 2**-14 where the precision ends; a little more
+# for the rounding of this bound itself.
+_F16_RELATIVE = np.float32(2.0**-11 * 1.001)
+_F16_ABSOLUTE = np.float32(2.0**-25 * 1.001)
+_F16_SMALLEST_NORMAL = np.float32(2.0**-14)
+# ggml's `nearest_int` wraps beyond 2**22. A code's argument is at most about 32, and what is lost
+# where the offset is rounded to a multiple of its block's: less than the largest offset there.
+_WRAPS = np.float32(2.0**21)
+# Of scales beyond the largest one edges of cells overflow; those of scales below the least one may
+# be subnormal, or taken for 0: so far off are they then at most.
+_LARGEST_PRODUCT, _LEAST_PRODUCT = np.float32(2.0**120), np.float32(2.0**-100)
+_SUBNORMAL_ERROR = np.float32(2.0**-120)
+
+
+class Evidence(NamedTuple):
+    """A tile of n weights as K scalar and V other inputs tell it; finest input first in each.
+
+    A scalar input says ``scale * levels[code] + offset``; scale and offset are given per group of
+    16 weights, whatever the format's own sub-block is.
+    """
+
+    codes: U8Array
+    """(K, n)"""
+    scale: F32Array
+    """(K, n / 16)"""
+    offset: F32Array
+    """(K, n / 16)"""
+    levels: F32Array
+    """(K, 256)"""
+    lower_levels: F32Array
+    """(K, 256); -inf throughout if the codes of this input prove nothing."""
+    upper_levels: F32Array
+    """(K, 256); inf throughout if the codes of this input prove nothing."""
+    scale_error: F32Array
+    """(K, n / 16): how far the scale that chose the codes may be from the stored one."""
+    offset_error: F32Array
+    """(K, n / 16): the same of the offset; infinite where the codes prove nothing."""
+    noise: NDArray[np.float64]
+    """(K,) mean square error in units of the squared scale."""
+    density: F32Array
+    """(K, 4, 5): where in their cells weights lie (see `recover.evidence.densities`)."""
+    end_codes: NDArray[np.int32]
+    """(K, 2): the lowest and the highest code."""
+    extremes: NDArray[np.int32]
+    """(K, 2, 2): pairs of codes of which one weight in each block of 32 equals its level but for
+    rounding (see `ScalarType.extremes`); -1 where there are none."""
+    values: F32Array
+    """(V, n): what the other inputs say, decoded."""
+    variance: F32Array
+    """(V, n / 16): their mean square error, typical of their type."""
+    likelihood: F32Array
+    """(V, 4): centre of what a value says of the weight, over the value; its variance, over the
+    variance above (see `recover.evidence.densities.likelihood`); what it counts beside the other
+    inputs (see `recover.evidence.densities.share`); and its variance, over that of the weights."""
+    correlation: NDArray[np.float64]
+    """(V, V): how the errors of the other inputs go together (see
+    `recover.evidence.densities.correlation`)."""
+    weights: NDArray[np.float64]
+    """(K + V,): what a calibration says that the inputs weigh, scalar ones first; (0,) if none."""
+
+
+@dataclass(frozen=True)
+class Witness:
+    """One input's part in the evidence on one tensor.
+
+    Attributes
+    ----------
+    type : TensorType
+        How this input stores the tensor.
+    has_cells : bool
+        Whether its codes confine the original weights.
+    weighted : bool
+        Whether it was quantized with an importance matrix.
+    imatrix : str
+        Which one, as far as the metadata tell; equal for inputs with the same.
+    noise : float or None
+        Mean square error of its codes in units of the squared scale, of a scalar type that another
+        encoder than llama.cpp's wrote (see `recover.inputs.foreign`): they are off by a normal
+        error, and prove no cells.
+    weight : float or None
+        What it weighs by a calibration; all witnesses have one, or none has.
+    density : tuple of 4 tuples of 5 floats, or None
+        What its codes say of the weights by a calibration (see
+        `recover.evidence.densities.density`).
+    side_scaled : bool
+        Whether its weights are multiplied by scales beside it, so that those of its blocks are of
+        the best size.
+    """
+
+    type: TensorType
+    has_cells: bool = True
+    weighted: bool = False
+    imatrix: str = ""
+    noise: float | None = None
+    weight: float | None = None
+    density: tuple[tuple[float, ...], ...] | None = None
+    side_scaled: bool = False
+
+
+class EvidenceBuffer:
+    """Memory for the evidence on one tile, used again and again by one thread.
+
+    Parameters
+    ----------
+    witnesses : sequence of Witness
+        One per input, in any order.
+    """
+
+    def __init__(self, witnesses: Sequence[Witness]) -> None:
+        self._types = [witness.type for witness in witnesses]
+        for kind in self._types:
+            if not isinstance(kind, ScalarType | VectorType):
+                raise QuantError(f"type {kind.name} gives no evidence to combine")
+        scalars = [(w.type, w) for w in witnesses if isinstance(w.type, ScalarType)]
+        kinds = [kind for kind, _ in scalars]
+        others = [kind for kind in self._types if isinstance(kind, VectorType)]
+        n_scalars, n_others = len(scalars), len(others)
+        rows = {True: iter(range(n_scalars)), False: iter(range(n_others))}
+        self._row_of = [next(rows[isinstance(kind, ScalarType)]) for kind in self._types]
+        open_end = np.full(256, np.inf, np.float32)
+
+        beside = [
+            [other.type for j, other in enumerate(witnesses) if j != i and other.noise is None]
+            for i in range(len(witnesses))
+        ]
+        places = list(zip(witnesses, beside, strict=True))
+        n_weights, n_groups = n_scalars * TILE, n_scalars * (TILE // GROUP)
+        self._whole = Evidence(
+            codes=np.empty(n_weights, np.uint8),
+            scale=np.empty(n_groups, np.float32),
+            offset=np.empty(n_groups, np.float32),
+            levels=_stack([kind.levels for kind in kinds]),
+            lower_levels=_stack([k.lower_levels if w.has_cells else -open_end for k, w in scalars]),
+            upper_levels=_stack([k.upper_levels if w.has_cells else open_end for k, w in scalars]),
+            scale_error=np.empty(n_groups, np.float32),
+            offset_error=np.empty(n_groups, np.float32),
+            noise=np.array(
+                [k.noise if w.noise is None else w.noise for k, w in scalars], np.float64
+            ),
+            density=np.array(
+                [_density(w, w.type, b) for w, b in places if isinstance(w.type, ScalarType)],
+                np.float32,
+            ).reshape(n_scalars, *SHAPE),
+            end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
+            extremes=np.array([_extremes(w, k) for k, w in scalars], np.int32).reshape(-1, 2, 2),
+            values=np.empty(n_others * TILE, np.float32),
+            variance=np.empty(n_others * (TILE // GROUP), np.float32),
+            likelihood=np.array(
+                [_likelihood(w.type, b) for w, b in places if isinstance(w.type, VectorType)],
+                np.float32,
+            ).reshape(-1, 4),
+            correlation=np.array(
+                [
+                    [1.0 if i == j else correlation(a, b) for j, b in enumerate(others)]
+                    for i, a in enumerate(others)
+                ],
+                np.float64,
+            ).reshape(n_others, n_others),
+            weights=np.empty(0, np.float64),
+        )
+        known = [w.weight for w in witnesses if w.weight is not None]
+        if known:
+            weights = np.empty(len(witnesses))
+            weights[list(self.order)] = known
+            self._whole = self._whole._replace(weights=weights)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Index into a ``tally[2:]`` of each witness (see `recover.estimators`)."""
+        n_scalars = len(self._whole.levels)
+        return tuple(
+            row if isinstance(kind, ScalarType) else n_scalars + row
+            for kind, row in zip(self._types, self._row_of, strict=True)
+        )
+
+    def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
+        """Unpack one tile.
+
+        Parameters
+        ----------
+        raws : sequence of uint8 arrays
+            The stored bytes of these weights in each input, in the order of the witnesses.
+        n_weights : int
+            At most `TILE`; whole blocks of every type.
+
+        Returns
+        -------
+        Evidence
+            Views of this buffer, valid until the next call.
+        """
+        n_groups = n_weights // GROUP
+        n_scalars = len(self._whole.levels)
+        n_others = len(self._types) - n_scalars
+
+        def part(memory: NDArray[Any], n_rows: int, n: int) -> NDArray[Any]:
+            return memory[: n_rows * n].reshape(n_rows, n)
+
+        whole = self._whole
+        tile = whole._replace(
+            codes=part(whole.codes, n_scalars, n_weights),
+            scale=part(whole.scale, n_scalars, n_groups),
+            offset=part(whole.offset, n_scalars, n_groups),
+            scale_error=part(whole.scale_error, n_scalars, n_groups),
+            offset_error=part(whole.offset_error, n_scalars, n_groups),
+            values=part(whole.values, n_others, n_weights),
+            variance=part(whole.variance, n_others, n_groups),
+        )
+        for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
+            if isinstance(kind, ScalarType):
+                scale, offset = tile.scale[row], tile.offset[row]
+                kind.unpack(raw, tile.codes[row], scale, offset)
+                errors = tile.scale_error[row], tile.offset_error[row]
+                _bound_errors(raw, _rounding(kind), scale, offset, *errors)
+            elif isinstance(kind, VectorType):
+                kind.decode(raw, tile.values[row])
+                typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
+        return tile
+
+    def read(self, tensors: Sequence[Tensor], start: int, end: int) -> Evidence:
+        """Unpack weights `start` to `end` of tensors, in the order of the witnesses.
+
+        As `load` does, and times the tensors' scales.
+        """
+        tile = self.load([each.part(start, end) for each in tensors], end - start)
+        for tensor, kind, row in zip(tensors, self._types, self._row_of, strict=True):
+            factors = tensor.factors(start, end)
+            if factors is not None and isinstance(kind, ScalarType):
+                scale, offset = tile.scale[row], tile.offset[row]
+                _scale_up(factors, scale, offset, tile.scale_error[row], tile.offset_error[row])
+            elif factors is not None:
+                with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                    tile.values[row] *= np.repeat(factors, GROUP)
+                    tile.variance[row] *= np.square(factors)
+        return tile
+
+
+def _scale_up(
+    factors: F32Array,
+    scale: F32Array,
+    offset: F32Array,
+    scale_error: F32Array,
+    offset_error: F32Array,
+) -> None:
+    """Multiply scales, offsets and their errors (n / 16,) by positive factors.
+
+    The encoder had the product of scale and factor, perhaps by way of reciprocals: it was rounded
+    a few times more.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scale_error += np.abs(scale) * _ARITHMETIC
+        offset_error += np.abs(offset) * _ARITHMETIC
+        for each in (scale, offset, scale_error, offset_error):
+            each *= factors
+    size = np.abs(scale)
+    offset_error[size < _LEAST_PRODUCT] += _SUBNORMAL_ERROR
+    offset_error[~(size <= _LARGEST_PRODUCT)] = np.inf
+
+
+def _density(witness: Witness, kind: ScalarType, beside: Sequence[TensorType]) -> F32Array:
+    """The calibrated density if there is one, otherwise the simulated one."""
+    if witness.noise is not None:
+        return normal_density(witness.noise)
+    if witness.density is None:
+        return density(kind, weighted=witness.weighted, has_cells=witness.has_cells, beside=beside)
+    table = np.array(witness.density, np.float64)
+    table[:, :DEGREE] *= share(kind, beside)
+    return table.astype(np.float32)
+
+
+def _likelihood(kind: VectorType, beside: Sequence[TensorType]) -> tuple[float, ...]:
+    gain, variance = likelihood(kind)
+    return gain, variance / kind.relative_mse, share(kind, beside), variance / (gain**2 + variance)
+
+
+def _extremes(witness: Witness, kind: ScalarType) -> list[tuple[int, int]]:
+    known = kind.extremes if witness.has_cells else ()
+    return [*known, *[(-1, -1)] * (2 - len(known))]
+
+
+def _stack(tables: Sequence[F32Array]) -> F32Array:
+    return np.stack(tables) if tables else np.empty((0, 256), np.float32)
+
+
+class _Rounding(NamedTuple):
+    """What a format's encoder rounds to float16 last, and where its blocks have the scale.
+
+    From `scale_limit` on scales prove nothing.
+    """
+
+    type_size: int
+    d_at: int
+    groups_per_block: int
+    scale_last: bool
+    offset_last: bool
+    scale_limit: np.float32
+
+
+def _rounding(kind: ScalarType) -> _Rounding:
+    groups = kind.block_size // GROUP
+    last = kind.rounds_scale_last, kind.rounds_offset_last
+    return _Rounding(kind.type_size, kind.d_at, groups, *last, np.float32(kind.scale_limit))
+
+
+@kernel
+def _bound_errors(
+    raw: U8Array,
+    rounding: _Rounding,
+    scale: F32Array,
+    offset: F32Array,
+    scale_error: F32Array,
+    offset_error: F32Array,
+) -> None:
+    """How far the encoder's scales and offsets may be from the stored ones."""
+    for g in range(scale.size):
+        scale_error[g] = abs(scale[g]) * _ARITHMETIC
+        offset_error[g] = abs(offset[g]) * _ARITHMETIC
+    if rounding.scale_last:
+        n_groups = rounding.groups_per_block
+        for b in range(raw.size // rounding.type_size):
+            d = abs(read_f16(raw, rounding.type_size * b + rounding.d_at))
+            if d >= _F16_SMALLEST_NORMAL:
+                relative = _F16_RELATIVE
+            else:
+                relative = _F16_ABSOLUTE / d if d > 0 else np.float32(0)
+            for g in range(n_groups * b, n_groups * (b + 1)):
+                scale_error[g] += relative * abs(scale[g])
+    if rounding.offset_last:
+        for g in range(offset.size):
+            offset_error[g] += max(abs(offset[g]) * _F16_RELATIVE, _F16_ABSOLUTE)
+    if rounding.scale_limit < np.float32(np.inf):
+        for g in range(scale.size):
+            if abs(scale[g]) >= rounding.scale_limit:
+                offset_error[g] = np.inf
+    if _may_wrap(scale, offset):
+        _forget_wraps(rounding.groups_per_block, scale, offset, offset_error)
+
+
+@inner
+def _may_wrap(scale: F32Array, offset: F32Array) -> bool:
+    """A quick look, which spares nearly all tiles `_forget_wraps`."""
+    zero, infinite = np.float32(0), np.float32(np.inf)
+    most, least = splat(zero), splat(infinite)
+    whole = scale.size // 16 * 16
+    for g in range(0, whole, 16):
+        far, size = abs(load(offset, g)), abs(load(scale, g))
+        most = where(far > most, far, most)
+        least = where((size > zero) & (size < least), size, least)
+    largest, smallest = largest_lane(most), -largest_lane(-least)
+    for g in range(whole, scale.size):
+        largest = max(largest, abs(offset[g]))
+        smallest = min(smallest, abs(scale[g]) if scale[g] != zero else infinite)
+    return largest >= _WRAPS * smallest
+
+
+@inner
+def _forget_wraps(n_groups: int, scale: F32Array, offset: F32Array, offset_error: F32Array) -> None:
+    """No bounds for groups whose codes may have wrapped, in blocks of `n_groups`."""
+    for start in range(0, scale.size, n_groups):
+        largest = np.float32(0)
+        for g in range(start, start + n_groups):
+            largest = max(largest, abs(offset[g]))
+        for g in range(start, start + n_groups if largest > 0 else start):
+            if largest >= _WRAPS * abs(scale[g]):
+                offset_error[g] = np.inf
+
+
+@kernel
+def typical_variance(values: F32Array, relative_mse: float, variance: F32Array) -> None:
+    """The error to expect of decoded values: a share of the mean square of each 256 of them."""
+    for start in range(0, values.size, 256):
+        end = min(start + 256, values.size)
+        total = 0.0
+        for i in range(start, end):
+            total += np.float64(values[i]) * np.float64(values[i])
+        for g in range(start // 16, end // 16):
+            variance[g] = np.float32(relative_mse * total / (end - start))

@@ -1,0 +1,297 @@
+"""What the stored codes prove: the cell of each weight, and the intersection over all inputs.
+
+The encoders choose, for each weight, the code of the cell that the weight lies in (`lower_levels`
+and `upper_levels` of a `ScalarType`); so the stored code proves that the original weight lies in
+``[scale * lower_level + offset, scale * upper_level + offset]``, widened by what rounding allows.
+
+The 32-weight formats tell more of the weight that a block's scale was fitted to: it equals the
+level of an end code but for rounding (`ScalarType.extremes`). If only one weight of the block has
+that code, it is the one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import (
+    first_lane,
+    gather,
+    load,
+    load_bytes,
+    mask_bits,
+    store,
+    to_f32,
+    where,
+)
+from recover.evidence.buffer import Evidence
+from recover.quants import F32Array, U8Array
+
+STRIP = 256
+"""Groups of 16 weights whose bounds stay in the first-level cache."""
+
+_HALF = np.float32(0.5)
+_FAR = np.float32(np.inf)
+_ZERO = np.float32(0)
+
+
+_TABLE, _SIGNED, _POSITIVE = range(3)  # ways to find the edges of cells
+
+
+class Strips(NamedTuple):
+    """Which inputs find their cells in which way, and memory for a strip of `STRIP` groups."""
+
+    by_table: NDArray[np.int64]
+    signed: NDArray[np.int64]
+    positive: NDArray[np.int64]
+    places: F32Array
+    scratch: F32Array
+
+
+@kernel
+def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
+    """Bounds (n,) that all inputs agree on; ``lower > upper`` where they contradict each other."""
+    strips = new_strips(evidence)
+    n_groups = evidence.scale.shape[1]
+    for start in range(0, n_groups, STRIP):
+        end = min(start + STRIP, n_groups)
+        part = slice(16 * start, 16 * end)
+        intersect_strip(evidence, strips, start, lower[part], upper[part])
+
+
+@inner
+def new_strips(evidence: Evidence) -> Strips:
+    """What `intersect_strip` needs."""
+    n_inputs = evidence.scale.shape[0]
+    inputs, n = np.empty((3, n_inputs), np.int64), np.zeros(3, np.int64)
+    for k in range(n_inputs):
+        way = _way(evidence, k)
+        inputs[way, n[way]] = k
+        n[way] += 1
+    return Strips(
+        inputs[_TABLE, : n[_TABLE]],
+        inputs[_SIGNED, : n[_SIGNED]],
+        inputs[_POSITIVE, : n[_POSITIVE]],
+        np.empty((n_inputs, 9, STRIP), np.float32),
+        np.zeros((4, STRIP), np.float32),
+    )
+
+
+@inner
+def intersect_strip(
+    evidence: Evidence, strips: Strips, start: int, lower: F32Array, upper: F32Array
+) -> None:
+    """Bounds of at most `STRIP` groups of 16 weights, from group `start` on."""
+    end = start + lower.size // 16
+    places = strips.places
+    lower[:] = -_FAR
+    upper[:] = _FAR
+    for j in range(strips.by_table.size):
+        k = strips.by_table[j]
+        codes = evidence.codes[k, 16 * start : 16 * end]
+        scales = evidence.scale[k, start:end], evidence.scale_error[k, start:end]
+        offsets = evidence.offset[k, start:end], evidence.offset_error[k, start:end]
+        edges = evidence.lower_levels[k], evidence.upper_levels[k]
+        _narrow(codes, scales, offsets, edges, lower, upper)
+    for is_signed, inputs in ((True, strips.signed), (False, strips.positive)):
+        for j in range(inputs.size):
+            _place_cells(evidence, inputs[j], start, end, is_signed, strips.scratch, places[j])
+        if inputs.size and is_signed:
+            _narrow_signed(evidence, inputs, start, places, lower, upper)
+        elif inputs.size:
+            _narrow_positive(evidence, inputs, start, places, lower, upper)
+    for k in range(evidence.extremes.shape[0]):
+        for pair in evidence.extremes[k]:
+            if pair[0] >= 0:
+                _pin(evidence, k, pair, start, lower, upper)
+
+
+@inner
+def _pin(
+    evidence: Evidence,
+    k: int,
+    pair: NDArray[np.int32],
+    start: int,
+    lower: F32Array,
+    upper: F32Array,
+) -> None:
+    """Bounds of weights that alone in their block of 32 have one of two extreme codes."""
+    codes = evidence.codes[k]
+    for g in range(0, lower.size // 16, 2):
+        s, o = evidence.scale[k, start + g], evidence.offset[k, start + g]
+        if s == _ZERO or not (abs(s) < _FAR and abs(o) < _FAR):
+            continue
+        one, two = load_bytes(codes, 16 * (start + g)), load_bytes(codes, 16 * (start + g + 1))
+        first = (one == pair[0]) | (one == pair[1])
+        second = (two == pair[0]) | (two == pair[1])
+        bits = mask_bits(first, second)
+        if bits != 0 and bits & (bits - np.uint32(1)) == 0:
+            i = 16 * g + first_lane(first, second)
+            level = evidence.levels[k, codes[16 * start + i]]
+            error = abs(level) * evidence.scale_error[k, start + g]
+            error += evidence.offset_error[k, start + g]
+            lower[i] = max(lower[i], level * s + o - error)
+            upper[i] = min(upper[i], level * s + o + error)
+
+
+@inner
+def _way(evidence: Evidence, k: int) -> int:
+    """Whether all cells but those of the ends reach half a level to both sides, and the signs."""
+    first, last = evidence.end_codes[k]
+    for q in range(first, last + 1):
+        level = evidence.levels[k, 0] + np.float32(q)
+        if evidence.levels[k, q] != level:
+            return _TABLE
+        if q > first and evidence.lower_levels[k, q] != level - _HALF:
+            return _TABLE
+        if q < last and evidence.upper_levels[k, q] != level + _HALF:
+            return _TABLE
+    return _POSITIVE if first == 0 and evidence.levels[k, 0] == 0 else _SIGNED
+
+
+@inner
+def _place_cells(
+    evidence: Evidence,
+    k: int,
+    start: int,
+    end: int,
+    is_signed: bool,
+    scratch: F32Array,
+    places: F32Array,
+) -> None:
+    """What the kernels below need to know of groups `start` to `end` of an input.
+
+    Fills `places` (9, n_groups), whose last four are the lower edge of the cell at the lower end,
+    the upper edge of the one at the upper end, and the levels of these two. A group whose codes are
+    left over from the encoder's search gets edges that are infinitely far. Sixteen groups are
+    worked on at once.
+    """
+    scratch[:, end - start :] = 0
+    for g in range(end - start):
+        scratch[0, g], scratch[1, g] = evidence.scale[k, start + g], evidence.offset[k, start + g]
+        scratch[2, g] = evidence.scale_error[k, start + g]
+        scratch[3, g] = evidence.offset_error[k, start + g]
+    first, last = evidence.end_codes[k]
+    lowest, highest = evidence.lower_levels[k, first], evidence.upper_levels[k, last]
+    first_level, last_level = evidence.levels[k, first], evidence.levels[k, last]
+    for g in range(0, end - start, 16):
+        s, o = load(scratch[0], g), load(scratch[1], g)
+        known = (s != _ZERO) & (abs(s) < _FAR) & (abs(o) < _FAR)
+        s, o = where(known, s, _ZERO), where(known, o, _ZERO)
+        s_error = where(known, load(scratch[2], g), _ZERO)
+        o_error = where(known, load(scratch[3], g), _FAR)
+        flipped = s < _ZERO
+        half = where(flipped, -_HALF, _HALF)
+        if is_signed:
+            store(places[0], g, s)
+            store(places[1], g, o)
+            store(places[2], g, half)
+            store(places[3], g, s_error)
+            store(places[4], g, half * s + o_error)
+        else:
+            store(places[0], g, s - s_error)
+            store(places[1], g, o - half * s + half * s_error - o_error)
+            store(places[2], g, s + s_error)
+            store(places[3], g, o + half * s + half * s_error + o_error)
+        at_lower, at_upper = where(flipped, highest, lowest), where(flipped, lowest, highest)
+        store(places[5], g, at_lower * s + o - (abs(at_lower) * s_error + o_error))
+        store(places[6], g, at_upper * s + o + (abs(at_upper) * s_error + o_error))
+        store(places[7], g, where(flipped, last_level, first_level))
+        store(places[8], g, where(flipped, first_level, last_level))
+
+
+@inner
+def _narrow_signed(
+    evidence: Evidence,
+    inputs: NDArray[np.int64],
+    start: int,
+    places: F32Array,
+    lower: F32Array,
+    upper: F32Array,
+) -> None:
+    """Intersect bounds of groups from `start` on with cells around levels of both signs.
+
+    `places` begins with scale, offset, half with the sign of the scale, error of the scale, and
+    half the width of a cell, widened by the error of the offset.
+    """
+    codes = evidence.codes.reshape(-1)
+    first_codes, first_levels = evidence.end_codes[inputs, 0], evidence.levels[inputs, 0]
+    positions = inputs * evidence.codes.shape[1] + 16 * start
+    for g in range(lower.size // 16):
+        low, high = load(lower, 16 * g), load(upper, 16 * g)
+        for j in range(inputs.size):
+            q = load_bytes(codes, positions[j] + 16 * g)
+            level = to_f32(q) + first_levels[j]
+            value = level * places[j, 0, g] + places[j, 1, g]
+            half, error, reach = places[j, 2, g], places[j, 3, g], places[j, 4, g]
+            below = value - (abs(level - half) * error + reach)
+            above = value + (abs(level + half) * error + reach)
+            below = where(level == places[j, 7, g], places[j, 5, g], below)
+            above = where(level == places[j, 8, g], places[j, 6, g], above)
+            if first_codes[j] > 0:  # lower codes are never given
+                below = where(q < first_codes[j], -_FAR, below)
+                above = where(q < first_codes[j], _FAR, above)
+            low = where(below > low, below, low)
+            high = where(above < high, above, high)
+        store(lower, 16 * g, low)
+        store(upper, 16 * g, high)
+
+
+@inner
+def _narrow_positive(
+    evidence: Evidence,
+    inputs: NDArray[np.int64],
+    start: int,
+    places: F32Array,
+    lower: F32Array,
+    upper: F32Array,
+) -> None:
+    """Intersect bounds of groups from `start` on with cells around the levels 0, 1, 2...
+
+    `places` begins with what the lower edge rises by from level to level, the lower edge of level
+    0, and the same of the upper edge: errors are in proportion to edges, too. (That is wrong only
+    for the edge below level 0, which is an end.)
+    """
+    codes = evidence.codes.reshape(-1)
+    positions = inputs * evidence.codes.shape[1] + 16 * start
+    for g in range(lower.size // 16):
+        low, high = load(lower, 16 * g), load(upper, 16 * g)
+        for j in range(inputs.size):
+            level = to_f32(load_bytes(codes, positions[j] + 16 * g))
+            below = level * places[j, 0, g] + places[j, 1, g]
+            above = level * places[j, 2, g] + places[j, 3, g]
+            below = where(level == places[j, 7, g], places[j, 5, g], below)
+            above = where(level == places[j, 8, g], places[j, 6, g], above)
+            low = where(below > low, below, low)
+            high = where(above < high, above, high)
+        store(lower, 16 * g, low)
+        store(upper, 16 * g, high)
+
+
+@inner
+def _narrow(
+    codes: U8Array,
+    scales: tuple[F32Array, F32Array],
+    offsets: tuple[F32Array, F32Array],
+    edges: tuple[F32Array, F32Array],
+    lower: F32Array,
+    upper: F32Array,
+) -> None:
+    """Intersect bounds with cells whose edges come from tables; scales, offsets with errors."""
+    scale, scale_error = scales
+    offset, offset_error = offsets
+    lower_edges, upper_edges = edges
+    for g in range(scale.size):
+        s, o = scale[g], offset[g]
+        if s == 0 or not (abs(s) < _FAR and abs(o) < _FAR):
+            continue  # the codes are left over from the encoder's search
+        q = load_bytes(codes, 16 * g)
+        low, high = gather(lower_edges, q), gather(upper_edges, q)
+        if s < 0:
+            low, high = high, low
+        below = low * s + o - (abs(low) * scale_error[g] + offset_error[g])
+        above = high * s + o + (abs(high) * scale_error[g] + offset_error[g])
+        old_lower, old_upper = load(lower, 16 * g), load(upper, 16 * g)
+        store(lower, 16 * g, where(below > old_lower, below, old_lower))
+        store(upper, 16 * g, where(above < old_upper, above, old_upper))

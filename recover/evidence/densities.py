@@ -1,0 +1,148 @@
+"""Where in its cell a weight lies: densities from a Monte Carlo of the quantizer.
+
+A stored code says that the weight lies in a cell; the search for the scale that came before makes
+some places in the cell more likely than others. For ``u = (x - value) / scale`` and each class of
+code (interior, lowest, highest) the logarithm of the density of `u` is kept as a polynomial of
+degree 2 without its constant. Those of interior codes vary with ``z``, which runs from -1 at the
+lowest to 1 at the highest code: the first coefficient with z, the second with its square. (Where
+levels are few and evenly spaced the second does not vary: it would tell little and take time.)
+The weights' own distribution, normal in each superblock, is taken out: the tables hold what the
+code alone says (a likelihood), so that those of several inputs can be multiplied. Where a format
+gives an extreme weight of the block exactly an end code (`ScalarType.extremes`), there is an atom
+at ``u = 0`` as well: one of the n weights of the block with such a code is there, so that the odds
+are 1 to n - 1; the table has the mass of the rest over its density at that place. (Of n = 1 the
+cells tell.) A weight is looked for within the reach: the cell or, where that is open, where weights
+were seen.
+
+Inputs of one original share some of their errors, those of one type most of their search: together
+they say less than independent ones. The logarithms of their densities are therefore multiplied by a
+share, which was found where what is claimed of the error is what is measured: for several inputs of
+one type, and for the coarser of two types. Codes that prove nothing, of an encoder that fits the
+scale last, have a density that is nearly flat within soft edges, which tells more beside another
+than its quadratic logarithm does: their share may exceed 1.
+
+The shipped table, ``recover/data/densities.json``, is made by `recover.calibration.simulate` and
+``python -m tests.golden.make_densities``.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from recover.quants import F32Array, ScalarType, TensorType, VectorType
+
+INTERIOR, LOWEST, HIGHEST, VARYING = range(4)
+"""Rows of a table: the classes of codes, and what interior codes add times z or z squared."""
+DEGREE = 2
+ATOM, BELOW, ABOVE = range(DEGREE, DEGREE + 3)
+"""Columns of a table after those of the coefficients."""
+SHAPE = (4, DEGREE + 3)
+N_ALIKE = (2, 4, 8)
+"""Numbers of inputs of one type for which the table has the shares."""
+
+_FEW_LEVELS = 32
+_DEVIATIONS = 4  # how far a normal density reaches
+
+
+def density(
+    kind: ScalarType,
+    *,
+    weighted: bool = False,
+    has_cells: bool = True,
+    beside: Sequence[TensorType] = (),
+) -> F32Array:
+    """What the codes of a format say of the weights, by class of code.
+
+    Parameters
+    ----------
+    kind : ScalarType
+        How the weights are stored.
+    weighted : bool
+        Whether the encoder had an importance matrix.
+    has_cells : bool
+        If not, the codes prove nothing: weights are looked for wherever they were seen.
+    beside : sequence of TensorType
+        How the other inputs store them. Inputs of one type differ in their importance matrices.
+
+    Returns
+    -------
+    float32 (4, 5)
+        For interior, lowest and highest codes: the coefficients of ``u`` and ``u**2`` in the
+        logarithm of the density, the atom, and how far `u` reaches below and above 0. Then what is
+        added to the two coefficients of an interior code, times z and z**2.
+    """
+    # Of inputs of one type all but one had an importance matrix. Where that leaves no cells, those
+    # that have them had none.
+    alike = any(other.name == kind.name for other in beside) and not kind.refits_scale_with_imatrix
+    which = "weighted" if weighted or not has_cells or alike else "plain"
+    tables = _shipped()["types"][kind.name]
+    if not has_cells and not kind.refits_scale_with_imatrix:
+        table = normal_density(kind.noise).astype(np.float64)
+    else:
+        table = np.array(tables[which])
+    table[:, :DEGREE] *= share(kind, beside, has_cells=has_cells)
+    return table.astype(np.float32)
+
+
+def normal_density(noise: float) -> F32Array:
+    """As `density`: a normal error with that mean square, in units of the squared scale."""
+    reach = _DEVIATIONS * noise**0.5
+    row = [0.0, -0.5 / noise, 0.0, -reach, reach]
+    return np.array([row] * 3 + [[0.0] * len(row)], np.float32)
+
+
+def share(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool = True) -> float:
+    """What the density of an input counts beside others; 1 if it is the only one."""
+    of_pairs = _shipped()["pairs"].get(kind.name, {})
+    if not has_cells:
+        of_pairs = _shipped()["unproven"].get(kind.name, of_pairs)
+    shared = min((of_pairs.get(other.name, 1.0) for other in beside), default=1.0)
+    return float(shared * _share_of_alike(kind, 1 + sum(each.name == kind.name for each in beside)))
+
+
+def _share_of_alike(kind: TensorType, n_alike: int) -> float:
+    """What one of several inputs of one type counts."""
+    shares = [1.0, *_shipped()["shares"].get(kind.name, [1.0] * len(N_ALIKE))]
+    places = np.log([1, *N_ALIKE])
+    if n_alike > N_ALIKE[-1]:  # as 1 / n from there on
+        return shares[-1] * N_ALIKE[-1] / n_alike
+    return float(np.exp(np.interp(np.log(n_alike), places, np.log(shares))))
+
+
+def likelihood(kind: VectorType) -> tuple[float, float]:
+    """What a decoded weight of a vector type says of the original, as a normal density.
+
+    Its mean over the decoded value, and its variance over the mean square of the decoded values of
+    the superblock; the weights' own distribution is in it.
+    """
+    gain, variance = _shipped()["vectors"][kind.name]
+    return gain, variance
+
+
+def correlation(one: VectorType, other: VectorType) -> float:
+    """How the errors of two inputs go together, after the gain; of one type for other imatrices."""
+    correlations = _shipped()["correlations"]
+    return float(correlations[one.name][other.name])
+
+
+@cache
+def _shipped() -> dict[str, Any]:
+    path = files("recover") / "data" / "densities.json"
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return table
+
+
+def curve_varies(kind: ScalarType) -> bool:
+    """Whether the second coefficient of interior codes varies: not if few levels are even."""
+    first, last = end_codes(kind)
+    return last - first >= _FEW_LEVELS or not kind.is_even
+
+
+def end_codes(kind: ScalarType) -> tuple[int, int]:
+    """The lowest and the highest code that the encoder gives."""
+    used = np.flatnonzero(np.isfinite(kind.lower_levels) | np.isfinite(kind.upper_levels))
+    return int(used[0]), int(used[-1])

@@ -1,0 +1,189 @@
+"""Numbers of a source format (BF16, F16): which of them a cell holds, and rounding to them.
+
+Where the original was stored in such a format and the proven interval of a weight holds a single
+one of its numbers, that number is the weight. That it was so stored can be refuted, too: by an
+interval that holds none, and by a scale that comes from one weight, which no number explains.
+"""
+
+import numpy as np
+
+from recover._compiled.float16 import f16_to_f32, f32_bits, f32_from_bits, f32_to_f16
+from recover._compiled.jit import inlined, kernel
+from recover.quants import F32Array, U8Array
+
+SIGNIFICAND_BITS = {"bf16": 8, "f16": 11}
+_F32_BITS = 24
+_SMALLEST_NORMAL_F16 = np.float32(2.0**-14)
+_LARGEST = np.float32(3e38)
+
+
+@kernel
+def snap(
+    lower: F32Array,
+    upper: F32Array,
+    significand_bits: int,
+    decides: bool,
+    rounds_all: bool,
+    out: F32Array,
+    deviation: F32Array,
+) -> tuple[int, float, int, float]:
+    """Set weights to numbers of the source's format.
+
+    Parameters
+    ----------
+    lower, upper : float32 (n,)
+        Proven bounds; ``lower > upper`` where the inputs contradict each other.
+    significand_bits : int
+        Precision of the format, the implicit bit included.
+    decides : bool
+        Set weights whose bounds hold a single number, and call them certain.
+    rounds_all : bool
+        Round every estimate.
+    out : float32 (n,)
+        The estimates.
+    deviation : float32 (n,)
+        Their standard deviations; 0 where the number is certain.
+
+    Returns
+    -------
+    int
+        How many weights are certain.
+    float
+        What the expected square error changes by, summed.
+    int
+        How many proven intervals hold no number of the format.
+    float
+        How many would, on average, if the weights had nothing to do with the format.
+    """
+    n_certain, change, n_without, expected = 0, 0.0, 0, 0.0
+    shift = np.uint32(_F32_BITS - significand_bits)
+    for i in range(out.size):
+        low, high, estimate = lower[i], upper[i], out[i]
+        is_proven = low <= high and high < _LARGEST and low > -_LARGEST
+        if is_proven:
+            below, nearest, above = _neighbours(np.float32(0.5) * (low + high), shift)
+            without, chance = _emptiness(low, high, shift)
+            n_without, expected = n_without + without, expected + np.float64(chance)
+            is_alone = decides and not (low <= below <= high or low <= above <= high)
+            if low <= nearest <= high and is_alone and _is_regular(nearest, shift):
+                # Not the variance: what is certain are the weights with small errors.
+                change -= (np.float64(nearest) - np.float64(estimate)) ** 2
+                out[i] = nearest
+                deviation[i] = 0
+                n_certain += 1
+                continue
+        if rounds_all and np.isfinite(estimate) and _is_regular(estimate, shift):
+            below, chosen, above = _neighbours(estimate, shift)
+            if is_proven and not low <= chosen <= high:
+                other = above if abs(estimate) > abs(chosen) else below
+                chosen = other if low <= other <= high else chosen
+            change += (np.float64(chosen) - np.float64(estimate)) ** 2
+            out[i] = chosen
+    return n_certain, change, n_without, expected
+
+
+@kernel
+def count_without(
+    lower: F32Array, upper: F32Array, significand_bits: int
+) -> tuple[int, int, float, int]:
+    """Proven intervals, and what `snap` would find in them; arguments as there.
+
+    Returns
+    -------
+    int
+        Proven intervals.
+    int
+        Of these, those that hold no number of the format.
+    float
+        How many would, on average, if the weights had nothing to do with the format.
+    int
+        Proven intervals that hold a single number.
+    """
+    n_bounded, n_without, expected, n_single = 0, 0, 0.0, 0
+    shift = np.uint32(_F32_BITS - significand_bits)
+    for i in range(lower.size):
+        low, high = lower[i], upper[i]
+        if low <= high and high < _LARGEST and low > -_LARGEST:
+            n_bounded += 1
+            without, chance = _emptiness(low, high, shift)
+            n_without, expected = n_without + without, expected + np.float64(chance)
+            below, nearest, above = _neighbours(np.float32(0.5) * (low + high), shift)
+            is_alone = not (low <= below <= high or low <= above <= high)
+            n_single += low <= nearest <= high and is_alone and _is_regular(nearest, shift)
+    return n_bounded, n_without, expected, n_single
+
+
+@kernel
+def count_scales(raw: U8Array, type_size: int, at: int, divisor: float) -> tuple[int, int]:
+    """Scales that come from one weight each, and those that no BF16 weight explains.
+
+    Parameters
+    ----------
+    raw : uint8 (n_blocks * type_size,)
+        Blocks that store f16(weight / divisor), the weight being one of their own.
+    type_size : int
+        Bytes of a block.
+    at : int
+        Where in a block that number stands.
+    divisor : float
+        What the weight was divided by.
+
+    Returns
+    -------
+    int
+        Normal numbers among them.
+    int
+        Of these, those that are no f16(b / divisor) of any bf16 number b.
+    """
+    n, n_without = 0, 0
+    by = np.float32(divisor)
+    for start in range(at, raw.size, type_size):
+        word = np.uint16(raw[start]) | np.uint16(np.uint16(raw[start + 1]) << np.uint16(8))
+        exponent = word & np.uint16(0x7C00)
+        if exponent == np.uint16(0) or exponent == np.uint16(0x7C00):
+            continue
+        n += 1
+        # The BF16 number nearest to the weight, and its neighbours.
+        bits = f32_bits(f16_to_f32(word) * by)
+        nearest = np.uint32(bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
+        fits = False
+        for step in range(-1, 2):
+            number = f32_from_bits(np.uint32(np.int64(nearest) + 65536 * step))
+            fits |= f32_to_f16(np.float32(number / by)) == word
+        n_without += not fits
+    return n, n_without
+
+
+@inlined
+def _emptiness(low: np.float32, high: np.float32, shift: np.uint32) -> tuple[bool, np.float32]:
+    """Whether an interval holds no number of the format, and the chance that a like one does not.
+
+    Intervals around 0, or where numbers lie closer, have none.
+    """
+    middle = np.float32(0.5) * (low + high)
+    if low * high <= np.float32(0) or not _is_regular(middle, shift):
+        return False, np.float32(0)
+    below, nearest, above = _neighbours(middle, shift)
+    width, spacing = high - low, abs(above - nearest)
+    if width >= spacing:
+        return False, np.float32(0)
+    without = not (low <= below <= high or low <= nearest <= high or low <= above <= high)
+    return without, np.float32(1) - width / spacing
+
+
+@inlined
+def _is_regular(x: np.float32, shift: np.uint32) -> bool:
+    """Whether the format's numbers around x are those with fewer bits: not 0, not F16-subnormal."""
+    is_f16 = shift == np.uint32(_F32_BITS - 11)
+    return bool(abs(x) > (_SMALLEST_NORMAL_F16 if is_f16 else np.float32(1e-37)))
+
+
+@inlined
+def _neighbours(x: np.float32, shift: np.uint32) -> tuple[np.float32, np.float32, np.float32]:
+    """The number nearest to x (ties to even) between the next ones in magnitude."""
+    bits, whole = f32_bits(x), np.uint32(1) << shift
+    odd = (bits >> shift) & np.uint32(1)
+    mask = ~np.uint32(whole - np.uint32(1))
+    nearest = np.uint32(bits + (whole >> np.uint32(1)) - np.uint32(1) + odd) & mask
+    below, above = np.uint32(nearest - whole), np.uint32(nearest + whole)
+    return f32_from_bits(below), f32_from_bits(nearest), f32_from_bits(above)

@@ -1,0 +1,387 @@
+"""Output files: laid out first, written at known positions, visible only when complete."""
+
+import errno
+import hashlib
+import os
+import stat
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from recover import _stopping as stopping
+from recover._text import printable
+from recover.containers.mapping import check_unchanged
+from recover.errors import InputError, OutputError, RecoverError
+from recover.execution.publish import (
+    Move,
+    UnfinishedMovesError,
+    finish_earlier,
+    put_in_place,
+    sync_folder,
+)
+from recover.execution.temporary import create, remove_stale
+
+
+class OutputFile:
+    """A file that appears under its name only when all of it is on the disk.
+
+    Bytes go to a temporary sibling, from any thread; leaving the context without an error flushes
+    and renames it, leaving it with one removes it. Once it has its name, it stays.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file is to appear; a file that is there already is replaced in that instant.
+    n_bytes : int
+        Its size. The space is reserved at once, so that a full disk shows before the work.
+    inputs : iterable of Path
+        Files that must not be overwritten, nor have changed since they were mapped.
+    partial : Path, optional
+        The temporary sibling, if a later process is to go on with it (see `partial_path`): one
+        that is there already is opened, and with `keeps` it stays after an error.
+
+    Attributes
+    ----------
+    keeps : bool
+        Whether what was written to `partial` is worth keeping after an error.
+    digests : dict of int to tuple of (int, int)
+        Of what was written to `partial`, by position: number of bytes, and CRC-32.
+
+    Raises
+    ------
+    OutputError
+        If `path` is one of the inputs or no regular file, or cannot be written.
+    InputError
+        If an input was changed before the file is complete.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        n_bytes: int,
+        inputs: Iterable[Path] = (),
+        *,
+        partial: Path | None = None,
+    ) -> None:
+        self.path = path
+        self.n_bytes = n_bytes
+        self.keeps = False
+        self.digests: dict[int, tuple[int, int]] = {}
+        self._inputs = tuple(inputs)
+        check_output_path(path, self._inputs)
+        self._target = path.resolve()  # a symbolic link stays a link
+        self._partial = partial
+        if partial is not None:
+            check_output_path(partial, self._inputs)
+        self._temporary = partial
+        self._descriptor = -1
+        self._is_in_place = False
+        self._registered = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Begin, as `open` does."""
+        self.open()
+        return self
+
+    def open(self) -> None:
+        """Create the temporary file and reserve its space, or open what is there of it."""
+        is_new = self._partial is None or not self._partial.exists()
+        try:
+            finish_earlier(self._target)
+            remove_stale(self._target)
+            if self._partial is None:
+                self._temporary, self._descriptor = create(self._target)
+            else:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+                self._descriptor = os.open(self._partial, flags, 0o666)
+        except OSError as error:
+            raise self._error(error) from None
+        try:
+            self._registered.enter_context(stopping.leaves_behind(self._remove))
+            self._reserve()
+            if self._partial is not None:
+                sync_folder(self._partial.parent)
+        except BaseException as error:
+            self.keeps = self.keeps and not is_new
+            self.leave()
+            if isinstance(error, OSError):
+                raise self._error(error) from None
+            raise
+
+    def _reserve(self) -> None:
+        if hasattr(os, "posix_fallocate") and self.n_bytes:
+            try:
+                os.posix_fallocate(self._descriptor, 0, self.n_bytes)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+        os.ftruncate(self._descriptor, self.n_bytes)
+
+    def write_at(self, position: int, data: bytes | memoryview) -> None:
+        """Write `data` at a byte position; callable from several threads at once."""
+        view, start = memoryview(data).cast("B"), position
+        try:
+            while view:
+                n_written = os.pwrite(self._descriptor, view, position)
+                view, position = view[n_written:], position + n_written
+        except OSError as error:
+            raise self._error(error) from None
+        if self._partial is not None:
+            self.digests[start] = position - start, zlib.crc32(data)
+        if hasattr(os, "posix_fadvise"):
+            # Linux begins to write these pages to the disk, while the work goes on, and keeps them
+            # meanwhile: less is left to flush at the end.
+            with suppress(OSError):
+                advice = os.POSIX_FADV_DONTNEED
+                os.posix_fadvise(self._descriptor, start, position - start, advice)
+
+    def read_at(self, position: int, n_bytes: int) -> bytes:
+        """What stands at a byte position now; callable from several threads at once."""
+        data = bytearray()
+        try:
+            while len(data) < n_bytes:
+                more = os.pread(self._descriptor, n_bytes - len(data), position + len(data))
+                if not more:
+                    raise OutputError(f"{printable(self.path)}: is shorter than what was written")
+                data += more
+        except OSError as error:
+            raise self._error(error) from None
+        return bytes(data)
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk, the size of the file included."""
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._descriptor)
+        except OSError as error:
+            raise self._error(error) from None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Flush and rename, or leave nothing (or what is kept) if there was an error."""
+        try:
+            if kind is None:
+                self.flush()
+                _publish([self], 1)
+        finally:
+            self.leave()
+
+    def flush(self) -> None:
+        """Bring the whole file to the disk; nothing can be written any more."""
+        try:
+            os.fsync(self._descriptor)
+            # What closing it says is heard, but the lock is kept with another descriptor.
+            kept = os.dup(self._descriptor)
+            written, self._descriptor = self._descriptor, kept
+            os.close(written)
+        except OSError as error:
+            raise self._error(error) from None
+
+    def move(self) -> Move:
+        """From where to where it goes."""
+        assert self._temporary is not None
+        return Move(self._temporary, self._target)
+
+    def arrive(self) -> None:
+        """Take note that it has its name."""
+        self._is_in_place = True
+        stopping.note(self.path, "is complete")
+
+    def check_inputs(self) -> None:
+        """Make sure that what it was made from is what it was.
+
+        Raises
+        ------
+        InputError
+            If an input was changed since it was mapped.
+        """
+        check_unchanged(self._inputs)
+
+    def leave(self) -> None:
+        """Drop the temporary file, if it is still there; an error on the way here matters more."""
+        if self._descriptor < 0:
+            return
+        if self.keeps and not self._is_in_place:
+            stopping.note(self.path, "is kept as far as it is complete, for --resume")
+        self._remove()
+        self._registered.close()
+        with suppress(OSError):
+            self._close()
+
+    def _remove(self) -> None:
+        if self.keeps or self._is_in_place or self._temporary is None:
+            return
+        try:
+            self._temporary.unlink(missing_ok=True)
+        except OSError:
+            stopping.note(self.path, f"is left behind as {printable(self._temporary)}")
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _error(self, error: OSError) -> RecoverError:
+        if error.errno == errno.EFAULT:  # a mapped input that is shorter now
+            try:
+                self.check_inputs()
+            except InputError as input_error:
+                return input_error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return OutputError(
+                f"{printable(self.path)}: no space left for its {self.n_bytes:,} bytes"
+                f" ({error.strerror}); free some space or choose another folder"
+            )
+        if error.errno == errno.EMFILE:
+            return OutputError(
+                f"{printable(self.path)}: too many files are open at once; raise the limit (ulimit"
+                " -n), or write fewer parts"
+            )
+        return OutputError(f"{printable(self.path)}: cannot be written: {error.strerror}")
+
+
+class OutputFiles:
+    """Several files that appear together, when all of them are on the disk, or not at all.
+
+    Parameters
+    ----------
+    files : sequence of OutputFile
+        The first is what people open: it appears last.
+    n_parts : int
+        So many of them, from the first on, are parts of one file. Older parts of these names are
+        never seen together with newer ones: the older first part goes before any is replaced.
+
+    Attributes
+    ----------
+    are_in_place : bool
+        Whether the files have their names.
+    """
+
+    def __init__(self, files: Sequence[OutputFile], n_parts: int = 1) -> None:
+        self.files = tuple(files)
+        self.are_in_place = False
+        self._n_parts = n_parts
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Create all temporary files, or open what is there of them."""
+        with ExitStack() as stack:
+            for file in self.files:
+                file.open()
+                stack.callback(file.leave)
+            self._opened = stack.pop_all()
+        return self
+
+    def keep(self) -> None:
+        """Leave what was written where it is, if there is an error from now on."""
+        for file in self.files:
+            file.keeps = True
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+        for file in self.files:
+            file.sync()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Flush and rename all, or leave nothing (or what is kept) if there was an error."""
+        with self._opened:
+            if kind is None:
+                for file in self.files:
+                    file.flush()
+                _publish(self.files, self._n_parts)
+                self.are_in_place = True
+
+
+def _publish(files: Sequence[OutputFile], n_parts: int) -> None:
+    """Give flushed files their names; from the first rename on nothing takes them away again."""
+    for file in files:
+        file.check_inputs()
+    stopping.check()
+
+    def put() -> None:
+        before = [file.keeps for file in files]
+        for file in files:  # even if the process ends now: the next one goes on from there
+            file.keeps |= len(files) > 1
+        try:
+            put_in_place([file.move() for file in files], n_parts)
+        except UnfinishedMovesError:
+            raise
+        except BaseException:
+            for file, keeps in zip(files, before, strict=True):
+                file.keeps = keeps
+            raise
+        for file in files:
+            file.arrive()
+
+    try:
+        stopping.undivided(put)
+    except UnfinishedMovesError as error:
+        raise OutputError(
+            f"{printable(files[0].path)}: some of its files cannot be renamed ({error.strerror}),"
+            " and the older ones cannot be put back: all are there under hidden names, and the next"
+            " command that writes it puts the new ones in place"
+        ) from None
+    except OSError as error:
+        raise files[0]._error(error) from None
+
+
+def partial_path(path: Path, key: str) -> Path:
+    """The hidden sibling that holds what was written of a file so far; it is always the same.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file is to appear.
+    key : str
+        Tells apart who writes it.
+    """
+    target = path.resolve()
+    digest = hashlib.sha256(f"{key}\0{target.name}".encode(errors="surrogatepass"))
+    return target.with_name(f".{target.name[:50]}.{digest.hexdigest()[:12]}.partial")
+
+
+def check_output_path(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse a path whose file is an input, or is no regular file, or has no folder.
+
+    Parameters
+    ----------
+    path : Path
+        Where a file is to be written.
+    inputs : iterable of Path
+        Files that must not be overwritten, under whatever name: links are followed.
+
+    Raises
+    ------
+    OutputError
+        If nothing may be written there.
+    """
+    shown = printable(path)
+    found = None
+    try:
+        has_folder = path.resolve().parent.is_dir()
+        with suppress(FileNotFoundError):
+            found = path.stat()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL character
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{shown}: cannot be written: {reason}") from None
+    if not has_folder:
+        raise OutputError(f"{shown}: its folder does not exist")
+    if found is None:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise OutputError(f"{shown}: is no regular file; name a file to be written")
+    for other in inputs:
+        with suppress(OSError):
+            if os.path.samestat(found, other.stat()):
+                raise OutputError(f"{shown}: is one of the inputs, which are never overwritten")

@@ -1,0 +1,120 @@
+"""Work in tiles, on threads: any number of workers empty one queue, and an error stops them all."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+from recover import _stopping as stopping
+from recover.containers.mapping import check_faults, faults
+from recover.quants import TILE
+
+Progress = Callable[[int, int], None]
+"""Called now and then with the number of weights done and the number of all weights."""
+
+_POLL_SECONDS = 0.1
+
+
+class Tile(NamedTuple):
+    """A run of weights of one tensor."""
+
+    tensor: int
+    """Index of the tensor."""
+    start: int
+    """First weight."""
+    end: int
+    """One past the last weight."""
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def n_tiles(n_weights: int) -> int:
+    """Number of tiles that a tensor is cut into."""
+    return -(-n_weights // TILE)
+
+
+def whole_rows(row_length: int) -> int:
+    """Weights of a tile that is cut at rows: about `TILE`, or one row that is longer."""
+    return max(1, TILE // row_length) * row_length
+
+
+def for_each_tile(
+    sizes: Sequence[int],
+    workers: Sequence[Callable[[Tile], None]],
+    progress: Progress | None = None,
+    steps: Sequence[int] | None = None,
+) -> None:
+    """Cut tensors into tiles and let the workers take them in order, one thread each.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of weights of each tensor.
+    workers : sequence of callables
+        Each is called with one tile at a time, from its own thread.
+    progress : callable, optional
+        Called from this thread.
+    steps : sequence of int, optional
+        For each tensor the weights of a tile (the last one may have fewer); default `TILE`.
+
+    Raises
+    ------
+    Exception
+        The first that a worker raises; the others stop after the tile at hand.
+    InputError
+        If a page of an input could not be read: what was made of it must not be used.
+    Stopped
+        If somebody asked for the end (see `recover._stopping`), after the tiles at hand.
+    """
+    queue = _Queue(sizes, steps or [TILE] * len(sizes))
+    n_weights, before = sum(sizes), faults()
+    with ThreadPoolExecutor(len(workers), thread_name_prefix="recover") as pool:
+        pending = {pool.submit(_work, worker, queue) for worker in workers}
+        try:
+            while pending:
+                finished, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)
+                check_faults(before)
+                if stopping.is_requested():
+                    queue.close()
+                elif progress is not None:
+                    progress(queue.n_done, n_weights)
+                for future in finished:
+                    future.result()
+        finally:
+            queue.close()
+    check_faults(before)
+    stopping.check()
+
+
+class _Queue:
+    def __init__(self, sizes: Sequence[int], steps: Sequence[int]) -> None:
+        self._lock = threading.Lock()
+        self._tiles: Iterator[Tile] = (
+            Tile(tensor, start, min(start + step, size))
+            for tensor, (size, step) in enumerate(zip(sizes, steps, strict=True))
+            for start in range(0, size, step)
+        )
+        self.n_done = 0
+
+    def close(self) -> None:
+        with self._lock:
+            self._tiles = iter(())
+
+    def take(self, finished: Tile | None) -> Tile | None:
+        with self._lock:
+            if finished is not None:
+                self.n_done += finished.end - finished.start
+            return next(self._tiles, None)
+
+
+def _work(worker: Callable[[Tile], None], queue: _Queue) -> None:
+    tile = queue.take(None)
+    while tile is not None:
+        worker(tile)
+        tile = queue.take(tile)

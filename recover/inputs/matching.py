@@ -1,0 +1,177 @@
+"""Which tensors of several models belong together, and which of them says most."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from recover._text import printable, quoted, some
+from recover.containers.gguf.reader import Model, Tensor
+from recover.errors import PlanError, UsageError
+from recover.quants import (
+    TILE,
+    FloatType,
+    OpaqueType,
+    ScalarType,
+    TensorType,
+    U8Array,
+    VectorType,
+)
+
+_N_COMPARED = 4096  # bytes that decide on the order of inputs of one type
+
+
+def typical_error(tensor_type: TensorType) -> float:
+    """Relative mean square error to expect of a type; ranks what is finest."""
+    match tensor_type:
+        case FloatType():
+            return float(2.0 ** (-2 * tensor_type.significand_bits))
+        case ScalarType() | VectorType():
+            return tensor_type.relative_mse
+        case _:
+            return 0.0
+
+
+def select_tensors(model: Model, pattern: str | None) -> list[str]:
+    """Names of the tensors in whose name a regular expression is found; all if there is none."""
+    if pattern is None:
+        return list(model.tensors)
+    try:
+        names = [name for name in model.tensors if re.search(pattern, name)]
+    except re.error as error:
+        raise UsageError(f"{quoted(pattern)} is no regular expression: {error}") from None
+    if not names:
+        raise PlanError(f"{printable(model.path)}: no tensor's name matches {quoted(pattern)}")
+    return names
+
+
+def check_match(first: Model, other: Model) -> None:
+    """Refuse an input that cannot be a quantization of the same original."""
+    differences = []
+    architectures = [quoted(str(model.get("general.architecture"))) for model in (first, other)]
+    if architectures[0] != architectures[1]:
+        differences.append(f"its architecture is {architectures[1]}, not {architectures[0]}")
+    missing = [quoted(name) for name in first.tensors if name not in other.tensors]
+    added = [quoted(name) for name in other.tensors if name not in first.tensors]
+    if missing:
+        differences.append(f"it lacks {some(missing)}")
+    if added:
+        differences.append(f"only it has {some(added)}")
+    reshaped = [
+        f"{quoted(name)} is {_shape(other.tensors[name])} instead of {_shape(tensor)}"
+        for name, tensor in first.tensors.items()
+        if name in other.tensors and _shape(other.tensors[name]) != _shape(tensor)
+    ]
+    if reshaped:
+        differences.append(f"shapes differ: {some(reshaped)}")
+    sides = _side_names(first) | _side_names(other)
+    odd = [name for name in (*missing, *added) if name in sides]
+    if odd:
+        differences.append(
+            f"{some(odd)}: of one the scales of NVFP4 weights, of the other of another type's, to"
+            " which they are not applied"
+        )
+    if differences:
+        paths = printable(other.path), printable(first.path)
+        raise PlanError(f"{paths[0]} does not belong to {paths[1]}: {'; '.join(differences)}")
+
+
+def _side_names(model: Model) -> set[str]:
+    """Quoted names of side tensors."""
+    tensors = model.tensors.values()
+    return {quoted(side.name) for tensor in tensors for side in tensor.side_tensors}
+
+
+def _shape(tensor: Tensor) -> str:
+    dims = list(tensor.dims)
+    while len(dims) > 1 and dims[-1] == 1:
+        dims.pop()
+    return "x".join(map(str, dims))
+
+
+def by_fineness(tensors: Sequence[Tensor], chosen: Iterable[int]) -> list[int]:
+    """Indices of tensors, finest first.
+
+    Among floats of one type those that use more of its bits (BF16 numbers in an F32 tensor end in
+    16 zeros), then the bytes decide: the order of the inputs is of no consequence.
+    """
+
+    def key(i: int) -> tuple[float, int, bytes, int]:
+        start = tensors[i].raw[:_N_COMPARED]
+        kind = tensors[i].type
+        last_bit = _last_bit(start, kind) if isinstance(kind, FloatType) else 0
+        scales = tensors[i].scales
+        stored = start.tobytes() + (b"" if scales is None else scales.tobytes())
+        return typical_error(kind), last_bit, stored, i
+
+    return sorted(chosen, key=key)
+
+
+def _last_bit(raw: U8Array, kind: FloatType) -> int:
+    """Number of the lowest bit that any of some numbers has set; of zeros, the number of bits."""
+    words = raw.view(f"<u{kind.type_size}")
+    bits = int(np.bitwise_or.reduce(words))
+    return (bits & -bits).bit_length() - 1 if bits else 8 * kind.type_size
+
+
+def contradicts(other: Tensor, finest: Tensor) -> bool:
+    """Whether a tensor with other bytes says something else than a finer one, rounding aside."""
+    if isinstance(finest.type, OpaqueType) or other.type is finest.type:
+        return True
+    if not isinstance(other.type, FloatType):
+        return False
+    precision = 2.0**-other.type.significand_bits
+    for start in range(0, finest.n_weights, TILE):
+        end = min(start + TILE, finest.n_weights)
+        rounded, exact = (each.read(start, end) for each in (other, finest))
+        if not np.allclose(rounded, exact, rtol=precision, atol=2.0**-25, equal_nan=True):
+            return True
+    return False
+
+
+def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """For each tensor the index of the first one of the same type with the same bytes.
+
+    Where scales are beside any of them, with the same weights.
+    """
+    twins: list[int] = []
+    for i, tensor in enumerate(tensors):
+        same = (j for j in dict.fromkeys(twins) if _same(tensors[j], tensor))
+        twins.append(next(same, i))
+    return tuple(twins)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.type is not other.type:
+        return False
+    if one.scales is None and other.scales is None:
+        return same_bytes(one.raw, other.raw)
+    return _same_weights(one, other)
+
+
+def _same_weights(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers: a scale may be beside one, in blocks of another.
+
+    Stops at the first chunk that differs.
+    """
+    start, end = 0, 4096
+    while one.n_weights == other.n_weights:
+        end = min(end, one.n_weights)
+        if not np.array_equal(one.read(start, end), other.read(start, end)):
+            return False
+        if end == one.n_weights:
+            return True
+        start, end = end, end + TILE
+    return False
+
+
+def same_bytes(one: U8Array, other: U8Array) -> bool:
+    """Whether two byte arrays are equal; stops at the first chunk that differs."""
+    if one.size != other.size:
+        return False
+    start, chunk = 0, 4096
+    while start < one.size:
+        if not np.array_equal(one[start : start + chunk], other[start : start + chunk]):
+            return False
+        start, chunk = start + chunk, 1 << 20
+    return True

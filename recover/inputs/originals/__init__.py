@@ -1,0 +1,1 @@
+"""Integers from which stored weights were made: how they are found and proven."""
