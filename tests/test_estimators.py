@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from recover import PlanError
+from recover._compiled import lanes
 from recover._compiled.jit import bare_kernel
 from recover.estimators import Request, _product, estimator, method_names
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
@@ -31,7 +32,6 @@ from recover.quants import (
     ScalarType,
     U8Array,
     VectorType,
-    _lanes,
     dequantize,
     type_by_name,
 )
@@ -369,7 +369,7 @@ def about_exp(y: np.float32) -> float:
 
 @bare_kernel
 def call_exp(y: F32Array, out: F32Array) -> None:
-    _lanes.store(out, 0, _product._exp(_lanes.load(y, 0)))
+    lanes.store(out, 0, _product._exp(lanes.load(y, 0)))
 
 
 @pytest.mark.parametrize("mix", MIXES[:-1], ids="+".join)

@@ -17,10 +17,10 @@ from recover.inputs.originals.requantized import (
     SecondHand,
     encoded,
     find_second_hand,
-    open_second_hand,
 )
 from recover.reblock.execute import execute_reblock
 from recover.reblock.plan import plan_reblock
+from recover.reblock.second_hand import open_second_hand
 from tests.naive.grids import TYPES, naive_q8_0, rounded
 from tests.oracle import libggml
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
