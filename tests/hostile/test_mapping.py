@@ -19,7 +19,7 @@ from recover.execution.output import OutputFile
 from recover.execution.tiles import for_each_tile
 from recover.quantize.execute import execute_quantize
 from recover.quantize.plan import plan_quantize
-from tests.conftest import ROOT, TINY
+from tests.support.models import ROOT, TINY
 
 
 @pytest.fixture

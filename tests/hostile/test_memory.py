@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from recover.quants import type_by_id
-from tests.conftest import TINY
 from tests.hostile.builder import (
     ARRAY,
     F16,
@@ -36,6 +35,7 @@ from tests.hostile.builder import (
     u32,
     u64,
 )
+from tests.support.models import TINY
 
 MOST_MEMORY = 500 << 20
 HANGS = 45  # seconds of a processor; figures are printed, not asked for
