@@ -13,6 +13,7 @@ from recover import _stopping as stopping
 from recover._version import __version__
 from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
 from recover.cli import inspect as inspect_command
+from recover.cli._inputs import check_inputs, forget_inputs
 from recover.cli._parser import Parser
 from recover.cli._signals import Signals, last_line
 from recover.cli._streams import complain, drop, is_of_a_stream, open_closed_streams
@@ -82,12 +83,12 @@ def _command(argv: Sequence[str] | None) -> int:
 
 def _outcome(args: argparse.Namespace) -> int:
     """The exit status; an input that was changed meanwhile explains every error."""
-    _mapped_files("forget")
+    forget_inputs()
     try:
         try:
             status: int = args.run(args)
         finally:
-            _mapped_files("check_unchanged")
+            check_inputs()
     except RecoverError as error:
         if args.debug:
             _show_traceback()
@@ -120,12 +121,6 @@ def _unprinted(error: OSError) -> int:
 def _given_up(status: int) -> int:
     drop(sys.stdout)
     return status
-
-
-def _mapped_files(function: str) -> None:
-    """Call a function of `recover.containers.mapping`, which takes long to import, if that was used."""
-    if (mapping := sys.modules.get("recover.containers.mapping")) is not None:
-        getattr(mapping, function)()
 
 
 def _fail(message: str, status: int = 1) -> int:

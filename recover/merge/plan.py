@@ -18,6 +18,7 @@ from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.containers.gguf.side_scales import folded
+from recover.containers.mapping import check_unchanged
 from recover.errors import CalibrationError, PlanError, UsageError
 from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
 from recover.evidence.buffer import Witness
@@ -378,6 +379,8 @@ def plan_merge(
         If the calibration cannot be read, or was not made for the types of the inputs.
     GGUFError, OutputError, PlanError
         If an input cannot be read, the output cannot be written, or the inputs do not fit together.
+    InputError
+        If an input was changed or truncated in the meantime.
     UsageError
         If an option has no such value, or does not go with another one.
     """
@@ -441,10 +444,14 @@ def plan_merge(
         second = _lay_out_deviations(plan, Path(uncertainty))
     if calibration is not None:
         _check_calibration(plan)
+    redundant = find_redundant(models, drafts)
+    check_unchanged(
+        parts
+    )  # zeros of a file that was truncated say nothing, nor do warnings on them
     return replace(
         plan,
         estimate=estimate,
-        redundant=find_redundant(models, drafts),
+        redundant=redundant,
         uncertainty=second,
         warnings=tuple(warnings),
     )
