@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recover._text import quoted, some
@@ -23,6 +24,7 @@ from recover.inputs.relations import (
     find_relations,
     groups,
 )
+from recover.inputs.repeated import is_same_file
 from recover.inspect.conflicts import NOTHING_COMPARED, Conflicts, count_conflicts
 from recover.inspect.files import FileReport, inspect_model
 from recover.merge.expect import Expectation, drafts_of, expect_merge, expected_ratio
@@ -117,6 +119,10 @@ class Inspection:
 
     def _finding(self, relation: Relation) -> str:
         one, two = self._path(relation.first), self._path(relation.second)
+        if relation.kind == IDENTICAL and one == two:
+            return f"{one}: given more than once"
+        if relation.kind == IDENTICAL and is_same_file(Path(one), Path(two)):
+            return f"{one} and {two}: the same file"
         if relation.kind == IDENTICAL:
             return f"{one} and {two}: the same weights, byte for byte"
         if relation.kind == SAME_ORIGINAL:

@@ -30,6 +30,7 @@ from recover.inputs.matching import check_match, select_tensors, typical_error
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import searched_tensors, witness_of
+from recover.inputs.repeated import describe_repeated
 from recover.merge.decide import Decider, Draft, witnesses_for
 from recover.merge.exact import unquantized_warnings
 from recover.merge.lineage import (
@@ -423,6 +424,7 @@ def plan_merge(
     drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
+    warnings += describe_repeated(models, [draft.twins for draft in drafts])
     plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
     warnings += unquantized_warnings(models, plan.tensors)
     if split_max_size is not None:
