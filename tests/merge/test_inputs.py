@@ -531,3 +531,35 @@ def test_a_file_that_is_there_twice(how: str, make: Make, tmp_path: Path) -> Non
     assert [each for each in plan.warnings if "counts once" in each] == [f"{what}: it counts once"]
     plan = plan_merge([first, other], tmp_path / "out.gguf")
     assert not any("counts once" in each for each in plan.warnings)
+
+
+@pytest.mark.parametrize("change", ["none", "scaled", "noisy"])
+@pytest.mark.parametrize("fine", ["BF16", "Q6_K"])
+@pytest.mark.parametrize(("coarse", "size"), [("Q5_0", 0.1), ("IQ3_S", 1.0)])
+def test_inputs_without_cells_that_take_no_part_are_compared(
+    change: str,
+    fine: str,
+    coarse: str,
+    size: float,
+    make: Make,
+    truth: dict[str, F32Array],
+    tmp_path: Path,
+    rng: np.random.Generator,
+) -> None:
+    weights = {name: truth[name] for name in MATRICES}
+    for name, x in weights.items():
+        if change != "none":
+            off = x if change == "scaled" else rng.normal(0, x.std(), x.shape)
+            weights[name] = (x + size * off).astype(np.float32)
+    coarse_path = make(
+        coarse,
+        {name: stored(coarse, x, imatrix=True) for name, x in weights.items()},
+        add=lambda writer: writer.add_string("quantize.imatrix.file", "x"),
+    )
+    paths = [make(fine), coarse_path]
+    options = {"method": "best", "outtype": "f16"}
+    if change == "none":
+        merge(paths, tmp_path / "out.gguf", **options)
+    else:
+        with pytest.raises(PlanError, match="contradict each other on tensors"):
+            merge(paths, tmp_path / "out.gguf", **options)
