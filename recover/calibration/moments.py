@@ -21,9 +21,8 @@ from recover.calibration.weights import Source
 from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import CalibrationError
-from recover.estimators import Request
-from recover.estimators.methods import linear
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.estimators import Request, linear
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, tally_order
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.matching import check_match, find_twins, typical_error
 from recover.inputs.provenance import has_cells, witness_of
@@ -304,7 +303,7 @@ class _Pass:
 
     def _worker(self) -> Callable[[Tile], None]:
         job = self._job
-        buffer = EvidenceBuffer(job.witnesses)
+        buffer, order = EvidenceBuffer(job.witnesses), tally_order(job.witnesses)
         n_inputs = len(job.witnesses)
         n = min(TILE, job.truth.n_weights)
         memory, decoded, estimate = (
@@ -318,7 +317,7 @@ class _Pass:
             truth = job.truth.read(tile.start, tile.end, memory[:size])
             evidence = buffer.read(job.tensors, tile.start, tile.end)
             values = decoded[: n_inputs * size].reshape(n_inputs, size)
-            for row, slot in zip(values, buffer.order, strict=True):
+            for row, slot in zip(values, order, strict=True):
                 _say(evidence, slot, row)
             index = tile.start // TILE
             _add_gram(values, truth, self._grams[index])

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
 from recover.estimators import MEAN, Request, estimator
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Witness, tally_order
 from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize, type_by_name
 
 WEIGHTS = "weights"
@@ -125,7 +125,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
         out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
         request = Request(estimate, np.empty_like(out))  # deviations, so that all weights count
         estimator(method).estimate(evidence, out, tally, request)
-        for tensor, slot in zip(tensors, buffer.order, strict=True):
+        for tensor, slot in zip(tensors, tally_order(witnesses), strict=True):
             decoded = tensor.read(0, x.size)
             alone[half, slot] = _square_error(decoded, x) / tally[2 + slot]
         merged[half], kurtosis[half] = _square_error(out, x) / tally[0], kurtosis_of(out)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,6 +127,13 @@ class Witness:
     side_scaled: bool = False
 
 
+def tally_order(witnesses: Sequence[Witness]) -> tuple[int, ...]:
+    """Index into a ``tally[2:]`` of each witness (see `recover.estimators`): scalar ones first."""
+    are_scalar = [isinstance(witness.type, ScalarType) for witness in witnesses]
+    scalars, others = count(), count(sum(are_scalar))
+    return tuple(next(scalars if is_scalar else others) for is_scalar in are_scalar)
+
+
 class EvidenceBuffer:
     """Memory for the evidence on one tile, used again and again by one thread.
 
@@ -190,17 +198,8 @@ class EvidenceBuffer:
         known = [w.weight for w in witnesses if w.weight is not None]
         if known:
             weights = np.empty(len(witnesses))
-            weights[list(self.order)] = known
+            weights[list(tally_order(witnesses))] = known
             self._whole = self._whole._replace(weights=weights)
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """Index into a ``tally[2:]`` of each witness (see `recover.estimators`)."""
-        n_scalars = len(self._whole.levels)
-        return tuple(
-            row if isinstance(kind, ScalarType) else n_scalars + row
-            for kind, row in zip(self._types, self._row_of, strict=True)
-        )
 
     def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
         """Unpack one tile.

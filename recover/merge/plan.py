@@ -1,10 +1,8 @@
 """What a merge will do, decided from the headers (and from which tensors are the same bytes)."""
 
-import math
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +16,6 @@ from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.containers.gguf.side_scales import folded
-from recover.containers.mapping import check_unchanged
 from recover.errors import CalibrationError, PlanError, UsageError
 from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
 from recover.evidence.buffer import Witness
@@ -29,9 +26,8 @@ from recover.inputs.descent import Descent
 from recover.inputs.matching import check_match, select_tensors, typical_error
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
-from recover.inputs.provenance import searched_tensors, witness_of
-from recover.inputs.repeated import describe_repeated
-from recover.merge.decide import Decider, Draft, witnesses_for
+from recover.inputs.provenance import searched_tensors
+from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
 from recover.merge.lineage import (
     METHOD_KEY,
@@ -56,70 +52,31 @@ _TOO_COARSE = 1e-4
 # Of the weights that would be certain, how many must be able to show that they had another format.
 _LEAST_EVIDENCE = 0.25
 
+# Of a tensor's plan, what follows from the bytes of the inputs, and is left out as JSON.
+_UNTOLD = ("witnesses", "confining")
 # Keys of the first input that would be wrong in the output.
 _DROPPED_PREFIXES = (IMATRIX_PREFIX, "recover.", PREFIX)
 
 
 @dataclass(frozen=True)
-class TensorPlan:
-    """What happens to one tensor.
+class TensorPlan(Draft):
+    """What happens to one tensor, and where its output goes.
 
     Attributes
     ----------
-    name : str
-        Name of the tensor.
-    dims : tuple of int
-        Row length first.
-    action : str
-        ``copy`` (stored bytes), ``convert`` (one input, decoded) or ``merge``.
-    types : tuple of str
-        How each input stores it, in the order of the inputs.
-    sources : tuple of int
-        Inputs that take part, finest first.
-    twins : tuple of int
-        For each input, the first input with the same bytes.
-    outtype : str
-        How the output stores it.
-    method : str
-        Name of the estimator; ``best`` where nothing is estimated.
-    compared : tuple of int
-        Inputs that take no part, but must not contradict what is taken.
-    descents : tuple of Descent
-        Inputs that tell nothing new, since they were made from others.
-    is_known : bool
-        Whether the input that is taken has the original's weights: nothing is estimated.
-    noises : tuple of float or None
-        For each of the sources the mean square error of its codes, in units of the squared scale,
-        if another encoder than llama.cpp's made them.
     position : int
         Of its first byte in the output file.
     part : int
         Which file of a split output, counted from 0.
     """
 
-    name: str
-    dims: tuple[int, ...]
-    action: str
-    types: tuple[str, ...]
-    sources: tuple[int, ...]
-    twins: tuple[int, ...]
-    outtype: str
-    method: str
-    compared: tuple[int, ...]
-    descents: tuple[Descent, ...]
-    is_known: bool
-    noises: tuple[float | None, ...]
     position: int
     part: int = 0
 
-    @property
-    def n_weights(self) -> int:
-        """Number of weights."""
-        return math.prod(self.dims)
-
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return vars(self) | {"descents": [asdict(each) for each in self.descents]}
+        document = {key: value for key, value in vars(self).items() if key not in _UNTOLD}
+        return document | {"descents": [asdict(each) for each in self.descents]}
 
 
 @dataclass(frozen=True)
@@ -249,67 +206,6 @@ class MergePlan:
         quantized = isinstance(finest, ScalarType) and typical_error(finest) < _TOO_COARSE
         return quantized and self.method == DEFAULT_METHOD and self.decides
 
-    def witness(self, tensor: TensorPlan, source: int) -> Witness:
-        """Input `source`, one of those that take part, as a witness on a tensor."""
-        key = tensor.name, source
-        if key not in self._witnesses:
-            noise = tensor.noises[tensor.sources.index(source)]
-            (witness,) = witnesses_for(self.models, tensor.name, [source], [noise])
-            if tensor.action == "merge" and not self._has_foreign_codes(tensor, witness):
-                if self.calibration is not None:
-                    witness = self._calibrated(self.calibration, witness, tensor, source)
-                if self.densities is not None:
-                    witness = self._simulated(self.densities, witness, tensor)
-            self._witnesses[key] = witness
-        return self._witnesses[key]
-
-    @cached_property
-    def _witnesses(self) -> dict[tuple[str, int], Witness]:
-        """Those that were asked for: every thread asks again, and the answer takes a while."""
-        return {}
-
-    def _has_foreign_codes(self, tensor: TensorPlan, witness: Witness) -> bool:
-        """Whether codes of llama.cpp's encoders tell nothing of these (or, as weights, of any)."""
-        if estimator(self.method).CALIBRATED == "weights":
-            return any(noise is not None for noise in tensor.noises)
-        return witness.noise is not None
-
-    def density_key(self, witness: Witness, others: Sequence[Witness]) -> tuple[str, bool, bool]:
-        """Under which a witness's density is found in `densities`, next to all of a tensor."""
-        n_alike = sum(other.type is witness.type for other in others)
-        weighted = witness.weighted or not witness.has_cells or n_alike > 1
-        return witness.type.name, weighted, witness.has_cells
-
-    def _simulated(
-        self,
-        densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]],
-        witness: Witness,
-        tensor: TensorPlan,
-    ) -> Witness:
-        """A witness with the density that was simulated for it, if there is one."""
-        models = [self.models[source] for source in tensor.sources]
-        others = [witness_of(model, model.tensors[tensor.name]) for model in models]
-        rows = densities.get(self.density_key(witness, others))
-        return witness if rows is None else replace(witness, density=tuple(map(tuple, rows)))
-
-    def _calibrated(
-        self, calibration: Calibration, witness: Witness, tensor: TensorPlan, source: int
-    ) -> Witness:
-        """A witness with what the method takes from a calibration."""
-        if estimator(self.method).CALIBRATED == "densities":
-            return calibration.with_density(witness)
-        layer = layer_of(tensor.name)
-        weights = calibration.weights_for(
-            [tensor.types[i] for i in tensor.sources],
-            role_of(tensor.name),
-            None if layer is None else layer / self._n_layers,
-        )
-        return replace(witness, weight=weights[tensor.sources.index(source)])
-
-    @cached_property
-    def _n_layers(self) -> int:
-        return n_layers(self.models[0].tensors)
-
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
         return {
@@ -380,8 +276,6 @@ def plan_merge(
         If the calibration cannot be read, or was not made for the types of the inputs.
     GGUFError, OutputError, PlanError
         If an input cannot be read, the output cannot be written, or the inputs do not fit together.
-    InputError
-        If an input was changed or truncated in the meantime.
     UsageError
         If an option has no such value, or does not go with another one.
     """
@@ -424,7 +318,6 @@ def plan_merge(
     drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
-    warnings += describe_repeated(models, [draft.twins for draft in drafts])
     plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
     warnings += unquantized_warnings(models, plan.tensors)
     if split_max_size is not None:
@@ -444,16 +337,14 @@ def plan_merge(
     second = None
     if uncertainty is not None:
         second = _lay_out_deviations(plan, Path(uncertainty))
+    placed = plan.tensors
     if calibration is not None:
-        _check_calibration(plan)
-    redundant = find_redundant(models, drafts)
-    check_unchanged(
-        parts
-    )  # zeros of a file that was truncated say nothing, nor do warnings on them
+        placed = _with_calibration(placed, method, calibration, n_layers(models[0].tensors))
     return replace(
         plan,
+        tensors=placed,
         estimate=estimate,
-        redundant=redundant,
+        redundant=find_redundant(models, drafts),
         uncertainty=second,
         warnings=tuple(warnings),
     )
@@ -556,14 +447,60 @@ def tensor_type_of(tensor: TensorPlan) -> TensorType:
     return type_by_name(tensor.outtype)
 
 
-def _check_calibration(plan: MergePlan) -> None:
-    """Refuse a calibration that does not know a tensor's types, before anything is written."""
-    for tensor in plan.tensors:
+def _with_calibration(
+    tensors: Sequence[TensorPlan], method: str, calibration: Calibration, n_all: int
+) -> tuple[TensorPlan, ...]:
+    """The tensors with what the method takes from a calibration.
+
+    Parameters
+    ----------
+    tensors : sequence of TensorPlan
+        Those that are merged are changed.
+    method : str
+        Name of the estimator.
+    calibration : Calibration
+        Weights or densities.
+    n_all : int
+        Layers of the model.
+
+    Raises
+    ------
+    CalibrationError
+        If it does not know a tensor's types.
+    """
+    gives_weights = estimator(method).CALIBRATED == "weights"
+    changed = []
+    for tensor in tensors:
         try:
-            for source in tensor.sources if tensor.action == "merge" else ():
-                plan.witness(tensor, source)
+            if tensor.action != "merge":
+                changed.append(tensor)
+            elif gives_weights:
+                changed.append(_with_weights(tensor, calibration, n_all))
+            else:
+                changed.append(with_densities(tensor, calibration.with_density))
         except CalibrationError as error:
             raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
+    return tuple(changed)
+
+
+def _with_weights(tensor: TensorPlan, calibration: Calibration, n_all: int) -> TensorPlan:
+    """A tensor whose witnesses have weights, unless llama.cpp did not make all of the codes."""
+    if any(noise is not None for noise in tensor.noises):
+        return tensor
+    layer = layer_of(tensor.name)
+    weights = calibration.weights_for(
+        [tensor.types[i] for i in tensor.sources],
+        role_of(tensor.name),
+        None if layer is None else layer / n_all,
+    )
+    pairs = zip(tensor.witnesses, weights, strict=True)
+    return replace(tensor, witnesses=tuple(replace(each, weight=weight) for each, weight in pairs))
+
+
+def with_densities(tensor: TensorPlan, give: Callable[[Witness], Witness]) -> TensorPlan:
+    """A tensor whose witnesses `give` a density, those apart whose codes llama.cpp did not make."""
+    witnesses = (each if each.noise is not None else give(each) for each in tensor.witnesses)
+    return replace(tensor, witnesses=tuple(witnesses))
 
 
 def _lay_out(
@@ -576,7 +513,7 @@ def _lay_out(
     split_max_size: int | None,
 ) -> MergePlan:
     metadata = _metadata(models, method, outtype, calibration)
-    shapes = [(draft.name, draft.dims, draft.outtype) for draft in drafts]
+    shapes = [(draft.name, draft.dims, type_by_name(draft.outtype)) for draft in drafts]
     alignment = models[0].header.alignment
     paths: tuple[Path, ...] = (output,)
     if split_max_size is None:
@@ -599,7 +536,10 @@ def _lay_out(
         source_format="unknown",
         snaps=False,
         uncertainty=None,
-        tensors=tuple(_place(draft, *place) for draft, place in zip(drafts, places, strict=True)),
+        tensors=tuple(
+            TensorPlan(**vars(draft), position=position, part=part)
+            for draft, (position, part) in zip(drafts, places, strict=True)
+        ),
         header=files[0].header,
         n_bytes=sum(file.n_bytes for file in files),
         warnings=(),
@@ -617,25 +557,6 @@ def _large_tensors(plan: MergePlan, split_max_size: int) -> list[str]:
     if not large:
         return []
     return [f"parts are larger than asked for where one tensor alone is: {some(large)}"]
-
-
-def _place(draft: Draft, position: int, part: int) -> TensorPlan:
-    return TensorPlan(
-        draft.name,
-        draft.dims,
-        draft.action,
-        draft.types,
-        draft.sources,
-        draft.twins,
-        draft.outtype.name,
-        draft.method,
-        draft.compared,
-        draft.descents,
-        draft.is_known,
-        draft.noises,
-        position,
-        part,
-    )
 
 
 def _metadata(
