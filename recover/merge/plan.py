@@ -1,24 +1,18 @@
 """What a merge will do, decided from the headers (and from which tensors are the same bytes)."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from recover._text import printable, quoted, some
-from recover._version import __version__
-from recover.calibration.weights import Calibration, load_calibration
-from recover.containers.gguf.header import ValueType, lay_out
-from recover.containers.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
-from recover.containers.gguf.names import layer_of, n_layers, role_of
-from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
+from recover.calibration.weights import Calibration
+from recover.containers.gguf.names import n_layers
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.containers.gguf.side_scales import folded
-from recover.errors import CalibrationError, PlanError, UsageError
-from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
-from recover.evidence.buffer import Witness
+from recover.errors import UsageError
+from recover.estimators import DEFAULT_METHOD, MEAN
 from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS
 from recover.execution.output import check_output_path
@@ -27,26 +21,26 @@ from recover.inputs.matching import check_match, select_tensors, typical_error
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import searched_tensors
+from recover.merge.calibrated import with_calibration
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
-from recover.merge.lineage import (
-    METHOD_KEY,
-    NAMES_KEY,
-    SIZES_KEY,
-    TYPES_KEY,
-    merged_before,
-    types_of,
+from recover.merge.layout import (
+    FilePlan,
+    SecondOutput,
+    large_tensors,
+    lay_out_deviations,
+    lay_out_output,
 )
+from recover.merge.lineage import (
+    merged_before,
+)
+from recover.merge.options import MergeOptions, check_options
 from recover.merge.redundant import describe, find_redundant
 from recover.quants import (
-    OpaqueType,
     ScalarType,
-    TensorType,
     type_by_name,
 )
 
-OUTTYPES = ("f16", "bf16", "f32", "q8_0")
-SNAPS = ("auto", "none", "bf16", "f16")
 # Where the finest input's is larger, hardly a cell is so narrow that it holds one BF16 number.
 _TOO_COARSE = 1e-4
 # Of the weights that would be certain, how many must be able to show that they had another format.
@@ -54,8 +48,6 @@ _LEAST_EVIDENCE = 0.25
 
 # Of a tensor's plan, what follows from the bytes of the inputs, and is left out as JSON.
 _UNTOLD = ("witnesses", "confining")
-# Keys of the first input that would be wrong in the output.
-_DROPPED_PREFIXES = (IMATRIX_PREFIX, "recover.", PREFIX)
 
 
 @dataclass(frozen=True)
@@ -77,38 +69,6 @@ class TensorPlan(Draft):
         """Plain data."""
         document = {key: value for key, value in vars(self).items() if key not in _UNTOLD}
         return document | {"descents": [asdict(each) for each in self.descents]}
-
-
-@dataclass(frozen=True)
-class FilePlan:
-    """A file to be written.
-
-    Attributes
-    ----------
-    path : Path
-        Where it appears.
-    header : bytes
-        Padded to where the data begins.
-    n_bytes : int
-        Size of the file.
-    """
-
-    path: Path
-    header: bytes
-    n_bytes: int
-
-
-@dataclass(frozen=True)
-class SecondOutput(FilePlan):
-    """Where the standard deviations go: BF16, under the same names, 0 where nothing is estimated.
-
-    Attributes
-    ----------
-    positions : mapping of str to int
-        First byte of each tensor.
-    """
-
-    positions: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -279,23 +239,9 @@ def plan_merge(
     UsageError
         If an option has no such value, or does not go with another one.
     """
-    estimator(method)
-    if outtype not in OUTTYPES:
-        raise UsageError(f"output type {outtype!r} is unknown; known are {', '.join(OUTTYPES)}")
-    if estimate not in ESTIMATES:
-        raise UsageError(f"estimate {estimate!r} is unknown; known are {', '.join(ESTIMATES)}")
-    if estimate != MEAN and method != DEFAULT_METHOD:
-        raise UsageError(f"method {method} has no {estimate} estimate; only {DEFAULT_METHOD} has")
-    if snap not in SNAPS:
-        raise UsageError(f"snap {snap!r} is unknown; known are {', '.join(SNAPS)}")
-    if split_max_size is not None and split_max_size < 1:
-        raise UsageError(f"parts of {split_max_size} bytes are too small")
     if not inputs:
         raise UsageError("there are no inputs")
-    if isinstance(calibration, str | os.PathLike):
-        calibration = load_calibration(calibration)
-    if calibration is not None and estimator(method).CALIBRATED is None:
-        raise UsageError(f"the method {method} uses no calibration; linear and posterior do")
+    options = check_options(method, estimate, outtype, snap, calibration, split_max_size)
     models = tuple(open_gguf(path) for path in inputs)
     output = Path(output)
     parts = [part for model in models for part in model.parts]
@@ -318,36 +264,40 @@ def plan_merge(
     drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
-    plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
-    warnings += unquantized_warnings(models, plan.tensors)
+    files, places = lay_out_output(models, drafts, output, options)
+    warnings += unquantized_warnings(models, drafts)
     if split_max_size is not None:
-        for part in plan.parts:
-            check_output_path(part.path, parts)
-        warnings += _large_tensors(plan, split_max_size)
-    source_format = snap if snap in SIGNIFICAND_BITS else "unknown"
-    if snap == "auto" or (snap == "none" and any(plan.may_decide(each) for each in plan.tensors)):
-        source_format = source_precision(models[0]).type
-    if snap == "auto" and source_format not in SIGNIFICAND_BITS:
-        warnings.append("the norms do not tell the source's number format: nothing is rounded")
-    snaps = snap != "none" and outtype != "q8_0"
-    if snap != "none" and not snaps:
-        warnings.append("--outtype q8_0 rounds all weights again, so --snap is of no use there")
-    plan = replace(plan, source_format=source_format, snaps=snaps)
-    plan = _with_undecided(plan, snap in SIGNIFICAND_BITS, warnings)
-    second = None
-    if uncertainty is not None:
-        second = _lay_out_deviations(plan, Path(uncertainty))
-    placed = plan.tensors
-    if calibration is not None:
-        placed = _with_calibration(placed, method, calibration, n_layers(models[0].tensors))
-    return replace(
-        plan,
-        tensors=placed,
+        for file in files:
+            check_output_path(file.path, parts)
+        warnings += large_tensors(drafts, split_max_size)
+    plan = MergePlan(
+        models=models,
+        output=files[0].path,
+        method=method,
         estimate=estimate,
+        source_format="unknown",
+        snaps=options.snaps,
+        uncertainty=None,
+        tensors=tuple(
+            TensorPlan(**vars(draft), position=place.position, part=place.part)
+            for draft, place in zip(drafts, places, strict=True)
+        ),
+        header=files[0].header,
+        n_bytes=sum(file.n_bytes for file in files),
+        warnings=(),
+        calibration=options.calibration,
+        later_parts=files[1:],
         redundant=find_redundant(models, drafts),
-        uncertainty=second,
-        warnings=tuple(warnings),
     )
+    plan = _with_source_format(plan, options, warnings)
+    if uncertainty is not None:
+        second = lay_out_deviations(models, drafts, Path(uncertainty), files)
+        plan = replace(plan, uncertainty=second)
+    if options.calibration is not None:
+        n_all = n_layers(models[0].tensors)
+        changed = with_calibration(plan.tensors, method, options.calibration, n_all)
+        plan = replace(plan, tensors=changed)
+    return replace(plan, warnings=tuple(warnings))
 
 
 def _foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
@@ -363,6 +313,21 @@ def _foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str
         " are is estimated"
         for source, tensors in sorted(names.items())
     ]
+
+
+def _with_source_format(plan: MergePlan, options: MergeOptions, warnings: list[str]) -> MergePlan:
+    """The plan with the format of the original weights, and what contradicts it."""
+    snap = options.snap
+    source_format = snap if options.names_format else "unknown"
+    if snap == "auto" or (snap == "none" and any(plan.may_decide(each) for each in plan.tensors)):
+        source_format = source_precision(plan.models[0]).type
+    if snap == "auto" and source_format not in SIGNIFICAND_BITS:
+        warnings.append("the norms do not tell the source's number format: nothing is rounded")
+    if snap != "none" and not options.snaps:
+        warnings.append("--outtype q8_0 rounds all weights again, so --snap is of no use there")
+    return _with_undecided(
+        replace(plan, source_format=source_format), options.names_format, warnings
+    )
 
 
 def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) -> MergePlan:
@@ -400,30 +365,6 @@ def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) ->
     return replace(plan, undecided=undecided, source_format=source_format)
 
 
-def _lay_out_deviations(plan: MergePlan, path: Path) -> SecondOutput:
-    check_output_path(path, [part for model in plan.models for part in model.parts])
-    if path.resolve() in [part.path.resolve() for part in plan.parts]:
-        raise PlanError(f"{printable(path)}: is the output as well; name another file")
-    tensors = [
-        tensor for tensor in plan.tensors if not isinstance(tensor_type_of(tensor), OpaqueType)
-    ]
-    bf16 = type_by_name("BF16")
-    entries = [
-        ("general.architecture", ValueType.STRING, str(plan.models[0].get("general.architecture"))),
-        ("general.type", ValueType.STRING, "uncertainty"),
-        ("general.file_type", ValueType.UINT32, FILE_TYPES["BF16"]),
-        ("recover.version", ValueType.STRING, __version__),
-        ("recover.uncertainty", ValueType.STRING, "standard deviation of each weight"),
-    ]
-    layout = lay_out(
-        derived_metadata({}, (), entries),
-        [(tensor.name, tensor.dims, bf16) for tensor in tensors],
-        plan.models[0].header.alignment,
-    )
-    positions = zip((tensor.name for tensor in tensors), layout.positions, strict=True)
-    return SecondOutput(path, layout.header, layout.n_bytes, MappingProxyType(dict(positions)))
-
-
 def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[int]]:
     """The plan that decodes the finest input of some tensors, and their indices where it differs.
 
@@ -440,139 +381,3 @@ def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[
     )
     undecided = plan.undecided | {plan.tensors[i].name for i in changed}
     return replace(plan, tensors=tensors, undecided=undecided), changed
-
-
-def tensor_type_of(tensor: TensorPlan) -> TensorType:
-    """How the output stores a tensor."""
-    return type_by_name(tensor.outtype)
-
-
-def _with_calibration(
-    tensors: Sequence[TensorPlan], method: str, calibration: Calibration, n_all: int
-) -> tuple[TensorPlan, ...]:
-    """The tensors with what the method takes from a calibration.
-
-    Parameters
-    ----------
-    tensors : sequence of TensorPlan
-        Those that are merged are changed.
-    method : str
-        Name of the estimator.
-    calibration : Calibration
-        Weights or densities.
-    n_all : int
-        Layers of the model.
-
-    Raises
-    ------
-    CalibrationError
-        If it does not know a tensor's types.
-    """
-    gives_weights = estimator(method).CALIBRATED == "weights"
-    changed = []
-    for tensor in tensors:
-        try:
-            if tensor.action != "merge":
-                changed.append(tensor)
-            elif gives_weights:
-                changed.append(_with_weights(tensor, calibration, n_all))
-            else:
-                changed.append(with_densities(tensor, calibration.with_density))
-        except CalibrationError as error:
-            raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
-    return tuple(changed)
-
-
-def _with_weights(tensor: TensorPlan, calibration: Calibration, n_all: int) -> TensorPlan:
-    """A tensor whose witnesses have weights, unless llama.cpp did not make all of the codes."""
-    if any(noise is not None for noise in tensor.noises):
-        return tensor
-    layer = layer_of(tensor.name)
-    weights = calibration.weights_for(
-        [tensor.types[i] for i in tensor.sources],
-        role_of(tensor.name),
-        None if layer is None else layer / n_all,
-    )
-    pairs = zip(tensor.witnesses, weights, strict=True)
-    return replace(tensor, witnesses=tuple(replace(each, weight=weight) for each, weight in pairs))
-
-
-def with_densities(tensor: TensorPlan, give: Callable[[Witness], Witness]) -> TensorPlan:
-    """A tensor whose witnesses `give` a density, those apart whose codes llama.cpp did not make."""
-    witnesses = (each if each.noise is not None else give(each) for each in tensor.witnesses)
-    return replace(tensor, witnesses=tuple(witnesses))
-
-
-def _lay_out(
-    models: tuple[Model, ...],
-    output: Path,
-    method: str,
-    outtype: str,
-    drafts: Sequence[Draft],
-    calibration: Calibration | None,
-    split_max_size: int | None,
-) -> MergePlan:
-    metadata = _metadata(models, method, outtype, calibration)
-    shapes = [(draft.name, draft.dims, type_by_name(draft.outtype)) for draft in drafts]
-    alignment = models[0].header.alignment
-    paths: tuple[Path, ...] = (output,)
-    if split_max_size is None:
-        layouts = [lay_out(metadata, shapes, alignment)]
-    else:
-        layouts = lay_out_parts(metadata, shapes, alignment, split_max_size)
-        paths = part_paths(output, len(layouts))
-    places = [
-        (position, part) for part, layout in enumerate(layouts) for position in layout.positions
-    ]
-    files = [
-        FilePlan(path, layout.header, layout.n_bytes)
-        for path, layout in zip(paths, layouts, strict=True)
-    ]
-    return MergePlan(
-        models=models,
-        output=files[0].path,
-        method=method,
-        estimate=MEAN,
-        source_format="unknown",
-        snaps=False,
-        uncertainty=None,
-        tensors=tuple(
-            TensorPlan(**vars(draft), position=position, part=part)
-            for draft, (position, part) in zip(drafts, places, strict=True)
-        ),
-        header=files[0].header,
-        n_bytes=sum(file.n_bytes for file in files),
-        warnings=(),
-        calibration=calibration,
-        later_parts=tuple(files[1:]),
-    )
-
-
-def _large_tensors(plan: MergePlan, split_max_size: int) -> list[str]:
-    """A warning, if there are tensors that no part of that size can hold."""
-    sizes = {each.name: tensor_type_of(each).n_bytes(each.n_weights) for each in plan.tensors}
-    large = [
-        f"{quoted(name)} ({size:,} bytes)" for name, size in sizes.items() if size > split_max_size
-    ]
-    if not large:
-        return []
-    return [f"parts are larger than asked for where one tensor alone is: {some(large)}"]
-
-
-def _metadata(
-    models: Sequence[Model], method: str, outtype: str, calibration: Calibration | None
-) -> list[bytes]:
-    """Spans of the first input, without those that would be wrong; and provenance."""
-    return derived_metadata(
-        models[0].metadata,
-        _DROPPED_PREFIXES,
-        [
-            ("general.file_type", ValueType.UINT32, FILE_TYPES[outtype.upper()]),
-            ("recover.version", ValueType.STRING, __version__),
-            (METHOD_KEY, ValueType.STRING, method),
-            ("recover.calibration", ValueType.STRING, calibration.label if calibration else "none"),
-            (NAMES_KEY, ValueType.STRING, [model.path.name for model in models]),
-            (SIZES_KEY, ValueType.UINT64, [model.n_bytes for model in models]),
-            (TYPES_KEY, ValueType.STRING, [types_of(model) for model in models]),
-        ],
-    )

@@ -16,7 +16,8 @@ from recover.errors import PlanError, UsageError
 from recover.estimators import Request, estimator
 from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.evidence.densities import density
-from recover.merge.plan import MergePlan, TensorPlan, with_densities
+from recover.merge.calibrated import with_densities
+from recover.merge.plan import MergePlan, TensorPlan
 from recover.quants import F32Array, ScalarType, quantize, type_by_name
 
 FEWEST = 262_144
