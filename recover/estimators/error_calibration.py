@@ -48,14 +48,19 @@ class Claims(NamedTuple):
         Of each input alone, in the order of the tally (see `recover.estimators`).
     kurtosis : float64 (2,)
         That of the estimates (see `kurtosis_of`).
+    is_measured : bool
+        Whether any of these is measured; otherwise all ratios are 1.
     """
 
     merged: NDArray[np.float64]
     alone: NDArray[np.float64]
     kurtosis: NDArray[np.float64]
+    is_measured: bool = True
 
     def correct(self, tally: NDArray[np.float64], estimate: F32Array, deviation: F32Array) -> None:
         """Multiply sums of errors, and standard deviations."""
+        if not self.is_measured:
+            return
         light, heavy = self.kurtosis
         share = 0.0
         if heavy > light:
@@ -112,7 +117,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     is_known = known.issuperset(names) and len(set(names)) == len(names)
     is_foreign = any(witness.noise is not None for witness in witnesses)
     if method == "best" or not is_known or is_foreign:
-        return Claims(merged, alone, kurtosis)
+        return Claims(merged, alone, kurtosis, is_measured=False)
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
     buffer = EvidenceBuffer([replace(witness, density=None) for witness in witnesses])
     for half in range(2):

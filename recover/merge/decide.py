@@ -11,12 +11,12 @@ from recover.containers.gguf.reader import Model
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.evidence.buffer import EvidenceBuffer, Witness
-from recover.inputs.descent import ESTIMATED, Descent, Family
+from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import measure_noise
 from recover.inputs.matching import by_fineness, contradicts, find_twins, typical_error
 from recover.inputs.originals.origin import is_original
-from recover.inputs.provenance import codes_are_plain, is_foreign, is_searched, witness_of
+from recover.inputs.provenance import is_foreign, is_plain, is_searched, witness_of
 from recover.inputs.samples import Sampler
 from recover.merge.lineage import declared_parents
 from recover.quants import (
@@ -271,7 +271,7 @@ class Decider:
             return tensor.type.name in _TERNARY
         if isinstance(tensor.type, ScalarType) and not tensor.type.is_even:
             return tensor.type.name in _FLOATS_OF_4_BITS
-        return not is_searched(model) and not codes_are_plain(tensor.raw, tensor.type)
+        return not is_searched(model) and not is_plain(tensor)
 
     def _method_for(self, name: str, sources: Sequence[int]) -> str:
         """Name of the estimator."""
@@ -307,7 +307,8 @@ class Decider:
         floats = float_descents(tensors)
         for descent in floats:
             del tensors[descent.child]
-        if any(is_original(tensor) for tensor in tensors.values()):
+        is_small = self._models[0].tensors[name].n_weights < FEWEST_WEIGHTS
+        if is_small or any(is_original(tensor) for tensor in tensors.values()):
             return (*declared, *floats)
         confining = self._confining(name, tensors)
 

@@ -1,7 +1,6 @@
 """Carrying out a plan: threads take tiles, estimate their weights and write their bytes."""
 
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from recover.estimators import Request, estimator
 from recover.estimators.error_calibration import Claims, find_claims
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, tally_order
 from recover.execution.output import OutputFile, OutputFiles
-from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.merge.certain import (
     Snapper,
     find_withdrawal,
@@ -36,7 +35,7 @@ from recover.merge.exact import count_rounded, rounded_away, warnings_of
 from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.plan import MergePlan, TensorPlan, with_finest_alone
 from recover.merge.redundant import errors_alone
-from recover.merge.resume import Sums, Tell, Unfinished
+from recover.merge.resume import Tell, Unfinished
 from recover.merge.sums import (
     BROKEN,
     CERTAIN,
@@ -48,6 +47,7 @@ from recover.merge.sums import (
     ROUNDED,
     UNLIKE,
 )
+from recover.merge.tallies import Tallies
 from recover.quants import (
     GROUP,
     TILE,
@@ -187,7 +187,7 @@ def execute_merge(
     with ExitStack() as stack:
         unfinished = stack.enter_context(Unfinished(plan, tell)) if resume else None
         before = 0.0 if unfinished is None else unfinished.seconds
-        tallies = _Tallies(plan, {} if unfinished is None else unfinished.done)
+        tallies = Tallies(plan, {} if unfinished is None else unfinished.done)
         sizes = [0 if i in tallies.done else t.n_weights for i, t in enumerate(plan.tensors)]
         outputs = stack.enter_context(_outputs(plan, unfinished))
         for file, output in zip(plan.files, outputs.files, strict=True):
@@ -257,41 +257,6 @@ def _watch(
     return watch
 
 
-class _Tallies:
-    """Sums per tensor, added up in the order of the tiles.
-
-    First those of `recover.merge.sums`, then those of the estimator (see `recover.estimators`).
-    So the figures do not depend on the threads; tiles are kept apart only while their tensor is
-    worked on. `done` are the tensors that were complete before, with their sums.
-    """
-
-    def __init__(self, plan: MergePlan, done: Sums) -> None:
-        self.done = frozenset(done)
-        self.totals = {index: sums for index, sums in done.items() if sums is not None}
-        self._plan = plan
-        self._lock = threading.Lock()
-        self._open: dict[int, dict[int, NDArray[np.float64] | None]] = {}
-        self._finished: Sums = {}
-
-    def add(self, tile: Tile, tally: NDArray[np.float64] | None) -> None:
-        """Take the sums of one tile that is written; None where nothing is estimated."""
-        with self._lock:
-            tallies = self._open.setdefault(tile.tensor, {})
-            tallies[tile.start] = tally
-            if len(tallies) == n_tiles(self._plan.tensors[tile.tensor].n_weights):
-                in_order = [sums for _, sums in sorted(tallies.items()) if sums is not None]
-                self._finished[tile.tensor] = total = np.sum(in_order, axis=0) if in_order else None
-                if total is not None:
-                    self.totals[tile.tensor] = total
-                del self._open[tile.tensor]
-
-    def take_finished(self) -> Sums:
-        """The tensors of which all tiles were written since the last call."""
-        with self._lock:
-            finished, self._finished = self._finished, {}
-            return finished
-
-
 class _Worker:
     """One thread's part: scratch memory, and what it needs to know of the tensor at hand."""
 
@@ -300,7 +265,7 @@ class _Worker:
         plan: MergePlan,
         claims: Mapping[int, Claims],
         outputs: OutputFiles,
-        tallies: _Tallies,
+        tallies: Tallies,
     ) -> None:
         self._plan = plan
         self._claims_of = claims

@@ -154,11 +154,10 @@ class MergePlan:
 
     def evidence_bits(self, tensor: TensorPlan) -> int:
         """As `significand_bits`, where weights could be set if they were not undecided."""
-        if tensor.is_known:
+        bits = SIGNIFICAND_BITS.get(self.source_format, 0)
+        if not bits or tensor.is_known or not (self.snaps or self.may_decide(tensor)):
             return 0
-        if not (self.snaps or self.may_decide(tensor)):
-            return 0
-        return SIGNIFICAND_BITS.get(self.source_format, 0)
+        return bits
 
     def may_decide(self, tensor: TensorPlan) -> bool:
         """Whether cells may be so narrow that they hold a single number of the source's format."""
