@@ -21,7 +21,8 @@ from recover.calibration.weights import Source
 from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import CalibrationError
-from recover.estimators import Request, linear
+from recover.estimators import Request
+from recover.estimators.methods import linear
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, tally_order
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.matching import check_match, find_twins, typical_error
