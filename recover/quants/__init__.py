@@ -75,6 +75,8 @@ def dequantize(raw: U8Array, tensor_type: TensorType, out: F32Array | None = Non
     QuantError
         If `raw` is no whole number of blocks, or the type cannot be decoded.
     """
+    if tensor_type.is_by_rows:
+        raise QuantError(f"{tensor_type.name} is stored by rows, which cannot be decoded yet")
     n_blocks, rest = divmod(raw.size, tensor_type.type_size)
     if rest:
         raise QuantError(
