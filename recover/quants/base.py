@@ -204,6 +204,9 @@ class FloatType(TensorType):
     ----------
     significand_bits : int
         Precision, the implicit bit included.
+    exponent : int
+        Bits of the exponent in a stored number, all of them 1 in infinities and NaN; 0 if other
+        numbers have such bits, too.
     decode : Callable
         ``decode(raw: uint8 (n * type_size,), out: float32 (n,))``.
     encode : Callable
@@ -212,6 +215,7 @@ class FloatType(TensorType):
     """
 
     significand_bits: int
+    exponent: int = 0
     decode: Callable[[U8Array, F32Array], None]
     encode: Callable[[F32Array, U8Array], int]
 
@@ -338,7 +342,15 @@ class VectorType(TensorType):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OpaqueType(TensorType):
-    """A type that is carried along unchanged: integers, double precision."""
+    """A type that is carried along unchanged: integers, double precision.
+
+    Attributes
+    ----------
+    exponent : int
+        As in `FloatType`; 0 for integers.
+    """
+
+    exponent: int = 0
 
 
 def table(values: Any, *, fill: float = 0.0) -> F32Array:

@@ -80,6 +80,7 @@ F32 = FloatType(
     block_size=1,
     type_size=4,
     significand_bits=24,
+    exponent=0x7F800000,
     decode=_decode_f32,
     encode=_encode_f32,
 )
@@ -90,6 +91,7 @@ F16 = FloatType(
     block_size=1,
     type_size=2,
     significand_bits=11,
+    exponent=0x7C00,
     decode=_decode_f16,
     encode=_encode_f16,
 )
@@ -100,6 +102,7 @@ BF16 = FloatType(
     block_size=1,
     type_size=2,
     significand_bits=8,
+    exponent=0x7F80,
     decode=_decode_bf16,
     encode=_encode_bf16,
 )

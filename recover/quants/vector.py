@@ -24,6 +24,8 @@ def _vector_type(
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
+        if not out.size:
+            return
         with np.errstate(all="ignore"):  # NaN and infinite scales are decoded as they are
             values = dequantize(raw.reshape(-1, type_size), GGMLQuantizationType(type_id))
         out[:] = values.reshape(-1)
