@@ -109,6 +109,8 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_encoding_again
     if isinstance(kind, ScalarType | VectorType):
         yield check_what_it_counts
+    if isinstance(kind, FloatType):
+        yield check_numbers_that_are_rounded_to_it
     if isinstance(kind, VectorType):
         yield check_likelihood
     if isinstance(kind, ScalarType):
@@ -283,6 +285,27 @@ def check_encoding_again(kind: TensorType) -> None:
     lost = np.square(decoded - x, dtype=np.float64).mean()
     lost_again = np.square(dequantize(again, kind).reshape(x.shape) - decoded, dtype=np.float64)
     assert lost_again.mean() <= lost
+
+
+def check_numbers_that_are_rounded_to_it(kind: TensorType) -> None:
+    """Lie in the bounds that the stored ones prove, of a few units in the last place."""
+    assert isinstance(kind, FloatType)
+    if kind.narrow is None:
+        return
+    x = weights(kind).reshape(-1)
+    lower, upper = np.full((2, x.size), np.inf, np.float32) * np.float32([[-1], [1]])
+    kind.narrow(quantize(x, kind), lower, upper)
+    assert (lower <= x).all()
+    assert (x <= upper).all()
+    large = np.abs(x) > 2.0**-10
+    assert (upper - lower <= 2.0 ** (2 - kind.significand_bits) * np.abs(x))[large].all()
+    nothing = np.full(4, np.nan, np.float32)
+    raw = np.empty(4 * kind.type_size, np.uint8)
+    kind.encode(nothing, raw)
+    lower, upper = np.float32([[-1] * 4, [1] * 4])
+    kind.narrow(raw, lower, upper)
+    assert lower.tolist() == [-1] * 4
+    assert upper.tolist() == [1] * 4
 
 
 def check_tables(kind: TensorType) -> None:

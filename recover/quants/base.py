@@ -212,12 +212,17 @@ class FloatType(TensorType):
     encode : Callable
         ``encode(x: float32 (n,), raw: uint8 (n * type_size,)) -> int``: rounds to nearest even and
         returns how many results are not finite.
+    narrow : Callable or None
+        ``narrow(raw: uint8 (n * type_size,), lower: float32 (n,), upper: float32 (n,))``:
+        intersects bounds with the numbers that are rounded to the stored ones; a NaN proves
+        nothing. None if the stored numbers prove nothing.
     """
 
     significand_bits: int
     exponent: int = 0
     decode: Callable[[U8Array, F32Array], None]
     encode: Callable[[F32Array, U8Array], int]
+    narrow: Callable[[U8Array, F32Array, F32Array], None] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
