@@ -1,8 +1,8 @@
 """What the errors that an estimator expects are worth: measured on random weights.
 
 An estimator expects the error of its estimates, and of each input alone, from what it assumes: for
-instance, that inputs err independently but for their shares (`recover.evidence.densities`). What is left is
-told by weights that are known: the shipped sample holds random weights and what each type's
+instance, that inputs err independently but for their shares (`recover.evidence.densities`). What is
+left is told by weights that are known: the shipped sample holds random weights and what each type's
 encoder made of them, plainly and with random importance matrices. The estimator is given what it
 holds of the very set of inputs at hand; expected errors are then multiplied by measured over
 expected ones. These depend on the tails of the weights: half of the sample has heavy ones, and the
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
 from recover.estimators import MEAN, Request, estimator
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Witness, tally_order
 from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize
 
 WEIGHTS = "weights"
@@ -46,14 +46,19 @@ class Claims(NamedTuple):
         Of each input alone, in the order of the tally (see `recover.estimators`).
     kurtosis : float64 (2,)
         That of the estimates (see `kurtosis_of`).
+    is_measured : bool
+        Whether any of these is measured; otherwise all ratios are 1.
     """
 
     merged: NDArray[np.float64]
     alone: NDArray[np.float64]
     kurtosis: NDArray[np.float64]
+    is_measured: bool = True
 
     def correct(self, tally: NDArray[np.float64], estimate: F32Array, deviation: F32Array) -> None:
         """Multiply sums of errors, and standard deviations."""
+        if not self.is_measured:
+            return
         light, heavy = self.kurtosis
         share = 0.0
         if heavy > light:
@@ -113,7 +118,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     is_known = in_sample and len(set(names)) == len(names)
     is_foreign = any(witness.noise is not None for witness in witnesses)
     if method == "best" or not is_known or is_foreign:
-        return Claims(merged, alone, kurtosis)
+        return Claims(merged, alone, kurtosis, is_measured=False)
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
     buffer = EvidenceBuffer([replace(witness, density=None) for witness in witnesses])
     for half in range(2):
@@ -126,7 +131,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
         out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
         request = Request(estimate, np.empty_like(out))  # deviations, so that all weights count
         estimator(method).estimate(evidence, out, tally, request)
-        for tensor, slot in zip(tensors, buffer.order, strict=True):
+        for tensor, slot in zip(tensors, tally_order(witnesses), strict=True):
             decoded = tensor.read(0, x.size)
             alone[half, slot] = _square_error(decoded, x) / tally[2 + slot]
         merged[half], kurtosis[half] = _square_error(out, x) / tally[0], kurtosis_of(out)

@@ -22,9 +22,10 @@ scale last, have a density that is nearly flat within soft edges, which tells mo
 than its quadratic logarithm does: their share may exceed 1.
 
 Each type has a table of its own, ``recover/data/densities/NAME.json``, which is made by
-`recover.calibration.simulate` and ``python -m tests.golden.make_densities``; a type of another package may say
-where its table is (`ScalarType.densities`). What two types count beside each other is in the table
-of the coarser one; in that of the finer one only if the coarser one does not know it.
+`recover.calibration.simulate` and ``python -m tests.golden.make_densities``; a type of another
+package may say where its table is (`ScalarType.densities`). What two types count beside each other
+is in the table of the coarser one; in that of the finer one only if the coarser one does not know
+it.
 
 Of a type without a table the least is assumed that its declaration allows:
 

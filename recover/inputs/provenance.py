@@ -31,6 +31,7 @@ their marks, and what these mean (see `recover.quants.base.ScalarType`).
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -91,6 +92,13 @@ def encoder_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
     return count_marks(sample_blocks(raw, tensor_type.type_size).reshape(-1), tensor_type)
 
 
+def marks_of(tensor: Tensor) -> Marks | None:
+    """As `encoder_marks`; asked for again, the bytes are not looked at again."""
+    if tensor not in _FOUND:
+        _FOUND[tensor] = encoder_marks(tensor.raw, tensor.type)
+    return _FOUND[tensor]
+
+
 def count_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
     """As `encoder_marks`, of all blocks."""
     if not isinstance(tensor_type, ScalarType) or tensor_type.marks is None:
@@ -113,6 +121,14 @@ def codes_are_plain(raw: U8Array, tensor_type: TensorType) -> bool:
     if not (isinstance(tensor_type, ScalarType) and tensor_type.cells_need_marks):
         return True
     marks = encoder_marks(raw, tensor_type)
+    return marks is None or marks.n_without == 0
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """As `codes_are_plain`; asked for again, the bytes are not looked at again."""
+    if not (isinstance(tensor.type, ScalarType) and tensor.type.cells_need_marks):
+        return True
+    marks = marks_of(tensor)
     return marks is None or marks.n_without == 0
 
 
@@ -139,14 +155,14 @@ def is_foreign(model: Model, tensor: Tensor) -> bool:
     kind = tensor.type
     if not isinstance(kind, ScalarType) or not kind.cells_need_marks or is_searched(model):
         return False
+    # A weight of largest magnitude may be positive throughout, and magnitudes few: then the marks
+    # are there.
+    if tensor.n_weights < _FEWEST_BLOCKS * kind.block_size or is_plain(tensor):
+        return False
     blocks = sample_blocks(tensor.raw, kind.type_size)
     d = np.ascontiguousarray(blocks[:, kind.d_at : kind.d_at + 2]).view("<u2")[:, 0]
     used = (d & 0x7FFF) > 0
     if np.count_nonzero(used) < _FEWEST_BLOCKS:
-        return False
-    # A weight of largest magnitude may be positive throughout, and magnitudes few: then the marks
-    # are there.
-    if codes_are_plain(tensor.raw, kind):
         return False
     if kind.scale_has_sign and not np.any(d[used] & 0x8000):
         return True
@@ -173,7 +189,7 @@ def confines(model: Model, tensor: Tensor) -> bool:
 def witness_of(model: Model, tensor: Tensor) -> Witness:
     """A tensor of a model as a witness: whether its codes prove something, and how it was made."""
     kind = tensor.type
-    marks = encoder_marks(tensor.raw, kind)
+    marks = marks_of(tensor)
     has_marks = marks is None or marks.n_without == 0
     return Witness(
         kind,
@@ -203,9 +219,7 @@ def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
     return [
         each.name
         for each in tensors
-        if not is_original(each)
-        and not codes_are_plain(each.raw, each.type)
-        and not is_foreign(model, each)
+        if not is_original(each) and not is_plain(each) and not is_foreign(model, each)
     ]
 
 
@@ -217,3 +231,6 @@ def sample_blocks(raw: U8Array, type_size: int) -> U8Array:
     starts = np.linspace(0, n_blocks - _RUN, _N_RUNS).astype(np.int64) * type_size
     runs = [raw[start : start + _RUN * type_size] for start in starts]
     return np.concatenate(runs).reshape(-1, type_size)
+
+
+_FOUND: WeakKeyDictionary[Tensor, Marks | None] = WeakKeyDictionary()

@@ -1,4 +1,4 @@
-"""Marks that ggml's encoders leave in blocks (see `recover.inputs.provenance`): what types share."""
+"""Marks that ggml's encoders leave in blocks: what types share."""
 
 from collections.abc import Callable
 

@@ -93,9 +93,9 @@ class TensorType:
         Whether who stores weights in the type has a model that was trained for it, so that such
         weights are likely to be the original.
     largest_beside : float or None
-        Of types with one more scale beside each matrix (see `recover.containers.gguf.side_scales`): the
-        largest weight, over that scale, which does not clip the scale of its block. None for types
-        that have no such scale.
+        Of types with one more scale beside each matrix (see `recover.containers.gguf.side_scales`):
+        the largest weight, over that scale, which does not clip the scale of its block. None for
+        types that have no such scale.
     """
 
     name: str
@@ -270,8 +270,8 @@ class ScalarType(TensorType):
     marks : Callable or None
         ``marks(blocks: uint8 (n_blocks, type_size)) -> (bool (n_blocks,), bool (n_blocks,))``:
         which blocks have a scale that is neither 0 nor broken, and which have the mark that ggml's
-        encoder leaves without an importance matrix (see `recover.inputs.provenance`). None for types
-        without a mark.
+        encoder leaves without an importance matrix (see `recover.inputs.provenance`). None for
+        types without a mark.
     marks_hold_with_imatrix : bool
         Whether blocks that were made with an importance matrix have the mark as well.
     cells_need_marks : bool
@@ -289,7 +289,8 @@ class ScalarType(TensorType):
         Whether the encoder looks at the mean square of the whole row if it has an importance
         matrix; otherwise every block is encoded for itself.
     densities : Traversable or None
-        The type's file of densities, for a type of another package (see `recover.evidence.densities`).
+        The type's file of densities, for a type of another package (see
+        `recover.evidence.densities`).
     """
 
     levels: F32Array
