@@ -1,10 +1,11 @@
 """Inputs that are there more than once: by one path, as links, or as copies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recover._text import printable
 from recover.containers.gguf.reader import Model
+from recover.quants import FloatType, OpaqueType
 
 
 def is_same_file(one: Path, other: Path) -> bool:
@@ -15,19 +16,25 @@ def is_same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def describe_repeated(models: Sequence[Model], twins: Sequence[Sequence[int]]) -> list[str]:
+def describe_repeated(models: Sequence[Model], twins: Mapping[str, Sequence[int]]) -> list[str]:
     """A warning for each input that has the weights of an earlier one.
 
     Parameters
     ----------
     models : sequence of Model
         The inputs.
-    twins : sequence of sequence of int
-        Of each tensor for each input the first one with the same bytes.
+    twins : mapping of str to sequence of int
+        By name of a tensor, for each input the first one with the same bytes. Copies are told by
+        quantized tensors: those of floats are alike in all quantizations of a model.
     """
+    is_quantized = any(
+        not isinstance(models[0].tensors[name].type, FloatType | OpaqueType) for name in twins
+    )
     found = []
     for other in range(1, len(models)):
-        first = next((i for i in range(other) if all(t[i] == t[other] for t in twins)), other)
+        first = next(
+            (i for i in range(other) if all(t[i] == t[other] for t in twins.values())), other
+        )
         if first == other:
             continue
         one, two = models[first].path, models[other].path
@@ -35,6 +42,8 @@ def describe_repeated(models: Sequence[Model], twins: Sequence[Sequence[int]]) -
             what = f"{printable(one)} is given more than once"
         elif is_same_file(one, two):
             what = f"{printable(two)} and {printable(one)} are the same file"
+        elif not is_quantized:
+            continue
         else:
             what = f"{printable(two)} has the same weights as {printable(one)}, byte for byte"
         found.append(f"{what}: it counts once")

@@ -267,7 +267,7 @@ def plan_merge(
     drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
-    warnings += describe_repeated(models, [draft.twins for draft in drafts])
+    warnings += describe_repeated(models, {draft.name: draft.twins for draft in drafts})
     files, places = lay_out_output(models, drafts, output, options)
     warnings += unquantized_warnings(models, drafts)
     if split_max_size is not None:
