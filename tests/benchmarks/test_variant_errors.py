@@ -13,6 +13,8 @@ from recover.quants import quantize
 from tests.oracle.data_sets import DATA_SETS, blocks_of
 from tests.support.variants import MADE, errors, scalar
 
+pytestmark = pytest.mark.quality
+
 N_WEIGHTS = 3_000_000
 _Row = tuple[str, str, float, float, float]
 

@@ -25,6 +25,8 @@ from recover.quants import quantize as encode
 from tests.support.gguf_files import read_tensors, read_weights, stored, write_gguf
 from tests.support.models import TINY
 
+pytestmark = pytest.mark.quality
+
 
 class TestDensities:
     def test_what_trained_weights_show(self, calibration: Calibration) -> None:

@@ -29,6 +29,8 @@ from tests.support.calibrations import design
 from tests.support.gguf_files import read_weights
 from tests.support.models import TINY
 
+pytestmark = pytest.mark.quality
+
 
 class TestMerge:
     def test_linear_is_the_weighted_sum(

@@ -33,6 +33,8 @@ from tests.support.gguf_files import read_weights
 from tests.support.models import ROOT, SHARED, TINY
 from tests.support.text import some_text, write_model
 
+pytestmark = pytest.mark.inference
+
 N_CTX, N_CHUNKS, N_SCORED = 64, 6, 31
 
 # One thread: the model is small, and llama.cpp's threads wait for each other without sleeping.

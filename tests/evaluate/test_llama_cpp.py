@@ -18,6 +18,8 @@ from tests.oracle.llama_cpp import (
 )
 from tests.support.models import TINY
 
+pytestmark = pytest.mark.inference
+
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. " * 40
 
 

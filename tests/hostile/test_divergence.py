@@ -18,6 +18,8 @@ from tests.support.gguf_files import F32Array, read_weights
 from tests.support.models import DATA, TINY
 from tests.support.text import some_text, write_model
 
+pytestmark = pytest.mark.inference
+
 Q2_K = DATA / "tiny-llama-3m-Q2_K.gguf"
 
 

@@ -15,6 +15,8 @@ from tests.support.quantized_folders import (
 )
 from tests.support.reblock_files import reblock
 
+pytestmark = pytest.mark.inference
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_biases_of_zeros_without_a_place_are_left_out(

@@ -13,6 +13,8 @@ from tests.support.llama_folders import N_TOKENS, folder
 from tests.support.quantized_folders import refusal
 from tests.support.reblock_files import reblock
 
+pytestmark = pytest.mark.inference
+
 SAID = "the output has no vocabulary"
 
 

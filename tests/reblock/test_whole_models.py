@@ -83,6 +83,7 @@ def llama3_factors(scaling: dict[str, Any]) -> Array:
     return np.array(factors, np.float32).astype(np.float64)
 
 
+@pytest.mark.inference
 def test_llama_names_metadata_and_order_of_rows(rng: np.random.Generator, tmp_path: Path) -> None:
     sizes = {
         "self_attn.q_proj": (256, 256, "attn_q"),
