@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import recover
 from recover import EvaluationError
 from recover.cli import main
-from recover.evaluate import llama_cpp
+from recover.evaluate import llama_binding
 from recover.evaluate.divergence import Divergence, mean_interval
 from recover.evaluate.llama_cpp import LlamaModel
 from recover.evaluate.reference import ReferenceLogits
@@ -412,7 +412,7 @@ def test_without_the_extra(
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (requirement,) = project["optional-dependencies"]["eval"]
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    monkeypatch.setattr(llama_cpp, "library", llama_cpp.library.__wrapped__)
+    monkeypatch.setattr(llama_binding, "library", llama_binding.library.__wrapped__)
     assert evaluate(tiny, text) == 1
     printed = capfd.readouterr()
     assert printed.out == ""
