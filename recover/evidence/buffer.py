@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,6 +128,13 @@ class Witness:
     side_scaled: bool = False
 
 
+def tally_order(witnesses: Sequence[Witness]) -> tuple[int, ...]:
+    """Index into a ``tally[2:]`` of each witness (see `recover.estimators`): scalar ones first."""
+    are_scalar = [isinstance(witness.type, ScalarType) for witness in witnesses]
+    scalars, others = count(), count(sum(are_scalar))
+    return tuple(next(scalars if is_scalar else others) for is_scalar in are_scalar)
+
+
 class EvidenceBuffer:
     """Memory for the evidence on one tile, used again and again by one thread.
 
@@ -190,17 +199,9 @@ class EvidenceBuffer:
         known = [w.weight for w in witnesses if w.weight is not None]
         if known:
             weights = np.empty(len(witnesses))
-            weights[list(self.order)] = known
+            weights[list(tally_order(witnesses))] = known
             self._whole = self._whole._replace(weights=weights)
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """Index into a ``tally[2:]`` of each witness (see `recover.estimators`)."""
-        n_scalars = len(self._whole.levels)
-        return tuple(
-            row if isinstance(kind, ScalarType) else n_scalars + row
-            for kind, row in zip(self._types, self._row_of, strict=True)
-        )
+        self._tile, self._n_weights = self._whole, -1
 
     def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
         """Unpack one tile.
@@ -217,23 +218,9 @@ class EvidenceBuffer:
         Evidence
             Views of this buffer, valid until the next call.
         """
-        n_groups = n_weights // GROUP
-        n_scalars = len(self._whole.levels)
-        n_others = len(self._types) - n_scalars
-
-        def part(memory: NDArray[Any], n_rows: int, n: int) -> NDArray[Any]:
-            return memory[: n_rows * n].reshape(n_rows, n)
-
-        whole = self._whole
-        tile = whole._replace(
-            codes=part(whole.codes, n_scalars, n_weights),
-            scale=part(whole.scale, n_scalars, n_groups),
-            offset=part(whole.offset, n_scalars, n_groups),
-            scale_error=part(whole.scale_error, n_scalars, n_groups),
-            offset_error=part(whole.offset_error, n_scalars, n_groups),
-            values=part(whole.values, n_others, n_weights),
-            variance=part(whole.variance, n_others, n_groups),
-        )
+        if n_weights != self._n_weights:
+            self._tile, self._n_weights = self._views(n_weights), n_weights
+        tile = self._tile
         for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
             if isinstance(kind, ScalarType):
                 scale, offset = tile.scale[row], tile.offset[row]
@@ -244,6 +231,26 @@ class EvidenceBuffer:
                 kind.decode(raw, tile.values[row])
                 typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
         return tile
+
+    def _views(self, n_weights: int) -> Evidence:
+        """The beginning of the memory, shaped for so many weights."""
+        n_groups = n_weights // GROUP
+        n_scalars = len(self._whole.levels)
+        n_others = len(self._types) - n_scalars
+
+        def part(memory: NDArray[Any], n_rows: int, n: int) -> NDArray[Any]:
+            return memory[: n_rows * n].reshape(n_rows, n)
+
+        whole = self._whole
+        return whole._replace(
+            codes=part(whole.codes, n_scalars, n_weights),
+            scale=part(whole.scale, n_scalars, n_groups),
+            offset=part(whole.offset, n_scalars, n_groups),
+            scale_error=part(whole.scale_error, n_scalars, n_groups),
+            offset_error=part(whole.offset_error, n_scalars, n_groups),
+            values=part(whole.values, n_others, n_weights),
+            variance=part(whole.variance, n_others, n_groups),
+        )
 
     def read(self, tensors: Sequence[Tensor], start: int, end: int) -> Evidence:
         """Unpack weights `start` to `end` of tensors, in the order of the witnesses.
@@ -324,6 +331,7 @@ class _Rounding(NamedTuple):
     scale_limit: np.float32
 
 
+@cache
 def _rounding(kind: ScalarType) -> _Rounding:
     groups = kind.block_size // GROUP
     last = kind.rounds_scale_last, kind.rounds_offset_last

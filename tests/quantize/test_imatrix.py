@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from recover.cli import main
-from recover.containers.gguf.metadata import FILE_TYPES
 from recover.containers.gguf.reader import open_gguf
 from recover.quantize.imatrix import load_imatrix
-from recover.quants import type_by_name
+from recover.quants import type_by_name, types_of_files
 from tests.oracle import libggml
 from tests.support.models import TINY
 from tests.support.quantizing import (
@@ -24,7 +23,7 @@ from tests.support.quantizing import (
     write_model,
 )
 
-QUANTIZED = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF16")]
+QUANTIZED = [name for name in types_of_files() if name not in ("F32", "F16", "BF16")]
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from recover.cli import main
 from recover.cli.quantize import _QUANTIZERS, _TYPES
-from recover.containers.gguf.metadata import FILE_TYPES
 from recover.containers.gguf.reader import open_gguf
 from recover.errors import PlanError
 from recover.quantize.execute import execute_quantize
 from recover.quantize.plan import plan_quantize
-from recover.quants import ScalarType, all_types, quantizer_names, type_by_name
+from recover.quants import ScalarType, all_types, quantizer_names, type_by_name, types_of_files
 from tests.golden.make_quantized import FTYPES
 from tests.oracle import libggml
 from tests.support.models import TINY, quantize
@@ -32,6 +31,7 @@ from tests.support.quantizing import (
     write_model,
 )
 
+FILE_TYPES = {name: kind.file_type for name, kind in types_of_files().items()}
 FALLBACKS = {"Q2_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
