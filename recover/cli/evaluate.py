@@ -189,7 +189,7 @@ def _write_pictures(
 
 def _check_llama_cpp() -> None:
     """Say that it is missing before anything is computed."""
-    from recover.evaluate.llama_cpp import library
+    from recover.evaluate.llama_binding import library
 
     library()
 

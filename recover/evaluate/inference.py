@@ -17,7 +17,8 @@ from recover._files import UnreadableError, read_bytes
 from recover._text import printable, quoted
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.errors import EvaluationError
-from recover.evaluate.llama_cpp import LlamaModel, library
+from recover.evaluate.llama_binding import library
+from recover.evaluate.llama_cpp import LlamaModel
 from recover.evaluate.reference import ReferenceLogits
 from recover.evaluate.runnable import RunnableFiles
 from recover.evaluate.token_figures import I32Array, PerToken, compare_chunk, join

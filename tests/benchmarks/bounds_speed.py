@@ -19,8 +19,11 @@ from recover.bounds.plan import plan_bounds
 from tests.benchmarks.merge_speed import DATA, NAMES, grow
 
 
-def print_speeds(run: Callable[[], object], n_weights: int, args: argparse.Namespace) -> None:
-    """Run something ``args.rounds`` times and print how many weights per second it did."""
+def print_speeds(
+    run: Callable[[], object], n_weights: int, args: argparse.Namespace
+) -> list[dict[str, float]]:
+    """Seconds of something that runs ``args.rounds`` times; prints its weights per second."""
+    figures = []
     for _ in range(args.rounds):
         wall, processor = time.perf_counter(), time.process_time()
         run()
@@ -28,6 +31,8 @@ def print_speeds(run: Callable[[], object], n_weights: int, args: argparse.Names
         n = n_weights / 1e6
         print(f"{n:.0f}M weights: {n / wall:.1f}M/s of wall time,", end=" ")
         print(f"{n / processor:.1f}M/s of processor time")
+        figures.append({"n_weights": n_weights, "wall_s": wall, "processor_s": processor})
+    return figures
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Speed of a merge on one core, without the start of a process.
 
     python -m tests.benchmarks.core_speed [--method posterior] [--weights 200e6] [--folder DIR]
+        [--json FILE]
 
 makes three K-quant files of that many weights, as `tests.benchmarks.bounds_speed` does, and prints
 weights per second of wall time and of processor time: of a tile in memory (unpack, estimate, encode
@@ -21,6 +22,7 @@ from recover.merge.plan import plan_merge
 from recover.quants import TILE, U8Array, quantize, type_by_name
 from tests.benchmarks.bounds_speed import print_speeds
 from tests.benchmarks.merge_speed import DATA, NAMES, grow
+from tests.benchmarks.record import write_record
 
 KINDS = ("Q5_K", "Q4_K", "Q2_K")
 _N_TILES = 20
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--weights", type=float, default=200e6)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
     buffer = EvidenceBuffer([Witness(type_by_name(name)) for name in KINDS])
     out, encoded = np.empty(TILE, np.float32), np.empty(2 * TILE, np.uint8)
@@ -64,9 +67,12 @@ def main() -> None:
         merge()  # compile, and fill the page cache
         work()
         print("a tile in memory")
-        print_speeds(work, _N_TILES * TILE, args)
+        tile = print_speeds(work, _N_TILES * TILE, args)
         print("a merge on one thread")
-        print_speeds(merge, open_gguf(inputs[0]).n_weights, args)
+        whole = print_speeds(merge, open_gguf(inputs[0]).n_weights, args)
+    if args.json:
+        figures = {"method": args.method, "tile": tile, "merge": whole}
+        write_record(args.json, "core_speed", figures)
 
 
 if __name__ == "__main__":

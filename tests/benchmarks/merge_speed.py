@@ -1,6 +1,7 @@
 """Speed and memory of a whole merge, against a straightforward script on gguf-py.
 
     python -m tests.benchmarks.merge_speed [--weights 200e6] [--folder DIR]... [--method linear]
+        [--json FILE]
 
 makes three K-quant files of that many weights (the rows of the package's small model, again and
 again), merges them in a process of its own with two threads, does the same with gguf-py, and prints
@@ -17,10 +18,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from recover.containers.gguf.header import encode_header, place_tensors
 from recover.containers.gguf.reader import open_gguf
 from recover.execution.output import OutputFile
+from tests.benchmarks.record import write_record
 
 DATA = Path(__file__).parents[2] / "recover" / "data"
 NAMES = ("Q5_K_M", "Q4_K_M", "Q2_K")
@@ -88,7 +91,8 @@ def measure(command: list[str]) -> tuple[float, float]:
     return seconds, largest
 
 
-def compare(folder: Path, n_weights: float, method: str, rounds: int) -> None:
+def compare(folder: Path, n_weights: float, method: str, rounds: int) -> list[dict[str, Any]]:
+    """Seconds and largest anonymous memory of each run of either program."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         inputs = [Path(scratch) / f"{name}.gguf" for name in NAMES]
         sources = [DATA / f"tiny-llama-3m-{name}.gguf" for name in NAMES]
@@ -100,15 +104,20 @@ def compare(folder: Path, n_weights: float, method: str, rounds: int) -> None:
         theirs = [sys.executable, "-c", SCRIPT, *paths, output]
         measure(ours)  # compile, and fill the page cache
         print(f"{folder} ({shutil.disk_usage(folder).free >> 30} GiB free), {n / 1e6:.0f}M weights")
-        figures = []
+        figures: list[dict[str, Any]] = []
         for _ in range(rounds):
             for name, command in (("recover", ours), ("gguf-py", theirs)):
                 seconds, memory = measure(command)
-                figures.append((name, seconds))
+                figure = {"program": name, "n_weights": n, "seconds": seconds, "memory_mib": memory}
+                figures.append(figure | {"method": method, "folder": str(folder)})
                 print(f"  {name}: {seconds:6.2f} s, {n / seconds / 1e6:6.1f}M weights/s,", end=" ")
                 print(f"{memory:5.0f} MiB")
-        best = {name: min(s for each, s in figures if each == name) for name, _ in figures}
+        best = {
+            name: min(each["seconds"] for each in figures if each["program"] == name)
+            for name in ("recover", "gguf-py")
+        }
         print(f"  {method}: {best['gguf-py'] / best['recover']:.1f} times as fast as gguf-py")
+    return figures
 
 
 def main() -> None:
@@ -117,9 +126,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, action="append")
     parser.add_argument("--method", default="linear")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
+    figures = []
     for folder in args.folder or [Path(tempfile.gettempdir())]:
-        compare(folder, args.weights, args.method, args.rounds)
+        figures += compare(folder, args.weights, args.method, args.rounds)
+    if args.json:
+        write_record(args.json, "merge_speed", figures)
 
 
 if __name__ == "__main__":

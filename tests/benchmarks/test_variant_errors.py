@@ -11,10 +11,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from recover.quants import quantize
 from tests.oracle.data_sets import DATA_SETS, blocks_of
-from tests.quants.test_variants import MADE, errors, scalar
+from tests.support.variants import MADE, errors, scalar
+
+pytestmark = pytest.mark.quality
 
 N_WEIGHTS = 3_000_000
-
 _Row = tuple[str, str, float, float, float]
 
 

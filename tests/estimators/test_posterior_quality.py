@@ -25,6 +25,8 @@ from recover.quants import (
 from tests.oracle import libggml
 from tests.oracle.weights import sentence_encoder_weights
 
+pytestmark = pytest.mark.quality
+
 NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 MIXES = (
     (("Q5_K", "Q4_K", "Q2_K"), 0.755),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import recover
 from recover import EvaluationError
 from recover.cli import main
-from recover.evaluate import llama_cpp
+from recover.evaluate import llama_binding
 from recover.evaluate.divergence import Divergence, mean_interval
 from recover.evaluate.llama_cpp import LlamaModel
 from recover.evaluate.reference import ReferenceLogits
@@ -32,6 +32,8 @@ from tests.oracle import llama_cpp as oracle
 from tests.support.gguf_files import read_weights
 from tests.support.models import ROOT, SHARED, TINY
 from tests.support.text import some_text, write_model
+
+pytestmark = pytest.mark.inference
 
 N_CTX, N_CHUNKS, N_SCORED = 64, 6, 31
 
@@ -410,7 +412,7 @@ def test_without_the_extra(
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (requirement,) = project["optional-dependencies"]["eval"]
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    monkeypatch.setattr(llama_cpp, "library", llama_cpp.library.__wrapped__)
+    monkeypatch.setattr(llama_binding, "library", llama_binding.library.__wrapped__)
     assert evaluate(tiny, text) == 1
     printed = capfd.readouterr()
     assert printed.out == ""

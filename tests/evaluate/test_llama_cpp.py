@@ -1,12 +1,13 @@
 """The inference oracle itself: conventions, determinism and errors."""
 
-import ctypes
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from recover.evaluate.llama_binding import library
 from tests.oracle import llama_cpp
 from tests.oracle.llama_cpp import (
     LlamaError,
@@ -17,6 +18,8 @@ from tests.oracle.llama_cpp import (
     text_chunks,
 )
 from tests.support.models import TINY
+
+pytestmark = pytest.mark.inference
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. " * 40
 
@@ -106,18 +109,8 @@ def test_wrong_use(model: LlamaModel) -> None:
         closed.logits([1])
 
 
-def test_another_layout_is_refused() -> None:
-    class Library:
-        """Says that the defaults are others."""
-
-        def llama_context_default_params(self) -> ctypes.Structure:
-            return llama_cpp._ContextParams(n_ctx=4096, n_batch=2048, n_ubatch=512, n_seq_max=1)
-
-    with pytest.raises(LlamaError, match=r"laid out differently.*4096"):
-        llama_cpp._check_layout(Library())  # type: ignore[arg-type]
-
-
 def test_a_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(LlamaError, match="not installed"):
-        llama_cpp.library.__wrapped__()
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    monkeypatch.setattr(llama_cpp, "library", library.__wrapped__)
+    with pytest.raises(LlamaError, match=r"needs llama\.cpp; install it"):
+        LlamaModel(TINY)

@@ -27,31 +27,11 @@ from recover.evaluate.histograms import (
     rebin,
 )
 from recover.evaluate.pictures import draw_pictures, save_pictures, short_names
-from recover.evaluate.token_figures import PerToken
 from tests.support.gguf_files import read_tensors, read_weights, stored, write_gguf
 from tests.support.models import TINY
+from tests.support.pictures import NAMES, per_token
 
-NAMES = [
-    "error-histogram",
-    "error-quantiles",
-    "error-against-weight",
-    "interval-widths",
-    "rmse-by-layer",
-    "expected-against-measured",
-    "exact-weights",
-]
 F64Array = NDArray[np.float64]
-
-
-def per_token(n: int, rng: np.random.Generator) -> PerToken:
-    return PerToken(
-        kl=rng.lognormal(-5, 2, n),
-        nll_truth=rng.lognormal(0, 1, n),
-        nll=rng.lognormal(0, 1, n),
-        rank=rng.geometric(0.7, n).astype(np.int32) - 1,
-        position=np.arange(n, dtype=np.int32) % 255 + 256,
-        chunk=np.arange(n, dtype=np.int32) // 255,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from recover.cli import main
-from tests.evaluate.test_plots import NAMES
-from tests.evaluate.test_report import check_figures
 from tests.support.html_pages import read_page
 from tests.support.models import TINY
+from tests.support.pictures import NAMES
+from tests.support.reports import check_figures
 
 pytestmark = pytest.mark.slow
-
 _OPTIONS = (
     "--headless",
     "--no-sandbox",

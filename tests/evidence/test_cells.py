@@ -9,11 +9,11 @@ from recover.evidence.cells import intersect_cells
 from recover.quants import TILE, ScalarType, all_types
 from tests.oracle import libggml
 from tests.oracle.weights import SYNTHETIC, sentence_encoder_weights
+from tests.support.draws import KINDS, ROW, draw
 
 SCALAR = [t for t in all_types() if isinstance(t, ScalarType)]
 HARD_WITH_IMATRIX = [t for t in SCALAR if not t.refits_scale_with_imatrix]
 WITH_EXTREMES = [t for t in SCALAR if t.extremes]
-ROW = 2048
 
 
 def count_violations(
@@ -29,25 +29,6 @@ def count_violations(
         intersect_cells(evidence, lower[start:end], upper[start:end])
     outside = np.count_nonzero((x < lower) | (x > upper))
     return outside, float(np.mean(np.isfinite(lower) & np.isfinite(upper)))
-
-
-def draw(kind: str, n: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    if kind == "normal":
-        return rng.standard_normal(n, np.float32) * np.float32(0.02)
-    if kind == "heavy-tailed":
-        return rng.standard_t(3, n).astype(np.float32)
-    if kind == "scattered":  # magnitudes over many decades, zeros, signs
-        x = rng.standard_normal(n, np.float32) * np.float32(10) ** rng.integers(-7, 4, n)
-        x[rng.random(n) < 0.1] = 0
-        return x.astype(np.float32)
-    if kind == "one-sided":
-        return (np.abs(rng.standard_normal(n, np.float32)) + np.float32(0.5)).astype(np.float32)
-    x = rng.standard_normal(n, np.float32)
-    x.view(np.uint32)[:] &= 0xFFFF0000  # bf16 numbers: exact ties and repeated extremes
-    return x
-
-
-KINDS = ("normal", "heavy-tailed", "scattered", "one-sided", "bf16")
 
 
 @pytest.mark.parametrize("imatrix", [False, True], ids=["plain", "imatrix"])

@@ -2,11 +2,13 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import pytest
 
 from recover.quants import all_types
+from tests.support.outputs import OLD
 
 SECONDS = 20
 
@@ -27,3 +29,17 @@ def _deadline() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out.gguf"
+
+
+@pytest.fixture(params=[False, True], ids=["new", "replaced"])
+def before(request: pytest.FixtureRequest, path: Path) -> bytes | None:
+    """What lies at the path beforehand: nothing, or an old file."""
+    if not request.param:
+        return None
+    path.write_bytes(OLD)
+    return OLD

@@ -38,7 +38,7 @@ from recover.quantize.imatrix import parse_imatrix
 from recover.reblock.integers import Request
 from recover.reblock.jax_pickle import parse_pickle
 from recover.reblock.quantized_safetensors import open_integers
-from tests.hostile import test_calibration, test_imatrix, test_pickle, test_safetensors
+from tests.hostile import calibrations, imatrices, pickles, safetensors_files
 from tests.hostile.builder import (
     ARRAY,
     FLOAT64,
@@ -150,7 +150,7 @@ def test_headers(n: int, capsys: pytest.CaptureFixture[str]) -> None:
 
 @sizes(2000, 10**5)
 def test_safetensors_headers(n: int, capsys: pytest.CaptureFixture[str]) -> None:
-    entry, file = test_safetensors.entry, test_safetensors.file
+    entry, file = safetensors_files.entry, safetensors_files.file
     seeds = [
         file({"a": entry(), "__metadata__": {"format": "pt"}}),
         file({"a": entry(), "b": entry("BF16", [2, 2], [8, 16])}, bytes(16)),
@@ -164,13 +164,13 @@ def test_pickles(n: int, capsys: pytest.CaptureFixture[str]) -> None:
     weight = np.arange(128, dtype=np.int8).reshape(2, 64)
     seeds = [pickle.dumps(weight, protocol) for protocol in (2, 3, 4, 5)]
     seeds.append(pickle.dumps(np.arange(6).astype(ml_dtypes.bfloat16), 4))
-    seeds.append(test_pickle.HEAD + test_pickle.array() + b".")
+    seeds.append(pickles.HEAD + pickles.array() + b".")
     run(mutated(seeds, n, SEED + 3), lambda raw: parse_pickle(np.frombuffer(raw, np.uint8)), capsys)
 
 
 @sizes(2000, 10**5)
 def test_importance_matrices(n: int, capsys: pytest.CaptureFixture[str]) -> None:
-    legacy, modern, entry = test_imatrix.legacy, test_imatrix.modern, test_imatrix.entry
+    legacy, modern, entry = imatrices.legacy, imatrices.modern, imatrices.entry
     seeds = [legacy(entry(), entry("b")), legacy(entry(n_calls=0), end=b""), modern()]
 
     def use(raw: bytes) -> None:
@@ -190,14 +190,14 @@ def _calibration(folder: Path) -> tuple[bytes, Callable[[bytes], object]]:
         path.write_bytes(raw)
         load_calibration(path)
 
-    return test_calibration.GOOD.to_bytes(), use
+    return calibrations.GOOD.to_bytes(), use
 
 
 def _model_folder(folder: Path, config: dict[str, Any]) -> Path:
     folder.mkdir()
-    entry = test_safetensors.entry
+    entry = safetensors_files.entry
     header = {"model.embed_tokens.weight": entry("BF16", [2, 2], [0, 8])}
-    (folder / "a.safetensors").write_bytes(test_safetensors.file(header))
+    (folder / "a.safetensors").write_bytes(safetensors_files.file(header))
     index = {"weight_map": {"model.embed_tokens.weight": "a.safetensors"}, "metadata": {}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config))

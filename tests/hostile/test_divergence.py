@@ -12,11 +12,13 @@ import pytest
 from recover import EvaluationError, measure_divergence
 from recover.cli import main
 from recover.errors import RecoverError
-from recover.evaluate import llama_cpp
+from recover.evaluate import llama_binding
 from tests.hostile.checks import check_line
 from tests.support.gguf_files import F32Array, read_weights
 from tests.support.models import DATA, TINY
 from tests.support.text import some_text, write_model
+
+pytestmark = pytest.mark.inference
 
 Q2_K = DATA / "tiny-llama-3m-Q2_K.gguf"
 
@@ -229,10 +231,10 @@ def test_another_layout_is_refused() -> None:
         """Says that the defaults are others."""
 
         def llama_context_default_params(self) -> Any:
-            return llama_cpp._ContextParams(n_ctx=4096, n_batch=2048, n_ubatch=512, n_seq_max=1)
+            return llama_binding.ContextParams(n_ctx=4096, n_batch=2048, n_ubatch=512, n_seq_max=1)
 
     with pytest.raises(EvaluationError, match=r"laid out differently.*4096.*pip install"):
-        llama_cpp._check_layout(Library())  # type: ignore[arg-type]
+        llama_binding.check_layout(Library())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [["--n-ctx", "0"], ["--chunks", "0"], ["--chunks", "x"]])

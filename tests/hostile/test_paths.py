@@ -17,7 +17,7 @@ from recover.containers.gguf.reader import open_gguf
 from recover.errors import OutputError, ReblockError
 from recover.evaluate.pictures import Picture, save_pictures
 from recover.reblock.sentencepiece import parse_vocabulary
-from tests.hostile import test_safetensors
+from tests.hostile import safetensors_files
 from tests.hostile.checks import check_line
 from tests.support.gguf_files import stored, write_gguf
 from tests.support.models import DATA, TINY
@@ -39,7 +39,6 @@ ODD: dict[str, Callable[[Path], Path]] = {
     "a device": lambda _path: Path("/dev/zero"),
 }
 FINE = DATA / "tiny-llama-3m-Q5_K_M.gguf"
-
 COMMANDS = (
     "inspect {}",
     "merge {} -o {out}",
@@ -90,8 +89,8 @@ def test_pictures_go_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_pipes_in_a_model_folder(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    header = {"model.norm.weight": test_safetensors.entry("F32", [2], [0, 8])}
-    (tmp_path / "model.safetensors").write_bytes(test_safetensors.file(header))
+    header = {"model.norm.weight": safetensors_files.entry("F32", [2], [0, 8])}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_files.file(header))
     (tmp_path / "config.json").write_text(
         '{"hidden_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 4,'
         ' "quantization_config": {}}'

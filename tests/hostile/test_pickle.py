@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from recover.errors import ReblockError, RecoverError
 from recover.reblock.jax_pickle import PickledArray, QuantizedWeight, parse_pickle
 from tests.hostile.checks import check_line
+from tests.hostile.pickles import EMPTY, F4, HEAD, RECONSTRUCT, array, name, text
 
 
 class QuantizedWeight8bit:
@@ -49,32 +50,6 @@ def refusal(raw: bytes, most_memory: int = 1 << 18) -> str:
     check_line(str(caught.value))
     assert len(str(caught.value)) < 400
     return str(caught.value)
-
-
-def text(value: str) -> bytes:
-    raw = value.encode()
-    return b"\x8c" + bytes([len(raw)]) + raw
-
-
-def name(module: str, attribute: str) -> bytes:
-    return text(module) + text(attribute) + b"\x93"
-
-
-# The parts of an array's pickle, written by hand.
-HEAD = b"\x80\x04"
-RECONSTRUCT = name("numpy._core.multiarray", "_reconstruct")
-EMPTY = RECONSTRUCT + name("numpy", "ndarray") + b"K\0\x85C\x01b\x87R"
-F4 = name("numpy", "dtype") + text("f4") + b"\x89\x88\x87R(K\x03" + text("<") + b"NNNJ"
-F4 += b"\xff" * 4 + b"J" + b"\xff" * 4 + b"K\0tb"
-
-
-def array(
-    shape: bytes = b"K\x02K\x03\x86",
-    dtype: bytes = F4,
-    fortran: bytes = b"\x89",
-    data: bytes = b"C\x18" + bytes(24),
-) -> bytes:
-    return EMPTY + b"(K\x01" + shape + dtype + fortran + data + b"tb"
 
 
 # What must be read

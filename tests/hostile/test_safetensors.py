@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,7 @@ from recover.errors import RecoverError, SafetensorsError
 from recover.reblock.integers import Request
 from recover.reblock.quantized_safetensors import holds_integers, open_integers
 from tests.hostile.checks import check_line, check_message
-
-
-def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-
-
-def file(header: Any, data: bytes = bytes(8), length: int | None = None) -> bytes:
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+from tests.hostile.safetensors_files import entry, file
 
 
 def refusal(path: Path, raw: bytes, size: int | None = None) -> str:

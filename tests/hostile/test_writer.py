@@ -3,13 +3,9 @@
 import errno
 import os
 import resource
-import signal
 import stat
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +14,8 @@ import pytest
 
 from recover.errors import OutputError
 from recover.execution.output import OutputFile, OutputFiles
-from recover.execution.publish import hidden
-from recover.execution.temporary import tell_of_removals
-
-OLD, NEW = b"what was there before", bytes(range(256)) * 64
-REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "out.gguf"
-
-
-@pytest.fixture(params=[False, True], ids=["new", "replaced"])
-def before(request: pytest.FixtureRequest, path: Path) -> bytes | None:
-    """What lies at the path beforehand: nothing, or an old file."""
-    if not request.param:
-        return None
-    path.write_bytes(OLD)
-    return OLD
-
-
-def check_untouched(path: Path, before: bytes | None) -> None:
-    """The old file is as it was, and nothing else is left in the folder."""
-    assert (path.read_bytes() if path.exists() else None) == before
-    assert [other.name for other in path.parent.iterdir()] == [path.name] * (before is not None)
-
-
-def write(path: Path, content: bytes = NEW, inputs: tuple[Path, ...] = ()) -> None:
-    with OutputFile(path, len(content), inputs) as output:
-        half = len(content) // 2
-        output.write_at(half, content[half:])
-        output.write_at(0, content[:half])
-
+from tests.support.file_systems import mounted
+from tests.support.outputs import NEW, OLD, check_untouched, write
 
 # When all goes well.
 
@@ -224,67 +189,6 @@ def test_error_is_not_hidden_by_a_temporary_file_that_is_gone(path: Path) -> Non
     check_untouched(path, None)
 
 
-@contextmanager
-def another_process(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """One that has begun to write a file, and waits."""
-    command = [sys.executable, "-c", CHILD, str(path), str(int(signal.SIGSTOP)), "write"]
-    with subprocess.Popen(command, cwd=REPOSITORY) as process:
-        try:
-            assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
-            yield process
-        finally:
-            process.kill()
-
-
-def test_temporary_file_of_a_living_process(path: Path) -> None:
-    with another_process(path):
-        (other,) = path.parent.iterdir()
-        write(path)
-        assert sorted(path.parent.iterdir()) == sorted([other, path])
-
-
-def test_temporary_files_of_dead_processes_are_removed_and_named(path: Path) -> None:
-    with another_process(path):
-        (other,) = path.parent.iterdir()
-    elsewhere = path.with_name("another.gguf")
-    write(elsewhere)  # of another file: nothing to do with it
-    assert other.exists()
-    heard: list[str] = []
-    tell_of_removals(heard.append)
-    try:
-        write(path)
-    finally:
-        tell_of_removals(None)
-    assert sorted(path.parent.iterdir()) == sorted([elsewhere, path])
-    (line,) = heard
-    assert str(other) in line
-    assert path.name in line
-
-
-def test_other_hidden_files_stay(path: Path) -> None:
-    kept = [
-        path.with_name(f".out.gguf.{'0' * 12}.01234567.tmp"),  # of another name
-        hidden(path, "0123456g.tmp"),
-        hidden(path, "01234567.tmp.txt"),
-        path.with_name(".out.gguf.01234567.tmp"),
-    ]
-    for each in kept:
-        each.write_bytes(OLD)
-    folder = hidden(path, "76543210.tmp")
-    folder.mkdir()
-    link = hidden(path, "00000000.tmp")
-    link.symlink_to(kept[0])
-    write(path)
-    assert sorted(path.parent.iterdir()) == sorted([*kept, folder, link, path])
-    assert all(each.read_bytes() == OLD for each in kept)
-
-
-def test_temporary_file_that_is_gone_is_an_error(path: Path, before: bytes | None) -> None:
-    with pytest.raises(OutputError, match="cannot be written"), OutputFile(path, 9):
-        next(path.parent.glob(".*.tmp")).unlink()
-    check_untouched(path, before)
-
-
 FAILING = {
     "reserving": ("posix_fallocate", 0, errno.ENOSPC, "no space left"),
     "reserving, quota": ("posix_fallocate", 0, errno.EDQUOT, "no space left"),
@@ -362,23 +266,6 @@ def test_limit_on_the_size_of_files(path: Path, before: bytes | None) -> None:
     check_untouched(path, before)
 
 
-@contextmanager
-def mounted(folder: Path, size: str) -> Iterator[None]:
-    """A small file system in memory, where we may mount one."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    try:
-        done = os.geteuid() == 0 and not subprocess.run(command, capture_output=True).returncode
-    except OSError:
-        done = False
-    if not done:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_full_disk(tmp_path: Path) -> None:
     small = tmp_path / "small"
     with mounted(small, "64k"):
@@ -393,62 +280,6 @@ def test_full_disk(tmp_path: Path) -> None:
         check_untouched(path, OLD)
         write(path)
         check_untouched(path, NEW)
-
-
-# When the process dies.
-
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from recover.execution.publish import hidden
-from recover.execution.temporary import tell_of_removals
-from recover.execution.output import OutputFile, OutputFiles
-
-path, number, moment = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-
-def die(*_arguments):
-    os.kill(os.getpid(), number)
-    signal.pause()
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored
-with OutputFile(path, 100) as output:
-    output.write_at(0, b"x" * 50)
-    if moment == "write":
-        die()
-    output.write_at(50, b"x" * 50)
-    if moment != "never":
-        setattr(os, moment, die)
-"""
-
-
-def run_child(path: Path, number: int, moment: str) -> int:
-    """Exit status of a process that gets a signal at some moment of its output."""
-    command = [sys.executable, "-c", CHILD, str(path), str(number), moment]
-    return subprocess.run(command, cwd=REPOSITORY, timeout=20).returncode
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
-@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
-def test_killed_process_leaves_no_file(
-    path: Path, before: bytes | None, number: int, moment: str
-) -> None:
-    assert run_child(path, number, moment) == -number
-    assert (path.read_bytes() if path.exists() else None) == before
-    write(path)  # what the dead process left behind is in nobody's way
-    assert path.read_bytes() == NEW
-
-
-def test_child_that_is_not_killed(path: Path, before: bytes | None) -> None:
-    assert run_child(path, signal.SIGKILL, "never") == 0
-    check_untouched(path, b"x" * 100)
-
-
-def test_interrupted_process_cleans_up(path: Path, before: bytes | None) -> None:
-    code = CHILD.replace("signal.pause()", "raise AssertionError('not interrupted')")
-    command = [sys.executable, "-c", code, str(path), str(int(signal.SIGINT)), "write"]
-    done = subprocess.run(command, cwd=REPOSITORY, timeout=20, capture_output=True, text=True)
-    assert "KeyboardInterrupt" in done.stderr
-    check_untouched(path, before)
 
 
 # Several files.

@@ -21,27 +21,15 @@ from recover.inputs.originals.requantized import (
 from recover.reblock.execute import execute_reblock
 from recover.reblock.plan import plan_reblock
 from recover.reblock.second_hand import open_second_hand
-from tests.naive.grids import TYPES, naive_q8_0, rounded
+from tests.naive.grids import naive_q8_0, rounded
 from tests.oracle import libggml
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
+from tests.support.integers import F64, Generator, original
 
-F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
-Generator = np.random.Generator
-
 Q8_0 = GGMLQuantizationType.Q8_0
 chains = pytest.mark.parametrize("chain", CHAINS)
 CODES_RIGHT = {"F32": 1.0, "F16": 0.9997, "BF16": 0.994}
-
-
-def original(
-    rng: Generator, n_rows: int, row_length: int, group: int, largest: int
-) -> tuple[F64, F64]:
-    """Codes and scales (n_rows, n_groups, group or 1)."""
-    x = rng.standard_normal((n_rows, row_length // group, group))
-    codes = np.rint(x / np.abs(x).max(-1, keepdims=True) * largest)
-    scales = 0.06 / largest * np.exp(rng.standard_normal((n_rows, row_length // group, 1)))
-    return codes, scales.astype(TYPES["BF16"]).astype(np.float64)
 
 
 def naive(codes: F64, scales: F64, chain: str) -> U8:

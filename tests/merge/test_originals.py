@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
-from tests.inputs.test_requantized import original
 from tests.naive.grids import rounded
 from tests.oracle import libggml
 from tests.support.gguf_files import Stored, read_tensors, read_weights, stored, write_gguf
+from tests.support.integers import original
 
 Q8_0, NAMES = 8, ("blk.0.attn_q.weight", "blk.0.ffn_up.weight")
 

@@ -11,6 +11,8 @@ from tests.oracle.llama_cpp import LlamaModel, score_chunks, text_chunks
 from tests.support.gguf_files import F32Array, read_tensors, read_weights, squared_error
 from tests.support.models import SHARED, TINY
 
+pytestmark = [pytest.mark.quality, pytest.mark.inference]
+
 OUTTYPES = {"f16": np.float16, "f32": np.float32}
 N_CHUNKS = 4
 

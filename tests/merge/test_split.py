@@ -145,6 +145,7 @@ def test_the_parts_are_those_of_gguf_py(tiny: list[Path], whole: Path, tmp_path:
     assert [tensor_bytes(part) for part in ours] == list(map(tensor_bytes, parts_of(theirs)))
 
 
+@pytest.mark.inference
 def test_llama_cpp_loads_the_parts(tiny: list[Path], whole: Path, tmp_path: Path) -> None:
     parts = merge(tiny, tmp_path / "out.gguf", 1_000_000)
     assert len(parts) > 4

@@ -9,7 +9,7 @@ from recover.containers.gguf.reader import open_gguf
 from recover.quantize.execute import execute_quantize
 from recover.quantize.plan import plan_quantize
 from recover.quants import DEFAULT_QUANTIZER
-from tests.quantize.test_quantize import normal, write_gguf_imatrix, write_model
+from tests.support.quantizing import normal, write_gguf_imatrix, write_model
 
 TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),

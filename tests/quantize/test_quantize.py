@@ -2,9 +2,7 @@
 
 import json
 import re
-import struct
 import tracemalloc
-from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -14,101 +12,27 @@ from numpy.typing import NDArray
 
 from recover.cli import main
 from recover.cli.quantize import _QUANTIZERS, _TYPES
-from recover.containers.gguf.reader import Model, open_gguf
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import PlanError
 from recover.quantize.execute import execute_quantize
-from recover.quantize.imatrix import load_imatrix
 from recover.quantize.plan import plan_quantize
-from recover.quants import (
-    ScalarType,
-    all_types,
-    dequantize,
-    quantizer_names,
-    type_by_name,
-    types_of_files,
-)
+from recover.quants import ScalarType, all_types, quantizer_names, type_by_name, types_of_files
 from tests.golden.make_quantized import FTYPES
 from tests.oracle import libggml
 from tests.support.models import TINY, quantize
+from tests.support.quantizing import (
+    importances,
+    normal,
+    refusal,
+    run,
+    stored,
+    weights,
+    write_legacy,
+    write_model,
+)
 
-F32 = NDArray[np.float32]
 FILE_TYPES = {name: kind.file_type for name, kind in types_of_files().items()}
-QUANTIZED = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF16")]
 FALLBACKS = {"Q2_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
-
-
-def run(*arguments: object) -> None:
-    assert main(["quantize", *map(str, arguments), "--quiet"]) == 0
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line with which a command fails."""
-    assert main(["quantize", *map(str, arguments)]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("recover: error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
-def stored(model: Model) -> dict[str, tuple[str, bytes]]:
-    return {name: (each.type.name, bytes(each.raw)) for name, each in model.tensors.items()}
-
-
-def weights(model: Model, name: str) -> F32:
-    """Rows of a tensor."""
-    tensor = model.tensors[name]
-    return dequantize(tensor.raw, tensor.type).reshape(-1, tensor.dims[0])
-
-
-def write_model(
-    path: Path, tensors: Mapping[str, NDArray[np.generic]], architecture: str = "llama"
-) -> Path:
-    """A file that llama.cpp can quantize, and whose header holds no type or version."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(64)
-    writer.add_embedding_length(288)
-    writer.add_feed_forward_length(80)
-    writer.add_block_count(1)
-    writer.add_head_count(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(8)
-    for name, values in tensors.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def normal(rng: np.random.Generator, *shape: int) -> F32:
-    return (0.02 * rng.standard_normal(shape)).astype(np.float32)
-
-
-def write_legacy(path: Path, entries: Mapping[str, F32], n_calls: int) -> Path:
-    parts = [struct.pack("<i", len(entries))]
-    for name, values in entries.items():
-        parts += [struct.pack("<i", len(name)), name.encode()]
-        parts += [struct.pack("<ii", n_calls, values.size), values.tobytes()]
-    path.write_bytes(b"".join([*parts, struct.pack("<ii", 17, 8), b"some.txt"]))
-    return path
-
-
-def write_gguf_imatrix(path: Path, entries: Mapping[str, tuple[F32, F32]]) -> Path:
-    writer = gguf.GGUFWriter(path, "")
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", ["some.txt", "other.txt"])
-    writer.add_uint32("imatrix.chunk_count", 17)
-    writer.add_uint32("imatrix.chunk_size", 512)
-    for name, (sums, counts) in entries.items():
-        writer.add_tensor(f"{name}.in_sum2", sums)
-        writer.add_tensor(f"{name}.counts", counts.reshape(-1, 1))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def types_of(path: Path) -> list[str]:
@@ -299,102 +223,6 @@ def test_same_type_needs_no_permission(tmp_path: Path) -> None:
     run(TINY, "Q4_0", "-o", tmp_path / "one.gguf")
     run(tmp_path / "one.gguf", "Q4_0", "-o", tmp_path / "two.gguf")
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
-
-
-def importances(rng: np.random.Generator) -> dict[str, F32]:
-    """For every tensor that is quantized, except the embeddings."""
-    return {
-        tensor.name: rng.random(tensor.dims[0]).astype(np.float32) + np.float32(0.01)
-        for tensor in open_gguf(TINY).tensors.values()
-        if len(tensor.dims) > 1 and tensor.name != "token_embd.weight"
-    }
-
-
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_imatrix_in_both_formats(
-    name: str, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
-) -> None:
-    entries = importances(rng)
-    legacy = write_legacy(tmp_path / "imatrix.dat", entries, n_calls=3)
-    counts = np.array([6.0], np.float32)
-    modern = write_gguf_imatrix(
-        tmp_path / "imatrix.gguf", {key: (x[None], counts) for key, x in entries.items()}
-    )
-    before = open_gguf(TINY)
-    for path, divisor in ((legacy, np.float32(3)), (modern, np.float32(6))):
-        out = tmp_path / "out.gguf"
-        assert main(["quantize", str(TINY), name, "-o", str(out), "--imatrix", str(path)]) == 0
-        message = capsys.readouterr().err
-        assert message == (
-            "recover: warning: the importance matrix does not know 'token_embd.weight'\n"
-        )
-        after = open_gguf(out)
-        for tensor in after.tensors.values():
-            if len(tensor.dims) > 1:
-                known = entries.get(tensor.name)
-                importance = None if known is None else known / divisor
-                x = weights(before, tensor.name)
-                expected = libggml.quantize(tensor.type.type_id, x, importance)
-                assert np.array_equal(tensor.raw, expected), tensor.name
-        assert [
-            after.get(f"quantize.imatrix.{key}")
-            for key in ("file", "dataset", "entries_count", "chunks_count")
-        ] == [str(path)[:127], "some.txt", len(entries), 17]
-
-
-def test_every_expert_has_importances_of_its_own(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Tiles that end inside an expert, one expert that was never used, and whole tiles of one."""
-    name, n_experts = "blk.0.ffn_up_exps.weight", 5
-    x = normal(rng, n_experts, 96, 512)
-    sums = rng.random((n_experts, 512)).astype(np.float32)
-    counts = np.array([3, 0, 1, 7, 2], np.float32)
-    source = write_model(tmp_path / "in.gguf", {name: x})
-    imatrix = write_gguf_imatrix(tmp_path / "imatrix.gguf", {name: (sums, counts)})
-    run(source, "Q4_K", "-o", tmp_path / "out.gguf", "--imatrix", imatrix)
-    raw = open_gguf(tmp_path / "out.gguf").tensors[name].raw.reshape(n_experts, -1)
-    for expert in range(n_experts):
-        importance = sums[expert] / counts[expert] if counts[expert] else np.ones(512, np.float32)
-        expected = libggml.quantize(type_by_name("Q4_K").type_id, x[expert], importance)
-        assert np.array_equal(raw[expert], expected)
-
-
-def test_imatrix_of_another_model(
-    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out.gguf"
-    entries = {"blk.1.ffn_down.weight": rng.random(256).astype(np.float32)}
-    imatrix = write_legacy(tmp_path / "imatrix.dat", entries, n_calls=1)
-    line = refusal(capsys, TINY, "Q4_K", "-o", out, "--imatrix", imatrix)
-    assert "'blk.1.ffn_down.weight' has 1 x 768 columns" in line
-    assert "256 values" in line
-    assert not out.exists()
-    # llama.cpp takes no offence at the embeddings, which it looks up instead of multiplying.
-    entries = {"token_embd.weight": rng.random(8).astype(np.float32)}
-    imatrix = write_legacy(tmp_path / "imatrix.dat", entries, n_calls=1)
-    run(TINY, "Q4_K", "-o", out, "--imatrix", imatrix)
-
-
-def test_imatrix_is_never_overwritten(
-    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
-) -> None:
-    imatrix = write_legacy(tmp_path / "imatrix.dat", importances(rng), n_calls=1)
-    before = imatrix.read_bytes()
-    line = refusal(capsys, TINY, "Q4_K", "-o", imatrix, "--imatrix", imatrix)
-    assert "is one of the inputs" in line
-    assert imatrix.read_bytes() == before
-
-
-def test_old_imatrix_metadata_are_replaced(tmp_path: Path, rng: np.random.Generator) -> None:
-    entries = importances(rng)
-    one = write_legacy(tmp_path / "one.dat", entries, n_calls=1)
-    two = tmp_path / "two.dat"
-    end = struct.pack("<ii", 17, 8) + b"some.txt"
-    two.write_bytes(one.read_bytes().removesuffix(end))
-    run(TINY, "Q8_0", "-o", tmp_path / "one.gguf", "--imatrix", one)
-    run(tmp_path / "one.gguf", "Q8_0", "-o", tmp_path / "two.gguf", "--imatrix", two)
-    keys = [key for key in open_gguf(tmp_path / "two.gguf").metadata if "imatrix" in key]
-    assert keys == ["quantize.imatrix.file", "quantize.imatrix.entries_count"]
-    assert load_imatrix(two).n_chunks == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -25,42 +25,16 @@ from recover.quants import (
     type_by_name,
 )
 from recover.quants.base import rounding_cells
-from recover.quants.variants import all_variants
-from tests.evidence.test_cells import KINDS, ROW, draw
 from tests.naive.quantizers import best_q4_0_error, nearest_codes
 from tests.oracle import libggml
 from tests.oracle.data_sets import DATA_SETS, blocks_of
 from tests.oracle.weights import SYNTHETIC
+from tests.support.draws import KINDS, ROW, draw
 from tests.support.models import TINY
+from tests.support.variants import F32, MADE, errors, scalar
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-MADE = [(variant.name, name) for variant in all_variants() for name in variant.encoders]
 N_REAL = 400_000
-
 each = pytest.mark.parametrize(("variant", "name"), MADE, ids=lambda value: value)
-
-
-def scalar(name: str) -> ScalarType:
-    kind = type_by_name(name)
-    assert isinstance(kind, ScalarType)
-    return kind
-
-
-def errors_of(kind: ScalarType, raw: NDArray[np.uint8], x: F32) -> F64:
-    """The square error of each block as ggml decodes it; infinite where that is no number."""
-    decoded = libggml.dequantize(kind.type_id, raw).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        squares = (decoded - x.reshape(-1)) ** 2
-    errors: F64 = squares.reshape(-1, kind.block_size).sum(1)
-    return np.where(np.isnan(errors), np.inf, errors)
-
-
-def errors(kind: ScalarType, variant: str, x: F32) -> tuple[F64, F64]:
-    """The errors of each block: the variant's and those of ggml's encoder."""
-    x = x.reshape(-1, kind.block_size)
-    ours = errors_of(kind, quantize(x, kind, quantizer=variant), x)
-    return ours, errors_of(kind, libggml.quantize(kind.type_id, x), x)
 
 
 @each

@@ -144,6 +144,7 @@ def test_naive_path_is_not(truth: dict[str, NDArray[np.float64]]) -> None:
     assert n_exact / n_weights < 0.2
 
 
+@pytest.mark.inference
 def test_llama_cpp_runs_it(
     checkpoint: Path, truth: dict[str, NDArray[np.float64]], tmp_path: Path
 ) -> None:

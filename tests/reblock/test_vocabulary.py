@@ -9,9 +9,11 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from recover.cli import main
 from tests.oracle.llama_cpp import LlamaModel
-from tests.reblock.test_places import N_TOKENS, folder
-from tests.reblock.test_safetensors import refusal
+from tests.support.llama_folders import N_TOKENS, folder
+from tests.support.quantized_folders import refusal
 from tests.support.reblock_files import reblock
+
+pytestmark = pytest.mark.inference
 
 SAID = "the output has no vocabulary"
 

@@ -1,0 +1,109 @@
+"""Folders of quantized safetensors, packed by code written from the schemes' definitions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from recover.errors import RecoverError
+from tests.support.reblock_files import read_gguf, reblock
+
+BF16 = ml_dtypes.bfloat16
+N, K = 96, 256
+Array = NDArray[Any]
+
+
+def pack(codes: Array, n_bits: int, axis: int) -> Array:
+    """Unsigned codes to int32 words along an axis, the first code in the lowest bits."""
+    moved = np.moveaxis(codes.astype(np.uint64), axis, -1)
+    per_word = 32 // n_bits
+    fields = moved.reshape(*moved.shape[:-1], -1, per_word)
+    words = np.zeros(fields.shape[:-1], np.uint64)
+    for i in range(per_word):
+        words |= fields[..., i] << np.uint64(n_bits * i)
+    return np.ascontiguousarray(np.moveaxis(words.astype(np.uint32).view(np.int32), -1, axis))
+
+
+def spread(values: Array, length: int, axis: int = -1) -> Array:
+    """Values per group to values per weight."""
+    return np.repeat(values, length // values.shape[axis], axis)
+
+
+def model(folder: Path, tensors: dict[str, Array], config: dict[str, Any] | None = None) -> Path:
+    """A model folder."""
+    folder.mkdir(exist_ok=True)
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors"
+    )
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def random_scales(rng: np.random.Generator, shape: tuple[int, ...], kind: Any) -> Array:
+    """Scales of a typical size, some of them negative."""
+    return (rng.uniform(0.5, 2, shape) * rng.choice([-0.01, 0.01], shape)).astype(kind)
+
+
+def check(source: Path, out: Path, truth: dict[str, tuple[str, Array]], **options: Any) -> Any:
+    """Convert, and compare each weight with the truth in float64."""
+    result = reblock(source, out, **options)
+    assert result.exact
+    assert all(tensor.verified for tensor in result.tensors)
+    found = read_gguf(out)
+    assert set(found) == set(truth)
+    for name, (kind, weights) in truth.items():
+        assert found[name][0] == kind, name
+        assert np.array_equal(found[name][1].astype(np.float64), weights), name
+    return result
+
+
+def refusal(source: Path, folder: Path, **options: Any) -> str:
+    out = folder / "refused"
+    out.mkdir()
+    with pytest.raises(RecoverError) as caught:
+        reblock(source, out / "a.gguf", **options)
+    assert not list(out.iterdir())
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 700
+    return text
+
+
+# compressed-tensors
+
+
+def packed_int4(rng: np.random.Generator, n: int = N, k: int = K, group: int = 32) -> Any:
+    """``pack-quantized`` as in Kimi-K2-Thinking: int4, groups of 32, bfloat16 scales."""
+    codes = rng.integers(-8, 8, (n, k))
+    scales = random_scales(rng, (n, k // group), BF16)
+    tensors = {
+        "weight_packed": pack(codes + 8, 4, 1),
+        "weight_scale": scales,
+        "weight_shape": np.array([n, k], np.int64),
+    }
+    return tensors, codes * spread(scales.astype(np.float64), k)
+
+
+def named(name: str, tensors: dict[str, Array]) -> dict[str, Array]:
+    return {f"{name}.{leaf}": each for leaf, each in tensors.items()}
+
+
+COMPRESSED = {"quantization_config": {"quant_method": "compressed-tensors"}, "model_type": "kimi"}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
