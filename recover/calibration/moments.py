@@ -21,15 +21,13 @@ from recover.calibration.weights import Source
 from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import CalibrationError
-from recover.estimators import Request
-from recover.estimators.methods import linear
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.matching import check_match, find_twins, typical_error
 from recover.inputs.provenance import has_cells, witness_of
 from recover.inputs.relations import ANOTHER_MODEL, find_relations
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
-from recover.quants._decode import decode_codes
 
 F64Array = NDArray[np.float64]
 
@@ -38,6 +36,7 @@ _LANES = 8
 _SUPERBLOCK = 256
 _COUNTED = 1 << 16  # weights that are counted in one go, and whose neighbours may be left out
 _MOST_COUNTED = 1 << 23  # weights of a type
+_METHOD = "linear"  # whose weights are fitted
 _N_LOOKED_AT = 6  # tensors that tell whether the inputs were quantized from the truth
 
 
@@ -304,7 +303,7 @@ class _Pass:
 
     def _worker(self) -> Callable[[Tile], None]:
         job = self._job
-        buffer = EvidenceBuffer(job.witnesses)
+        estimator = UncorrectedTileEstimator(job.witnesses, _METHOD)
         n_inputs = len(job.witnesses)
         n = min(TILE, job.truth.n_weights)
         memory, decoded, estimate = (
@@ -316,13 +315,12 @@ class _Pass:
         def work(tile: Tile) -> None:
             size = tile.end - tile.start
             truth = job.truth.read(tile.start, tile.end, memory[:size])
-            evidence = buffer.read(job.tensors, tile.start, tile.end)
+            estimator.estimate(job.tensors, tile.start, tile.end, estimate[:size])
             values = decoded[: n_inputs * size].reshape(n_inputs, size)
-            for row, slot in zip(values, buffer.order, strict=True):
-                _say(evidence, slot, row)
+            for i, row in enumerate(values):
+                estimator.decode(i, row)
             index = tile.start // TILE
             _add_gram(values, truth, self._grams[index])
-            linear.estimate(evidence, estimate[:size], np.zeros(2 + n_inputs), Request())
             self._linear[index] = _square_error(estimate[:size], truth)
 
         return work
@@ -383,21 +381,6 @@ _Key = tuple[str, bool, bool]
 
 def _key(witness: Witness) -> _Key:
     return witness.type.name, witness.has_cells, witness.weighted
-
-
-def _say(evidence: Evidence, slot: int, out: F32Array) -> None:
-    """What one input says: what dequantizing it gives, but for the rounding of side scales."""
-    n_scalars = len(evidence.codes)
-    if slot >= n_scalars:
-        out[:] = evidence.values[slot - n_scalars]
-        return
-    decode_codes(
-        evidence.codes[slot],
-        evidence.scale[slot],
-        evidence.offset[slot],
-        evidence.levels[slot],
-        out,
-    )
 
 
 @kernel

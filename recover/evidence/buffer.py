@@ -23,6 +23,7 @@ from recover.evidence.densities import (
     share,
 )
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
+from recover.quants._decode import decode_codes
 
 # Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a
 # division, two products and two sums, generously.
@@ -189,18 +190,49 @@ class EvidenceBuffer:
         )
         known = [w.weight for w in witnesses if w.weight is not None]
         if known:
-            weights = np.empty(len(witnesses))
-            weights[list(self.order)] = known
-            self._whole = self._whole._replace(weights=weights)
+            self._whole = self._whole._replace(weights=self.by_place(np.array(known)))
 
     @property
-    def order(self) -> tuple[int, ...]:
-        """Index into a ``tally[2:]`` of each witness (see `recover.estimators`)."""
+    def _order(self) -> tuple[int, ...]:
+        """For each witness, its place in evidence: scalar inputs first."""
         n_scalars = len(self._whole.levels)
         return tuple(
             row if isinstance(kind, ScalarType) else n_scalars + row
             for kind, row in zip(self._types, self._row_of, strict=True)
         )
+
+    def by_witness(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Figures (K + V,) in the order of the evidence, put into that of the witnesses."""
+        return figures[list(self._order)]
+
+    def by_place(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Figures (K + V,) in the order of the witnesses, put into that of the evidence."""
+        placed = np.empty_like(figures)
+        placed[list(self._order)] = figures
+        return placed
+
+    @property
+    def order(self) -> tuple[int, ...]:  # noqa: D102
+        return self._order
+
+    def decode(self, evidence: Evidence, witness: int, out: F32Array) -> None:
+        """What one input says: its decoded values, but for the rounding of side scales.
+
+        Parameters
+        ----------
+        evidence : Evidence
+            From `load` or `read`.
+        witness : int
+            Number of the input, in the order of the witnesses.
+        out : float32 (n,)
+            To be filled.
+        """
+        kind, row = self._types[witness], self._row_of[witness]
+        if isinstance(kind, ScalarType):
+            scale, offset = evidence.scale[row], evidence.offset[row]
+            decode_codes(evidence.codes[row], scale, offset, evidence.levels[row], out)
+        else:
+            out[:] = evidence.values[row]
 
     def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
         """Unpack one tile.
