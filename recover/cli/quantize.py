@@ -79,7 +79,7 @@ def _tensor_type(text: str) -> tuple[str, str]:
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import message, print_json, progress_bar
+    from recover.cli._console import print_json, progress_bar, warn
     from recover.quantize.execute import execute_quantize
     from recover.quantize.plan import plan_quantize
 
@@ -93,8 +93,7 @@ def run(args: Namespace) -> int:
         leave_output_tensor=args.leave_output_tensor,
         quantizer=args.quantizer,
     )
-    for warning in plan.warnings:
-        message(args, f"warning: {warning}")
+    warn(args, plan.warnings)
     if args.dry_run:
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0

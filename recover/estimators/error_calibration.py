@@ -59,6 +59,8 @@ class Claims(NamedTuple):
 
     def correct(self, tally: Tally, estimate: F32Array, deviation: F32Array | None = None) -> None:
         """Multiply sums of errors, and standard deviations."""
+        if not isinstance(tally, Tally):
+            tally = Tally(tally)
         light, heavy = self.kurtosis
         share = 0.0
         if heavy > light:

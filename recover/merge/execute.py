@@ -18,6 +18,7 @@ from recover.estimators.error_calibration import find_claims
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.foreign import foreign_noise
 from recover.inputs.provenance import confines
 from recover.merge.certain import (
     Snapper,
@@ -42,12 +43,10 @@ from recover.merge.sums import (
     BROKEN,
     CERTAIN,
     CONFLICTS,
-    DIFFERENCE,
-    DIFFERENCE_EXPECTED,
+    LIKENESS,
     N_OWN,
     NOT_FINITE,
     ROUNDED,
-    UNLIKE,
 )
 from recover.quants import (
     GROUP,
@@ -365,7 +364,7 @@ class _Worker:
         if self._tensor.action == "merge":
             tally[CONFLICTS] += self._n_conflicts(evidence, tally)
             likeness = compare_unproven(evidence)
-            tally[[UNLIKE, DIFFERENCE, DIFFERENCE_EXPECTED]] += likeness
+            tally[LIKENESS] += likeness
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._sources[0].read(tile.start, tile.end, estimate)
         if request.deviation.size:
@@ -392,6 +391,7 @@ class _Worker:
         return compare(
             inputs,
             confining,
+            [foreign_noise(*each) for each in zip(models, inputs, strict=True)],
             is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
         )
 
@@ -408,7 +408,8 @@ class _Worker:
         if self._comparison is None:
             return None
         sums = np.zeros(N_OWN)
-        sums[[CONFLICTS, UNLIKE]] = self._comparison.count(tile.start, tile.end)
+        sums[CONFLICTS], likeness = self._comparison.count(tile.start, tile.end)
+        sums[LIKENESS] = likeness
         return sums
 
     def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:

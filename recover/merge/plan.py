@@ -18,6 +18,7 @@ from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.containers.gguf.side_scales import folded
+from recover.containers.mapping import check_unchanged
 from recover.errors import CalibrationError, PlanError, UsageError
 from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
 from recover.evidence.buffer import Witness
@@ -29,6 +30,7 @@ from recover.inputs.matching import check_match, select_tensors, typical_error
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import searched_tensors, witness_of
+from recover.inputs.repeated import describe_repeated
 from recover.merge.decide import Decider, Draft, witnesses_for
 from recover.merge.exact import unquantized_warnings
 from recover.merge.lineage import (
@@ -378,6 +380,8 @@ def plan_merge(
         If the calibration cannot be read, or was not made for the types of the inputs.
     GGUFError, OutputError, PlanError
         If an input cannot be read, the output cannot be written, or the inputs do not fit together.
+    InputError
+        If an input was changed or truncated in the meantime.
     UsageError
         If an option has no such value, or does not go with another one.
     """
@@ -420,6 +424,7 @@ def plan_merge(
     drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
+    warnings += describe_repeated(models, [draft.twins for draft in drafts])
     plan = _lay_out(models, output, method, outtype, drafts, calibration, split_max_size)
     warnings += unquantized_warnings(models, plan.tensors)
     if split_max_size is not None:
@@ -441,10 +446,14 @@ def plan_merge(
         second = _lay_out_deviations(plan, Path(uncertainty))
     if calibration is not None:
         _check_calibration(plan)
+    redundant = find_redundant(models, drafts)
+    check_unchanged(
+        parts
+    )  # zeros of a file that was truncated say nothing, nor do warnings on them
     return replace(
         plan,
         estimate=estimate,
-        redundant=find_redundant(models, drafts),
+        redundant=redundant,
         uncertainty=second,
         warnings=tuple(warnings),
     )

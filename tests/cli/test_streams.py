@@ -27,12 +27,16 @@ def merge(tiny: list[Path], tmp_path: Path) -> str:
     return f"{RECOVER} merge {shlex.join(map(str, tiny))} -o {tmp_path / 'out.gguf'} --force"
 
 
+CANNOT = "recover: error: the results cannot be printed: {}\n"
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(merge: str, tmp_path: Path, closed: str) -> None:
     done = shell(f"{merge} {closed}")
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert (done.stdout == "") == (">&- 2" in closed or closed == ">&-" or "<&- >" in closed)
+    is_printed = closed in ("2>&-", "<&-")
+    assert done.returncode == (0 if is_printed else 1)
+    assert done.stderr == (CANNOT.format("Bad file descriptor") if closed == ">&-" else "")
+    assert (done.stdout != "") == is_printed
     shell(f"{merge.replace('out.gguf', 'other.gguf')}")
     assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "other.gguf").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
@@ -43,24 +47,75 @@ def test_messages_never_reach_stdout(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
 
 
-@pytest.mark.parametrize("command", ["inspect", "evaluate --by tensor --truth"])
-def test_a_full_device(command: str) -> None:
-    done = shell(f"{RECOVER} {command} {TINY} {TINY} >/dev/full")
+@pytest.mark.parametrize(
+    "command",
+    [f"inspect {TINY}", f"evaluate --by tensor --truth {TINY} {TINY}", "--help", "merge --version"],
+)
+@pytest.mark.parametrize(
+    ("where", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_results_that_cannot_be_printed(command: str, where: str, why: str) -> None:
+    done = shell(f"{RECOVER} {command} {where}")
+    assert (done.returncode, done.stderr) == (1, CANNOT.format(why))
+
+
+def test_what_failed_before_counts_first(tmp_path: Path) -> None:
+    done = shell(f"{RECOVER} inspect {tmp_path}/none.gguf >&-")
     assert done.returncode == 1
-    assert done.stderr == (
-        "recover: error: the results cannot be printed: No space left on device\n"
-    )
+    assert "none.gguf" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_messages_that_cannot_be_written(tmp_path: Path) -> None:
     done = shell(f"{RECOVER} merge {tmp_path}/none.gguf -o {tmp_path}/out.gguf 2>/dev/full")
     assert (done.returncode, done.stdout) == (1, "")
 
+    done = shell(f"{RECOVER} merge --no-such-option 2>/dev/full")
+    assert (done.returncode, done.stdout) == (2, "")
 
-def test_nobody_reads(tiny: list[Path]) -> None:
-    done = shell(f"{RECOVER} inspect {tiny[0]} --json | true; echo ${{PIPESTATUS[0]}}")
-    assert done.stderr == ""
-    assert done.stdout in ("0\n", "1\n")
+
+@pytest.mark.parametrize("command", [f"inspect {TINY}", f"inspect {TINY} --json", "--help"])
+def test_nobody_reads(command: str) -> None:
+    done = shell(f"{{ sleep 0.2; {RECOVER} {command}; echo $? >&2; }} | true")
+    assert (done.stdout, done.stderr) == ("", f"{128 + signal.SIGPIPE}\n")
+
+
+# A signal while the commands are imported.
+EARLY = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "recover.cli._commands":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from recover.cli import main
+sys.exit(main(["--version"]))
+"""
+
+
+def test_an_interrupt_while_the_program_loads() -> None:
+    command = [sys.executable, "-c", EARLY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr == "recover: stopped (Interrupt); nothing new was left behind\n"
+
+
+LOADED = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+before = set(sys.modules)
+import recover.cli
+print(*set(sys.modules) - before)
+"""
+
+
+def test_little_is_loaded_before_interrupts_are_caught() -> None:
+    command = [sys.executable, "-I", "-S", "-c", LOADED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"recover", "recover.cli", "signal"} <= loaded
+    assert not loaded & {"argparse", "pathlib", "re", "threading", "typing"}
 
 
 # Work that never looks at the flag, and an output that is on its way.

@@ -438,3 +438,18 @@ class TestWhatWasCompared:
         assert "a sample was compared" in sentence
         sentence, *_ = inspect(make("Q5_K"), make("Q4_K"), make("F16")).findings()
         assert "nowhere" not in sentence
+
+
+def test_a_file_that_is_there_twice(make: Make, tmp_path: Path) -> None:
+    path, link = make("Q5_0"), tmp_path / "link.gguf"
+    link.hardlink_to(path)
+    assert f"{path}: given more than once" in inspect(path, path).findings()
+    assert f"{path} and {link}: the same file" in inspect(path, link).findings()
+
+
+def test_a_merge_is_named_once_with_all_its_parents(tiny: list[Path], tmp_path: Path) -> None:
+    child = tmp_path / "merged.gguf"
+    execute_merge(plan_merge(tiny, child), n_threads=2)
+    found = [each for each in inspect(*tiny, child).findings() if "made from" in each]
+    parents = " and ".join(map(str, tiny))
+    assert found == [f"{child} was made from a merge of {parents}, not from the original"]

@@ -86,7 +86,10 @@ class TestTwins:
             (0, 1, 0, 0),
         ]
         assert all(len(tensor.sources) <= 2 for tensor in plan.tensors)
-        assert not plan.warnings
+        assert plan.warnings == (
+            f"{copy} has the same weights as {fine}, byte for byte: it counts once",
+            f"{fine} is given more than once: it counts once",
+        )
         four = execute_merge(plan, n_threads=1)
         two = merge([fine, coarse], tmp_path / "two.gguf")
         assert tensor_bytes(plan.output) == tensor_bytes(tmp_path / "two.gguf")
@@ -508,3 +511,55 @@ def test_a_file_quantized_from_another_input_is_refused(
     assert not output.exists()
     assert main([*arguments, "--force", "-q"]) == 0
     assert output.exists()
+
+
+@pytest.mark.parametrize("how", ["path", "hard link", "symbolic link", "copy"])
+def test_a_file_that_is_there_twice(how: str, make: Make, tmp_path: Path) -> None:
+    first, other = make("Q4_0"), make("Q5_0")
+    second = first if how == "path" else tmp_path / "again.gguf"
+    if how == "hard link":
+        second.hardlink_to(first)
+    elif how == "symbolic link":
+        second.symlink_to(first)
+    elif how == "copy":
+        second.write_bytes(first.read_bytes())
+    what = {
+        "path": f"{first} is given more than once",
+        "copy": f"{second} has the same weights as {first}, byte for byte",
+    }.get(how, f"{second} and {first} are the same file")
+    plan = plan_merge([first, other, second], tmp_path / "out.gguf")
+    assert [each for each in plan.warnings if "counts once" in each] == [f"{what}: it counts once"]
+    plan = plan_merge([first, other], tmp_path / "out.gguf")
+    assert not any("counts once" in each for each in plan.warnings)
+
+
+@pytest.mark.parametrize("change", ["none", "scaled", "noisy"])
+@pytest.mark.parametrize("fine", ["BF16", "Q6_K"])
+@pytest.mark.parametrize(("coarse", "size"), [("Q5_0", 0.1), ("IQ3_S", 1.0)])
+def test_inputs_without_cells_that_take_no_part_are_compared(
+    change: str,
+    fine: str,
+    coarse: str,
+    size: float,
+    make: Make,
+    truth: dict[str, F32Array],
+    tmp_path: Path,
+    rng: np.random.Generator,
+) -> None:
+    weights = {name: truth[name] for name in MATRICES}
+    for name, x in weights.items():
+        if change != "none":
+            off = x if change == "scaled" else rng.normal(0, x.std(), x.shape)
+            weights[name] = (x + size * off).astype(np.float32)
+    coarse_path = make(
+        coarse,
+        {name: stored(coarse, x, imatrix=True) for name, x in weights.items()},
+        add=lambda writer: writer.add_string("quantize.imatrix.file", "x"),
+    )
+    paths = [make(fine), coarse_path]
+    options = {"method": "best", "outtype": "f16"}
+    if change == "none":
+        merge(paths, tmp_path / "out.gguf", **options)
+    else:
+        with pytest.raises(PlanError, match="contradict each other on tensors"):
+            merge(paths, tmp_path / "out.gguf", **options)
