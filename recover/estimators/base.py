@@ -6,12 +6,15 @@ from functools import cache
 from importlib import import_module
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 import recover.estimators as home
 from recover._text import printable
 from recover.errors import PlanError
 from recover.estimators import methods
 from recover.estimators._request import Request
-from recover.estimators.tally import Tally
+from recover.estimators.tally import Tally, tally_of
 from recover.evidence.buffer import Evidence, Witness
 from recover.quants import F32Array
 
@@ -100,7 +103,7 @@ class Estimator:
     """
 
     name: str
-    estimate: Estimate
+    estimate: Callable[[Evidence, F32Array, Tally | NDArray[np.float64], Request], None]
     summary: str = ""
     has_mode: bool = False
     sees_conflicts: bool = False
@@ -110,6 +113,7 @@ class Estimator:
     calibrate: Calibrate = _unchanged
     gains_alone: Callable[[Witness], bool] = _never
 
+    # `recover.merge` still has plain arrays, and asks by these names.
     @property
     def SEES_CONFLICTS(self) -> bool:  # noqa: D102, N802
         return self.sees_conflicts
@@ -137,12 +141,14 @@ def estimator(name: str) -> Estimator:
         raise PlanError(f"method {name!r} has no function estimate")
     names = {each: each for each in _FUNCTIONS} | {each: each.upper() for each in _FACTS}
     known = {own: getattr(source, its) for own, its in names.items() if hasattr(source, its)}
-    function = known["estimate"]
+    function: Estimate = known.pop("estimate")
 
-    def estimate(evidence, out, tally, request):  # type: ignore[no-untyped-def]
-        function(evidence, out, tally if isinstance(tally, Tally) else Tally(tally), request)
+    def estimate(
+        evidence: Evidence, out: F32Array, tally: Tally | NDArray[np.float64], request: Request
+    ) -> None:
+        function(evidence, out, tally_of(tally), request)
 
-    return Estimator(name=name, **(known | {"estimate": estimate}))
+    return Estimator(name=name, estimate=estimate, **known)
 
 
 def _source(name: str) -> object:

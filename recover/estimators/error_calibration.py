@@ -25,7 +25,7 @@ from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
 from recover.estimators._request import MEAN
 from recover.estimators.base import estimator
-from recover.estimators.tally import Tally
+from recover.estimators.tally import Tally, tally_of
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize, type_by_name
@@ -57,10 +57,14 @@ class Claims(NamedTuple):
     alone: NDArray[np.float64]
     kurtosis: NDArray[np.float64]
 
-    def correct(self, tally: Tally, estimate: F32Array, deviation: F32Array | None = None) -> None:
+    def correct(
+        self,
+        tally: Tally | NDArray[np.float64],
+        estimate: F32Array,
+        deviation: F32Array | None = None,
+    ) -> None:
         """Multiply sums of errors, and standard deviations."""
-        if not isinstance(tally, Tally):
-            tally = Tally(tally)
+        tally = tally_of(tally)
         light, heavy = self.kurtosis
         share = 0.0
         if heavy > light:
