@@ -22,6 +22,6 @@ def check_inputs() -> None:
 
 
 def _mapping(function: str) -> None:
-    """Call a function of `recover.containers.mapping`, which takes long to import, if that was used."""
+    """Call a function of `recover.containers.mapping`, slow to import, if that was used."""
     if (mapping := sys.modules.get("recover.containers.mapping")) is not None:
         getattr(mapping, function)()

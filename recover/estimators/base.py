@@ -6,15 +6,12 @@ from functools import cache
 from importlib import import_module
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 import recover.estimators as home
 from recover._text import printable
 from recover.errors import PlanError
 from recover.estimators import methods
 from recover.estimators._request import Request
-from recover.estimators.tally import Tally, tally_of
+from recover.estimators.tally import Tally
 from recover.evidence.buffer import Evidence, Witness
 from recover.quants import F32Array
 
@@ -103,7 +100,7 @@ class Estimator:
     """
 
     name: str
-    estimate: Callable[[Evidence, F32Array, Tally | NDArray[np.float64], Request], None]
+    estimate: Estimate
     summary: str = ""
     has_mode: bool = False
     sees_conflicts: bool = False
@@ -112,15 +109,6 @@ class Estimator:
     calibrated: str | None = None
     calibrate: Calibrate = _unchanged
     gains_alone: Callable[[Witness], bool] = _never
-
-    # `recover.merge` still has plain arrays, and asks by these names.
-    @property
-    def SEES_CONFLICTS(self) -> bool:  # noqa: D102, N802
-        return self.sees_conflicts
-
-    @property
-    def CALIBRATED(self) -> str | None:  # noqa: D102, N802
-        return self.calibrated
 
 
 _FUNCTIONS = "estimate", "calibrate", "gains_alone"
@@ -141,14 +129,7 @@ def estimator(name: str) -> Estimator:
         raise PlanError(f"method {name!r} has no function estimate")
     names = {each: each for each in _FUNCTIONS} | {each: each.upper() for each in _FACTS}
     known = {own: getattr(source, its) for own, its in names.items() if hasattr(source, its)}
-    function: Estimate = known.pop("estimate")
-
-    def estimate(
-        evidence: Evidence, out: F32Array, tally: Tally | NDArray[np.float64], request: Request
-    ) -> None:
-        function(evidence, out, tally_of(tally), request)
-
-    return Estimator(name=name, estimate=estimate, **known)
+    return Estimator(name=name, **known)
 
 
 def _source(name: str) -> object:

@@ -25,7 +25,7 @@ from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
 from recover.estimators._request import MEAN
 from recover.estimators.base import estimator
-from recover.estimators.tally import Tally, tally_of
+from recover.estimators.tally import Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize, type_by_name
@@ -51,20 +51,24 @@ class Claims(NamedTuple):
         Of each input alone, in the order of the evidence (scalar inputs first).
     kurtosis : float64 (2,)
         That of the estimates (see `kurtosis_of`).
+    is_measured : bool
+        Whether any of these is measured; otherwise all ratios are 1.
     """
 
     merged: NDArray[np.float64]
     alone: NDArray[np.float64]
     kurtosis: NDArray[np.float64]
+    is_measured: bool = True
 
     def correct(
         self,
-        tally: Tally | NDArray[np.float64],
+        tally: Tally,
         estimate: F32Array,
         deviation: F32Array | None = None,
     ) -> None:
         """Multiply sums of errors, and standard deviations."""
-        tally = tally_of(tally)
+        if not self.is_measured:
+            return
         light, heavy = self.kurtosis
         share = 0.0
         if heavy > light:
@@ -123,7 +127,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     is_known = known.issuperset(names) and len(set(names)) == len(names)
     is_foreign = any(witness.noise is not None for witness in witnesses)
     if estimator(method).takes_first or not is_known or is_foreign:
-        return Claims(merged, alone, kurtosis)
+        return Claims(merged, alone, kurtosis, is_measured=False)
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
     plain = [replace(witness, density=None) for witness in witnesses]
     tile = UncorrectedTileEstimator(plain, method, estimate)

@@ -78,8 +78,3 @@ class Tally:
     def __repr__(self) -> str:
         parts = f"variance={self.variance}, n_conflicts={self.n_conflicts}"
         return f"Tally({parts}, alone={self.alone.tolist()})"
-
-
-def tally_of(sums: Tally | NDArray[np.float64]) -> Tally:
-    """The same sums as a tally."""
-    return sums if isinstance(sums, Tally) else Tally(sums)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -191,6 +192,7 @@ class EvidenceBuffer:
         known = [w.weight for w in witnesses if w.weight is not None]
         if known:
             self._whole = self._whole._replace(weights=self.by_place(np.array(known)))
+        self._tile, self._n_weights = self._whole, -1
 
     @property
     def _order(self) -> tuple[int, ...]:
@@ -210,10 +212,6 @@ class EvidenceBuffer:
         placed = np.empty_like(figures)
         placed[list(self._order)] = figures
         return placed
-
-    @property
-    def order(self) -> tuple[int, ...]:  # noqa: D102
-        return self._order
 
     def decode(self, evidence: Evidence, witness: int, out: F32Array) -> None:
         """What one input says: its decoded values, but for the rounding of side scales.
@@ -249,23 +247,9 @@ class EvidenceBuffer:
         Evidence
             Views of this buffer, valid until the next call.
         """
-        n_groups = n_weights // GROUP
-        n_scalars = len(self._whole.levels)
-        n_others = len(self._types) - n_scalars
-
-        def part(memory: NDArray[Any], n_rows: int, n: int) -> NDArray[Any]:
-            return memory[: n_rows * n].reshape(n_rows, n)
-
-        whole = self._whole
-        tile = whole._replace(
-            codes=part(whole.codes, n_scalars, n_weights),
-            scale=part(whole.scale, n_scalars, n_groups),
-            offset=part(whole.offset, n_scalars, n_groups),
-            scale_error=part(whole.scale_error, n_scalars, n_groups),
-            offset_error=part(whole.offset_error, n_scalars, n_groups),
-            values=part(whole.values, n_others, n_weights),
-            variance=part(whole.variance, n_others, n_groups),
-        )
+        if n_weights != self._n_weights:
+            self._tile, self._n_weights = self._views(n_weights), n_weights
+        tile = self._tile
         for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
             if isinstance(kind, ScalarType):
                 scale, offset = tile.scale[row], tile.offset[row]
@@ -276,6 +260,26 @@ class EvidenceBuffer:
                 kind.decode(raw, tile.values[row])
                 typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
         return tile
+
+    def _views(self, n_weights: int) -> Evidence:
+        """The beginning of the memory, shaped for so many weights."""
+        n_groups = n_weights // GROUP
+        n_scalars = len(self._whole.levels)
+        n_others = len(self._types) - n_scalars
+
+        def part(memory: NDArray[Any], n_rows: int, n: int) -> NDArray[Any]:
+            return memory[: n_rows * n].reshape(n_rows, n)
+
+        whole = self._whole
+        return whole._replace(
+            codes=part(whole.codes, n_scalars, n_weights),
+            scale=part(whole.scale, n_scalars, n_groups),
+            offset=part(whole.offset, n_scalars, n_groups),
+            scale_error=part(whole.scale_error, n_scalars, n_groups),
+            offset_error=part(whole.offset_error, n_scalars, n_groups),
+            values=part(whole.values, n_others, n_weights),
+            variance=part(whole.variance, n_others, n_groups),
+        )
 
     def read(self, tensors: Sequence[Tensor], start: int, end: int) -> Evidence:
         """Unpack weights `start` to `end` of tensors, in the order of the witnesses.
@@ -356,6 +360,7 @@ class _Rounding(NamedTuple):
     scale_limit: np.float32
 
 
+@cache
 def _rounding(kind: ScalarType) -> _Rounding:
     groups = kind.block_size // GROUP
     last = kind.rounds_scale_last, kind.rounds_offset_last

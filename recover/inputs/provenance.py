@@ -30,6 +30,7 @@ the K-quants and IQ4 choose the codes last, whatever chose their scales.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,13 @@ def encoder_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
     return count_marks(sample_blocks(raw, tensor_type.type_size).reshape(-1), tensor_type)
 
 
+def marks_of(tensor: Tensor) -> Marks | None:
+    """As `encoder_marks`; asked for again, the bytes are not looked at again."""
+    if tensor not in _FOUND:
+        _FOUND[tensor] = encoder_marks(tensor.raw, tensor.type)
+    return _FOUND[tensor]
+
+
 def count_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
     """As `encoder_marks`, of all blocks."""
     if not isinstance(tensor_type, ScalarType) or tensor_type.name not in _MARKED:
@@ -123,6 +131,14 @@ def codes_are_plain(raw: U8Array, tensor_type: TensorType) -> bool:
     return marks is None or marks.n_without == 0
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """As `codes_are_plain`; asked for again, the bytes are not looked at again."""
+    if tensor.type.name not in _CODES_CHOSEN_FIRST:
+        return True
+    marks = marks_of(tensor)
+    return marks is None or marks.n_without == 0
+
+
 def uses_imatrix(model: Model) -> bool:
     """Whether the metadata say that the file was quantized with an importance matrix."""
     return bool(model.keys_of(IMATRIX_PREFIX))
@@ -145,14 +161,14 @@ def is_foreign(model: Model, tensor: Tensor) -> bool:
     """
     if tensor.type.name not in _CODES_CHOSEN_FIRST or is_searched(model):
         return False
+    # A weight of largest magnitude may be positive throughout, and magnitudes few: then the marks
+    # are there.
+    if tensor.n_weights < _FEWEST_BLOCKS * tensor.type.block_size or is_plain(tensor):
+        return False
     blocks = sample_blocks(tensor.raw, tensor.type.type_size)
     d = np.ascontiguousarray(blocks[:, :2]).view("<u2")[:, 0]
     used = (d & 0x7FFF) > 0
     if np.count_nonzero(used) < _FEWEST_BLOCKS:
-        return False
-    # A weight of largest magnitude may be positive throughout, and magnitudes few: then the marks
-    # are there.
-    if codes_are_plain(tensor.raw, tensor.type):
         return False
     if tensor.type.name in _SIGNED and not np.any(d[used] & 0x8000):
         return True
@@ -179,7 +195,7 @@ def confines(model: Model, tensor: Tensor) -> bool:
 def witness_of(model: Model, tensor: Tensor) -> Witness:
     """A tensor of a model as a witness: whether its codes prove something, and how it was made."""
     kind = tensor.type
-    marks = encoder_marks(tensor.raw, kind)
+    marks = marks_of(tensor)
     has_marks = marks is None or marks.n_without == 0
     return Witness(
         kind,
@@ -209,9 +225,7 @@ def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
     return [
         each.name
         for each in tensors
-        if not is_original(each)
-        and not codes_are_plain(each.raw, each.type)
-        and not is_foreign(model, each)
+        if not is_original(each) and not is_plain(each) and not is_foreign(model, each)
     ]
 
 
@@ -308,6 +322,7 @@ def _marks_iq4_xs(blocks: U8Array, _kind: ScalarType) -> tuple[Mask, Mask]:
     return _is_scale(_f16(blocks, 0)), ((low == 0) & (high == 0)).any(1)
 
 
+_FOUND: WeakKeyDictionary[Tensor, Marks | None] = WeakKeyDictionary()
 _MARKED: dict[str, Callable[[U8Array, ScalarType], tuple[Mask, Mask]]] = {
     "Q4_0": _marks_extreme,
     "Q5_0": _marks_extreme,

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._text import quoted, some
+from recover.estimators import Tally
 from recover.evidence.buffer import Evidence, Witness
 from recover.evidence.cells import intersect_cells
 from recover.evidence.lattice import count_without, snap
@@ -45,10 +46,12 @@ class Snapper:
     def turn_to(self, tensor: TensorPlan) -> None:
         """Look at a tensor from now on."""
         self._bits = self._plan.evidence_bits(tensor)
+        if not self._bits:
+            return
         self._is_decided = tensor.name not in self._plan.undecided
         self._decides = self._plan.may_decide(tensor)
-        self._witnesses = [self._plan.witness(tensor, source) for source in tensor.sources]
-        if self._bits and not self._bounds.size:
+        self._witnesses = tensor.witnesses
+        if not self._bounds.size:
             self._bounds = np.empty((2, TILE), np.float32)
             self._deviation = np.empty(TILE, np.float32)
 
@@ -87,7 +90,7 @@ class Snapper:
             )
             tally[CERTAIN] += n_certain
             tally[SNAPPED] += estimate.size
-            tally[N_OWN] += change
+            Tally(tally[N_OWN:]).variance += change
         else:
             _, n_empty, expected, _ = count_without(lower, upper, self._bits)
         n_scales, n_foreign = self._count_scales(stored)

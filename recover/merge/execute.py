@@ -1,9 +1,8 @@
 """Carrying out a plan: threads take tiles, estimate their weights and write their bytes."""
 
 import math
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,11 @@ from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
 from recover.errors import PlanError, QuantError
-from recover.estimators import Request, estimator
-from recover.estimators.error_calibration import find_claims
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.estimators import FIRST_ALONE, Tally, TileEstimator
+from recover.estimators.error_calibration import Claims, find_claims
+from recover.evidence.buffer import Evidence, Witness
 from recover.execution.output import OutputFile, OutputFiles
-from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
-from recover.inputs.foreign import foreign_noise
-from recover.inputs.provenance import confines
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.merge.certain import (
     Snapper,
     find_withdrawal,
@@ -38,16 +35,19 @@ from recover.merge.exact import count_rounded, rounded_away, warnings_of
 from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.plan import MergePlan, TensorPlan, with_finest_alone
 from recover.merge.redundant import errors_alone
-from recover.merge.resume import Sums, Tell, Unfinished
+from recover.merge.resume import Tell, Unfinished
 from recover.merge.sums import (
     BROKEN,
     CERTAIN,
     CONFLICTS,
-    LIKENESS,
+    DIFFERENCE,
+    DIFFERENCE_EXPECTED,
     N_OWN,
     NOT_FINITE,
     ROUNDED,
+    UNLIKE,
 )
+from recover.merge.tallies import Tallies
 from recover.quants import (
     GROUP,
     TILE,
@@ -187,7 +187,7 @@ def execute_merge(
     with ExitStack() as stack:
         unfinished = stack.enter_context(Unfinished(plan, tell)) if resume else None
         before = 0.0 if unfinished is None else unfinished.seconds
-        tallies = _Tallies(plan, {} if unfinished is None else unfinished.done)
+        tallies = Tallies(plan, {} if unfinished is None else unfinished.done)
         sizes = [0 if i in tallies.done else t.n_weights for i, t in enumerate(plan.tensors)]
         outputs = stack.enter_context(_outputs(plan, unfinished))
         for file, output in zip(plan.files, outputs.files, strict=True):
@@ -195,7 +195,8 @@ def execute_merge(
         save_if_due = None
         if unfinished is not None:
             save_if_due = stack.enter_context(unfinished.saving(outputs, tallies.take_finished))
-        workers = [_Worker(plan, outputs, tallies) for _ in range(n_threads or available_cores())]
+        n_workers, claims = n_threads or available_cores(), _claims(plan, sizes)
+        workers = [_Worker(plan, claims, outputs, tallies) for _ in range(n_workers)]
         watch = _watch(plan, sum(sizes), progress, save_if_due)
         for_each_tile(sizes, [worker.work for worker in workers], watch)
         names, warnings = contradicted(plan, tallies.totals, force=force)
@@ -205,10 +206,20 @@ def execute_merge(
         plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
         if again := again | alone:
             sizes = [t.n_weights if i in again else 0 for i, t in enumerate(plan.tensors)]
-            workers = [_Worker(plan, outputs, tallies) for _ in workers]
+            claims = _claims(plan, sizes)
+            workers = [_Worker(plan, claims, outputs, tallies) for _ in workers]
             for_each_tile(sizes, [worker.work for worker in workers])
     seconds = before + time.perf_counter() - start
     return _result(plan, seconds, tallies.totals, warnings)
+
+
+def _claims(plan: MergePlan, sizes: Sequence[int]) -> dict[int, Claims]:
+    """What the expected errors of tensors are worth, by index, of those that are estimated now."""
+    return {
+        index: find_claims(tensor.witnesses, tensor.method, plan.estimate)
+        for index, tensor in enumerate(plan.tensors)
+        if sizes[index] and tensor.action != "copy" and tensor.witnesses
+    }
 
 
 def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
@@ -246,54 +257,25 @@ def _watch(
     return watch
 
 
-class _Tallies:
-    """Sums per tensor, added up in the order of the tiles.
-
-    First those of `recover.merge.sums`, then those of the estimator (see `recover.estimators`).
-    So the figures do not depend on the threads; tiles are kept apart only while their tensor is
-    worked on. `done` are the tensors that were complete before, with their sums.
-    """
-
-    def __init__(self, plan: MergePlan, done: Sums) -> None:
-        self.done = frozenset(done)
-        self.totals = {index: sums for index, sums in done.items() if sums is not None}
-        self._plan = plan
-        self._lock = threading.Lock()
-        self._open: dict[int, dict[int, NDArray[np.float64] | None]] = {}
-        self._finished: Sums = {}
-
-    def add(self, tile: Tile, tally: NDArray[np.float64] | None) -> None:
-        """Take the sums of one tile that is written; None where nothing is estimated."""
-        with self._lock:
-            tallies = self._open.setdefault(tile.tensor, {})
-            tallies[tile.start] = tally
-            if len(tallies) == n_tiles(self._plan.tensors[tile.tensor].n_weights):
-                in_order = [sums for _, sums in sorted(tallies.items()) if sums is not None]
-                self._finished[tile.tensor] = total = np.sum(in_order, axis=0) if in_order else None
-                if total is not None:
-                    self.totals[tile.tensor] = total
-                del self._open[tile.tensor]
-
-    def take_finished(self) -> Sums:
-        """The tensors of which all tiles were written since the last call."""
-        with self._lock:
-            finished, self._finished = self._finished, {}
-            return finished
-
-
 class _Worker:
     """One thread's part: scratch memory, and what it needs to know of the tensor at hand."""
 
-    def __init__(self, plan: MergePlan, outputs: OutputFiles, tallies: _Tallies) -> None:
+    def __init__(
+        self,
+        plan: MergePlan,
+        claims: Mapping[int, Claims],
+        outputs: OutputFiles,
+        tallies: Tallies,
+    ) -> None:
         self._plan = plan
+        self._claims_of = claims
         self._outputs = outputs.files
         self._tallies = tallies
         self._estimate = np.empty(TILE, np.float32)
         self._deviation = np.empty(0 if plan.uncertainty is None else TILE, np.float32)
         self._snapper = Snapper(plan)
         self._encoded = np.empty(TILE * 4, np.uint8)
-        self._witnesses: list[Witness] = []
-        self._buffer = EvidenceBuffer([])
+        self._known: tuple[tuple[Witness, ...], str] = (), ""
         self._index = -1
 
     def work(self, tile: Tile) -> None:
@@ -317,8 +299,8 @@ class _Worker:
         output.write_at(position, encoded.data)
         rounded = rounded_away(estimate, encoded, self._outtype)
         if rounded or (tally is not None and tally.size > N_OWN):
-            tally = _with_room(tally, N_OWN + 2 + len(self._sources))
-            tally[N_OWN] += rounded
+            tally = _with_room(tally, N_OWN + Tally.size_for(len(self._sources)))
+            Tally(tally[N_OWN:]).variance += rounded
         if self._is_known and (n_rounded := count_rounded(estimate, encoded, self._outtype)):
             tally = _with_room(tally, N_OWN)
             tally[ROUNDED] += n_rounded
@@ -336,17 +318,15 @@ class _Worker:
         models = [self._plan.models[source] for source in self._tensor.sources]
         self._sources = [model.tensors[self._tensor.name] for model in models]
         self._is_known = self._tensor.is_known
-        self._is_decoded = self._tensor.method == "best"
+        self._is_decoded = self._tensor.method == FIRST_ALONE
         self._comparison = self._comparison_of(self._tensor)
         if self._tensor.action == "copy" or self._is_known:
             return
-        method = self._tensor.method
-        self._estimator = estimator(method)
         self._snapper.turn_to(self._tensor)
-        witnesses = [self._plan.witness(self._tensor, source) for source in self._tensor.sources]
-        self._claims = find_claims(tuple(witnesses), method, self._plan.estimate)
-        if witnesses != self._witnesses:
-            self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
+        known = self._tensor.witnesses, self._tensor.method
+        if known != self._known:
+            claims, self._known = self._claims_of[index], known
+            self._estimator = TileEstimator(*known, self._plan.estimate, claims=claims)
 
     def _fill(self, tile: Tile, estimate: F32Array) -> NDArray[np.float64] | None:
         """Estimate the weights of one tile; their sums, if there is anything to estimate."""
@@ -355,43 +335,42 @@ class _Worker:
             self._sources[0].read(tile.start, tile.end, estimate)
             self._deviation[:n] = 0
             return self._compare(tile)
-        tally = _with_room(self._compare(tile), N_OWN + 2 + len(self._sources))
-        evidence = self._buffer.read(self._sources, tile.start, tile.end)
+        tally = _with_room(self._compare(tile), N_OWN + Tally.size_for(len(self._sources)))
+        deviation, estimated = self._deviation[:n], Tally(tally[N_OWN:])
+        estimated += self._estimator.estimate(
+            self._sources, tile.start, tile.end, estimate, deviation
+        )
+        evidence = self._estimator.evidence
         tally[BROKEN] = n_broken(evidence)
-        request = Request(self._plan.estimate, self._deviation[:n])
-        self._estimator.estimate(evidence, estimate, tally[N_OWN:], request)
-        self._claims.correct(tally[N_OWN:], estimate, request.deviation)
         if self._tensor.action == "merge":
-            tally[CONFLICTS] += self._n_conflicts(evidence, tally)
+            tally[CONFLICTS] += self._n_conflicts(evidence, estimated)
             likeness = compare_unproven(evidence)
-            tally[LIKENESS] += likeness
+            tally[[UNLIKE, DIFFERENCE, DIFFERENCE_EXPECTED]] += likeness
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._sources[0].read(tile.start, tile.end, estimate)
-        if request.deviation.size:
+        if deviation.size:
             # Zero says that a weight is certain, and no estimate is more exact than float32 is.
             least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
-            np.maximum(request.deviation, least, out=request.deviation)
+            np.maximum(deviation, least, out=deviation)
         stored = [each.part(tile.start, tile.end) for each in self._sources]
-        self._snapper.apply(evidence, stored, estimate, request.deviation, tally)
+        self._snapper.apply(evidence, stored, estimate, deviation, tally)
         return tally
 
-    def _n_conflicts(self, evidence: Evidence, tally: NDArray[np.float64]) -> float:
+    def _n_conflicts(self, evidence: Evidence, estimated: Tally) -> float:
         """Weights on which the merged inputs contradict each other, as the estimator found."""
-        if self._estimator.SEES_CONFLICTS:
-            return float(tally[N_OWN + 1])
+        if self._estimator.estimator.sees_conflicts:
+            return estimated.n_conflicts
         return float(count_conflicts(evidence, step_for(self._tensor.n_weights)))
 
     def _comparison_of(self, tensor: TensorPlan) -> Comparison | None:
         """What compares the inputs that take no part with the one that is taken; None if none."""
         if not tensor.compared:
             return None
-        models = [self._plan.models[i] for i in (tensor.sources[0], *tensor.compared)]
-        inputs = [model.tensors[tensor.name] for model in models]
-        confining = [confines(*each) for each in zip(models, inputs, strict=True)]
+        numbers = (tensor.sources[0], *tensor.compared)
+        inputs = [self._plan.models[i].tensors[tensor.name] for i in numbers]
         return compare(
             inputs,
-            confining,
-            [foreign_noise(*each) for each in zip(models, inputs, strict=True)],
+            [i in tensor.confining for i in numbers],
             is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
         )
 
@@ -408,8 +387,7 @@ class _Worker:
         if self._comparison is None:
             return None
         sums = np.zeros(N_OWN)
-        sums[CONFLICTS], likeness = self._comparison.count(tile.start, tile.end)
-        sums[LIKENESS] = likeness
+        sums[[CONFLICTS, UNLIKE]] = self._comparison.count(tile.start, tile.end)
         return sums
 
     def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:
@@ -475,17 +453,13 @@ def _result(
                 f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[BROKEN]):,} weights"
                 " only the other inputs were taken"
             )
-        n_exact, tally = n_exact + int(sums[CERTAIN]), sums[N_OWN:]
+        n_exact, tally = n_exact + int(sums[CERTAIN]), Tally(sums[N_OWN:])
         merged = tensor.action == "merge"
         n_merged += n_weights * merged
-        expected, n_conflicts = expected + tally[0], n_conflicts + sums[CONFLICTS] * merged
-        of_source = dict(zip(tensor.sources, tally[2:], strict=True))
-        if merged:
-            witnesses = [plan.witness(tensor, source) for source in tensor.sources]
-            order = EvidenceBuffer(witnesses).order
-            of_source = {s: tally[2 + slot] for s, slot in zip(tensor.sources, order, strict=True)}
+        expected, n_conflicts = expected + tally.variance, n_conflicts + sums[CONFLICTS] * merged
+        of_source = dict(zip(tensor.sources, tally.alone, strict=True))
         alone += errors_alone(tensor.twins, tensor.descents, of_source)
-        rmse = math.sqrt(max(tally[0], 0) / n_weights)
+        rmse = math.sqrt(max(tally.variance, 0) / n_weights)
         results.append(TensorResult(tensor, rmse, contradicted, n_rounded))
     best = float(alone.min())
     return MergeResult(

@@ -264,8 +264,8 @@ def test_quantize_command(name: str, type_name: str, tmp_path: Path) -> None:
     assert errors[1] < 0.95 * errors[0]
     assert open_gguf(special).get("recover.quantizer") == name
     plan = plan_merge([special, plain], tmp_path / "out.gguf")
-    witness = plan.witness(next(t for t in plan.tensors if t.action == "merge"), 0)
-    assert witness.has_cells == (name == "k-lsq")
+    merged = next(tensor for tensor in plan.tensors if tensor.action == "merge")
+    assert merged.witnesses[merged.sources.index(0)].has_cells == (name == "k-lsq")
 
 
 def test_quantize_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

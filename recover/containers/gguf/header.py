@@ -217,9 +217,9 @@ def _parse_version(cursor: Cursor) -> int:
 
 def _parse_key_value(cursor: Cursor) -> KeyValue:
     start = cursor.position
-    cursor.what = "metadata"
+    cursor.begin("metadata")
     key = cursor.string(MAX_NAME)
-    cursor.what = f"metadata {quoted(key)}"
+    cursor.begin("metadata", key)
     value_type = cursor.value_type()
     cursor.skip_value(value_type)
     cursor.check_end()
@@ -239,13 +239,13 @@ def _alignment(metadata: Mapping[str, KeyValue]) -> int:
 
 
 def _parse_tensor(cursor: Cursor) -> TensorInfo:
-    cursor.what = "tensor table"
+    cursor.begin("tensor table")
     name = cursor.string(MAX_NAME)
-    cursor.what = f"tensor {quoted(name)}"
+    cursor.begin("tensor", name)
     n_dims = cursor.u32()
     if n_dims > MAX_DIMS:
         raise GGUFError(f"{cursor.what}: {n_dims} dimensions, more than {MAX_DIMS}")
-    dims = tuple(cursor.u64() for _ in range(n_dims)) or (1,)
+    dims = cursor.u64s(n_dims) or (1,)
     try:
         tensor_type = type_by_id(cursor.u32())
     except QuantError as error:
@@ -265,18 +265,18 @@ def _parse_tensor(cursor: Cursor) -> TensorInfo:
 def _check_extents(tensors: Iterable[TensorInfo], alignment: int, available: int) -> None:
     end, previous = 0, ""
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
-        what = f"tensor {quoted(tensor.name)}"
         if tensor.offset % alignment:
             raise GGUFError(
-                f"{what}: offset {tensor.offset} is no multiple of the alignment {alignment}"
+                f"tensor {quoted(tensor.name)}: offset {tensor.offset} is no multiple of the"
+                f" alignment {alignment}"
             )
         if tensor.offset < end:
-            raise GGUFError(f"{what} overlaps {previous}")
-        end, previous = tensor.offset + tensor.n_bytes, what
+            raise GGUFError(f"tensor {quoted(tensor.name)} overlaps tensor {quoted(previous)}")
+        end, previous = tensor.offset + tensor.n_bytes, tensor.name
         if end > available:
             raise GGUFError(
-                f"{what} ends {end - available} bytes beyond the end of the file;"
-                " the file is truncated, or its header damaged"
+                f"tensor {quoted(tensor.name)} ends {end - available} bytes beyond the end of the"
+                " file; the file is truncated, or its header damaged"
             )
 
 

@@ -9,9 +9,9 @@ from recover.containers.gguf.header import TensorInfo
 from recover.quants import GROUP, F32Array, TensorType, U8Array, dequantize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tensor:
-    """A tensor of an open model.
+    """A tensor of an open model; equal to itself alone.
 
     Attributes
     ----------
@@ -76,6 +76,8 @@ class Tensor:
             If the type cannot be decoded.
         """
         weights = dequantize(self.part(start, end), self.type, out)
+        if self.scales is None:
+            return weights
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for first, last, scale in self._scaled_ranges(start, end):
                 weights[first - start : last - start] *= scale
