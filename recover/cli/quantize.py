@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def _types_of_others() -> Collection[str]:
+    """The types of all packages: they are loaded only for a name that is none of ours."""
+    from recover.quants import types_of_files
+
+    return types_of_files()
+
+
 def _type_name(text: str) -> str:
     name = text.upper()
-    if name in _TYPES:
+    if name in _TYPES or name in _types_of_others():
         return name
     main, _, size = name.rpartition("_")
     if main in _TYPES and size in ("XS", "S", "M", "L", "XL"):

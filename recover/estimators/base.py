@@ -160,6 +160,5 @@ def method_for(witnesses: Sequence[Witness], method: str) -> str:
 
 
 def having(what: Callable[[Estimator], object]) -> str:
-    """Names of the estimators of which something is true, for people: ``linear and posterior``."""
-    names = [name for name in home.method_names() if what(estimator(name))]
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
+    """Shipped estimators of which something is true, for people: ``linear and posterior``."""
+    return " and ".join(name for name in home.shipped_methods() if what(estimator(name)))

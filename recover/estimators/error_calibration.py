@@ -28,7 +28,7 @@ from recover.estimators.base import estimator
 from recover.estimators.tally import Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
-from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize, type_by_name
+from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize
 
 WEIGHTS = "weights"
 """Name of the random weights, float32 (n_rows, ne0), in the sample; half of the rows have heavy
@@ -36,8 +36,6 @@ tails."""
 
 _SHARES = -0.5, 1.5  # of what heavy tails change: as far as weights may be beyond the sample's
 _N_LOOKED_AT = 256  # superblocks whose kurtosis is taken
-# Types with scales beside them, and the largest weight that does not clip the scale of its block.
-_SIDE_SCALED = {"NVFP4": np.float32(6 * 240)}
 
 
 class Claims(NamedTuple):
@@ -123,8 +121,11 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     """
     alone, merged, kurtosis = np.ones((2, len(witnesses))), np.ones(2), np.zeros(2)
     names = _sample_names(witnesses)
-    known = {*_sample(), *map(_side_scaled_name, _SIDE_SCALED)}
-    is_known = known.issuperset(names) and len(set(names)) == len(names)
+    in_sample = all(
+        name in _sample() or (each.side_scaled and each.type.largest_beside is not None)
+        for name, each in zip(names, witnesses, strict=True)
+    )
+    is_known = in_sample and len(set(names)) == len(names)
     is_foreign = any(witness.noise is not None for witness in witnesses)
     if estimator(method).takes_first or not is_known or is_foreign:
         return Claims(merged, alone, kurtosis, is_measured=False)
@@ -189,7 +190,7 @@ def _stored_half(name: str, kind: TensorType, half: int) -> Tensor:
     info = TensorInfo(name, (n_weights,), kind, 0)
     if name != _side_scaled_name(kind.name):
         return Tensor(info, _half_of(name, half))
-    raw, scales = _side_scaled(kind.name)
+    raw, scales = _side_scaled(kind)
     n_bytes = kind.n_bytes(n_weights)
     return Tensor(info, raw[half * n_bytes : (half + 1) * n_bytes], scales)
 
@@ -200,11 +201,12 @@ def _side_scaled_name(type_name: str) -> str:
 
 
 @cache
-def _side_scaled(type_name: str) -> tuple[U8Array, F32Array]:
+def _side_scaled(kind: TensorType) -> tuple[U8Array, F32Array]:
     """The weights encoded so that the largest scale of a block is next to the largest there is."""
+    assert kind.largest_beside is not None
     x = _sample()[WEIGHTS]
-    scale = np.float32(np.abs(x).max() / _SIDE_SCALED[type_name])
-    raw = quantize(np.divide(x, scale, dtype=np.float32), type_by_name(type_name))
+    scale = np.float32(np.abs(x).max() / np.float32(kind.largest_beside))
+    raw = quantize(np.divide(x, scale, dtype=np.float32), kind)
     raw.flags.writeable = False
     return raw, np.array([scale], np.float32)
 

@@ -26,13 +26,8 @@ from recover.quants import (
     OpaqueType,
     ScalarType,
     TensorType,
-    VectorType,
     type_by_name,
 )
-
-_FLOATS_OF_4_BITS = ("MXFP4", "NVFP4")
-# Whoever stores weights in these has a model that was trained for them.
-_TERNARY = ("TQ1_0", "TQ2_0")
 
 
 @dataclass(frozen=True)
@@ -243,10 +238,8 @@ class Decider:
         if len(sources) > 1 or not any(sources[0] in each.parents for each in descents):
             return False
         model = self._models[sources[0]]
-        if isinstance(tensor.type, VectorType):
-            return tensor.type.name in _TERNARY
-        if isinstance(tensor.type, ScalarType) and not tensor.type.is_even:
-            return tensor.type.name in _FLOATS_OF_4_BITS
+        if not (isinstance(tensor.type, ScalarType) and tensor.type.is_even):
+            return tensor.type.is_native
         return not is_searched(model) and not is_plain(tensor)
 
     def _method_for(self, name: str, sources: Sequence[int]) -> str:
@@ -294,7 +287,8 @@ class Decider:
         natives = [
             i
             for i, tensor in tensors.items()
-            if tensor.type.name in _FLOATS_OF_4_BITS or is_foreign(self._models[i], tensor)
+            if (isinstance(tensor.type, ScalarType) and tensor.type.is_native)
+            or is_foreign(self._models[i], tensor)
         ]
         quantized = Family(tensors, confining, self._sampler, estimate, natives).descents()
         return (*declared, *floats, *quantized)

@@ -17,6 +17,7 @@ from recover.estimators.error_calibration import Claims, find_claims
 from recover.evidence.buffer import Evidence, Witness
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
+from recover.inputs.foreign import foreign_noise
 from recover.merge.certain import (
     Snapper,
     find_withdrawal,
@@ -40,12 +41,10 @@ from recover.merge.sums import (
     BROKEN,
     CERTAIN,
     CONFLICTS,
-    DIFFERENCE,
-    DIFFERENCE_EXPECTED,
+    LIKENESS,
     N_OWN,
     NOT_FINITE,
     ROUNDED,
-    UNLIKE,
 )
 from recover.merge.tallies import Tallies
 from recover.quants import (
@@ -345,7 +344,7 @@ class _Worker:
         if self._tensor.action == "merge":
             tally[CONFLICTS] += self._n_conflicts(evidence, estimated)
             likeness = compare_unproven(evidence)
-            tally[[UNLIKE, DIFFERENCE, DIFFERENCE_EXPECTED]] += likeness
+            tally[LIKENESS] += likeness
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._sources[0].read(tile.start, tile.end, estimate)
         if deviation.size:
@@ -367,10 +366,12 @@ class _Worker:
         if not tensor.compared:
             return None
         numbers = (tensor.sources[0], *tensor.compared)
-        inputs = [self._plan.models[i].tensors[tensor.name] for i in numbers]
+        models = [self._plan.models[i] for i in numbers]
+        inputs = [model.tensors[tensor.name] for model in models]
         return compare(
             inputs,
             [i in tensor.confining for i in numbers],
+            [foreign_noise(*each) for each in zip(models, inputs, strict=True)],
             is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
         )
 
@@ -387,7 +388,8 @@ class _Worker:
         if self._comparison is None:
             return None
         sums = np.zeros(N_OWN)
-        sums[[CONFLICTS, UNLIKE]] = self._comparison.count(tile.start, tile.end)
+        sums[CONFLICTS], likeness = self._comparison.count(tile.start, tile.end)
+        sums[LIKENESS] = likeness
         return sums
 
     def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:

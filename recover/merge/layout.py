@@ -9,7 +9,7 @@ from typing import NamedTuple
 from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.containers.gguf.header import ValueType, lay_out
-from recover.containers.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
+from recover.containers.gguf.metadata import IMATRIX_PREFIX, derived_metadata
 from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
 from recover.containers.gguf.reader import Model
 from recover.errors import PlanError
@@ -124,7 +124,7 @@ def lay_out_deviations(
     entries = [
         ("general.architecture", ValueType.STRING, str(models[0].get("general.architecture"))),
         ("general.type", ValueType.STRING, "uncertainty"),
-        ("general.file_type", ValueType.UINT32, FILE_TYPES["BF16"]),
+        ("general.file_type", ValueType.UINT32, type_by_name("BF16").file_type),
         ("recover.version", ValueType.STRING, __version__),
         ("recover.uncertainty", ValueType.STRING, "standard deviation of each weight"),
     ]
@@ -160,7 +160,7 @@ def _metadata(models: Sequence[Model], options: MergeOptions) -> list[bytes]:
         models[0].metadata,
         _DROPPED_PREFIXES,
         [
-            ("general.file_type", ValueType.UINT32, FILE_TYPES[options.outtype.upper()]),
+            ("general.file_type", ValueType.UINT32, type_by_name(options.outtype).file_type),
             ("recover.version", ValueType.STRING, __version__),
             (METHOD_KEY, ValueType.STRING, options.method),
             ("recover.calibration", ValueType.STRING, calibration.label if calibration else "none"),

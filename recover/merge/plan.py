@@ -11,6 +11,7 @@ from recover.calibration.weights import Calibration
 from recover.containers.gguf.names import n_layers
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.containers.gguf.side_scales import folded
+from recover.containers.mapping import check_unchanged
 from recover.errors import UsageError
 from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, MEAN, estimator
 from recover.evidence.intervals import Intervals
@@ -21,6 +22,7 @@ from recover.inputs.matching import check_match, select_tensors, typical_error
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import searched_tensors
+from recover.inputs.repeated import describe_repeated
 from recover.merge.calibrated import with_calibration
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
@@ -235,6 +237,8 @@ def plan_merge(
         If the calibration cannot be read, or was not made for the types of the inputs.
     GGUFError, OutputError, PlanError
         If an input cannot be read, the output cannot be written, or the inputs do not fit together.
+    InputError
+        If an input was changed or truncated in the meantime.
     UsageError
         If an option has no such value, or does not go with another one.
     """
@@ -263,6 +267,7 @@ def plan_merge(
     drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
+    warnings += describe_repeated(models, [draft.twins for draft in drafts])
     files, places = lay_out_output(models, drafts, output, options)
     warnings += unquantized_warnings(models, drafts)
     if split_max_size is not None:
@@ -296,6 +301,8 @@ def plan_merge(
         n_all = n_layers(models[0].tensors)
         changed = with_calibration(plan.tensors, method, options.calibration, n_all)
         plan = replace(plan, tensors=changed)
+    # Zeros of a file that was truncated say nothing, nor do warnings on them.
+    check_unchanged(parts)
     return replace(plan, warnings=tuple(warnings))
 
 

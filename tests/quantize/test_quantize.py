@@ -14,18 +14,25 @@ from numpy.typing import NDArray
 
 from recover.cli import main
 from recover.cli.quantize import _QUANTIZERS, _TYPES
-from recover.containers.gguf.metadata import FILE_TYPES
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.errors import PlanError
 from recover.quantize.execute import execute_quantize
 from recover.quantize.imatrix import load_imatrix
 from recover.quantize.plan import plan_quantize
-from recover.quants import ScalarType, all_types, dequantize, quantizer_names, type_by_name
+from recover.quants import (
+    ScalarType,
+    all_types,
+    dequantize,
+    quantizer_names,
+    type_by_name,
+    types_of_files,
+)
 from tests.golden.make_quantized import FTYPES
 from tests.oracle import libggml
 from tests.support.models import TINY, quantize
 
 F32 = NDArray[np.float32]
+FILE_TYPES = {name: kind.file_type for name, kind in types_of_files().items()}
 QUANTIZED = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF16")]
 FALLBACKS = {"Q2_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 

@@ -121,7 +121,7 @@ class TensorInfo:
     @property
     def n_bytes(self) -> int:
         """Number of stored bytes."""
-        return self.type.n_bytes(self.n_weights)
+        return self.type.tensor_bytes(self.dims)
 
 
 @dataclass(frozen=True)
@@ -257,6 +257,10 @@ def _parse_tensor(cursor: Cursor) -> TensorInfo:
             f"{cursor.what}: rows of {dims[0]} weights are no multiple"
             f" of the {tensor_type.block_size} weights in a {tensor_type.name} block"
         )
+    try:
+        tensor_type.tensor_bytes(dims)
+    except QuantError as error:
+        raise GGUFError(f"{cursor.what}: {error}") from None
     offset = cursor.u64()
     cursor.check_end()
     return TensorInfo(name, dims, tensor_type, offset)
@@ -304,7 +308,13 @@ def _encode_scalar(value_type: ValueType, value: Any) -> bytes:
 def encode_header(
     metadata_spans: Iterable[bytes], tensors: Iterable[TensorInfo], alignment: int
 ) -> bytes:
-    """The bytes in front of the data section, padded to the alignment."""
+    """The bytes in front of the data section, padded to the alignment.
+
+    Raises
+    ------
+    GGUFError
+        If a tensor has a type that GGUF files have no number for.
+    """
     spans, infos = list(metadata_spans), list(tensors)
     parts = [
         MAGIC,
@@ -314,6 +324,10 @@ def encode_header(
         *spans,
     ]
     for tensor in infos:
+        if tensor.type.type_id is None:
+            raise GGUFError(
+                f"tensor {quoted(tensor.name)}: GGUF files cannot store {tensor.type.name}"
+            )
         parts += [encode_string(tensor.name), U32.pack(len(tensor.dims))]
         parts += [U64.pack(dim) for dim in tensor.dims]
         parts += [U32.pack(tensor.type.type_id), U64.pack(tensor.offset)]

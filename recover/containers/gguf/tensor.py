@@ -53,8 +53,15 @@ class Tensor:
         return self.info.n_weights
 
     def part(self, start: int, end: int) -> U8Array:
-        """The stored bytes of weights `start` to `end`, which are whole blocks."""
-        return self.raw[self.type.n_bytes(start) : self.type.n_bytes(end)]
+        """The stored bytes of weights `start` to `end`, which are whole blocks.
+
+        Raises
+        ------
+        QuantError
+            If they are not, or the type is stored by rows and they are no whole rows.
+        """
+        first, last = (self.type.position(each, self.dims[0]) for each in (start, end))
+        return self.raw[first:last]
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """Weights `start` to `end`, which are whole blocks, decoded.

@@ -29,8 +29,6 @@ CALIBRATED = DENSITIES
 _SUPERBLOCK = 256
 # An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
 _FINE_ALONE = 6e-3
-# Whoever stores weights in these has a model that was trained for them.
-_TERNARY = ("TQ1_0", "TQ2_0")
 
 
 def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
@@ -87,7 +85,7 @@ def gains_alone(witness: Witness) -> bool:
         witness.weighted or not witness.has_cells or not witness.type.is_even
     ):
         return False
-    return typical_error(witness.type) > _FINE_ALONE and witness.type.name not in _TERNARY
+    return typical_error(witness.type) > _FINE_ALONE and not witness.type.is_native
 
 
 def _estimate_unproven(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:

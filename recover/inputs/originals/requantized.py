@@ -5,26 +5,16 @@ again, with a scale of its own per 32 weights. Every step is known, so that it c
 only one code leads to the stored byte.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._text import printable, quoted
-from recover.containers.gguf.header import ValueType
-from recover.containers.gguf.metadata import FILE_TYPES, derived_metadata
-from recover.containers.gguf.reader import Tensor, open_gguf
-from recover.errors import ReblockError
 from recover.execution.tiles import Tile, available_cores, for_each_tile, whole_rows
 from recover.inputs.originals._fit import reach
 from recover.inputs.originals._requantized import MAX_CODE, is_naive, read_groups, tables
-from recover.inputs.originals.codes import BLOCK, HALVES, n_bits, pack_codes, read_once, rounded
-from recover.quants import TensorType, U8Array, quantize, type_by_name
-from recover.reblock.floats import copied
-from recover.reblock.integers import by_rows, flat_reference
-from recover.reblock.source import Source, SourceTensor
+from recover.inputs.originals.codes import BLOCK, rounded
+from recover.quants import U8Array, quantize, type_by_name
 
 CHAINS = ("F32", "F16", "BF16")
 """What the products were rounded to, in the order of trial; the index is the kernel's number."""
@@ -34,7 +24,7 @@ _N_SAMPLED_ROWS = 16
 _SHORTEST = {MAX_CODE: 96, 16: BLOCK}
 _FEWEST_GROUPS = 8
 _FEWEST_NONZERO = 0.25
-_LONGEST_ROW = 1 << 20  # of longer ones, which no matrix has, some are too large to be looked at
+LONGEST_ROW = 1 << 20  # of longer ones, which no matrix has, some are too large to be looked at
 # Scales that no BF16 scale is, in steps of BF16 numbers: what they explain as well proves nothing.
 _CONTROLS = tuple(i / 8 for i in range(1, 8))
 
@@ -65,7 +55,7 @@ class SecondHand:
 
 
 @dataclass(frozen=True, eq=False)
-class _Blocks:
+class Blocks:
     """A matrix of Q8_0 blocks."""
 
     raw: U8Array
@@ -73,10 +63,12 @@ class _Blocks:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row."""
         return self.row_length // BLOCK * 34
 
     @property
     def n_rows(self) -> int:
+        """Number of rows."""
         return self.raw.size // self.row_bytes
 
     def rows(self, first: int, last: int) -> U8Array:
@@ -125,9 +117,9 @@ def find_second_hand(
         magnitudes (ternary ones, say) any scale does. A tensor without such an origin costs little:
         some rows are tried first.
     """
-    if row_length > _LONGEST_ROW:
+    if row_length > LONGEST_ROW:
         return None
-    blocks = _Blocks(raw, row_length)
+    blocks = Blocks(raw, row_length)
     if not is_naive(blocks.rows(0, 1)):
         return None
     picked = np.linspace(0, blocks.n_rows - 1, min(blocks.n_rows, _N_SAMPLED_ROWS)).round()
@@ -174,7 +166,7 @@ def read_second_hand(raw: U8Array, found: SecondHand, shift: float = 0.0) -> Gro
     return Groups(codes, scales, n_unproven)
 
 
-def _prove(blocks: _Blocks, found: SecondHand, n_threads: int | None) -> SecondHand | None:
+def _prove(blocks: Blocks, found: SecondHand, n_threads: int | None) -> SecondHand | None:
     """Read every group, encode what it was made from again, and compare the bytes."""
     kind, row_length = type_by_name("Q8_0"), blocks.row_length
     sums: list[tuple[int, int]] = []
@@ -182,7 +174,7 @@ def _prove(blocks: _Blocks, found: SecondHand, n_threads: int | None) -> SecondH
     def work(tile: Tile) -> None:
         raw = blocks.rows(tile.start // row_length, tile.end // row_length)
         groups = read_second_hand(raw, found)
-        weights = _weights(groups, found).astype(np.float32)
+        weights = weights_of(groups, found).astype(np.float32)
         if groups.n_unproven < 0 or not np.array_equal(
             quantize(weights.reshape(-1, row_length), kind), raw
         ):
@@ -203,136 +195,10 @@ class _UnexplainedError(Exception):
     """A group has no explanation: the search is over."""
 
 
-def _weights(groups: Groups, found: SecondHand) -> NDArray[np.float64]:
+def weights_of(groups: Groups, found: SecondHand) -> NDArray[np.float64]:
     """What the naive way encoded: the products, rounded as in the chain."""
     products = groups.codes.reshape(-1, found.group) * groups.scales[:, None]
     return rounded(products, found.chain).reshape(-1)
-
-
-def open_second_hand(path: Path, outtype: str | None, *, n_threads: int | None = None) -> Source:
-    """Open a GGUF file and look for the integers that its Q8_0 tensors were made from.
-
-    Parameters
-    ----------
-    path : Path
-        A GGUF file.
-    outtype : str or None
-        Type of the recovered tensors; None: the smallest that holds each exactly.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-
-    Returns
-    -------
-    Source
-        Other tensors, and those whose origin is not found, are copied.
-
-    Raises
-    ------
-    GGUFError, ReblockError
-        If the file cannot be read, or holds no Q8_0 tensor.
-    """
-    model = open_gguf(path)
-    if all(each.type.name != "Q8_0" for each in model.tensors.values()):
-        raise ReblockError(f"{printable(path)}: holds no Q8_0 tensor; there is nothing to undo")
-    found = [
-        _settle(each, outtype and outtype.upper(), n_threads) for each in model.stored.values()
-    ]
-    chains = {chain for _, chain in found if chain is not None}
-    tensors = tuple(tensor for tensor, _ in found)
-    entries = [("general.quantization_version", ValueType.UINT32, 2)]
-    largest = max(tensors, key=lambda tensor: tensor.n_weights)
-    if chains and largest.outtype.name in FILE_TYPES:
-        entries.append(("general.file_type", ValueType.UINT32, FILE_TYPES[largest.outtype.name]))
-    return Source(
-        path=path,
-        parts=model.parts,
-        metadata=tuple(derived_metadata(model.metadata, ("split.",), entries)),
-        tensors=tensors,
-        conditions=tuple(_conditions(chains)),
-    )
-
-
-def _conditions(chains: set[str]) -> Iterator[str]:
-    if not chains:
-        return
-    yield "the originals were integers, at most 128 in magnitude, times a BF16 scale per group"
-    yield f"their products were rounded to nearest in {' or '.join(sorted(chains))}"
-    yield "these were encoded as Q8_0 as llama.cpp does it: encoded again they are the file's bytes"
-    yield "the scale of a group is the coarsest that explains its bytes"
-
-
-def _settle(
-    tensor: Tensor, outtype: str | None, n_threads: int | None
-) -> tuple[SourceTensor, str | None]:
-    """The output tensor, and the chain if its origin was found."""
-    found = None
-    if tensor.type.name == "Q8_0":
-        found = find_second_hand(tensor.raw, tensor.dims[0], n_threads=n_threads)
-    if found is None:
-        return _kept(tensor, ""), None
-    names = [name for name, half in HALVES.items() if found.reach <= half and name != "Q4_1"]
-    wanted = outtype or next(iter(names), "")
-    what = (
-        f"originally {n_bits(found.reach)}-bit integers times a BF16 scale per {found.group}"
-        f" weights, through {found.chain}"
-    )
-    if found.reach > HALVES.get(wanted, 0):
-        return _kept(tensor, f"{what}; {wanted or 'no type'} does not hold them exactly"), None
-    return _recovered(tensor, found, type_by_name(wanted), what), found.chain
-
-
-def _kept(tensor: Tensor, reason: str) -> SourceTensor:
-    """A tensor whose bytes are taken as they are."""
-    if tensor.type.name == "Q8_0" and not reason:
-        reason = "copied: its bytes do not prove integers times a BF16 scale per group"
-        if tensor.dims[0] > _LONGEST_ROW:
-            reason = f"copied: rows of more than {_LONGEST_ROW} weights are not looked at"
-    return replace(copied(tensor.name, tensor.dims, tensor.type.name, tensor.raw), reason=reason)
-
-
-def _recovered(tensor: Tensor, found: SecondHand, outtype: TensorType, what: str) -> SourceTensor:
-    blocks, length = _Blocks(tensor.raw, tensor.dims[0]), tensor.dims[0]
-
-    def groups_of(first: int, last: int) -> tuple[U8Array, Groups]:
-        raw = blocks.rows(first, last)
-        groups = read_second_hand(raw, found)
-        if groups.n_unproven < 0:
-            raise ReblockError(f"tensor {quoted(tensor.name)} is not what it was: the file changed")
-        return raw, groups
-
-    def encode(first: int, last: int, out: U8Array) -> None:
-        _, groups = read_once(first, last, groups_of)
-        pack_codes(groups.codes.reshape(-1, length), groups.scales, outtype, out)
-
-    def reference(first: int, last: int) -> NDArray[np.float64]:
-        raw, groups = read_once(first, last, groups_of)
-        if not np.array_equal(encoded(_weights(groups, found)), raw.reshape(-1, 34)):
-            raise ReblockError(f"tensor {quoted(tensor.name)}: encoded again it is something else")
-        products = groups.codes.reshape(-1, found.group) * groups.scales[:, None]
-        return products.reshape(-1, length)
-
-    n_weights = blocks.n_rows * length
-    share = 1 - found.n_unproven / n_weights
-    proof = (
-        "every code is proven"
-        if not found.n_unproven
-        else (
-            f"{share:.3%} of the codes are proven; {found.n_unproven} have neighbours that make the"
-            " same bytes"
-        )
-    )
-    return SourceTensor(
-        name=tensor.name,
-        dims=tensor.dims,
-        stored_as="Q8_0",
-        outtype=outtype,
-        group=found.group,
-        exact=not found.n_unproven,
-        proven=not found.n_unproven,
-        reason=f"{what}: {proof}; encoded again they are the file's bytes",
-        encode=by_rows(length, outtype, encode),
-        reference=flat_reference(length, reference),
-    )
 
 
 def encoded(weights: NDArray[np.float64]) -> U8Array:
