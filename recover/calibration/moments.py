@@ -21,15 +21,13 @@ from recover.calibration.weights import Source
 from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import CalibrationError
-from recover.estimators import Request
-from recover.estimators.methods import linear
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, tally_order
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.matching import check_match, find_twins, typical_error
 from recover.inputs.provenance import has_cells, witness_of
 from recover.inputs.relations import ANOTHER_MODEL, find_relations
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
-from recover.quants._decode import decode_codes
 
 F64Array = NDArray[np.float64]
 
@@ -38,6 +36,7 @@ _LANES = 8
 _SUPERBLOCK = 256
 _COUNTED = 1 << 16  # weights that are counted in one go, and whose neighbours may be left out
 _MOST_COUNTED = 1 << 23  # weights of a type
+_METHOD = "linear"  # whose weights are fitted
 _N_LOOKED_AT = 6  # tensors that tell whether the inputs were quantized from the truth
 
 
@@ -303,24 +302,23 @@ class _Pass:
         n_inputs = max(len(job.witnesses) for job in self._jobs)
         memory, estimate = np.empty((2, n), np.float32)
         decoded = np.empty(n_inputs * n, np.float32)
-        known: tuple[Witness, ...] = ()
-        buffer, order = EvidenceBuffer(known), tally_order(known)
+        known: tuple[Witness, ...] = self._jobs[0].witnesses
+        estimator = UncorrectedTileEstimator(known, _METHOD)
 
         def work(tile: Tile) -> None:
-            nonlocal known, buffer, order
+            nonlocal known, estimator
             job = self._jobs[tile.tensor]
             if job.witnesses != known:
                 known = job.witnesses
-                buffer, order = EvidenceBuffer(known), tally_order(known)
+                estimator = UncorrectedTileEstimator(known, _METHOD)
             size = tile.end - tile.start
             truth = job.truth.read(tile.start, tile.end, memory[:size])
-            evidence = buffer.read(job.tensors, tile.start, tile.end)
+            estimator.estimate(job.tensors, tile.start, tile.end, estimate[:size])
             values = decoded[: len(known) * size].reshape(len(known), size)
-            for row, slot in zip(values, order, strict=True):
-                _say(evidence, slot, row)
+            for i, row in enumerate(values):
+                estimator.decode(i, row)
             index = tile.start // TILE
             _add_gram(values, truth, self._grams[tile.tensor][index])
-            linear.estimate(evidence, estimate[:size], np.zeros(2 + len(known)), Request())
             self._linear[tile.tensor][index] = _square_error(estimate[:size], truth)
 
         return work
@@ -381,21 +379,6 @@ _Key = tuple[str, bool, bool]
 
 def _key(witness: Witness) -> _Key:
     return witness.type.name, witness.has_cells, witness.weighted
-
-
-def _say(evidence: Evidence, slot: int, out: F32Array) -> None:
-    """What one input says: what dequantizing it gives, but for the rounding of side scales."""
-    n_scalars = len(evidence.codes)
-    if slot >= n_scalars:
-        out[:] = evidence.values[slot - n_scalars]
-        return
-    decode_codes(
-        evidence.codes[slot],
-        evidence.scale[slot],
-        evidence.offset[slot],
-        evidence.levels[slot],
-        out,
-    )
 
 
 @kernel

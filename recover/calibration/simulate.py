@@ -11,8 +11,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators import Request, estimator
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.estimators import DEFAULT_METHOD
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.evidence.buffer import Evidence, Witness
 from recover.evidence.densities import (
     ATOM,
     BELOW,
@@ -349,11 +350,13 @@ def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
     witnesses = [Witness(kind), *[Witness(kind, has_cells)] * (max(N_ALIKE) - 1)]
     shares: list[float] = []
     for n_alike in N_ALIKE:
-        evidence = EvidenceBuffer(witnesses[:n_alike]).load(raws[:n_alike], x.size)
+        tile = UncorrectedTileEstimator(witnesses[:n_alike], DEFAULT_METHOD)
+        tile.read(raws[:n_alike], 0, x.size)
 
-        def ratio(share: float, n: int = n_alike, evidence: Evidence = evidence) -> float:
+        def ratio(share: float, n: int = n_alike, tile: UncorrectedTileEstimator = tile) -> float:
             scaled = np.stack([_times(table, share) for table in tables[:n]])
-            return _claim_over_measured(evidence._replace(density=scaled), errors[:n], x)
+            evidence = tile.evidence._replace(density=scaled)
+            return _claim_over_measured(tile, evidence, errors[:n], x)
 
         # Among cells estimates are the better the more the densities count.
         least = 1 - _CLOSE if has_cells else 1.0
@@ -448,7 +451,8 @@ def _ratio_of_pair(
     pair: tuple[Witness, Witness], counted: int, raws: Sequence[U8Array], x: F32Array
 ) -> Callable[[float], float]:
     """Claimed over measured error of two inputs, by what the density of one of them counts."""
-    evidence = EvidenceBuffer(pair).load(raws, x.size)
+    tile = UncorrectedTileEstimator(pair, DEFAULT_METHOD)
+    evidence = tile.read(raws, 0, x.size)
     errors = [_error(dequantize(raw, w.type), x) for raw, w in zip(raws, pair, strict=True)]
 
     def ratio(share: float) -> float:
@@ -462,7 +466,7 @@ def _ratio_of_pair(
             else:
                 next(vectors)[2] = counts
         scaled = evidence._replace(likelihood=told, density=densities)
-        return _claim_over_measured(scaled, errors, x)
+        return _claim_over_measured(tile, scaled, errors, x)
 
     return ratio
 
@@ -486,15 +490,17 @@ def _share(ratio: Callable[[float], float], low: float, high: float, least: floa
     return high
 
 
-def _claim_over_measured(evidence: Evidence, errors: Sequence[float], x: F32Array) -> float:
-    """Expected over measured error of the posterior, relative to the best input's.
+def _claim_over_measured(
+    tile: UncorrectedTileEstimator, evidence: Evidence, errors: Sequence[float], x: F32Array
+) -> float:
+    """Expected over measured error of the estimates, relative to the best input's.
 
     `errors` are the square errors of the decoded inputs.
     """
-    out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(errors))
-    request = Request(deviation=np.empty_like(out))  # so that all weights are counted
-    estimator("posterior").estimate(evidence, out, tally, request)
-    return float(tally[0] / tally[2:].min()) / (_error(out, x) / min(errors))
+    out = np.empty(x.size, np.float32)
+    # With deviations, so that all weights are counted.
+    tally = tile.estimate_from(evidence, out, np.empty_like(out))
+    return float(tally.variance / tally.alone.min()) / (_error(out, x) / min(errors))
 
 
 def _error(values: F32Array, x: F32Array) -> float:

@@ -2,9 +2,12 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from recover.estimators import DEFAULT_METHOD, method_names, shipped_methods
 
 if TYPE_CHECKING:
     from recover.merge.execute import MergeResult, TensorResult
@@ -16,6 +19,16 @@ SUMMARY = "Merge several quantizations of one model into one better file"
 _NO_GAIN = 0.9995  # prints as 1.000
 
 
+class Methods:
+    """Names of the estimators; those of other packages are looked for only if they matter."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in shipped_methods() or name in method_names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(method_names())
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file")
@@ -24,8 +37,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=("posterior", "linear", "midpoint", "best"),
-        help="how to combine the inputs (default: posterior)",
+        choices=Methods(),
+        metavar="METHOD",
+        help=f"how to combine the inputs: {', '.join(shipped_methods())} or one that another"
+        f" package adds (default: {DEFAULT_METHOD})",
     )
     parser.add_argument(
         "--estimate",
@@ -98,7 +113,6 @@ def _part_size(text: str) -> int:
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import message, print_json, progress_bar, warn
-    from recover.estimators import DEFAULT_METHOD
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
 

@@ -1,66 +1,88 @@
 """The estimators: evidence to estimate, one file each in `methods`, found by discovery.
 
-A file defines ``estimate(evidence, out, tally, request)``: it fills `out`, float32 (n,), and adds
-to `tally`, float64 (2 + K + V,), the sums over the weights of
-
-- ``tally[0]``: the variance that the estimate is expected to have,
-- ``tally[1]``: one for each weight on which the inputs contradict each other,
-- ``tally[2 + k]``: the variance that input k alone is expected to have (scalar inputs first).
+A file defines ``estimate(evidence, out, tally, request)`` and whatever of
+`recover.estimators.base.Estimator` differs from the defaults. Other packages add estimators as
+entry points of the group ``recover.estimators``: an entry point names such a module, or any object
+with the same attributes.
 """
 
 import pkgutil
 from functools import cache
 from importlib import import_module
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from recover.errors import PlanError
 from recover.estimators import methods
-from recover.estimators._request import ESTIMATES, MEAN, MODE, Request
-from recover.evidence.buffer import Evidence
-from recover.quants import F32Array
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from recover.estimators._request import ESTIMATES, MEAN, MODE, Request
+    from recover.estimators.base import Estimator, estimator, method_for
+    from recover.estimators.tally import Tally
+    from recover.estimators.tile import TileEstimator
 
 __all__ = [
     "DEFAULT_METHOD",
+    "ENTRY_POINTS",
     "ESTIMATES",
+    "FIRST_ALONE",
     "MEAN",
     "MODE",
     "Estimator",
     "Request",
+    "Tally",
+    "TileEstimator",
+    "entry_points",
     "estimator",
+    "method_for",
     "method_names",
+    "shipped_methods",
 ]
 
 DEFAULT_METHOD = "posterior"
+FIRST_ALONE = "best"
+"""The method that decodes the first (finest) input, where there is nothing to combine."""
+ENTRY_POINTS = "recover.estimators"
+"""Group of the entry points by which other packages add estimators."""
+
+# Loaded on first use: the names of the methods are known at once, the compiler takes its time.
+_HOME = {
+    "ESTIMATES": "recover.estimators._request",
+    "MEAN": "recover.estimators._request",
+    "MODE": "recover.estimators._request",
+    "Request": "recover.estimators._request",
+    "Estimator": "recover.estimators.base",
+    "estimator": "recover.estimators.base",
+    "method_for": "recover.estimators.base",
+    "Tally": "recover.estimators.tally",
+    "TileEstimator": "recover.estimators.tile",
+}
 
 
-class Estimator(Protocol):
-    """An estimator's module."""
-
-    SEES_CONFLICTS: bool
-    """Whether it counts contradictions between the inputs."""
-    CALIBRATED: str | None
-    """What it takes from a calibration: ``weights``, ``densities`` or nothing."""
-
-    @staticmethod
-    def estimate(
-        evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
-    ) -> None:
-        """Fill `out` (and what the request has room for) and add to `tally`."""
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'recover.estimators' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
 
 
 @cache
-def method_names() -> tuple[str, ...]:
-    """Names of all estimators, without importing them."""
+def shipped_methods() -> tuple[str, ...]:
+    """Names of the estimators that come with this package, without importing them."""
     return tuple(module.name for module in pkgutil.iter_modules(methods.__path__))
 
 
-@cache
-def estimator(name: str) -> Estimator:
-    """The estimator of that name; `PlanError` if there is none."""
-    if name not in method_names():
-        raise PlanError(f"method {name!r} is unknown; known are {', '.join(method_names())}")
-    module: Estimator = import_module(f"{methods.__name__}.{name}")  # type: ignore[assignment]
-    return module
+def entry_points() -> "dict[str, EntryPoint]":
+    """By name, the estimators of other packages, none of them imported.
+
+    Those that have the name of a shipped one are left out. To look for them takes a while, so this
+    is called only where a name is unknown or all are listed.
+    """
+    from importlib import metadata
+
+    found = metadata.entry_points(group=ENTRY_POINTS)
+    return {each.name: each for each in found if each.name not in shipped_methods()}
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of all estimators, shipped ones first, without importing them."""
+    return *shipped_methods(), *sorted(entry_points())

@@ -23,8 +23,11 @@ from numpy.typing import NDArray
 
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
-from recover.estimators import MEAN, Request, estimator
-from recover.evidence.buffer import EvidenceBuffer, Witness, tally_order
+from recover.estimators._request import MEAN
+from recover.estimators.base import estimator
+from recover.estimators.tally import Tally
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.evidence.buffer import Witness
 from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize
 
 WEIGHTS = "weights"
@@ -43,7 +46,7 @@ class Claims(NamedTuple):
     merged : float64 (2,)
         Of the estimates.
     alone : float64 (2, n_inputs)
-        Of each input alone, in the order of the tally (see `recover.estimators`).
+        Of each input alone, in the order of the evidence (scalar inputs first).
     kurtosis : float64 (2,)
         That of the estimates (see `kurtosis_of`).
     is_measured : bool
@@ -55,7 +58,12 @@ class Claims(NamedTuple):
     kurtosis: NDArray[np.float64]
     is_measured: bool = True
 
-    def correct(self, tally: NDArray[np.float64], estimate: F32Array, deviation: F32Array) -> None:
+    def correct(
+        self,
+        tally: Tally,
+        estimate: F32Array,
+        deviation: F32Array | None = None,
+    ) -> None:
         """Multiply sums of errors, and standard deviations."""
         if not self.is_measured:
             return
@@ -66,9 +74,10 @@ class Claims(NamedTuple):
         merged, alone = (
             each[0] * (each[1] / each[0]) ** share for each in (self.merged, self.alone)
         )
-        tally[0] *= merged
-        tally[2:] *= alone
-        deviation *= np.float32(merged**0.5)
+        tally.variance *= merged
+        tally.alone[:] *= alone
+        if deviation is not None:
+            deviation *= np.float32(merged**0.5)
 
 
 def kurtosis_of(values: F32Array) -> float:
@@ -107,7 +116,8 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     Returns
     -------
     Claims
-        All 1 for ``best``, and where the sample does not have (enough of) a type, or an encoder.
+        All 1 for a method that takes the first input, and where the sample does not have (enough
+        of) a type, or an encoder.
     """
     alone, merged, kurtosis = np.ones((2, len(witnesses))), np.ones(2), np.zeros(2)
     names = _sample_names(witnesses)
@@ -117,24 +127,23 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     )
     is_known = in_sample and len(set(names)) == len(names)
     is_foreign = any(witness.noise is not None for witness in witnesses)
-    if method == "best" or not is_known or is_foreign:
+    if estimator(method).takes_first or not is_known or is_foreign:
         return Claims(merged, alone, kurtosis, is_measured=False)
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
-    buffer = EvidenceBuffer([replace(witness, density=None) for witness in witnesses])
+    plain = [replace(witness, density=None) for witness in witnesses]
+    tile = UncorrectedTileEstimator(plain, method, estimate)
     for half in range(2):
         x = _half_of(WEIGHTS, half).reshape(-1)
         tensors = [
             _stored_half(name, witness.type, half)
             for name, witness in zip(names, witnesses, strict=True)
         ]
-        evidence = buffer.read(tensors, 0, x.size)
-        out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
-        request = Request(estimate, np.empty_like(out))  # deviations, so that all weights count
-        estimator(method).estimate(evidence, out, tally, request)
-        for tensor, slot in zip(tensors, tally_order(witnesses), strict=True):
-            decoded = tensor.read(0, x.size)
-            alone[half, slot] = _square_error(decoded, x) / tally[2 + slot]
-        merged[half], kurtosis[half] = _square_error(out, x) / tally[0], kurtosis_of(out)
+        out = np.empty(x.size, np.float32)
+        # With deviations, so that all weights count.
+        tally = tile.estimate_from(tile.read(tensors, 0, x.size), out, np.empty_like(out))
+        errors = [_square_error(tensor.read(0, x.size), x) for tensor in tensors]
+        alone[half] = tile.by_place(np.array(errors)) / tally.alone
+        merged[half], kurtosis[half] = _square_error(out, x) / tally.variance, kurtosis_of(out)
     return Claims(merged, alone, kurtosis)
 
 

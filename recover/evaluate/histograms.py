@@ -18,10 +18,9 @@ from recover._compiled.jit import kernel
 from recover._text import printable, quoted
 from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import EvaluationError
-from recover.estimators import Request
-from recover.estimators.methods import best
+from recover.estimators import FIRST_ALONE, TileEstimator
 from recover.evaluate.errors import ModelErrors
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import Witness
 from recover.evidence.cells import intersect_cells
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.provenance import witness_of
@@ -235,7 +234,7 @@ class _Worker:
         self._tensor = tensor
         self._truth = truth
         self._sums = sums
-        self._buffer = None if witness is None else EvidenceBuffer([witness])
+        self._estimator = None if witness is None else TileEstimator([witness], FIRST_ALONE)
         self._has_cells = witness is not None and _confines(witness)
         self._scratch = np.empty((4, min(TILE, tensor.n_weights)), np.float32)
         self.errors = np.zeros(2 * N_MAGNITUDES, np.int64)
@@ -247,15 +246,13 @@ class _Worker:
         index = tile.start // TILE
         x, y, lower, upper = self._scratch[:, : tile.end - tile.start]
         self._truth.read(tile.start, tile.end, y)
-        if self._buffer is None:
+        if self._estimator is None:
             self._tensor.read(tile.start, tile.end, x)
         else:
-            tally = np.zeros(3)
-            evidence = self._buffer.read([self._tensor], tile.start, tile.end)
-            best.estimate(evidence, x, tally, Request())
-            self._sums.variance[index] = tally[0]
+            tally = self._estimator.estimate([self._tensor], tile.start, tile.end, x)
+            self._sums.variance[index] = tally.variance
             if self._has_cells:
-                intersect_cells(evidence, lower, upper)
+                intersect_cells(self._estimator.evidence, lower, upper)
                 _count_widths(lower, upper, self.widths)
         _count_errors(x, y, self.errors, self.n_by_weight, self._sums.square_by_weight[index])
 

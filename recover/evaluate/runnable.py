@@ -9,6 +9,7 @@ from pathlib import Path
 from recover._text import printable
 from recover.containers.gguf.reader import Model
 from recover.errors import EvaluationError
+from recover.estimators import FIRST_ALONE
 from recover.evaluate.reference import ReferenceLogits, block_bytes
 from recover.merge.execute import execute_merge
 from recover.merge.plan import MergePlan, plan_merge
@@ -71,7 +72,10 @@ class RunnableFiles:
                 None
                 if keep
                 else plan_merge(
-                    [model.path], self._folder / "model.gguf", method="best", outtype=outtype
+                    [model.path],
+                    self._folder / "model.gguf",
+                    method=FIRST_ALONE,
+                    outtype=outtype,
                 )
                 for model, keep in zip(self._models, as_it_is, strict=True)
             ]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from recover.evidence.densities import (
     share,
 )
 from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
+from recover.quants._decode import decode_codes
 
 # Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a
 # division, two products and two sums, generously.
@@ -128,13 +128,6 @@ class Witness:
     side_scaled: bool = False
 
 
-def tally_order(witnesses: Sequence[Witness]) -> tuple[int, ...]:
-    """Index into a ``tally[2:]`` of each witness (see `recover.estimators`): scalar ones first."""
-    are_scalar = [isinstance(witness.type, ScalarType) for witness in witnesses]
-    scalars, others = count(), count(sum(are_scalar))
-    return tuple(next(scalars if is_scalar else others) for is_scalar in are_scalar)
-
-
 class EvidenceBuffer:
     """Memory for the evidence on one tile, used again and again by one thread.
 
@@ -198,10 +191,46 @@ class EvidenceBuffer:
         )
         known = [w.weight for w in witnesses if w.weight is not None]
         if known:
-            weights = np.empty(len(witnesses))
-            weights[list(tally_order(witnesses))] = known
-            self._whole = self._whole._replace(weights=weights)
+            self._whole = self._whole._replace(weights=self.by_place(np.array(known)))
         self._tile, self._n_weights = self._whole, -1
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        """For each witness, its place in evidence: scalar inputs first."""
+        n_scalars = len(self._whole.levels)
+        return tuple(
+            row if isinstance(kind, ScalarType) else n_scalars + row
+            for kind, row in zip(self._types, self._row_of, strict=True)
+        )
+
+    def by_witness(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Figures (K + V,) in the order of the evidence, put into that of the witnesses."""
+        return figures[list(self._order)]
+
+    def by_place(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Figures (K + V,) in the order of the witnesses, put into that of the evidence."""
+        placed = np.empty_like(figures)
+        placed[list(self._order)] = figures
+        return placed
+
+    def decode(self, evidence: Evidence, witness: int, out: F32Array) -> None:
+        """What one input says: its decoded values, but for the rounding of side scales.
+
+        Parameters
+        ----------
+        evidence : Evidence
+            From `load` or `read`.
+        witness : int
+            Number of the input, in the order of the witnesses.
+        out : float32 (n,)
+            To be filled.
+        """
+        kind, row = self._types[witness], self._row_of[witness]
+        if isinstance(kind, ScalarType):
+            scale, offset = evidence.scale[row], evidence.offset[row]
+            decode_codes(evidence.codes[row], scale, offset, evidence.levels[row], out)
+        else:
+            out[:] = evidence.values[row]
 
     def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
         """Unpack one tile.

@@ -9,6 +9,7 @@ from recover.calibration.weights import Calibration
 from recover.containers.gguf.names import layer_of, role_of
 from recover.errors import CalibrationError
 from recover.estimators import estimator
+from recover.estimators.base import WEIGHTS
 from recover.evidence.buffer import Witness
 from recover.merge.decide import Draft
 
@@ -36,7 +37,7 @@ def with_calibration(
     CalibrationError
         If it does not know a tensor's types.
     """
-    gives_weights = estimator(method).CALIBRATED == "weights"
+    gives_weights = estimator(method).calibrated == WEIGHTS
     changed = []
     for tensor in tensors:
         try:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._text import quoted, some
+from recover.estimators import Tally
 from recover.evidence.buffer import Evidence, Witness
 from recover.evidence.cells import intersect_cells
 from recover.evidence.lattice import count_without, snap
@@ -89,7 +90,7 @@ class Snapper:
             )
             tally[CERTAIN] += n_certain
             tally[SNAPPED] += estimate.size
-            tally[N_OWN] += change
+            Tally(tally[N_OWN:]).variance += change
         else:
             _, n_empty, expected, _ = count_without(lower, upper, self._bits)
         n_scales, n_foreign = self._count_scales(stored)

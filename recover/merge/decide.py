@@ -9,12 +9,13 @@ import numpy as np
 from recover._text import printable, quoted
 from recover.containers.gguf.reader import Model
 from recover.errors import PlanError
-from recover.estimators import DEFAULT_METHOD, Request, estimator
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, estimator, method_for
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.evidence.buffer import Witness
 from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import measure_noise
-from recover.inputs.matching import by_fineness, contradicts, find_twins, typical_error
+from recover.inputs.matching import by_fineness, contradicts, find_twins
 from recover.inputs.originals.origin import is_original
 from recover.inputs.provenance import is_foreign, is_plain, is_searched, witness_of
 from recover.inputs.samples import Sampler
@@ -27,9 +28,6 @@ from recover.quants import (
     TensorType,
     type_by_name,
 )
-
-# An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
-_FINE_ALONE = 6e-3
 
 
 @dataclass(frozen=True)
@@ -95,29 +93,6 @@ def _with_noise(witness: Witness, noise: float | None) -> Witness:
     if noise is None:
         return witness
     return replace(witness, has_cells=False, weighted=False, noise=noise)
-
-
-def method_for(witnesses: Sequence[Witness], method: str) -> str:
-    """Name of the estimator that a tensor needs.
-
-    One source alone is decoded, but where its codes say more than its decoded values do.
-    """
-    if len(witnesses) > 1 or (method == DEFAULT_METHOD and gains_alone(witnesses[0])):
-        return method
-    return "best"
-
-
-def gains_alone(witness: Witness) -> bool:
-    """Whether the posterior of one input is better than its decoded values.
-
-    Where an encoder weighed the errors, and with 4-bit floats, whose cells are wide at the ends, a
-    tensor with outliers may lose more than the others gain.
-    """
-    if isinstance(witness.type, ScalarType) and (
-        witness.weighted or not witness.has_cells or not witness.type.is_even
-    ):
-        return False
-    return typical_error(witness.type) > _FINE_ALONE and not witness.type.is_native
 
 
 class Decider:
@@ -192,7 +167,7 @@ class Decider:
                 outtype = type_by_name("F32")
             if originals := [i for i in distinct if is_original(tensors[i])]:
                 sources = originals[:1]
-            elif len(distinct) > 1 and self._method != "best":
+            elif len(distinct) > 1 and not estimator(self._method).takes_first:
                 sources, action = distinct, "merge"
             if len(sources) == 1 and outtype is tensors[sources[0]].type:
                 action = "copy"
@@ -209,7 +184,7 @@ class Decider:
             tuple(sources),
             twins,
             outtype.name,
-            "best" if is_known else self._method_for(name, sources),
+            FIRST_ALONE if is_known else self._method_for(name, sources),
             tuple(compared),
             descents,
             is_known,
@@ -322,8 +297,7 @@ class Decider:
         """What a merge of some inputs makes of a range of weights."""
         tensors = [self._models[i].tensors[name] for i in inputs]
         witnesses = [self._witness(name, i) for i in inputs]
-        buffer, out = EvidenceBuffer(witnesses), np.empty(end - start, np.float32)
+        out = np.empty(end - start, np.float32)
         method = method_for(witnesses, DEFAULT_METHOD)
-        tally = np.zeros(2 + len(inputs))
-        estimator(method).estimate(buffer.read(tensors, start, end), out, tally, Request())
+        UncorrectedTileEstimator(witnesses, method).estimate(tensors, start, end, out)
         return out

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
 from recover.errors import PlanError, QuantError
-from recover.estimators import Request, estimator
+from recover.estimators import FIRST_ALONE, Tally, TileEstimator
 from recover.estimators.error_calibration import Claims, find_claims
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, tally_order
+from recover.evidence.buffer import Evidence, Witness
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.inputs.foreign import foreign_noise
@@ -274,8 +274,7 @@ class _Worker:
         self._deviation = np.empty(0 if plan.uncertainty is None else TILE, np.float32)
         self._snapper = Snapper(plan)
         self._encoded = np.empty(TILE * 4, np.uint8)
-        self._witnesses: tuple[Witness, ...] = ()
-        self._buffer = EvidenceBuffer(())
+        self._known: tuple[tuple[Witness, ...], str] = (), ""
         self._index = -1
 
     def work(self, tile: Tile) -> None:
@@ -299,8 +298,8 @@ class _Worker:
         output.write_at(position, encoded.data)
         rounded = rounded_away(estimate, encoded, self._outtype)
         if rounded or (tally is not None and tally.size > N_OWN):
-            tally = _with_room(tally, N_OWN + 2 + len(self._sources))
-            tally[N_OWN] += rounded
+            tally = _with_room(tally, N_OWN + Tally.size_for(len(self._sources)))
+            Tally(tally[N_OWN:]).variance += rounded
         if self._is_known and (n_rounded := count_rounded(estimate, encoded, self._outtype)):
             tally = _with_room(tally, N_OWN)
             tally[ROUNDED] += n_rounded
@@ -318,16 +317,15 @@ class _Worker:
         models = [self._plan.models[source] for source in self._tensor.sources]
         self._sources = [model.tensors[self._tensor.name] for model in models]
         self._is_known = self._tensor.is_known
-        self._is_decoded = self._tensor.method == "best"
+        self._is_decoded = self._tensor.method == FIRST_ALONE
         self._comparison = self._comparison_of(self._tensor)
         if self._tensor.action == "copy" or self._is_known:
             return
-        self._estimator = estimator(self._tensor.method)
         self._snapper.turn_to(self._tensor)
-        self._claims = self._claims_of[index]
-        witnesses = self._tensor.witnesses
-        if witnesses != self._witnesses:
-            self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
+        known = self._tensor.witnesses, self._tensor.method
+        if known != self._known:
+            claims, self._known = self._claims_of[index], known
+            self._estimator = TileEstimator(*known, self._plan.estimate, claims=claims)
 
     def _fill(self, tile: Tile, estimate: F32Array) -> NDArray[np.float64] | None:
         """Estimate the weights of one tile; their sums, if there is anything to estimate."""
@@ -336,30 +334,31 @@ class _Worker:
             self._sources[0].read(tile.start, tile.end, estimate)
             self._deviation[:n] = 0
             return self._compare(tile)
-        tally = _with_room(self._compare(tile), N_OWN + 2 + len(self._sources))
-        evidence = self._buffer.read(self._sources, tile.start, tile.end)
+        tally = _with_room(self._compare(tile), N_OWN + Tally.size_for(len(self._sources)))
+        deviation, estimated = self._deviation[:n], Tally(tally[N_OWN:])
+        estimated += self._estimator.estimate(
+            self._sources, tile.start, tile.end, estimate, deviation
+        )
+        evidence = self._estimator.evidence
         tally[BROKEN] = n_broken(evidence)
-        request = Request(self._plan.estimate, self._deviation[:n])
-        self._estimator.estimate(evidence, estimate, tally[N_OWN:], request)
-        self._claims.correct(tally[N_OWN:], estimate, request.deviation)
         if self._tensor.action == "merge":
-            tally[CONFLICTS] += self._n_conflicts(evidence, tally)
+            tally[CONFLICTS] += self._n_conflicts(evidence, estimated)
             likeness = compare_unproven(evidence)
             tally[LIKENESS] += likeness
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._sources[0].read(tile.start, tile.end, estimate)
-        if request.deviation.size:
+        if deviation.size:
             # Zero says that a weight is certain, and no estimate is more exact than float32 is.
             least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
-            np.maximum(request.deviation, least, out=request.deviation)
+            np.maximum(deviation, least, out=deviation)
         stored = [each.part(tile.start, tile.end) for each in self._sources]
-        self._snapper.apply(evidence, stored, estimate, request.deviation, tally)
+        self._snapper.apply(evidence, stored, estimate, deviation, tally)
         return tally
 
-    def _n_conflicts(self, evidence: Evidence, tally: NDArray[np.float64]) -> float:
+    def _n_conflicts(self, evidence: Evidence, estimated: Tally) -> float:
         """Weights on which the merged inputs contradict each other, as the estimator found."""
-        if self._estimator.SEES_CONFLICTS:
-            return float(tally[N_OWN + 1])
+        if self._estimator.estimator.sees_conflicts:
+            return estimated.n_conflicts
         return float(count_conflicts(evidence, step_for(self._tensor.n_weights)))
 
     def _comparison_of(self, tensor: TensorPlan) -> Comparison | None:
@@ -456,16 +455,13 @@ def _result(
                 f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[BROKEN]):,} weights"
                 " only the other inputs were taken"
             )
-        n_exact, tally = n_exact + int(sums[CERTAIN]), sums[N_OWN:]
+        n_exact, tally = n_exact + int(sums[CERTAIN]), Tally(sums[N_OWN:])
         merged = tensor.action == "merge"
         n_merged += n_weights * merged
-        expected, n_conflicts = expected + tally[0], n_conflicts + sums[CONFLICTS] * merged
-        of_source = dict(zip(tensor.sources, tally[2:], strict=True))
-        if merged:
-            order = tally_order(tensor.witnesses)
-            of_source = {s: tally[2 + slot] for s, slot in zip(tensor.sources, order, strict=True)}
+        expected, n_conflicts = expected + tally.variance, n_conflicts + sums[CONFLICTS] * merged
+        of_source = dict(zip(tensor.sources, tally.alone, strict=True))
         alone += errors_alone(tensor.twins, tensor.descents, of_source)
-        rmse = math.sqrt(max(tally[0], 0) / n_weights)
+        rmse = math.sqrt(max(tally.variance, 0) / n_weights)
         results.append(TensorResult(tensor, rmse, contradicted, n_rounded))
     best = float(alone.min())
     return MergeResult(

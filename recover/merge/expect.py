@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover.containers.gguf.reader import Model
-from recover.estimators import DEFAULT_METHOD, Request, estimator
+from recover.estimators import DEFAULT_METHOD, Tally, TileEstimator
 from recover.estimators.error_calibration import find_claims
-from recover.evidence.buffer import EvidenceBuffer, Witness, tally_order
+from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.merge.compare import Likeness, compare_unproven
 from recover.merge.decide import Decider, Draft
@@ -124,7 +123,7 @@ class _Sums:
         self.n_weights = self.sources[0].n_weights
         self.witnesses = draft.witnesses
         self.claims = find_claims(draft.witnesses, draft.method)
-        self.tallies = np.zeros((n_tiles(self.n_weights), 2 + len(self.sources)))
+        self.tallies = np.zeros((n_tiles(self.n_weights), Tally.size_for(len(self.sources))))
         self.likeness = np.zeros((n_tiles(self.n_weights), 3))
 
     def expectation(self) -> Expectation:
@@ -132,18 +131,17 @@ class _Sums:
         draft = self.draft
         if not self.witnesses:
             return Expectation(draft.name, self.n_weights, draft.types, draft.twins, None, (), 0, 0)
-        tally: NDArray[np.float64] = self.tallies.sum(0)
-        order = tally_order(self.witnesses)
-        of_source = {s: tally[2 + slot] for s, slot in zip(draft.sources, order, strict=True)}
+        tally = Tally(self.tallies.sum(0))
+        of_source = dict(zip(draft.sources, tally.alone, strict=True))
         alone = errors_alone(draft.twins, draft.descents, of_source)
         return Expectation(
             draft.name,
             self.n_weights,
             draft.types,
             draft.twins,
-            float(tally[0] / self.n_weights),
+            tally.variance / self.n_weights,
             tuple(float(each / self.n_weights) for each in alone),
-            int(tally[1]) if len(draft.sources) > 1 else 0,
+            int(tally.n_conflicts) if len(draft.sources) > 1 else 0,
             sum(witness.has_cells for witness in self.witnesses),
             Likeness(*self.likeness.sum(0)).n_contradicted(self.n_weights),
         )
@@ -155,19 +153,17 @@ class _Worker:
     def __init__(self, sums: Sequence[_Sums]) -> None:
         self._sums = sums
         self._estimate = np.empty(TILE, np.float32)
-        self._witnesses: tuple[Witness, ...] = ()
-        self._buffer = EvidenceBuffer(())
+        self._estimator: TileEstimator | None = None
+        self._known: tuple[tuple[Witness, ...], str] = (), ""
 
     def work(self, tile: Tile) -> None:
         """Estimate the weights of one tile, for the sake of the sums."""
         sums = self._sums[tile.tensor]
-        if sums.witnesses != self._witnesses:
-            self._buffer, self._witnesses = EvidenceBuffer(sums.witnesses), sums.witnesses
-        evidence = self._buffer.read(sums.sources, tile.start, tile.end)
-        tally = sums.tallies[tile.start // TILE]
-        request = Request()
-        estimate = self._estimate[: tile.end - tile.start]
-        estimator(sums.draft.method).estimate(evidence, estimate, tally, request)
+        known = sums.witnesses, sums.draft.method
+        if self._estimator is None or known != self._known:
+            self._known, self._estimator = known, TileEstimator(*known, claims=sums.claims)
+        index, out = tile.start // TILE, self._estimate[: tile.end - tile.start]
+        tally = self._estimator.estimate(sums.sources, tile.start, tile.end, out)
+        sums.tallies[index] = tally.array
         if len(sums.sources) > 1:
-            sums.likeness[tile.start // TILE] = compare_unproven(evidence)
-        sums.claims.correct(tally, estimate, request.deviation)
+            sums.likeness[index] = compare_unproven(self._estimator.evidence)

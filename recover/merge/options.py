@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from recover.calibration.weights import Calibration, load_calibration
 from recover.errors import UsageError
-from recover.estimators import DEFAULT_METHOD, ESTIMATES, MEAN, estimator
+from recover.estimators import ESTIMATES, MEAN, estimator
+from recover.estimators.base import having
 from recover.evidence.lattice import SIGNIFICAND_BITS
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
@@ -61,19 +62,21 @@ def check_options(
     UsageError
         If an option has no such value, or does not go with another one.
     """
-    calibrated = estimator(method).CALIBRATED
+    known = estimator(method)
     if outtype not in OUTTYPES:
         raise UsageError(f"output type {outtype!r} is unknown; known are {', '.join(OUTTYPES)}")
     if estimate not in ESTIMATES:
         raise UsageError(f"estimate {estimate!r} is unknown; known are {', '.join(ESTIMATES)}")
-    if estimate != MEAN and method != DEFAULT_METHOD:
-        raise UsageError(f"method {method} has no {estimate} estimate; only {DEFAULT_METHOD} has")
+    if estimate != MEAN and not known.has_mode:
+        those = having(lambda each: each.has_mode)
+        raise UsageError(f"method {method} has no {estimate} estimate; only {those} has")
     if snap not in SNAPS:
         raise UsageError(f"snap {snap!r} is unknown; known are {', '.join(SNAPS)}")
     if split_max_size is not None and split_max_size < 1:
         raise UsageError(f"parts of {split_max_size} bytes are too small")
     if isinstance(calibration, str | os.PathLike):
         calibration = load_calibration(calibration)
-    if calibration is not None and calibrated is None:
-        raise UsageError(f"the method {method} uses no calibration; linear and posterior do")
+    if calibration is not None and known.calibrated is None:
+        those = having(lambda each: each.calibrated)
+        raise UsageError(f"the method {method} uses no calibration; {those} do")
     return MergeOptions(method, estimate, outtype, snap, calibration, split_max_size)

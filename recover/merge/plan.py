@@ -13,7 +13,7 @@ from recover.containers.gguf.reader import Model, open_gguf
 from recover.containers.gguf.side_scales import folded
 from recover.containers.mapping import check_unchanged
 from recover.errors import UsageError
-from recover.estimators import DEFAULT_METHOD, MEAN
+from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, MEAN, estimator
 from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS
 from recover.execution.output import check_output_path
@@ -165,7 +165,7 @@ class MergePlan:
         """Whether cells may be so narrow that they hold a single number of the source's format."""
         finest = self.models[tensor.sources[0]].tensors[tensor.name].type
         quantized = isinstance(finest, ScalarType) and typical_error(finest) < _TOO_COARSE
-        return quantized and self.method == DEFAULT_METHOD and self.decides
+        return quantized and estimator(self.method).decides and self.decides
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
@@ -379,10 +379,10 @@ def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[
     changed = {
         i
         for i, tensor in enumerate(plan.tensors)
-        if tensor.name in names and tensor.method != "best" and tensor.action == "merge"
+        if tensor.name in names and tensor.method != FIRST_ALONE and tensor.action == "merge"
     }
     tensors = tuple(
-        replace(tensor, method="best") if i in changed else tensor
+        replace(tensor, method=FIRST_ALONE) if i in changed else tensor
         for i, tensor in enumerate(plan.tensors)
     )
     undecided = plan.undecided | {plan.tensors[i].name for i in changed}

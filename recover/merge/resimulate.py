@@ -13,8 +13,10 @@ import numpy as np
 from recover.calibration.simulate import SEED, Counts, importance
 from recover.containers.gguf.reader import Tensor
 from recover.errors import PlanError, UsageError
-from recover.estimators import Request, estimator
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.estimators import estimator
+from recover.estimators.base import DENSITIES
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.evidence.buffer import Witness
 from recover.evidence.densities import density
 from recover.merge.calibrated import with_densities
 from recover.merge.plan import MergePlan, TensorPlan
@@ -49,7 +51,7 @@ def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
     PlanError
         If the plan uses no densities, or the sample or the model is too small for a fit.
     """
-    if plan.method != "posterior" or plan.calibration is not None:
+    if estimator(plan.method).calibrated != DENSITIES or plan.calibration is not None:
         raise UsageError("densities are simulated for the method posterior without a calibration")
     tensors = [each for each in plan.tensors if each.action == "merge" and _is_whole(each)]
     available = sum(tensor.n_weights for tensor in tensors)
@@ -122,22 +124,20 @@ def _sample(
         n_rows = tensor.n_weights // row
         rows = max(1, min(_CHUNK // row, n_rows))
         n_chunks = max(1, round(min(share, 1) * n_rows / rows))
-        buffer = EvidenceBuffer(tensor.witnesses)
+        estimates = UncorrectedTileEstimator(tensor.witnesses, plan.method)
         for start in np.linspace(0, n_rows - rows, n_chunks).astype(int):
             first = int(start) * row
-            drawn = _draw(plan, tensor, buffer, first, first + rows * row)
+            drawn = _draw(plan, tensor, estimates, first, first + rows * row)
             yield tensor, first, drawn.reshape(-1, row)
 
 
 def _draw(
-    plan: MergePlan, tensor: TensorPlan, buffer: EvidenceBuffer, start: int, end: int
+    plan: MergePlan, tensor: TensorPlan, estimates: UncorrectedTileEstimator, start: int, end: int
 ) -> F32Array:
     """Weights drawn around their estimates, evenly, with the deviation to expect."""
     sources = [plan.models[source].tensors[tensor.name] for source in tensor.sources]
     out, deviation = np.empty((2, end - start), np.float32)
-    tally = np.zeros(2 + len(sources))
-    request = Request(deviation=deviation)
-    estimator(plan.method).estimate(buffer.read(sources, start, end), out, tally, request)
+    estimates.estimate(sources, start, end, out, deviation)
     generator = np.random.Generator(np.random.Philox(key=[SEED, start]))
     noise = generator.uniform(-(3**0.5), 3**0.5, out.size).astype(np.float32)
     return np.nan_to_num(out + noise * deviation)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from recover.containers.gguf.reader import open_gguf
-from recover.estimators import DEFAULT_METHOD, Request, estimator, method_names
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.estimators import DEFAULT_METHOD, TileEstimator, method_names
+from recover.evidence.buffer import Witness
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from recover.quants import TILE, U8Array, quantize, type_by_name
@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
-    buffer = EvidenceBuffer([Witness(type_by_name(name)) for name in KINDS])
+    witnesses = [Witness(type_by_name(name)) for name in KINDS]
+    estimator = TileEstimator(witnesses, args.method)
     out, encoded = np.empty(TILE, np.float32), np.empty(2 * TILE, np.uint8)
-    tally = np.zeros(2 + len(KINDS))
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         inputs = [Path(scratch) / f"{name}.gguf" for name in NAMES]
         for name, path in zip(NAMES, inputs, strict=True):
@@ -56,8 +56,7 @@ def main() -> None:
 
         def work() -> None:
             for _ in range(_N_TILES):
-                evidence = buffer.load(raws, TILE)
-                estimator(args.method).estimate(evidence, out, tally, Request())
+                estimator.estimate(raws, 0, TILE, out)
                 quantize(out.reshape(1, -1), type_by_name("F16"), out=encoded)
 
         def merge() -> None:

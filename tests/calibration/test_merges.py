@@ -19,9 +19,8 @@ from recover import (
     plan_quantize,
 )
 from recover.calibration.weights import Calibration
-from recover.estimators import Request
-from recover.estimators.methods.linear import estimate as linear_estimate
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.estimators import TileEstimator
+from recover.evidence.buffer import Witness
 from recover.quants import dequantize, type_by_name
 from recover.quants import quantize as encode
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
@@ -88,17 +87,15 @@ class TestMerge:
         raws = [encode(x, kind) for kind in kinds]
         raws[0][:272][:2] = (0, 0x7E)  # the scale of the first block is NaN
         weights = (0.7, 0.2, 0.1)
-        buffer = EvidenceBuffer(
-            [Witness(kind, weight=w) for kind, w in zip(kinds, weights, strict=True)]
-        )
-        out, tally = np.empty(x.size, np.float32), np.zeros(5)
-        linear_estimate(buffer.load(raws, x.size), out, tally, Request())
+        witnesses = [Witness(kind, weight=w) for kind, w in zip(kinds, weights, strict=True)]
+        out = np.empty(x.size, np.float32)
+        tally = TileEstimator(witnesses, "linear").estimate(raws, 0, x.size, out)
         decoded = np.stack([dequantize(r, k) for r, k in zip(raws, kinds, strict=True)])
         expected = np.array(weights) @ decoded.astype(np.float64)
         expected[:32] = (np.array(weights[1:]) / 0.3) @ decoded[1:, :32]
         np.testing.assert_allclose(out, expected, atol=1e-6)
         assert (out[512:] == 0).all()
-        assert np.isfinite(tally).all()
+        assert np.isfinite(tally.array).all()
 
 
 def mse_ratios(

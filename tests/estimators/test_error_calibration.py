@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from recover.estimators import Request, estimator
+from recover.estimators import Tally, TileEstimator
 from recover.estimators import error_calibration as claims
 from recover.estimators.error_calibration import WEIGHTS, find_claims, kurtosis_of, sample_name
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import Witness
 from recover.quants import ScalarType, TensorType, VectorType, all_types, type_by_name
 from tests.golden import make_sample
 
@@ -46,10 +46,10 @@ def test_sums_and_deviations_are_corrected(half: int | None, share: float) -> No
     estimate = np.resize(np.float32([1, -1]), 4096) if half is None else x[half]
     if half is not None:
         found = found._replace(kurtosis=np.array([kurtosis_of(each) for each in x]))
-    tally, deviation = np.array([2.0, 7.0, 3.0, 5.0]), np.array([4.0], np.float32)
+    tally, deviation = Tally(np.array([2.0, 7.0, 3.0, 5.0])), np.array([4.0], np.float32)
     found.correct(tally, estimate, deviation)
     merged, alone = (f[0] ** (1 - share) * f[1] ** share for f in (found.merged, found.alone))
-    np.testing.assert_allclose(tally, [2 * merged, 7, 3 * alone[0], 5 * alone[1]])
+    np.testing.assert_allclose(tally.array, [2 * merged, 7, 3 * alone[0], 5 * alone[1]])
     assert deviation[0] == pytest.approx(4 * merged**0.5)
     assert np.all(found.merged > 1.02)  # cells of the two nearly coincide
 
@@ -87,13 +87,10 @@ def test_corrected_errors_are_those_of_other_random_weights(
     inputs = tuple(witness(text) for text in texts)
     number = {"": 0, "a": 1, "b": 2}
     raws = [make_sample.encode(x, each.type, number[each.imatrix], seed) for each in inputs]
-    out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(inputs))
-    request = Request(deviation=np.empty_like(out))
-    evidence = EvidenceBuffer(inputs).load(raws, x.size)
-    estimator(method).estimate(evidence, out, tally, request)
-    find_claims(inputs, method).correct(tally, out, request.deviation)
+    out, deviation = np.empty((2, x.size), np.float32)
+    tally = TileEstimator(inputs, method).estimate(raws, 0, x.size, out, deviation)
     noise = 0.06 if half else 0.03  # of 65,536 weights
-    assert tally[0] == pytest.approx(np.sum((out - x.reshape(-1)) ** 2.0), rel=noise)
+    assert tally.variance == pytest.approx(np.sum((out - x.reshape(-1)) ** 2.0), rel=noise)
 
 
 def test_errors_of_the_mode() -> None:
@@ -101,12 +98,10 @@ def test_errors_of_the_mode() -> None:
     x = make_sample.draw(5)
     inputs = (witness("Q8_0"), witness("Q6_K"))
     raws = [make_sample.encode(x, each.type, 0) for each in inputs]
-    out, tally = np.empty(x.size, np.float32), np.zeros(4)
-    evidence = EvidenceBuffer(inputs).load(raws, x.size)
-    request = Request("map", np.empty_like(out))
-    estimator("posterior").estimate(evidence, out, tally, request)
-    find_claims(inputs, "posterior", "map").correct(tally, out, request.deviation)
-    assert tally[0] == pytest.approx(np.sum((out - x.reshape(-1)) ** 2.0), rel=0.03)
+    out, deviation = np.empty((2, x.size), np.float32)
+    estimator = TileEstimator(inputs, "posterior", "map")
+    tally = estimator.estimate(raws, 0, x.size, out, deviation)
+    assert tally.variance == pytest.approx(np.sum((out - x.reshape(-1)) ** 2.0), rel=0.03)
 
 
 def test_one_importance_matrix_or_two() -> None:

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.estimators import Request, estimator
-from recover.estimators.error_calibration import find_claims
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.estimators import Tally, TileEstimator, method_for
+from recover.evidence.buffer import Witness
 from recover.evidence.densities import ABOVE, BELOW, DEGREE, density, end_codes
-from recover.merge.decide import method_for
 from recover.quants import (
     TILE,
     F32Array,
@@ -98,23 +96,15 @@ def run(
     raws: list[U8Array],
     *,
     estimate: str = "mean",
-) -> tuple[F32Array, F32Array, NDArray[np.float64]]:
+) -> tuple[F32Array, F32Array, Tally]:
     """Estimates, deviations and the tally, as a merge has them."""
-    kinds = [witness.type for witness in witnesses]
-    buffer = EvidenceBuffer(witnesses)
-    n = raws[0].size // kinds[0].type_size * kinds[0].block_size
+    estimator, kind = TileEstimator(witnesses, method, estimate), witnesses[0].type
+    n = raws[0].size // kind.type_size * kind.block_size
     out, deviation = np.empty((2, n), np.float32)
-    tally = np.zeros(2 + len(kinds))
+    tally = Tally.zeros(len(witnesses))
     for start in range(0, n, TILE):
         end = min(start + TILE, n)
-        parts = [
-            raw[kind.n_bytes(start) : kind.n_bytes(end)]
-            for raw, kind in zip(raws, kinds, strict=True)
-        ]
-        request = Request(estimate, deviation[start:end])
-        evidence = buffer.load(parts, end - start)
-        estimator(method).estimate(evidence, out[start:end], tally, request)
-    find_claims(tuple(witnesses), method, estimate).correct(tally, out, deviation)
+        tally += estimator.estimate(raws, start, end, out[start:end], deviation[start:end])
     return out, deviation, tally
 
 
@@ -131,9 +121,9 @@ def check(witnesses: Sequence[Witness], raws: list[U8Array], truth: F32Array, li
     best = min(squared(each, truth) for each in decoded)
     out, _, tally = run("posterior", witnesses, raws)
     ratio = squared(out, truth) / best
-    assert tally[1] == 0
+    assert tally.n_conflicts == 0
     assert ratio <= limit
-    assert tally[0] / tally[2:].min() == pytest.approx(ratio, rel=0.03)
+    assert tally.variance / tally.alone.min() == pytest.approx(ratio, rel=0.03)
     for method in ("linear", "midpoint"):
         other, _, tally = run(method, witnesses, raws)
         assert ratio <= 1.005 * squared(other, truth) / best
@@ -141,7 +131,7 @@ def check(witnesses: Sequence[Witness], raws: list[U8Array], truth: F32Array, li
             len(raws) <= 8
         ):  # of more the sample of `recover.estimators.error_calibration` knows nothing
             measured = squared(other, truth) / best
-            assert tally[0] / tally[2:].min() == pytest.approx(measured, rel=0.07)
+            assert tally.variance / tally.alone.min() == pytest.approx(measured, rel=0.07)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +373,6 @@ def test_deviations_are_the_errors(weights: F32Array) -> None:
     names = ("Q6_K", "Q4_K")
     raws = [encode(name, weights) for name in names]
     out, deviation, tally = run("posterior", plain(*names), raws)
-    assert np.sum(deviation.astype(np.float64) ** 2) == pytest.approx(tally[0], rel=1e-4)
+    assert np.sum(deviation.astype(np.float64) ** 2) == pytest.approx(tally.variance, rel=1e-4)
     z = (out - weights.reshape(-1)) / np.maximum(deviation, 1e-9)
     assert np.mean(z**2) == pytest.approx(1, abs=0.06)

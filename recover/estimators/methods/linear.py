@@ -6,26 +6,42 @@ least-squares fit to the truth finds the same weights to two digits.) With a cal
 are taken instead, one per input and tensor.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
-from numpy.typing import NDArray
 
 from recover.estimators._combine import combine, combine_weighted, sum_variance
 from recover.estimators._request import Request, fill_deviation
-from recover.evidence.buffer import Evidence
+from recover.estimators.base import WEIGHTS, Calibration
+from recover.estimators.tally import Tally
+from recover.evidence.buffer import Evidence, Witness
 from recover.quants import GROUP, F32Array
 
-SEES_CONFLICTS = False
-CALIBRATED = "weights"
+SUMMARY = "the mean weighted by inverse variance, or by the weights of a calibration"
+CALIBRATED = WEIGHTS
 
 
-def estimate(
-    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
-) -> None:
+def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     if evidence.weights.size:
-        combine_weighted(evidence, out, variance, tally)
+        combine_weighted(evidence, out, variance, tally.array)
     else:
-        combine(evidence, out, variance, tally)
-    tally[0] += sum_variance(variance)
+        combine(evidence, out, variance, tally.array)
+    tally.variance += sum_variance(variance)
     fill_deviation(request, variance)
+
+
+def calibrate(
+    witnesses: Sequence[Witness],
+    calibration: Calibration,
+    role: str | None,
+    depth: float | None,
+) -> tuple[Witness, ...]:
+    """The witnesses with their weights, unless llama.cpp did not make all of their codes."""
+    if any(witness.noise is not None for witness in witnesses):
+        return tuple(witnesses)
+    weights = calibration.weights_for([each.type.name for each in witnesses], role, depth)
+    pairs = zip(witnesses, weights, strict=True)
+    return tuple(replace(witness, weight=weight) for witness, weight in pairs)

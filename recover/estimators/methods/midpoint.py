@@ -8,34 +8,32 @@ the intersection if there is one.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover._compiled.lanes import any_lane, gather, load, load_bytes, splat, store, where
 from recover.estimators._combine import combine, group_variances, sum_variance, take_first
 from recover.estimators._request import Request, fill_deviation
+from recover.estimators.tally import Tally
 from recover.evidence.buffer import Evidence
 from recover.evidence.cells import intersect_cells
 from recover.quants import GROUP, F32Array, U8Array
 
+SUMMARY = "the middle of the intersection of all cells"
 SEES_CONFLICTS = True
-CALIBRATED = None
 
 
-def estimate(
-    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
-) -> None:
+def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
-    combine(evidence, out, variance, tally)
+    combine(evidence, out, variance, tally.array)
     fill_deviation(request, variance)
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
     if _some_have_no_cells(evidence):
         fits = lower <= upper
         np.clip(out, lower, upper, out=out, where=fits)
-        tally[0] += sum_variance(variance)
-        tally[1] += out.size - np.count_nonzero(fits)
+        tally.variance += sum_variance(variance)
+        tally.n_conflicts += out.size - np.count_nonzero(fits)
         return
     expected, n_conflicts = _move_into_cells(
         lower, upper, variance, evidence.codes[0], _relative_variance(evidence), out
@@ -45,8 +43,8 @@ def estimate(
         take_first(evidence, first)
         group_variances(evidence, 0, variance)
         expected += _resolve_conflicts(lower, upper, variance, first, out)
-    tally[0] += expected
-    tally[1] += n_conflicts
+    tally.variance += expected
+    tally.n_conflicts += n_conflicts
 
 
 def _some_have_no_cells(evidence: Evidence) -> bool:

@@ -6,25 +6,32 @@ over the intersection by a fixed rule; the estimate is its mean, the error to ex
 Where the intersection of the cells is empty the first (finest) input is taken alone.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from numpy.typing import NDArray
 
 from recover.estimators._combine import group_variances, sum_variance
 from recover.estimators._product import integrate
 from recover.estimators._product_tables import Asks, Others, has_atoms, tabulate
 from recover.estimators._request import MODE, Request, fill_deviation
-from recover.evidence.buffer import Evidence, typical_variance
-from recover.quants import GROUP, F32Array
+from recover.estimators.base import DENSITIES, Calibration
+from recover.estimators.tally import Tally
+from recover.evidence.buffer import Evidence, Witness, typical_variance
+from recover.inputs.matching import typical_error
+from recover.quants import GROUP, F32Array, ScalarType
 
+SUMMARY = "the mean (or mode) of the product of what all codes say of a weight"
+HAS_MODE = True
 SEES_CONFLICTS = True
-CALIBRATED = "densities"
+DECIDES = True
+CALIBRATED = DENSITIES
 
 _SUPERBLOCK = 256
+# An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
+_FINE_ALONE = 6e-3
 
 
-def estimate(
-    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
-) -> None:
+def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
     """See `recover.estimators`."""
     if len(evidence.codes) == 0:
         _estimate_unproven(evidence, out, tally, request)
@@ -45,29 +52,52 @@ def estimate(
         share = evidence.likelihood[:, 2].min()
         others = Others(evidence.values.reshape(-1), said, spread, share)
     scalars = tabulate(evidence)
-    errors = np.zeros((tally.size - 1) * GROUP, np.float32)
+    errors = np.zeros((1 + tally.n_inputs) * GROUP, np.float32)
     is_mode, atoms = request.estimate == MODE, has_atoms(scalars)
     asks = Asks(
         is_mode, not (is_mode or atoms.any()), atoms, variance, deviation, errors, n // GROUP
     )
-    integrate(scalars, others, estimates, asks, tally)
+    integrate(scalars, others, estimates, asks, tally.array)
     if missing:
         out[:] = estimates[:n]
         request.deviation[:] = deviation[: request.deviation.size]
 
 
-def _estimate_unproven(
-    evidence: Evidence, out: F32Array, tally: NDArray[np.float64], request: Request
-) -> None:
+def calibrate(
+    witnesses: Sequence[Witness],
+    calibration: Calibration,
+    role: str | None,
+    depth: float | None,
+) -> tuple[Witness, ...]:
+    """The witnesses with their densities, those apart whose codes llama.cpp did not make."""
+    return tuple(
+        each if each.noise is not None else calibration.with_density(each) for each in witnesses
+    )
+
+
+def gains_alone(witness: Witness) -> bool:
+    """Whether the posterior of one input is better than its decoded values.
+
+    Where an encoder weighed the errors, and with 4-bit floats, whose cells are wide at the ends, a
+    tensor with outliers may lose more than the others gain.
+    """
+    if isinstance(witness.type, ScalarType) and (
+        witness.weighted or not witness.has_cells or not witness.type.is_even
+    ):
+        return False
+    return typical_error(witness.type) > _FINE_ALONE and not witness.type.is_native
+
+
+def _estimate_unproven(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
     """Where no input is scalar: there are no cells, and the posterior is normal."""
     variance = np.empty(out.size // GROUP, np.float32)
     _predict(evidence, out, variance)
     variance[~np.isfinite(variance)] = 0
     fill_deviation(request, variance)
-    tally[0] += sum_variance(variance)
+    tally.variance += sum_variance(variance)
     for v, values in enumerate(evidence.values):
         off = (out - values).astype(np.float64)
-        tally[2 + v] += sum_variance(variance) + np.einsum("n,n", off, off)
+        tally.alone[v] += sum_variance(variance) + np.einsum("n,n", off, off)
 
 
 def _fill_up(evidence: Evidence, missing: int) -> Evidence:

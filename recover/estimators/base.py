@@ -1,0 +1,164 @@
+"""What is known of an estimator: everything that other code asks of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Protocol
+
+import recover.estimators as home
+from recover._text import printable
+from recover.errors import PlanError
+from recover.estimators import methods
+from recover.estimators._request import Request
+from recover.estimators.tally import Tally
+from recover.evidence.buffer import Evidence, Witness
+from recover.quants import F32Array
+
+WEIGHTS, DENSITIES = "weights", "densities"
+"""What an estimator can take from a calibration."""
+
+
+class Calibration(Protocol):
+    """What was fitted on a model whose original is known (see `recover.calibration.weights`)."""
+
+    def weights_for(
+        self, types: Sequence[str], role: str | None = None, depth: float | None = None
+    ) -> tuple[float, ...]:
+        """Weights of inputs with these types."""
+
+    def with_density(self, witness: Witness) -> Witness:
+        """A witness with its density."""
+
+
+class Estimate(Protocol):
+    """An estimator's function."""
+
+    def __call__(self, evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
+        """Fill `out`, float32 (n,), and what the request has room for, and add to `tally`."""
+
+
+class Calibrate(Protocol):
+    """How an estimator takes a calibration."""
+
+    def __call__(
+        self,
+        witnesses: Sequence[Witness],
+        calibration: Calibration,
+        role: str | None,
+        depth: float | None,
+    ) -> tuple[Witness, ...]:
+        """The witnesses on a tensor, with what the calibration says of them.
+
+        `role` is what the tensor does, `depth` its layer over the number of layers. A
+        `CalibrationError` is raised if the calibration does not know their types.
+        """
+
+
+def _never(witness: Witness) -> bool:
+    return False
+
+
+def _unchanged(
+    witnesses: Sequence[Witness],
+    calibration: Calibration,
+    role: str | None,
+    depth: float | None,
+) -> tuple[Witness, ...]:
+    return tuple(witnesses)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator; a module has these attributes in capitals, but for its functions.
+
+    Attributes
+    ----------
+    name : str
+        What people call it; not an attribute of the module.
+    estimate : callable
+        ``estimate(evidence, out, tally, request)``, the only one that is needed.
+    summary : str
+        A line for people. Default: empty.
+    has_mode : bool
+        Whether it can be asked for the mode instead of the mean. Default: False.
+    sees_conflicts : bool
+        Whether it counts contradictions between the inputs, and all other estimates lie in the
+        cells of all inputs. Default: False.
+    decides : bool
+        Whether weights may be set to the only number of the source's format that their cells hold.
+        Default: False.
+    takes_first : bool
+        Whether the first input is decoded, and no other one has a part. Default: False.
+    calibrated : str or None
+        What it takes from a calibration: `WEIGHTS`, `DENSITIES` or (the default) nothing.
+    calibrate : callable
+        How it does so (see `Calibrate`). Default: the witnesses stay as they are.
+    gains_alone : callable
+        ``gains_alone(witness)``: whether its estimate from a single input is better than what that
+        one is decoded to. Default: it never is.
+    """
+
+    name: str
+    estimate: Estimate
+    summary: str = ""
+    has_mode: bool = False
+    sees_conflicts: bool = False
+    decides: bool = False
+    takes_first: bool = False
+    calibrated: str | None = None
+    calibrate: Calibrate = _unchanged
+    gains_alone: Callable[[Witness], bool] = _never
+
+
+_FUNCTIONS = "estimate", "calibrate", "gains_alone"
+_FACTS = "summary", "has_mode", "sees_conflicts", "decides", "takes_first", "calibrated"
+
+
+@cache
+def estimator(name: str) -> Estimator:
+    """The estimator of that name.
+
+    Raises
+    ------
+    PlanError
+        If there is none, or the package that has it cannot be used.
+    """
+    source = _source(name)
+    if not callable(getattr(source, "estimate", None)):
+        raise PlanError(f"method {name!r} has no function estimate")
+    names = {each: each for each in _FUNCTIONS} | {each: each.upper() for each in _FACTS}
+    known = {own: getattr(source, its) for own, its in names.items() if hasattr(source, its)}
+    return Estimator(name=name, **known)
+
+
+def _source(name: str) -> object:
+    """The module or object that is the estimator of that name."""
+    if name in home.shipped_methods():
+        return import_module(f"{methods.__name__}.{name}")
+    entry_point = home.entry_points().get(name)
+    if entry_point is None:
+        known = ", ".join(home.method_names())
+        raise PlanError(f"method {name!r} is unknown; known are {known}")
+    try:
+        found: object = entry_point.load()
+    except (ImportError, AttributeError) as error:
+        raise PlanError(
+            f"method {name!r} cannot be loaded from {printable(entry_point.value)}: {error}"
+        ) from error
+    return found
+
+
+def method_for(witnesses: Sequence[Witness], method: str) -> str:
+    """Name of the estimator that a tensor needs, where `method` is asked for.
+
+    One input alone is decoded, unless its codes say more than its decoded values do.
+    """
+    if len(witnesses) > 1 or estimator(method).gains_alone(witnesses[0]):
+        return method
+    return home.FIRST_ALONE
+
+
+def having(what: Callable[[Estimator], object]) -> str:
+    """Shipped estimators of which something is true, for people: ``linear and posterior``."""
+    return " and ".join(name for name in home.shipped_methods() if what(estimator(name)))

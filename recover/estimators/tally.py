@@ -1,0 +1,80 @@
+"""What an estimator sums up over the weights of a tile."""
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+_N_FIRST = 2  # sums that come before those of the inputs
+
+
+class Tally:
+    """Sums over weights, by name.
+
+    Tallies of the tiles of a tensor add up with ``+=``.
+
+    Parameters
+    ----------
+    array : float64 (2 + n_inputs,)
+        Where the sums lie; it is not copied. So it may be a row of a larger array.
+
+    Attributes
+    ----------
+    array : float64 (2 + n_inputs,)
+        The sums as kernels take them: `variance`, `n_conflicts`, `alone`.
+    """
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: NDArray[np.float64]) -> None:
+        self.array = array
+
+    @classmethod
+    def zeros(cls, n_inputs: int) -> Self:
+        """The tally of no weights."""
+        return cls(np.zeros(cls.size_for(n_inputs)))
+
+    @staticmethod
+    def size_for(n_inputs: int) -> int:
+        """How many numbers the tally of so many inputs has."""
+        return _N_FIRST + n_inputs
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs."""
+        return self.array.size - _N_FIRST
+
+    @property
+    def variance(self) -> float:
+        """The square error that the estimates are expected to have."""
+        return float(self.array[0])
+
+    @variance.setter
+    def variance(self, value: float) -> None:
+        self.array[0] = value
+
+    @property
+    def n_conflicts(self) -> float:
+        """Weights on which the inputs contradict each other."""
+        return float(self.array[1])
+
+    @n_conflicts.setter
+    def n_conflicts(self, value: float) -> None:
+        self.array[1] = value
+
+    @property
+    def alone(self) -> NDArray[np.float64]:
+        """The square error that each input alone is expected to have: float64 (n_inputs,), a view.
+
+        `TileEstimator` gives them in the order of the witnesses. An estimator has them in the order
+        of the evidence: scalar inputs first.
+        """
+        return self.array[_N_FIRST:]
+
+    def __iadd__(self, other: "Tally") -> Self:
+        self.array += other.array
+        return self
+
+    def __repr__(self) -> str:
+        parts = f"variance={self.variance}, n_conflicts={self.n_conflicts}"
+        return f"Tally({parts}, alone={self.alone.tolist()})"

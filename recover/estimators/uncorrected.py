@@ -1,0 +1,117 @@
+"""The estimate of a tile, with the errors that an estimator expects from what it assumes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.containers.gguf.header import TensorInfo
+from recover.containers.gguf.tensor import Tensor
+from recover.estimators._request import MEAN, Request
+from recover.estimators.base import estimator
+from recover.estimators.tally import Tally
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.quants import F32Array, U8Array
+
+_NOT_ASKED_FOR = np.empty(0, np.float32)
+
+
+class UncorrectedTileEstimator:
+    """Estimates tiles of one tensor; for those who look at estimates, or measure errors.
+
+    All others take `recover.estimators.tile.TileEstimator`, which corrects the expected errors.
+
+    Parameters
+    ----------
+    witnesses : sequence of Witness
+        The inputs, in any order.
+    method : str
+        Name of the estimator.
+    estimate : {"mean", "map"}
+        What is asked of it.
+
+    Attributes
+    ----------
+    estimator : Estimator
+        What is known of the method.
+    evidence : Evidence
+        Of the last tile, until the next one.
+
+    Raises
+    ------
+    PlanError
+        If there is no such method.
+    QuantError
+        If a type gives no evidence.
+    """
+
+    evidence: Evidence
+
+    def __init__(self, witnesses: Sequence[Witness], method: str, estimate: str = MEAN) -> None:
+        self.estimator = estimator(method)
+        self._witnesses = tuple(witnesses)
+        self._asked_for = estimate
+        self._buffer = EvidenceBuffer(self._witnesses)
+
+    def estimate(
+        self,
+        inputs: Sequence[Tensor | U8Array],
+        start: int,
+        end: int,
+        out: F32Array,
+        deviation: F32Array | None = None,
+    ) -> Tally:
+        """Estimate weights `start` to `end`.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor or of uint8 arrays
+            The tensor in each input, or all of its stored bytes, in the order of the witnesses.
+        start, end : int
+            Whole blocks of every type, at most `recover.quants.TILE` weights.
+        out : float32 (end - start,)
+            To be filled with the estimates.
+        deviation : float32 (end - start,) or (0,), optional
+            To be filled with the standard deviations to expect, if not empty.
+
+        Returns
+        -------
+        Tally
+            Of these weights; its `alone` is in the order of the witnesses.
+        """
+        self.read(inputs, start, end)
+        tally = self.estimate_from(self.evidence, out, deviation)
+        tally.alone[:] = self._buffer.by_witness(tally.alone)
+        return tally
+
+    def read(self, inputs: Sequence[Tensor | U8Array], start: int, end: int) -> Evidence:
+        """The evidence on weights `start` to `end`, until the next tile (see `estimate`)."""
+        tensors = [
+            each if isinstance(each, Tensor) else _tensor_of(each, witness)
+            for each, witness in zip(inputs, self._witnesses, strict=True)
+        ]
+        self.evidence = self._buffer.read(tensors, start, end)
+        return self.evidence
+
+    def estimate_from(
+        self, evidence: Evidence, out: F32Array, deviation: F32Array | None = None
+    ) -> Tally:
+        """Estimate what evidence tells; `alone` of the tally is in the order of the evidence."""
+        tally = Tally.zeros(len(self._witnesses))
+        request = Request(self._asked_for, _NOT_ASKED_FOR if deviation is None else deviation)
+        self.estimator.estimate(evidence, out, tally, request)
+        return tally
+
+    def by_place(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Figures in the order of the witnesses, put into that of the evidence."""
+        return self._buffer.by_place(figures)
+
+    def decode(self, witness: int, out: F32Array) -> None:
+        """What an input says of the last tile (see `EvidenceBuffer.decode`)."""
+        self._buffer.decode(self.evidence, witness, out)
+
+
+def _tensor_of(raw: NDArray[np.uint8], witness: Witness) -> Tensor:
+    """Stored bytes as a tensor."""
+    n_weights = raw.size // witness.type.type_size * witness.type.block_size
+    return Tensor(TensorInfo("", (n_weights,), witness.type, 0), raw)
