@@ -22,14 +22,14 @@ from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.errors import CalibrationError
 from recover.estimators import Request
+from recover.estimators._combine import take_one
 from recover.estimators.methods import linear
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.matching import check_match, find_twins, typical_error
 from recover.inputs.provenance import has_cells, witness_of
 from recover.inputs.relations import ANOTHER_MODEL, find_relations
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
-from recover.quants._decode import decode_codes
 
 F64Array = NDArray[np.float64]
 
@@ -319,7 +319,7 @@ class _Pass:
             evidence = buffer.read(job.tensors, tile.start, tile.end)
             values = decoded[: n_inputs * size].reshape(n_inputs, size)
             for row, slot in zip(values, buffer.order, strict=True):
-                _say(evidence, slot, row)
+                take_one(evidence, slot, row)
             index = tile.start // TILE
             _add_gram(values, truth, self._grams[index])
             linear.estimate(evidence, estimate[:size], np.zeros(2 + n_inputs), Request())
@@ -383,21 +383,6 @@ _Key = tuple[str, bool, bool]
 
 def _key(witness: Witness) -> _Key:
     return witness.type.name, witness.has_cells, witness.weighted
-
-
-def _say(evidence: Evidence, slot: int, out: F32Array) -> None:
-    """What one input says: what dequantizing it gives, but for the rounding of side scales."""
-    n_scalars = len(evidence.codes)
-    if slot >= n_scalars:
-        out[:] = evidence.values[slot - n_scalars]
-        return
-    decode_codes(
-        evidence.codes[slot],
-        evidence.scale[slot],
-        evidence.offset[slot],
-        evidence.levels[slot],
-        out,
-    )
 
 
 @kernel

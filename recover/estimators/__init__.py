@@ -1,11 +1,12 @@
 """The estimators: evidence to estimate, one file each in `methods`, found by discovery.
 
 A file defines ``estimate(evidence, out, tally, request)``: it fills `out`, float32 (n,), and adds
-to `tally`, float64 (2 + K + V,), the sums over the weights of
+to `tally`, float64 (2 + K + I + V,), the sums over the weights of
 
 - ``tally[0]``: the variance that the estimate is expected to have,
 - ``tally[1]``: one for each weight on which the inputs contradict each other,
-- ``tally[2 + k]``: the variance that input k alone is expected to have (scalar inputs first).
+- ``tally[2 + k]``: the variance that input k alone is expected to have (scalar inputs first, then
+  interval ones).
 """
 
 import pkgutil

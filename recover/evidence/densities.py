@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from recover.quants import F32Array, ScalarType, TensorType, VectorType
+from recover.quants import F32Array, IntervalType, ScalarType, TensorType, VectorType
 
 INTERIOR, LOWEST, HIGHEST, VARYING = range(4)
 """Rows of a table: the classes of codes, and what interior codes add times z or z squared."""
@@ -95,18 +95,43 @@ def normal_density(noise: float) -> F32Array:
     return np.array([row] * 3 + [[0.0] * len(row)], np.float32)
 
 
+def interval_density(kind: IntervalType, beside: Sequence[TensorType] = ()) -> F32Array:
+    """As `density`, by the bounds of a weight: both, no lower one, no upper one, neither.
+
+    A reach may be infinite: the weight is then looked for between its bounds.
+    """
+    table = normal_density(kind.noise).astype(np.float64)
+    table[VARYING] = table[INTERIOR]
+    if kind.density is None:
+        table[INTERIOR] = 0, 0, 0, -np.inf, np.inf
+    else:
+        table[:VARYING, [0, 1, BELOW, ABOVE]] = kind.density
+    table[:, :DEGREE] *= share(kind, beside)
+    return table.astype(np.float32)
+
+
 def share(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool = True) -> float:
     """What the density of an input counts beside others; 1 if it is the only one."""
-    of_pairs = _shipped()["pairs"].get(kind.name, {})
+    name, names = _name_for_shares(kind), [_name_for_shares(other) for other in beside]
+    of_pairs = _shipped()["pairs"].get(name, {})
     if not has_cells:
-        of_pairs = _shipped()["unproven"].get(kind.name, of_pairs)
-    shared = min((of_pairs.get(other.name, 1.0) for other in beside), default=1.0)
-    return float(shared * _share_of_alike(kind, 1 + sum(each.name == kind.name for each in beside)))
+        of_pairs = _shipped()["unproven"].get(name, of_pairs)
+    shared = min((of_pairs.get(other, 1.0) for other in names), default=1.0)
+    return float(shared * _share_of_alike(name, 1 + names.count(name)))
 
 
-def _share_of_alike(kind: TensorType, n_alike: int) -> float:
+def _name_for_shares(kind: TensorType) -> str | None:
+    """Under which name a type shares errors with others; None if it shares none."""
+    if isinstance(kind, IntervalType):
+        return kind.alike or None
+    return kind.name
+
+
+def _share_of_alike(name: str | None, n_alike: int) -> float:
     """What one of several inputs of one type counts."""
-    shares = [1.0, *_shipped()["shares"].get(kind.name, [1.0] * len(N_ALIKE))]
+    if name is None:
+        return 1.0
+    shares = [1.0, *_shipped()["shares"].get(name, [1.0] * len(N_ALIKE))]
     places = np.log([1, *N_ALIKE])
     if n_alike > N_ALIKE[-1]:  # as 1 / n from there on
         return shares[-1] * N_ALIKE[-1] / n_alike

@@ -1,8 +1,8 @@
 """The interval that each weight of the original lies in, from quantized and float inputs together.
 
-Quantized inputs give the cells of `recover.evidence.cells`. An F16 or BF16 number gives the
-interval of the numbers that are rounded to it, an F32 number is exact. Types that confine no single
-weight give nothing. A NaN proves nothing, either.
+Quantized inputs give the cells of `recover.evidence.cells`, or state intervals themselves. An F16
+or BF16 number gives the interval of the numbers that are rounded to it, an F32 number is exact.
+Types that confine no single weight give nothing. A NaN proves nothing, either.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from recover._compiled.jit import inner, kernel
 from recover.containers.gguf.reader import Tensor
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
 from recover.evidence.cells import intersect_cells
-from recover.quants import TILE, F32Array, FloatType, ScalarType
+from recover.quants import TILE, F32Array, FloatType, IntervalType, ScalarType
 
 Bounds = tuple[F32Array, F32Array]
 
@@ -39,7 +39,8 @@ class Intervals:
 
     def turn_to(self, sources: Sequence[Tensor]) -> None:
         """Look at a tensor from now on; `sources` are those inputs that confine its weights."""
-        self._scalars = [each for each in sources if isinstance(each.type, ScalarType)]
+        kinds = ScalarType, IntervalType
+        self._scalars = [each for each in sources if isinstance(each.type, kinds)]
         self._floats = [each for each in sources if isinstance(each.type, FloatType)]
         witnesses = [Witness(each.type) for each in self._scalars]
         if witnesses != self._witnesses:

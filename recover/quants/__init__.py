@@ -21,6 +21,7 @@ from recover.quants.base import (
     U8Array,
     VectorType,
 )
+from recover.quants.interval import IntervalTensor, IntervalType
 from recover.quants.variants import DEFAULT as DEFAULT_QUANTIZER
 from recover.quants.variants import quantizer_names, variant_encoder
 
@@ -30,6 +31,8 @@ __all__ = [
     "TILE",
     "F32Array",
     "FloatType",
+    "IntervalTensor",
+    "IntervalType",
     "OpaqueType",
     "ScalarType",
     "TensorType",
