@@ -66,11 +66,11 @@ def count_conflicts(evidence: Evidence, step: int) -> int:
 
 def _every(evidence: Evidence, step: int) -> Evidence:
     """The evidence on every so many pairs of groups of 16 weights."""
-    n = evidence.codes.shape[1] // _PAIR * _PAIR
+    n_pairs = evidence.codes.shape[1] // _PAIR
 
     def pick(array: NDArray[Any], size: int) -> NDArray[Any]:
-        pairs = array[:, : n * size // _PAIR].reshape(len(array), -1, size)
-        return np.ascontiguousarray(pairs[:, ::step]).reshape(len(array), -1)
+        pairs = array[:, : n_pairs * size].reshape(len(array), n_pairs, size)[:, ::step]
+        return np.ascontiguousarray(pairs).reshape(len(array), pairs.shape[1] * size)
 
     return evidence._replace(
         codes=pick(evidence.codes, _PAIR),
