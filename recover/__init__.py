@@ -4,7 +4,6 @@ The public names (`__all__`) are loaded on first use, so that importing the pack
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from recover._version import __version__
 from recover.errors import (
@@ -21,6 +20,7 @@ from recover.errors import (
     UsageError,
 )
 
+TYPE_CHECKING = False  # as in `typing`, which takes long to import
 if TYPE_CHECKING:
     from recover.bounds.execute import execute_bounds
     from recover.bounds.plan import plan_bounds

@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from json.encoder import encode_basestring_ascii as _quote
 from typing import Any, NoReturn
 
 from recover._text import quoted
@@ -38,6 +40,56 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]
     return value
+
+
+def to_text(document: Any) -> str:
+    """A document as JSON, two spaces a level; numbers that JSON does not have become null.
+
+    The text is that of ``json.dumps(finite(document), indent=2)``, in a fraction of the time.
+
+    Parameters
+    ----------
+    document : object
+        Plain data: dicts with texts as keys, lists, tuples, strings, numbers, booleans, None.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    """
+    parts: list[str] = []
+    _append(document, "\n", parts.append)
+    return "".join(parts)
+
+
+def _append(value: Any, line: str, append: Callable[[str], None]) -> None:
+    """Append the text of a value; `line` ends a line and begins the next one of its level."""
+    if isinstance(value, str):
+        append(_quote(value))
+    elif value is None:
+        append("null")
+    elif isinstance(value, bool):
+        append("true" if value else "false")
+    elif isinstance(value, int):
+        append(int.__repr__(value))
+    elif isinstance(value, float):
+        append(float.__repr__(value) if abs(value) < float("inf") else "null")
+    elif isinstance(value, list | tuple):
+        inner, start = f"{line}  ", "["
+        for each in value:
+            append(f"{start}{inner}")
+            _append(each, inner, append)
+            start = ","
+        append(f"{line}]" if value else "[]")
+    elif isinstance(value, dict):
+        inner, start = f"{line}  ", "{"
+        for key, each in value.items():
+            append(f"{start}{inner}{_quote(key)}: ")
+            _append(each, inner, append)
+            start = ","
+        append(f"{line}}}" if value else "{}")
+    else:
+        raise TypeError(f"{type(value).__name__} is nothing that JSON has")
 
 
 def parse_object(raw: bytes, *, strict: bool = False) -> dict[str, Any]:

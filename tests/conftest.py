@@ -1,9 +1,5 @@
 """Models that the tests share: real weights whose truth is known, quantized by llama.cpp."""
 
-import subprocess
-import sys
-from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +9,10 @@ from numpy.typing import NDArray
 
 from recover.containers.gguf.reader import open_gguf
 from recover.quants import dequantize
-
-ROOT = Path(__file__).parents[1]
-DATA = Path(str(files("recover") / "data"))
-TINY = DATA / "tiny-llama-3m-bf16.gguf"
-SHARED = ROOT.parent / "shared" / "models"
+from tests.support.models import DATA, SHARED, TINY, quantize
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("fixed")
-
-Quantized = Callable[..., list[Path]]
-
-
-def quantize(model: Path, folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """Quantize with llama.cpp, in a process of its own."""
-    script = ROOT / "tests" / "golden" / "make_quantized.py"
-    command = [sys.executable, str(script), str(model), str(folder), *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    stem = model.stem.removesuffix("-bf16")
-    return [folder / f"{stem}-{name}.gguf" for name in names]
 
 
 @pytest.fixture(scope="session")

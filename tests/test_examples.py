@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, TINY
+from tests.support.models import ROOT, TINY
 
 
 def run(name: str, *models: str) -> list[list[str]]:

@@ -4,8 +4,16 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recover._json import JSONError, finite, parse_object
+from recover._json import JSONError, finite, parse_object, to_text
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+DOCUMENTS = st.recursive(
+    SCALARS,
+    lambda each: st.lists(each) | st.lists(each).map(tuple) | st.dictionaries(st.text(), each),
+)
 
 
 def test_right_ones() -> None:
@@ -55,3 +63,14 @@ def test_as_deep_as_may_be() -> None:
 def test_numbers_that_json_lacks_become_null() -> None:
     document = {"a": [math.inf, -math.inf, math.nan, 1.5], "b": (0, math.inf)}
     assert finite(document) == {"a": [None, None, None, 1.5], "b": [0, None]}
+
+
+@given(DOCUMENTS)
+def test_text_is_that_of_the_standard_library(document: object) -> None:
+    assert to_text(document) == json.dumps(finite(document), indent=2)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"a", [object()], {"a": 1j}])
+def test_text_of_what_json_lacks(value: object) -> None:
+    with pytest.raises(TypeError):
+        to_text(value)

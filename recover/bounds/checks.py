@@ -4,11 +4,11 @@ Bounds rest on how the codes were chosen, so they hold only if ggml's encoder ch
 tell of another encoder, or of damage:
 
 - The marks of the encoder (`recover.inputs.provenance`), in every block.
-- Encoding the decoded weights again. Of Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and MXFP4 every block that
-  ggml makes without an importance matrix comes back byte for byte. Of the other types a share does,
-  which depends on the weights: so weights like these are made, drawn from the cells, and encoded
-  twice; what ggml makes of such weights comes back about as often as these blocks must. Codes that
-  another encoder chose come back much less often.
+- Encoding the decoded weights again. Of some types (`ScalarType.comes_back`) every block that ggml
+  makes without an importance matrix comes back byte for byte. Of others a share does, which depends
+  on the weights: so weights like these are made, drawn from the cells, and encoded twice; what ggml
+  makes of such weights comes back about as often as these blocks must (`Reencoding`). Codes that
+  another encoder chose come back much less often. Types of which neither is known are not encoded.
 
 No check sees a single code of a K-quant that was moved to its neighbour: some weights have it.
 """
@@ -31,22 +31,6 @@ from recover.quants import F32Array, ScalarType, U8Array, dequantize, quantize
 CONDITION = "if these bytes are what ggml's encoder made of one original"
 """What proven bounds depend on, for people."""
 
-# Types of which every block comes back.
-_ALL_COME_BACK = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4")
-# Of the others: where weights like these come back with the share e, those of ggml's come back with
-# the share e - a (1 - e) - b or more. Measured on trained weights of two models, and on random
-# ones with light, heavy and no tails, sparse, of one sign, small, and on grids.
-_FEWEST = {
-    "Q2_K": (12.0, 0.04),
-    "Q3_K": (0.0, 0.42),
-    "Q4_K": (1.2, 0.03),
-    "Q5_K": (0.9, 0.05),
-    "Q6_K": (0.0, 0.08),
-    "IQ4_NL": (2.0, 0.03),
-    "IQ4_XS": (0.0, 0.08),
-}
-# With an importance matrix, which is not known here, at least this share of e.
-_FEWEST_WITH_IMATRIX = {"Q4_K": 0.1, "Q5_K": 0.1, "Q6_K": 0.1, "IQ4_NL": 0.1, "IQ4_XS": 0.1}
 _SURE = 5.0  # standard deviations of a share; by chance once in millions of tensors
 _FEWEST_BLOCKS = 64  # whose share says something
 # Blocks that are encoded again: so many runs, evenly spaced, of so many.
@@ -165,10 +149,11 @@ class _Job:
         """The smallest share that ggml's encoder explains, chance included."""
         # What was drawn has a share of its own, by chance.
         expected -= _SURE / 2 * math.sqrt(max(expected * (1 - expected), 1 / n) / n)
-        a, b = _FEWEST[self.kind.name]
-        fewest = expected - a * (1 - expected) - b
+        known = self.kind.reencoding
+        assert known is not None
+        fewest = expected - known.slope * (1 - expected) - known.margin
         if self.weighted:
-            fewest = _FEWEST_WITH_IMATRIX.get(self.kind.name, 0.0) * expected
+            fewest = known.weighted * expected
         return fewest - _SURE * math.sqrt(max(fewest * (1 - fewest), 1 / n) / n)
 
 
@@ -186,11 +171,11 @@ class _Worker:
         marks = count_marks(raw, job.kind) if job.has_marks else None
         n_blocks, n_without = (0, 0) if marks is None else (marks.n_blocks, marks.n_without)
         n_encoded, n_same = 0, 0
-        if job.kind.name in _ALL_COME_BACK and not (job.weighted or job.is_other):
+        if job.kind.comes_back and not (job.weighted or job.is_other):
             same = _come_back(raw, job.kind)
             n_encoded, n_same = same.size, int(np.count_nonzero(same))
         job.counts.append((n_blocks, n_without, n_encoded, n_same))
-        if tile.start == 0 and job.kind.name in _FEWEST and not job.is_other:
+        if tile.start == 0 and job.kind.reencoding is not None and not job.is_other:
             job.runs = self._sample(job)
 
     def _sample(self, job: _Job) -> NDArray[np.float64]:
@@ -240,23 +225,13 @@ def _come_back(raw: U8Array, kind: ScalarType) -> NDArray[np.bool_]:
 
 def _is_usable(raw: U8Array, kind: ScalarType) -> NDArray[np.bool_]:
     """Blocks whose weights are finite, not all 0, and not so small that scales lose their bits."""
+    assert kind.reencoding is not None
+    smallest = _SMALLEST_SCALE * kind.reencoding.largest_level
     decoded = dequantize(raw, kind).reshape(-1, kind.block_size)
     with np.errstate(invalid="ignore"):
         largest = np.abs(decoded).max(1)
-    usable: NDArray[np.bool_] = np.isfinite(largest) & (largest > _SMALLEST_WEIGHT[kind.name])
+    usable: NDArray[np.bool_] = np.isfinite(largest) & (largest > smallest)
     return usable
-
-
-# The largest weight of a block, where its float16 scale has the fewest bits that do.
-_SMALLEST_WEIGHT = {
-    "Q2_K": _SMALLEST_SCALE * 15 * 3,
-    "Q3_K": _SMALLEST_SCALE * 32 * 4,
-    "Q4_K": _SMALLEST_SCALE * 63 * 15 / 2,
-    "Q5_K": _SMALLEST_SCALE * 63 * 31 / 2,
-    "Q6_K": _SMALLEST_SCALE * 128 * 32,
-    "IQ4_NL": _SMALLEST_SCALE * 127,
-    "IQ4_XS": _SMALLEST_SCALE * 32 * 127,
-}
 
 
 def _draw(

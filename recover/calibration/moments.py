@@ -24,7 +24,7 @@ from recover.errors import CalibrationError
 from recover.estimators import Request
 from recover.estimators._combine import take_one
 from recover.estimators.methods import linear
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Witness, tally_order
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.matching import check_match, find_twins, typical_error
 from recover.inputs.provenance import has_cells, witness_of
@@ -166,27 +166,18 @@ def survey(
             " different bytes, so there is nothing to combine"
         )
     _check_truth(models, original, [job.truth.name for job in jobs])
-    n_weights = sum(job.truth.n_weights for job in jobs)
-    n_done = 0
-    sample = _Sample(jobs)
-    moments = []
-    layers = n_layers(models[0].tensors)
-    for job in jobs:
-
-        def report(n: int, _all: int, before: int = n_done) -> None:
-            if progress is not None:
-                progress(before + n, n_weights)
-
-        gram, linear_error = _Pass(job, n_threads or available_cores()).run(report)
+    sums = _Pass(jobs).run(n_threads or available_cores(), progress)
+    for job, (gram, _) in zip(jobs, sums, strict=True):
         _check_finite(gram, job)
+    sample = _Sample(jobs)
+    for job in jobs:
         sample.add(job)
-        moments.append(_moments(job, gram, linear_error, layers))
-        n_done += job.truth.n_weights
+    layers = n_layers(models[0].tensors)
     return Survey(
         inputs=tuple(_source(model) for model in models),
         truth=_source(original),
         paths=tuple(part for model in (*models, original) for part in model.parts),
-        moments=tuple(moments),
+        moments=tuple(_moments(job, *each, layers) for job, each in zip(jobs, sums, strict=True)),
         places=sample.places,
     )
 
@@ -286,44 +277,51 @@ def _moments(job: _Job, gram: F64Array, linear_error: float, layers: int) -> Mom
 
 
 class _Pass:
-    """The pass over one tensor, on threads: sums by tile, added in their order."""
+    """The pass over all tensors, on threads: sums by tile, added in their order."""
 
-    def __init__(self, job: _Job, n_threads: int) -> None:
-        self._job = job
-        self._n_threads = n_threads
-        n_rows = len(job.tensors) + 1
-        n = n_tiles(job.truth.n_weights)
-        self._grams = np.zeros((n, n_rows, n_rows))
-        self._linear = np.zeros(n)
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        self._jobs = jobs
+        self._grams = []
+        self._linear = []
+        for job in jobs:
+            n, n_rows = n_tiles(job.truth.n_weights), len(job.tensors) + 1
+            self._grams.append(np.zeros((n, n_rows, n_rows)))
+            self._linear.append(np.zeros(n))
 
-    def run(self, progress: Progress) -> tuple[F64Array, float]:
-        """Gram matrix of the errors and the truth, and the square error of ``linear``."""
-        workers = [self._worker() for _ in range(min(self._n_threads, len(self._grams)))]
-        for_each_tile([self._job.truth.n_weights], workers, progress)
-        return self._grams.sum(axis=0), float(self._linear.sum())
+    def run(self, n_threads: int, progress: Progress | None) -> list[tuple[F64Array, float]]:
+        """Of each tensor the Gram matrix of errors and truth, and the error of ``linear``."""
+        sizes = [job.truth.n_weights for job in self._jobs]
+        n_workers = min(n_threads, sum(map(len, self._grams)))
+        for_each_tile(sizes, [self._worker() for _ in range(n_workers)], progress)
+        return [
+            (grams.sum(axis=0), float(linear.sum()))
+            for grams, linear in zip(self._grams, self._linear, strict=True)
+        ]
 
     def _worker(self) -> Callable[[Tile], None]:
-        job = self._job
-        buffer = EvidenceBuffer(job.witnesses)
-        n_inputs = len(job.witnesses)
-        n = min(TILE, job.truth.n_weights)
-        memory, decoded, estimate = (
-            np.empty(n, np.float32),
-            np.empty(n_inputs * n, np.float32),
-            np.empty(n, np.float32),
-        )
+        n = min(TILE, max(job.truth.n_weights for job in self._jobs))
+        n_inputs = max(len(job.witnesses) for job in self._jobs)
+        memory, estimate = np.empty((2, n), np.float32)
+        decoded = np.empty(n_inputs * n, np.float32)
+        known: tuple[Witness, ...] = ()
+        buffer, order = EvidenceBuffer(known), tally_order(known)
 
         def work(tile: Tile) -> None:
+            nonlocal known, buffer, order
+            job = self._jobs[tile.tensor]
+            if job.witnesses != known:
+                known = job.witnesses
+                buffer, order = EvidenceBuffer(known), tally_order(known)
             size = tile.end - tile.start
             truth = job.truth.read(tile.start, tile.end, memory[:size])
             evidence = buffer.read(job.tensors, tile.start, tile.end)
-            values = decoded[: n_inputs * size].reshape(n_inputs, size)
-            for row, slot in zip(values, buffer.order, strict=True):
+            values = decoded[: len(known) * size].reshape(len(known), size)
+            for row, slot in zip(values, order, strict=True):
                 take_one(evidence, slot, row)
             index = tile.start // TILE
-            _add_gram(values, truth, self._grams[index])
-            linear.estimate(evidence, estimate[:size], np.zeros(2 + n_inputs), Request())
-            self._linear[index] = _square_error(estimate[:size], truth)
+            _add_gram(values, truth, self._grams[tile.tensor][index])
+            linear.estimate(evidence, estimate[:size], np.zeros(2 + len(known)), Request())
+            self._linear[tile.tensor][index] = _square_error(estimate[:size], truth)
 
         return work
 

@@ -1,149 +1,34 @@
-"""The command line: one file per command; heavy imports stay inside the commands' bodies."""
+"""The command line: one file per command; heavy imports stay inside the commands' bodies.
 
-import argparse
-import shlex
-import sys
-import traceback
+This file imports next to nothing, so that Ctrl-C is caught while the rest is loaded.
+"""
+
+import os
+import signal
 from collections.abc import Sequence
-from typing import Protocol
-
-from recover import RecoverError, UsageError
-from recover import _stopping as stopping
-from recover._version import __version__
-from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
-from recover.cli import inspect as inspect_command
-from recover.cli._parser import Parser
-from recover.cli._signals import Signals, last_line
-from recover.cli._streams import complain, drop, is_of_a_stream, open_closed_streams
-from recover.execution.temporary import tell_of_removals
-
-
-class Command(Protocol):
-    """A command's module."""
-
-    NAME: str
-    SUMMARY: str
-
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Declare the command's arguments."""
-
-    @staticmethod
-    def run(args: argparse.Namespace) -> int:
-        """Do the work; the exit status."""
-
-
-_COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
-    merge,
-    bounds,
-    inspect_command,
-    verify,
-    quantize,
-    evaluate,
-    calibrate,
-    reblock,
-    demo,
-)
-
-
-_MOST_THREADS = 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status (0 done, 1 failed, 2 wrong usage, 128 + n signal n)."""
-    open_closed_streams()
-    with Signals():
-        args = build_parser().parse_args(argv)
-        args.command_line = shlex.join(["recover", *(sys.argv[1:] if argv is None else argv)])
-        tell_of_removals(None if args.quiet else lambda text: complain(f"recover: {text}"))
-        try:
-            status = _run(args)
-        except stopping.Stopped as stop:
-            complain(f"recover: {last_line(stop.number)}")
-            return 128 + stop.number
-        if stopping.is_requested():  # in the meantime, or what failed was due to it
-            complain(f"recover: {last_line(stopping.number())}")
-            return 128 + stopping.number()
-        return status
-
-
-def _run(args: argparse.Namespace) -> int:
-    """The exit status; an input that was changed meanwhile explains every error."""
-    _mapped_files("forget")
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
-        try:
-            status: int = args.run(args)
-        finally:
-            _mapped_files("check_unchanged")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop(sys.stdout)  # whoever read our output has gone
-        return 1
-    except RecoverError as error:
-        if args.debug:
-            _show_traceback()
-        return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
-    except Exception as error:
-        if is_of_a_stream(error):
-            drop(sys.stdout)
-            return _fail(f"the results cannot be printed: {error.strerror}")
-        if args.debug:
-            _show_traceback()
-        return _fail(f"{type(error).__name__}: {error} (unexpected; --debug shows where)")
-    return status
+        if is_default:
+            signal.signal(signal.SIGINT, _end)
+    except ValueError:  # only the main thread may
+        is_default = False
+    try:
+        from recover.cli._commands import run
+
+        return run(argv)
+    finally:
+        if is_default:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _mapped_files(function: str) -> None:
-    """Call a function of `recover.containers.mapping`, slow to import, if that was used."""
-    if (mapping := sys.modules.get("recover.containers.mapping")) is not None:
-        getattr(mapping, function)()
+def _end(number: int, _frame: object) -> None:
+    """End at once: nothing was begun. A `KeyboardInterrupt` would show where imports stood."""
+    from contextlib import suppress
 
-
-def _fail(message: str, status: int = 1) -> int:
-    complain(f"recover: error: {' '.join(message.split())}")
-    return status
-
-
-def _show_traceback() -> None:
-    for line in traceback.format_exc().splitlines():
-        complain(line)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = Parser(
-        prog="recover",
-        description="The best possible full-precision weights from the quantizations of a model.",
-    )
-    parser.add_argument("--version", action="version", version=f"recover {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        sub = commands.add_parser(
-            command.NAME, help=command.SUMMARY, description=f"{command.SUMMARY}."
-        )
-        command.add_arguments(sub)
-        _add_common(sub)
-        sub.set_defaults(run=command.run)
-    return parser
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("common options")
-    group.add_argument(
-        "--threads",
-        type=_thread_count,
-        metavar="N",
-        help="number of threads (default: the cores that this process may use)",
-    )
-    group.add_argument(
-        "-q", "--quiet", action="store_true", help="nothing on stderr: no progress, no messages"
-    )
-    group.add_argument("-v", "--verbose", action="store_true", help="tell more")
-    group.add_argument("--debug", action="store_true", help="show a traceback on errors")
-    group.add_argument("--version", action="version", version=f"recover {__version__}")
-
-
-def _thread_count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {_MOST_THREADS}")
-    return int(text)
+    with suppress(OSError):
+        os.write(2, b"recover: stopped (Interrupt); nothing new was left behind\n")
+    os._exit(128 + number)

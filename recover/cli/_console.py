@@ -5,7 +5,6 @@ all of it is escaped here: a call prints one line, without codes for the termina
 that the stream has.
 """
 
-import json
 import os
 import sys
 from argparse import Namespace
@@ -28,8 +27,9 @@ from rich.progress import (
 )
 
 from recover._compiled.jit import is_first_run
-from recover._json import finite
+from recover._json import to_text
 from recover._text import escaped, shortened
+from recover.cli._inputs import check_inputs
 from recover.cli._streams import LONGEST_LINE, complain, say, write
 from recover.execution import tiles
 
@@ -78,13 +78,22 @@ def message(args: Namespace, text: str) -> None:
         complain(f"recover: {text}")
 
 
+def warn(args: Namespace, warnings: Iterable[str]) -> None:
+    """Warnings on stderr, a line each, unless the files that they are built on were changed."""
+    check_inputs()
+    for warning in warnings:
+        message(args, f"warning: {warning}")
+
+
 def print_json(document: Any) -> None:
     """One JSON document on stdout; numbers that JSON does not have become null."""
-    write(sys.stdout, json.dumps(finite(document), indent=2))
+    check_inputs()
+    write(sys.stdout, to_text(document))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; columns whose name ends with a colon are text, the others figures."""
+    check_inputs()
     if title:
         bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         line = shortened(escaped(title), LONGEST_LINE)

@@ -16,16 +16,18 @@ def open_closed_streams() -> None:
     """Put the null device where a standard stream is closed.
 
     Otherwise the next file that is opened takes its number, and what libraries print goes there.
+    On a closed stdout it can only be read: results that nobody can have are an error when they are
+    printed, as on a full device. Nobody wants the messages of a closed stderr.
     """
-    for number in range(3):
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_RDWR)):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
+            opened = os.open(os.devnull, mode)
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 

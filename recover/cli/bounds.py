@@ -36,7 +36,7 @@ def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.bounds.execute import execute_bounds
     from recover.bounds.plan import plan_bounds
-    from recover.cli._console import message, print_json, progress_bar
+    from recover.cli._console import print_json, progress_bar, warn
 
     with progress_bar(args, "checking") as progress:
         plan = plan_bounds(
@@ -47,12 +47,10 @@ def run(args: Namespace) -> int:
             n_threads=args.threads,
             progress=progress,
         )
-    for warning in plan.warnings:
-        message(args, f"warning: {warning}")
+    warn(args, plan.warnings)
     with progress_bar(args, "bounding") as progress:
         result = execute_bounds(plan, n_threads=args.threads, progress=progress)
-    for warning in result.warnings:
-        message(args, f"warning: {warning}")
+    warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print(result)
     return 0
 

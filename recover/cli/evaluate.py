@@ -67,7 +67,7 @@ def _count(text: str) -> int:
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import message, print_json, progress_bar
+    from recover.cli._console import print_json, progress_bar, warn
     from recover.evaluate.errors import evaluate_models
 
     _check_usage(args)
@@ -82,8 +82,7 @@ def run(args: Namespace) -> int:
             n_threads=args.threads,
             progress=progress,
         )
-    for warning in _warnings(args, results):
-        message(args, f"warning: {warning}")
+    warn(args, _warnings(args, results))
     if args.text is not None:
         results = _with_divergence(args, results)
     document = {"truth": str(args.truth), "models": [each.to_json() for each in results]}

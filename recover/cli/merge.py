@@ -97,7 +97,7 @@ def _part_size(text: str) -> int:
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import message, print_json, progress_bar
+    from recover.cli._console import message, print_json, progress_bar, warn
     from recover.estimators import DEFAULT_METHOD
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
@@ -118,8 +118,7 @@ def run(args: Namespace) -> int:
         from recover.merge.resimulate import with_simulated_densities
 
         plan = with_simulated_densities(plan, args.simulate)
-    for warning in plan.warnings:
-        message(args, f"warning: {warning}")
+    warn(args, plan.warnings)
     if args.dry_run:
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
@@ -132,8 +131,7 @@ def run(args: Namespace) -> int:
             resume=args.resume,
             tell=partial(message, args),
         )
-    for warning in result.warnings:
-        message(args, f"warning: {warning}")
+    warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 

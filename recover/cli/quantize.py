@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def _types_of_others() -> Collection[str]:
+    """The types of all packages: they are loaded only for a name that is none of ours."""
+    from recover.quants import types_of_files
+
+    return types_of_files()
+
+
 def _type_name(text: str) -> str:
     name = text.upper()
-    if name in _TYPES:
+    if name in _TYPES or name in _types_of_others():
         return name
     main, _, size = name.rpartition("_")
     if main in _TYPES and size in ("XS", "S", "M", "L", "XL"):
@@ -79,7 +87,7 @@ def _tensor_type(text: str) -> tuple[str, str]:
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import message, print_json, progress_bar
+    from recover.cli._console import print_json, progress_bar, warn
     from recover.quantize.execute import execute_quantize
     from recover.quantize.plan import plan_quantize
 
@@ -93,8 +101,7 @@ def run(args: Namespace) -> int:
         leave_output_tensor=args.leave_output_tensor,
         quantizer=args.quantizer,
     )
-    for warning in plan.warnings:
-        message(args, f"warning: {warning}")
+    warn(args, plan.warnings)
     if args.dry_run:
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0

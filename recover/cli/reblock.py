@@ -78,7 +78,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import message, print_json, progress_bar
+    from recover.cli._console import print_json, progress_bar, warn
     from recover.reblock.dispatch import open_source
     from recover.reblock.execute import execute_reblock
     from recover.reblock.integers import Request
@@ -96,15 +96,14 @@ def run(args: Namespace) -> int:
         n_threads=args.threads,
     )
     plan = plan_reblock(source, args.output)
-    for warning in source.warnings:
-        message(args, f"warning: {warning}")
+    warn(args, source.warnings)
     with progress_bar(args, "re-blocking") as progress:
         result = execute_reblock(
             plan, verify=args.verify, n_threads=args.threads, progress=progress
         )
     if not result.exact:
         n_inexact = sum(not tensor.exact for tensor in result.tensors)
-        message(args, f"warning: {n_inexact} tensors are not exact; {plan.report} says by how much")
+        warn(args, [f"{n_inexact} tensors are not exact; {plan.report} says by how much"])
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 

@@ -58,6 +58,7 @@ def method_names() -> tuple[str, ...]:
     return tuple(module.name for module in pkgutil.iter_modules(methods.__path__))
 
 
+@cache
 def estimator(name: str) -> Estimator:
     """The estimator of that name; `PlanError` if there is none."""
     if name not in method_names():

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
 from recover.estimators import MEAN, Request, estimator
-from recover.evidence.buffer import EvidenceBuffer, Witness
-from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize, type_by_name
+from recover.evidence.buffer import EvidenceBuffer, Witness, tally_order
+from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize
 
 WEIGHTS = "weights"
 """Name of the random weights, float32 (n_rows, ne0), in the sample; half of the rows have heavy
@@ -33,8 +33,6 @@ tails."""
 
 _SHARES = -0.5, 1.5  # of what heavy tails change: as far as weights may be beyond the sample's
 _N_LOOKED_AT = 256  # superblocks whose kurtosis is taken
-# Types with scales beside them, and the largest weight that does not clip the scale of its block.
-_SIDE_SCALED = {"NVFP4": np.float32(6 * 240)}
 
 
 class Claims(NamedTuple):
@@ -48,14 +46,19 @@ class Claims(NamedTuple):
         Of each input alone, in the order of the tally (see `recover.estimators`).
     kurtosis : float64 (2,)
         That of the estimates (see `kurtosis_of`).
+    is_measured : bool
+        Whether any of these is measured; otherwise all ratios are 1.
     """
 
     merged: NDArray[np.float64]
     alone: NDArray[np.float64]
     kurtosis: NDArray[np.float64]
+    is_measured: bool = True
 
     def correct(self, tally: NDArray[np.float64], estimate: F32Array, deviation: F32Array) -> None:
         """Multiply sums of errors, and standard deviations."""
+        if not self.is_measured:
+            return
         light, heavy = self.kurtosis
         share = 0.0
         if heavy > light:
@@ -108,11 +111,14 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     """
     alone, merged, kurtosis = np.ones((2, len(witnesses))), np.ones(2), np.zeros(2)
     names = _sample_names(witnesses)
-    known = {*_sample(), *map(_side_scaled_name, _SIDE_SCALED)}
-    is_known = known.issuperset(names) and len(set(names)) == len(names)
+    in_sample = all(
+        name in _sample() or (each.side_scaled and each.type.largest_beside is not None)
+        for name, each in zip(names, witnesses, strict=True)
+    )
+    is_known = in_sample and len(set(names)) == len(names)
     is_foreign = any(witness.noise is not None for witness in witnesses)
     if method == "best" or not is_known or is_foreign:
-        return Claims(merged, alone, kurtosis)
+        return Claims(merged, alone, kurtosis, is_measured=False)
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
     buffer = EvidenceBuffer([replace(witness, density=None) for witness in witnesses])
     for half in range(2):
@@ -125,7 +131,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
         out, tally = np.empty(x.size, np.float32), np.zeros(2 + len(names))
         request = Request(estimate, np.empty_like(out))  # deviations, so that all weights count
         estimator(method).estimate(evidence, out, tally, request)
-        for tensor, slot in zip(tensors, buffer.order, strict=True):
+        for tensor, slot in zip(tensors, tally_order(witnesses), strict=True):
             decoded = tensor.read(0, x.size)
             alone[half, slot] = _square_error(decoded, x) / tally[2 + slot]
         merged[half], kurtosis[half] = _square_error(out, x) / tally[0], kurtosis_of(out)
@@ -175,7 +181,7 @@ def _stored_half(name: str, kind: TensorType, half: int) -> Tensor:
     info = TensorInfo(name, (n_weights,), kind, 0)
     if name != _side_scaled_name(kind.name):
         return Tensor(info, _half_of(name, half))
-    raw, scales = _side_scaled(kind.name)
+    raw, scales = _side_scaled(kind)
     n_bytes = kind.n_bytes(n_weights)
     return Tensor(info, raw[half * n_bytes : (half + 1) * n_bytes], scales)
 
@@ -186,11 +192,12 @@ def _side_scaled_name(type_name: str) -> str:
 
 
 @cache
-def _side_scaled(type_name: str) -> tuple[U8Array, F32Array]:
+def _side_scaled(kind: TensorType) -> tuple[U8Array, F32Array]:
     """The weights encoded so that the largest scale of a block is next to the largest there is."""
+    assert kind.largest_beside is not None
     x = _sample()[WEIGHTS]
-    scale = np.float32(np.abs(x).max() / _SIDE_SCALED[type_name])
-    raw = quantize(np.divide(x, scale, dtype=np.float32), type_by_name(type_name))
+    scale = np.float32(np.abs(x).max() / np.float32(kind.largest_beside))
+    raw = quantize(np.divide(x, scale, dtype=np.float32), kind)
     raw.flags.writeable = False
     return raw, np.array([scale], np.float32)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from typing import Any, NamedTuple, cast
 
@@ -155,6 +156,14 @@ class Witness:
     side_scaled: bool = False
 
 
+def tally_order(witnesses: Sequence[Witness]) -> tuple[int, ...]:
+    """Index into a ``tally[2:]`` of each witness (see `recover.estimators`), by kind."""
+    kinds = [_kind_of(witness.type) for witness in witnesses]
+    before = {kind: sum(map(kinds.count, _KINDS[:i])) for i, kind in enumerate(_KINDS)}
+    slots = {kind: count(n) for kind, n in before.items()}
+    return tuple(next(slots[kind]) for kind in kinds)
+
+
 class EvidenceBuffer:
     """Memory for the evidence on one tile, used again and again by one thread.
 
@@ -232,15 +241,9 @@ class EvidenceBuffer:
         known = [w.weight for w in witnesses if w.weight is not None]
         if known:
             weights = np.empty(len(witnesses))
-            weights[list(self.order)] = known
+            weights[list(tally_order(witnesses))] = known
             self._whole = self._whole._replace(weights=weights)
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """Index into a ``tally[2:]`` of each witness (see `recover.estimators`)."""
-        kinds = [_kind_of(kind) for kind in self._types]
-        before = {kind: sum(map(kinds.count, _KINDS[:i])) for i, kind in enumerate(_KINDS)}
-        return tuple(before[kind] + row for kind, row in zip(kinds, self._row_of, strict=True))
+        self._tile, self._n_weights = self._whole, -1
 
     def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
         """Unpack one tile; not of interval inputs, which have no bytes (see `read`).
@@ -257,15 +260,20 @@ class EvidenceBuffer:
         Evidence
             Views of this buffer, valid until the next call.
         """
-        tile = self._tile(n_weights)
+        tile = self._tile_of(n_weights)
         for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
             if isinstance(kind, IntervalType):
                 raise QuantError(f"type {kind.name} has no bytes to unpack")
             _unpack(tile, kind, row, raw)
         return tile
 
-    def _tile(self, n_weights: int) -> Evidence:
-        """Views of this buffer for so many weights."""
+    def _tile_of(self, n_weights: int) -> Evidence:
+        """The beginning of the memory, shaped for so many weights; kept for the next tile."""
+        if n_weights != self._n_weights:
+            self._tile, self._n_weights = self._views(n_weights), n_weights
+        return self._tile
+
+    def _views(self, n_weights: int) -> Evidence:
         whole, n_groups = self._whole, n_weights // GROUP
         n_scalars, n_intervals = len(whole.levels), len(whole.interval_noise)
         n_others = len(whole.likelihood)
@@ -292,11 +300,13 @@ class EvidenceBuffer:
 
         As `load` does, and times the tensors' scales; interval inputs state their intervals.
         """
-        tile = self._tile(end - start)
+        tile = self._tile_of(end - start)
         proves = zip(self._types, self._proves, strict=True)
         for tensor, (kind, has_cells), row in zip(tensors, proves, self._row_of, strict=True):
             if isinstance(kind, IntervalType):
-                _state(tile, cast(IntervalTensor, tensor), row, start, end)
+                stated = tile.interval_values, tile.interval_lower, tile.interval_upper
+                rows = [each[row] for each in (*stated, tile.interval_variance)]
+                cast(IntervalTensor, tensor).intervals(start, end, *rows)
                 if not has_cells:
                     tile.interval_lower[row] = -np.inf
                     tile.interval_upper[row] = np.inf
@@ -339,18 +349,6 @@ def _unpack(tile: Evidence, kind: TensorType, row: int, raw: U8Array) -> None:
     elif isinstance(kind, VectorType):
         kind.decode(raw, tile.values[row])
         typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
-
-
-def _state(tile: Evidence, tensor: IntervalTensor, row: int, start: int, end: int) -> None:
-    """Fill a row of the intervals."""
-    tensor.intervals(
-        start,
-        end,
-        tile.interval_values[row],
-        tile.interval_lower[row],
-        tile.interval_upper[row],
-        tile.interval_variance[row],
-    )
 
 
 def _scale_up(
@@ -414,6 +412,7 @@ class _Rounding(NamedTuple):
     scale_limit: np.float32
 
 
+@cache
 def _rounding(kind: ScalarType) -> _Rounding:
     groups = kind.block_size // GROUP
     last = kind.rounds_scale_last, kind.rounds_offset_last

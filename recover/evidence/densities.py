@@ -21,8 +21,20 @@ one type, and for the coarser of two types. Codes that prove nothing, of an enco
 scale last, have a density that is nearly flat within soft edges, which tells more beside another
 than its quadratic logarithm does: their share may exceed 1.
 
-The shipped table, ``recover/data/densities.json``, is made by `recover.calibration.simulate` and
-``python -m tests.golden.make_densities``.
+Each type has a table of its own, ``recover/data/densities/NAME.json``, which is made by
+`recover.calibration.simulate` and ``python -m tests.golden.make_densities``; a type of another
+package may say where its table is (`ScalarType.densities`). What two types count beside each other
+is in the table of the coarser one; in that of the finer one only if the coarser one does not know
+it.
+
+Of a type without a table the least is assumed that its declaration allows:
+
+- A weight of a scalar type lies anywhere in its cell, all places being as likely. Where the cell is
+  open, or nothing is proven, it is off by a normal error with the mean square `ScalarType.noise`.
+- A weight of a vector type is off by a normal error with the mean square `VectorType.relative_mse`;
+  the errors of several such types are independent, of one type with other importance matrices
+  correlated by a half.
+- Inputs beside each other count in full.
 """
 
 import json
@@ -32,6 +44,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover.quants import F32Array, IntervalType, ScalarType, TensorType, VectorType
 
@@ -46,6 +59,7 @@ N_ALIKE = (2, 4, 8)
 
 _FEW_LEVELS = 32
 _DEVIATIONS = 4  # how far a normal density reaches
+_CORRELATION = 0.5  # of the errors of inputs of one type, where nobody has measured it
 
 
 def density(
@@ -79,11 +93,12 @@ def density(
     # that have them had none.
     alike = any(other.name == kind.name for other in beside) and not kind.refits_scale_with_imatrix
     which = "weighted" if weighted or not has_cells or alike else "plain"
-    tables = _shipped()["types"][kind.name]
     if not has_cells and not kind.refits_scale_with_imatrix:
         table = normal_density(kind.noise).astype(np.float64)
+    elif which in table_of(kind):
+        table = np.array(table_of(kind)[which])
     else:
-        table = np.array(tables[which])
+        table = _untold_density(kind, has_cells=has_cells)
     table[:, :DEGREE] *= share(kind, beside, has_cells=has_cells)
     return table.astype(np.float32)
 
@@ -110,28 +125,54 @@ def interval_density(kind: IntervalType, beside: Sequence[TensorType] = ()) -> F
     return table.astype(np.float32)
 
 
+def _untold_density(kind: ScalarType, *, has_cells: bool) -> NDArray[np.float64]:
+    """As `density`, of a type without a table."""
+    table = normal_density(kind.noise).astype(np.float64)
+    if not has_cells:
+        return table
+    first, last = end_codes(kind)
+    below, above = kind.lower_levels - kind.levels, kind.upper_levels - kind.levels
+    interior = slice(first + 1, last)
+    reach = below[interior].min(initial=0), above[interior].max(initial=0)
+    if reach[0] < reach[1] and np.isfinite(reach).all():
+        table[INTERIOR] = [0, 0, 0, *reach]
+    for row, code in ((LOWEST, first), (HIGHEST, last)):
+        if np.isfinite(below[code]):
+            table[row, BELOW] = below[code]
+        if np.isfinite(above[code]):
+            table[row, ABOVE] = above[code]
+        if np.isfinite(below[code]) and np.isfinite(above[code]):
+            table[row, :DEGREE] = 0
+    return table
+
+
 def share(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool = True) -> float:
     """What the density of an input counts beside others; 1 if it is the only one."""
-    name, names = _name_for_shares(kind), [_name_for_shares(other) for other in beside]
-    of_pairs = _shipped()["pairs"].get(name, {})
-    if not has_cells:
-        of_pairs = _shipped()["unproven"].get(name, of_pairs)
-    shared = min((of_pairs.get(other, 1.0) for other in names), default=1.0)
-    return float(shared * _share_of_alike(name, 1 + names.count(name)))
-
-
-def _name_for_shares(kind: TensorType) -> str | None:
-    """Under which name a type shares errors with others; None if it shares none."""
-    if isinstance(kind, IntervalType):
-        return kind.alike or None
-    return kind.name
-
-
-def _share_of_alike(name: str | None, n_alike: int) -> float:
-    """What one of several inputs of one type counts."""
-    if name is None:
+    own, others = _shares_as(kind), [_shares_as(other) for other in beside]
+    if own is None:
         return 1.0
-    shares = [1.0, *_shipped()["shares"].get(name, [1.0] * len(N_ALIKE))]
+    known = [other for other in others if other is not None]
+    shared = min((_share_of_pair(own, each, has_cells=has_cells) for each in known), default=1.0)
+    return float(shared * _share_of_alike(own, 1 + sum(each.name == own.name for each in known)))
+
+
+def _shares_as(kind: TensorType) -> TensorType | None:
+    """The type whose shares hold for one; None if it shares no errors with any."""
+    return kind.alike if isinstance(kind, IntervalType) else kind
+
+
+def _share_of_pair(kind: TensorType, other: TensorType, *, has_cells: bool) -> float:
+    """What one of two inputs counts, as its own table tells or, if it does not, the other's."""
+    which = "pairs" if has_cells or "unproven" not in table_of(kind) else "unproven"
+    known = table_of(kind).get(which, {}).get(other.name)
+    if known is None:
+        known = table_of(other).get(f"{which} of coarser", {}).get(kind.name, 1.0)
+    return float(known)
+
+
+def _share_of_alike(kind: TensorType, n_alike: int) -> float:
+    """What one of several inputs of one type counts."""
+    shares = [1.0, *table_of(kind).get("shares", [1.0] * len(N_ALIKE))]
     places = np.log([1, *N_ALIKE])
     if n_alike > N_ALIKE[-1]:  # as 1 / n from there on
         return shares[-1] * N_ALIKE[-1] / n_alike
@@ -144,21 +185,34 @@ def likelihood(kind: VectorType) -> tuple[float, float]:
     Its mean over the decoded value, and its variance over the mean square of the decoded values of
     the superblock; the weights' own distribution is in it.
     """
-    gain, variance = _shipped()["vectors"][kind.name]
+    gain, variance = table_of(kind).get("likelihood", (1.0, kind.relative_mse))
     return gain, variance
 
 
 def correlation(one: VectorType, other: VectorType) -> float:
     """How the errors of two inputs go together, after the gain; of one type for other imatrices."""
-    correlations = _shipped()["correlations"]
-    return float(correlations[one.name][other.name])
+    for kind, beside in ((one, other), (other, one)):
+        found = table_of(kind).get("correlations", {}).get(beside.name)
+        if found is not None:
+            return float(found)
+    return _CORRELATION if one is other else 0.0
 
 
 @cache
-def _shipped() -> dict[str, Any]:
-    path = files("recover") / "data" / "densities.json"
+def table_of(kind: TensorType) -> dict[str, Any]:
+    """What was drawn of a type; nothing if nobody did."""
+    path = None
+    if isinstance(kind, ScalarType | VectorType):
+        path = kind.densities or files("recover") / "data" / "densities" / f"{kind.name}.json"
+    if path is None or not path.is_file():
+        return {}
     table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return table
+
+
+def forget_tables() -> None:
+    """Read the tables again when they are next asked for."""
+    table_of.cache_clear()
 
 
 def curve_varies(kind: ScalarType) -> bool:

@@ -24,6 +24,8 @@ from recover.execution.publish import (
 )
 from recover.execution.temporary import create, remove_stale
 
+_WORTH_ADVICE = 1 << 16  # bytes at once: of fewer, advice takes longer than writing
+
 
 class OutputFile:
     """A file that appears under its name only when all of it is on the disk.
@@ -131,7 +133,7 @@ class OutputFile:
             raise self._error(error) from None
         if self._partial is not None:
             self.digests[start] = position - start, zlib.crc32(data)
-        if hasattr(os, "posix_fadvise"):
+        if position - start >= _WORTH_ADVICE and hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk, while the work goes on, and keeps them
             # meanwhile: less is left to flush at the end.
             with suppress(OSError):

@@ -14,6 +14,8 @@ Progress = Callable[[int, int], None]
 """Called now and then with the number of weights done and the number of all weights."""
 
 _POLL_SECONDS = 0.1
+# Weights that a worker takes at once, if a tensor has fewer.
+_ENOUGH = 1 << 14
 
 
 class Tile(NamedTuple):
@@ -101,20 +103,28 @@ class _Queue:
             for start in range(0, size, step)
         )
         self.n_done = 0
+        self.is_open = True
 
     def close(self) -> None:
         with self._lock:
             self._tiles = iter(())
+            self.is_open = False
 
-    def take(self, finished: Tile | None) -> Tile | None:
+    def take(self, n_finished: int) -> list[Tile]:
+        """One tile, or several small ones that follow each other; none at the end."""
+        taken, n_weights = [], 0
         with self._lock:
-            if finished is not None:
-                self.n_done += finished.end - finished.start
-            return next(self._tiles, None)
+            self.n_done += n_finished
+            while n_weights < _ENOUGH and (tile := next(self._tiles, None)) is not None:
+                taken.append(tile)
+                n_weights += tile.end - tile.start
+        return taken
 
 
 def _work(worker: Callable[[Tile], None], queue: _Queue) -> None:
-    tile = queue.take(None)
-    while tile is not None:
-        worker(tile)
-        tile = queue.take(tile)
+    n_finished = 0
+    while tiles := queue.take(n_finished):
+        for tile in tiles:
+            if queue.is_open:
+                worker(tile)
+        n_finished = sum(tile.end - tile.start for tile in tiles)

@@ -35,7 +35,8 @@ Estimate = Callable[[Sequence[int], int, int], F32Array]
 
 _N_RUNS, _N_RUNS_FIRST = 64, 8
 _FEWEST_EXPECTED = 20.0  # weights outside, so that none outside is no chance
-_FEWEST_WEIGHTS = 1024  # smaller tensors tell too little, and models may have many
+FEWEST_WEIGHTS = 1024
+"""Smaller tensors tell too little, and models may have many."""
 _REPRODUCED = 0.5  # share of a child's blocks: all, but for encoders that round otherwise
 _SAME_NUMBERS = 1e-3  # square difference of a float child, over the parent's typical error
 _FEWEST_FLOATS = 256
@@ -272,7 +273,7 @@ class Family:
 
     def descents(self) -> tuple[Descent, ...]:
         """Who descends from whom."""
-        if next(iter(self._tensors.values())).n_weights < _FEWEST_WEIGHTS:
+        if next(iter(self._tensors.values())).n_weights < FEWEST_WEIGHTS:
             return ()
         self._try_decoded()
         found = [

@@ -10,8 +10,9 @@ whose error is known the difference of the two tells.
 
 import numpy as np
 
-from recover.containers.gguf.reader import Tensor
+from recover.containers.gguf.reader import Model, Tensor
 from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.inputs.provenance import is_foreign
 from recover.inputs.samples import runs
 from recover.quants import GROUP, ScalarType
 
@@ -54,6 +55,11 @@ def measure_noise(tensor: Tensor, known: Tensor | None) -> float:
     trust = _TYPICAL_DEVIATION**2 / (_TYPICAL_DEVIATION**2 + deviation**2)
     noise = trust * measured + (1 - trust) * TYPICAL_NOISE
     return float(np.clip(noise, _SMALLEST_NOISE, _LARGEST_NOISE))
+
+
+def foreign_noise(model: Model, tensor: Tensor) -> float | None:
+    """What is typical, without a look at other inputs; None of all but foreign codes."""
+    return TYPICAL_NOISE if is_foreign(model, tensor) else None
 
 
 def _noise_of(tensor: Tensor) -> float:

@@ -27,6 +27,7 @@ from recover.evidence.lattice import SIGNIFICAND_BITS, count_scales, count_witho
 from recover.inputs.provenance import has_cells, sample_blocks
 from recover.quants import (
     F32Array,
+    FromWeight,
     ScalarType,
     TensorType,
     U8Array,
@@ -39,17 +40,8 @@ _FEWEST = 32  # different numbers that norms must have to prove something
 _ADDING_ONE = ("gemma", "nemotron", "qwen3next")
 _MOST = 1 << 22  # numbers that are looked at
 
-# Where a block has the number that comes from one of its weights, and what that was divided by.
-_FROM_A_WEIGHT = {
-    "Q8_0": (0, 127),
-    "Q4_0": (0, -8),
-    "Q5_0": (0, -16),
-    "Q4_1": (2, 1),
-    "Q5_1": (2, 1),
-}
 UNEXPLAINED = 7 / 8
 """Share of the scales that come from other weights, and that no bf16 number explains."""
-_BLOCK = 32  # weights of each of these types' blocks
 _ENOUGH_SCALES = 16  # by chance, 16 fit in one case of 10**14
 # Weights whose cells are looked at: so many runs, evenly spaced, of so many.
 _N_RUNS, _RUN = 8, 4096
@@ -184,7 +176,8 @@ def fit_of(name: str, models: Sequence[Model], format_name: str, intervals: Inte
             found += count_without(*bounds, SIGNIFICAND_BITS[format_name])
     n_bounded, n_without, expected, n_single = found.tolist()
     if n_scales:
-        expected += UNEXPLAINED * n_bounded / _BLOCK
+        sizes = [each.type.block_size for each in confining if _from_weight(each.type)]
+        expected += UNEXPLAINED * n_bounded / min(sizes)
     return Fit(n_scales, n_fitting, int(n_bounded), int(n_without), int(n_single), expected)
 
 
@@ -210,10 +203,15 @@ def scales_without_bf16(raw: U8Array, kind: TensorType) -> tuple[int, int]:
     tuple of int
         By chance, one scale in eight is explained.
     """
-    if kind.name not in _FROM_A_WEIGHT:
+    number = _from_weight(kind)
+    if number is None:
         return 0, 0
-    at, divisor = _FROM_A_WEIGHT[kind.name]
-    return count_scales(raw, kind.type_size, at, float(divisor))
+    return count_scales(raw, kind.type_size, number.at, float(number.divisor))
+
+
+def _from_weight(kind: TensorType) -> FromWeight | None:
+    """The number in its blocks that comes from one of their weights."""
+    return kind.from_weight if isinstance(kind, ScalarType) else None
 
 
 def source_of_file(model: Model) -> SourcePrecision:

@@ -24,23 +24,22 @@ weight, or searches it for each block, and in Q4_0 and Q5_0 its sign is that wei
 without their mark, and without an importance matrix in the metadata, count as theirs, too.
 
 For the types of the first three lines the mark also decides whether the codes confine the weights:
-the K-quants and IQ4 choose the codes last, whatever chose their scales.
+the K-quants and IQ4 choose the codes last, whatever chose their scales. The types know how to find
+their marks, and what these mean (see `recover.quants.base.ScalarType`).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY
 from recover.containers.gguf.reader import Model, Tensor
 from recover.evidence.buffer import Witness
 from recover.inputs.originals.origin import is_original
-from recover.quants import GROUP, F32Array, FloatType, ScalarType, TensorType, U8Array
-
-Mask = NDArray[np.bool_]
+from recover.quants import FloatType, ScalarType, TensorType, U8Array
 
 # Blocks that are looked at: so many runs, evenly spaced, of so many blocks.
 _N_RUNS = 16
@@ -48,10 +47,6 @@ _RUN = 256
 
 _MOST_IMATRIX_KEYS = 16  # llama.cpp writes four
 
-_HOLDS_ALWAYS = ("Q8_0", "Q6_K", "IQ4_XS")
-_CODES_CHOSEN_FIRST = ("Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")
-_SIGNED = ("Q4_0", "Q5_0")
-_WITH_MINIMA = ("Q4_1", "Q5_1")
 _FEWEST_BLOCKS = 32
 _REPEATED = 0.3  # share of blocks with the scale of the one before; of llama.cpp's about 1 in 1000
 
@@ -92,23 +87,29 @@ def encoder_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
     Marks or None
         None for types that bear no marks.
     """
-    if tensor_type.name not in _MARKED:
+    if not isinstance(tensor_type, ScalarType) or tensor_type.marks is None:
         return None
     return count_marks(sample_blocks(raw, tensor_type.type_size).reshape(-1), tensor_type)
 
 
+def marks_of(tensor: Tensor) -> Marks | None:
+    """As `encoder_marks`; asked for again, the bytes are not looked at again."""
+    if tensor not in _FOUND:
+        _FOUND[tensor] = encoder_marks(tensor.raw, tensor.type)
+    return _FOUND[tensor]
+
+
 def count_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
     """As `encoder_marks`, of all blocks."""
-    if not isinstance(tensor_type, ScalarType) or tensor_type.name not in _MARKED:
+    if not isinstance(tensor_type, ScalarType) or tensor_type.marks is None:
         return None
-    blocks = raw.reshape(-1, tensor_type.type_size)
-    usable, marked = _MARKED[tensor_type.name](blocks, tensor_type)
+    usable, marked = tensor_type.marks(raw.reshape(-1, tensor_type.type_size))
     return Marks(int(np.count_nonzero(usable)), int(np.count_nonzero(usable & ~marked)))
 
 
 def marks_hold_with_imatrix(tensor_type: TensorType) -> bool:
     """Whether blocks made with an importance matrix have the mark of their type as well."""
-    return tensor_type.name in _HOLDS_ALWAYS
+    return isinstance(tensor_type, ScalarType) and tensor_type.marks_hold_with_imatrix
 
 
 def codes_are_plain(raw: U8Array, tensor_type: TensorType) -> bool:
@@ -117,9 +118,17 @@ def codes_are_plain(raw: U8Array, tensor_type: TensorType) -> bool:
     Looked at are the types whose codes confine the weights only then, in a bounded number of
     blocks (see `encoder_marks`); for the others the answer is always yes.
     """
-    if tensor_type.name not in _CODES_CHOSEN_FIRST:
+    if not (isinstance(tensor_type, ScalarType) and tensor_type.cells_need_marks):
         return True
     marks = encoder_marks(raw, tensor_type)
+    return marks is None or marks.n_without == 0
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """As `codes_are_plain`; asked for again, the bytes are not looked at again."""
+    if not (isinstance(tensor.type, ScalarType) and tensor.type.cells_need_marks):
+        return True
+    marks = marks_of(tensor)
     return marks is None or marks.n_without == 0
 
 
@@ -141,23 +150,24 @@ def is_foreign(model: Model, tensor: Tensor) -> bool:
     model : Model
         Whose metadata may name an importance matrix, or a quantizer, as the reason.
     tensor : Tensor
-        Of any type; types that have a scale per 32 weights are looked at.
+        Of any type; those are looked at whose blocks have one scale, and cells only with a mark.
     """
-    if tensor.type.name not in _CODES_CHOSEN_FIRST or is_searched(model):
-        return False
-    blocks = sample_blocks(tensor.raw, tensor.type.type_size)
-    d = np.ascontiguousarray(blocks[:, :2]).view("<u2")[:, 0]
-    used = (d & 0x7FFF) > 0
-    if np.count_nonzero(used) < _FEWEST_BLOCKS:
+    kind = tensor.type
+    if not isinstance(kind, ScalarType) or not kind.cells_need_marks or is_searched(model):
         return False
     # A weight of largest magnitude may be positive throughout, and magnitudes few: then the marks
     # are there.
-    if codes_are_plain(tensor.raw, tensor.type):
+    if tensor.n_weights < _FEWEST_BLOCKS * kind.block_size or is_plain(tensor):
         return False
-    if tensor.type.name in _SIGNED and not np.any(d[used] & 0x8000):
+    blocks = sample_blocks(tensor.raw, kind.type_size)
+    d = np.ascontiguousarray(blocks[:, kind.d_at : kind.d_at + 2]).view("<u2")[:, 0]
+    used = (d & 0x7FFF) > 0
+    if np.count_nonzero(used) < _FEWEST_BLOCKS:
+        return False
+    if kind.scale_has_sign and not np.any(d[used] & 0x8000):
         return True
     repeats = np.mean((d[1:] == d[:-1])[used[1:]]) > _REPEATED
-    return bool(repeats) or tensor.type.name in _WITH_MINIMA
+    return bool(repeats) or kind.rounds_offset_last
 
 
 def imatrix_of(model: Model) -> dict[str, Any]:
@@ -179,7 +189,7 @@ def confines(model: Model, tensor: Tensor) -> bool:
 def witness_of(model: Model, tensor: Tensor) -> Witness:
     """A tensor of a model as a witness: whether its codes prove something, and how it was made."""
     kind = tensor.type
-    marks = encoder_marks(tensor.raw, kind)
+    marks = marks_of(tensor)
     has_marks = marks is None or marks.n_without == 0
     return Witness(
         kind,
@@ -195,7 +205,7 @@ def _has_cells(model: Model, kind: TensorType, *, has_marks: bool) -> bool:
         return False
     if kind.refits_scale_with_imatrix and is_searched(model):
         return False
-    return has_marks or kind.name not in _CODES_CHOSEN_FIRST
+    return has_marks or not kind.cells_need_marks
 
 
 def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
@@ -209,9 +219,7 @@ def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
     return [
         each.name
         for each in tensors
-        if not is_original(each)
-        and not codes_are_plain(each.raw, each.type)
-        and not is_foreign(model, each)
+        if not is_original(each) and not is_plain(each) and not is_foreign(model, each)
     ]
 
 
@@ -225,99 +233,4 @@ def sample_blocks(raw: U8Array, type_size: int) -> U8Array:
     return np.concatenate(runs).reshape(-1, type_size)
 
 
-def _f16(blocks: U8Array, at: int) -> F32Array:
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0].astype(np.float32)
-
-
-def _is_scale(d: F32Array) -> Mask:
-    usable: Mask = np.isfinite(d) & (d != 0)
-    return usable
-
-
-def _codes(blocks: U8Array, kind: ScalarType) -> U8Array:
-    """Codes (n_blocks, block_size)."""
-    n = len(blocks) * kind.block_size
-    codes = np.empty(n, np.uint8)
-    scale, offset = np.empty((2, n // GROUP), np.float32)
-    kind.unpack(np.ascontiguousarray(blocks).reshape(-1), codes, scale, offset)
-    return codes.reshape(-1, kind.block_size)
-
-
-def _marks_extreme(blocks: U8Array, kind: ScalarType) -> tuple[Mask, Mask]:
-    """`quantize_row_q4_0_ref`: d = max / -8, so that max is given code 0; q5_0 alike."""
-    return _is_scale(_f16(blocks, 0)), (_codes(blocks, kind) == 0).any(1)
-
-
-def _marks_range(blocks: U8Array, kind: ScalarType) -> tuple[Mask, Mask]:
-    """`quantize_row_q4_1_ref`: d = (max - min) / 15, code 0 for min and 15 for max; q5_1 alike."""
-    d, codes = _f16(blocks, 0), _codes(blocks, kind)
-    highest = 15 if kind.name == "Q4_1" else 31
-    both = (codes == 0).any(1) & (codes == highest).any(1)
-    return _is_scale(d), both & (d > 0)
-
-
-def _marks_q8_0(blocks: U8Array, kind: ScalarType) -> tuple[Mask, Mask]:
-    """`quantize_row_q8_0_ref`: d = max(abs) / 127."""
-    d, codes = _f16(blocks, 0), _codes(blocks, kind)
-    largest = ((codes == 1) | (codes == 255)).any(1)  # codes count from -128
-    return _is_scale(d), largest & ~(codes == 0).any(1) & (d > 0)
-
-
-def _scales_and_minima(
-    d: F32Array, dmin: F32Array, full: Mask, full_min: Mask
-) -> tuple[Mask, Mask]:
-    usable = np.isfinite(d) & np.isfinite(dmin) & ((d != 0) | (dmin != 0))
-    return usable, (full | (d == 0)) & (full_min | (dmin == 0))
-
-
-def _marks_q2_k(blocks: U8Array, _kind: ScalarType) -> tuple[Mask, Mask]:
-    """`quantize_row_q2_K_ref`: d = max_scale / 15, dmin = max_min / 15."""
-    scales = blocks[:, :16]
-    full, full_min = ((scales & 15) == 15).any(1), ((scales >> 4) == 15).any(1)
-    return _scales_and_minima(_f16(blocks, 80), _f16(blocks, 82), full, full_min)
-
-
-def _marks_q3_k(blocks: U8Array, _kind: ScalarType) -> tuple[Mask, Mask]:
-    """`quantize_row_q3_K_ref`: d = max_scale / -32."""
-    low = np.concatenate([blocks[:, 96:104] & 15, blocks[:, 96:104] >> 4], 1)
-    packed = blocks[:, 104:108]
-    high = np.concatenate([(packed >> shift) & 3 for shift in (0, 2, 4, 6)], 1)
-    return _is_scale(_f16(blocks, 108)), ((low == 0) & (high == 0)).any(1)
-
-
-def _marks_q4_k(blocks: U8Array, _kind: ScalarType) -> tuple[Mask, Mask]:
-    """`quantize_row_q4_K_ref`: d = max_scale / 63, dmin = max_min / 63; q5_K alike."""
-    first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = np.concatenate([first & 63, (third & 15) | ((first >> 6) << 4)], 1)
-    minima = np.concatenate([second & 63, (third >> 4) | ((second >> 6) << 4)], 1)
-    full, full_min = (scales == 63).any(1), (minima == 63).any(1)
-    return _scales_and_minima(_f16(blocks, 0), _f16(blocks, 2), full, full_min)
-
-
-def _marks_q6_k(blocks: U8Array, _kind: ScalarType) -> tuple[Mask, Mask]:
-    """`quantize_row_q6_K_ref`: d = max_scale / -128."""
-    return _is_scale(_f16(blocks, 208)), (blocks[:, 192:208] == 128).any(1)
-
-
-def _marks_iq4_xs(blocks: U8Array, _kind: ScalarType) -> tuple[Mask, Mask]:
-    """`quantize_row_iq4_nl_impl`: d = max_scale / -32."""
-    packed = blocks[:, 4:8]
-    low = np.stack([packed & 15, packed >> 4], 2).reshape(len(blocks), 8)
-    high_bits = np.ascontiguousarray(blocks[:, 2:4]).view("<u2")
-    high = (high_bits >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
-    return _is_scale(_f16(blocks, 0)), ((low == 0) & (high == 0)).any(1)
-
-
-_MARKED: dict[str, Callable[[U8Array, ScalarType], tuple[Mask, Mask]]] = {
-    "Q4_0": _marks_extreme,
-    "Q5_0": _marks_extreme,
-    "Q4_1": _marks_range,
-    "Q5_1": _marks_range,
-    "Q8_0": _marks_q8_0,
-    "Q2_K": _marks_q2_k,
-    "Q3_K": _marks_q3_k,
-    "Q4_K": _marks_q4_k,
-    "Q5_K": _marks_q4_k,
-    "Q6_K": _marks_q6_k,
-    "IQ4_XS": _marks_iq4_xs,
-}
+_FOUND: WeakKeyDictionary[Tensor, Marks | None] = WeakKeyDictionary()

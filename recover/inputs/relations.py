@@ -79,6 +79,13 @@ class Relation:
     descended: dict[str, int]
 
     @property
+    def child(self) -> int | None:
+        """The input that was quantized from `parent`."""
+        if self.parent is None:
+            return None
+        return self.second if self.parent == self.first else self.first
+
+    @property
     def is_compatible(self) -> bool:
         """Whether both may come from one original, perhaps rounded."""
         return self.kind in (IDENTICAL, SAME_ORIGINAL, ROUNDED, PARTLY_QUANTIZED_FROM)

@@ -10,45 +10,7 @@ from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.inputs.precision import SourcePrecision, source_of_file
 from recover.inputs.provenance import encoder_marks, imatrix_of, marks_hold_with_imatrix
-from recover.quants import ScalarType, type_by_name
-
-# `enum llama_ftype` of llama.h.
-_FILE_TYPES = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K_S",
-    12: "Q3_K_M",
-    13: "Q3_K_L",
-    14: "Q4_K_S",
-    15: "Q4_K_M",
-    16: "Q5_K_S",
-    17: "Q5_K_M",
-    18: "Q6_K",
-    19: "IQ2_XXS",
-    20: "IQ2_XS",
-    21: "Q2_K_S",
-    22: "IQ3_XS",
-    23: "IQ3_XXS",
-    24: "IQ1_S",
-    25: "IQ4_NL",
-    26: "IQ3_S",
-    27: "IQ3_M",
-    28: "IQ2_S",
-    29: "IQ2_M",
-    30: "IQ4_XS",
-    31: "IQ1_M",
-    32: "BF16",
-    36: "TQ1_0",
-    37: "TQ2_0",
-    38: "MXFP4_MOE",
-    39: "NVFP4",
-}
+from recover.quants import ScalarType, name_of_file_type, type_by_name
 
 _ENOUGH_BLOCKS = 500  # an importance matrix leaves a mark out in one of ten blocks, or oftener
 
@@ -208,7 +170,7 @@ def _file_type(model: Model) -> str | None:
     value = model.get("general.file_type")
     if value is None:
         return None
-    known = _FILE_TYPES.get(value) if isinstance(value, int) else None
+    known = name_of_file_type(value) if isinstance(value, int) else None
     return known or f"number {value}"
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recover._text import quoted, some
@@ -15,7 +16,6 @@ from recover.inputs.relations import (
     ANOTHER_MODEL,
     IDENTICAL,
     PARTLY_QUANTIZED_FROM,
-    QUANTIZED_FROM,
     ROUNDED,
     SAME_ORIGINAL,
     SOME_TENSORS_DIFFER,
@@ -23,6 +23,7 @@ from recover.inputs.relations import (
     find_relations,
     groups,
 )
+from recover.inputs.repeated import is_same_file
 from recover.inspect.conflicts import NOTHING_COMPARED, Conflicts, count_conflicts
 from recover.inspect.files import FileReport, inspect_model
 from recover.merge.expect import Expectation, drafts_of, expect_merge, expected_ratio
@@ -86,7 +87,7 @@ class Inspection:
 
     def findings(self) -> list[str]:
         """What is to be said of the files together, a line each."""
-        lines = [self._finding(relation) for relation in self.relations]
+        lines = list(dict.fromkeys(self._finding(relation) for relation in self.relations))
         if self.same_original:
             notable = [
                 each
@@ -115,8 +116,17 @@ class Inspection:
     def _path(self, number: int) -> str:
         return self.files[number].path
 
+    def _parents(self, child: int) -> list[int]:
+        """Files that one was quantized from, perhaps by way of a merge."""
+        known = {each.parent for each in self.relations if each.child == child}
+        return sorted(parent for parent in known if parent is not None)
+
     def _finding(self, relation: Relation) -> str:
         one, two = self._path(relation.first), self._path(relation.second)
+        if relation.kind == IDENTICAL and one == two:
+            return f"{one}: given more than once"
+        if relation.kind == IDENTICAL and is_same_file(Path(one), Path(two)):
+            return f"{one} and {two}: the same file"
         if relation.kind == IDENTICAL:
             return f"{one} and {two}: the same weights, byte for byte"
         if relation.kind == SAME_ORIGINAL:
@@ -131,10 +141,11 @@ class Inspection:
                 f"{one} and {two}: one original, but it seems rounded to {relation.via} before"
                 f" {rounded} was quantized ({share})"
             )
-        if relation.kind == QUANTIZED_FROM:
-            child, parent = (two, one) if relation.parent == relation.first else (one, two)
+        if relation.child is not None and relation.parent is not None:
+            child, parent = self._path(relation.child), self._path(relation.parent)
             if relation.via == ESTIMATED:
-                return f"{child} was made from a merge of {parent}, not from the original"
+                parents = " and ".join(self._path(i) for i in self._parents(relation.child))
+                return f"{child} was made from a merge of {parents}, not from the original"
             via = f", by way of {relation.via}" if relation.via else ""
             return (
                 f"{child} was quantized from {parent}{via}, not from the original: every decoded"
@@ -154,12 +165,8 @@ class Inspection:
         if relation.kind == ANOTHER_MODEL:
             likeness = f"correlation {relation.correlation:.2f}"
             return f"{one} and {two}: different models ({share}, {likeness})"
-        children = {
-            each.second if each.parent == each.first else each.first
-            for each in self.relations
-            if each.parent is not None
-        }
-        if known := children & {relation.first, relation.second}:
+        children = {each.child for each in self.relations}
+        if known := {i for i in (relation.first, relation.second) if i in children}:
             child = self._path(min(known))
             why = f"{child} was not quantized from the original"
             return f"{one} and {two}: {share}, because {why}"

@@ -45,10 +45,12 @@ class Snapper:
     def turn_to(self, tensor: TensorPlan) -> None:
         """Look at a tensor from now on."""
         self._bits = self._plan.evidence_bits(tensor)
+        if not self._bits:
+            return
         self._is_decided = tensor.name not in self._plan.undecided
         self._decides = self._plan.may_decide(tensor)
-        self._witnesses = [self._plan.witness(tensor, source) for source in tensor.sources]
-        if self._bits and not self._bounds.size:
+        self._witnesses = tensor.witnesses
+        if not self._bounds.size:
             self._bounds = np.empty((2, TILE), np.float32)
             self._deviation = np.empty(TILE, np.float32)
 

@@ -73,6 +73,7 @@ def contradicted(
     """
     found = _contradictions(plan, sums)
     refused = [each for each in found if is_refused(each.n_weights, each.tensor.n_weights)]
+    names = {each.tensor.name for each in refused}
     named = some([str(each) for each in refused])
     if refused and not force:
         raise PlanError(
@@ -85,18 +86,18 @@ def contradicted(
         f" {n_weights:,} of {tensor.n_weights:,} weights, so that a part of it is not from the same"
         " original, or a file is damaged; recover inspect compares the files"
         for tensor, n_weights in found
-        if tensor not in {each.tensor for each in refused}
+        if tensor.name not in names
     ]
     # What is broken in the finest input is left to the others.
-    broken = {plan.tensors[i] for i, each in sums.items() if each[BROKEN]}
+    broken = {plan.tensors[i].name for i, each in sums.items() if each[BROKEN]}
     for taken, how in ((True, "was taken alone"), (False, "was taken on the weights in dispute")):
-        named = some([str(each) for each in refused if (each.tensor not in broken) == taken])
+        named = some([str(each) for each in refused if (each.tensor.name not in broken) == taken])
         if named:
             warnings.append(
                 f"the inputs contradict each other on tensors {named}: of these the finest input"
                 f" {how}, whatever it is of"
             )
-    return {each.tensor.name for each in refused if each.tensor not in broken}, warnings
+    return names - broken, warnings
 
 
 def is_refused(n_contradicted: int, n_weights: int) -> bool:
@@ -122,14 +123,15 @@ class _Contradiction(NamedTuple):
 
 def _contradictions(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> list[_Contradiction]:
     """The tensors on which inputs contradict each other, but for rounding; the worst first."""
-    conflicts = {plan.tensors[i]: int(each[CONFLICTS]) for i, each in sums.items()}
-    unlike = {plan.tensors[i]: _n_unlike(plan.tensors[i], each) for i, each in sums.items()}
-    inputs = {
-        tensor.name: (*tensor.sources, *tensor.compared) for tensor, n in conflicts.items() if n
-    }
+    conflicts = {i: int(each[CONFLICTS]) for i, each in sums.items()}
+    disputed = [plan.tensors[i] for i, n in conflicts.items() if n]
+    inputs = {tensor.name: (*tensor.sources, *tensor.compared) for tensor in disputed}
     if inputs and explained_by_rounding(plan.models, inputs):
         conflicts = dict.fromkeys(conflicts, 0)
-    found = [_Contradiction(tensor, n + unlike[tensor]) for tensor, n in conflicts.items()]
+    found = [
+        _Contradiction(plan.tensors[i], conflicts[i] + _n_unlike(plan.tensors[i], each))
+        for i, each in sums.items()
+    ]
     return sorted((each for each in found if each.n_weights), key=lambda each: -each.share)
 
 

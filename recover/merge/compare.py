@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from recover._compiled.jit import kernel
 from recover.containers.gguf.reader import Tensor
 from recover.estimators._combine import group_variances, sum_variance, take_one
-from recover.evidence.buffer import Evidence
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
-from recover.quants import GROUP, F32Array
+from recover.quants import GROUP, F32Array, ScalarType, VectorType
 
 SUPERBLOCK = 256
 # In tensors of up to so many weights all are looked at, in larger ones one in eight at least.
@@ -99,6 +99,17 @@ class Likeness(NamedTuple):
             return n_weights
         return self.n_unlike
 
+    def plus(self, other: "Likeness") -> "Likeness":
+        """Both together."""
+        return Likeness(
+            self.n_unlike + other.n_unlike,
+            self.square_difference + other.square_difference,
+            self.expected + other.expected,
+        )
+
+
+NOTHING_COMPARED = Likeness(0, 0.0, 0.0)
+
 
 def compare_unproven(evidence: Evidence) -> Likeness:
     """Compare the inputs of a tile that have no cells with the first input.
@@ -115,18 +126,21 @@ def compare_unproven(evidence: Evidence) -> Likeness:
     finest = evidence.finest
     rows = [k for k in range(n_proven) if k != finest and not (proves[finest] and proves[k])]
     rows += [n_proven + v for v in range(n_proven == 0, len(typical)) if typical[v]]
-    if not rows:
-        return Likeness(0, 0.0, 0.0)
-    first = _values(evidence, finest)
-    n_unlike, difference, expected = 0, 0.0, 0.0
+    likeness = NOTHING_COMPARED
+    if rows:
+        first, error = _values(evidence, finest), _error_of(evidence, finest)
     for row in rows:
-        values = _values(evidence, row)
-        n_unlike += count_unlike(first, values)
-        off = square_difference(first, values)
-        if np.isfinite(off):
-            difference += off
-            expected += _error_of(evidence, finest) + _error_of(evidence, row)
-    return Likeness(n_unlike, difference, expected)
+        found = _likeness(first, error, _values(evidence, row), _error_of(evidence, row))
+        likeness = likeness.plus(found)
+    return likeness
+
+
+def _likeness(one: F32Array, one_error: float, other: F32Array, other_error: float) -> Likeness:
+    """How two inputs compare: decoded weights (n,), and the square error to expect, summed."""
+    n_unlike, off = count_unlike(one, other), square_difference(one, other)
+    if not np.isfinite(off):
+        return Likeness(n_unlike, 0.0, 0.0)
+    return Likeness(n_unlike, off, one_error + other_error)
 
 
 class Comparison:
@@ -140,21 +154,28 @@ class Comparison:
         Whether its decoded weights are the original's; otherwise its cells count.
     confining : sequence of Tensor
         Inputs whose numbers or codes prove bounds; `taken` among them if it does and is not exact.
-    others : sequence of Tensor
-        Inputs that prove none.
+    others : sequence of (Tensor, Witness)
+        Inputs that prove none, and how they were made.
     """
 
     def __init__(
-        self, taken: Tensor, is_exact: bool, confining: Sequence[Tensor], others: Sequence[Tensor]
+        self,
+        taken: Tensor,
+        is_exact: bool,
+        confining: Sequence[Tensor],
+        others: Sequence[tuple[Tensor, Witness]],
     ) -> None:
         self._taken = taken
         self._is_exact = is_exact
-        self._others = others
+        self._others = [(tensor, EvidenceBuffer([witness])) for tensor, witness in others]
+        self._own: EvidenceBuffer | None = None
+        if others and not is_exact and isinstance(taken.type, ScalarType | VectorType):
+            self._own = EvidenceBuffer([Witness(taken.type)])
         self._intervals = Intervals()
         self._intervals.turn_to(confining)
 
-    def count(self, start: int, end: int) -> tuple[int, int]:
-        """Of weights `start` to `end` those contradicted, and those in superblocks unlike."""
+    def count(self, start: int, end: int) -> tuple[int, Likeness]:
+        """Of weights `start` to `end` those contradicted, and how inputs without cells compare."""
         lower, upper = self._intervals.bound(start, end)
         taken = self._taken.read(start, end)
         if self._is_exact:
@@ -163,11 +184,24 @@ class Comparison:
             n_conflicts = np.count_nonzero((taken + slack < lower) | (taken - slack > upper))
         else:
             n_conflicts = np.count_nonzero(lower > upper)
-        unlike = sum(count_unlike(taken, other.read(start, end)) for other in self._others)
-        return int(n_conflicts), unlike
+        own_error = 0.0
+        if self._own is not None:
+            own_error = _error_of(self._own.read([self._taken], start, end), 0)
+        likeness = NOTHING_COMPARED
+        for other, buffer in self._others:
+            evidence = buffer.read([other], start, end)
+            found = _likeness(taken, own_error, _values(evidence, 0), _error_of(evidence, 0))
+            likeness = likeness.plus(found)
+        return int(n_conflicts), likeness
 
 
-def compare(inputs: Sequence[Tensor], confines: Sequence[bool], *, is_exact: bool) -> Comparison:
+def compare(
+    inputs: Sequence[Tensor],
+    confines: Sequence[bool],
+    noises: Sequence[float | None],
+    *,
+    is_exact: bool,
+) -> Comparison:
     """What compares the first input, which is taken, with the others.
 
     Parameters
@@ -176,6 +210,8 @@ def compare(inputs: Sequence[Tensor], confines: Sequence[bool], *, is_exact: boo
         As they are stored.
     confines : sequence of bool
         Whether their numbers or codes prove bounds.
+    noises : sequence of float or None
+        As of a `Witness`, of those that are no floats.
     is_exact : bool
         Whether the decoded weights of the first one are the original's.
     """
@@ -185,9 +221,10 @@ def compare(inputs: Sequence[Tensor], confines: Sequence[bool], *, is_exact: boo
         if proves and not (is_exact and tensor is inputs[0])
     ]
     others = [
-        tensor
-        for tensor, proves in zip(inputs[1:], confines[1:], strict=True)
+        (tensor, Witness(tensor.type, noise=noise))
+        for tensor, proves, noise in zip(inputs[1:], confines[1:], noises[1:], strict=True)
         if not (proves and (confines[0] or is_exact))
+        and isinstance(tensor.type, ScalarType | VectorType)
         and typical_error(tensor.type) < _LARGEST_ERROR
     ]
     return Comparison(inputs[0], is_exact, confining, others)

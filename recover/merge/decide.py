@@ -1,6 +1,7 @@
 """What happens to one tensor of a merge: which inputs take part, and how they are combined."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,12 +11,12 @@ from recover.containers.gguf.reader import Model
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.evidence.buffer import EvidenceBuffer, Witness
-from recover.inputs.descent import ESTIMATED, Descent, Family
+from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import measure_noise
 from recover.inputs.matching import by_fineness, contradicts, find_twins, typical_error
 from recover.inputs.originals.origin import is_original
-from recover.inputs.provenance import codes_are_plain, is_foreign, is_searched, witness_of
+from recover.inputs.provenance import is_foreign, is_plain, is_searched, witness_of
 from recover.inputs.samples import Sampler
 from recover.merge.lineage import declared_parents
 from recover.quants import (
@@ -24,20 +25,50 @@ from recover.quants import (
     OpaqueType,
     ScalarType,
     TensorType,
-    VectorType,
     type_by_name,
 )
 
 # An input alone with a smaller relative mean square error than this gains less than 1%, if at all.
 _FINE_ALONE = 6e-3
-_FLOATS_OF_4_BITS = ("MXFP4", "NVFP4")
-# Whoever stores weights in these has a model that was trained for them.
-_TERNARY = ("TQ1_0", "TQ2_0")
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A tensor's plan before it has its place; attributes as of `recover.merge.plan.TensorPlan`."""
+    """What happens to one tensor, wherever its output goes.
+
+    Attributes
+    ----------
+    name : str
+        Name of the tensor.
+    dims : tuple of int
+        Row length first.
+    action : str
+        ``copy`` (stored bytes), ``convert`` (one input, decoded) or ``merge``.
+    types : tuple of str
+        How each input stores it, in the order of the inputs.
+    sources : tuple of int
+        Inputs that take part, finest first.
+    twins : tuple of int
+        For each input, the first input with the same bytes.
+    outtype : str
+        How the output stores it.
+    method : str
+        Name of the estimator; ``best`` where nothing is estimated.
+    compared : tuple of int
+        Inputs that take no part, but must not contradict what is taken.
+    descents : tuple of Descent
+        Inputs that tell nothing new, since they were made from others.
+    is_known : bool
+        Whether the input that is taken has the original's weights: nothing is estimated.
+    noises : tuple of float or None
+        For each of the sources the mean square error of its codes, in units of the squared scale,
+        if another encoder than llama.cpp's made them.
+    witnesses : tuple of Witness
+        The sources, as the evidence on the weights; empty if `is_known`.
+    confining : tuple of int
+        Where inputs are compared, those whose numbers or codes prove bounds: of these and of the
+        first source.
+    """
 
     name: str
     dims: tuple[int, ...]
@@ -45,22 +76,19 @@ class Draft:
     types: tuple[str, ...]
     sources: tuple[int, ...]
     twins: tuple[int, ...]
-    outtype: TensorType
+    outtype: str
     method: str
     compared: tuple[int, ...]
     descents: tuple[Descent, ...]
     is_known: bool
     noises: tuple[float | None, ...]
+    witnesses: tuple[Witness, ...]
+    confining: tuple[int, ...]
 
-
-def witnesses_for(
-    models: Sequence[Model], name: str, sources: Sequence[int], noises: Sequence[float | None]
-) -> list[Witness]:
-    """The inputs that take part, as witnesses on a tensor; `noises` as in `Draft`."""
-    return [
-        _with_noise(witness_of(models[i], models[i].tensors[name]), noise)
-        for i, noise in zip(sources, noises, strict=True)
-    ]
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.dims)
 
 
 def _with_noise(witness: Witness, noise: float | None) -> Witness:
@@ -89,7 +117,7 @@ def gains_alone(witness: Witness) -> bool:
         witness.weighted or not witness.has_cells or not witness.type.is_even
     ):
         return False
-    return typical_error(witness.type) > _FINE_ALONE and witness.type.name not in _TERNARY
+    return typical_error(witness.type) > _FINE_ALONE and not witness.type.is_native
 
 
 class Decider:
@@ -116,6 +144,7 @@ class Decider:
         self._declared = declared_parents(models)
         self._name = ""
         self._witnesses: dict[int, Witness] = {}
+        self._shared: dict[tuple[Witness, ...], tuple[Witness, ...]] = {}
 
     def draft(self, name: str, outtype: TensorType) -> Draft:
         """What happens to the tensor of that name.
@@ -171,6 +200,7 @@ class Decider:
         if isinstance(finest.type, OpaqueType):
             compared = []
         is_known = self._is_known(name, sources, descents)
+        noises = (None,) * len(sources) if is_known else self._noises(name, sources)
         return Draft(
             name,
             finest.dims,
@@ -178,12 +208,33 @@ class Decider:
             tuple(tensor.type.name for tensor in tensors),
             tuple(sources),
             twins,
-            outtype,
+            outtype.name,
             "best" if is_known else self._method_for(name, sources),
             tuple(compared),
             descents,
             is_known,
-            (None,) * len(sources) if is_known else self._noises(name, sources),
+            noises,
+            () if is_known else self._witnesses_of(name, sources, noises),
+            self._confining(name, [sources[0], *compared]) if compared else (),
+        )
+
+    def _witnesses_of(
+        self, name: str, sources: Sequence[int], noises: Sequence[float | None]
+    ) -> tuple[Witness, ...]:
+        """The inputs that take part, as witnesses; tensors that are alike share one tuple."""
+        witnesses = tuple(
+            _with_noise(self._witness(name, i), noise)
+            for i, noise in zip(sources, noises, strict=True)
+        )
+        return self._shared.setdefault(witnesses, witnesses)
+
+    def _confining(self, name: str, inputs: Iterable[int]) -> tuple[int, ...]:
+        """Which of some inputs give an interval for each weight."""
+        return tuple(
+            i
+            for i in inputs
+            if isinstance(self._models[i].tensors[name].type, FloatType)
+            or self._witness(name, i).has_cells
         )
 
     def _noises(self, name: str, sources: Sequence[int]) -> tuple[float | None, ...]:
@@ -212,11 +263,9 @@ class Decider:
         if len(sources) > 1 or not any(sources[0] in each.parents for each in descents):
             return False
         model = self._models[sources[0]]
-        if isinstance(tensor.type, VectorType):
-            return tensor.type.name in _TERNARY
-        if isinstance(tensor.type, ScalarType) and not tensor.type.is_even:
-            return tensor.type.name in _FLOATS_OF_4_BITS
-        return not is_searched(model) and not codes_are_plain(tensor.raw, tensor.type)
+        if not (isinstance(tensor.type, ScalarType) and tensor.type.is_even):
+            return tensor.type.is_native
+        return not is_searched(model) and not is_plain(tensor)
 
     def _method_for(self, name: str, sources: Sequence[int]) -> str:
         """Name of the estimator."""
@@ -252,13 +301,10 @@ class Decider:
         floats = float_descents(tensors)
         for descent in floats:
             del tensors[descent.child]
-        if any(is_original(tensor) for tensor in tensors.values()):
+        is_small = self._models[0].tensors[name].n_weights < FEWEST_WEIGHTS
+        if is_small or any(is_original(tensor) for tensor in tensors.values()):
             return (*declared, *floats)
-        confining = [
-            i
-            for i, tensor in tensors.items()
-            if isinstance(tensor.type, FloatType) or self._witness(name, i).has_cells
-        ]
+        confining = self._confining(name, tensors)
 
         def estimate(inputs: Sequence[int], start: int, end: int) -> F32Array:
             return self._estimate(name, inputs, start, end)
@@ -266,7 +312,8 @@ class Decider:
         natives = [
             i
             for i, tensor in tensors.items()
-            if tensor.type.name in _FLOATS_OF_4_BITS or is_foreign(self._models[i], tensor)
+            if (isinstance(tensor.type, ScalarType) and tensor.type.is_native)
+            or is_foreign(self._models[i], tensor)
         ]
         quantized = Family(tensors, confining, self._sampler, estimate, natives).descents()
         return (*declared, *floats, *quantized)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from recover._text import printable, quoted, some
 from recover.containers.gguf.reader import Model, Tensor
 from recover.inputs.originals.origin import is_original
+from recover.merge.decide import Draft
 from recover.merge.sums import NOT_FINITE, ROUNDED
 from recover.quants import F32Array, FloatType, TensorType, U8Array, dequantize
 
@@ -62,14 +63,14 @@ def _is_exact(tensor: Tensor) -> bool:
     return isinstance(tensor.type, FloatType) or is_original(tensor)
 
 
-def unquantized_warnings(models: Sequence[Model], tensors: Sequence["TensorPlan"]) -> list[str]:
+def unquantized_warnings(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
     """Inputs that are not quantized, so that the others add nothing to their tensors.
 
     Parameters
     ----------
     models : sequence of Model
         The inputs.
-    tensors : sequence of TensorPlan
+    drafts : sequence of Draft
         What is to happen to their tensors.
 
     Returns
@@ -77,7 +78,7 @@ def unquantized_warnings(models: Sequence[Model], tensors: Sequence["TensorPlan"
     list of str
         A line for each input most of whose weights in matrices are taken as floats.
     """
-    matrices = [tensor for tensor in tensors if sum(dim > 1 for dim in tensor.dims) > 1]
+    matrices = [tensor for tensor in drafts if sum(dim > 1 for dim in tensor.dims) > 1]
     n_weights = sum(tensor.n_weights for tensor in matrices)
     lines = []
     for source, model in enumerate(models):
@@ -93,7 +94,7 @@ def unquantized_warnings(models: Sequence[Model], tensors: Sequence["TensorPlan"
     return lines
 
 
-def _is_taken_alone(tensor: "TensorPlan", source: int, model: Model) -> bool:
+def _is_taken_alone(tensor: Draft, source: int, model: Model) -> bool:
     """Whether an input's floats are taken, while another input has something else."""
     is_float = isinstance(model.tensors[tensor.name].type, FloatType)
     is_alone = len(set(tensor.twins)) > 1 and tensor.sources == (source,)

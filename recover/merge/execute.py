@@ -1,9 +1,8 @@
 """Carrying out a plan: threads take tiles, estimate their weights and write their bytes."""
 
 import math
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,11 @@ from numpy.typing import NDArray
 from recover._text import printable, quoted, some
 from recover.errors import PlanError, QuantError
 from recover.estimators import Request, estimator
-from recover.estimators.error_calibration import find_claims
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.estimators.error_calibration import Claims, find_claims
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, tally_order
 from recover.execution.output import OutputFile, OutputFiles
-from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
-from recover.inputs.provenance import confines
+from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
+from recover.inputs.foreign import foreign_noise
 from recover.merge.certain import (
     Snapper,
     find_withdrawal,
@@ -37,18 +36,17 @@ from recover.merge.exact import count_rounded, rounded_away, warnings_of
 from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.plan import MergePlan, TensorPlan, with_finest_alone
 from recover.merge.redundant import errors_alone
-from recover.merge.resume import Sums, Tell, Unfinished
+from recover.merge.resume import Tell, Unfinished
 from recover.merge.sums import (
     BROKEN,
     CERTAIN,
     CONFLICTS,
-    DIFFERENCE,
-    DIFFERENCE_EXPECTED,
+    LIKENESS,
     N_OWN,
     NOT_FINITE,
     ROUNDED,
-    UNLIKE,
 )
+from recover.merge.tallies import Tallies
 from recover.quants import (
     GROUP,
     TILE,
@@ -188,7 +186,7 @@ def execute_merge(
     with ExitStack() as stack:
         unfinished = stack.enter_context(Unfinished(plan, tell)) if resume else None
         before = 0.0 if unfinished is None else unfinished.seconds
-        tallies = _Tallies(plan, {} if unfinished is None else unfinished.done)
+        tallies = Tallies(plan, {} if unfinished is None else unfinished.done)
         sizes = [0 if i in tallies.done else t.n_weights for i, t in enumerate(plan.tensors)]
         outputs = stack.enter_context(_outputs(plan, unfinished))
         for file, output in zip(plan.files, outputs.files, strict=True):
@@ -196,7 +194,8 @@ def execute_merge(
         save_if_due = None
         if unfinished is not None:
             save_if_due = stack.enter_context(unfinished.saving(outputs, tallies.take_finished))
-        workers = [_Worker(plan, outputs, tallies) for _ in range(n_threads or available_cores())]
+        n_workers, claims = n_threads or available_cores(), _claims(plan, sizes)
+        workers = [_Worker(plan, claims, outputs, tallies) for _ in range(n_workers)]
         watch = _watch(plan, sum(sizes), progress, save_if_due)
         for_each_tile(sizes, [worker.work for worker in workers], watch)
         names, warnings = contradicted(plan, tallies.totals, force=force)
@@ -206,10 +205,20 @@ def execute_merge(
         plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
         if again := again | alone:
             sizes = [t.n_weights if i in again else 0 for i, t in enumerate(plan.tensors)]
-            workers = [_Worker(plan, outputs, tallies) for _ in workers]
+            claims = _claims(plan, sizes)
+            workers = [_Worker(plan, claims, outputs, tallies) for _ in workers]
             for_each_tile(sizes, [worker.work for worker in workers])
     seconds = before + time.perf_counter() - start
     return _result(plan, seconds, tallies.totals, warnings)
+
+
+def _claims(plan: MergePlan, sizes: Sequence[int]) -> dict[int, Claims]:
+    """What the expected errors of tensors are worth, by index, of those that are estimated now."""
+    return {
+        index: find_claims(tensor.witnesses, tensor.method, plan.estimate)
+        for index, tensor in enumerate(plan.tensors)
+        if sizes[index] and tensor.action != "copy" and tensor.witnesses
+    }
 
 
 def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
@@ -247,54 +256,26 @@ def _watch(
     return watch
 
 
-class _Tallies:
-    """Sums per tensor, added up in the order of the tiles.
-
-    First those of `recover.merge.sums`, then those of the estimator (see `recover.estimators`).
-    So the figures do not depend on the threads; tiles are kept apart only while their tensor is
-    worked on. `done` are the tensors that were complete before, with their sums.
-    """
-
-    def __init__(self, plan: MergePlan, done: Sums) -> None:
-        self.done = frozenset(done)
-        self.totals = {index: sums for index, sums in done.items() if sums is not None}
-        self._plan = plan
-        self._lock = threading.Lock()
-        self._open: dict[int, dict[int, NDArray[np.float64] | None]] = {}
-        self._finished: Sums = {}
-
-    def add(self, tile: Tile, tally: NDArray[np.float64] | None) -> None:
-        """Take the sums of one tile that is written; None where nothing is estimated."""
-        with self._lock:
-            tallies = self._open.setdefault(tile.tensor, {})
-            tallies[tile.start] = tally
-            if len(tallies) == n_tiles(self._plan.tensors[tile.tensor].n_weights):
-                in_order = [sums for _, sums in sorted(tallies.items()) if sums is not None]
-                self._finished[tile.tensor] = total = np.sum(in_order, axis=0) if in_order else None
-                if total is not None:
-                    self.totals[tile.tensor] = total
-                del self._open[tile.tensor]
-
-    def take_finished(self) -> Sums:
-        """The tensors of which all tiles were written since the last call."""
-        with self._lock:
-            finished, self._finished = self._finished, {}
-            return finished
-
-
 class _Worker:
     """One thread's part: scratch memory, and what it needs to know of the tensor at hand."""
 
-    def __init__(self, plan: MergePlan, outputs: OutputFiles, tallies: _Tallies) -> None:
+    def __init__(
+        self,
+        plan: MergePlan,
+        claims: Mapping[int, Claims],
+        outputs: OutputFiles,
+        tallies: Tallies,
+    ) -> None:
         self._plan = plan
+        self._claims_of = claims
         self._outputs = outputs.files
         self._tallies = tallies
         self._estimate = np.empty(TILE, np.float32)
         self._deviation = np.empty(0 if plan.uncertainty is None else TILE, np.float32)
         self._snapper = Snapper(plan)
         self._encoded = np.empty(TILE * 4, np.uint8)
-        self._witnesses: list[Witness] = []
-        self._buffer = EvidenceBuffer([])
+        self._witnesses: tuple[Witness, ...] = ()
+        self._buffer = EvidenceBuffer(())
         self._index = -1
 
     def work(self, tile: Tile) -> None:
@@ -341,11 +322,10 @@ class _Worker:
         self._comparison = self._comparison_of(self._tensor)
         if self._tensor.action == "copy" or self._is_known:
             return
-        method = self._tensor.method
-        self._estimator = estimator(method)
+        self._estimator = estimator(self._tensor.method)
         self._snapper.turn_to(self._tensor)
-        witnesses = [self._plan.witness(self._tensor, source) for source in self._tensor.sources]
-        self._claims = find_claims(tuple(witnesses), method, self._plan.estimate)
+        self._claims = self._claims_of[index]
+        witnesses = self._tensor.witnesses
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
 
@@ -365,7 +345,7 @@ class _Worker:
         if self._tensor.action == "merge":
             tally[CONFLICTS] += self._n_conflicts(evidence, tally)
             likeness = compare_unproven(evidence)
-            tally[[UNLIKE, DIFFERENCE, DIFFERENCE_EXPECTED]] += likeness
+            tally[LIKENESS] += likeness
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._sources[0].read(tile.start, tile.end, estimate)
         if request.deviation.size:
@@ -386,12 +366,13 @@ class _Worker:
         """What compares the inputs that take no part with the one that is taken; None if none."""
         if not tensor.compared:
             return None
-        models = [self._plan.models[i] for i in (tensor.sources[0], *tensor.compared)]
+        numbers = (tensor.sources[0], *tensor.compared)
+        models = [self._plan.models[i] for i in numbers]
         inputs = [model.tensors[tensor.name] for model in models]
-        confining = [confines(*each) for each in zip(models, inputs, strict=True)]
         return compare(
             inputs,
-            confining,
+            [i in tensor.confining for i in numbers],
+            [foreign_noise(*each) for each in zip(models, inputs, strict=True)],
             is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
         )
 
@@ -408,7 +389,8 @@ class _Worker:
         if self._comparison is None:
             return None
         sums = np.zeros(N_OWN)
-        sums[[CONFLICTS, UNLIKE]] = self._comparison.count(tile.start, tile.end)
+        sums[CONFLICTS], likeness = self._comparison.count(tile.start, tile.end)
+        sums[LIKENESS] = likeness
         return sums
 
     def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:
@@ -480,8 +462,7 @@ def _result(
         expected, n_conflicts = expected + tally[0], n_conflicts + sums[CONFLICTS] * merged
         of_source = dict(zip(tensor.sources, tally[2:], strict=True))
         if merged:
-            witnesses = [plan.witness(tensor, source) for source in tensor.sources]
-            order = EvidenceBuffer(witnesses).order
+            order = tally_order(tensor.witnesses)
             of_source = {s: tally[2 + slot] for s, slot in zip(tensor.sources, order, strict=True)}
         alone += errors_alone(tensor.twins, tensor.descents, of_source)
         rmse = math.sqrt(max(tally[0], 0) / n_weights)

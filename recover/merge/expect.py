@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from recover.containers.gguf.reader import Model
 from recover.estimators import DEFAULT_METHOD, Request, estimator
 from recover.estimators.error_calibration import find_claims
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Witness, tally_order
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.merge.compare import Likeness, compare_unproven
-from recover.merge.decide import Decider, Draft, witnesses_for
+from recover.merge.decide import Decider, Draft
 from recover.merge.redundant import errors_alone
 from recover.quants import TILE, type_by_name
 
@@ -122,9 +122,8 @@ class _Sums:
         self.draft = draft
         self.sources = [models[source].tensors[draft.name] for source in draft.sources]
         self.n_weights = self.sources[0].n_weights
-        self.witnesses: list[Witness] = []
-        if not draft.is_known:
-            self.witnesses = witnesses_for(models, draft.name, draft.sources, draft.noises)
+        self.witnesses = draft.witnesses
+        self.claims = find_claims(draft.witnesses, draft.method)
         self.tallies = np.zeros((n_tiles(self.n_weights), 2 + len(self.sources)))
         self.likeness = np.zeros((n_tiles(self.n_weights), 3))
 
@@ -134,7 +133,7 @@ class _Sums:
         if not self.witnesses:
             return Expectation(draft.name, self.n_weights, draft.types, draft.twins, None, (), 0, 0)
         tally: NDArray[np.float64] = self.tallies.sum(0)
-        order = EvidenceBuffer(self.witnesses).order
+        order = tally_order(self.witnesses)
         of_source = {s: tally[2 + slot] for s, slot in zip(draft.sources, order, strict=True)}
         alone = errors_alone(draft.twins, draft.descents, of_source)
         return Expectation(
@@ -156,8 +155,8 @@ class _Worker:
     def __init__(self, sums: Sequence[_Sums]) -> None:
         self._sums = sums
         self._estimate = np.empty(TILE, np.float32)
-        self._witnesses: list[Witness] = []
-        self._buffer = EvidenceBuffer([])
+        self._witnesses: tuple[Witness, ...] = ()
+        self._buffer = EvidenceBuffer(())
 
     def work(self, tile: Tile) -> None:
         """Estimate the weights of one tile, for the sake of the sums."""
@@ -171,5 +170,4 @@ class _Worker:
         estimator(sums.draft.method).estimate(evidence, estimate, tally, request)
         if len(sums.sources) > 1:
             sums.likeness[tile.start // TILE] = compare_unproven(evidence)
-        claims = find_claims(tuple(sums.witnesses), sums.draft.method)
-        claims.correct(tally, estimate, request.deviation)
+        sums.claims.correct(tally, estimate, request.deviation)

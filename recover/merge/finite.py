@@ -10,20 +10,12 @@ from recover.evidence.buffer import Evidence
 from recover.quants import (
     GROUP,
     F32Array,
-    ScalarType,
+    FloatType,
+    OpaqueType,
     TensorType,
     U8Array,
-    VectorType,
     dequantize,
 )
-
-# How wide numbers are, and the bits of the exponent, all of them 1 in infinities and NaN.
-_EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
-    "F16": (np.uint16, 0x7C00),
-    "BF16": (np.uint16, 0x7F80),
-    "F32": (np.uint32, 0x7F800000),
-    "F64": (np.uint64, 0x7FF0000000000000),
-}
 
 
 def n_not_finite(raw: U8Array, kind: TensorType) -> int:
@@ -36,10 +28,10 @@ def n_not_finite(raw: U8Array, kind: TensorType) -> int:
     kind : TensorType
         Their type; integers are all finite.
     """
-    if kind.name in _EXPONENTS:
-        dtype, exponent = _EXPONENTS[kind.name]
-        return int(_count(raw.view(dtype), dtype(exponent)))
-    if isinstance(kind, ScalarType | VectorType):
+    if isinstance(kind, FloatType | OpaqueType) and kind.exponent:
+        words = raw.view(f"<u{kind.type_size}")
+        return int(_count(words, words.dtype.type(kind.exponent)))
+    if not isinstance(kind, OpaqueType):
         weights: F32Array = dequantize(raw, kind)
         return int(weights.size - np.count_nonzero(np.isfinite(weights)))
     return 0

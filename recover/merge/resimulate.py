@@ -5,7 +5,7 @@ A sample of the weights is merged with the shipped densities and drawn from what
 the inputs' types, and the places in the cells are counted as for the shipped tables.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +14,9 @@ from recover.calibration.simulate import SEED, Counts, importance
 from recover.containers.gguf.reader import Tensor
 from recover.errors import PlanError, UsageError
 from recover.estimators import Request, estimator
-from recover.evidence.buffer import EvidenceBuffer
+from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.evidence.densities import density
+from recover.merge.calibrated import with_densities
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.quants import F32Array, ScalarType, quantize, type_by_name
 
@@ -25,6 +26,8 @@ FEWEST = 262_144
 _CHUNK = 65_536
 _SUPERBLOCK = 256
 Density = tuple[tuple[float, ...], ...]
+Key = tuple[str, bool, bool]
+"""Name of a type, whether it was made with an importance matrix, and whether it has cells."""
 
 
 def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
@@ -55,7 +58,7 @@ def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
             f"densities cannot be simulated from {min(n_weights, available):,} weights: at least"
             f" {FEWEST:,} are needed, and {available:,} are merged in whole superblocks"
         )
-    counts: dict[tuple[str, bool, bool], Counts] = {}
+    counts: dict[Key, Counts] = {}
     for number, (tensor, start, x) in enumerate(_sample(plan, tensors, n_weights / available)):
         for key, (source, kind) in _kinds(plan, tensor).items():
             _, weighted, has_cells = key
@@ -65,10 +68,30 @@ def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
             encoded = source.unscaled(x.reshape(-1), start).reshape(x.shape)
             counts[key].add(encoded, quantize(encoded, kind, weights))
     densities = {key: _fit(key, each) for key, each in counts.items()}
-    return replace(plan, densities=densities)
+    changed = [_with_density(each, densities) for each in plan.tensors]
+    return replace(plan, densities=densities, tensors=tuple(changed))
 
 
-def _fit(key: tuple[str, bool, bool], counts: Counts) -> Density:
+def _with_density(tensor: TensorPlan, densities: Mapping[Key, Density]) -> TensorPlan:
+    """A tensor whose witnesses have the densities that were simulated for them."""
+    if tensor.action != "merge":
+        return tensor
+
+    def give(witness: Witness) -> Witness:
+        rows = densities.get(_key(witness, tensor.witnesses))
+        return witness if rows is None else replace(witness, density=rows)
+
+    return with_densities(tensor, give)
+
+
+def _key(witness: Witness, others: Sequence[Witness]) -> Key:
+    """Under which a witness's density is found, next to all of a tensor."""
+    n_alike = sum(other.type is witness.type for other in others)
+    weighted = witness.weighted or not witness.has_cells or n_alike > 1
+    return witness.type.name, weighted, witness.has_cells
+
+
+def _fit(key: Key, counts: Counts) -> Density:
     """The density that was seen; of classes of code that are seldom, the shipped one."""
     name, weighted, has_cells = key
     kind = type_by_name(name)
@@ -81,17 +104,11 @@ def _is_whole(tensor: TensorPlan) -> bool:
     return tensor.dims[0] % _SUPERBLOCK == 0
 
 
-def _kinds(
-    plan: MergePlan, tensor: TensorPlan
-) -> dict[tuple[str, bool, bool], tuple[Tensor, ScalarType]]:
+def _kinds(plan: MergePlan, tensor: TensorPlan) -> dict[Key, tuple[Tensor, ScalarType]]:
     """A tensor's sources of scalar types, by the key of their densities."""
-    witnesses = [plan.witness(tensor, source) for source in tensor.sources]
     return {
-        plan.density_key(witness, witnesses): (
-            plan.models[source].tensors[tensor.name],
-            witness.type,
-        )
-        for source, witness in zip(tensor.sources, witnesses, strict=True)
+        _key(witness, tensor.witnesses): (plan.models[source].tensors[tensor.name], witness.type)
+        for source, witness in zip(tensor.sources, tensor.witnesses, strict=True)
         if isinstance(witness.type, ScalarType)
     }
 
@@ -105,8 +122,7 @@ def _sample(
         n_rows = tensor.n_weights // row
         rows = max(1, min(_CHUNK // row, n_rows))
         n_chunks = max(1, round(min(share, 1) * n_rows / rows))
-        witnesses = [plan.witness(tensor, source) for source in tensor.sources]
-        buffer = EvidenceBuffer(witnesses)
+        buffer = EvidenceBuffer(tensor.witnesses)
         for start in np.linspace(0, n_rows - rows, n_chunks).astype(int):
             first = int(start) * row
             drawn = _draw(plan, tensor, buffer, first, first + rows * row)

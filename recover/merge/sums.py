@@ -39,5 +39,8 @@ DIFFERENCE = 10
 DIFFERENCE_EXPECTED = 11
 """The same, as far as errors of both explain it."""
 
+LIKENESS = [UNLIKE, DIFFERENCE, DIFFERENCE_EXPECTED]
+"""In the order of `recover.merge.compare.Likeness`."""
+
 N_OWN = 12
 """How many these are."""

@@ -11,12 +11,7 @@ from typing import Any
 
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, lay_out
-from recover.containers.gguf.metadata import (
-    FILE_TYPES,
-    IMATRIX_PREFIX,
-    QUANTIZER_KEY,
-    derived_metadata,
-)
+from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
 from recover.containers.gguf.reader import Model, Tensor, open_gguf
 from recover.containers.gguf.side_scales import folded
 from recover.errors import PlanError, UsageError
@@ -31,21 +26,12 @@ from recover.quants import (
     ScalarType,
     TensorType,
     type_by_name,
+    types_of_files,
 )
 from recover.quants.variants import variant_encoder
 
 QUANTIZATION_VERSION = 2
 """`GGML_QNT_VERSION`."""
-
-# `tensor_type_fallback`: for rows that are no whole number of blocks; F16 where that fits neither.
-_FALLBACKS = {
-    "Q2_K": "Q4_0",
-    "Q3_K": "Q4_0",
-    "IQ4_XS": "IQ4_NL",
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-}
 
 # `tensor_allows_quantization`: what is left as it is, small or sensitive.
 _LEFT_NAMES = ("position_embd.weight", "token_types.weight")
@@ -94,10 +80,7 @@ _LEFT_PARTS_OF = {
 }
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
-# With an importance matrix the encoders of these types weigh by the mean square of the whole row;
-# otherwise every block is encoded for itself.
-_WEIGHED_BY_ROW = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
-_LONGEST_ROW = 8 * TILE
+_LONGEST_ROW = 8 * TILE  # of types whose encoder looks at whole rows
 
 # What `llama_model_kv_override` holds of a text, in bytes.
 _LONGEST_TEXT = 127
@@ -150,7 +133,7 @@ class TensorPlan:
 
     @property
     def _needs_rows(self) -> bool:
-        return self.uses_imatrix and self.outtype in _WEIGHED_BY_ROW
+        return self.uses_imatrix and _weighs_rows(type_by_name(self.outtype))
 
 
 @dataclass(frozen=True)
@@ -246,7 +229,8 @@ def plan_quantize(
     output : path-like
         GGUF file to be written.
     outtype : str
-        One of `FILE_TYPES`, for every tensor that llama.cpp's rules let be quantized.
+        One of `recover.quants.types_of_files`, for every tensor that llama.cpp's rules let be
+        quantized.
     imatrix : path-like, optional
         Importance matrix, in either of llama.cpp's formats.
     tensor_types : sequence of (str, str)
@@ -320,10 +304,16 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _known(name: str) -> TensorType:
-    if name.upper() not in FILE_TYPES:
-        known = ", ".join(FILE_TYPES)
-        raise UsageError(f"files cannot be made {quoted(name)}; known are {known}")
-    return type_by_name(name)
+    known = types_of_files()
+    if name.upper() not in known:
+        names = ", ".join(known)
+        raise UsageError(f"files cannot be made {quoted(name)}; known are {names}")
+    return known[name.upper()]
+
+
+def _weighs_rows(outtype: TensorType) -> bool:
+    """Whether an encoder with an importance matrix needs whole rows."""
+    return isinstance(outtype, ScalarType) and outtype.weighs_whole_rows
 
 
 @dataclass(frozen=True)
@@ -384,7 +374,7 @@ class _Chooser:
         if not isinstance(tensor.type, FloatType):
             self.requantized.append(f"{quoted(tensor.name)} ({tensor.type.name})")
         weighs = isinstance(outtype, ScalarType) and self._weighs(tensor)
-        if weighs and outtype.name in _WEIGHED_BY_ROW and tensor.dims[0] > _LONGEST_ROW:
+        if weighs and _weighs_rows(outtype) and tensor.dims[0] > _LONGEST_ROW:
             raise PlanError(
                 f"tensor {quoted(tensor.name)}: with an importance matrix {outtype.name} is encoded"
                 f" by whole rows, of at most {_LONGEST_ROW:,} weights, but its have"
@@ -410,7 +400,7 @@ class _Chooser:
             self._unused.remove(pattern)
         row_length, outtype = tensor.dims[0], wanted
         if row_length % outtype.block_size:
-            outtype = type_by_name(_FALLBACKS.get(wanted.name, "F16"))
+            outtype = type_by_name(wanted.fallback)
         if row_length % outtype.block_size:
             outtype = type_by_name("F16")
         if outtype is not wanted:
@@ -457,7 +447,7 @@ def _metadata(
 ) -> list[bytes]:
     entries: list[tuple[str, ValueType, Any]] = [
         ("general.quantization_version", ValueType.UINT32, QUANTIZATION_VERSION),
-        ("general.file_type", ValueType.UINT32, FILE_TYPES[outtype.name]),
+        ("general.file_type", ValueType.UINT32, outtype.file_type),
     ]
     if quantizer != DEFAULT_QUANTIZER:
         entries.append((QUANTIZER_KEY, ValueType.STRING, quantizer))

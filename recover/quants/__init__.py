@@ -1,20 +1,26 @@
 """The tensor types, one file per type, found by discovery: a new type is one new file."""
 
-import pkgutil
 from collections.abc import Callable
-from functools import cache
-from importlib import import_module
 
 import numpy as np
 
 from recover._compiled.float16 import all_finite
 from recover.errors import QuantError
 from recover.quants._decode import decode_scalar
+from recover.quants._registry import (
+    all_types,
+    name_of_file_type,
+    type_by_id,
+    type_by_name,
+    types_of_files,
+)
 from recover.quants.base import (
     GROUP,
     TILE,
     F32Array,
     FloatType,
+    FromWeight,
+    Mask,
     OpaqueType,
     ScalarType,
     TensorType,
@@ -31,8 +37,10 @@ __all__ = [
     "TILE",
     "F32Array",
     "FloatType",
+    "FromWeight",
     "IntervalTensor",
     "IntervalType",
+    "Mask",
     "OpaqueType",
     "ScalarType",
     "TensorType",
@@ -40,50 +48,13 @@ __all__ = [
     "VectorType",
     "all_types",
     "dequantize",
+    "name_of_file_type",
     "quantize",
     "quantizer_names",
     "type_by_id",
     "type_by_name",
+    "types_of_files",
 ]
-
-
-@cache
-def all_types() -> tuple[TensorType, ...]:
-    """Every declared type, by ascending `type_id`."""
-    found: dict[int, TensorType] = {}
-    for module in pkgutil.iter_modules(__path__):
-        if module.name.startswith("_") or module.name in ("base", "variants"):
-            continue
-        for value in vars(import_module(f"{__name__}.{module.name}")).values():
-            if (
-                isinstance(value, TensorType)
-                and found.setdefault(value.type_id, value) is not value
-            ):
-                raise QuantError(f"two tensor types share the id {value.type_id}")
-    return tuple(found[type_id] for type_id in sorted(found))
-
-
-@cache
-def _by_id() -> dict[int, TensorType]:
-    return {tensor_type.type_id: tensor_type for tensor_type in all_types()}
-
-
-def type_by_id(type_id: int) -> TensorType:
-    """The type that GGUF files number `type_id`; `QuantError` if there is none."""
-    try:
-        return _by_id()[type_id]
-    except KeyError:
-        known = ", ".join(tensor_type.name for tensor_type in all_types())
-        raise QuantError(f"tensor type {type_id} is unknown; known are {known}") from None
-
-
-def type_by_name(name: str) -> TensorType:
-    """The type of that name, in any case; `QuantError` if there is none."""
-    for tensor_type in all_types():
-        if tensor_type.name == name.upper():
-            return tensor_type
-    known = ", ".join(tensor_type.name for tensor_type in all_types())
-    raise QuantError(f"tensor type {name!r} is unknown; known are {known}")
 
 
 def dequantize(raw: U8Array, tensor_type: TensorType, out: F32Array | None = None) -> F32Array:
@@ -107,6 +78,8 @@ def dequantize(raw: U8Array, tensor_type: TensorType, out: F32Array | None = Non
     QuantError
         If `raw` is no whole number of blocks, or the type cannot be decoded.
     """
+    if tensor_type.is_by_rows:
+        raise QuantError(f"{tensor_type.name} is stored by rows, which cannot be decoded yet")
     n_blocks, rest = divmod(raw.size, tensor_type.type_size)
     if rest:
         raise QuantError(

@@ -6,9 +6,13 @@ its levels, the edges of the cells that its encoder assigns to each code, and th
 and `quantize`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources.abc import Traversable
+from math import prod
+from pickle import PicklingError
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,36 +28,165 @@ many that threads seldom meet at the interpreter's lock."""
 
 F32Array = NDArray[np.float32]
 U8Array = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+class FromWeight(NamedTuple):
+    """A number in a block that the encoder made of one of the block's weights."""
+
+    at: int
+    """Position of the number, an f16, in the block."""
+    divisor: float
+    """The number is the weight over this, rounded to f16."""
+
+
+class Reencoding(NamedTuple):
+    """Which share of the blocks comes back when their decoded weights are encoded again.
+
+    Weights like those of a tensor are drawn from its cells and encoded twice; the share e of them
+    that comes back depends on the weights. Of the tensor's own blocks, if ggml made them, the share
+    ``e - slope * (1 - e) - margin`` or more does. Measured on trained weights of two models, and on
+    random ones with light, heavy and no tails, sparse, of one sign, small, and on grids.
+    """
+
+    slope: float
+    margin: float
+    largest_level: float
+    """The largest weight of a block in units of the smallest scale: where that has too few bits,
+    blocks are not looked at."""
+    weighted: float = 0.0
+    """With an importance matrix, which is not known here, at least this times e comes back."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TensorType:
-    """A ggml tensor type.
+    """How a tensor's weights are stored: all that is known of it.
+
+    There is one object for each type, which is also what pickling gives back.
 
     Attributes
     ----------
     name : str
         As in ggml, for instance ``Q4_K``.
-    type_id : int
-        The number that GGUF files store (``enum ggml_type``).
+    type_id : int or None
+        The number that GGUF files store (``enum ggml_type``); None for a type that they cannot
+        have.
     block_size : int
         Weights per block.
     type_size : int
         Bytes per block.
+    row_header : int
+        Bytes in front of the blocks of each row.
+    rows_interleaved : int
+        Rows whose blocks are interleaved, so that only so many rows together can be found.
+    file_type : int or None
+        What `general.file_type` says of a file whose weights are made this type: the ``enum
+        llama_ftype`` that ``llama-quantize`` takes for the name, which of some types (Q3_K, Q4_K,
+        Q5_K) is that of the K_M mix. None if it takes none.
+    file_types : mapping of int to str
+        Names of all numbers of `general.file_type` that are files of mostly this type; if it is not
+        given, `file_type` has the name of the type.
+    fallback : str
+        Name of the type that is taken for rows that are no whole number of blocks (ggml's
+        `tensor_type_fallback`).
+    is_native : bool
+        Whether who stores weights in the type has a model that was trained for it, so that such
+        weights are likely to be the original.
+    largest_beside : float or None
+        Of types with one more scale beside each matrix (see `recover.containers.gguf.side_scales`):
+        the largest weight, over that scale, which does not clip the scale of its block. None for
+        types that have no such scale.
     """
 
     name: str
-    type_id: int
+    type_id: int | None = None
     block_size: int
     type_size: int
+    row_header: int = 0
+    rows_interleaved: int = 1
+    file_type: int | None = None
+    file_types: Mapping[int, str] = field(default_factory=dict)
+    fallback: str = "F16"
+    is_native: bool = False
+    largest_beside: float | None = None
+
+    def __post_init__(self) -> None:
+        names = self.file_types
+        if not names and self.file_type is not None:
+            names = {self.file_type: self.name}
+        object.__setattr__(self, "file_types", MappingProxyType(dict(names)))
+
+    def __reduce__(self) -> tuple[Callable[[str], "TensorType"], tuple[str]]:
+        from recover.quants._registry import type_by_name
+
+        if type_by_name(self.name) is not self:
+            raise PicklingError(f"{self.name} is not the registered type of that name")
+        return type_by_name, (self.name,)
 
     @property
     def bits_per_weight(self) -> float:
         """Average number of bits that one weight takes."""
         return 8 * self.type_size / self.block_size
 
+    @property
+    def is_by_rows(self) -> bool:
+        """Whether the bytes of weights depend on the rows that they are in."""
+        return self.row_header > 0 or self.rows_interleaved > 1
+
+    def tensor_bytes(self, dims: Sequence[int]) -> int:
+        """Bytes of a tensor.
+
+        Parameters
+        ----------
+        dims : sequence of int
+            Its sizes, row length first.
+
+        Raises
+        ------
+        QuantError
+            If its rows are no whole number of blocks, or are not as many as are interleaved.
+        """
+        n_rows = prod(dims[1:])
+        if n_rows % self.rows_interleaved:
+            raise QuantError(
+                f"{n_rows} rows cannot be stored as {self.name}, which interleaves"
+                f" {self.rows_interleaved}"
+            )
+        return n_rows * (self.row_header + self._block_bytes(dims[0]))
+
+    def position(self, n_weights: int, row_length: int) -> int:
+        """Where in a tensor's bytes the weights begin that follow the first `n_weights`.
+
+        Raises
+        ------
+        QuantError
+            If that is not between two blocks or, for types that are stored by rows, between rows
+            that are not interleaved with each other.
+        """
+        if not self.is_by_rows:
+            return self.n_bytes(n_weights)
+        n_rows, rest = divmod(n_weights, row_length)
+        if rest or n_rows % self.rows_interleaved:
+            raise QuantError(
+                f"{n_weights} weights are no whole number of {self.rows_interleaved} rows of"
+                f" {row_length}, as {self.name} is stored"
+            )
+        return self.tensor_bytes((row_length, n_rows))
+
     def n_bytes(self, n_weights: int) -> int:
-        """Bytes that `n_weights` take; they must be whole blocks."""
+        """Bytes that `n_weights` take, whatever their rows.
+
+        Raises
+        ------
+        QuantError
+            If they are no whole number of blocks, or their bytes depend on the rows (see
+            `tensor_bytes`).
+        """
+        if self.is_by_rows:
+            raise QuantError(f"the size of weights as {self.name} depends on their rows")
+        return self._block_bytes(n_weights)
+
+    def _block_bytes(self, n_weights: int) -> int:
         n_blocks, rest = divmod(n_weights, self.block_size)
         if rest:
             raise QuantError(
@@ -71,16 +204,25 @@ class FloatType(TensorType):
     ----------
     significand_bits : int
         Precision, the implicit bit included.
+    exponent : int
+        Bits of the exponent in a stored number, all of them 1 in infinities and NaN; 0 if other
+        numbers have such bits, too.
     decode : Callable
         ``decode(raw: uint8 (n * type_size,), out: float32 (n,))``.
     encode : Callable
         ``encode(x: float32 (n,), raw: uint8 (n * type_size,)) -> int``: rounds to nearest even and
         returns how many results are not finite.
+    narrow : Callable or None
+        ``narrow(raw: uint8 (n * type_size,), lower: float32 (n,), upper: float32 (n,))``:
+        intersects bounds with the numbers that are rounded to the stored ones; a NaN proves
+        nothing. None if the stored numbers prove nothing.
     """
 
     significand_bits: int
+    exponent: int = 0
     decode: Callable[[U8Array, F32Array], None]
     encode: Callable[[F32Array, U8Array], int]
+    narrow: Callable[[U8Array, F32Array, F32Array], None] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -125,6 +267,30 @@ class ScalarType(TensorType):
     refits_scale_with_imatrix : bool
         With an importance matrix the encoder changes the scale after it chose the codes, so that
         the codes prove nothing.
+    marks : Callable or None
+        ``marks(blocks: uint8 (n_blocks, type_size)) -> (bool (n_blocks,), bool (n_blocks,))``:
+        which blocks have a scale that is neither 0 nor broken, and which have the mark that ggml's
+        encoder leaves without an importance matrix (see `recover.inputs.provenance`). None for
+        types without a mark.
+    marks_hold_with_imatrix : bool
+        Whether blocks that were made with an importance matrix have the mark as well.
+    cells_need_marks : bool
+        Whether the scale of a block is found before its codes, by the rule that leaves the mark: so
+        that codes of blocks without it prove nothing. Otherwise the codes are chosen last.
+    from_weight : FromWeight or None
+        The number in a block that comes from one of its weights, where the codes prove something;
+        None if there is none.
+    comes_back : bool
+        Whether every block that ggml makes without an importance matrix comes back byte for byte
+        when its decoded weights are encoded again.
+    reencoding : Reencoding or None
+        How many blocks do, of a type where not all do; None if nobody has measured it.
+    weighs_whole_rows : bool
+        Whether the encoder looks at the mean square of the whole row if it has an importance
+        matrix; otherwise every block is encoded for itself.
+    densities : Traversable or None
+        The type's file of densities, for a type of another package (see
+        `recover.evidence.densities`).
     """
 
     levels: F32Array
@@ -141,6 +307,19 @@ class ScalarType(TensorType):
     scales_are_coarse: bool = False
     refits_scale_with_imatrix: bool = False
     extremes: tuple[tuple[int, int], ...] = ()
+    marks: Callable[[U8Array], tuple[Mask, Mask]] | None = None
+    marks_hold_with_imatrix: bool = False
+    cells_need_marks: bool = False
+    from_weight: FromWeight | None = None
+    comes_back: bool = False
+    reencoding: Reencoding | None = None
+    weighs_whole_rows: bool = False
+    densities: Traversable | None = None
+
+    @property
+    def scale_has_sign(self) -> bool:
+        """Whether a scale has the sign of the weight that it is fitted to: only one code is it."""
+        return len({code for pair in self.extremes for code in pair}) == 1
 
     @property
     def is_even(self) -> bool:
@@ -158,15 +337,26 @@ class VectorType(TensorType):
         ``decode(raw: uint8 (n_blocks * type_size,), out: float32 (n,))``.
     relative_mse : float
         As in `ScalarType`.
+    densities : Traversable or None
+        As in `ScalarType`.
     """
 
     decode: Callable[[U8Array, F32Array], None]
     relative_mse: float
+    densities: Traversable | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OpaqueType(TensorType):
-    """A type that is carried along unchanged: integers, double precision."""
+    """A type that is carried along unchanged: integers, double precision.
+
+    Attributes
+    ----------
+    exponent : int
+        As in `FloatType`; 0 for integers.
+    """
+
+    exponent: int = 0
 
 
 def table(values: Any, *, fill: float = 0.0) -> F32Array:

@@ -5,6 +5,7 @@ import numpy as np
 from recover._compiled.float16 import f16_to_f32, f32_from_bits, f32_to_bf16, f32_to_f16
 from recover._compiled.jit import kernel
 from recover._compiled.lanes import LANES, any_lane, load, splat, store_f16
+from recover.quants._float_cells import narrow_bf16, narrow_exact, narrow_f16
 from recover.quants.base import F32Array, FloatType, U8Array
 
 _F16_OVERFLOW = np.float32(65520)  # the least that rounds to infinity
@@ -73,30 +74,51 @@ def _encode_bf16(x: F32Array, raw: U8Array) -> int:
     return _encode_bf16_words(x, raw.view(np.uint16))
 
 
+def _narrow_f32(raw: U8Array, lower: F32Array, upper: F32Array) -> None:
+    narrow_exact(raw.view(np.float32), lower, upper)
+
+
+def _narrow_f16(raw: U8Array, lower: F32Array, upper: F32Array) -> None:
+    narrow_f16(raw.view(np.uint16), lower, upper)
+
+
+def _narrow_bf16(raw: U8Array, lower: F32Array, upper: F32Array) -> None:
+    narrow_bf16(raw.view(np.uint16), lower, upper)
+
+
 F32 = FloatType(
     name="F32",
     type_id=0,
+    file_type=0,
     block_size=1,
     type_size=4,
     significand_bits=24,
+    exponent=0x7F800000,
     decode=_decode_f32,
     encode=_encode_f32,
+    narrow=_narrow_f32,
 )
 F16 = FloatType(
     name="F16",
     type_id=1,
+    file_type=1,
     block_size=1,
     type_size=2,
     significand_bits=11,
+    exponent=0x7C00,
     decode=_decode_f16,
     encode=_encode_f16,
+    narrow=_narrow_f16,
 )
 BF16 = FloatType(
     name="BF16",
     type_id=30,
+    file_type=32,
     block_size=1,
     type_size=2,
     significand_bits=8,
+    exponent=0x7F80,
     decode=_decode_bf16,
     encode=_encode_bf16,
+    narrow=_narrow_bf16,
 )

@@ -31,18 +31,17 @@ class IntervalType(TensorType):
         ``u`` and ``u**2`` in the logarithm of the density, and how far `u` reaches below and above
         0 (see `recover.evidence.densities`). None for a uniform density between the bounds, and a
         normal one with the variance where one of them is infinite.
-    alike : str
-        Name of a GGUF type. Beside others the density counts what that type's would, and errors
-        are shared with inputs of that type. Empty if the errors are independent of all others.
+    alike : TensorType or None
+        Beside others the density counts what that type's would, and errors are shared with inputs
+        of that type. None if the errors are independent of all others.
     """
 
-    type_id: int = -1
     block_size: int = GROUP
     type_size: int = 0
     relative_mse: float
     noise: float = 1 / 12
     density: tuple[tuple[float, ...], ...] | None = None
-    alike: str = ""
+    alike: TensorType | None = None
 
 
 class IntervalTensor(Protocol):

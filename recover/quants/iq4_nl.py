@@ -11,7 +11,7 @@ from recover._compiled.lanes import load, splat, store
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
 from recover.quants._legacy import inverse, join_nibbles, split_nibbles
 from recover.quants._search import SCALE, transpose, weigh
-from recover.quants.base import F32Array, ScalarType, U8Array
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @kernel
@@ -72,6 +72,8 @@ IQ4_NL = ScalarType(
     rounds_scale_last=True,
     unpack=_unpack,
     quantize=_quantize,
+    file_type=25,
+    reencoding=Reencoding(slope=2.0, margin=0.03, largest_level=127, weighted=0.1),
     noise=16.28,
     relative_mse=0.0058,
 )

@@ -76,6 +76,10 @@ MXFP4 = ScalarType(
     scale_limit=2.0**125,
     unpack=_unpack,
     quantize=_quantize,
+    file_type=38,
+    file_types={38: "MXFP4_MOE"},
+    is_native=True,
+    comes_back=True,
     noise=0.2513,
     relative_mse=0.0132,
 )

@@ -17,8 +17,16 @@ from recover.quants._k_affine import (
     search_batch,
 )
 from recover.quants._k_scales import pack_pairs
+from recover.quants._marks import Marks, f16_at, marks_scales_and_minima
 from recover.quants._search import Steps
-from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
+from recover.quants.base import (
+    F32Array,
+    Reencoding,
+    ScalarType,
+    U8Array,
+    integer_levels,
+    rounding_cells,
+)
 
 
 @inner
@@ -75,6 +83,13 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
             pack_pairs(codes, block[16:80])
 
 
+def _marks(blocks: U8Array) -> Marks:
+    """`quantize_row_q2_K_ref`: d = max_scale / 15, dmin = max_min / 15."""
+    scales = blocks[:, :16]
+    full, full_min = ((scales & 15) == 15).any(1), ((scales >> 4) == 15).any(1)
+    return marks_scales_and_minima(f16_at(blocks, 80), f16_at(blocks, 82), full, full_min)
+
+
 # `quantize_row_q2_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..3.
 _LOWER, _UPPER = rounding_cells(4)
 
@@ -88,6 +103,11 @@ Q2_K = ScalarType(
     upper_levels=_UPPER,
     unpack=_unpack,
     quantize=_quantize,
+    file_type=10,
+    file_types={10: "Q2_K", 21: "Q2_K_S"},
+    fallback="Q4_0",
+    marks=_marks,
+    reencoding=Reencoding(slope=12.0, margin=0.04, largest_level=15 * 3),
     noise=0.0659,
     relative_mse=0.088,
 )

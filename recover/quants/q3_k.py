@@ -20,6 +20,7 @@ from recover._compiled.lanes import (
     where,
 )
 from recover.quants._k_scales import pack_pairs
+from recover.quants._marks import Marks, f16_at, is_scale
 from recover.quants._search import (
     FACTOR,
     SCALE,
@@ -36,7 +37,14 @@ from recover.quants._search import (
     transpose,
     weigh,
 )
-from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
+from recover.quants.base import (
+    F32Array,
+    Reencoding,
+    ScalarType,
+    U8Array,
+    integer_levels,
+    rounding_cells,
+)
 
 
 @inner
@@ -209,6 +217,14 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _pack(codes, block)
 
 
+def _marks(blocks: U8Array) -> Marks:
+    """`quantize_row_q3_K_ref`: d = max_scale / -32."""
+    low = np.concatenate([blocks[:, 96:104] & 15, blocks[:, 96:104] >> 4], 1)
+    packed = blocks[:, 104:108]
+    high = np.concatenate([(packed >> shift) & 3 for shift in (0, 2, 4, 6)], 1)
+    return is_scale(f16_at(blocks, 108)), ((low == 0) & (high == 0)).any(1)
+
+
 # `quantize_row_q3_K`: code = nearest_int(x / d) with the stored d, clipped to -4..3.
 _LOWER, _UPPER = rounding_cells(8, first=-4)
 
@@ -222,6 +238,11 @@ Q3_K = ScalarType(
     upper_levels=_UPPER,
     unpack=_unpack,
     quantize=_quantize,
+    file_type=12,
+    file_types={11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L"},
+    fallback="Q4_0",
+    marks=_marks,
+    reencoding=Reencoding(slope=0.0, margin=0.42, largest_level=32 * 4),
     noise=0.0775,
     relative_mse=0.023,
 )

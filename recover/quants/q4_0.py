@@ -18,8 +18,9 @@ from recover.quants._legacy import (
     split_nibbles,
     weigh_blocks,
 )
+from recover.quants._marks import Marks, marks_extreme
 from recover.quants._search import BASE, FACTOR, SCALE, encode_found, make_qx_quants
-from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels
+from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
 
 
 @kernel
@@ -72,6 +73,11 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_plain(x.reshape(x.size), raw)
 
 
+def _marks(blocks: U8Array) -> Marks:
+    """`quantize_row_q4_0_ref`: d = max / -8, so that max is given code 0."""
+    return marks_extreme(blocks, _unpack)
+
+
 # `quantize_row_q4_0_ref`: d = max / -8, code = min(15, int(x / d + 8.5)), d is rounded to f16 last.
 _LOWER, _UPPER = extreme_code_cells(16)
 
@@ -88,6 +94,12 @@ Q4_0 = ScalarType(
     extremes=((0, 0),),
     unpack=_unpack,
     quantize=_quantize,
+    file_type=2,
+    marks=_marks,
+    cells_need_marks=True,
+    from_weight=FromWeight(at=0, divisor=-8),
+    comes_back=True,
+    weighs_whole_rows=True,
     noise=0.0828,
     relative_mse=0.0074,
 )

@@ -17,8 +17,9 @@ from recover.quants._legacy import (
     split_nibbles,
     weigh_blocks,
 )
+from recover.quants._marks import Marks, marks_range
 from recover.quants._search import BASE, FACTOR, MIN, SCALE, Steps, encode_found, make_qkx_quants
-from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels
+from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
 
 
 @kernel
@@ -77,6 +78,11 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_plain(x.reshape(x.size), raw)
 
 
+def _marks(blocks: U8Array) -> Marks:
+    """`quantize_row_q4_1_ref`: d = (max - min) / 15, code 0 for min and 15 for max."""
+    return marks_range(blocks, _unpack, 15)
+
+
 # `quantize_row_q4_1_ref`: d = (max - min) / 15, code = min(15, int((x - min) / d + 0.5)); d and min
 # are rounded to f16 last.
 _LOWER, _UPPER = range_cells(16)
@@ -95,6 +101,12 @@ Q4_1 = ScalarType(
     extremes=((0, 0), (15, 15)),
     unpack=_unpack,
     quantize=_quantize,
+    file_type=3,
+    marks=_marks,
+    cells_need_marks=True,
+    from_weight=FromWeight(at=2, divisor=1),
+    comes_back=True,
+    weighs_whole_rows=True,
     noise=0.0781,
     relative_mse=0.0061,
 )

@@ -19,8 +19,9 @@ from recover.quants._legacy import (
     split_nibbles,
     weigh_blocks,
 )
+from recover.quants._marks import Marks, marks_range
 from recover.quants._search import BASE, FACTOR, MIN, SCALE, Steps, encode_found, make_qkx_quants
-from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels
+from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
 
 
 @kernel
@@ -86,6 +87,11 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_plain(x.reshape(x.size), raw)
 
 
+def _marks(blocks: U8Array) -> Marks:
+    """`quantize_row_q5_1_ref`: d = (max - min) / 31, code 0 for min and 31 for max."""
+    return marks_range(blocks, _unpack, 31)
+
+
 # `quantize_row_q5_1_ref`: d = (max - min) / 31, code = int((x - min) / d + 0.5); d and min are
 # rounded to f16 last.
 _LOWER, _UPPER = range_cells(32)
@@ -104,6 +110,12 @@ Q5_1 = ScalarType(
     extremes=((0, 0), (31, 31)),
     unpack=_unpack,
     quantize=_quantize,
+    file_type=9,
+    marks=_marks,
+    cells_need_marks=True,
+    from_weight=FromWeight(at=2, divisor=1),
+    comes_back=True,
+    weighs_whole_rows=True,
     noise=0.0782,
     relative_mse=0.0014,
 )

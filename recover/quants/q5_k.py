@@ -10,8 +10,16 @@ from recover._compiled.jit import kernel
 from recover._compiled.lanes import load_bytes, store_bytes
 from recover.quants._k_affine import BATCH, encode_superblock, new_batch, search_batch
 from recover.quants._k_scales import pack_scales, unpack_scales
+from recover.quants._marks import marks_of_packed_scales
 from recover.quants._search import Steps
-from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, rounding_cells
+from recover.quants.base import (
+    F32Array,
+    Reencoding,
+    ScalarType,
+    U8Array,
+    integer_levels,
+    rounding_cells,
+)
 
 
 @kernel
@@ -78,6 +86,11 @@ Q5_K = ScalarType(
     upper_levels=_UPPER,
     unpack=_unpack,
     quantize=_quantize,
+    file_type=17,
+    file_types={16: "Q5_K_S", 17: "Q5_K_M"},
+    fallback="Q5_1",
+    marks=marks_of_packed_scales,
+    reencoding=Reencoding(slope=0.9, margin=0.05, largest_level=63 * 31 / 2, weighted=0.1),
     noise=0.0712,
     relative_mse=0.0013,
 )

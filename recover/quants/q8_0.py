@@ -17,7 +17,8 @@ from recover._compiled.lanes import (
     where,
 )
 from recover.quants._legacy import inverse
-from recover.quants.base import F32Array, ScalarType, U8Array, integer_levels, table
+from recover.quants._marks import Marks, codes_of, f16_at, is_scale
+from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels, table
 
 
 @kernel
@@ -46,6 +47,13 @@ def _quantize(x: F32Array, _imatrix: F32Array, raw: U8Array) -> None:
         store_bytes(raw, 34 * b + 18, truncate(round_away(second * factor)))
 
 
+def _marks(blocks: U8Array) -> Marks:
+    """`quantize_row_q8_0_ref`: d = max(abs) / 127."""
+    d, codes = f16_at(blocks, 0), codes_of(blocks, _unpack)
+    largest = ((codes == 1) | (codes == 255)).any(1)  # codes count from -128
+    return is_scale(d), largest & ~(codes == 0).any(1) & (d > 0)
+
+
 def _cells() -> tuple[F32Array, F32Array]:
     # `quantize_row_q8_0_ref`: d = amax / 127, code = roundf(x / d), d is rounded to f16 last. No
     # weight is beyond 127 d; code -128 is never given, so it proves nothing.
@@ -70,6 +78,12 @@ Q8_0 = ScalarType(
     extremes=((1, 255),),
     unpack=_unpack,
     quantize=_quantize,
+    file_type=7,
+    marks=_marks,
+    marks_hold_with_imatrix=True,
+    cells_need_marks=True,
+    from_weight=FromWeight(at=0, divisor=127),
+    comes_back=True,
     noise=0.081,
     relative_mse=3e-05,
 )

@@ -17,7 +17,6 @@ from recover._files import UnreadableError, read_bytes
 from recover._json import MOST_BYTES, JSONError, parse_object
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, encode_key_value
-from recover.containers.gguf.metadata import FILE_TYPES
 from recover.containers.mapping import map_file
 from recover.errors import GGUFError, ReblockError
 from recover.inputs.originals.packing import I8Array, transpose
@@ -385,11 +384,11 @@ def _metadata(
     }
     found = {**found, **HYPER_PARAMETERS, **replaced}
     name = found.pop("general.name", "grok")
-    matrices = {tensor.outtype.name for tensor in tensors if tensor.group is not None}
-    file_type = FILE_TYPES[matrices.pop()] if len(matrices) == 1 else FILE_TYPES["Q8_0"]
+    matrices = {tensor.outtype for tensor in tensors if tensor.group is not None}
+    most = matrices.pop() if len(matrices) == 1 else type_by_name("Q8_0")
     yield encode_key_value("general.architecture", ValueType.STRING, "grok")
     yield encode_key_value("general.name", ValueType.STRING, str(name))
-    yield encode_key_value("general.file_type", ValueType.UINT32, file_type)
+    yield encode_key_value("general.file_type", ValueType.UINT32, most.file_type)
     yield encode_key_value("general.quantization_version", ValueType.UINT32, 2)
     for key, value in found.items():
         yield _encoded(f"grok.{key}", value, key)

@@ -8,9 +8,10 @@ from typing import Any
 
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, encode_key_value
-from recover.containers.gguf.metadata import FILE_TYPES, IMATRIX_PREFIX, derived_metadata
+from recover.containers.gguf.metadata import IMATRIX_PREFIX, derived_metadata
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.errors import ReblockError
+from recover.quants import TensorType
 from recover.reblock.source import Source, SourceTensor
 
 _TOKENS = "tokenizer.ggml.tokens"
@@ -22,15 +23,15 @@ _DROPPED = ("split.", IMATRIX_PREFIX, "recover.", "general.file_type")
 
 def file_type_entries(tensors: Iterable[SourceTensor]) -> list[tuple[str, ValueType, Any]]:
     """What most weights are stored as, if there is a number for it."""
-    counts: Counter[str] = Counter()
+    counts: Counter[TensorType] = Counter()
     for tensor in tensors:
-        counts[tensor.outtype.name] += tensor.n_weights
+        counts[tensor.outtype] += tensor.n_weights
     entries: list[tuple[str, ValueType, Any]] = [
         ("general.quantization_version", ValueType.UINT32, 2)
     ]
-    for name, _ in counts.most_common(1):
-        if name in FILE_TYPES:
-            entries.append(("general.file_type", ValueType.UINT32, FILE_TYPES[name]))
+    for kind, _ in counts.most_common(1):
+        if kind.file_type is not None:
+            entries.append(("general.file_type", ValueType.UINT32, kind.file_type))
     return entries
 
 

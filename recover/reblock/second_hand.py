@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from recover._text import printable, quoted
 from recover.containers.gguf.header import ValueType
-from recover.containers.gguf.metadata import FILE_TYPES, derived_metadata
+from recover.containers.gguf.metadata import derived_metadata
 from recover.containers.gguf.reader import Tensor, open_gguf
 from recover.errors import ReblockError
 from recover.inputs.originals.codes import HALVES, n_bits, pack_codes, read_once
@@ -61,8 +61,8 @@ def open_second_hand(path: Path, outtype: str | None, *, n_threads: int | None =
     tensors = tuple(tensor for tensor, _ in found)
     entries = [("general.quantization_version", ValueType.UINT32, 2)]
     largest = max(tensors, key=lambda tensor: tensor.n_weights)
-    if chains and largest.outtype.name in FILE_TYPES:
-        entries.append(("general.file_type", ValueType.UINT32, FILE_TYPES[largest.outtype.name]))
+    if chains and largest.outtype.file_type is not None:
+        entries.append(("general.file_type", ValueType.UINT32, largest.outtype.file_type))
     return Source(
         path=path,
         parts=model.parts,

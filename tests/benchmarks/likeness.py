@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.merge.compare import compare_unproven, count_conflicts
 from recover.quants import TILE, dequantize, type_by_name
-from tests.conftest import TINY
 from tests.oracle import libggml
 from tests.oracle.weights import gguf_weights
+from tests.support.models import TINY
 
 F32Array = NDArray[np.float32]
 

@@ -25,8 +25,8 @@ from recover.quants import dequantize
 from recover.reblock.integers import tile_size
 from recover.reblock.source import SourceTensor
 from tests.benchmarks.merge_speed import measure
-from tests.reblock_files import example
-from tests.reblock_sources import SOURCES
+from tests.support.reblock_files import example
+from tests.support.reblock_sources import SOURCES
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "make_grok_checkpoint.py"
 

@@ -21,7 +21,7 @@ from recover.containers.gguf.tensor import Tensor
 from recover.estimators import Request, estimator
 from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.quants import F32Array, IntervalTensor, quantize, type_by_name
-from tests.stated_intervals import state, tensor_of
+from tests.support.stated_intervals import state, tensor_of
 
 SETS = (
     *(("Q5_0",), ("Q4_0",), ("Q8_0",), ("Q6_K",), ("Q5_K",)),

@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from recover.quants import quantize
 from tests.oracle.data_sets import DATA_SETS, blocks_of
-from tests.test_variants import MADE, errors, scalar
+from tests.quants.test_variants import MADE, errors, scalar
 
 N_WEIGHTS = 3_000_000
 

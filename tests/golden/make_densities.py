@@ -1,17 +1,22 @@
-"""Makes ``recover/data/densities.json`` again: ``python -m tests.golden.make_densities``.
+"""Makes the tables of densities again: ``python -m tests.golden.make_densities [TYPE ...]``.
 
-Our own encoders draw the scalar formats, libggml those that we only decode.
+Without names, those of all types. Our own encoders draw the scalar formats, libggml those that we
+only decode. The table of one type is made without a change to the others: what its table and
+another one could both say is left to that of the coarser type, if it is there already. That of a
+type of another package is written to where the type says that it is.
 """
 
+import argparse
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recover.calibration import simulate
+from recover.evidence.densities import forget_tables, table_of
 from recover.quants import (
     F32Array,
     ScalarType,
@@ -21,10 +26,15 @@ from recover.quants import (
     all_types,
     dequantize,
     quantize,
+    type_by_name,
 )
 from tests.oracle import libggml
 
-TABLE = Path(__file__).parents[2] / "recover" / "data" / "densities.json"
+FOLDER = Path(__file__).parents[2] / "recover" / "data" / "densities"
+VERSION = 8
+
+Kind = ScalarType | VectorType
+Table = dict[str, Any]
 
 
 def rounded(numbers: Iterable[float]) -> list[float]:
@@ -36,65 +46,119 @@ def encode(kind: TensorType, x: F32Array, importance: F32Array | None = None) ->
         return quantize(x, kind, importance)
     if importance is None:
         importance = np.ones(x.shape[1], np.float32)
+    assert kind.type_id is not None
     return libggml.quantize(kind.type_id, x, importance)
 
 
-def likelihood(kind: VectorType) -> list[float]:
-    x = simulate.student_t()(0)
-    return rounded(simulate.find_likelihood(dequantize(encode(kind, x), kind), x))
+class Encoder:
+    """As `encode`, without an importance matrix; of the same weights only once."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[TensorType, bytes], U8Array] = {}
+
+    def __call__(self, kind: TensorType, x: F32Array) -> U8Array:
+        key = kind, x[:2].tobytes()
+        if key not in self._made:
+            self._made[key] = encode(kind, x)
+        return self._made[key]
 
 
-def correlations(kinds: list[VectorType]) -> dict[str, dict[str, float]]:
-    x = simulate.student_t()(0)
-    other = simulate.importance(simulate.SEED, 1, x.shape[1])
-    plain, weighted = (
-        [dequantize(encode(kind, x, importance), kind) for kind in kinds]
-        for importance in (None, other)
-    )
-    table: dict[str, dict[str, float]] = {kind.name: {} for kind in kinds}
-    for i, one in enumerate(kinds):
-        for j, two in enumerate(kinds):
-            values = weighted[j] if i == j else plain[j]
-            found = simulate.find_correlation(plain[i], values, x)
-            table[one.name][two.name] = float(f"{found:.6g}")
-    return table
-
-
-def main() -> None:
-    scalars = [kind for kind in all_types() if isinstance(kind, ScalarType)]
-    vector_types = [kind for kind in all_types() if isinstance(kind, VectorType)]
-    vectors = {kind.name: likelihood(kind) for kind in vector_types}
-    document: dict[str, Any] = {
-        "version": 7,
+def alone(kind: Kind) -> Table:
+    """What is drawn of a type by itself."""
+    table: Table = {
+        "version": VERSION,
+        "type": kind.name,
         "prior": f"Student's t, {simulate.DEGREES_OF_FREEDOM} degrees of freedom",
         "n_weights": simulate.N_CHUNKS * math.prod(simulate.CHUNK),
         "seed": simulate.SEED,
-        "types": {},
-        "shares": {},
-        "pairs": {},
-        "unproven": {},
-        "vectors": vectors,
-        "correlations": correlations(vector_types),
     }
-    for kind in scalars:
-        draw = simulate.student_t(as_trained=kind.scales_are_coarse)
-        document["types"][kind.name] = {
-            name: [rounded(row) for row in simulate.simulate(kind, draw, weighted=weighted)]
-            for name, weighted in (("plain", False), ("weighted", True))
-        }
-    TABLE.write_text(json.dumps(document, indent=1) + "\n")
-    for kind in scalars:  # these look at the densities
-        document["shares"][kind.name] = rounded(simulate.find_shares(kind))
-    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
+    if isinstance(kind, VectorType):
+        x = simulate.student_t()(0)
+        likelihood = simulate.find_likelihood(dequantize(encode(kind, x), kind), x)
+        return table | {"likelihood": rounded(likelihood)}
+    draw = simulate.student_t(as_trained=kind.scales_are_coarse)
+    for name, weighted in (("plain", False), ("weighted", True)):
+        rows = simulate.simulate(kind, draw, weighted=weighted)
+        table[name] = [rounded(row) for row in rows]
+    return table
+
+
+def correlations(kind: VectorType, kinds: Iterable[VectorType]) -> dict[str, float]:
+    x = simulate.student_t()(0)
+    importance = simulate.importance(simulate.SEED, 1, x.shape[1])
+    mine = dequantize(encode(kind, x), kind)
+    found = {}
+    for other in kinds:
+        raw = encode(other, x, importance if other is kind else None)
+        correlation = simulate.find_correlation(mine, dequantize(raw, other), x)
+        found[other.name] = float(f"{correlation:.6g}")
+    return found
+
+
+def beside(kind: Kind, kinds: Collection[Kind], encoder: Encoder, told: Collection[str]) -> Table:
+    """What a type counts beside finer ones; and coarser ones beside it, but for those of `told`.
+
+    Densities are looked at.
+    """
+    table: Table = {}
     for name, find in (
         ("pairs", simulate.find_pair_shares),
         ("unproven", simulate.find_unproven_shares),
     ):
-        document[name] = {
-            coarse: dict(zip(shares, rounded(shares.values()), strict=True))
-            for coarse, shares in find(kinds, encode).items()
-        }
-    TABLE.write_text(json.dumps(document, indent=1) + "\n")
+        mine: dict[str, float] = {}
+        coarser: dict[str, float] = {}
+        for other in kinds:
+            shares = find([each for each in kinds if each in (kind, other)], encoder)
+            mine |= shares.get(kind.name, {})
+            if other.name not in told and kind.name in shares.get(other.name, {}):
+                coarser[other.name] = shares[other.name][kind.name]
+        if name == "pairs" or (isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix):
+            table[name] = dict(zip(mine, rounded(mine.values()), strict=True))
+        if coarser:
+            table[f"{name} of coarser"] = dict(zip(coarser, rounded(coarser.values()), strict=True))
+    return table
+
+
+def path_of(kind: Kind) -> Path:
+    return FOLDER / f"{kind.name}.json" if kind.densities is None else Path(str(kind.densities))
+
+
+def make(wanted: Collection[Kind], kinds: Collection[Kind]) -> None:
+    """Make the tables of some types beside those of all."""
+    tables: dict[Kind, Table] = {}
+
+    def write() -> None:
+        for kind, table in tables.items():
+            path_of(kind).write_text(json.dumps(table, indent=1) + "\n")
+        forget_tables()
+
+    for kind in wanted:
+        tables[kind] = alone(kind)
+    write()  # the following looks at the densities
+    vectors = [kind for kind in kinds if isinstance(kind, VectorType)]
+    for kind in wanted:
+        if isinstance(kind, ScalarType):
+            tables[kind]["shares"] = rounded(simulate.find_shares(kind))
+        else:
+            tables[kind]["correlations"] = correlations(kind, vectors)
+    write()
+    encoder = Encoder()
+    for kind in wanted:
+        told = [
+            other.name
+            for other in kinds
+            if other in wanted or kind.name in table_of(other).get("pairs", {})
+        ]
+        tables[kind] |= beside(kind, kinds, encoder, told)
+    write()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*", metavar="TYPE", type=type_by_name)
+    args = parser.parse_args()
+    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
+    make([kind for kind in kinds if kind in (args.types or kinds)], kinds)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from recover._text import printable
 from recover.containers.gguf.header import encode_header, parse_header
 from recover.containers.gguf.reader import Model, open_gguf
 from recover.errors import GGUFError
-from tests.conftest import TINY
+from tests.support.models import TINY
 
 LONGEST_MESSAGE = 600
 

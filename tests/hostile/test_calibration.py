@@ -20,8 +20,8 @@ from recover.calibration.weights import (
 )
 from recover.cli import main
 from recover.errors import CalibrationError
-from tests.conftest import DATA
 from tests.hostile.checks import check_message
+from tests.support.models import DATA
 
 SOURCE = Source("a.gguf", 10, {"Q8_0": 2})
 GAIN = Gain(0.5, (0.4, 0.6), 5)

@@ -38,7 +38,6 @@ from recover.quantize.imatrix import parse_imatrix
 from recover.reblock.integers import Request
 from recover.reblock.jax_pickle import parse_pickle
 from recover.reblock.quantized_safetensors import open_integers
-from tests.gguf_files import stored, write_gguf
 from tests.hostile import test_calibration, test_imatrix, test_pickle, test_safetensors
 from tests.hostile.builder import (
     ARRAY,
@@ -58,6 +57,7 @@ from tests.hostile.builder import (
 )
 from tests.hostile.checks import check_line
 from tests.hostile.mutations import mutated, mutated_json
+from tests.support.gguf_files import stored, write_gguf
 
 SCALE = float(os.environ.get("RECOVER_CAMPAIGN", "1"))
 SEED = 1000 * int(os.environ.get("RECOVER_CAMPAIGN_SEED", "0"))

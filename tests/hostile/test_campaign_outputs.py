@@ -21,7 +21,7 @@ import pytest
 
 from recover.cli import main
 from recover.execution.publish import finish_earlier
-from tests.conftest import ROOT
+from tests.support.models import ROOT
 
 STARTED = "started"
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

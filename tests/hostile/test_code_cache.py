@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY
+from tests.support.models import ROOT, TINY
 
 # A kernel that takes little time to compile.
 SCRIPT = """

@@ -13,10 +13,10 @@ from recover import EvaluationError, measure_divergence
 from recover.cli import main
 from recover.errors import RecoverError
 from recover.evaluate import llama_cpp
-from tests.conftest import DATA, TINY
-from tests.gguf_files import F32Array, read_weights
 from tests.hostile.checks import check_line
-from tests.text import some_text, write_model
+from tests.support.gguf_files import F32Array, read_weights
+from tests.support.models import DATA, TINY
+from tests.support.text import some_text, write_model
 
 Q2_K = DATA / "tiny-llama-3m-Q2_K.gguf"
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from recover import open_gguf
+from recover.cli import main
 from recover.containers import mapping
 from recover.containers.safetensors.reader import open_safetensors
 from recover.containers.safetensors.writer import lay_out
@@ -19,7 +20,7 @@ from recover.execution.output import OutputFile
 from recover.execution.tiles import for_each_tile
 from recover.quantize.execute import execute_quantize
 from recover.quantize.plan import plan_quantize
-from tests.conftest import ROOT, TINY
+from tests.support.models import ROOT, TINY
 
 
 @pytest.fixture
@@ -180,3 +181,35 @@ def test_faults_elsewhere_end_the_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(TINY)], cwd=ROOT, check=False)
     assert done.returncode == -7  # SIGBUS
+
+
+TRUNCATED_EARLY = {
+    "merge": ["-o", "out.gguf", "--dry-run"],
+    "merge --json": ["-o", "out.gguf", "--dry-run", "--json"],
+    "inspect": [],
+    "inspect --json": ["--json"],
+    "bounds": ["--summary"],
+}
+
+
+@pytest.mark.parametrize("command", TRUNCATED_EARLY)
+def test_nothing_is_said_of_pages_that_are_gone(
+    command: str,
+    path: Path,
+    tiny: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def truncate(*_models: object) -> None:
+        os.truncate(path, 400_000)
+
+    for where in ("merge.plan", "bounds.plan"):
+        monkeypatch.setattr(f"recover.{where}.check_match", truncate)
+    monkeypatch.chdir(tmp_path)
+    path.write_bytes(tiny[0].read_bytes())
+    assert main([command.split()[0], str(tiny[0]), str(path), *TRUNCATED_EARLY[command]]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"recover: error: {path}: was truncated from ")
+    assert printed.err.count("\n") == 1

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recover.quants import type_by_id
-from tests.conftest import TINY
 from tests.hostile.builder import (
     ARRAY,
     F16,
@@ -36,6 +36,7 @@ from tests.hostile.builder import (
     u32,
     u64,
 )
+from tests.support.models import TINY
 
 MOST_MEMORY = 500 << 20
 HANGS = 45  # seconds of a processor; figures are printed, not asked for
@@ -157,14 +158,19 @@ def test_an_importance_matrix_of_long_rows(tmp_path: Path) -> None:
 MANY = 30_000
 
 
-def many(path: Path, kind: int) -> Path:
-    """As many keys as tensors, all of them small."""
+def many(
+    path: Path,
+    kind: int,
+    dims: tuple[int, int] = (256, 1),
+    data: bytes = bytes(range(256)) * 2,
+) -> Path:
+    """As many keys as tensors, all of 256 weights and with the same bytes."""
     size = type_by_id(kind).n_bytes(256)
     step = -(-size // 32) * 32
     entries = [LLAMA, *(kv(f"k.{i}", UINT32, u32(i)) for i in range(MANY))]
     names = [f"blk.{i}.ffn_up.weight" for i in range(MANY)]
-    tensors = [tensor(name, (256, 1), kind, i * step) for i, name in enumerate(names)]
-    path.write_bytes(gguf(entries, tensors, (bytes(range(256)) * 2)[:step] * MANY))
+    tensors = [tensor(name, dims, kind, i * step) for i, name in enumerate(names)]
+    path.write_bytes(gguf(entries, tensors, data[:step] * MANY))
     return path
 
 
@@ -174,9 +180,24 @@ def test_many_keys_and_tensors(tmp_path: Path) -> None:
     for command in (
         ("inspect", one),
         ("merge", one, two, "-o", out, "--dry-run", "--json"),
+        ("merge", one, "-o", out),
+        ("bounds", one, two, "--summary"),
         ("quantize", one, "Q4_0", "-o", out, "--dry-run", "--json", "--allow-requantize"),
     ):
         check(0, *command)  # over a minute where time grows with keys times tensors
+
+
+def test_a_truth_of_many_tensors(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).standard_normal(256).astype("<f2")
+    truth = many(tmp_path / "truth.gguf", F16, (128, 2), numbers.tobytes())
+    one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
+    for command in (
+        ("quantize", truth, "Q8_0", "-o", one),
+        ("quantize", truth, "Q4_0", "-o", two),
+        ("merge", one, two, "-o", tmp_path / "out.gguf"),
+        ("calibrate", one, two, "--truth", truth, "-o", tmp_path / "calibration.json"),
+    ):
+        check(0, *command)
 
 
 def _filled(n: int) -> bytes:

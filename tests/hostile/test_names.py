@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from recover._text import escaped, shortened
 from recover.cli import _console, main
-from tests.gguf_files import stored, write_gguf
 from tests.hostile.builder import F32, gguf, tensor
+from tests.support.gguf_files import stored, write_gguf
 
 FORGED = "recover: all is well"
 HOSTILE = (

@@ -17,10 +17,10 @@ from recover.containers.gguf.reader import open_gguf
 from recover.errors import OutputError, ReblockError
 from recover.evaluate.pictures import Picture, save_pictures
 from recover.reblock.sentencepiece import parse_vocabulary
-from tests.conftest import DATA, TINY
-from tests.gguf_files import stored, write_gguf
 from tests.hostile import test_safetensors
 from tests.hostile.checks import check_line
+from tests.support.gguf_files import stored, write_gguf
+from tests.support.models import DATA, TINY
 
 
 def pipe(path: Path) -> Path:

@@ -15,7 +15,7 @@ import pytest
 from recover.errors import OutputError
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.publish import finish_earlier, hidden
-from tests.conftest import ROOT
+from tests.support.models import ROOT
 
 NAMES = ("1", "2", "3")
 

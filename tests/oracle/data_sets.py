@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tests.conftest import SHARED, TINY
 from tests.oracle.weights import F32, gguf_weights, sentence_encoder_weights
+from tests.support.models import SHARED, TINY
 
 
 def _llama_29m() -> Iterator[F32]:

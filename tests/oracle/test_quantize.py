@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from recover.errors import QuantError
 from recover.quants import ScalarType, all_types, quantize, type_by_name
 from recover.quants.base import F32Array, FloatType
-from tests.conftest import SHARED, TINY
 from tests.oracle import libggml
 from tests.oracle.weights import (
     IMATRICES,
@@ -20,6 +19,7 @@ from tests.oracle.weights import (
     gguf_weights,
     sentence_encoder_weights,
 )
+from tests.support.models import SHARED, TINY
 
 SCALAR_TYPES = [kind for kind in all_types() if isinstance(kind, ScalarType)]
 F16 = type_by_name("F16")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
+from recover._text import quoted
 from recover.errors import GGUFError
 
 MAX_NAME = 65_535
@@ -70,9 +71,19 @@ class Cursor:
         self.buffer = buffer
         self.size = len(buffer)
         self.position = 0
-        self.what = what
+        self._what: tuple[str, str | None] = (what, None)
         self._limits = limits
         self.items_left = dict(limits)
+
+    @property
+    def what(self) -> str:
+        """What is read, for messages."""
+        kind, name = self._what
+        return f"{kind} {quoted(name)}" if name is not None else kind
+
+    def begin(self, kind: str, name: str | None = None) -> None:
+        """Read something else from now on: an entry of a kind, perhaps with a name."""
+        self._what = kind, name
 
     def skip(self, n_bytes: int) -> int:
         """Step over `n_bytes`; their position."""
@@ -92,6 +103,10 @@ class Cursor:
     def u64(self) -> int:
         """A number of 8 bytes."""
         return int(U64.unpack_from(self.buffer, self.skip(8))[0])
+
+    def u64s(self, number: int) -> tuple[int, ...]:
+        """So many numbers of 8 bytes."""
+        return struct.unpack_from(f"<{number}Q", self.buffer, self.skip(8 * number))
 
     def count(self, smallest: int, of_what: str) -> int:
         """A number of items that take at least `smallest` bytes each."""

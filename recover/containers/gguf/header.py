@@ -121,7 +121,7 @@ class TensorInfo:
     @property
     def n_bytes(self) -> int:
         """Number of stored bytes."""
-        return self.type.n_bytes(self.n_weights)
+        return self.type.tensor_bytes(self.dims)
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,9 @@ def _parse_version(cursor: Cursor) -> int:
 
 def _parse_key_value(cursor: Cursor) -> KeyValue:
     start = cursor.position
-    cursor.what = "metadata"
+    cursor.begin("metadata")
     key = cursor.string(MAX_NAME)
-    cursor.what = f"metadata {quoted(key)}"
+    cursor.begin("metadata", key)
     value_type = cursor.value_type()
     cursor.skip_value(value_type)
     cursor.check_end()
@@ -239,13 +239,13 @@ def _alignment(metadata: Mapping[str, KeyValue]) -> int:
 
 
 def _parse_tensor(cursor: Cursor) -> TensorInfo:
-    cursor.what = "tensor table"
+    cursor.begin("tensor table")
     name = cursor.string(MAX_NAME)
-    cursor.what = f"tensor {quoted(name)}"
+    cursor.begin("tensor", name)
     n_dims = cursor.u32()
     if n_dims > MAX_DIMS:
         raise GGUFError(f"{cursor.what}: {n_dims} dimensions, more than {MAX_DIMS}")
-    dims = tuple(cursor.u64() for _ in range(n_dims)) or (1,)
+    dims = cursor.u64s(n_dims) or (1,)
     try:
         tensor_type = type_by_id(cursor.u32())
     except QuantError as error:
@@ -257,6 +257,10 @@ def _parse_tensor(cursor: Cursor) -> TensorInfo:
             f"{cursor.what}: rows of {dims[0]} weights are no multiple"
             f" of the {tensor_type.block_size} weights in a {tensor_type.name} block"
         )
+    try:
+        tensor_type.tensor_bytes(dims)
+    except QuantError as error:
+        raise GGUFError(f"{cursor.what}: {error}") from None
     offset = cursor.u64()
     cursor.check_end()
     return TensorInfo(name, dims, tensor_type, offset)
@@ -265,18 +269,18 @@ def _parse_tensor(cursor: Cursor) -> TensorInfo:
 def _check_extents(tensors: Iterable[TensorInfo], alignment: int, available: int) -> None:
     end, previous = 0, ""
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
-        what = f"tensor {quoted(tensor.name)}"
         if tensor.offset % alignment:
             raise GGUFError(
-                f"{what}: offset {tensor.offset} is no multiple of the alignment {alignment}"
+                f"tensor {quoted(tensor.name)}: offset {tensor.offset} is no multiple of the"
+                f" alignment {alignment}"
             )
         if tensor.offset < end:
-            raise GGUFError(f"{what} overlaps {previous}")
-        end, previous = tensor.offset + tensor.n_bytes, what
+            raise GGUFError(f"tensor {quoted(tensor.name)} overlaps tensor {quoted(previous)}")
+        end, previous = tensor.offset + tensor.n_bytes, tensor.name
         if end > available:
             raise GGUFError(
-                f"{what} ends {end - available} bytes beyond the end of the file;"
-                " the file is truncated, or its header damaged"
+                f"tensor {quoted(tensor.name)} ends {end - available} bytes beyond the end of the"
+                " file; the file is truncated, or its header damaged"
             )
 
 
@@ -304,7 +308,13 @@ def _encode_scalar(value_type: ValueType, value: Any) -> bytes:
 def encode_header(
     metadata_spans: Iterable[bytes], tensors: Iterable[TensorInfo], alignment: int
 ) -> bytes:
-    """The bytes in front of the data section, padded to the alignment."""
+    """The bytes in front of the data section, padded to the alignment.
+
+    Raises
+    ------
+    GGUFError
+        If a tensor has a type that GGUF files have no number for.
+    """
     spans, infos = list(metadata_spans), list(tensors)
     parts = [
         MAGIC,
@@ -314,6 +324,10 @@ def encode_header(
         *spans,
     ]
     for tensor in infos:
+        if tensor.type.type_id is None:
+            raise GGUFError(
+                f"tensor {quoted(tensor.name)}: GGUF files cannot store {tensor.type.name}"
+            )
         parts += [encode_string(tensor.name), U32.pack(len(tensor.dims))]
         parts += [U64.pack(dim) for dim in tensor.dims]
         parts += [U32.pack(tensor.type.type_id), U64.pack(tensor.offset)]

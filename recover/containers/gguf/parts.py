@@ -6,7 +6,6 @@ divided.
 
 import re
 from collections.abc import Iterable, Sequence
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,7 +120,7 @@ def lay_out_parts(
     QuantError
         If a row is no whole number of blocks of its type.
     """
-    sizes = [align(kind.n_bytes(prod(dims)), alignment) for _, dims, kind in tensors]
+    sizes = [align(kind.tensor_bytes(dims), alignment) for _, dims, kind in tensors]
     ranges = cut(sizes, most)
     if len(ranges) > _MOST_PARTS:
         raise PlanError(

@@ -20,7 +20,6 @@ from recover.containers.gguf.tensor import Tensor
 from recover.errors import GGUFError
 from recover.quants import F32Array
 
-_TYPE = "NVFP4"
 _WEIGHT = ".weight"
 _SCALE, _INPUT_SCALE = ".scale", ".input_scale"
 
@@ -46,7 +45,7 @@ def with_side_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     sides = {
         name: _side_tensors(tensor, tensors)
         for name, tensor in tensors.items()
-        if tensor.type.name == _TYPE
+        if tensor.type.largest_beside is not None
     }
     taken = {side.name for found in sides.values() for side in found}
     return {
@@ -76,7 +75,7 @@ def unfolded_scale(matrix: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
     ``llama-quantize`` makes such files of NVFP4 ones: it copies the scales. Here they are tensors
     of their own.
     """
-    found = [] if matrix.type.name == _TYPE else _side_tensors(matrix, tensors)
+    found = [] if matrix.type.largest_beside is not None else _side_tensors(matrix, tensors)
     return next((side.name for side in found if not side.name.endswith(_INPUT_SCALE)), None)
 
 

@@ -9,9 +9,9 @@ from recover.containers.gguf.header import TensorInfo
 from recover.quants import GROUP, F32Array, TensorType, U8Array, dequantize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tensor:
-    """A tensor of an open model.
+    """A tensor of an open model; equal to itself alone.
 
     Attributes
     ----------
@@ -53,8 +53,15 @@ class Tensor:
         return self.info.n_weights
 
     def part(self, start: int, end: int) -> U8Array:
-        """The stored bytes of weights `start` to `end`, which are whole blocks."""
-        return self.raw[self.type.n_bytes(start) : self.type.n_bytes(end)]
+        """The stored bytes of weights `start` to `end`, which are whole blocks.
+
+        Raises
+        ------
+        QuantError
+            If they are not, or the type is stored by rows and they are no whole rows.
+        """
+        first, last = (self.type.position(each, self.dims[0]) for each in (start, end))
+        return self.raw[first:last]
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """Weights `start` to `end`, which are whole blocks, decoded.
@@ -76,6 +83,8 @@ class Tensor:
             If the type cannot be decoded.
         """
         weights = dequantize(self.part(start, end), self.type, out)
+        if self.scales is None:
+            return weights
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for first, last, scale in self._scaled_ranges(start, end):
                 weights[first - start : last - start] *= scale

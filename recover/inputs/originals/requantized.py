@@ -120,6 +120,8 @@ def find_second_hand(
     if row_length > LONGEST_ROW:
         return None
     blocks = Blocks(raw, row_length)
+    if not is_naive(blocks.rows(0, 1)):
+        return None
     picked = np.linspace(0, blocks.n_rows - 1, min(blocks.n_rows, _N_SAMPLED_ROWS)).round()
     rows = [blocks.rows(int(row), int(row) + 1) for row in np.unique(picked)]
     if not all(map(is_naive, rows)):

@@ -1,0 +1,171 @@
+"""Where the tensors of a merge go: every byte of the output has its place beforehand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from recover._text import printable, quoted, some
+from recover._version import __version__
+from recover.containers.gguf.header import ValueType, lay_out
+from recover.containers.gguf.metadata import IMATRIX_PREFIX, derived_metadata
+from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
+from recover.containers.gguf.reader import Model
+from recover.errors import PlanError
+from recover.execution.output import check_output_path
+from recover.merge.decide import Draft
+from recover.merge.lineage import METHOD_KEY, NAMES_KEY, SIZES_KEY, TYPES_KEY, types_of
+from recover.merge.options import MergeOptions
+from recover.quants import OpaqueType, TensorType, type_by_name
+
+# Keys of the first input that would be wrong in the output.
+_DROPPED_PREFIXES = (IMATRIX_PREFIX, "recover.", PREFIX)
+
+
+class Place(NamedTuple):
+    """Where a tensor goes."""
+
+    position: int
+    """Of its first byte in the output file."""
+    part: int
+    """Which file of a split output, counted from 0."""
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A file to be written.
+
+    Attributes
+    ----------
+    path : Path
+        Where it appears.
+    header : bytes
+        Padded to where the data begins.
+    n_bytes : int
+        Size of the file.
+    """
+
+    path: Path
+    header: bytes
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class SecondOutput(FilePlan):
+    """Where the standard deviations go: BF16, under the same names, 0 where nothing is estimated.
+
+    Attributes
+    ----------
+    positions : mapping of str to int
+        First byte of each tensor.
+    """
+
+    positions: Mapping[str, int]
+
+
+def lay_out_output(
+    models: Sequence[Model], drafts: Sequence[Draft], output: Path, options: MergeOptions
+) -> tuple[tuple[FilePlan, ...], list[Place]]:
+    """The files of the output, and the place of each tensor in them.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        The opened inputs; metadata come from the first.
+    drafts : sequence of Draft
+        The tensors in output order.
+    output : Path
+        The file, or what parts are named after.
+    options : MergeOptions
+        Among them the largest size of a part.
+
+    Raises
+    ------
+    PlanError
+        If there were more parts than a file may have.
+    """
+    metadata = _metadata(models, options)
+    shapes = [(draft.name, draft.dims, output_type_of(draft)) for draft in drafts]
+    alignment = models[0].header.alignment
+    paths: tuple[Path, ...] = (output,)
+    if options.split_max_size is None:
+        layouts = [lay_out(metadata, shapes, alignment)]
+    else:
+        layouts = lay_out_parts(metadata, shapes, alignment, options.split_max_size)
+        paths = part_paths(output, len(layouts))
+    places = [
+        Place(position, part)
+        for part, layout in enumerate(layouts)
+        for position in layout.positions
+    ]
+    files = tuple(
+        FilePlan(path, layout.header, layout.n_bytes)
+        for path, layout in zip(paths, layouts, strict=True)
+    )
+    return files, places
+
+
+def lay_out_deviations(
+    models: Sequence[Model], drafts: Sequence[Draft], path: Path, outputs: Sequence[FilePlan]
+) -> SecondOutput:
+    """The file with the standard deviations; `outputs` are those with the weights.
+
+    Raises
+    ------
+    OutputError, PlanError
+        If it cannot be written there.
+    """
+    check_output_path(path, [part for model in models for part in model.parts])
+    if path.resolve() in [file.path.resolve() for file in outputs]:
+        raise PlanError(f"{printable(path)}: is the output as well; name another file")
+    told = [draft for draft in drafts if not isinstance(output_type_of(draft), OpaqueType)]
+    bf16 = type_by_name("BF16")
+    entries = [
+        ("general.architecture", ValueType.STRING, str(models[0].get("general.architecture"))),
+        ("general.type", ValueType.STRING, "uncertainty"),
+        ("general.file_type", ValueType.UINT32, type_by_name("BF16").file_type),
+        ("recover.version", ValueType.STRING, __version__),
+        ("recover.uncertainty", ValueType.STRING, "standard deviation of each weight"),
+    ]
+    layout = lay_out(
+        derived_metadata({}, (), entries),
+        [(draft.name, draft.dims, bf16) for draft in told],
+        models[0].header.alignment,
+    )
+    positions = zip((draft.name for draft in told), layout.positions, strict=True)
+    return SecondOutput(path, layout.header, layout.n_bytes, MappingProxyType(dict(positions)))
+
+
+def large_tensors(drafts: Sequence[Draft], split_max_size: int) -> list[str]:
+    """A warning, if there are tensors that no part of that size can hold."""
+    sizes = {each.name: output_type_of(each).n_bytes(each.n_weights) for each in drafts}
+    large = [
+        f"{quoted(name)} ({size:,} bytes)" for name, size in sizes.items() if size > split_max_size
+    ]
+    if not large:
+        return []
+    return [f"parts are larger than asked for where one tensor alone is: {some(large)}"]
+
+
+def output_type_of(draft: Draft) -> TensorType:
+    """How the output stores a tensor."""
+    return type_by_name(draft.outtype)
+
+
+def _metadata(models: Sequence[Model], options: MergeOptions) -> list[bytes]:
+    """Spans of the first input, without those that would be wrong; and provenance."""
+    calibration = options.calibration
+    return derived_metadata(
+        models[0].metadata,
+        _DROPPED_PREFIXES,
+        [
+            ("general.file_type", ValueType.UINT32, type_by_name(options.outtype).file_type),
+            ("recover.version", ValueType.STRING, __version__),
+            (METHOD_KEY, ValueType.STRING, options.method),
+            ("recover.calibration", ValueType.STRING, calibration.label if calibration else "none"),
+            (NAMES_KEY, ValueType.STRING, [model.path.name for model in models]),
+            (SIZES_KEY, ValueType.UINT64, [model.n_bytes for model in models]),
+            (TYPES_KEY, ValueType.STRING, [types_of(model) for model in models]),
+        ],
+    )

@@ -1,0 +1,133 @@
+"""Which tensor types there are: one file each in this package, and those of other packages.
+
+A package adds types through entry points of the group ``recover.types``, each of which names a
+`TensorType` or a sequence of them. They are loaded when a type is asked for that is none of ours,
+or when all types are listed; so they take no time in any other case.
+"""
+
+import pkgutil
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+
+import recover.quants
+from recover.errors import QuantError
+from recover.quants.base import FloatType, ScalarType, TensorType
+
+ENTRY_POINTS = "recover.types"
+"""Group of the entry points through which packages add types."""
+
+_OTHER_MODULES = ("base", "variants")
+
+
+@cache
+def all_types() -> tuple[TensorType, ...]:
+    """Every type, by ascending `type_id`; those without one last, by name.
+
+    Raises
+    ------
+    QuantError
+        If two types share a name or an id, or an entry point gives no types.
+    """
+    return tuple(sorted(_by_name(of_others=True).values(), key=_order))
+
+
+def type_by_id(type_id: int) -> TensorType:
+    """The type that GGUF files number `type_id`; `QuantError` if there is none."""
+    for of_others in (False, True):
+        if found := _by_id(of_others=of_others).get(type_id):
+            return found
+    raise QuantError(f"tensor type {type_id} is unknown; known are {_names(all_types())}")
+
+
+def type_by_name(name: str) -> TensorType:
+    """The type of that name, in any case; `QuantError` if there is none."""
+    for of_others in (False, True):
+        if found := _by_name(of_others=of_others).get(name.upper()):
+            return found
+    raise QuantError(f"tensor type {name!r} is unknown; known are {_names(all_types())}")
+
+
+def types_of_files() -> dict[str, TensorType]:
+    """The types that ``quantize`` makes files of, by name, in the order of `file_type`."""
+    kinds = [
+        (kind.file_type, kind)
+        for kind in all_types()
+        if kind.file_type is not None and isinstance(kind, ScalarType | FloatType)
+    ]
+    return {kind.name: kind for _, kind in sorted(kinds, key=lambda each: each[0])}
+
+
+def name_of_file_type(number: int) -> str | None:
+    """What `general.file_type` means by a number (``enum llama_ftype``); None if it is unknown."""
+    for of_others in (False, True):
+        for kind in _by_name(of_others=of_others).values():
+            if number in kind.file_types:
+                return kind.file_types[number]
+    return None
+
+
+def forget_types_of_others() -> None:
+    """Look for types of other packages again when they are next asked for."""
+    for cached in (all_types, _by_name, _by_id):
+        cached.cache_clear()
+
+
+def _names(kinds: Iterable[TensorType]) -> str:
+    return ", ".join(kind.name for kind in kinds)
+
+
+def _order(kind: TensorType) -> tuple[bool, int, str]:
+    return kind.type_id is None, kind.type_id or 0, kind.name
+
+
+@cache
+def _by_id(*, of_others: bool) -> dict[int, TensorType]:
+    kinds = _by_name(of_others=of_others).values()
+    return {kind.type_id: kind for kind in kinds if kind.type_id is not None}
+
+
+@cache
+def _by_name(*, of_others: bool) -> dict[str, TensorType]:
+    """Our types, perhaps with those of other packages, by name in capitals."""
+    found: dict[str, TensorType] = {}
+    ids: dict[int, TensorType] = {}
+    kinds = [*_ours(), *(_of_others() if of_others else [])]
+    for kind in kinds:
+        if found.setdefault(kind.name.upper(), kind) is not kind:
+            raise QuantError(f"two tensor types share the name {kind.name}")
+        if kind.type_id is not None and ids.setdefault(kind.type_id, kind) is not kind:
+            raise QuantError(f"two tensor types share the id {kind.type_id}")
+    return found
+
+
+@cache
+def _ours() -> tuple[TensorType, ...]:
+    return tuple(
+        value
+        for module in pkgutil.iter_modules(recover.quants.__path__)
+        if not module.name.startswith("_") and module.name not in _OTHER_MODULES
+        for value in vars(import_module(f"recover.quants.{module.name}")).values()
+        if isinstance(value, TensorType)
+    )
+
+
+def _of_others() -> list[TensorType]:
+    """The types of other packages."""
+    from importlib import metadata  # takes as long as all of `recover --help` may
+
+    found: list[TensorType] = []
+    for entry_point in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            value = entry_point.load()
+        except Exception as error:
+            raise QuantError(
+                f"tensor types of the entry point {entry_point.value!r} cannot be loaded: {error}"
+            ) from error
+        kinds = [value] if isinstance(value, TensorType) else value
+        if not isinstance(kinds, list | tuple) or not all(
+            isinstance(kind, TensorType) for kind in kinds
+        ):
+            raise QuantError(f"the entry point {entry_point.value!r} gives no tensor types")
+        found += kinds
+    return found

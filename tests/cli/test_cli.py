@@ -1,0 +1,286 @@
+"""The command line as scripts use it: exit status, streams, JSON, signals, speed of start."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recover
+from recover._compiled import jit as _jit
+from recover.cli import main
+from tests.support.models import TINY
+
+RECOVER = (sys.executable, "-m", "recover")
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [*RECOVER, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+def test_version_and_usage() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"recover {recover.__version__}\n")
+    for arguments in (
+        [],
+        ["merge"],
+        ["merge", "a.gguf"],
+        ["nonsense"],
+        ["merge", "--threads", "0"],
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert "usage: recover" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["merge", "-o", "o.gguf", "--method", "linear", "--estimate", "map"],
+        ["merge", "-o", "o.gguf", "--method", "linear", "--simulate", "100000"],
+        ["merge", "-o", "o.gguf", "--tensors", "("],
+        ["evaluate", "--truth", str(TINY), "--chunks", "4"],
+        ["evaluate", "--truth", str(TINY), "--native"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_do_not_go_together(
+    options: list[str],
+    tiny: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([options[0], str(tiny[0]), str(tiny[1]), *options[1:]]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("recover: error: ")
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_reblock_says_that_it_only_copied(
+    tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reblock", str(tiny[0]), "-o", str(tmp_path / "copy.gguf")]) == 0
+    assert "nothing was re-blocked" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, contextlib, recover.cli\n"
+        "with contextlib.suppress(SystemExit): recover.cli.main(['--help'])\n"
+        "heavy = {'cvxpy', 'gguf', 'matplotlib', 'numba', 'numpy', 'rich', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    assert "merge" in done.stdout
+
+
+def test_merge_json(tiny: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    done = run("merge", *tiny, "-o", out, "--method", "midpoint", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert list(document) == [
+        "output",
+        "method",
+        "inputs",
+        "n_weights",
+        "seconds",
+        "weights_per_second",
+        "expected_mse_ratio",
+        "conflict_fraction",
+        "tensors",
+    ]
+    assert document["output"] == str(out)
+    assert document["method"] == "midpoint"
+    assert document["inputs"] == [str(path) for path in tiny]
+    assert document["conflict_fraction"] == 0
+    assert 0.7 < document["expected_mse_ratio"] < 0.9
+    tensors = {tensor["name"]: tensor for tensor in document["tensors"]}
+    keys = ["name", "shape", "action", "types", "expected_rmse", "conflict_fraction"]
+    assert all(list(tensor) == keys for tensor in tensors.values())
+    assert tensors["blk.0.ffn_up.weight"]["action"] == "merge"
+    assert tensors["blk.0.ffn_up.weight"]["shape"] == [256, 768]
+    assert tensors["blk.0.ffn_up.weight"]["types"] == ["Q5_K", "Q4_K", "Q2_K"]
+    assert tensors["blk.0.ffn_norm.weight"]["action"] == "copy"
+    assert tensors["output.weight"]["action"] == "convert"
+    assert out.exists()
+
+
+def test_default_method_and_messages(tiny: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    done = run("merge", *tiny, "-o", out)
+    assert done.returncode == 0
+    assert "(posterior)" in done.stdout
+    assert f"wrote {out}" in done.stdout
+    assert done.stderr == ""
+
+
+def test_dry_run_writes_nothing(tiny: list[Path], tmp_path: Path) -> None:
+    done = run("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run", "--json")
+    plan = json.loads(done.stdout)
+    assert plan["tensors"][0]["name"] == "output.weight"
+    assert not list(tmp_path.iterdir())
+    done = run("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run")
+    assert "blk.0.ffn_up.weight" in done.stdout
+    assert done.stdout.endswith("30 tensors, 2.89M weights: 22 to merge, 7 to copy, 1 to convert\n")
+
+
+def test_merge_says_where_nothing_is_gained(tiny: list[Path], tmp_path: Path) -> None:
+    done = run("merge", tiny[0], "-o", tmp_path / "one.gguf")
+    assert "error: 1.000 of that of the best single input, so nothing is gained\n" in done.stdout
+    done = run("merge", TINY, "-o", tmp_path / "float.gguf")
+    assert "nothing to estimate: of every tensor an input is unquantized" in done.stdout
+
+
+def test_tensors_selects(tiny: list[Path], tmp_path: Path) -> None:
+    done = run("merge", *tiny, "-o", tmp_path / "o.gguf", "--tensors", r"blk\.1\..*ffn", "--json")
+    names = {tensor["name"] for tensor in json.loads(done.stdout)["tensors"]}
+    assert names == {f"blk.1.ffn_{part}.weight" for part in ("down", "gate", "norm", "up")}
+    assert run("merge", *tiny, "-o", tmp_path / "p.gguf", "--tensors", "nothing").returncode == 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "garbage", "truncated", "folder"])
+def test_bad_input_is_one_line(kind: str, tiny: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    if kind == "folder":
+        bad.mkdir()
+    elif kind != "missing":
+        data = tiny[0].read_bytes()
+        bad.write_bytes({"empty": b"", "garbage": b"x" * 99, "truncated": data[:-1]}[kind])
+    before = sorted(tmp_path.iterdir())
+    done = run("merge", tiny[0], bad, "-o", tmp_path / "out.gguf")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("recover: error: ")
+    assert done.stderr.count("\n") == 1
+    assert str(bad) in done.stderr
+    assert ("tensor" in done.stderr) == (kind == "truncated")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_output_that_cannot_be_written(tiny: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "input.gguf"
+    copy.write_bytes(tiny[0].read_bytes())
+    for out in (copy, tmp_path / "no" / "folder.gguf", tmp_path, Path("/dev/null")):
+        done = run("merge", copy, tiny[1], "-o", out)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"recover: error: {out}: ")
+        assert done.stderr.count("\n") == 1
+    assert copy.read_bytes() == tiny[0].read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["input.gguf"]
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = run("merge", tmp_path / "none.gguf", "-o", tmp_path / "out.gguf", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("recover: error: ")
+
+
+SLOW_MERGE = """
+import signal, sys, time
+import recover.merge.execute as execute
+from recover.cli import main
+work = execute._Worker.work
+def slow(self, tile):
+    time.sleep(0.2)
+    sys.stderr.write("tile\\n")
+    work(self, tile)
+execute._Worker.work = slow
+# whoever runs the tests in the background may have had it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_signals_leave_no_output(number: signal.Signals, tiny: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    command = [sys.executable, "-c", SLOW_MERGE, "merge", *map(str, tiny), "-o", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "tile\n"
+        assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+        process.send_signal(number)
+        messages = process.stderr.read()
+    assert not out.exists()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        return
+    assert process.returncode == 128 + number
+    assert not list(tmp_path.iterdir())
+    assert messages.splitlines()[-1].startswith("recover: stopped")
+    assert "Traceback" not in messages
+
+
+def test_broken_pipe_is_quiet(tiny: list[Path]) -> None:
+    command = [*RECOVER, "evaluate", str(tiny[0]), "--truth", str(TINY), "--by", "tensor"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        messages = process.stderr.read()
+    assert b"Traceback" not in messages
+    assert b"Exception" not in messages
+
+
+def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    models = {Path(model["path"]).name: model["total"]["mse"] for model in document["models"]}
+    first = models["tiny-llama-3m-Q5_K_M.gguf"]
+    assert models["merged-best.gguf"] == pytest.approx(first, rel=1e-3)
+    assert models["merged-linear.gguf"] < 0.83 * first
+    assert models["merged-midpoint.gguf"] < 0.83 * first
+    assert models["merged-posterior.gguf"] < models["merged-posterior-Q8_0.gguf"] < 0.82 * first
+    assert document["inspection"]["together"]["same_original"]
+    assert main(["demo"]) == 0
+    assert "merged-linear.gguf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_people_are_told_of_compilation(
+    first: bool,
+    tiny: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    some = "merge", *map(str, tiny), "-o", str(tmp_path / "out.gguf"), "--tensors", "norm"
+    assert main([*some]) == 0
+    assert capsys.readouterr().err == ""  # nobody looks
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    if first:
+        monkeypatch.setattr(_jit, "_folders", {tmp_path})
+    assert main([*some]) == 0
+    assert ("compiling for this CPU" in capsys.readouterr().err) == first
+
+
+def test_second_run_compiles_nothing(tiny: list[Path], tmp_path: Path) -> None:
+    """And the machine code is kept apart from the package, which may be read-only."""
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "NUMBA_DEBUG_CACHE": "1",
+    }
+    environment.pop("NUMBA_CACHE_DIR", None)
+    few = "--method", "linear", "--tensors", "blk.0.ffn_up.weight"
+    runs = [
+        run("merge", *tiny[1:], "-o", tmp_path / "out.gguf", *few, env=environment)
+        for _ in range(2)
+    ]
+    assert [done.returncode for done in runs] == [0, 0]
+    saved = [line for line in runs[0].stdout.splitlines() if "data saved to" in line]
+    assert saved
+    assert all(environment["XDG_CACHE_HOME"] in line for line in saved)
+    assert "data saved to" not in runs[1].stdout
+    assert "data loaded from" in runs[1].stdout

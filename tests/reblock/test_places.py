@@ -1,0 +1,206 @@
+"""Re-blocked models hold the tensors that llama.cpp creates, and no other: it loads them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from recover.cli import main
+from tests.oracle.llama_cpp import LlamaModel
+from tests.reblock.test_safetensors import (
+    COMPRESSED,
+    LLAMA,
+    Array,
+    model,
+    named,
+    packed_int4,
+    refusal,
+)
+from tests.support.reblock_files import reblock
+
+WIDTH, N_FF, N_TOKENS, N_EXPERTS = 256, 96, 64, 2
+ATTENTION = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"}
+DENSE = {"gate_proj": (N_FF, WIDTH), "up_proj": (N_FF, WIDTH), "down_proj": (WIDTH, N_FF)}
+LATENT = {
+    "self_attn.q_a_proj": (64, WIDTH),
+    "self_attn.q_b_proj": (4 * 48, 64),
+    "self_attn.kv_a_proj_with_mqa": (64 + 16, WIDTH),
+    "self_attn.kv_b_proj": (4 * 64, 64),
+    "self_attn.o_proj": (WIDTH, 4 * 32),
+}
+MIXED = {
+    "num_experts": N_EXPERTS,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": N_FF,
+    "shared_expert_intermediate_size": N_FF,
+}
+LATENT_SIZES = {
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 0,
+    "routed_scaling_factor": 1.0,
+}
+
+# By --arch and whether there are experts: matrices and vectors of the layer, configuration, and
+# the biases that stay although they are zeros.
+QKV = {f"blk.0.attn_{name}.bias" for name in "qkv"}
+FFN = {f"mlp.{name}": shape for name, shape in DENSE.items()}
+EXPERTS = {
+    f"mlp.experts.{i}.{name}": shape for i in range(N_EXPERTS) for name, shape in DENSE.items()
+}
+SHARED = {f"mlp.shared_expert.{name}": shape for name, shape in DENSE.items()}
+ROUTER = {"mlp.gate": (N_EXPERTS, WIDTH)}
+KINDS: dict[str, tuple[str, dict[str, tuple[int, int]], dict[str, int], dict[str, Any], set[str]]]
+KINDS = {
+    "llama": (
+        "llama",
+        ATTENTION | FFN,
+        {},
+        {},
+        QKV | {f"blk.0.{name}.bias" for name in ("attn_output", "ffn_gate", "ffn_up", "ffn_down")},
+    ),
+    "qwen2": ("qwen2", ATTENTION | FFN, {}, {}, QKV),
+    "qwen3": ("qwen3", ATTENTION | FFN, {"q_norm": 64, "k_norm": 64}, {}, set()),
+    "qwen2moe": (
+        "qwen2",
+        ATTENTION | EXPERTS | SHARED | ROUTER | {"mlp.shared_expert_gate": (1, WIDTH)},
+        {},
+        MIXED,
+        QKV,
+    ),
+    "qwen3moe": (
+        "qwen3",
+        ATTENTION | EXPERTS | ROUTER,
+        {"q_norm": 64, "k_norm": 64},
+        MIXED,
+        set(),
+    ),
+    "deepseek2": (
+        "deepseek2",
+        LATENT
+        | EXPERTS
+        | {f"mlp.shared_experts.{name}": shape for name, shape in DENSE.items()}
+        | ROUTER,
+        {"q_a_layernorm": 64, "kv_a_layernorm": 64},
+        {**MIXED, **LATENT_SIZES, "n_routed_experts": N_EXPERTS},
+        set(),
+    ),
+}
+LEFT_ALONE = ("mlp.gate", "mlp.shared_expert_gate")  # routers are not quantized
+
+
+def folder(path: Path, kind: str, rng: np.random.Generator, **biases: Array) -> tuple[Path, str]:
+    """A model all of whose linear layers have biases: those given, zeros for all others."""
+    arch, matrices, vectors, config, _ = KINDS[kind]
+    tensors: dict[str, Array] = {}
+    for name, shape in matrices.items():
+        module = f"model.layers.0.{name}"
+        if name in LEFT_ALONE:
+            tensors[f"{module}.weight"] = rng.standard_normal(shape).astype(np.float16)
+        else:
+            tensors |= named(module, packed_int4(rng, *shape)[0])
+        tensors[f"{module}.bias"] = biases.get(name, np.zeros(shape[0], np.float16))
+    for name, size in vectors.items():
+        tensors[f"model.layers.0.self_attn.{name}.weight"] = np.ones(size, np.float16)
+    for name in ("model.norm", "model.layers.0.input_layernorm"):
+        tensors[f"{name}.weight"] = np.ones(WIDTH, np.float16)
+    tensors["model.layers.0.post_attention_layernorm.weight"] = np.ones(WIDTH, np.float16)
+    for name in ("model.embed_tokens", "lm_head"):
+        tensors[f"{name}.weight"] = rng.standard_normal((N_TOKENS, WIDTH)).astype(np.float16)
+    tensors["lm_head.bias"] = biases.get("lm_head", np.zeros(N_TOKENS, np.float16))
+    sizes = {"num_key_value_heads": 4, "intermediate_size": N_FF}
+    return model(path, tensors, {**LLAMA, **COMPRESSED, **sizes, **config}), arch
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_biases_of_zeros_without_a_place_are_left_out(
+    kind: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    source, arch = folder(tmp_path / "m", kind, rng)
+    out = tmp_path / "a.gguf"
+    result = reblock(source, out, arch=arch)
+    assert result.exact
+    names = {tensor.name for tensor in GGUFReader(out).tensors}
+    assert {name for name in names if name.endswith(".bias")} == KINDS[kind][-1]
+    (warning,) = (each for each in result.plan.source.warnings if "biases of zeros" in each)
+    assert "has no place" in warning
+    with LlamaModel(out, n_ctx=64) as loaded:
+        assert np.isfinite(loaded.logits(np.arange(9))).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("qwen2", "self_attn.o_proj"),
+        ("qwen2", "mlp.down_proj"),
+        ("qwen3", "mlp.up_proj"),
+        ("llama", "lm_head"),
+        ("qwen3moe", "mlp.experts.1.gate_proj"),
+        ("qwen2moe", "mlp.gate"),
+        ("deepseek2", "self_attn.q_b_proj"),
+    ],
+)
+def test_other_biases_without_a_place_are_refused(
+    kind: str, name: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    size = N_TOKENS if name == "lm_head" else KINDS[kind][1][name][0]
+    bias = np.zeros(size, np.float16)
+    bias[-1] = 6e-8  # the smallest number but 0
+    source, arch = folder(tmp_path / "m", kind, rng, **{name: bias})
+    text = refusal(source, tmp_path, arch=arch)
+    assert f"{name.rpartition('.')[2]}.bias'" in text
+    assert "llama.cpp has no place" in text
+    assert "leave out --arch" in text
+    reblock(source, tmp_path / "a.gguf")  # under the model's own names all is kept
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+def test_biases_with_a_place_are_kept(kind: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    bias = rng.standard_normal(WIDTH).astype(np.float16)
+    source, arch = folder(tmp_path / "m", kind, rng, **{"self_attn.v_proj": bias})
+    out = tmp_path / "a.gguf"
+    reblock(source, out, arch=arch)
+    found = {tensor.name: np.array(tensor.data) for tensor in GGUFReader(out).tensors}
+    assert np.array_equal(found["blk.0.attn_v.bias"], bias.astype(np.float32))
+    with LlamaModel(out, n_ctx=64) as loaded:
+        assert np.isfinite(loaded.logits(np.arange(9))).all()
+
+
+def test_rope_factors_without_a_place_are_refused(rng: np.random.Generator, tmp_path: Path) -> None:
+    source, _ = folder(tmp_path / "m", "qwen2", rng)
+    config = json.loads((source / "config.json").read_text())
+    config["rope_scaling"] = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    (source / "config.json").write_text(json.dumps(config))
+    text = refusal(source, tmp_path, arch="qwen2")
+    assert "rope_scaling of type 'llama3'" in text
+    assert "qwen2" in text
+
+
+def test_what_is_left_out_is_said(
+    rng: np.random.Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, arch = folder(tmp_path / "m", "qwen2", rng)
+    command = ["reblock", str(source), "-o", str(tmp_path / "a.gguf"), "--arch", arch]
+    assert main([*command, "--json"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert {"source", "output", "exact", "tensors"} <= set(document)
+    assert document["exact"]
+    (said,) = (warning for warning in document["warnings"] if "biases of zeros" in warning)
+    assert "'model.layers.0.mlp.down_proj.bias'" in said
+    assert f"warning: {said}" in err
+    report = json.loads((tmp_path / "a.gguf.report.json").read_text())
+    assert report["warnings"] == document["warnings"]
