@@ -4,7 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import gather, load, load_bytes, store, to_f32
+from recover._compiled.lanes import (
+    add_up,
+    any_lane,
+    gather,
+    load,
+    load_bytes,
+    store,
+    to_f32,
+)
 from recover.evidence.buffer import Evidence
 from recover.quants import F32Array, U8Array
 from recover.quants._decode import decode_codes, is_affine
@@ -12,13 +20,26 @@ from recover.quants._decode import decode_codes, is_affine
 _LEAST_SHARE = np.float32(1e-6)
 
 
+@inner
+def _mean_variances(values: F32Array, each: F32Array, variance: F32Array) -> None:
+    """The means of `each` (n,) over groups of 16 weights; infinite where something is broken."""
+    for g in range(variance.size):
+        broken = any_lane(~(abs(load(values, 16 * g)) < np.float32(np.inf)))
+        mean = add_up(load(each, 16 * g)) / np.float32(16)
+        variance[g] = np.float32(np.inf) if broken or not np.isfinite(mean) else mean
+
+
 @kernel
 def group_variances(evidence: Evidence, k: int, variance: F32Array) -> None:
     """Expected mean square error (n / 16,) of input `k`; infinite where its bytes are broken."""
-    n_scalars = evidence.scale.shape[0]
-    if k >= n_scalars:
+    n_scalars, n_proven = evidence.scale.shape[0], evidence.interval_values.shape[0]
+    if k >= n_scalars + n_proven:
         for g in range(variance.size):
-            variance[g] = evidence.variance[k - n_scalars, g]
+            variance[g] = evidence.variance[k - n_scalars - n_proven, g]
+        return
+    if k >= n_scalars:
+        row = k - n_scalars
+        _mean_variances(evidence.interval_values[row], evidence.interval_variance[row], variance)
         return
     noise = np.float32(evidence.noise[k])
     scale = evidence.scale[k]
@@ -125,8 +146,9 @@ def combine(
 
 @inner
 def _add_all(evidence: Evidence, weights: F32Array, out: F32Array) -> None:
-    """Fill `out` with the sum of all inputs times their weights (K + V, n / 16)."""
+    """Fill `out` with the sum of all inputs times their weights (K + I + V, n / 16)."""
     n_scalars, n_inputs = evidence.codes.shape[0], weights.shape[0]
+    n_proven = evidence.interval_values.shape[0]
     out[:] = 0
     for k in range(n_scalars):
         _add_codes(
@@ -137,8 +159,10 @@ def _add_all(evidence: Evidence, weights: F32Array, out: F32Array) -> None:
             weights[k],
             out,
         )
-    for k in range(n_scalars, n_inputs):
-        _add_values(evidence.values[k - n_scalars], weights[k], out)
+    for k in range(n_scalars, n_scalars + n_proven):
+        _add_values(evidence.interval_values[k - n_scalars], weights[k], out)
+    for k in range(n_scalars + n_proven, n_inputs):
+        _add_values(evidence.values[k - n_scalars - n_proven], weights[k], out)
 
 
 @kernel
@@ -179,11 +203,19 @@ def combine_weighted(
     _add_all(evidence, weights, out)
 
 
-def take_first(evidence: Evidence, out: F32Array) -> None:
-    """The first input alone: exactly what dequantizing it gives."""
-    if evidence.codes.shape[0] > 0:
+def take_finest(evidence: Evidence, out: F32Array) -> None:
+    """The finest input alone: exactly what dequantizing it gives."""
+    take_one(evidence, evidence.finest, out)
+
+
+def take_one(evidence: Evidence, k: int, out: F32Array) -> None:
+    """What input `k` says, in the order of the tally: exactly what dequantizing it gives."""
+    n_scalars, n_proven = len(evidence.codes), len(evidence.interval_values)
+    if k < n_scalars:
         decode_codes(
-            evidence.codes[0], evidence.scale[0], evidence.offset[0], evidence.levels[0], out
+            evidence.codes[k], evidence.scale[k], evidence.offset[k], evidence.levels[k], out
         )
+    elif k < n_scalars + n_proven:
+        out[:] = evidence.interval_values[k - n_scalars]
     else:
-        out[:] = evidence.values[0]
+        out[:] = evidence.values[k - n_scalars - n_proven]

@@ -6,7 +6,8 @@ import numpy as np
 
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import add_up, fused, largest_lane, load, splat, store, where
-from recover.estimators._product_tables import BEND_UNIT, Scalars
+from recover.estimators._product_tables import BEND_UNIT, Scalars, Spans
+from recover.estimators._spans import begin_with_spans, hear_spans
 from recover.estimators._superblock import (
     OUTLIER,
     Superblock,
@@ -62,9 +63,14 @@ def _typical_square(block: Superblock, n_groups: int) -> np.float32:
 
 @bare_inner
 def begin_again(
-    scalars: Scalars, block: Superblock, start: int, n_groups: int, prior: np.float32
+    scalars: Scalars,
+    spans: Spans | None,
+    block: Superblock,
+    start: int,
+    n_groups: int,
+    prior: np.float32,
 ) -> None:
-    """Take the scalar inputs into account in a superblock that may have outliers.
+    """Take the scalar and the interval inputs into account in a superblock that may have outliers.
 
     The prior would draw outliers away from where the encoder, which fits the scale to them, puts
     them; they have none, and a narrow normal density around each decoded value. The prior of the
@@ -81,6 +87,8 @@ def begin_again(
         hear_any(scalars, k, block, start, k == 0)
         if k == 0:
             replace_first(scalars, block, start)
+    if spans is not None:
+        begin_with_spans(spans, scalars, block, start, splat(_ZERO))
     for i in range(n_groups):
         limit = block.limit[i]
         more = where(_squares(block, i) > limit, splat(prior), splat(prior - OUTLIER / limit))
@@ -88,4 +96,6 @@ def begin_again(
         center, slope = load(block.center, 16 * i), load(block.slope, 16 * i)
         store(block.slope, 16 * i, fused(center, more, slope))
         store(block.bend, 16 * i, load(block.bend, 16 * i) + more)
+    if spans is not None:
+        hear_spans(spans, block, start)
     store(block.limit, 0, splat(_FAR))

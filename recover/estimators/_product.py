@@ -41,6 +41,14 @@ from recover.estimators._product_tables import (
     H,
     Others,
     Scalars,
+    Spans,
+)
+from recover.estimators._spans import (
+    add_errors,
+    begin_with_spans,
+    finest_value,
+    hear_spans,
+    prove_spans,
 )
 from recover.estimators._superblock import (
     Superblock,
@@ -129,13 +137,15 @@ def _mode(odd: Any, even: Any) -> Any:
 
 
 @bare_inlined
-def _cells(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
+def _cells(scalars: Scalars, spans: Spans | None, block: Superblock, start: int, i: int) -> Any:
     """The proven bounds of group `i` of a superblock."""
     low, high = load(block.pinned_low, 16 * i), load(block.pinned_high, 16 * i)
     for k in range(scalars.noise.size):
         at = k * (scalars.codes.size // scalars.noise.size // 16) + start + i
         if scalars.scale[at] != _ZERO and is_finite(scalars, at):
             low, high = _prove(low, high, scalars, k, 16 * at)
+    if spans is not None:
+        low, high = prove_spans(spans, 16 * (start + i), low, high)
     return low, high
 
 
@@ -269,7 +279,12 @@ def _sharpen(block: Superblock, prior: np.float32) -> None:
 
 @bare_inner
 def _settle(
-    scalars: Scalars, block: Superblock, prior: np.float32, start: int, out: F32Array
+    scalars: Scalars,
+    spans: Spans | None,
+    block: Superblock,
+    prior: np.float32,
+    start: int,
+    out: F32Array,
 ) -> int:
     """Weights of a superblock whose reaches miss each other or leave next to nothing between them.
 
@@ -281,9 +296,12 @@ def _settle(
         low, high = load(block.low, at), load(block.high, at)
         middle, width = (low + high) * _HALF, high - low
         good = (width > _floor(prior)) & (abs(estimate) < _FAR)
-        lower, upper = _cells(scalars, block, start, g - start)
+        lower, upper = _cells(scalars, spans, block, start, g - start)
         conflict = ~good & (upper < lower)
-        first = first_value(scalars, g, out.size)
+        if spans is not None:
+            first = finest_value(scalars, spans, g, out.size)
+        else:
+            first = first_value(scalars, g, out.size)
         there = where(abs(width) < _FAR, middle, first)
         # Not on an edge, which others round otherwise.
         inner_low, inner_high = lower + abs(lower) * _ULPS, upper - abs(upper) * _ULPS
@@ -298,6 +316,7 @@ def _settle(
 @bare_inner
 def _expect(
     scalars: Scalars,
+    spans: Spans | None,
     others: Others | None,
     block: Superblock,
     prior: np.float32,
@@ -309,7 +328,7 @@ def _expect(
     n, n_scalars, errors = out.size, scalars.noise.size, asks.errors
     for i in range(min(16, asks.n_groups - start)):
         g, at = start + i, 16 * (start + i)
-        error = _variance(scalars, block, prior, start, i, asks)
+        error = _variance(scalars, spans, block, prior, start, i, asks)
         if asks.deviation.size > 0:
             store(asks.deviation, at, sqrt(error))
         estimate = load(out, at)
@@ -318,16 +337,26 @@ def _expect(
             if is_finite(scalars, k * n // 16 + g):
                 off = estimate - value_of(scalars, k, k * n + at)
                 store(errors, 16 * (1 + k), load(errors, 16 * (1 + k)) + (off * off + error))
+        row = 1 + n_scalars
+        if spans is not None:
+            add_errors(spans, row, at, estimate, error, errors)
+            row += spans.noise.size
         if others is not None:
             for v in range(others.values.size // n):
-                row = 16 * (1 + n_scalars + v)
+                place = 16 * (row + v)
                 off = estimate - load(others.values, v * n + at)
-                store(errors, row, load(errors, row) + (off * off + error))
+                store(errors, place, load(errors, place) + (off * off + error))
 
 
 @bare_inlined
 def _variance(
-    scalars: Scalars, block: Superblock, prior: np.float32, start: int, i: int, asks: Asks
+    scalars: Scalars,
+    spans: Spans | None,
+    block: Superblock,
+    prior: np.float32,
+    start: int,
+    i: int,
+    asks: Asks,
 ) -> Any:
     """The variance of the posterior in group `i` of a superblock, and what stands for it."""
     n = scalars.codes.size // scalars.noise.size
@@ -346,7 +375,7 @@ def _variance(
     known = asks.variance[start + i] if asks.variance[start + i] < _FAR else _ZERO
     error = where(good, error, splat(known))
     if any_lane(~good):
-        lower, upper = _cells(scalars, block, start, i)
+        lower, upper = _cells(scalars, spans, block, start, i)
         narrow = ~good & ~(upper < lower) & (half * half < error)
         error = where(narrow, half * half, error)
     return where(error > _ZERO, error, splat(_ZERO))
@@ -354,44 +383,34 @@ def _variance(
 
 def integrate(
     scalars: Scalars,
+    spans: Spans | None,
     others: Others | None,
     out: F32Array,
     asks: Asks,
     tally: NDArray[np.float64],
 ) -> None:
     """Estimates, their standard deviation if that is asked for, and the tally."""
-    _integrate(scalars, others, new_superblock(scalars.noise.size), out, asks, tally)
+    _integrate(scalars, spans, others, new_superblock(scalars.noise.size), out, asks, tally)
 
 
 @bare_kernel
 def _integrate(
     scalars: Scalars,
+    spans: Spans | None,
     others: Others | None,
     block: Superblock,
     out: F32Array,
     asks: Asks,
     tally: NDArray[np.float64],
 ) -> None:
-    n_groups, n_scalars = asks.n_groups, scalars.noise.size
+    n_groups = asks.n_groups
     stride = 1  # every so many superblocks are looked at for the errors to expect
     if asks.deviation.size == 0:
         stride = max(1, _n_effective(asks.variance) // 16 // _N_SAMPLED)
     n_conflicts, n_sampled = 0, 0
     for start in range(0, n_groups, 16):
-        noise = open_superblock(scalars, block, start)
-        total = add_up(hear(scalars, _FIRST, block, start, True))
-        if any_lane(load(block.inverse, 0) == _ZERO):
-            total += replace_first(scalars, block, start)
-        for k in range(1, n_scalars):
-            hear(scalars, k, block, start, False)
         here = min(16, n_groups - start)
-        prior = np.float32(16 * here) / total if total > _ZERO else _ZERO
-        if is_uneven(block):
-            begin_again(scalars, block, start, here, prior)
-        if not asks.plain:
-            pin(scalars, block, start)
-        if others is not None:
-            hear_others(others, block, start, here, prior, noise)
+        prior = _gather(scalars, spans, others, block, start, here, asks)
         if asks.plain:
             all_good = _estimate(scalars, block, prior, start, out, asks, True)
         else:
@@ -399,14 +418,46 @@ def _integrate(
         if not all_good:
             _sharpen(block, prior)
             _estimate_other(scalars, block, prior, start, out, asks)
-            n_conflicts += _settle(scalars, block, prior, start, out)
+            n_conflicts += _settle(scalars, spans, block, prior, start, out)
         if start // 16 % stride == 0:
-            _expect(scalars, others, block, prior, start, out, asks)
+            _expect(scalars, spans, others, block, prior, start, out, asks)
             n_sampled += here
     tally[1] += n_conflicts
     for k in range(asks.errors.size // 16):
         total = add_up(load(asks.errors, 16 * k)) * (n_groups / n_sampled)
         tally[0 if k == 0 else 1 + k] += total
+
+
+@bare_inlined
+def _gather(
+    scalars: Scalars,
+    spans: Spans | None,
+    others: Others | None,
+    block: Superblock,
+    start: int,
+    here: int,
+    asks: Asks,
+) -> np.float32:
+    """Take all inputs into account in a superblock of so many groups; the prior's precision."""
+    noise = open_superblock(scalars, block, start)
+    total = add_up(hear(scalars, _FIRST, block, start, True))
+    if any_lane(load(block.inverse, 0) == _ZERO):
+        total += replace_first(scalars, block, start)
+    for k in range(1, scalars.noise.size):
+        hear(scalars, k, block, start, False)
+    if spans is not None:
+        squares, noise = begin_with_spans(spans, scalars, block, start, noise)
+        total += add_up(squares)
+    prior = np.float32(16 * here) / total if total > _ZERO else _ZERO
+    if is_uneven(block):
+        begin_again(scalars, spans, block, start, here, prior)
+    elif spans is not None:
+        hear_spans(spans, block, start)
+    if not asks.plain:
+        pin(scalars, block, start)
+    if others is not None:
+        hear_others(others, block, start, here, prior, noise)
+    return prior
 
 
 @bare_inlined

@@ -81,6 +81,32 @@ class Others(NamedTuple):
     share: np.float32
 
 
+class Spans(NamedTuple):
+    """The evidence of the I interval inputs; rows are joined.
+
+    Attributes
+    ----------
+    values, lower, upper, variance : float32 (I * n,)
+        See `recover.evidence.buffer.Evidence`.
+    noise : float32 (I,)
+        Mean square error in units of the squared step.
+    densities : float32 (I * 16,)
+        Of weights with both bounds, without a lower one, without an upper one and with neither: the
+        derivatives of the log density at 0, the first and the second, in `BEND_UNIT`, and the reach
+        below and above.
+    lead : bool
+        Whether the first of them is taken where the inputs contradict each other.
+    """
+
+    values: F32Array
+    lower: F32Array
+    upper: F32Array
+    variance: F32Array
+    noise: F32Array
+    densities: F32Array
+    lead: bool
+
+
 # Columns of a row: numbers of one input that the kernels need in a small piece of memory.
 LEVEL, NEAR, NEAR_END, FAR_OFF, FAR_END = range(5)
 SLOPE, BEND = 5, 9  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
@@ -113,6 +139,22 @@ def tabulate(evidence: Evidence) -> Scalars:
         simple,
         evidence.density[:, VARYING, 1] != 0,
         rows.reshape(-1),
+    )
+
+
+def tabulate_intervals(evidence: Evidence) -> Spans | None:
+    """What the kernels need of the interval inputs, if there are any."""
+    if len(evidence.interval_values) == 0:
+        return None
+    units = np.array([BEND_UNIT, 2 * BEND_UNIT, 1, 1], np.float32)
+    return Spans(
+        evidence.interval_values.reshape(-1),
+        evidence.interval_lower.reshape(-1),
+        evidence.interval_upper.reshape(-1),
+        evidence.interval_variance.reshape(-1),
+        evidence.interval_noise.astype(np.float32),
+        (evidence.interval_density[:, :, [0, 1, BELOW, ABOVE]] * units).reshape(-1),
+        evidence.finest >= len(evidence.codes),
     )
 
 
@@ -172,10 +214,10 @@ class Asks(NamedTuple):
     atoms : bool (K,)
         Which inputs have atoms.
     variance : float32 (n / 16,)
-        That of the first input, which is taken where there is a conflict.
+        That of the finest input, which is taken where there is a conflict.
     deviation : float32 (n,) or (0,)
         To be filled with the standard deviations.
-    errors : float32 ((1 + K + V) * 16,)
+    errors : float32 ((1 + K + I + V) * 16,)
         Sums of the square errors to expect, of the estimates and of each input.
     n_groups : int
         Groups of weights that count: the last superblock may have been filled up.

@@ -42,7 +42,7 @@ _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
 OUTLIER = np.float32(40)
 """The square of a weight over the mean square of its superblock."""
-_OUTLIER_ERROR = np.float32(1 / 4)  # its square error over that of others
+OUTLIER_ERROR = np.float32(1 / 4)  # its square error over that of others
 
 
 @bare_inlined
@@ -283,7 +283,7 @@ def hear_any(scalars: Scalars, k: int, block: Superblock, start: int, first: boo
     """
     rows, row = scalars.rows, N_COLUMNS * k
     _prepare(scalars, k, block, False)
-    close = -BEND_UNIT / (_OUTLIER_ERROR * scalars.noise[k])
+    close = -BEND_UNIT / (OUTLIER_ERROR * scalars.noise[k])
     lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
     at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
     for i in range(16):

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import count
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,22 @@ from recover.evidence.densities import (
     correlation,
     density,
     end_codes,
+    interval_density,
     likelihood,
     normal_density,
     share,
 )
-from recover.quants import GROUP, TILE, F32Array, ScalarType, TensorType, U8Array, VectorType
+from recover.quants import (
+    GROUP,
+    TILE,
+    F32Array,
+    IntervalTensor,
+    IntervalType,
+    ScalarType,
+    TensorType,
+    U8Array,
+    VectorType,
+)
 from recover.quants._decode import decode_codes
 
 # Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a
@@ -44,10 +56,11 @@ _SUBNORMAL_ERROR = np.float32(2.0**-120)
 
 
 class Evidence(NamedTuple):
-    """A tile of n weights as K scalar and V other inputs tell it; finest input first in each.
+    """A tile of n weights as K scalar, I interval and V other inputs tell it, in that order.
 
-    A scalar input says ``scale * levels[code] + offset``; scale and offset are given per group of
-    16 weights, whatever the format's own sub-block is.
+    The finest input comes first in each. A scalar input says ``scale * levels[code] + offset``;
+    scale and offset are given per group of 16 weights, whatever the format's own sub-block is. An
+    interval input says a value and bounds for each weight, the others say a value.
     """
 
     codes: U8Array
@@ -87,7 +100,23 @@ class Evidence(NamedTuple):
     """(V, V): how the errors of the other inputs go together (see
     `recover.evidence.densities.correlation`)."""
     weights: NDArray[np.float64]
-    """(K + V,): what a calibration says that the inputs weigh, scalar ones first; (0,) if none."""
+    """(K + I + V,): what a calibration says that the inputs weigh; (0,) if none."""
+    interval_values: F32Array
+    """(I, n): what the interval inputs say, decoded."""
+    interval_lower: F32Array
+    """(I, n): lower bounds of the weights; -inf where there is none."""
+    interval_upper: F32Array
+    """(I, n): upper bounds of the weights; inf where there is none."""
+    interval_variance: F32Array
+    """(I, n): the mean square error to expect of each value; infinite where nothing is known."""
+    interval_noise: NDArray[np.float64]
+    """(I,): that in units of the squared step of a weight."""
+    interval_density: F32Array
+    """(I, 4, 5): where between their bounds weights lie (see
+    `recover.evidence.densities.interval_density`)."""
+    finest: int
+    """Which input is taken alone where the inputs contradict each other: the first scalar one or,
+    if it is finer or there is none of those, the first interval one; otherwise 0."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +168,17 @@ class EvidenceBuffer:
 
     def __init__(self, witnesses: Sequence[Witness]) -> None:
         self._types = [witness.type for witness in witnesses]
+        self._proves = [witness.has_cells for witness in witnesses]
         for kind in self._types:
-            if not isinstance(kind, ScalarType | VectorType):
+            if not isinstance(kind, _KINDS):
                 raise QuantError(f"type {kind.name} gives no evidence to combine")
         scalars = [(w.type, w) for w in witnesses if isinstance(w.type, ScalarType)]
         kinds = [kind for kind, _ in scalars]
+        intervals = [kind for kind in self._types if isinstance(kind, IntervalType)]
         others = [kind for kind in self._types if isinstance(kind, VectorType)]
-        n_scalars, n_others = len(scalars), len(others)
-        rows = {True: iter(range(n_scalars)), False: iter(range(n_others))}
-        self._row_of = [next(rows[isinstance(kind, ScalarType)]) for kind in self._types]
+        n_scalars, n_intervals, n_others = len(scalars), len(intervals), len(others)
+        rows: dict[type[TensorType], count[int]] = {kind: count() for kind in _KINDS}
+        self._row_of = [next(rows[_kind_of(kind)]) for kind in self._types]
         open_end = np.full(256, np.inf, np.float32)
 
         beside = [
@@ -155,6 +186,7 @@ class EvidenceBuffer:
             for i in range(len(witnesses))
         ]
         places = list(zip(witnesses, beside, strict=True))
+        beside_intervals = [b for w, b in places if isinstance(w.type, IntervalType)]
         n_weights, n_groups = n_scalars * TILE, n_scalars * (TILE // GROUP)
         self._whole = Evidence(
             codes=np.empty(n_weights, np.uint8),
@@ -188,6 +220,16 @@ class EvidenceBuffer:
                 np.float64,
             ).reshape(n_others, n_others),
             weights=np.empty(0, np.float64),
+            interval_values=np.empty(n_intervals * TILE, np.float32),
+            interval_lower=np.empty(n_intervals * TILE, np.float32),
+            interval_upper=np.empty(n_intervals * TILE, np.float32),
+            interval_variance=np.empty(n_intervals * TILE, np.float32),
+            interval_noise=np.array([kind.noise for kind in intervals], np.float64),
+            interval_density=np.array(
+                [interval_density(k, b) for k, b in zip(intervals, beside_intervals, strict=True)],
+                np.float32,
+            ).reshape(n_intervals, *SHAPE),
+            finest=_finest(kinds, intervals),
         )
         known = [w.weight for w in witnesses if w.weight is not None]
         if known:
@@ -196,19 +238,17 @@ class EvidenceBuffer:
 
     @property
     def _order(self) -> tuple[int, ...]:
-        """For each witness, its place in evidence: scalar inputs first."""
-        n_scalars = len(self._whole.levels)
-        return tuple(
-            row if isinstance(kind, ScalarType) else n_scalars + row
-            for kind, row in zip(self._types, self._row_of, strict=True)
-        )
+        """For each witness, its place in evidence: scalar inputs first, then intervals."""
+        kinds = [_kind_of(kind) for kind in self._types]
+        before = {kind: sum(map(kinds.count, _KINDS[:i])) for i, kind in enumerate(_KINDS)}
+        return tuple(before[kind] + row for kind, row in zip(kinds, self._row_of, strict=True))
 
     def by_witness(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Figures (K + V,) in the order of the evidence, put into that of the witnesses."""
+        """Figures (K + I + V,) in the order of the evidence, put into that of the witnesses."""
         return figures[list(self._order)]
 
     def by_place(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Figures (K + V,) in the order of the witnesses, put into that of the evidence."""
+        """Figures (K + I + V,) in the order of the witnesses, put into that of the evidence."""
         placed = np.empty_like(figures)
         placed[list(self._order)] = figures
         return placed
@@ -229,11 +269,13 @@ class EvidenceBuffer:
         if isinstance(kind, ScalarType):
             scale, offset = evidence.scale[row], evidence.offset[row]
             decode_codes(evidence.codes[row], scale, offset, evidence.levels[row], out)
+        elif isinstance(kind, IntervalType):
+            out[:] = evidence.interval_values[row]
         else:
             out[:] = evidence.values[row]
 
     def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
-        """Unpack one tile.
+        """Unpack one tile; not of interval inputs, which have no bytes (see `read`).
 
         Parameters
         ----------
@@ -247,30 +289,27 @@ class EvidenceBuffer:
         Evidence
             Views of this buffer, valid until the next call.
         """
-        if n_weights != self._n_weights:
-            self._tile, self._n_weights = self._views(n_weights), n_weights
-        tile = self._tile
+        tile = self._tile_of(n_weights)
         for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
-            if isinstance(kind, ScalarType):
-                scale, offset = tile.scale[row], tile.offset[row]
-                kind.unpack(raw, tile.codes[row], scale, offset)
-                errors = tile.scale_error[row], tile.offset_error[row]
-                _bound_errors(raw, _rounding(kind), scale, offset, *errors)
-            elif isinstance(kind, VectorType):
-                kind.decode(raw, tile.values[row])
-                typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
+            if isinstance(kind, IntervalType):
+                raise QuantError(f"type {kind.name} has no bytes to unpack")
+            _unpack(tile, kind, row, raw)
         return tile
 
+    def _tile_of(self, n_weights: int) -> Evidence:
+        """The beginning of the memory, shaped for so many weights; kept for the next tile."""
+        if n_weights != self._n_weights:
+            self._tile, self._n_weights = self._views(n_weights), n_weights
+        return self._tile
+
     def _views(self, n_weights: int) -> Evidence:
-        """The beginning of the memory, shaped for so many weights."""
-        n_groups = n_weights // GROUP
-        n_scalars = len(self._whole.levels)
-        n_others = len(self._types) - n_scalars
+        whole, n_groups = self._whole, n_weights // GROUP
+        n_scalars, n_intervals = len(whole.levels), len(whole.interval_noise)
+        n_others = len(whole.likelihood)
 
         def part(memory: NDArray[Any], n_rows: int, n: int) -> NDArray[Any]:
             return memory[: n_rows * n].reshape(n_rows, n)
 
-        whole = self._whole
         return whole._replace(
             codes=part(whole.codes, n_scalars, n_weights),
             scale=part(whole.scale, n_scalars, n_groups),
@@ -279,15 +318,30 @@ class EvidenceBuffer:
             offset_error=part(whole.offset_error, n_scalars, n_groups),
             values=part(whole.values, n_others, n_weights),
             variance=part(whole.variance, n_others, n_groups),
+            interval_values=part(whole.interval_values, n_intervals, n_weights),
+            interval_lower=part(whole.interval_lower, n_intervals, n_weights),
+            interval_upper=part(whole.interval_upper, n_intervals, n_weights),
+            interval_variance=part(whole.interval_variance, n_intervals, n_weights),
         )
 
-    def read(self, tensors: Sequence[Tensor], start: int, end: int) -> Evidence:
+    def read(self, tensors: Sequence[Tensor | IntervalTensor], start: int, end: int) -> Evidence:
         """Unpack weights `start` to `end` of tensors, in the order of the witnesses.
 
-        As `load` does, and times the tensors' scales.
+        As `load` does, and times the tensors' scales; interval inputs state their intervals.
         """
-        tile = self.load([each.part(start, end) for each in tensors], end - start)
-        for tensor, kind, row in zip(tensors, self._types, self._row_of, strict=True):
+        tile = self._tile_of(end - start)
+        proves = zip(self._types, self._proves, strict=True)
+        for tensor, (kind, has_cells), row in zip(tensors, proves, self._row_of, strict=True):
+            if isinstance(kind, IntervalType):
+                stated = tile.interval_values, tile.interval_lower, tile.interval_upper
+                rows = [each[row] for each in (*stated, tile.interval_variance)]
+                cast(IntervalTensor, tensor).intervals(start, end, *rows)
+                if not has_cells:
+                    tile.interval_lower[row] = -np.inf
+                    tile.interval_upper[row] = np.inf
+                continue
+            tensor = cast(Tensor, tensor)
+            _unpack(tile, kind, row, tensor.part(start, end))
             factors = tensor.factors(start, end)
             if factors is not None and isinstance(kind, ScalarType):
                 scale, offset = tile.scale[row], tile.offset[row]
@@ -297,6 +351,33 @@ class EvidenceBuffer:
                     tile.values[row] *= np.repeat(factors, GROUP)
                     tile.variance[row] *= np.square(factors)
         return tile
+
+
+_KINDS = ScalarType, IntervalType, VectorType
+"""The kinds of inputs, in the order of their slots in a tally."""
+
+
+def _kind_of(kind: TensorType) -> type[TensorType]:
+    return next(each for each in _KINDS if isinstance(kind, each))
+
+
+def _finest(scalars: Sequence[ScalarType], intervals: Sequence[IntervalType]) -> int:
+    """See `Evidence.finest`."""
+    if not (scalars and intervals) or scalars[0].relative_mse <= intervals[0].relative_mse:
+        return 0
+    return len(scalars)
+
+
+def _unpack(tile: Evidence, kind: TensorType, row: int, raw: U8Array) -> None:
+    """Fill a row from the stored bytes of its input."""
+    if isinstance(kind, ScalarType):
+        scale, offset = tile.scale[row], tile.offset[row]
+        kind.unpack(raw, tile.codes[row], scale, offset)
+        errors = tile.scale_error[row], tile.offset_error[row]
+        _bound_errors(raw, _rounding(kind), scale, offset, *errors)
+    elif isinstance(kind, VectorType):
+        kind.decode(raw, tile.values[row])
+        typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
 
 
 def _scale_up(

@@ -3,6 +3,7 @@
 The encoders choose, for each weight, the code of the cell that the weight lies in (`lower_levels`
 and `upper_levels` of a `ScalarType`); so the stored code proves that the original weight lies in
 ``[scale * lower_level + offset, scale * upper_level + offset]``, widened by what rounding allows.
+Interval inputs state such bounds themselves.
 
 The 32-weight formats tell more of the weight that a block's scale was fitted to: it equals the
 level of an end code but for rounding (`ScalarType.extremes`). If only one weight of the block has
@@ -101,10 +102,25 @@ def intersect_strip(
             _narrow_signed(evidence, inputs, start, places, lower, upper)
         elif inputs.size:
             _narrow_positive(evidence, inputs, start, places, lower, upper)
+    for j in range(evidence.interval_lower.shape[0]):
+        below = evidence.interval_lower[j, 16 * start : 16 * end]
+        above = evidence.interval_upper[j, 16 * start : 16 * end]
+        _meet(below, above, lower, upper)
     for k in range(evidence.extremes.shape[0]):
         for pair in evidence.extremes[k]:
             if pair[0] >= 0:
                 _pin(evidence, k, pair, start, lower, upper)
+
+
+@inner
+def _meet(below: F32Array, above: F32Array, lower: F32Array, upper: F32Array) -> None:
+    """Intersect bounds with those that an input states; NaN states nothing."""
+    for i in range(0, lower.size, 16):
+        old_lower, old_upper = load(lower, i), load(upper, i)
+        proven = load(below, i)
+        store(lower, i, where(proven > old_lower, proven, old_lower))
+        proven = load(above, i)
+        store(upper, i, where(proven < old_upper, proven, old_upper))
 
 
 @inner

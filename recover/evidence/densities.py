@@ -46,7 +46,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.quants import F32Array, ScalarType, TensorType, VectorType
+from recover.quants import F32Array, IntervalType, ScalarType, TensorType, VectorType
 
 INTERIOR, LOWEST, HIGHEST, VARYING = range(4)
 """Rows of a table: the classes of codes, and what interior codes add times z or z squared."""
@@ -110,6 +110,21 @@ def normal_density(noise: float) -> F32Array:
     return np.array([row] * 3 + [[0.0] * len(row)], np.float32)
 
 
+def interval_density(kind: IntervalType, beside: Sequence[TensorType] = ()) -> F32Array:
+    """As `density`, by the bounds of a weight: both, no lower one, no upper one, neither.
+
+    A reach may be infinite: the weight is then looked for between its bounds.
+    """
+    table = normal_density(kind.noise).astype(np.float64)
+    table[VARYING] = table[INTERIOR]
+    if kind.density is None:
+        table[INTERIOR] = 0, 0, 0, -np.inf, np.inf
+    else:
+        table[:VARYING, [0, 1, BELOW, ABOVE]] = kind.density
+    table[:, :DEGREE] *= share(kind, beside)
+    return table.astype(np.float32)
+
+
 def _untold_density(kind: ScalarType, *, has_cells: bool) -> NDArray[np.float64]:
     """As `density`, of a type without a table."""
     table = normal_density(kind.noise).astype(np.float64)
@@ -133,8 +148,17 @@ def _untold_density(kind: ScalarType, *, has_cells: bool) -> NDArray[np.float64]
 
 def share(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool = True) -> float:
     """What the density of an input counts beside others; 1 if it is the only one."""
-    shared = min((_share_of_pair(kind, each, has_cells=has_cells) for each in beside), default=1.0)
-    return float(shared * _share_of_alike(kind, 1 + sum(each.name == kind.name for each in beside)))
+    own, others = _shares_as(kind), [_shares_as(other) for other in beside]
+    if own is None:
+        return 1.0
+    known = [other for other in others if other is not None]
+    shared = min((_share_of_pair(own, each, has_cells=has_cells) for each in known), default=1.0)
+    return float(shared * _share_of_alike(own, 1 + sum(each.name == own.name for each in known)))
+
+
+def _shares_as(kind: TensorType) -> TensorType | None:
+    """The type whose shares hold for one; None if it shares no errors with any."""
+    return kind.alike if isinstance(kind, IntervalType) else kind
 
 
 def _share_of_pair(kind: TensorType, other: TensorType, *, has_cells: bool) -> float:

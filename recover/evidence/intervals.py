@@ -1,18 +1,19 @@
 """The interval that each weight of the original lies in, from quantized and float inputs together.
 
-Quantized inputs give the cells of `recover.evidence.cells`. An F16 or BF16 number gives the
-interval of the numbers that are rounded to it, an F32 number is exact. Types that confine no single
-weight give nothing. A NaN proves nothing, either.
+Quantized inputs give the cells of `recover.evidence.cells`, or state intervals themselves. An F16
+or BF16 number gives the interval of the numbers that are rounded to it, an F32 number is exact.
+Types that confine no single weight give nothing. A NaN proves nothing, either.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
 from recover.containers.gguf.reader import Tensor
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
 from recover.evidence.cells import intersect_cells
-from recover.quants import TILE, F32Array, FloatType, ScalarType
+from recover.quants import TILE, F32Array, FloatType, IntervalTensor, IntervalType, ScalarType
 
 Bounds = tuple[F32Array, F32Array]
 
@@ -27,14 +28,15 @@ class Intervals:
         self._lower, self._upper = np.empty((2, TILE), np.float32)
         self._witnesses: list[Witness] = []
         self._buffer = EvidenceBuffer([])
-        self._scalars: list[Tensor] = []
+        self._confining: list[Tensor | IntervalTensor] = []
         self._floats: list[Tensor] = []
 
-    def turn_to(self, sources: Sequence[Tensor]) -> None:
+    def turn_to(self, sources: Sequence[Tensor | IntervalTensor]) -> None:
         """Look at a tensor from now on; `sources` are those inputs that confine its weights."""
-        self._scalars = [each for each in sources if isinstance(each.type, ScalarType)]
-        self._floats = [each for each in sources if isinstance(each.type, FloatType)]
-        witnesses = [Witness(each.type) for each in self._scalars]
+        kinds = ScalarType, IntervalType
+        self._confining = [each for each in sources if isinstance(each.type, kinds)]
+        self._floats = [cast(Tensor, each) for each in sources if isinstance(each.type, FloatType)]
+        witnesses = [Witness(each.type) for each in self._confining]
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
 
@@ -53,13 +55,13 @@ class Intervals:
 
     def evidence(self, start: int, end: int) -> Evidence | None:
         """The evidence alone, if the sources are all quantized; see `bound`."""
-        if self._floats or not self._scalars:
+        if self._floats or not self._confining:
             return None
-        return self._buffer.read(self._scalars, start, end)
+        return self._buffer.read(self._confining, start, end)
 
     def _intersect(self, start: int, end: int, lower: F32Array, upper: F32Array) -> None:
-        if self._scalars:
-            intersect_cells(self._buffer.read(self._scalars, start, end), lower, upper)
+        if self._confining:
+            intersect_cells(self._buffer.read(self._confining, start, end), lower, upper)
         else:
             lower[:] = -np.inf
             upper[:] = np.inf

@@ -11,6 +11,7 @@ from recover.errors import PlanError, UsageError
 from recover.quants import (
     TILE,
     FloatType,
+    IntervalType,
     OpaqueType,
     ScalarType,
     TensorType,
@@ -26,7 +27,7 @@ def typical_error(tensor_type: TensorType) -> float:
     match tensor_type:
         case FloatType():
             return float(2.0 ** (-2 * tensor_type.significand_bits))
-        case ScalarType() | VectorType():
+        case ScalarType() | IntervalType() | VectorType():
             return tensor_type.relative_mse
         case _:
             return 0.0

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover.containers.gguf.reader import Tensor
-from recover.estimators._combine import group_variances, sum_variance
+from recover.estimators._combine import group_variances, sum_variance, take_one
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
 from recover.quants import GROUP, F32Array, ScalarType, VectorType
-from recover.quants._decode import decode_codes
 
 SUPERBLOCK = 256
 # In tensors of up to so many weights all are looked at, in larger ones one in eight at least.
@@ -43,7 +42,7 @@ def step_for(n_weights: int) -> int:
 
 
 def count_conflicts(evidence: Evidence, step: int) -> int:
-    """Weights on which scalar inputs contradict each other, estimated from one in `step`.
+    """Weights on which inputs with bounds contradict each other, estimated from one in `step`.
 
     Parameters
     ----------
@@ -57,7 +56,7 @@ def count_conflicts(evidence: Evidence, step: int) -> int:
     int
         Their number among those that are looked at, times `step`.
     """
-    if len(evidence.codes) < 2:
+    if len(evidence.codes) + len(evidence.interval_values) < 2:
         return 0
     part = evidence if step == 1 else _every(evidence, step)
     lower, upper = np.empty((2, part.codes.shape[1]), np.float32)
@@ -67,11 +66,11 @@ def count_conflicts(evidence: Evidence, step: int) -> int:
 
 def _every(evidence: Evidence, step: int) -> Evidence:
     """The evidence on every so many pairs of groups of 16 weights."""
-    n = evidence.codes.shape[1] // _PAIR * _PAIR
+    n_pairs = evidence.codes.shape[1] // _PAIR
 
     def pick(array: NDArray[Any], size: int) -> NDArray[Any]:
-        pairs = array[:, : n * size // _PAIR].reshape(len(array), -1, size)
-        return np.ascontiguousarray(pairs[:, ::step]).reshape(len(array), -1)
+        pairs = array[:, : n_pairs * size].reshape(len(array), n_pairs, size)[:, ::step]
+        return np.ascontiguousarray(pairs).reshape(len(array), pairs.shape[1] * size)
 
     return evidence._replace(
         codes=pick(evidence.codes, _PAIR),
@@ -79,6 +78,8 @@ def _every(evidence: Evidence, step: int) -> Evidence:
         offset=pick(evidence.offset, 2),
         scale_error=pick(evidence.scale_error, 2),
         offset_error=pick(evidence.offset_error, 2),
+        interval_lower=pick(evidence.interval_lower, _PAIR),
+        interval_upper=pick(evidence.interval_upper, _PAIR),
     )
 
 
@@ -116,16 +117,18 @@ def compare_unproven(evidence: Evidence) -> Likeness:
     Parameters
     ----------
     evidence : Evidence
-        The first input is the finest scalar one, or the first of the others.
+        The first input is the finest scalar or interval one, or the first of the others.
     """
-    edges = np.stack([evidence.lower_levels, evidence.upper_levels])
-    proves = [bool(np.isfinite(edges[:, k]).any()) for k in range(len(evidence.levels))]
-    n_scalars, typical = len(proves), evidence.likelihood[:, 3] < _LARGEST_ERROR
-    rows = [k for k in range(1, n_scalars) if not (proves[0] and proves[k])]
-    rows += [n_scalars + v for v in range(n_scalars == 0, len(typical)) if typical[v]]
+    edges = [*zip(evidence.lower_levels, evidence.upper_levels, strict=True)]
+    edges += zip(evidence.interval_lower, evidence.interval_upper, strict=True)
+    proves = [bool(np.isfinite(lower).any() or np.isfinite(upper).any()) for lower, upper in edges]
+    n_proven, typical = len(proves), evidence.likelihood[:, 3] < _LARGEST_ERROR
+    finest = evidence.finest
+    rows = [k for k in range(n_proven) if k != finest and not (proves[finest] and proves[k])]
+    rows += [n_proven + v for v in range(n_proven == 0, len(typical)) if typical[v]]
     likeness = NOTHING_COMPARED
     if rows:
-        first, error = _values(evidence, 0), _error_of(evidence, 0)
+        first, error = _values(evidence, finest), _error_of(evidence, finest)
     for row in rows:
         found = _likeness(first, error, _values(evidence, row), _error_of(evidence, row))
         likeness = likeness.plus(found)
@@ -231,16 +234,14 @@ def _error_of(evidence: Evidence, k: int) -> float:
     """The square error to expect of an input at most, as its type tells, over the weights."""
     variance = np.empty(evidence.scale.shape[1], np.float32)
     group_variances(evidence, k, variance)
-    is_vector = k >= len(evidence.codes)
+    is_vector = k >= len(evidence.codes) + len(evidence.interval_values)
     return float(sum_variance(variance)) * (_VARYING if is_vector else 1)
 
 
 def _values(evidence: Evidence, k: int) -> F32Array:
     """What an input says, decoded."""
-    if k >= len(evidence.codes):
-        return evidence.values[k - len(evidence.codes)]
     out = np.empty(evidence.codes.shape[1], np.float32)
-    decode_codes(evidence.codes[k], evidence.scale[k], evidence.offset[k], evidence.levels[k], out)
+    take_one(evidence, k, out)
     return out
 
 

@@ -39,12 +39,15 @@ def n_not_finite(raw: U8Array, kind: TensorType) -> int:
 
 def n_broken(evidence: Evidence) -> int:
     """Groups of 16 weights of which an input has NaN or infinite values."""
-    if np.isfinite(evidence.scale.sum() + evidence.offset.sum() + evidence.values.sum()):
+    decoded = evidence.interval_values, evidence.values
+    total = evidence.scale.sum() + evidence.offset.sum() + sum(each.sum() for each in decoded)
+    if np.isfinite(total):
         return 0
-    sound = np.isfinite(evidence.scale) & np.isfinite(evidence.offset)
-    n_others, n_groups = len(evidence.values), evidence.scale.shape[1]
-    values = np.isfinite(evidence.values).reshape(n_others, n_groups, GROUP)
-    return int(np.count_nonzero(~(sound.all(0) & values.all((0, 2)))))
+    sound = (np.isfinite(evidence.scale) & np.isfinite(evidence.offset)).all(0)
+    for values in decoded:
+        groups = np.isfinite(values).reshape(len(values), sound.size, GROUP)
+        sound &= groups.all((0, 2))
+    return int(np.count_nonzero(~sound))
 
 
 @kernel

@@ -27,6 +27,7 @@ from recover.quants.base import (
     U8Array,
     VectorType,
 )
+from recover.quants.interval import IntervalTensor, IntervalType
 from recover.quants.variants import DEFAULT as DEFAULT_QUANTIZER
 from recover.quants.variants import quantizer_names, variant_encoder
 
@@ -37,6 +38,8 @@ __all__ = [
     "F32Array",
     "FloatType",
     "FromWeight",
+    "IntervalTensor",
+    "IntervalType",
     "Mask",
     "OpaqueType",
     "ScalarType",

@@ -2,7 +2,7 @@
 
 Consistent reconstruction (Goyal, Vetterli, Thao, IEEE Trans. Inf. Theory 44(1), 1998): no other
 point has a smaller worst-case error. Where the intersection is open on a side, the linear estimate
-is moved into it; where it is empty, the first (finest) input is taken alone. Next to inputs that
+is moved into it; where it is empty, the finest input is taken alone. Next to inputs that
 have no cells, of which the middle knows nothing, it is the linear estimate throughout, moved into
 the intersection if there is one.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from recover._compiled.jit import kernel
 from recover._compiled.lanes import any_lane, gather, load, load_bytes, splat, store, where
-from recover.estimators._combine import combine, group_variances, sum_variance, take_first
+from recover.estimators._combine import combine, group_variances, sum_variance, take_finest
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators.tally import Tally
 from recover.evidence.buffer import Evidence
@@ -36,12 +36,12 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
         tally.n_conflicts += out.size - np.count_nonzero(fits)
         return
     expected, n_conflicts = _move_into_cells(
-        lower, upper, variance, evidence.codes[0], _relative_variance(evidence), out
+        lower, upper, variance, *_relative_variances(evidence), out
     )
     if n_conflicts:
         first = np.empty_like(out)
-        take_first(evidence, first)
-        group_variances(evidence, 0, variance)
+        take_finest(evidence, first)
+        group_variances(evidence, evidence.finest, variance)
         expected += _resolve_conflicts(lower, upper, variance, first, out)
     tally.variance += expected
     tally.n_conflicts += n_conflicts
@@ -49,21 +49,27 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
 
 def _some_have_no_cells(evidence: Evidence) -> bool:
     open_ended = np.isneginf(evidence.lower_levels).all(axis=1)
-    return evidence.values.shape[0] > 0 or bool(open_ended.any())
+    bounds = zip(evidence.interval_lower, evidence.interval_upper, strict=True)
+    unbounded = (np.isneginf(low).all() and np.isposinf(high).all() for low, high in bounds)
+    return evidence.values.shape[0] > 0 or bool(open_ended.any()) or any(unbounded)
 
 
-def _relative_variance(evidence: Evidence) -> F32Array:
-    """Expected mean square error over squared width of an interval, by code (256,) of input 0.
+def _relative_variances(evidence: Evidence) -> tuple[U8Array, F32Array]:
+    """Expected mean square error over squared width of an interval: codes (n,), and by code (256,).
 
     Errors are not uniform in a cell, since the search for the scale draws them to its middle;
-    within an intersection they are taken to be distributed as in the first input's own cells. Where
-    these are open, the error is taken to be uniform.
+    within an intersection they are taken to be distributed as in the finest input's own cells.
+    Where these are open, the error is taken to be uniform. The steps of an interval input are its
+    cells.
     """
+    if evidence.finest >= len(evidence.codes):
+        noise = evidence.interval_noise[evidence.finest - len(evidence.codes)]
+        return np.zeros(evidence.codes.shape[1], np.uint8), np.full(256, noise, np.float32)
     width = evidence.upper_levels[0] - evidence.lower_levels[0]
     closed = np.isfinite(width) & (width > 0)
     relative = np.full(256, 1 / 12, np.float32)
     np.divide(evidence.noise[0], width * width, out=relative, where=closed)
-    return relative
+    return evidence.codes[0], relative
 
 
 @kernel

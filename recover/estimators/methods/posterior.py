@@ -3,20 +3,22 @@
 Each input says where in its cell a weight is likely to be (`recover.evidence.densities`). The
 product of these densities and of a normal prior as wide as the superblock's weights is integrated
 over the intersection by a fixed rule; the estimate is its mean, the error to expect its variance.
-Where the intersection of the cells is empty the first (finest) input is taken alone.
+Where the intersection of the cells is empty the finest input is taken alone.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from recover.estimators._combine import group_variances, sum_variance
 from recover.estimators._product import integrate
-from recover.estimators._product_tables import Asks, Others, has_atoms, tabulate
+from recover.estimators._product_tables import Asks, Others, has_atoms, tabulate, tabulate_intervals
 from recover.estimators._request import MODE, Request, fill_deviation
 from recover.estimators.base import DENSITIES, Calibration
 from recover.estimators.tally import Tally
 from recover.evidence.buffer import Evidence, Witness, typical_variance
+from recover.evidence.densities import SHAPE
 from recover.inputs.matching import typical_error
 from recover.quants import GROUP, F32Array, ScalarType
 
@@ -34,7 +36,14 @@ _FINE_ALONE = 6e-3
 def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
     """See `recover.estimators`."""
     if len(evidence.codes) == 0:
-        _estimate_unproven(evidence, out, tally, request)
+        if len(evidence.interval_values) == 0:
+            _estimate_unproven(evidence, out, tally, request)
+            return
+        sums = Tally.zeros(tally.n_inputs + 1)
+        estimate(_with_a_blank(evidence), out, sums, request)
+        tally.variance += sums.variance
+        tally.n_conflicts += sums.n_conflicts
+        tally.alone[:] += sums.alone[1:]
         return
     n, missing = out.size, -out.size % _SUPERBLOCK
     if missing:
@@ -44,7 +53,7 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
     if missing and deviation.size:
         deviation = np.empty_like(estimates)
     variance = np.empty(estimates.size // GROUP, np.float32)
-    group_variances(evidence, 0, variance)
+    group_variances(evidence, evidence.finest, variance)
     others = None
     if len(evidence.values) > 0:
         said, spread = np.empty_like(estimates), np.empty_like(variance)
@@ -57,7 +66,7 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
     asks = Asks(
         is_mode, not (is_mode or atoms.any()), atoms, variance, deviation, errors, n // GROUP
     )
-    integrate(scalars, others, estimates, asks, tally.array)
+    integrate(scalars, tabulate_intervals(evidence), others, estimates, asks, tally.array)
     if missing:
         out[:] = estimates[:n]
         request.deviation[:] = deviation[: request.deviation.size]
@@ -89,7 +98,7 @@ def gains_alone(witness: Witness) -> bool:
 
 
 def _estimate_unproven(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
-    """Where no input is scalar: there are no cells, and the posterior is normal."""
+    """Where no input proves bounds: there are no cells, and the posterior is normal."""
     variance = np.empty(out.size // GROUP, np.float32)
     _predict(evidence, out, variance)
     variance[~np.isfinite(variance)] = 0
@@ -102,11 +111,36 @@ def _estimate_unproven(evidence: Evidence, out: F32Array, tally: Tally, request:
 
 def _fill_up(evidence: Evidence, missing: int) -> Evidence:
     """The evidence with so many more weights, of which it says nothing."""
-    sizes = {"codes": missing, "values": missing}
+    each = "values", "interval_values", "interval_lower", "interval_upper", "interval_variance"
+    sizes = dict.fromkeys(("codes", *each), missing)
     groups = ("scale", "offset", "scale_error", "offset_error", "variance")
     sizes |= dict.fromkeys(groups, missing // GROUP)
-    padded = {name: np.pad(getattr(evidence, name), ((0, 0), (0, n))) for name, n in sizes.items()}
+    padded: dict[str, Any] = {
+        name: np.pad(getattr(evidence, name), ((0, 0), (0, n))) for name, n in sizes.items()
+    }
     return evidence._replace(**padded)
+
+
+def _with_a_blank(evidence: Evidence) -> Evidence:
+    """The evidence with a scalar input, for kernels that need one, which says nothing."""
+    n = evidence.interval_values.shape[1]
+    groups = np.zeros((1, n // GROUP), np.float32)
+    level = np.zeros((1, 256), np.float32)
+    return evidence._replace(
+        codes=np.zeros((1, n), np.uint8),
+        scale=groups,
+        offset=groups,
+        scale_error=groups,
+        offset_error=groups,
+        levels=level,
+        lower_levels=level - np.float32(np.inf),
+        upper_levels=level + np.float32(np.inf),
+        noise=evidence.interval_noise[:1],
+        density=np.zeros((1, *SHAPE), np.float32),
+        end_codes=np.array([[0, 255]], np.int32),
+        extremes=np.full((1, 2, 2), -1, np.int32),
+        finest=1,
+    )
 
 
 def _predict(evidence: Evidence, out: F32Array, variance: F32Array) -> None:

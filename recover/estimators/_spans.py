@@ -1,0 +1,155 @@
+"""What the inputs that state intervals add to what is known of a superblock: see `Spans`.
+
+Values, bounds and steps differ from weight to weight. Where no scalar input can be used, these
+inputs also give what the kernels reckon from: a unit, a center and the size of the weights.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.lanes import add_up, any_lane, fused, load, splat, sqrt, store, where
+from recover.estimators._product_tables import BEND_UNIT, CENTER_UNIT, Scalars, Spans
+from recover.estimators._superblock import OUTLIER_ERROR, Superblock, center_value, first_value
+from recover.quants import F32Array
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_FAR = np.float32(np.inf)
+
+
+@bare_inlined
+def _has_scalar(scalars: Scalars, block: Superblock, i: int) -> bool:
+    """Whether a scalar input can be used in group `i`."""
+    found = False
+    for k in range(scalars.noise.size):
+        found = found or block.inverse[16 * k + i] != _ZERO
+    return found
+
+
+@bare_inlined
+def _is_usable(value: Any, variance: Any) -> Any:
+    """Whether something is known of weights."""
+    return (abs(value) < _FAR) & (variance > _ZERO) & (variance < _FAR)
+
+
+@bare_inner
+def begin_with_spans(
+    spans: Spans, scalars: Scalars, block: Superblock, start: int, noise: Any
+) -> Any:
+    """Begin with the groups in which no scalar input can be used.
+
+    Returns the sums of their squares, and `noise` (16 lanes) with what is typical of their errors.
+    """
+    total, n = splat(_ZERO), spans.values.size // spans.noise.size
+    store(block.each, 0, noise)
+    for i in range(16):
+        is_open = not _has_scalar(scalars, block, i)
+        for j in range(spans.noise.size):
+            at = j * n + 16 * (start + i)
+            value, variance = load(spans.values, at), load(spans.variance, at)
+            error = add_up(variance) / np.float32(16)
+            unit = np.sqrt(error / spans.noise[j])
+            usable = _ONE / unit < _FAR and not any_lane(~_is_usable(value, variance))
+            if is_open and usable:
+                is_open = False
+                block.unit[i], block.per_unit[i], block.scale[i] = unit, _ONE / unit, unit
+                block.each[i] = error
+                store(block.center, 16 * i, value * (CENTER_UNIT / unit))
+                total = fused(value, value, total)
+    return total, load(block.each, 0)
+
+
+@bare_inner
+def hear_spans(spans: Spans, block: Superblock, start: int) -> None:
+    """Add what the interval inputs say of a superblock.
+
+    The density of outliers (see `Superblock.limit`) is a narrow normal one.
+    """
+    n = spans.values.size // spans.noise.size
+    for j in range(spans.noise.size):
+        per_noise = _ONE / spans.noise[j]
+        close = -BEND_UNIT * per_noise / OUTLIER_ERROR
+        for i in range(16):
+            at = j * n + 16 * (start + i)
+            value, variance = load(spans.values, at), load(spans.variance, at)
+            step = sqrt(variance * per_noise)
+            ratio = splat(block.unit[i]) / step
+            usable = _is_usable(value, variance) & (abs(ratio) < _FAR)
+            slope, bend, near, far = _density_of(spans, j, at)
+            _confine(block, 16 * i, load(spans.lower, at), load(spans.upper, at))
+            near = where(usable, fused(near, step, value), -_FAR)
+            far = where(usable, fused(far, step, value), _FAR)
+            _confine(block, 16 * i, near, far)
+            center = center_value(block, i)
+            outlier = center * center > block.limit[i]
+            slope, bend = where(outlier, _ZERO, slope), where(outlier, close, bend)
+            slope = fused(bend, (center - value) / step, slope) * (ratio * CENTER_UNIT)
+            slope = where(usable, slope, _ZERO)
+            bend = where(usable, bend * ratio * ratio, _ZERO)
+            store(block.slope, 16 * i, load(block.slope, 16 * i) + slope)
+            store(block.bend, 16 * i, load(block.bend, 16 * i) + bend)
+
+
+@bare_inlined
+def _density_of(spans: Spans, j: int, at: int) -> Any:
+    """What `Spans.densities` has of a group: derivatives and reaches."""
+    no_lower, no_upper = load(spans.lower, at) == -_FAR, load(spans.upper, at) == _FAR
+    return (
+        _choose(spans.densities, 16 * j, no_lower, no_upper),
+        _choose(spans.densities, 16 * j + 1, no_lower, no_upper),
+        _choose(spans.densities, 16 * j + 2, no_lower, no_upper),
+        _choose(spans.densities, 16 * j + 3, no_lower, no_upper),
+    )
+
+
+@bare_inlined
+def _choose(table: F32Array, at: int, no_lower: Any, no_upper: Any) -> Any:
+    """The numbers of one column, by which bounds there are."""
+    chosen = where(no_lower, splat(table[at + 4]), splat(table[at]))
+    chosen = where(no_upper, splat(table[at + 8]), chosen)
+    return where(no_lower & no_upper, splat(table[at + 12]), chosen)
+
+
+@bare_inlined
+def _confine(block: Superblock, at: int, near: Any, far: Any) -> None:
+    """Narrow the bounds of a group; NaN says nothing."""
+    low, high = load(block.low, at), load(block.high, at)
+    store(block.low, at, where(near > low, near, low))
+    store(block.high, at, where(far < high, far, high))
+
+
+@bare_inlined
+def prove_spans(spans: Spans, at: int, low: Any, high: Any) -> Any:
+    """Intersect bounds of the group that begins `at` with those that are stated."""
+    for j in range(spans.noise.size):
+        place = j * (spans.values.size // spans.noise.size) + at
+        proven = load(spans.lower, place)
+        low = where(proven > low, proven, low)
+        proven = load(spans.upper, place)
+        high = where(proven < high, proven, high)
+    return low, high
+
+
+@bare_inlined
+def finest_value(scalars: Scalars, spans: Spans, g: int, n: int) -> Any:
+    """What the finest input that is not broken says of a group."""
+    value = first_value(scalars, g, n)
+    for j in range(spans.noise.size - 1 if spans.lead else -1, -1, -1):
+        said = load(spans.values, j * n + 16 * g)
+        value = where(abs(said) < _FAR, said, value)
+    return value
+
+
+@bare_inlined
+def add_errors(
+    spans: Spans, row: int, at: int, estimate: Any, error: Any, errors: F32Array
+) -> None:
+    """Add to sums of square errors (16 each, from `row` on) those of the interval inputs."""
+    n = spans.values.size // spans.noise.size
+    for j in range(spans.noise.size):
+        off = estimate - load(spans.values, j * n + at)
+        place = 16 * (row + j)
+        known = where(abs(off) < _FAR, off * off + error, _ZERO)
+        store(errors, place, load(errors, place) + known)

@@ -1,0 +1,77 @@
+"""Types that prove an interval for each weight, with scales that no grid of 16 weights shares.
+
+Scales may belong to columns, to rows, to blocks of the flattened matrix, to columns in another
+order, or be quantized themselves: what the weights say is then not a code with a scale per 16
+weights, but a value between two bounds. GGUF has no such type; containers of other formats do.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from recover.quants.base import GROUP, F32Array, TensorType
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class IntervalType(TensorType):
+    """A type whose tensors state an interval for each weight (see `IntervalTensor`).
+
+    Its blocks are groups of 16 weights, and it has no bytes of its own, nor a number in GGUF files.
+
+    Attributes
+    ----------
+    relative_mse : float
+        As in `recover.quants.ScalarType`: mean square error relative to the mean square of the
+        weights; ranks the types.
+    noise : float
+        Mean square error in units of the square of a step, the distance of two neighbouring values:
+        so the step is told from the variance of a weight. 1 / 12 where weights are rounded.
+    density : tuple of 3 tuples of 4 floats, or None
+        Where weights lie between their bounds: where both are finite, where the lower one is
+        infinite, and where the upper one is. With ``u = (x - value) / step``: the coefficients of
+        ``u`` and ``u**2`` in the logarithm of the density, and how far `u` reaches below and above
+        0 (see `recover.evidence.densities`). None for a uniform density between the bounds, and a
+        normal one with the variance where one of them is infinite.
+    alike : TensorType or None
+        Beside others the density counts what that type's would, and errors are shared with inputs
+        of that type. None if the errors are independent of all others.
+    """
+
+    block_size: int = GROUP
+    type_size: int = 0
+    relative_mse: float
+    noise: float = 1 / 12
+    density: tuple[tuple[float, ...], ...] | None = None
+    alike: TensorType | None = None
+
+
+class IntervalTensor(Protocol):
+    """A tensor of an `IntervalType`."""
+
+    @property
+    def type(self) -> TensorType: ...  # noqa: D102
+
+    def intervals(
+        self,
+        start: int,
+        end: int,
+        value: F32Array,
+        lower: F32Array,
+        upper: F32Array,
+        variance: F32Array,
+    ) -> None:
+        """What is known of weights `start` to `end`, which are whole groups of 16.
+
+        Parameters
+        ----------
+        start, end : int
+            The range.
+        value : float32 (end - start,)
+            To be filled with the decoded weights.
+        lower, upper : float32 (end - start,)
+            To be filled with bounds that are sure to hold, all rounding included; infinite on a
+            side that is open.
+        variance : float32 (end - start,)
+            To be filled with the mean square error to expect of each value; infinite where nothing
+            is known. `IntervalType.noise` times the square of the step of the weight.
+        """
+        ...
