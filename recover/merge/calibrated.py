@@ -1,4 +1,4 @@
-"""What a calibration says of the inputs that take part: weights, or densities."""
+"""What a calibration, or the merged weights themselves, say of the inputs that take part."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,7 +9,6 @@ from recover.calibration.weights import Calibration
 from recover.containers.gguf.names import layer_of, role_of
 from recover.errors import CalibrationError
 from recover.estimators import estimator
-from recover.estimators.base import WEIGHTS
 from recover.evidence.buffer import Witness
 from recover.merge.decide import Draft
 
@@ -37,33 +36,20 @@ def with_calibration(
     CalibrationError
         If it does not know a tensor's types.
     """
-    gives_weights = estimator(method).calibrated == WEIGHTS
+    calibrate = estimator(method).calibrate
     changed = []
     for tensor in tensors:
+        if tensor.action != "merge":
+            changed.append(tensor)
+            continue
+        layer = layer_of(tensor.name)
+        depth = None if layer is None else layer / n_all
         try:
-            if tensor.action != "merge":
-                changed.append(tensor)
-            elif gives_weights:
-                changed.append(_with_weights(tensor, calibration, n_all))
-            else:
-                changed.append(with_densities(tensor, calibration.with_density))
+            witnesses = calibrate(tensor.witnesses, calibration, role_of(tensor.name), depth)
         except CalibrationError as error:
             raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
+        changed.append(replace(tensor, witnesses=witnesses))
     return tuple(changed)
-
-
-def _with_weights(tensor: AnyDraft, calibration: Calibration, n_all: int) -> AnyDraft:
-    """A tensor whose witnesses have weights, unless llama.cpp did not make all of the codes."""
-    if any(noise is not None for noise in tensor.noises):
-        return tensor
-    layer = layer_of(tensor.name)
-    weights = calibration.weights_for(
-        [tensor.types[i] for i in tensor.sources],
-        role_of(tensor.name),
-        None if layer is None else layer / n_all,
-    )
-    pairs = zip(tensor.witnesses, weights, strict=True)
-    return replace(tensor, witnesses=tuple(replace(each, weight=weight) for each, weight in pairs))
 
 
 def with_densities(tensor: AnyDraft, give: Callable[[Witness], Witness]) -> AnyDraft:

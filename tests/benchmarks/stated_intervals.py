@@ -18,7 +18,7 @@ import numpy as np
 
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.gguf.tensor import Tensor
-from recover.estimators import Request, estimator
+from recover.estimators import Request, Tally, estimator
 from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.quants import F32Array, IntervalTensor, quantize, type_by_name
 from tests.support.stated_intervals import state, tensor_of
@@ -37,10 +37,10 @@ def merge(
     evidence = EvidenceBuffer([Witness(each.type) for each in inputs]).read(inputs, 0, n)
     out, seconds = np.empty(n, np.float32), []
     for _ in range(_N_RUNS):
-        tally, start = np.zeros(2 + len(inputs)), time.process_time()
+        tally, start = Tally.zeros(len(inputs)), time.process_time()
         estimator(method).estimate(evidence, out, tally, Request())
         seconds.append(time.process_time() - start)
-    return out, tally[0] / n, min(seconds)
+    return out, tally.variance / n, min(seconds)
 
 
 def mean_square(off: F32Array) -> float:

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.stats import truncnorm
 
 from recover.containers.gguf.tensor import Tensor
 from recover.errors import QuantError
-from recover.estimators import Request, estimator, method_names
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, tally_order
+from recover.estimators import Request, Tally, estimator, method_names
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
 from recover.evidence.cells import intersect_cells
 from recover.evidence.densities import (
     ABOVE,
@@ -82,12 +81,18 @@ def read(inputs: Sequence[Input], n: int, witnesses: Sequence[Witness] = ()) -> 
     return EvidenceBuffer(witnesses).read(inputs, 0, n)
 
 
+def order(witnesses: Sequence[Witness]) -> list[int]:
+    """The place of each witness in evidence."""
+    places = EvidenceBuffer(witnesses).by_witness(np.arange(len(witnesses), dtype=np.float64))
+    return [int(place) for place in places]
+
+
 def run(
     method: str, evidence: Evidence, estimate: str = "mean", deviation: bool = False
-) -> tuple[F32Array, NDArray[np.float64], F32Array]:
+) -> tuple[F32Array, Tally, F32Array]:
     n = evidence.codes.shape[1]
     n_inputs = len(evidence.codes) + len(evidence.interval_values) + len(evidence.values)
-    out, tally = np.full(n, np.nan, np.float32), np.zeros(2 + n_inputs)
+    out, tally = np.full(n, np.nan, np.float32), Tally.zeros(n_inputs)
     deviations = np.full(n if deviation else 0, np.nan, np.float32)
     estimator(method).estimate(evidence, out, tally, Request(estimate, deviations))
     return out, tally, deviations
@@ -117,11 +122,11 @@ def test_bounds_and_simple_estimates_are_those_of_the_grid(
         out, other_tally, _ = run(method, other)
         size = np.abs(expected).reshape(-1, 256).max(1).repeat(256)
         assert np.all(np.abs(out - expected) <= 1e-6 * size), method
-        assert other_tally[1] == tally[1]
-        np.testing.assert_allclose(other_tally[2:], tally[2:], rtol=1e-5)
+        assert other_tally.n_conflicts == tally.n_conflicts
+        np.testing.assert_allclose(other_tally.alone, tally.alone, rtol=1e-5)
         # Of interval inputs the midpoint does not know how wide a cell of one code is.
         rtol = 0.1 if method == "midpoint" else 1e-5
-        np.testing.assert_allclose(other_tally[0], tally[0], rtol=rtol)
+        np.testing.assert_allclose(other_tally.variance, tally.variance, rtol=rtol)
 
 
 def even_table(kind: ScalarType) -> F32Array:
@@ -162,7 +167,7 @@ def test_posterior_of_one_density_is_that_of_the_grid(
     assert np.mean(off <= 2e-3) > 0.999
     assert np.sqrt(np.mean(off**2)) < 0.02
     if estimate == "mean":
-        np.testing.assert_allclose(other_tally, tally, rtol=2e-3)
+        np.testing.assert_allclose(other_tally.array, tally.array, rtol=2e-3)
         near = np.isclose(other_deviation, deviation, rtol=5e-3, atol=1e-9)
         assert np.mean(near) > 0.99
 
@@ -192,7 +197,7 @@ def test_posterior_is_nearly_that_of_the_grid(
     measured = error(expected, x)
     assert error(out, x) < 1.015 * measured
     assert np.mean((out - expected.astype(np.float64)) ** 2) < DIFFERENCES[mix] ** 2 * measured
-    assert tally[0] / x.size == pytest.approx(error(out, x), rel=0.08)
+    assert tally.variance / x.size == pytest.approx(error(out, x), rel=0.08)
 
 
 @pytest.mark.parametrize("method", ["linear", "midpoint", "posterior"])
@@ -232,10 +237,10 @@ def test_intervals_beside_other_inputs(
     assert np.all((lower <= x.reshape(-1)) & (x.reshape(-1) <= upper))
     if method != "linear":
         assert np.all((lower <= out) & (out <= upper))
-    slots = np.array(tally_order([Witness(each.type) for each in mixed]))
-    grid_slots = np.array(tally_order([Witness(each.type) for each in plain]))
-    np.testing.assert_allclose(mixed_tally[2:][slots], tally[2:][grid_slots], rtol=0.08)
-    assert mixed_tally[0] == pytest.approx(tally[0], rel=0.1)
+    slots = np.array(order([Witness(each.type) for each in mixed]))
+    grid_slots = np.array(order([Witness(each.type) for each in plain]))
+    np.testing.assert_allclose(mixed_tally.alone[slots], tally.alone[grid_slots], rtol=0.08)
+    assert mixed_tally.variance == pytest.approx(tally.variance, rel=0.1)
 
 
 @pytest.mark.parametrize("method", ["midpoint", "posterior"])
@@ -249,12 +254,12 @@ def test_conflicts_are_counted_and_the_finest_input_wins(
     _, tally, _ = run(method, read(plain, x.size))
     evidence = read([others[k] if k in which else plain[k] for k in range(2)], x.size)
     out, mixed_tally, _ = run(method, evidence)
-    assert mixed_tally[1] == tally[1] > 900
+    assert mixed_tally.n_conflicts == tally.n_conflicts > 900
     lower, upper = bounds(evidence)
     conflicts = lower > upper
     finest = dequantize(quantize(x, type_by_name("Q6_K")), type_by_name("Q6_K"))
     np.testing.assert_array_equal(out[conflicts], finest[conflicts])
-    assert count_conflicts(evidence, 1) == tally[1]
+    assert count_conflicts(evidence, 1) == tally.n_conflicts
     assert count_conflicts(evidence, 2) == 2 * np.count_nonzero(conflicts.reshape(-1, 32)[::2])
 
 
@@ -277,11 +282,13 @@ def test_steps_that_fit_no_grid(columns: tuple[F32Array, list[ColumnScaled]]) ->
     for method, gain in (("linear", 0.95), ("midpoint", 0.75), ("posterior", 0.75)):
         out, tally, deviation = run(method, evidence, deviation=True)
         assert error(out, x) < gain * alone
-        assert tally[1] == 0
-        assert tally[2] / x.size == pytest.approx(alone, rel=0.03)
+        assert tally.n_conflicts == 0
+        assert tally.alone[0] / x.size == pytest.approx(alone, rel=0.03)
         if method == "posterior":
-            assert tally[0] / x.size == pytest.approx(error(out, x), rel=0.05)
-            assert np.sum(deviation.astype(np.float64) ** 2) == pytest.approx(tally[0], rel=1e-3)
+            assert tally.variance / x.size == pytest.approx(error(out, x), rel=0.05)
+            assert np.sum(deviation.astype(np.float64) ** 2) == pytest.approx(
+                tally.variance, rel=1e-3
+            )
             assert np.all((lower <= out) & (out <= upper))
 
 
@@ -316,7 +323,7 @@ def test_default_density_at_open_ends(rng: np.random.Generator) -> None:
     at_end = (codes == 127) | (codes == -128)
     off = (out - evidence.interval_values[0]).reshape(x.shape)[at_end] * 50
     assert np.all(np.abs(off) < 0.5)
-    assert tally[1] == 0
+    assert tally.n_conflicts == 0
 
 
 def test_what_is_broken_is_left_to_the_others(
@@ -335,7 +342,7 @@ def test_what_is_broken_is_left_to_the_others(
         off = np.abs(out[16:32] - x.reshape(-1)[16:32])
         assert np.all(off <= 0.51 * np.sqrt(12 * evidence.interval_variance[1, 16:32]))
         assert np.all(np.isfinite(out))
-        assert np.all(np.isfinite(tally))
+        assert np.all(np.isfinite(tally.array))
     out, _, _ = run("linear", evidence._replace(weights=weights))
     np.testing.assert_allclose(out[16:32], evidence.interval_values[1, 16:32], rtol=1e-6)
     both = weights @ evidence.interval_values[:, 64:]
@@ -353,7 +360,7 @@ def test_tiles_need_not_be_whole_superblocks(
         assert np.all(np.isfinite(deviation))
         steps = np.sqrt(12 * read(inputs, n).interval_variance[0])
         assert np.all(np.abs(out - x.reshape(-1)[:n]) < 0.8 * steps)
-        assert tally[1] == 0
+        assert tally.n_conflicts == 0
 
 
 def test_power_of_two_scaling(columns: tuple[F32Array, list[ColumnScaled]]) -> None:
@@ -380,7 +387,7 @@ def test_inputs_without_cells_prove_nothing(
     precision = (1 / evidence.interval_variance).sum(0)
     mean = (evidence.interval_values / evidence.interval_variance).sum(0) / precision
     assert np.mean((out - mean) ** 2 * precision) < 0.02**2
-    assert tally[0] == pytest.approx(np.sum(1 / precision), rel=0.02)
+    assert tally.variance == pytest.approx(np.sum(1 / precision), rel=0.02)
     other = ColumnScaled(inputs[1].type, -inputs[1].codes, inputs[1].steps)
     assert compare_unproven(evidence).n_unlike == 0
     assert compare_unproven(read([inputs[0], other], x.size, witnesses)).n_unlike == x.size
@@ -395,9 +402,9 @@ def test_slots_and_the_finest() -> None:
         ((coarse, q4, iq3), (1, 0, 2), 0),
         ((iq3, fine), (1, 0), 0),
     )
-    for kinds, order, finest in cases:
+    for kinds, slots, finest in cases:
         witnesses = [Witness(kind) for kind in kinds]
-        assert tally_order(witnesses) == order
+        assert tuple(order(witnesses)) == slots
         assert EvidenceBuffer(witnesses)._views(16).finest == finest
 
 
