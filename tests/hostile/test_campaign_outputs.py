@@ -33,9 +33,10 @@ import recover.merge.resume as resume
 import recover.execution.tiles as tiles
 from recover.cli import main
 resume._SECONDS = 0.05
+tiles._ENOUGH = 1  # one tile at a time
 take, seconds = tiles._Queue.take, float(sys.argv.pop(1))
 def slow(self, finished):
-    if finished is None:
+    if finished == 0:
         sys.stderr.write("started\\n")  # at once, whatever the other threads do
     time.sleep(seconds)
     return take(self, finished)
