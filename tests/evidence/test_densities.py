@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.calibration.simulate import (
-    find_likelihood,
-    find_pair_share,
-    find_shares,
-    importance,
-    simulate,
-    student_t,
-)
+from recover.calibration.shares import find_likelihood, find_pair_share, find_shares
+from recover.calibration.simulate import importance, simulate, student_t
 from recover.evidence.densities import (
     ABOVE,
     ATOM,

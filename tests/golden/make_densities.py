@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from recover.calibration import simulate
+from recover.calibration import shares, simulate
 from recover.evidence.densities import forget_tables, table_of
 from recover.quants import (
     F32Array,
@@ -74,7 +74,7 @@ def alone(kind: Kind) -> Table:
     }
     if isinstance(kind, VectorType):
         x = simulate.student_t()(0)
-        likelihood = simulate.find_likelihood(dequantize(encode(kind, x), kind), x)
+        likelihood = shares.find_likelihood(dequantize(encode(kind, x), kind), x)
         return table | {"likelihood": rounded(likelihood)}
     draw = simulate.student_t(as_trained=kind.scales_are_coarse)
     for name, weighted in (("plain", False), ("weighted", True)):
@@ -90,7 +90,7 @@ def correlations(kind: VectorType, kinds: Iterable[VectorType]) -> dict[str, flo
     found = {}
     for other in kinds:
         raw = encode(other, x, importance if other is kind else None)
-        correlation = simulate.find_correlation(mine, dequantize(raw, other), x)
+        correlation = shares.find_correlation(mine, dequantize(raw, other), x)
         found[other.name] = float(f"{correlation:.6g}")
     return found
 
@@ -102,16 +102,16 @@ def beside(kind: Kind, kinds: Collection[Kind], encoder: Encoder, told: Collecti
     """
     table: Table = {}
     for name, find in (
-        ("pairs", simulate.find_pair_shares),
-        ("unproven", simulate.find_unproven_shares),
+        ("pairs", shares.find_pair_shares),
+        ("unproven", shares.find_unproven_shares),
     ):
         mine: dict[str, float] = {}
         coarser: dict[str, float] = {}
         for other in kinds:
-            shares = find([each for each in kinds if each in (kind, other)], encoder)
-            mine |= shares.get(kind.name, {})
-            if other.name not in told and kind.name in shares.get(other.name, {}):
-                coarser[other.name] = shares[other.name][kind.name]
+            found = find([each for each in kinds if each in (kind, other)], encoder)
+            mine |= found.get(kind.name, {})
+            if other.name not in told and kind.name in found.get(other.name, {}):
+                coarser[other.name] = found[other.name][kind.name]
         if name == "pairs" or (isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix):
             table[name] = dict(zip(mine, rounded(mine.values()), strict=True))
         if coarser:
@@ -138,7 +138,7 @@ def make(wanted: Collection[Kind], kinds: Collection[Kind]) -> None:
     vectors = [kind for kind in kinds if isinstance(kind, VectorType)]
     for kind in wanted:
         if isinstance(kind, ScalarType):
-            tables[kind]["shares"] = rounded(simulate.find_shares(kind))
+            tables[kind]["shares"] = rounded(shares.find_shares(kind))
         else:
             tables[kind]["correlations"] = correlations(kind, vectors)
     write()
