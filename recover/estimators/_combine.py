@@ -13,9 +13,9 @@ from recover._compiled.lanes import (
     store,
     to_f32,
 )
-from recover.evidence.buffer import Evidence
+from recover.evidence.buffer import Evidence, take_one
 from recover.quants import F32Array, U8Array
-from recover.quants._decode import decode_codes, is_affine
+from recover.quants._decode import is_affine
 
 _LEAST_SHARE = np.float32(1e-6)
 
@@ -206,16 +206,3 @@ def combine_weighted(
 def take_finest(evidence: Evidence, out: F32Array) -> None:
     """The finest input alone: exactly what dequantizing it gives."""
     take_one(evidence, evidence.finest, out)
-
-
-def take_one(evidence: Evidence, k: int, out: F32Array) -> None:
-    """What input `k` says, in the order of the tally: exactly what dequantizing it gives."""
-    n_scalars, n_proven = len(evidence.codes), len(evidence.interval_values)
-    if k < n_scalars:
-        decode_codes(
-            evidence.codes[k], evidence.scale[k], evidence.offset[k], evidence.levels[k], out
-        )
-    elif k < n_scalars + n_proven:
-        out[:] = evidence.interval_values[k - n_scalars]
-    else:
-        out[:] = evidence.values[k - n_scalars - n_proven]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover.containers.gguf.reader import Tensor
-from recover.estimators._combine import group_variances, sum_variance, take_one
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.estimators._combine import group_variances, sum_variance
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error

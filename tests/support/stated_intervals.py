@@ -7,8 +7,7 @@ import numpy as np
 
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
-from recover.estimators._combine import take_one
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Witness, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.densities import (
     ABOVE,

@@ -1,0 +1,134 @@
+"""How far the scales and offsets that chose the codes may be from the stored ones."""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from recover._compiled.float16 import read_f16
+from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import largest_lane, load, splat, where
+from recover.quants import GROUP, F32Array, ScalarType, U8Array
+
+# Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a
+# division, two products and two sums, generously.
+_ARITHMETIC = np.float32(2.0**-21)
+# Rounding to float16: relative, and absolute below 2**-14 where the precision ends; a little more
+# for the rounding of this bound itself.
+_F16_RELATIVE = np.float32(2.0**-11 * 1.001)
+_F16_ABSOLUTE = np.float32(2.0**-25 * 1.001)
+_F16_SMALLEST_NORMAL = np.float32(2.0**-14)
+# ggml's `nearest_int` wraps beyond 2**22. A code's argument is at most about 32, and what is lost
+# where the offset is rounded to a multiple of its block's: less than the largest offset there.
+_WRAPS = np.float32(2.0**21)
+# Of scales beyond the largest one edges of cells overflow; those of scales below the least one may
+# be subnormal, or taken for 0: so far off are they then at most.
+_LARGEST_PRODUCT, _LEAST_PRODUCT = np.float32(2.0**120), np.float32(2.0**-100)
+_SUBNORMAL_ERROR = np.float32(2.0**-120)
+
+
+def scale_up(
+    factors: F32Array,
+    scale: F32Array,
+    offset: F32Array,
+    scale_error: F32Array,
+    offset_error: F32Array,
+) -> None:
+    """Multiply scales, offsets and their errors (n / 16,) by positive factors.
+
+    The encoder had the product of scale and factor, perhaps by way of reciprocals: it was rounded
+    a few times more.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scale_error += np.abs(scale) * _ARITHMETIC
+        offset_error += np.abs(offset) * _ARITHMETIC
+        for each in (scale, offset, scale_error, offset_error):
+            each *= factors
+    size = np.abs(scale)
+    offset_error[size < _LEAST_PRODUCT] += _SUBNORMAL_ERROR
+    offset_error[~(size <= _LARGEST_PRODUCT)] = np.inf
+
+
+class Rounding(NamedTuple):
+    """What a format's encoder rounds to float16 last, and where its blocks have the scale.
+
+    From `scale_limit` on scales prove nothing.
+    """
+
+    type_size: int
+    d_at: int
+    groups_per_block: int
+    scale_last: bool
+    offset_last: bool
+    scale_limit: np.float32
+
+
+@cache
+def rounding_of(kind: ScalarType) -> Rounding:
+    """What the encoder of a type rounds last."""
+    groups = kind.block_size // GROUP
+    last = kind.rounds_scale_last, kind.rounds_offset_last
+    return Rounding(kind.type_size, kind.d_at, groups, *last, np.float32(kind.scale_limit))
+
+
+@kernel
+def bound_errors(
+    raw: U8Array,
+    rounding: Rounding,
+    scale: F32Array,
+    offset: F32Array,
+    scale_error: F32Array,
+    offset_error: F32Array,
+) -> None:
+    """How far the encoder's scales and offsets may be from the stored ones."""
+    for g in range(scale.size):
+        scale_error[g] = abs(scale[g]) * _ARITHMETIC
+        offset_error[g] = abs(offset[g]) * _ARITHMETIC
+    if rounding.scale_last:
+        n_groups = rounding.groups_per_block
+        for b in range(raw.size // rounding.type_size):
+            d = abs(read_f16(raw, rounding.type_size * b + rounding.d_at))
+            if d >= _F16_SMALLEST_NORMAL:
+                relative = _F16_RELATIVE
+            else:
+                relative = _F16_ABSOLUTE / d if d > 0 else np.float32(0)
+            for g in range(n_groups * b, n_groups * (b + 1)):
+                scale_error[g] += relative * abs(scale[g])
+    if rounding.offset_last:
+        for g in range(offset.size):
+            offset_error[g] += max(abs(offset[g]) * _F16_RELATIVE, _F16_ABSOLUTE)
+    if rounding.scale_limit < np.float32(np.inf):
+        for g in range(scale.size):
+            if abs(scale[g]) >= rounding.scale_limit:
+                offset_error[g] = np.inf
+    if _may_wrap(scale, offset):
+        _forget_wraps(rounding.groups_per_block, scale, offset, offset_error)
+
+
+@inner
+def _may_wrap(scale: F32Array, offset: F32Array) -> bool:
+    """A quick look, which spares nearly all tiles `_forget_wraps`."""
+    zero, infinite = np.float32(0), np.float32(np.inf)
+    most, least = splat(zero), splat(infinite)
+    whole = scale.size // 16 * 16
+    for g in range(0, whole, 16):
+        far, size = abs(load(offset, g)), abs(load(scale, g))
+        most = where(far > most, far, most)
+        least = where((size > zero) & (size < least), size, least)
+    largest, smallest = largest_lane(most), -largest_lane(-least)
+    for g in range(whole, scale.size):
+        largest = max(largest, abs(offset[g]))
+        smallest = min(smallest, abs(scale[g]) if scale[g] != zero else infinite)
+    return largest >= _WRAPS * smallest
+
+
+@inner
+def _forget_wraps(n_groups: int, scale: F32Array, offset: F32Array, offset_error: F32Array) -> None:
+    """No bounds for groups whose codes may have wrapped, in blocks of `n_groups`."""
+    for start in range(0, scale.size, n_groups):
+        largest = np.float32(0)
+        for g in range(start, start + n_groups):
+            largest = max(largest, abs(offset[g]))
+        for g in range(start, start + n_groups if largest > 0 else start):
+            if largest >= _WRAPS * abs(scale[g]):
+                offset_error[g] = np.inf
