@@ -11,7 +11,7 @@ from recover.estimators._request import MEAN, Request
 from recover.estimators.base import estimator
 from recover.estimators.tally import Tally
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
-from recover.quants import F32Array, U8Array
+from recover.quants import F32Array, IntervalTensor, U8Array
 
 _NOT_ASKED_FOR = np.empty(0, np.float32)
 
@@ -55,7 +55,7 @@ class UncorrectedTileEstimator:
 
     def estimate(
         self,
-        inputs: Sequence[Tensor | U8Array],
+        inputs: Sequence[Tensor | IntervalTensor | U8Array],
         start: int,
         end: int,
         out: F32Array,
@@ -65,7 +65,7 @@ class UncorrectedTileEstimator:
 
         Parameters
         ----------
-        inputs : sequence of Tensor or of uint8 arrays
+        inputs : sequence of Tensor, IntervalTensor or of uint8 arrays
             The tensor in each input, or all of its stored bytes, in the order of the witnesses.
         start, end : int
             Whole blocks of every type, at most `recover.quants.TILE` weights.
@@ -84,10 +84,12 @@ class UncorrectedTileEstimator:
         tally.alone[:] = self._buffer.by_witness(tally.alone)
         return tally
 
-    def read(self, inputs: Sequence[Tensor | U8Array], start: int, end: int) -> Evidence:
+    def read(
+        self, inputs: Sequence[Tensor | IntervalTensor | U8Array], start: int, end: int
+    ) -> Evidence:
         """The evidence on weights `start` to `end`, until the next tile (see `estimate`)."""
         tensors = [
-            each if isinstance(each, Tensor) else _tensor_of(each, witness)
+            _tensor_of(each, witness) if isinstance(each, np.ndarray) else each
             for each, witness in zip(inputs, self._witnesses, strict=True)
         ]
         self.evidence = self._buffer.read(tensors, start, end)

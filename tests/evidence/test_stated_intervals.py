@@ -9,7 +9,7 @@ from scipy.stats import truncnorm
 
 from recover.containers.gguf.tensor import Tensor
 from recover.errors import QuantError
-from recover.estimators import Request, Tally, estimator, method_names
+from recover.estimators import Request, Tally, TileEstimator, estimator, method_names
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
 from recover.evidence.cells import intersect_cells
 from recover.evidence.densities import (
@@ -391,6 +391,21 @@ def test_inputs_without_cells_prove_nothing(
     other = ColumnScaled(inputs[1].type, -inputs[1].codes, inputs[1].steps)
     assert compare_unproven(evidence).n_unlike == 0
     assert compare_unproven(read([inputs[0], other], x.size, witnesses)).n_unlike == x.size
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_merge_takes_intervals(method: str, rng: np.random.Generator) -> None:
+    """The object that a merge asks gives the same, and what each input alone has in their order."""
+    x = rng.standard_t(8, (16, 1024)).astype(np.float32) * np.float32(0.02)
+    raws = [quantize(x, type_by_name(name)) for name in ("Q4_0", "Q6_K")]
+    inputs: list[Input] = [state(raws[0], "Q4_0", x.size), tensor_of(raws[1], "Q6_K", x.size)]
+    expected, sums, _ = run(method, read(inputs, x.size))
+    out = np.empty(x.size, np.float32)
+    witnesses = [Witness(each.type) for each in inputs]
+    tally = TileEstimator(witnesses, method).estimate(inputs, 0, x.size, out)
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_allclose(tally.alone, sums.alone[order(witnesses)])
+    assert tally.alone[0] > 4 * tally.alone[1] > 0
 
 
 def test_slots_and_the_finest() -> None:
