@@ -113,6 +113,7 @@ def _part_size(text: str) -> int:
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import message, print_json, progress_bar, warn
+    from recover.estimators.base import estimator
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
 
@@ -132,6 +133,8 @@ def run(args: Namespace) -> int:
         from recover.merge.resimulate import with_simulated_densities
 
         plan = with_simulated_densities(plan, args.simulate)
+    if args.verbose and (summary := estimator(plan.method).summary):
+        message(args, f"{plan.method}: {summary}")
     warn(args, plan.warnings)
     if args.dry_run:
         print_json(plan.to_json()) if args.json else _print_plan(plan)

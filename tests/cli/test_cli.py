@@ -125,6 +125,16 @@ def test_default_method_and_messages(tiny: list[Path], tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_verbose_says_what_the_method_does(
+    tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["merge", *map(str, tiny[:2]), "-o", str(tmp_path / "out.gguf"), "--dry-run"]
+    assert main([*command, "--method", "midpoint"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*command, "--method", "midpoint", "-v"]) == 0
+    assert capsys.readouterr().err.startswith("recover: midpoint: the middle of the intersection")
+
+
 def test_dry_run_writes_nothing(tiny: list[Path], tmp_path: Path) -> None:
     done = run("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run", "--json")
     plan = json.loads(done.stdout)
