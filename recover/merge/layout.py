@@ -124,7 +124,7 @@ def lay_out_deviations(
     entries = [
         ("general.architecture", ValueType.STRING, str(models[0].get("general.architecture"))),
         ("general.type", ValueType.STRING, "uncertainty"),
-        ("general.file_type", ValueType.UINT32, type_by_name("BF16").file_type),
+        ("general.file_type", ValueType.UINT32, bf16.file_type),
         ("recover.version", ValueType.STRING, __version__),
         ("recover.uncertainty", ValueType.STRING, "standard deviation of each weight"),
     ]
