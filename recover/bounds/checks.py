@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.containers.gguf.metadata import QUANTIZER_KEY
-from recover.containers.gguf.reader import Model, Tensor
+from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.inputs.provenance import count_marks, marks_hold_with_imatrix, uses_imatrix
@@ -73,7 +73,7 @@ class SourceCheck:
 
 
 def check_sources(
-    sources: Sequence[tuple[Model, Tensor]],
+    sources: Sequence[tuple[Model, StoredTensor]],
     *,
     n_threads: int | None = None,
     progress: Progress | None = None,
@@ -82,7 +82,7 @@ def check_sources(
 
     Parameters
     ----------
-    sources : sequence of (Model, Tensor)
+    sources : sequence of (Model, StoredTensor)
         Tensors of scalar types.
     n_threads : int, optional
         Default: the cores that this process may use.
@@ -105,7 +105,7 @@ def check_sources(
 class _Job:
     """One tensor, and the counts of its tiles: their order is of no consequence."""
 
-    def __init__(self, model: Model, tensor: Tensor) -> None:
+    def __init__(self, model: Model, tensor: StoredTensor) -> None:
         assert isinstance(tensor.type, ScalarType)
         self.path, self.tensor, self.kind = str(model.path), tensor, tensor.type
         self.weighted = uses_imatrix(model)
@@ -167,7 +167,7 @@ class _Worker:
     def work(self, tile: Tile) -> None:
         """Check one tile; with the first one also the sample of the tensor."""
         job = self._jobs[tile.tensor]
-        raw = _bytes_of(job.tensor, tile.start, tile.end)
+        raw = job.tensor.part(tile.start, tile.end)
         marks = count_marks(raw, job.kind) if job.has_marks else None
         n_blocks, n_without = (0, 0) if marks is None else (marks.n_blocks, marks.n_without)
         n_encoded, n_same = 0, 0
@@ -184,7 +184,7 @@ class _Worker:
         rng = np.random.default_rng(0)
         rows = []
         for start, end in _runs(job.tensor.n_weights, job.kind.block_size):
-            raw = _bytes_of(job.tensor, start, end)
+            raw = job.tensor.part(start, end)
             usable = _is_usable(raw, job.kind)
             lower, upper = self._intervals.bound(start, end)
             like = _draw(raw, job.kind, lower, upper, rng).reshape(-1, job.kind.block_size)
@@ -195,10 +195,6 @@ class _Worker:
             rows.append((n, *(np.count_nonzero(each) for each in come_back)))
         found = np.array(rows, np.float64).reshape(-1, 3)
         return found[found[:, 0] > 0]
-
-
-def _bytes_of(tensor: Tensor, start: int, end: int) -> U8Array:
-    return tensor.raw[tensor.type.n_bytes(start) : tensor.type.n_bytes(end)]
 
 
 def _runs(n_weights: int, block_size: int) -> list[tuple[int, int]]:

@@ -11,13 +11,14 @@ from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.bounds.checks import CONDITION, SourceCheck, check_sources
 from recover.containers.gguf.metadata import QUANTIZER_KEY
-from recover.containers.gguf.reader import Model, Tensor, open_gguf
+from recover.containers.model import Model, StoredTensor
 from recover.containers.safetensors.writer import ITEM_SIZES, Layout, lay_out
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD
 from recover.execution.output import check_output_path
 from recover.execution.tiles import Progress
 from recover.inputs.matching import check_match, find_twins, select_tensors
+from recover.inputs.open import open_model
 from recover.inputs.provenance import uses_imatrix
 from recover.merge.decide import Decider
 from recover.merge.lineage import METHOD_KEY
@@ -38,7 +39,7 @@ class TensorPlan:
         Row length first.
     types : tuple of str
         How each input stores it.
-    sources : tuple of Tensor
+    sources : tuple of StoredTensor
         Those that confine the weights, every content once.
     positions : tuple of int
         Where the lower and the upper bounds begin in the output.
@@ -52,7 +53,7 @@ class TensorPlan:
     name: str
     dims: tuple[int, ...]
     types: tuple[str, ...]
-    sources: tuple[Tensor, ...]
+    sources: tuple[StoredTensor, ...]
     positions: tuple[int, int] = (0, 0)
     checks: tuple[SourceCheck, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -229,13 +230,13 @@ def open_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Model, ...]:
     """Open files that must have the same tensors; `PlanError` if they do not, or there are none."""
     if not inputs:
         raise PlanError("there are no inputs")
-    models = tuple(open_gguf(path) for path in inputs)
+    models = tuple(open_model(path) for path in inputs)
     for model in models[1:]:
         check_match(models[0], model)
     return models
 
 
-def _may_confine(model: Model, tensor: Tensor) -> bool:
+def _may_confine(model: Model, tensor: StoredTensor) -> bool:
     """As `recover.inputs.provenance.confines`, before the marks of all blocks are looked at."""
     searched = uses_imatrix(model) or QUANTIZER_KEY in model.metadata
     kind = tensor.type
@@ -262,7 +263,7 @@ def _plan_tensor(name: str, models: Sequence[Model], decider: Decider) -> Tensor
     return TensorPlan(name, stored[0].dims, types, sources, left_out=why)
 
 
-def _is_matrix(tensor: Tensor) -> bool:
+def _is_matrix(tensor: StoredTensor) -> bool:
     return sum(dim > 1 for dim in tensor.dims) > 1
 
 

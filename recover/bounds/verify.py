@@ -9,10 +9,11 @@ import numpy as np
 
 from recover._compiled.jit import kernel
 from recover._text import printable, quoted, some
-from recover.containers.gguf.reader import Model, Tensor, open_gguf
+from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError, QuantError
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.open import open_model
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.quants import (
     TILE,
@@ -280,7 +281,7 @@ def verify_model(
     GGUFError, PlanError
         If a file cannot be read, or the files have no weights in common, or shapes differ.
     """
-    checked, others = open_gguf(model), [open_gguf(path) for path in inputs]
+    checked, others = open_model(model), [open_model(path) for path in inputs]
     if not others:
         raise PlanError("there are no inputs")
     checks = [_Check(checked, other) for other in others]
@@ -347,7 +348,7 @@ def _is_opaque_in_both(name: str, model: Model, other: Model) -> bool:
     )
 
 
-def _pairs(model: Model, other: Model) -> list[tuple[Tensor, Tensor]]:
+def _pairs(model: Model, other: Model) -> list[tuple[StoredTensor, StoredTensor]]:
     """Tensors that both have and that hold weights."""
     pairs = [
         (tensor, other.tensors[name])
@@ -397,7 +398,7 @@ class _Worker:
         figures[:3] = _count(weights, *rounding, *bounds)
         figures[3:] = self._requantize(weights, theirs, tile)
 
-    def _requantize(self, weights: F32Array, theirs: Tensor, tile: Tile) -> tuple[int, int]:
+    def _requantize(self, weights: F32Array, theirs: StoredTensor, tile: Tile) -> tuple[int, int]:
         """Blocks of the input, and those that the weights give when they are quantized."""
         kind = theirs.type
         if not isinstance(kind, ScalarType) or theirs.scales is not None:

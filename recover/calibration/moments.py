@@ -19,12 +19,13 @@ from recover._text import printable, quoted
 from recover.calibration.simulate import Counts
 from recover.calibration.weights import Source
 from recover.containers.gguf.names import layer_of, n_layers, role_of
-from recover.containers.gguf.reader import Model, Tensor, open_gguf
+from recover.containers.model import Model, StoredTensor
 from recover.errors import CalibrationError
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.matching import check_match, find_twins, typical_error
+from recover.inputs.open import open_model
 from recover.inputs.provenance import has_cells, witness_of
 from recover.inputs.relations import ANOTHER_MODEL, find_relations
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
@@ -152,12 +153,12 @@ def survey(
         If there is nothing to combine, a tensor is missing from the truth or has another shape
         there, or holds NaN or infinities, or the inputs were not quantized from it.
     """
-    models = tuple(open_gguf(path) for path in inputs)
+    models = tuple(open_model(path) for path in inputs)
     if len(models) < 2:
         raise CalibrationError("a calibration weighs inputs against each other: give two or more")
     for model in models[1:]:
         check_match(models[0], model)
-    original = open_gguf(truth)
+    original = open_model(truth)
     jobs = [job for name in models[0].tensors if (job := _job(name, models, original))]
     if not jobs:
         raise CalibrationError(
@@ -206,9 +207,9 @@ class _Job:
     """A tensor to compare: the inputs with different bytes, finest first, and the truth."""
 
     models: tuple[Model, ...]
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[StoredTensor, ...]
     witnesses: tuple[Witness, ...]
-    truth: Tensor
+    truth: StoredTensor
     truth_path: str
 
 

@@ -103,8 +103,8 @@ def _check_usage(args: Namespace) -> None:
 def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
     """What makes figures mean less than they seem to."""
     from recover._text import printable, quoted, some
-    from recover.containers.gguf.reader import open_gguf
     from recover.containers.gguf.side_scales import unfolded_scale
+    from recover.inputs.open import open_model
     from recover.quants import FloatType
 
     warnings = []
@@ -117,9 +117,9 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
                 f"{printable(result.path)} has no tensor {some(missing)}: its figures are of fewer"
                 " weights than those of the others"
             )
-    truth = open_gguf(args.truth).tensors
+    truth = open_model(args.truth).tensors
     for path in args.models:
-        tensors = open_gguf(path).tensors
+        tensors = open_model(path).tensors
         scales = [
             quoted(scale)
             for name in compared
@@ -155,9 +155,9 @@ def _check_outputs(args: Namespace) -> None:
 
 def _inputs(args: Namespace) -> list[Path]:
     """Files that must not be overwritten."""
-    from recover.containers.gguf.reader import open_gguf
+    from recover.inputs.open import open_model
 
-    files = [part for path in (*args.models, args.truth) for part in open_gguf(path).parts]
+    files = [part for path in (*args.models, args.truth) for part in open_model(path).parts]
     return files if args.text is None else [*files, args.text]
 
 

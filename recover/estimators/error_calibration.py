@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.gguf.header import TensorInfo
-from recover.containers.gguf.tensor import Tensor
+from recover.containers.model import ArrayTensor
 from recover.estimators._request import MEAN
 from recover.estimators.base import estimator
 from recover.estimators.tally import Tally
@@ -184,15 +183,15 @@ def _square_error(values: F32Array, x: F32Array) -> float:
     return float(np.sum((values - x.astype(np.float64)) ** 2))
 
 
-def _stored_half(name: str, kind: TensorType, half: int) -> Tensor:
+def _stored_half(name: str, kind: TensorType, half: int) -> ArrayTensor:
     """What the sample has of that name as a tensor, light tails (0) or heavy ones (1)."""
     n_weights = _half_of(WEIGHTS, half).size
-    info = TensorInfo(name, (n_weights,), kind, 0)
     if name != _side_scaled_name(kind.name):
-        return Tensor(info, _half_of(name, half))
+        return ArrayTensor(name, (n_weights,), kind, _half_of(name, half))
     raw, scales = _side_scaled(kind)
     n_bytes = kind.n_bytes(n_weights)
-    return Tensor(info, raw[half * n_bytes : (half + 1) * n_bytes], scales)
+    stored = raw[half * n_bytes : (half + 1) * n_bytes]
+    return ArrayTensor(name, (n_weights,), kind, stored, scales)
 
 
 def _side_scaled_name(type_name: str) -> str:

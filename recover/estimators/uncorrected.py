@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.gguf.header import TensorInfo
-from recover.containers.gguf.tensor import Tensor
+from recover.containers.model import ArrayTensor, StoredTensor
 from recover.estimators._request import MEAN, Request
 from recover.estimators.base import estimator
 from recover.estimators.tally import Tally
@@ -55,7 +54,7 @@ class UncorrectedTileEstimator:
 
     def estimate(
         self,
-        inputs: Sequence[Tensor | IntervalTensor | U8Array],
+        inputs: Sequence[StoredTensor | IntervalTensor | U8Array],
         start: int,
         end: int,
         out: F32Array,
@@ -65,7 +64,7 @@ class UncorrectedTileEstimator:
 
         Parameters
         ----------
-        inputs : sequence of Tensor, IntervalTensor or of uint8 arrays
+        inputs : sequence of StoredTensor, IntervalTensor or of uint8 arrays
             The tensor in each input, or all of its stored bytes, in the order of the witnesses.
         start, end : int
             Whole blocks of every type, at most `recover.quants.TILE` weights.
@@ -85,7 +84,7 @@ class UncorrectedTileEstimator:
         return tally
 
     def read(
-        self, inputs: Sequence[Tensor | IntervalTensor | U8Array], start: int, end: int
+        self, inputs: Sequence[StoredTensor | IntervalTensor | U8Array], start: int, end: int
     ) -> Evidence:
         """The evidence on weights `start` to `end`, until the next tile (see `estimate`)."""
         tensors = [
@@ -113,7 +112,7 @@ class UncorrectedTileEstimator:
         self._buffer.decode(self.evidence, witness, out)
 
 
-def _tensor_of(raw: NDArray[np.uint8], witness: Witness) -> Tensor:
+def _tensor_of(raw: NDArray[np.uint8], witness: Witness) -> ArrayTensor:
     """Stored bytes as a tensor."""
     n_weights = raw.size // witness.type.type_size * witness.type.block_size
-    return Tensor(TensorInfo("", (n_weights,), witness.type, 0), raw)
+    return ArrayTensor("", (n_weights,), witness.type, raw)

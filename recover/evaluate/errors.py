@@ -17,9 +17,10 @@ from recover._compiled.float16 import f32_bits
 from recover._compiled.jit import kernel
 from recover._text import printable, quoted
 from recover.containers.gguf.names import role_of
-from recover.containers.gguf.reader import Model, Tensor, open_gguf
+from recover.containers.model import Model, StoredTensor
 from recover.errors import EvaluationError
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.open import open_model
 from recover.quants import TILE, F32Array, FloatType, OpaqueType
 
 if TYPE_CHECKING:
@@ -145,8 +146,8 @@ def evaluate_models(
     EvaluationError
         If a tensor is missing from the truth, has another shape there, or holds NaN or infinities.
     """
-    opened = [open_gguf(path) for path in models]
-    original = open_gguf(truth)
+    opened = [open_model(path) for path in models]
+    original = open_model(truth)
     names = _compared(opened)
     for model in opened:
         _check_match(model, original, names)
@@ -211,7 +212,7 @@ def _evaluate_model(
     tensors = [tensor for name, tensor in model.tensors.items() if name in names]
     total = _Errors()
     groups: dict[str, _Errors] = {}
-    own: list[tuple[Tensor, _Errors, _Errors | None]] = []
+    own: list[tuple[StoredTensor, _Errors, _Errors | None]] = []
     for tensor in tensors:
         errors = comparer.first_pass(tensor, truth.tensors[tensor.name])
         group = None
@@ -315,10 +316,10 @@ class _Comparer:
         self._n_threads = n_threads
         self._progress = progress
 
-    def _n_workers(self, tensor: Tensor) -> int:
+    def _n_workers(self, tensor: StoredTensor) -> int:
         return min(self._n_threads, n_tiles(tensor.n_weights))
 
-    def first_pass(self, tensor: Tensor, truth: Tensor) -> _Errors:
+    def first_pass(self, tensor: StoredTensor, truth: StoredTensor) -> _Errors:
         """Sums and coarse counts."""
         sums = np.zeros((n_tiles(tensor.n_weights), 4))
         coarse = np.zeros((self._n_workers(tensor), _HALF), np.int64)
@@ -339,7 +340,9 @@ class _Comparer:
             coarse=coarse.sum(axis=0),
         )
 
-    def second_pass(self, tensor: Tensor, truth: Tensor, wanting: Sequence[_Errors]) -> None:
+    def second_pass(
+        self, tensor: StoredTensor, truth: StoredTensor, wanting: Sequence[_Errors]
+    ) -> None:
         """Add fine counts to all that want them."""
         halves = sorted({half for errors in wanting for half in errors.before})
         row_of = np.full(_HALF, -1, np.int64)
@@ -357,8 +360,8 @@ class _Comparer:
 
     def _run(
         self,
-        tensor: Tensor,
-        truth: Tensor,
+        tensor: StoredTensor,
+        truth: StoredTensor,
         count: Callable[[int, Tile, F32Array, F32Array], None],
     ) -> None:
         def worker(thread: int) -> Callable[[Tile], None]:

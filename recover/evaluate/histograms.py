@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from recover._compiled.float16 import f32_bits
 from recover._compiled.jit import kernel
 from recover._text import printable, quoted
-from recover.containers.gguf.reader import Model, Tensor, open_gguf
+from recover.containers.model import Model, StoredTensor
 from recover.errors import EvaluationError
 from recover.estimators import FIRST_ALONE, TileEstimator
 from recover.evaluate.errors import ModelErrors
 from recover.evidence.buffer import Witness
 from recover.evidence.cells import intersect_cells
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.open import open_model
 from recover.inputs.provenance import witness_of
 from recover.quants import TILE, F32Array, FloatType, ScalarType
 
@@ -135,7 +136,7 @@ def collect_distributions(
     EvaluationError
         If a file is not any more what it was when it was compared.
     """
-    original = open_gguf(truth)
+    original = open_model(truth)
     report = _OneCount(progress, sum(each.total.n_weights for each in results))
     collector = _Collector(n_threads or available_cores(), report)
     return [_collect_model(result, original, collector) for result in results]
@@ -144,7 +145,7 @@ def collect_distributions(
 def _collect_model(
     result: ModelErrors, truth: Model, collector: "_Collector"
 ) -> ModelDistributions:
-    model = open_gguf(result.path)
+    model = open_model(result.path)
     types: dict[str, TypeDistribution] = {}
     expected: dict[str, float] = {}
     for each in result.tensors:
@@ -191,7 +192,7 @@ class _Collector:
         self._progress = progress
 
     def collect(
-        self, tensor: Tensor, truth: Tensor, witness: Witness | None
+        self, tensor: StoredTensor, truth: StoredTensor, witness: Witness | None
     ) -> tuple[TypeDistribution, float]:
         """The distribution of one tensor's errors, and the variance to expect of them."""
         sums = _TileSums(n_tiles(tensor.n_weights))
@@ -229,7 +230,7 @@ class _Worker:
     """Takes tiles of one tensor, on one thread."""
 
     def __init__(
-        self, tensor: Tensor, truth: Tensor, witness: Witness | None, sums: _TileSums
+        self, tensor: StoredTensor, truth: StoredTensor, witness: Witness | None, sums: _TileSums
     ) -> None:
         self._tensor = tensor
         self._truth = truth

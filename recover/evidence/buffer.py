@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
-from recover.containers.gguf.tensor import Tensor
+from recover.containers.model import StoredTensor
 from recover.errors import QuantError
 from recover.evidence.densities import (
     DEGREE,
@@ -299,7 +299,9 @@ class EvidenceBuffer:
             interval_variance=part(whole.interval_variance, n_intervals, n_weights),
         )
 
-    def read(self, tensors: Sequence[Tensor | IntervalTensor], start: int, end: int) -> Evidence:
+    def read(
+        self, tensors: Sequence[StoredTensor | IntervalTensor], start: int, end: int
+    ) -> Evidence:
         """Unpack weights `start` to `end` of tensors, in the order of the witnesses.
 
         As `load` does, and times the tensors' scales; interval inputs state their intervals.
@@ -315,7 +317,7 @@ class EvidenceBuffer:
                     tile.interval_lower[row] = -np.inf
                     tile.interval_upper[row] = np.inf
                 continue
-            tensor = cast(Tensor, tensor)
+            tensor = cast(StoredTensor, tensor)
             _unpack(tile, kind, row, tensor.part(start, end))
             factors = tensor.factors(start, end)
             if factors is not None and isinstance(kind, ScalarType):

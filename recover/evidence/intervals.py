@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from recover.containers.gguf.reader import Tensor
+from recover.containers.model import StoredTensor
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
 from recover.evidence.cells import intersect_cells
 from recover.quants import TILE, F32Array, FloatType, IntervalTensor, IntervalType, ScalarType
@@ -28,14 +28,16 @@ class Intervals:
         self._lower, self._upper = np.empty((2, TILE), np.float32)
         self._witnesses: list[Witness] = []
         self._buffer = EvidenceBuffer([])
-        self._confining: list[Tensor | IntervalTensor] = []
-        self._floats: list[Tensor] = []
+        self._confining: list[StoredTensor | IntervalTensor] = []
+        self._floats: list[StoredTensor] = []
 
-    def turn_to(self, sources: Sequence[Tensor | IntervalTensor]) -> None:
+    def turn_to(self, sources: Sequence[StoredTensor | IntervalTensor]) -> None:
         """Look at a tensor from now on; `sources` are those inputs that confine its weights."""
         kinds = ScalarType, IntervalType
         self._confining = [each for each in sources if isinstance(each.type, kinds)]
-        self._floats = [cast(Tensor, each) for each in sources if isinstance(each.type, FloatType)]
+        self._floats = [
+            cast(StoredTensor, each) for each in sources if isinstance(each.type, FloatType)
+        ]
         witnesses = [Witness(each.type) for each in self._confining]
         if witnesses != self._witnesses:
             self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
-from recover.containers.gguf.reader import Tensor
+from recover.containers.model import StoredTensor
 from recover.evidence.intervals import Bounds
 from recover.inputs.samples import TIES_AWAY, Sample, Sampler, rounded, runs
 from recover.quants import F32Array, FloatType, OpaqueType, ScalarType, quantize
@@ -233,7 +233,7 @@ class Family:
 
     Parameters
     ----------
-    tensors : mapping of int to Tensor
+    tensors : mapping of int to StoredTensor
         By the number of the input; no two have the same bytes.
     confining : collection of int
         The inputs whose numbers or codes prove bounds.
@@ -249,7 +249,7 @@ class Family:
 
     def __init__(
         self,
-        tensors: Mapping[int, Tensor],
+        tensors: Mapping[int, StoredTensor],
         confining: Iterable[int],
         sampler: Sampler,
         estimate: Estimate | None = None,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from recover.containers.gguf.reader import Tensor
+from recover.containers.model import StoredTensor
 from recover.inputs.descent import FLOATS, Descent
 from recover.inputs.samples import rounded
 from recover.quants import TILE, F32Array, FloatType
@@ -12,7 +12,7 @@ from recover.quants import TILE, F32Array, FloatType
 _SMALLEST_NORMAL_F16 = np.float32(2.0**-14)
 
 
-def float_descents(tensors: Mapping[int, Tensor]) -> tuple[Descent, ...]:
+def float_descents(tensors: Mapping[int, StoredTensor]) -> tuple[Descent, ...]:
     """Float tensors whose numbers are those of another one, rounded to a float type.
 
     Where an original is BF16, its F16 copy loses small and large weights, though F16 has more
@@ -20,7 +20,7 @@ def float_descents(tensors: Mapping[int, Tensor]) -> tuple[Descent, ...]:
 
     Parameters
     ----------
-    tensors : mapping of int to Tensor
+    tensors : mapping of int to StoredTensor
         By the number of the input, finest first; others than float tensors are passed over.
 
     Returns
@@ -42,7 +42,7 @@ def float_descents(tensors: Mapping[int, Tensor]) -> tuple[Descent, ...]:
     return tuple(found)
 
 
-def _rounded_through(parent: Tensor, child: Tensor) -> str | None:
+def _rounded_through(parent: StoredTensor, child: StoredTensor) -> str | None:
     """The float type that the parent's numbers are rounded to in the child; None if they are not.
 
     Every number of the child must be the parent's rounded to that type and the child's own; small

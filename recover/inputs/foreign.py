@@ -10,7 +10,7 @@ whose error is known the difference of the two tells.
 
 import numpy as np
 
-from recover.containers.gguf.reader import Model, Tensor
+from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.inputs.provenance import is_foreign
 from recover.inputs.samples import runs
@@ -25,14 +25,14 @@ _SMALLEST_NOISE, _LARGEST_NOISE = 1 / 12, 4 / 12
 _TYPICAL_DEVIATION, _KNOWN_DEVIATION = 0.25, 0.05
 
 
-def measure_noise(tensor: Tensor, known: Tensor | None) -> float:
+def measure_noise(tensor: StoredTensor, known: StoredTensor | None) -> float:
     """The mean square error of foreign codes, in units of the squared scale.
 
     Parameters
     ----------
-    tensor : Tensor
+    tensor : StoredTensor
         Of a scalar type.
-    known : Tensor, optional
+    known : StoredTensor, optional
         The same weights from llama.cpp's encoder, whose errors are independent.
 
     Returns
@@ -57,17 +57,17 @@ def measure_noise(tensor: Tensor, known: Tensor | None) -> float:
     return float(np.clip(noise, _SMALLEST_NOISE, _LARGEST_NOISE))
 
 
-def foreign_noise(model: Model, tensor: Tensor) -> float | None:
+def foreign_noise(model: Model, tensor: StoredTensor) -> float | None:
     """What is typical, without a look at other inputs; None of all but foreign codes."""
     return TYPICAL_NOISE if is_foreign(model, tensor) else None
 
 
-def _noise_of(tensor: Tensor) -> float:
+def _noise_of(tensor: StoredTensor) -> float:
     assert isinstance(tensor.type, ScalarType)
     return tensor.type.noise
 
 
-def _squared_scales(tensor: Tensor, start: int, end: int) -> float:
+def _squared_scales(tensor: StoredTensor, start: int, end: int) -> float:
     """The squared scales of a range of weights, summed over the weights."""
     evidence = EvidenceBuffer([Witness(tensor.type)]).read([tensor], start, end)
     scale = evidence.scale[0].astype(np.float64)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from recover._text import printable, quoted, some
-from recover.containers.gguf.reader import Model, Tensor
+from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError, UsageError
 from recover.quants import (
     TILE,
@@ -83,14 +83,14 @@ def _side_names(model: Model) -> set[str]:
     return {quoted(side.name) for tensor in tensors for side in tensor.side_tensors}
 
 
-def _shape(tensor: Tensor) -> str:
+def _shape(tensor: StoredTensor) -> str:
     dims = list(tensor.dims)
     while len(dims) > 1 and dims[-1] == 1:
         dims.pop()
     return "x".join(map(str, dims))
 
 
-def by_fineness(tensors: Sequence[Tensor], chosen: Iterable[int]) -> list[int]:
+def by_fineness(tensors: Sequence[StoredTensor], chosen: Iterable[int]) -> list[int]:
     """Indices of tensors, finest first.
 
     Among floats of one type those that use more of its bits (BF16 numbers in an F32 tensor end in
@@ -98,7 +98,7 @@ def by_fineness(tensors: Sequence[Tensor], chosen: Iterable[int]) -> list[int]:
     """
 
     def key(i: int) -> tuple[float, int, bytes, int]:
-        start = tensors[i].raw[:_N_COMPARED]
+        start = _first_bytes(tensors[i])
         kind = tensors[i].type
         last_bit = _last_bit(start, kind) if isinstance(kind, FloatType) else 0
         scales = tensors[i].scales
@@ -108,6 +108,12 @@ def by_fineness(tensors: Sequence[Tensor], chosen: Iterable[int]) -> list[int]:
     return sorted(chosen, key=key)
 
 
+def _first_bytes(tensor: StoredTensor) -> U8Array:
+    """The first `_N_COMPARED` stored bytes; all if there are fewer."""
+    n_weights = -(-_N_COMPARED // tensor.type.type_size) * tensor.type.block_size
+    return tensor.part(0, min(n_weights, tensor.n_weights))[:_N_COMPARED]
+
+
 def _last_bit(raw: U8Array, kind: FloatType) -> int:
     """Number of the lowest bit that any of some numbers has set; of zeros, the number of bits."""
     words = raw.view(f"<u{kind.type_size}")
@@ -115,7 +121,7 @@ def _last_bit(raw: U8Array, kind: FloatType) -> int:
     return (bits & -bits).bit_length() - 1 if bits else 8 * kind.type_size
 
 
-def contradicts(other: Tensor, finest: Tensor) -> bool:
+def contradicts(other: StoredTensor, finest: StoredTensor) -> bool:
     """Whether a tensor with other bytes says something else than a finer one, rounding aside."""
     if isinstance(finest.type, OpaqueType) or other.type is finest.type:
         return True
@@ -130,7 +136,7 @@ def contradicts(other: Tensor, finest: Tensor) -> bool:
     return False
 
 
-def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+def find_twins(tensors: Sequence[StoredTensor]) -> tuple[int, ...]:
     """For each tensor the index of the first one of the same type with the same bytes.
 
     Where scales are beside any of them, with the same weights.
@@ -142,37 +148,23 @@ def find_twins(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(twins)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.type is not other.type:
-        return False
-    if one.scales is None and other.scales is None:
-        return same_bytes(one.raw, other.raw)
-    return _same_weights(one, other)
+def _same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same; stops at the first range that differs.
 
-
-def _same_weights(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers: a scale may be beside one, in blocks of another.
-
-    Stops at the first chunk that differs.
+    Where there are no scales the bytes are compared. Otherwise the numbers: a scale may be beside
+    one, in blocks of another.
     """
-    start, end = 0, 4096
-    while one.n_weights == other.n_weights:
-        end = min(end, one.n_weights)
-        if not np.array_equal(one.read(start, end), other.read(start, end)):
-            return False
-        if end == one.n_weights:
-            return True
-        start, end = end, end + TILE
-    return False
-
-
-def same_bytes(one: U8Array, other: U8Array) -> bool:
-    """Whether two byte arrays are equal; stops at the first chunk that differs."""
-    if one.size != other.size:
+    if one.type is not other.type or one.n_weights != other.n_weights:
         return False
-    start, chunk = 0, 4096
-    while start < one.size:
-        if not np.array_equal(one[start : start + chunk], other[start : start + chunk]):
+    is_scaled = one.scales is not None or other.scales is not None
+    start, end = 0, 4096
+    while start < one.n_weights:
+        end = min(end, one.n_weights)
+        if is_scaled:
+            same = np.array_equal(one.read(start, end), other.read(start, end))
+        else:
+            same = np.array_equal(one.part(start, end), other.part(start, end))
+        if not same:
             return False
-        start, chunk = start + chunk, 1 << 20
+        start, end = end, end + TILE
     return True

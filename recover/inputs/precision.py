@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from recover.containers.gguf.reader import Model, Tensor
+from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS, count_scales, count_without
 from recover.inputs.provenance import has_cells, sample_blocks
@@ -181,9 +181,9 @@ def fit_of(name: str, models: Sequence[Model], format_name: str, intervals: Inte
     return Fit(n_scales, n_fitting, int(n_bounded), int(n_without), int(n_single), expected)
 
 
-def _scales(tensor: Tensor) -> tuple[int, int]:
+def _scales(tensor: StoredTensor) -> tuple[int, int]:
     """Scales that come from one weight each, of a sample of blocks, and those that fit bf16."""
-    blocks = sample_blocks(tensor.raw, tensor.type.type_size)
+    blocks = sample_blocks(tensor)
     n_scales, n_without = scales_without_bf16(blocks.reshape(-1), tensor.type)
     return n_scales, n_scales - n_without
 
@@ -247,13 +247,12 @@ def source_precision(model: Model) -> SourcePrecision:
     return SourcePrecision(name, len(tensors), numbers.size, n_distinct, n_bf16, n_f16, minus_one)
 
 
-def _first_numbers(tensors: Sequence[Tensor], most: int) -> F32Array:
+def _first_numbers(tensors: Sequence[StoredTensor], most: int) -> F32Array:
     """The numbers of tensors, one after the other, as far as there are so many."""
     parts = [np.empty(0, np.float32)]
     for tensor in tensors:
         n_numbers = min(tensor.n_weights, most)
-        raw = tensor.raw[: tensor.type.n_bytes(n_numbers)]
-        parts.append(dequantize(raw, tensor.type))
+        parts.append(tensor.read(0, n_numbers))
         most -= n_numbers
         if not most:
             break
@@ -265,7 +264,7 @@ def _adds_one(model: Model) -> bool:
     return str(model.get("general.architecture")).startswith(_ADDING_ONE)
 
 
-def _norms(model: Model) -> list[Tensor]:
+def _norms(model: Model) -> list[StoredTensor]:
     """F32 norms; F32 biases if there are none. Other F32 tensors may have been computed."""
     exact = [tensor for tensor in model.tensors.values() if tensor.type.name == "F32"]
     norms = [tensor for tensor in exact if tensor.name.endswith("norm.weight")]

@@ -36,9 +36,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY
-from recover.containers.gguf.reader import Model, Tensor
+from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import Witness
-from recover.inputs.originals.origin import is_original
 from recover.quants import FloatType, ScalarType, TensorType, U8Array
 
 # Blocks that are looked at: so many runs, evenly spaced, of so many blocks.
@@ -72,30 +71,28 @@ class Marks:
         return self.n_without / self.n_blocks if self.n_blocks else 0.0
 
 
-def encoder_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
+def encoder_marks(tensor: StoredTensor) -> Marks | None:
     """Look for the marks of llama.cpp's encoder in a bounded number of blocks.
 
     Parameters
     ----------
-    raw : uint8 (n_blocks * type_size,)
-        The stored bytes. At most 4096 blocks, evenly spaced, are looked at: always the same.
-    tensor_type : TensorType
-        What they are.
+    tensor : StoredTensor
+        Of any type. At most 4096 blocks, evenly spaced, are looked at: always the same.
 
     Returns
     -------
     Marks or None
         None for types that bear no marks.
     """
-    if not isinstance(tensor_type, ScalarType) or tensor_type.marks is None:
+    if not isinstance(tensor.type, ScalarType) or tensor.type.marks is None:
         return None
-    return count_marks(sample_blocks(raw, tensor_type.type_size).reshape(-1), tensor_type)
+    return count_marks(sample_blocks(tensor).reshape(-1), tensor.type)
 
 
-def marks_of(tensor: Tensor) -> Marks | None:
+def marks_of(tensor: StoredTensor) -> Marks | None:
     """As `encoder_marks`; asked for again, the bytes are not looked at again."""
     if tensor not in _FOUND:
-        _FOUND[tensor] = encoder_marks(tensor.raw, tensor.type)
+        _FOUND[tensor] = encoder_marks(tensor)
     return _FOUND[tensor]
 
 
@@ -112,19 +109,19 @@ def marks_hold_with_imatrix(tensor_type: TensorType) -> bool:
     return isinstance(tensor_type, ScalarType) and tensor_type.marks_hold_with_imatrix
 
 
-def codes_are_plain(raw: U8Array, tensor_type: TensorType) -> bool:
+def codes_are_plain(tensor: StoredTensor) -> bool:
     """Whether the codes can be those of llama.cpp's encoder without an importance matrix.
 
     Looked at are the types whose codes confine the weights only then, in a bounded number of
     blocks (see `encoder_marks`); for the others the answer is always yes.
     """
-    if not (isinstance(tensor_type, ScalarType) and tensor_type.cells_need_marks):
+    if not (isinstance(tensor.type, ScalarType) and tensor.type.cells_need_marks):
         return True
-    marks = encoder_marks(raw, tensor_type)
+    marks = encoder_marks(tensor)
     return marks is None or marks.n_without == 0
 
 
-def is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: StoredTensor) -> bool:
     """As `codes_are_plain`; asked for again, the bytes are not looked at again."""
     if not (isinstance(tensor.type, ScalarType) and tensor.type.cells_need_marks):
         return True
@@ -142,14 +139,14 @@ def is_searched(model: Model) -> bool:
     return uses_imatrix(model) or QUANTIZER_KEY in model.metadata
 
 
-def is_foreign(model: Model, tensor: Tensor) -> bool:
+def is_foreign(model: Model, tensor: StoredTensor) -> bool:
     """Whether another encoder than llama.cpp's gave the codes, as a sample of the scales tells.
 
     Parameters
     ----------
     model : Model
         Whose metadata may name an importance matrix, or a quantizer, as the reason.
-    tensor : Tensor
+    tensor : StoredTensor
         Of any type; those are looked at whose blocks have one scale, and cells only with a mark.
     """
     kind = tensor.type
@@ -159,7 +156,7 @@ def is_foreign(model: Model, tensor: Tensor) -> bool:
     # are there.
     if tensor.n_weights < _FEWEST_BLOCKS * kind.block_size or is_plain(tensor):
         return False
-    blocks = sample_blocks(tensor.raw, kind.type_size)
+    blocks = sample_blocks(tensor)
     d = np.ascontiguousarray(blocks[:, kind.d_at : kind.d_at + 2]).view("<u2")[:, 0]
     used = (d & 0x7FFF) > 0
     if np.count_nonzero(used) < _FEWEST_BLOCKS:
@@ -176,17 +173,17 @@ def imatrix_of(model: Model) -> dict[str, Any]:
     return {key.removeprefix(IMATRIX_PREFIX): model.get(key) for key in keys}
 
 
-def has_cells(model: Model, tensor: Tensor) -> bool:
+def has_cells(model: Model, tensor: StoredTensor) -> bool:
     """Whether the codes of a tensor confine the original weights (see `recover.evidence.cells`)."""
     return witness_of(model, tensor).has_cells
 
 
-def confines(model: Model, tensor: Tensor) -> bool:
+def confines(model: Model, tensor: StoredTensor) -> bool:
     """Whether an input's tensor gives an interval for each of the original weights."""
     return isinstance(tensor.type, FloatType) or has_cells(model, tensor)
 
 
-def witness_of(model: Model, tensor: Tensor) -> Witness:
+def witness_of(model: Model, tensor: StoredTensor) -> Witness:
     """A tensor of a model as a witness: whether its codes prove something, and how it was made."""
     kind = tensor.type
     marks = marks_of(tensor)
@@ -219,18 +216,20 @@ def searched_tensors(model: Model, names: Iterable[str]) -> list[str]:
     return [
         each.name
         for each in tensors
-        if not is_original(each) and not is_plain(each) and not is_foreign(model, each)
+        if not each.is_original and not is_plain(each) and not is_foreign(model, each)
     ]
 
 
-def sample_blocks(raw: U8Array, type_size: int) -> U8Array:
-    """Blocks (n, type_size) to look at; only ranges of `raw` are taken."""
-    n_blocks = raw.size // type_size
-    if n_blocks <= _N_RUNS * _RUN:
-        return raw[: n_blocks * type_size].reshape(-1, type_size)
-    starts = np.linspace(0, n_blocks - _RUN, _N_RUNS).astype(np.int64) * type_size
-    runs = [raw[start : start + _RUN * type_size] for start in starts]
-    return np.concatenate(runs).reshape(-1, type_size)
+def sample_blocks(tensor: StoredTensor) -> U8Array:
+    """Blocks (n, type_size) of a tensor to look at: evenly spaced runs, or all if they are few."""
+    size = tensor.type.block_size
+    n_blocks = tensor.n_weights // size
+    runs = [(0, n_blocks)]
+    if n_blocks > _N_RUNS * _RUN:
+        starts = np.linspace(0, n_blocks - _RUN, _N_RUNS).astype(np.int64)
+        runs = [(int(start), int(start) + _RUN) for start in starts]
+    parts = [tensor.part(start * size, end * size) for start, end in runs]
+    return np.concatenate(parts).reshape(-1, tensor.type.type_size)
 
 
-_FOUND: WeakKeyDictionary[Tensor, Marks | None] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[StoredTensor, Marks | None] = WeakKeyDictionary()

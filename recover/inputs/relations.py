@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from recover.containers.gguf.reader import Model, Tensor
+from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Bounds, Intervals
 from recover.inputs.descent import Descent
 from recover.inputs.matching import find_twins
@@ -178,7 +178,7 @@ def explained_by_rounding(models: Sequence[Model], inputs: Mapping[str, Sequence
     return True
 
 
-def _is_rounded(descent: Descent, tensors: Sequence[Tensor]) -> bool:
+def _is_rounded(descent: Descent, tensors: Sequence[StoredTensor]) -> bool:
     """Whether a tensor of floats is what the original, or a finer copy of it, rounds to."""
     return all(isinstance(tensors[i].type, FloatType) for i in descent.parents)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recover._text import printable
-from recover.containers.gguf.reader import Model
+from recover.containers.model import Model
 from recover.quants import FloatType, OpaqueType
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.gguf.reader import Tensor
+from recover.containers.model import StoredTensor
 from recover.evidence.intervals import Bounds, Intervals
 from recover.inputs.matching import typical_error
 from recover.quants import F32Array, FloatType, TensorType, U8Array
@@ -27,7 +27,7 @@ class Sample:
 
     Parameters
     ----------
-    tensor : Tensor
+    tensor : StoredTensor
         Of any type that can be decoded.
     confines : bool
         Whether its numbers or codes prove bounds.
@@ -49,7 +49,7 @@ class Sample:
     """
 
     def __init__(
-        self, tensor: Tensor, confines: bool, start: int, end: int, intervals: Intervals
+        self, tensor: StoredTensor, confines: bool, start: int, end: int, intervals: Intervals
     ) -> None:
         self.type: TensorType = tensor.type
         self.raw: U8Array = tensor.part(start, end)
@@ -87,7 +87,9 @@ class Sampler:
     def __init__(self) -> None:
         self._intervals: dict[int, Intervals] = {}
 
-    def read(self, number: int, tensor: Tensor, confines: bool, start: int, end: int) -> Sample:
+    def read(
+        self, number: int, tensor: StoredTensor, confines: bool, start: int, end: int
+    ) -> Sample:
         """Weights `start` to `end` of a tensor of input `number`."""
         if number not in self._intervals:
             self._intervals[number] = Intervals()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recover._text import quoted, some
-from recover.containers.gguf.reader import Model
+from recover.containers.model import Model
 from recover.inputs.provenance import confines
 from recover.inputs.relations import explained_by_rounding
 from recover.merge.checks import is_refused

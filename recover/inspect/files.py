@@ -7,7 +7,8 @@ from typing import Any
 
 from recover._text import quoted
 from recover.containers.gguf.metadata import QUANTIZER_KEY
-from recover.containers.gguf.reader import Model, open_gguf
+from recover.containers.model import Model
+from recover.inputs.open import open_model
 from recover.inputs.precision import SourcePrecision, source_of_file
 from recover.inputs.provenance import encoder_marks, imatrix_of, marks_hold_with_imatrix
 from recover.quants import ScalarType, name_of_file_type, type_by_name
@@ -135,14 +136,14 @@ def inspect_file(path: str | os.PathLike[str]) -> FileReport:
     GGUFError
         If it cannot be read.
     """
-    return inspect_model(open_gguf(path))
+    return inspect_model(open_model(path))
 
 
 def inspect_model(model: Model) -> FileReport:
     """Say what an open file is."""
     tensors = model.tensors.values()
     types = Counter(tensor.type.name for tensor in tensors)
-    n_tensor_bytes = sum(tensor.raw.size for tensor in model.stored.values())
+    stored = [each for tensor in tensors for each in (tensor, *tensor.side_tensors)]
     return FileReport(
         path=str(model.path),
         architecture=_text(model, "general.architecture"),
@@ -151,7 +152,7 @@ def inspect_model(model: Model) -> FileReport:
         quantized_by=_text(model, "general.quantized_by"),
         n_weights=model.n_weights,
         n_bytes=model.n_bytes,
-        bits_per_weight=8 * n_tensor_bytes / max(model.n_weights, 1),
+        bits_per_weight=8 * sum(each.n_bytes for each in stored) / max(model.n_weights, 1),
         types=dict(types.most_common()),
         side_tensors=tuple(side.name for each in tensors for side in each.side_tensors),
         imatrix=imatrix_of(model) or None,
@@ -187,7 +188,7 @@ def _quantizer(model: Model) -> str | None:
 def _marks(model: Model) -> tuple[TypeMarks, ...]:
     figures: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for tensor in model.tensors.values():
-        marks = encoder_marks(tensor.raw, tensor.type)
+        marks = encoder_marks(tensor)
         if isinstance(tensor.type, ScalarType) and marks is not None:
             here = (1, marks.n_without > 0, marks.n_blocks, marks.n_without)
             sums = figures[tensor.type.name]

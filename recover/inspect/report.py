@@ -8,9 +8,9 @@ from typing import Any
 
 from recover._text import quoted, some
 from recover.bounds.plan import open_inputs
-from recover.containers.gguf.reader import open_gguf
 from recover.execution.tiles import Progress
 from recover.inputs.descent import ESTIMATED
+from recover.inputs.open import open_model
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.relations import (
     ANOTHER_MODEL,
@@ -233,7 +233,7 @@ def inspect_files(
         If a file cannot be read, or tensors or shapes differ.
     """
     if len(paths) == 1:
-        return Inspection((inspect_model(open_gguf(paths[0])),))
+        return Inspection((inspect_model(open_model(paths[0])),))
     models = open_inputs(paths)
     reports = tuple(inspect_model(model) for model in models)
     models = with_originals(models, list(models[0].tensors), [])

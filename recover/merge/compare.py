@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
-from recover.containers.gguf.reader import Tensor
+from recover.containers.model import StoredTensor
 from recover.estimators._combine import group_variances, sum_variance
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, take_one
 from recover.evidence.cells import intersect_cells
@@ -148,22 +148,22 @@ class Comparison:
 
     Parameters
     ----------
-    taken : Tensor
+    taken : StoredTensor
         The input whose weights are written.
     is_exact : bool
         Whether its decoded weights are the original's; otherwise its cells count.
-    confining : sequence of Tensor
+    confining : sequence of StoredTensor
         Inputs whose numbers or codes prove bounds; `taken` among them if it does and is not exact.
-    others : sequence of (Tensor, Witness)
+    others : sequence of (StoredTensor, Witness)
         Inputs that prove none, and how they were made.
     """
 
     def __init__(
         self,
-        taken: Tensor,
+        taken: StoredTensor,
         is_exact: bool,
-        confining: Sequence[Tensor],
-        others: Sequence[tuple[Tensor, Witness]],
+        confining: Sequence[StoredTensor],
+        others: Sequence[tuple[StoredTensor, Witness]],
     ) -> None:
         self._taken = taken
         self._is_exact = is_exact
@@ -196,7 +196,7 @@ class Comparison:
 
 
 def compare(
-    inputs: Sequence[Tensor],
+    inputs: Sequence[StoredTensor],
     confines: Sequence[bool],
     noises: Sequence[float | None],
     *,
@@ -206,7 +206,7 @@ def compare(
 
     Parameters
     ----------
-    inputs : sequence of Tensor
+    inputs : sequence of StoredTensor
         As they are stored.
     confines : sequence of bool
         Whether their numbers or codes prove bounds.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recover._text import printable, quoted
-from recover.containers.gguf.reader import Model
+from recover.containers.model import Model
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, estimator, method_for
 from recover.estimators.uncorrected import UncorrectedTileEstimator
@@ -16,7 +16,6 @@ from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import measure_noise
 from recover.inputs.matching import by_fineness, contradicts, find_twins
-from recover.inputs.originals.origin import is_original
 from recover.inputs.provenance import is_foreign, is_plain, is_searched, witness_of
 from recover.inputs.samples import Sampler
 from recover.merge.lineage import declared_parents
@@ -165,7 +164,7 @@ class Decider:
         else:
             if one_dimensional:
                 outtype = type_by_name("F32")
-            if originals := [i for i in distinct if is_original(tensors[i])]:
+            if originals := [i for i in distinct if tensors[i].is_original]:
                 sources = originals[:1]
             elif len(distinct) > 1 and not estimator(self._method).takes_first:
                 sources, action = distinct, "merge"
@@ -233,7 +232,7 @@ class Decider:
         original if other inputs were quantized from them.
         """
         tensor = self._models[sources[0]].tensors[name]
-        if isinstance(tensor.type, FloatType | OpaqueType) or is_original(tensor):
+        if isinstance(tensor.type, FloatType | OpaqueType) or tensor.is_original:
             return True
         if len(sources) > 1 or not any(sources[0] in each.parents for each in descents):
             return False
@@ -277,7 +276,7 @@ class Decider:
         for descent in floats:
             del tensors[descent.child]
         is_small = self._models[0].tensors[name].n_weights < FEWEST_WEIGHTS
-        if is_small or any(is_original(tensor) for tensor in tensors.values()):
+        if is_small or any(tensor.is_original for tensor in tensors.values()):
             return (*declared, *floats)
         confining = self._confining(name, tensors)
 

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
-from recover.containers.gguf.reader import Model, Tensor
-from recover.inputs.originals.origin import is_original
+from recover.containers.model import Model, StoredTensor
 from recover.merge.decide import Draft
 from recover.merge.sums import NOT_FINITE, ROUNDED
 from recover.quants import F32Array, FloatType, TensorType, U8Array, dequantize
@@ -55,12 +54,12 @@ def _rounded(plan: "MergePlan", totals: Mapping[int, NDArray[np.float64]]) -> li
     ]
 
 
-def _source(plan: "MergePlan", tensor: "TensorPlan") -> Tensor:
+def _source(plan: "MergePlan", tensor: "TensorPlan") -> StoredTensor:
     return plan.models[tensor.sources[0]].tensors[tensor.name]
 
 
-def _is_exact(tensor: Tensor) -> bool:
-    return isinstance(tensor.type, FloatType) or is_original(tensor)
+def _is_exact(tensor: StoredTensor) -> bool:
+    return isinstance(tensor.type, FloatType) or tensor.is_original
 
 
 def unquantized_warnings(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:

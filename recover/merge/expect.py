@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recover.containers.gguf.reader import Model
+from recover.containers.model import Model
 from recover.estimators import DEFAULT_METHOD, Tally, TileEstimator
 from recover.estimators.error_calibration import find_claims
 from recover.evidence.buffer import Witness

@@ -11,9 +11,10 @@ from recover._version import __version__
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, derived_metadata
 from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
-from recover.containers.gguf.reader import Model
+from recover.containers.model import Model
 from recover.errors import PlanError
 from recover.execution.output import check_output_path
+from recover.inputs.open import metadata_source
 from recover.merge.decide import Draft
 from recover.merge.lineage import METHOD_KEY, NAMES_KEY, SIZES_KEY, TYPES_KEY, types_of
 from recover.merge.options import MergeOptions
@@ -72,7 +73,7 @@ def lay_out_output(
     Parameters
     ----------
     models : sequence of Model
-        The opened inputs; metadata come from the first.
+        The opened inputs; metadata come from the first GGUF file.
     drafts : sequence of Draft
         The tensors in output order.
     output : Path
@@ -87,7 +88,7 @@ def lay_out_output(
     """
     metadata = _metadata(models, options)
     shapes = [(draft.name, draft.dims, output_type_of(draft)) for draft in drafts]
-    alignment = models[0].header.alignment
+    alignment = metadata_source(models).header.alignment
     paths: tuple[Path, ...] = (output,)
     if options.split_max_size is None:
         layouts = [lay_out(metadata, shapes, alignment)]
@@ -131,7 +132,7 @@ def lay_out_deviations(
     layout = lay_out(
         derived_metadata({}, (), entries),
         [(draft.name, draft.dims, bf16) for draft in told],
-        models[0].header.alignment,
+        metadata_source(models).header.alignment,
     )
     positions = zip((draft.name for draft in told), layout.positions, strict=True)
     return SecondOutput(path, layout.header, layout.n_bytes, MappingProxyType(dict(positions)))
@@ -154,10 +155,10 @@ def output_type_of(draft: Draft) -> TensorType:
 
 
 def _metadata(models: Sequence[Model], options: MergeOptions) -> list[bytes]:
-    """Spans of the first input, without those that would be wrong; and provenance."""
+    """Spans of the first GGUF input, without those that would be wrong; and provenance."""
     calibration = options.calibration
     return derived_metadata(
-        models[0].metadata,
+        metadata_source(models).metadata,
         _DROPPED_PREFIXES,
         [
             ("general.file_type", ValueType.UINT32, type_by_name(options.outtype).file_type),

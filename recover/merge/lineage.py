@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recover._text import printable, quoted, some
-from recover.containers.gguf.reader import Model
+from recover.containers.model import Model
 from recover.errors import GGUFError
 
 METHOD_KEY = "recover.method"

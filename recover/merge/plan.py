@@ -9,9 +9,9 @@ from typing import Any
 from recover._text import printable, quoted, some
 from recover.calibration.weights import Calibration
 from recover.containers.gguf.names import n_layers
-from recover.containers.gguf.reader import Model, open_gguf
 from recover.containers.gguf.side_scales import folded
 from recover.containers.mapping import check_unchanged
+from recover.containers.model import Model
 from recover.errors import UsageError
 from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, MEAN, estimator
 from recover.evidence.intervals import Intervals
@@ -19,6 +19,7 @@ from recover.evidence.lattice import SIGNIFICAND_BITS
 from recover.execution.output import check_output_path
 from recover.inputs.descent import Descent
 from recover.inputs.matching import check_match, select_tensors, typical_error
+from recover.inputs.open import open_model
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import searched_tensors
@@ -203,7 +204,7 @@ def plan_merge(
     Parameters
     ----------
     inputs : sequence of path-like
-        GGUF files quantized from the same original. Metadata comes from the first.
+        Models quantized from the same original. Metadata comes from the first GGUF file.
     output : path-like
         GGUF file to be written.
     method : str
@@ -245,7 +246,7 @@ def plan_merge(
     if not inputs:
         raise UsageError("there are no inputs")
     options = check_options(method, estimate, outtype, snap, calibration, split_max_size)
-    models = tuple(open_gguf(path) for path in inputs)
+    models = tuple(open_model(path) for path in inputs)
     output = Path(output)
     parts = [part for model in models for part in model.parts]
     check_output_path(output, parts if split_max_size is None else ())

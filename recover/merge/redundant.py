@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from recover._text import printable, quoted, some
-from recover.containers.gguf.reader import Model
+from recover.containers.model import Model
 from recover.inputs.descent import ESTIMATED, Descent
 from recover.merge.decide import Draft
 from recover.quants import FloatType, OpaqueType

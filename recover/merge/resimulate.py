@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from recover.calibration.simulate import SEED, Counts, importance
-from recover.containers.gguf.reader import Tensor
+from recover.containers.model import StoredTensor
 from recover.errors import PlanError, UsageError
 from recover.estimators import estimator
 from recover.estimators.base import DENSITIES
@@ -106,7 +106,7 @@ def _is_whole(tensor: TensorPlan) -> bool:
     return tensor.dims[0] % _SUPERBLOCK == 0
 
 
-def _kinds(plan: MergePlan, tensor: TensorPlan) -> dict[Key, tuple[Tensor, ScalarType]]:
+def _kinds(plan: MergePlan, tensor: TensorPlan) -> dict[Key, tuple[StoredTensor, ScalarType]]:
     """A tensor's sources of scalar types, by the key of their densities."""
     return {
         _key(witness, tensor.witnesses): (plan.models[source].tensors[tensor.name], witness.type)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.containers.gguf.parts import whole_path
-from recover.containers.gguf.reader import header_bytes
 from recover.errors import InputError, OutputError
 from recover.execution.journal import Journal
 from recover.execution.output import OutputFiles, partial_path
@@ -258,11 +257,6 @@ def fingerprint(plan: MergePlan) -> dict[str, str]:
     sources = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         sources.update(path.read_bytes())
-    inputs = []
-    for part in [part for model in plan.models for part in model.parts]:
-        status = part.stat()
-        header = hashlib.sha256(header_bytes(part)).hexdigest()
-        inputs.append([str(part.resolve()), status.st_size, status.st_mtime_ns, header])
     options = {
         "method": plan.method,
         "estimate": plan.estimate,
@@ -275,7 +269,7 @@ def fingerprint(plan: MergePlan) -> dict[str, str]:
     densities = None if plan.densities is None else sorted(plan.densities.items())
     return {
         "version": f"{__version__} {sources.hexdigest()}",
-        "inputs": _digest(inputs),
+        "inputs": _digest([model.fingerprint() for model in plan.models]),
         "options": _digest(options),
         "calibration": _digest(calibration),
         "densities": _digest(densities),

@@ -12,8 +12,9 @@ from typing import Any
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
-from recover.containers.gguf.reader import Model, Tensor, open_gguf
+from recover.containers.gguf.reader import GGUFModel, open_gguf
 from recover.containers.gguf.side_scales import folded
+from recover.containers.model import StoredTensor
 from recover.errors import PlanError, UsageError
 from recover.execution.output import check_output_path
 from recover.execution.tiles import whole_rows
@@ -142,7 +143,7 @@ class QuantizePlan:
 
     Attributes
     ----------
-    model : Model
+    model : GGUFModel
         The opened input.
     output : Path
         File to be written.
@@ -164,7 +165,7 @@ class QuantizePlan:
         What the user should know.
     """
 
-    model: Model
+    model: GGUFModel
     output: Path
     outtype: str
     quantizer: str
@@ -320,7 +321,7 @@ def _weighs_rows(outtype: TensorType) -> bool:
 class _Draft:
     """A tensor's plan before it has its place."""
 
-    tensor: Tensor
+    tensor: StoredTensor
     outtype: TensorType
     uses_imatrix: bool
 
@@ -342,7 +343,7 @@ class _Chooser:
 
     def __init__(
         self,
-        model: Model,
+        model: GGUFModel,
         rules: Sequence[tuple[re.Pattern[str], TensorType]],
         imatrix: Imatrix | None,
     ) -> None:
@@ -353,7 +354,7 @@ class _Chooser:
         self._rules = rules
         self._unused = [pattern for pattern, _ in rules]
         self._imatrix = imatrix
-        self._changed: list[Tensor] = []
+        self._changed: list[StoredTensor] = []
         self._unweighted: list[str] = []
         self._fallbacks: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
 
@@ -366,7 +367,7 @@ class _Chooser:
             else:
                 self._changed.append(tensor)
 
-    def _draft(self, tensor: Tensor) -> _Draft:
+    def _draft(self, tensor: StoredTensor) -> _Draft:
         """What happens to a tensor."""
         outtype = self._outtype(tensor) if self._is_eligible(tensor) else tensor.type
         if outtype is tensor.type:
@@ -382,7 +383,7 @@ class _Chooser:
             )
         return _Draft(tensor, outtype, weighs)
 
-    def _is_eligible(self, tensor: Tensor) -> bool:
+    def _is_eligible(self, tensor: StoredTensor) -> bool:
         """Mirrors `tensor_allows_quantization`."""
         return (
             any(dim > 1 for dim in tensor.dims[1:])
@@ -392,7 +393,7 @@ class _Chooser:
             and not any(part in tensor.name for part in self._left_parts)
         )
 
-    def _outtype(self, tensor: Tensor) -> TensorType:
+    def _outtype(self, tensor: StoredTensor) -> TensorType:
         """The type of the first rule that matches, or what it falls back to."""
         rules = self._rules
         pattern, wanted = next(rule for rule in rules if rule[0].search(tensor.name))
@@ -407,7 +408,7 @@ class _Chooser:
             self._fallbacks[wanted.name, outtype.name].append(quoted(tensor.name))
         return outtype
 
-    def _weighs(self, tensor: Tensor) -> bool:
+    def _weighs(self, tensor: StoredTensor) -> bool:
         """Whether the importance matrix has a say on a tensor."""
         if self._imatrix is None:
             return False
@@ -439,7 +440,7 @@ class _Chooser:
 
 
 def _metadata(
-    model: Model,
+    model: GGUFModel,
     outtype: TensorType,
     imatrix: Imatrix | None,
     imatrix_path: Path | None,

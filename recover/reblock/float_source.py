@@ -96,7 +96,12 @@ _Opened = tuple[tuple[Path, ...], Iterator[_Stored], Callable[[list[SourceTensor
 def _read_gguf(path: Path) -> _Opened:
     model = open_gguf(path)
     stored = (
-        _Stored(name=each.name, dims=each.dims, type_name=each.type.name, raw=each.raw)
+        _Stored(
+            name=each.name,
+            dims=each.dims,
+            type_name=each.type.name,
+            raw=each.part(0, each.n_weights),
+        )
         for each in model.stored.values()
     )
 

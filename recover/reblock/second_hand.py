@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from recover._text import printable, quoted
 from recover.containers.gguf.header import ValueType
 from recover.containers.gguf.metadata import derived_metadata
-from recover.containers.gguf.reader import Tensor, open_gguf
+from recover.containers.gguf.reader import open_gguf
+from recover.containers.model import StoredTensor
 from recover.errors import ReblockError
 from recover.inputs.originals.codes import HALVES, n_bits, pack_codes, read_once
 from recover.inputs.originals.requantized import (
@@ -82,12 +83,12 @@ def _conditions(chains: set[str]) -> Iterator[str]:
 
 
 def _settle(
-    tensor: Tensor, outtype: str | None, n_threads: int | None
+    tensor: StoredTensor, outtype: str | None, n_threads: int | None
 ) -> tuple[SourceTensor, str | None]:
     """The output tensor, and the chain if its origin was found."""
     found = None
     if tensor.type.name == "Q8_0":
-        found = find_second_hand(tensor.raw, tensor.dims[0], n_threads=n_threads)
+        found = find_second_hand(tensor, n_threads=n_threads)
     if found is None:
         return _kept(tensor, ""), None
     names = [name for name, half in HALVES.items() if found.reach <= half and name != "Q4_1"]
@@ -101,17 +102,20 @@ def _settle(
     return _recovered(tensor, found, type_by_name(wanted), what), found.chain
 
 
-def _kept(tensor: Tensor, reason: str) -> SourceTensor:
+def _kept(tensor: StoredTensor, reason: str) -> SourceTensor:
     """A tensor whose bytes are taken as they are."""
     if tensor.type.name == "Q8_0" and not reason:
         reason = "copied: its bytes do not prove integers times a BF16 scale per group"
         if tensor.dims[0] > LONGEST_ROW:
             reason = f"copied: rows of more than {LONGEST_ROW} weights are not looked at"
-    return replace(copied(tensor.name, tensor.dims, tensor.type.name, tensor.raw), reason=reason)
+    raw = tensor.part(0, tensor.n_weights)
+    return replace(copied(tensor.name, tensor.dims, tensor.type.name, raw), reason=reason)
 
 
-def _recovered(tensor: Tensor, found: SecondHand, outtype: TensorType, what: str) -> SourceTensor:
-    blocks, length = Blocks(tensor.raw, tensor.dims[0]), tensor.dims[0]
+def _recovered(
+    tensor: StoredTensor, found: SecondHand, outtype: TensorType, what: str
+) -> SourceTensor:
+    blocks, length = Blocks(tensor), tensor.dims[0]
 
     def groups_of(first: int, last: int) -> tuple[U8Array, Groups]:
         raw = blocks.rows(first, last)

@@ -14,9 +14,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.model import ArrayTensor
 from recover.inputs.originals._requantized import read_groups, tables
 from recover.inputs.originals.grid import Floats, find_grid, read
 from recover.inputs.originals.requantized import CHAINS, find_second_hand
+from recover.quants import type_by_name
 from tests.naive.grids import TYPES, rounded, stored_bytes
 from tests.oracle import libggml
 
@@ -73,7 +75,8 @@ def second_hand(n_rows: int) -> None:
             codes, scales = integers(n_rows, group, largest)
             weights = rounded(codes * scales, chain).astype(np.float32)
             raw = libggml.quantize(8, weights.reshape(n_rows, ROW))
-            found, seconds = cpu_seconds(lambda raw=raw: find_second_hand(raw, ROW, n_threads=1))
+            tensor = ArrayTensor("t", (ROW, n_rows), type_by_name("Q8_0"), raw)
+            found, seconds = cpu_seconds(lambda each=tensor: find_second_hand(each, n_threads=1))
             name = f"{chain} int{8 if largest == 127 else 4} / {group}"
             if found is None:
                 print(f"{name:24}{'no':>14}")

@@ -10,6 +10,7 @@ from gguf import GGUFWriter
 from numpy.typing import NDArray
 
 from recover.containers.gguf.reader import open_gguf
+from recover.containers.model import ArrayTensor
 from recover.evidence.intervals import Intervals
 from recover.inputs.precision import Fit, fit_of, source_precision
 from recover.inputs.provenance import (
@@ -20,7 +21,7 @@ from recover.inputs.provenance import (
 )
 from recover.inspect.files import inspect_file
 from recover.merge.plan import plan_merge
-from recover.quants import ScalarType, all_types, quantize, type_by_name
+from recover.quants import ScalarType, TensorType, all_types, quantize, type_by_name
 from tests.oracle import libggml
 from tests.oracle.weights import SYNTHETIC
 from tests.support.gguf_files import Stored, stored, write_gguf
@@ -35,6 +36,11 @@ def lognormal(x: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.fl
     return rng.lognormal(size=x.shape[-1]).astype(np.float32)
 
 
+def tensor_of(kind: TensorType, raw: NDArray[np.uint8]) -> ArrayTensor:
+    n_weights = raw.size // kind.type_size * kind.block_size
+    return ArrayTensor("t", (n_weights,), kind, raw.reshape(-1))
+
+
 @pytest.mark.parametrize("kind", MARKED, ids=lambda kind: kind.name)
 def test_every_block_of_the_plain_encoder_has_the_mark(
     kind: ScalarType, real_rows: NDArray[np.float32], rng: np.random.Generator
@@ -43,7 +49,7 @@ def test_every_block_of_the_plain_encoder_has_the_mark(
     with np.errstate(all="ignore"):
         weights = {name: make(rng, (32, 512)) for name, make in SYNTHETIC.items()}
     for name, x in {**weights, "real": real_rows}.items():
-        marks = encoder_marks(libggml.quantize(kind.type_id, x), kind)
+        marks = encoder_marks(tensor_of(kind, libggml.quantize(kind.type_id, x)))
         assert marks is not None
         assert marks.n_without == 0, name
         n_blocks += marks.n_blocks
@@ -55,10 +61,10 @@ def test_an_importance_matrix_shows(
     kind: ScalarType, real_rows: NDArray[np.float32], rng: np.random.Generator
 ) -> None:
     raw = libggml.quantize(kind.type_id, real_rows, lognormal(real_rows, rng))
-    marks = encoder_marks(raw, kind)
+    marks = encoder_marks(tensor_of(kind, raw))
     assert marks is not None
     assert marks.fraction_without > 0.05
-    assert codes_are_plain(raw, kind) == (kind.name not in CODES_CHOSEN_FIRST)
+    assert codes_are_plain(tensor_of(kind, raw)) == (kind.name not in CODES_CHOSEN_FIRST)
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q6_K", "IQ4_XS"])
@@ -66,9 +72,8 @@ def test_these_have_the_mark_with_an_importance_matrix_too(
     name: str, real_rows: NDArray[np.float32], rng: np.random.Generator
 ) -> None:
     kind = type_by_name(name)
-    marks = encoder_marks(
-        libggml.quantize(kind.type_id, real_rows, lognormal(real_rows, rng)), kind
-    )
+    raw = libggml.quantize(kind.type_id, real_rows, lognormal(real_rows, rng))
+    marks = encoder_marks(tensor_of(kind, raw))
     assert marks is not None
     assert marks.n_blocks > 500
     assert marks.n_without == 0
@@ -77,29 +82,29 @@ def test_these_have_the_mark_with_an_importance_matrix_too(
 def test_types_without_marks() -> None:
     for kind in all_types():
         if kind not in MARKED:
-            assert encoder_marks(np.zeros(kind.type_size, np.uint8), kind) is None
+            assert encoder_marks(tensor_of(kind, np.zeros(kind.type_size, np.uint8))) is None
 
 
 def test_another_quantizer_shows(real_rows: NDArray[np.float32]) -> None:
     kind = type_by_name("Q4_0")
     raw = quantize(real_rows, kind, quantizer="q4_0-rmse")
-    assert not codes_are_plain(raw, kind)
+    assert not codes_are_plain(tensor_of(kind, raw))
 
 
 def test_repacked_integers_are_not_plain(rng: np.random.Generator) -> None:
     kind = type_by_name("Q8_0")
     raw = libggml.quantize(kind.type_id, rng.standard_normal((16, 512), np.float32))
-    assert codes_are_plain(raw, kind)
+    assert codes_are_plain(tensor_of(kind, raw))
     blocks = raw.reshape(-1, 34).copy()
     blocks[:, 2:] = rng.integers(-100, 101, (len(blocks), 32)).astype(np.int8).view(np.uint8)
-    assert not codes_are_plain(blocks.reshape(-1), kind)
+    assert not codes_are_plain(tensor_of(kind, blocks))
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, 0.0])
 @pytest.mark.parametrize("kind", MARKED, ids=lambda kind: kind.name)
 def test_blocks_without_a_scale_prove_nothing(kind: ScalarType, broken: float) -> None:
     raw = np.tile(np.frombuffer(np.float16(broken).tobytes(), np.uint8), 64 * kind.type_size // 2)
-    marks = encoder_marks(raw, kind)
+    marks = encoder_marks(tensor_of(kind, raw))
     assert marks is not None
     assert (marks.n_blocks, marks.n_without, marks.fraction_without) == (0, 0, 0.0)
 
@@ -108,10 +113,10 @@ def test_a_large_tensor_is_sampled_all_over(rng: np.random.Generator) -> None:
     """One stretch in sixteen comes from another quantizer: it is found."""
     kind = type_by_name("Q4_0")
     raw = libggml.quantize(kind.type_id, rng.standard_normal((2048, 1024), np.float32))
-    assert codes_are_plain(raw, kind)
+    assert codes_are_plain(tensor_of(kind, raw))
     blocks = raw.reshape(16, -1, 18)
     blocks[11, :, 2:] |= 0x11  # no code 0 is left
-    marks = encoder_marks(raw, kind)
+    marks = encoder_marks(tensor_of(kind, raw))
     assert marks is not None
     assert marks.n_blocks == 4096
     assert 0 < marks.n_without < 1000

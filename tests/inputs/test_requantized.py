@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from numpy.typing import NDArray
 
 from recover.cli import main
+from recover.containers.model import ArrayTensor
 from recover.errors import ReblockError
 from recover.inputs.originals._requantized import is_naive, read_groups, tables
 from recover.inputs.originals.codes import rounded as our_rounded
@@ -18,6 +19,7 @@ from recover.inputs.originals.requantized import (
     encoded,
     find_second_hand,
 )
+from recover.quants import type_by_name
 from recover.reblock.execute import execute_reblock
 from recover.reblock.plan import plan_reblock
 from recover.reblock.second_hand import open_second_hand
@@ -38,6 +40,11 @@ def naive(codes: F64, scales: F64, chain: str) -> U8:
     return libggml.quantize(Q8_0, weights.reshape(len(codes), -1))
 
 
+def tensor_of(raw: U8, row_length: int) -> ArrayTensor:
+    dims = row_length, raw.size // 34 * 32 // row_length
+    return ArrayTensor("t", dims, type_by_name("Q8_0"), raw.reshape(-1))
+
+
 def recovered(raw: U8, found: SecondHand) -> tuple[NDArray[np.int16], F64]:
     n = raw.size // 34 * 32
     codes, scales = np.empty(n, np.int16), np.empty(n // found.group)
@@ -51,7 +58,7 @@ def recovered(raw: U8, found: SecondHand) -> tuple[NDArray[np.int16], F64]:
 def test_int8_comes_back(rng: Generator, chain: str, group: int) -> None:
     codes, scales = original(rng, 60, 6144, group, 127)
     raw = naive(codes, scales, chain)
-    found = find_second_hand(raw, 6144)
+    found = find_second_hand(tensor_of(raw, 6144))
     assert found is not None
     assert (found.chain, found.group) == (chain, group)
     found_codes, found_scales = recovered(raw, found)
@@ -70,7 +77,7 @@ def test_int8_comes_back(rng: Generator, chain: str, group: int) -> None:
 def test_int4_comes_back(rng: Generator, chain: str) -> None:
     codes, scales = original(rng, 200, 1024, 32, 7)
     raw = naive(codes, scales, chain)
-    found = find_second_hand(raw, 1024)
+    found = find_second_hand(tensor_of(raw, 1024))
     assert found is not None
     assert (found.group, found.reach, found.n_unproven) == (32, 8, 0)
     found_codes, _ = recovered(raw, found)
@@ -84,7 +91,7 @@ def test_continuous_weights_have_no_original(llama_29m: Path) -> None:
     for x in [*weights, *gguf_weights(llama_29m)]:
         if x.shape[1] % 32 == 0:
             n_rows += len(x[:400])
-            assert find_second_hand(libggml.quantize(Q8_0, x[:400]), x.shape[1]) is None
+            assert find_second_hand(tensor_of(libggml.quantize(Q8_0, x[:400]), x.shape[1])) is None
     assert n_rows > 30_000
 
 
@@ -102,7 +109,7 @@ def test_few_magnitudes_prove_nothing(
         scales = 0.02 * np.exp(rng.standard_normal((200 if per_row else 1, 1)))
         scales = rounded(scales, scale).reshape(scales.shape)
         weights = (codes * scales).astype(np.float32)
-        assert find_second_hand(libggml.quantize(Q8_0, weights), 1024) is None
+        assert find_second_hand(tensor_of(libggml.quantize(Q8_0, weights), 1024)) is None
 
 
 @pytest.mark.parametrize("hard", ["negative scale", "lowest code", "all zeros", "no 127", "noise"])
@@ -121,14 +128,14 @@ def test_what_the_naive_way_does_not_make(rng: Generator, hard: str) -> None:
         block = np.abs(codes).reshape(-1, 32).max(1).argmin()
         raw[block, 2:] = [127, *range(1, 32)]
     assert is_naive(raw.reshape(-1)) == (hard in ("all zeros", "noise"))
-    assert find_second_hand(raw.reshape(-1), 512) is None
+    assert find_second_hand(tensor_of(raw.reshape(-1), 512)) is None
 
 
 def test_groups_and_blocks_of_zeros(rng: Generator) -> None:
     codes, scales = original(rng, 40, 512, 128, 127)
     codes[3], codes[5, 1], codes[7, :, :32], codes[39, 3, 64:] = 0, 0, 0, 0
     raw = naive(codes, scales, "F32")
-    found = find_second_hand(raw, 512)
+    found = find_second_hand(tensor_of(raw, 512))
     assert found is not None
     np.testing.assert_array_equal(recovered(raw, found)[0], codes.reshape(-1))
 

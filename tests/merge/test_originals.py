@@ -52,13 +52,21 @@ def test_original_integers_are_taken(
     assert result.tensors[1].expected_rmse is not None
 
 
-def test_any_range_of_bytes(inputs: list[Path], tmp_path: Path) -> None:
+def test_any_range_of_weights(inputs: list[Path], tmp_path: Path) -> None:
     plan = plan_merge(inputs, tmp_path / "out.gguf", outtype="q8_0")
     execute_merge(plan)
     whole = read_tensors(tmp_path / "out.gguf")[NAMES[0]].rows.reshape(-1)
-    raw = plan.models[1].tensors[NAMES[0]].raw
-    for start, end in ((0, 34), (1, 5), (300, 9000), (whole.size - 70, whole.size)):
-        np.testing.assert_array_equal(raw[start:end], whole[start:end])
+    tensor = plan.models[1].tensors[NAMES[0]]
+    assert (tensor.is_original, tensor.n_bytes) == (True, whole.size)
+    assert not plan.models[1].tensors[NAMES[1]].is_original
+    n_blocks = whole.size // 34
+    for start, end in ((0, 1), (1, 5), (11, 300), (n_blocks - 3, n_blocks)):
+        raw = tensor.part(32 * start, 32 * end)
+        np.testing.assert_array_equal(raw, whole[34 * start : 34 * end])
+        values = whole.reshape(-1, 34)[start:end]
+        d = values[:, :2].copy().view("<f2").astype(np.float32)
+        expected = (values[:, 2:].view(np.int8) * d).reshape(-1)
+        np.testing.assert_array_equal(tensor.read(32 * start, 32 * end), expected)
 
 
 def test_what_a_type_cannot_hold_of_them_is_said(inputs: list[Path], tmp_path: Path) -> None:

@@ -1,29 +1,35 @@
 """Opening GGUF files: mapped read-only, split files read as one."""
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from recover._text import printable, quoted
-from recover.containers.gguf.header import Header, KeyValue, ValueType, parse_header
+from recover.containers.gguf.header import MAGIC, Header, KeyValue, ValueType, parse_header
 from recover.containers.gguf.parts import parse_part_name, part_paths
 from recover.containers.gguf.side_scales import with_side_scales
 from recover.containers.gguf.tensor import Tensor
 from recover.containers.mapping import check_unchanged, map_file, name_tensors
+from recover.containers.model import Container, StoredTensor
 from recover.errors import GGUFError
 
-__all__ = ["Model", "Tensor", "header_bytes", "map_file", "open_gguf"]
+__all__ = ["CONTAINER", "GGUFModel", "Tensor", "map_file", "open_gguf"]
 
 _NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
 
 
 @dataclass(frozen=True)
-class Model:
+class GGUFModel:
     """A GGUF file, or all parts of a split one, opened read-only.
+
+    A `recover.containers.model.Model` that has a header besides.
 
     Attributes
     ----------
@@ -35,7 +41,7 @@ class Model:
         Their total size.
     header : Header
         Of the first part, which carries the metadata.
-    tensors : mapping of str to Tensor
+    tensors : mapping of str to StoredTensor
         Of all parts, in file order; side tensors are with their matrix.
     """
 
@@ -43,7 +49,7 @@ class Model:
     parts: tuple[Path, ...]
     n_bytes: int
     header: Header
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, StoredTensor]
 
     @property
     def metadata(self) -> Mapping[str, KeyValue]:
@@ -75,9 +81,9 @@ class Model:
         return {}
 
     @cached_property
-    def stored(self) -> Mapping[str, Tensor]:
+    def stored(self) -> Mapping[str, StoredTensor]:
         """All tensors that the files hold, each followed by its side tensors."""
-        found = {}
+        found: dict[str, StoredTensor] = {}
         for tensor in self.tensors.values():
             found[tensor.name] = tensor
             found.update((side.name, side) for side in tensor.side_tensors)
@@ -88,8 +94,27 @@ class Model:
         """Number of weights in all tensors."""
         return sum(tensor.n_weights for tensor in self.tensors.values())
 
+    def with_tensors(self, tensors: Mapping[str, StoredTensor]) -> "GGUFModel":
+        """The same model with others in the place of some tensors."""
+        return replace(self, tensors=MappingProxyType({**self.tensors, **tensors}))
 
-def open_gguf(path: str | os.PathLike[str]) -> Model:
+    def fingerprint(self) -> str:
+        """A digest of names, sizes, times of change and headers of the files, as they are now.
+
+        Raises
+        ------
+        GGUFError
+            If a file cannot be read any more.
+        """
+        files = []
+        for part in self.parts:
+            status = part.stat()
+            header = hashlib.sha256(_header_bytes(part)).hexdigest()
+            files.append([str(part.resolve()), status.st_size, status.st_mtime_ns, header])
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GGUFModel:
     """Open a GGUF file; one part of a split file stands for all of them.
 
     Parameters
@@ -99,7 +124,7 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
 
     Returns
     -------
-    Model
+    GGUFModel
 
     Raises
     ------
@@ -134,22 +159,28 @@ def open_gguf(path: str | os.PathLike[str]) -> Model:
     except GGUFError as error:
         check_unchanged(parts)
         raise GGUFError(f"{printable(parts[0])}: {error}") from None
-    return Model(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
+    return GGUFModel(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
 
 
-def header_bytes(path: Path) -> bytes:
-    """What stands in front of the data of a single GGUF file.
-
-    Raises
-    ------
-    GGUFError
-        As `open_gguf` does.
-    """
+def _header_bytes(path: Path) -> bytes:
+    """What stands in front of the data of a single GGUF file."""
     try:
         data = map_file(path, is_watched=False)
         return data[: parse_header(data.data).data_start].tobytes()
     except GGUFError as error:
         raise GGUFError(f"{printable(path)}: {error}") from None
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a regular file begins as GGUF files do."""
+    with suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(len(MAGIC)) == MAGIC
+    return False
+
+
+CONTAINER = Container("GGUF", _is_gguf, open_gguf)
 
 
 def _part_paths(path: Path) -> tuple[Path, ...]:

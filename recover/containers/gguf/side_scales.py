@@ -12,13 +12,17 @@ well. It says nothing of the weights, and has no meaning but for an NVFP4 matrix
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from recover._text import quoted, some
 from recover.containers.gguf.tensor import Tensor
+from recover.containers.model import StoredTensor
 from recover.errors import GGUFError
 from recover.quants import F32Array
+
+AnyTensor = TypeVar("AnyTensor", bound=StoredTensor)
 
 _WEIGHT = ".weight"
 _SCALE, _INPUT_SCALE = ".scale", ".input_scale"
@@ -55,7 +59,7 @@ def with_side_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def folded(tensors: Iterable[Tensor]) -> str | None:
+def folded(tensors: Iterable[StoredTensor]) -> str | None:
     """What is to be said where tensors are written in other types than they are stored in.
 
     None if they have no side tensors.
@@ -69,7 +73,7 @@ def folded(tensors: Iterable[Tensor]) -> str | None:
     )
 
 
-def unfolded_scale(matrix: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
+def unfolded_scale(matrix: StoredTensor, tensors: Mapping[str, StoredTensor]) -> str | None:
     """Name of a tensor that llama.cpp multiplies by, beside a matrix of another type than NVFP4.
 
     ``llama-quantize`` makes such files of NVFP4 ones: it copies the scales. Here they are tensors
@@ -79,7 +83,7 @@ def unfolded_scale(matrix: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
     return next((side.name for side in found if not side.name.endswith(_INPUT_SCALE)), None)
 
 
-def _side_tensors(matrix: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def _side_tensors(matrix: StoredTensor, tensors: Mapping[str, AnyTensor]) -> tuple[AnyTensor, ...]:
     """Those of a matrix, as their names, type and sizes tell."""
     stems = dict.fromkeys((matrix.name.removesuffix(_WEIGHT), matrix.name))
     names = [stem + leaf for leaf in (_SCALE, _INPUT_SCALE) for stem in stems]

@@ -1,17 +1,15 @@
 """A tensor in a file: its stored bytes, and the weights that they stand for."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from recover.containers.gguf.header import TensorInfo
-from recover.quants import GROUP, F32Array, TensorType, U8Array, dequantize
+from recover.containers.model import BlockTensor
+from recover.quants import F32Array, TensorType, U8Array
 
 
 @dataclass(frozen=True, eq=False)
-class Tensor:
-    """A tensor of an open model; equal to itself alone.
+class Tensor(BlockTensor):
+    """A tensor of an open GGUF file (see `recover.containers.model.StoredTensor`).
 
     Attributes
     ----------
@@ -62,58 +60,3 @@ class Tensor:
         """
         first, last = (self.type.position(each, self.dims[0]) for each in (start, end))
         return self.raw[first:last]
-
-    def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
-        """Weights `start` to `end`, which are whole blocks, decoded.
-
-        Parameters
-        ----------
-        start, end : int
-            The range.
-        out : float32 (end - start,), optional
-            Where to put them; made if not given.
-
-        Returns
-        -------
-        float32 (end - start,)
-
-        Raises
-        ------
-        QuantError
-            If the type cannot be decoded.
-        """
-        weights = dequantize(self.part(start, end), self.type, out)
-        if self.scales is None:
-            return weights
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for first, last, scale in self._scaled_ranges(start, end):
-                weights[first - start : last - start] *= scale
-        return weights
-
-    def factors(self, start: int, end: int) -> F32Array | None:
-        """What each 16 of the weights `start` to `end` are multiplied by, (n / 16,); None for 1."""
-        if self.scales is None:
-            return None
-        factors = np.empty((end - start) // GROUP, np.float32)
-        for first, last, scale in self._scaled_ranges(start, end):
-            factors[(first - start) // GROUP : (last - start) // GROUP] = scale
-        return factors
-
-    def unscaled(self, weights: F32Array, start: int) -> F32Array:
-        """Weights from number `start` on, over what the stored ones are multiplied by."""
-        if self.scales is None:
-            return weights
-        unscaled = np.empty_like(weights)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for first, last, scale in self._scaled_ranges(start, start + weights.size):
-                part = slice(first - start, last - start)
-                np.divide(weights[part], scale, out=unscaled[part])
-        return unscaled
-
-    def _scaled_ranges(self, start: int, end: int) -> Iterator[tuple[int, int, np.float32]]:
-        """Parts of a range, and what the weights of each are multiplied by."""
-        if self.scales is None:
-            return
-        n = self.n_weights // self.scales.size  # of one scale
-        for i in range(start // n, -(-end // n)):
-            yield max(start, i * n), min(end, (i + 1) * n), self.scales[i]

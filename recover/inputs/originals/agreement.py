@@ -1,13 +1,11 @@
 """Inputs whose Q8_0 tensors were made from integers: these take the place of the bytes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from types import MappingProxyType
+from collections.abc import Sequence
 
 from recover._text import printable, quoted, some
-from recover.containers.gguf.reader import Model, Tensor
+from recover.containers.model import Model, StoredTensor
 from recover.inputs.descent import FLOATS, Trial
-from recover.inputs.originals.origin import find_original, is_original
+from recover.inputs.originals.origin import find_original
 from recover.inputs.provenance import confines
 from recover.inputs.samples import Sampler, rounded, runs
 from recover.quants import FloatType, OpaqueType
@@ -37,7 +35,7 @@ def with_originals(
     tuple of Model
         In the same order.
     """
-    replaced: list[dict[str, Tensor]] = [{} for _ in models]
+    replaced: list[dict[str, StoredTensor]] = [{} for _ in models]
     said: dict[str, list[str]] = {}
     sampler = Sampler()
     for name in names:
@@ -49,7 +47,7 @@ def with_originals(
             if found is None:
                 continue
             tensor, what = found
-            if not is_original(tensor):
+            if not tensor.is_original:
                 text = f"{printable(model.path)} was made from a {what}, and counts as that"
             elif _is_contradicted(models, name, i, tensor, sampler):
                 continue
@@ -57,22 +55,17 @@ def with_originals(
                 text = f"{printable(model.path)} was made from {what}, which are taken"
             replaced[i][name] = tensor
             said.setdefault(text, []).append(quoted(name))
-            if is_original(tensor):
+            if tensor.is_original:
                 break
     warnings += [f"{text}: {some(tensors)}" for text, tensors in said.items()]
     return tuple(
-        _with_tensors(model, tensors) for model, tensors in zip(models, replaced, strict=True)
+        model.with_tensors(tensors) if tensors else model
+        for model, tensors in zip(models, replaced, strict=True)
     )
 
 
-def _with_tensors(model: Model, tensors: Mapping[str, Tensor]) -> Model:
-    if not tensors:
-        return model
-    return replace(model, tensors=MappingProxyType({**model.tensors, **tensors}))
-
-
 def _is_contradicted(
-    models: Sequence[Model], name: str, number: int, original: Tensor, sampler: Sampler
+    models: Sequence[Model], name: str, number: int, original: StoredTensor, sampler: Sampler
 ) -> bool:
     """Whether another input's cells do not hold the weights, rounded to some float type or not."""
     for i, model in enumerate(models):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.model import StoredTensor
 from recover.execution.tiles import Tile, available_cores, for_each_tile, whole_rows
 from recover.inputs.originals._fit import reach
 from recover.inputs.originals._requantized import MAX_CODE, is_naive, read_groups, tables
@@ -56,24 +57,23 @@ class SecondHand:
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A matrix of Q8_0 blocks."""
+    """A matrix of Q8_0 blocks, row by row."""
 
-    raw: U8Array
-    row_length: int
+    tensor: StoredTensor
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return self.row_length // BLOCK * 34
+    def row_length(self) -> int:
+        """Weights of a row."""
+        return self.tensor.dims[0]
 
     @property
     def n_rows(self) -> int:
         """Number of rows."""
-        return self.raw.size // self.row_bytes
+        return self.tensor.n_weights // self.row_length
 
     def rows(self, first: int, last: int) -> U8Array:
         """A copy of the bytes of rows."""
-        return self.raw[first * self.row_bytes : last * self.row_bytes].copy()
+        return self.tensor.part(first * self.row_length, last * self.row_length).copy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +95,13 @@ class Groups:
     n_unproven: int
 
 
-def find_second_hand(
-    raw: U8Array, row_length: int, *, n_threads: int | None = None
-) -> SecondHand | None:
+def find_second_hand(tensor: StoredTensor, *, n_threads: int | None = None) -> SecondHand | None:
     """Look for the integers that a Q8_0 tensor was made from, and prove them.
 
     Parameters
     ----------
-    raw : uint8 (n_bytes,)
-        The stored blocks.
-    row_length : int
-        Weights of a row, a multiple of 32.
+    tensor : StoredTensor
+        Of the type Q8_0.
     n_threads : int, optional
         Default: the cores that this process may use.
 
@@ -117,16 +113,16 @@ def find_second_hand(
         magnitudes (ternary ones, say) any scale does. A tensor without such an origin costs little:
         some rows are tried first.
     """
-    if row_length > LONGEST_ROW:
+    blocks = Blocks(tensor)
+    if blocks.row_length > LONGEST_ROW:
         return None
-    blocks = Blocks(raw, row_length)
     if not is_naive(blocks.rows(0, 1)):
         return None
     picked = np.linspace(0, blocks.n_rows - 1, min(blocks.n_rows, _N_SAMPLED_ROWS)).round()
     rows = [blocks.rows(int(row), int(row) + 1) for row in np.unique(picked)]
     if not all(map(is_naive, rows)):
         return None
-    found = _guess(rows, row_length)
+    found = _guess(rows, blocks.row_length)
     return None if found is None else _prove(blocks, found, n_threads)
 
 

@@ -1,0 +1,89 @@
+"""Opening whatever holds a model: the containers say which of them reads a path."""
+
+import os
+import pkgutil
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import import_module, metadata
+from itertools import chain
+from pathlib import Path
+
+import recover.containers
+from recover._text import printable, quoted
+from recover.containers.gguf.reader import CONTAINER as GGUF
+from recover.containers.gguf.reader import GGUFModel
+from recover.containers.model import Container, Model
+from recover.errors import PlanError
+
+GROUP = "recover.containers"
+"""Entry points under which other distributions name their containers."""
+
+
+def open_model(path: str | os.PathLike[str]) -> Model:
+    """Open a model in whatever container it is.
+
+    Parameters
+    ----------
+    path : path-like
+        A file or folder.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    GGUFError
+        If it cannot be read; also if no container reads it.
+    PlanError
+        If a container of another distribution cannot be loaded.
+    """
+    path = Path(path)
+    for container in chain(_own_containers(), _found_containers()):
+        if container.reads(path):
+            return container.open(path)
+    return GGUF.open(path)  # which says what is wrong with it
+
+
+@cache
+def _own_containers() -> tuple[Container, ...]:
+    """The containers of this package, by discovery."""
+    found = []
+    for package in pkgutil.iter_modules(recover.containers.__path__):
+        if package.ispkg:
+            folder = import_module(f"{recover.containers.__name__}.{package.name}")
+            if any(module.name == "reader" for module in pkgutil.iter_modules(folder.__path__)):
+                reader = import_module(f"{folder.__name__}.reader")
+                found += [each for each in vars(reader).values() if isinstance(each, Container)]
+    return tuple(found)
+
+
+def _found_containers() -> Iterator[Container]:
+    """The containers of other distributions, loaded one after the other."""
+    for point in metadata.entry_points(group=GROUP):
+        what = f"the container {quoted(point.name)} ({point.value})"
+        try:
+            found = point.load()
+        except Exception as error:  # whatever the other code raises
+            raise PlanError(f"{what} cannot be loaded: {error}") from error
+        if not isinstance(found, Container):
+            raise PlanError(f"{what} is no Container but a {type(found).__name__}")
+        yield found
+
+
+def metadata_source(models: Sequence[Model]) -> GGUFModel:
+    """The input whose metadata and alignment an output gets: the first that is a GGUF file.
+
+    Raises
+    ------
+    PlanError
+        If there is none.
+    """
+    for model in models:
+        if isinstance(model, GGUFModel):
+            return model
+    paths = ", ".join(printable(model.path) for model in models)
+    raise PlanError(
+        f"{paths}: metadata comes from the first GGUF input, and there is none; name a GGUF file of"
+        " the same model as well"
+    )
