@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._text import quoted
+from recover.containers.huggingface.modules import FLOATS
 from recover.containers.safetensors.reader import Tensor
 from recover.errors import ReblockError
 from recover.inputs.originals.packing import I8Array
@@ -22,7 +23,7 @@ from recover.reblock.integers import (
     settle,
 )
 from recover.reblock.schemes import Weight
-from recover.reblock.schemes.base import FLOATS, FloatRows
+from recover.reblock.schemes.base import FloatRows
 from recover.reblock.source import SourceTensor
 
 Rows = IntegerRows | FloatRows

@@ -6,12 +6,12 @@ from typing import Any
 
 from recover._text import printable, quoted
 from recover.containers.gguf.header import ValueType, encode_key_value
+from recover.containers.huggingface.modules import FLOATS, Module
 from recover.containers.safetensors.reader import CONFIG, INDEX, Model, Tensor
-from recover.errors import ReblockError
+from recover.errors import ReblockError, SafetensorsError
 from recover.reblock.drafts import Draft, draft_copy, draft_floats, draft_weight, finished
 from recover.reblock.integers import Request
-from recover.reblock.schemes import Module, all_schemes
-from recover.reblock.schemes.base import FLOATS
+from recover.reblock.schemes import all_schemes
 from recover.reblock.source import Source
 
 CONDITIONS = (
@@ -80,7 +80,7 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> So
 
             drafts, metadata, warnings = apply_architecture(model, drafts, arch)
         tensors = [finished(draft, request, norms_as_f32=arch is not None) for draft in drafts]
-    except ReblockError as error:
+    except (ReblockError, SafetensorsError) as error:
         raise ReblockError(f"{printable(model.path)}: {error}") from None
     folder = model.parts[0].parent
     beside = [folder / name for name in (CONFIG, INDEX) if (folder / name).is_file()]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.huggingface.modules import Module
 from recover.containers.safetensors.reader import Tensor
 from recover.reblock.drafts import draft_weight, finished
 from recover.reblock.grok import _rows
 from recover.reblock.integers import Request, settle
 from recover.reblock.schemes import all_schemes
-from recover.reblock.schemes.base import Module
 from recover.reblock.source import SourceTensor
 
 K = 4096

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 
-from recover.reblock.schemes.base import Module, Weight
+from recover.containers.huggingface.modules import Module
+from recover.reblock.schemes.base import Weight
 
 __all__ = ["Module", "Scheme", "Weight", "all_schemes"]
 
@@ -21,7 +22,7 @@ class Scheme:
         Of the file that declares it.
     read : Callable
         ``read(module) -> Weight | None``: the weight of a module, or None if it is not stored in
-        this way; `ReblockError` if it is, but damaged or of a kind that has no exact type.
+        this way; `SafetensorsError` if it is, but damaged or of a kind that has no exact type.
     """
 
     name: str

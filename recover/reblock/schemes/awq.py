@@ -7,19 +7,12 @@ bits first; ``qzeros`` (G, N / 8) likewise; ``scales`` (G, N). A weight is (code
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
 from recover.inputs.originals.packing import I8Array, interleaved_nibbles
 from recover.quants import F32Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
-from recover.reblock.schemes.base import (
-    FLOATS,
-    Module,
-    Weight,
-    as_float32,
-    unpacked,
-    values,
-    zero_range,
-)
+from recover.reblock.schemes.base import Weight, unpacked, zero_range
 
 _WORDS = ("I32", "U32")
 _NIBBLE_OF_COLUMN = np.array([0, 4, 1, 5, 2, 6, 3, 7])

@@ -1,84 +1,15 @@
 """What the schemes have in common: the tensors of one module, and the weight that they make."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._text import quoted
-from recover.containers.safetensors.reader import Tensor
-from recover.errors import ReblockError
-from recover.quants import F32Array
+from recover.containers.huggingface.modules import Module, values
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows, row_chunks
-
-_NUMBERS = {
-    "I8": "<i1",
-    "U8": "<u1",
-    "F8_E4M3": "<u1",
-    "F8_E8M0": "<u1",
-    "I32": "<u4",
-    "U32": "<u4",
-    "I64": "<i8",
-    "F16": "<f2",
-    "F32": "<f4",
-    "BF16": "<u2",
-}
-FLOATS = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class Module:
-    """The tensors of one module of a model.
-
-    Attributes
-    ----------
-    name : str
-        For instance ``model.layers.0.mlp.up_proj``.
-    tensors : mapping of str to Tensor
-        By what follows the module's name: ``qweight``, ``scales``.
-    config : mapping of str to Any
-        The quantization entry of ``config.json``; empty if there is none.
-    """
-
-    name: str
-    tensors: Mapping[str, Tensor]
-    config: Mapping[str, Any]
-
-    def error(self, text: str) -> ReblockError:
-        """An error that names the module."""
-        return ReblockError(f"module {quoted(self.name)}: {text}")
-
-    def integer(self, key: str) -> int | None:
-        """A whole number of the configuration; None if it is not there or none."""
-        value = self.config.get(key)
-        return value if type(value) is int else None
-
-    def take(self, leaf: str, dtypes: tuple[str, ...], n_dims: int) -> Tensor:
-        """A tensor that must be there, of one of these types and so many dimensions.
-
-        Raises
-        ------
-        ReblockError
-            If it is missing or another one, or has no numbers.
-        """
-        tensor = self.tensors.get(leaf)
-        if tensor is None:
-            raise self.error(f"there is no {leaf}")
-        if tensor.dtype not in dtypes or len(tensor.shape) != n_dims or not tensor.n_weights:
-            raise self.error(
-                f"{leaf} is {tensor.dtype} of shape {list(tensor.shape)}, not"
-                f" {' or '.join(dtypes)} of {n_dims} dimensions"
-            )
-        return tensor
-
-    def expect(self, leaf: str, shape: tuple[int, ...]) -> None:
-        """Refuse a tensor of another shape."""
-        found = self.tensors[leaf].shape
-        if found != shape:
-            raise self.error(f"{leaf} has the shape {list(found)}, not {list(shape)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,19 +57,6 @@ class Weight:
     note: str = ""
 
 
-def values(tensor: Tensor) -> NDArray[Any]:
-    """The numbers as they are stored; bfloat16 and float8 as their bits, perhaps not aligned."""
-    return tensor.raw.view(np.dtype(_NUMBERS[tensor.dtype])).reshape(tensor.shape)
-
-
-def as_float32(tensor: Tensor, numbers: NDArray[Any]) -> F32Array:
-    """Stored floats (part of `values`) as float32; exact."""
-    if tensor.dtype == "BF16":
-        return (numbers.astype(np.uint32, order="C") << np.uint32(16)).view(np.float32)
-    with np.errstate(invalid="ignore"):
-        return numbers.astype(np.float32, order="C")
-
-
 def unpacked(words: NDArray[Any], n_bits: int) -> NDArray[np.int32]:
     """Fields of `n_bits` of each word, the lowest first, along a new last dimension."""
     shifts = np.arange(0, 32, n_bits, dtype=np.uint32)
@@ -162,7 +80,7 @@ def check_order(module: Module, leaf: str, row_length: int, group: int) -> None:
 
     Raises
     ------
-    ReblockError
+    SafetensorsError
         If ``g_idx`` is not column // group.
     """
     if leaf not in module.tensors:

@@ -11,20 +11,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
 from recover.inputs.originals.packing import I8Array, nibbles_along_rows
 from recover.quants import F32Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
-from recover.reblock.schemes.base import (
-    FLOATS,
-    Module,
-    Weight,
-    as_float32,
-    check_order,
-    unpacked,
-    values,
-    zero_range,
-)
+from recover.reblock.schemes.base import Weight, check_order, unpacked, zero_range
 
 # Scales of activations belong to no weight, and GGUF has no place for them.
 _LEAVES = frozenset(

@@ -8,9 +8,10 @@ BF16 holds every weight.
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.huggingface.modules import Module, values
 from recover.containers.safetensors.reader import Tensor
 from recover.reblock.floats import F64Array, decode_floats
-from recover.reblock.schemes.base import FloatRows, Module, Weight, values
+from recover.reblock.schemes.base import FloatRows, Weight
 
 _SCALES = ("weight_scale_inv", "weight_scale")
 _IGNORED = ("input_scale", "output_scale")

@@ -9,20 +9,12 @@ they are). ``scales`` (G, N). ``g_idx`` int32 (K): the group of each column. A w
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
 from recover.inputs.originals.packing import I8Array, bytes_along_columns, nibbles_along_columns
 from recover.quants import F32Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
-from recover.reblock.schemes.base import (
-    FLOATS,
-    Module,
-    Weight,
-    as_float32,
-    check_order,
-    unpacked,
-    values,
-    zero_range,
-)
+from recover.reblock.schemes.base import Weight, check_order, unpacked, zero_range
 
 _WORDS = ("I32", "U32")
 _LEAVES = frozenset({"qweight", "qzeros", "scales", "g_idx"})

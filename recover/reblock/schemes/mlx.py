@@ -7,19 +7,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
 from recover.inputs.originals.packing import I8Array, nibbles_along_rows
 from recover.quants import F32Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
-from recover.reblock.schemes.base import (
-    FLOATS,
-    FloatRows,
-    Module,
-    Weight,
-    as_float32,
-    unpacked,
-    values,
-)
+from recover.reblock.schemes.base import FloatRows, Weight, unpacked
 
 _LEAVES = frozenset({"weight", "scales", "biases"})
 

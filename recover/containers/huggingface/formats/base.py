@@ -1,0 +1,63 @@
+"""What a format makes of the arrays of a module: `Matrix`."""
+
+from typing import Protocol
+
+from recover.quants import F32Array, IntervalType
+
+
+class Matrix(Protocol):
+    """The quantized weight of a module, as stored: no row is moved, nothing is stacked.
+
+    Attributes
+    ----------
+    n_rows, row_length : int
+        Its shape in the original model: outputs, inputs.
+    type : IntervalType
+        How it is stored.
+    has_cells : bool
+        Whether the codes confine the weights. Without, `intervals` states infinite bounds: values
+        and their errors are all that is known.
+    seen_as : str
+        The floats that the encoder saw: ``F32``, ``F16`` or ``BF16``. The bounds confine these.
+    leaves : frozenset of str
+        The module's arrays that it is made of, or that mean nothing without it.
+    label : str
+        For people: ``NF4, groups of 64, nested``.
+    """
+
+    @property
+    def n_rows(self) -> int: ...  # noqa: D102
+    @property
+    def row_length(self) -> int: ...  # noqa: D102
+    @property
+    def type(self) -> IntervalType: ...  # noqa: D102
+    @property
+    def has_cells(self) -> bool: ...  # noqa: D102
+    @property
+    def seen_as(self) -> str: ...  # noqa: D102
+    @property
+    def leaves(self) -> frozenset[str]: ...  # noqa: D102
+    @property
+    def label(self) -> str: ...  # noqa: D102
+
+    def intervals(
+        self,
+        start: int,
+        end: int,
+        value: F32Array,
+        lower: F32Array,
+        upper: F32Array,
+        variance: F32Array,
+    ) -> None:
+        """What is known of weights `start` to `end` of the flattened matrix, row by row.
+
+        Parameters
+        ----------
+        start, end : int
+            The range; of any length, and within rows.
+        value, lower, upper, variance : float32 (end - start,)
+            To be filled (see `recover.quants.IntervalTensor`). `value` is what the format's own
+            programs decode. `lower` and `upper` confine what the encoder saw (see `seen_as`), its
+            arithmetic included.
+        """
+        ...
