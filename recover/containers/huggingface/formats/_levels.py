@@ -4,8 +4,10 @@ Everything that depends on the code is a table in units of the scale. Several we
 those of a run along a row.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,8 @@ _VALUE, _LOWER, _UPPER, _VARIANCE, _SQUARE = range(5)
 
 # Products of an edge and a scale are rounded to float32, and so may the edge and the scale be.
 _ROUNDING = 2.0**-21
+# In how many parts cells are cut to integrate over them.
+_N_PARTS = 200
 # Error of codes that make up for the errors of others, over that of rounded weights; as measured
 # with GPTQ.
 _COMPENSATED = np.float32(1.45)
@@ -110,6 +114,14 @@ class LevelMatrix:
             variance *= _COMPENSATED
 
 
+def deviation_of(n: int) -> float:
+    """The standard deviation of normal weights, over the largest magnitude that is typical of `n`.
+
+    That is the median of the distribution of the largest one, but for terms of the order of 1 / n.
+    """
+    return 1 / NormalDist().inv_cdf(1 - math.log(2) / (2 * n))
+
+
 def nearest_cells(levels: NDArray[np.float64], largest: float) -> NDArray[np.float64]:
     """The cells of codes that were given to the weights nearest to their levels.
 
@@ -140,11 +152,12 @@ def table_of(
     cells: NDArray[np.float64],
     slack: float = 0.0,
     likely: NDArray[np.float64] | None = None,
+    deviation: float = np.inf,
 ) -> F32Array:
     """Everything that the kernel needs of codes, in units of the scale.
 
-    The error to expect is that of weights which are anywhere in their cells; where a cell is open,
-    as far beyond its level as before it.
+    The error to expect is that of normal weights. Where a cell is open, it is taken to reach as far
+    beyond its level as before it.
 
     Parameters
     ----------
@@ -156,6 +169,8 @@ def table_of(
         How far the encoder's own arithmetic may be off, relative to the weight.
     likely : float64 (2, 256), optional
         What the errors are typical of, if not `cells`.
+    deviation : float
+        Of the weights. Infinite if they are anywhere in a cell: where cells are small next to it.
 
     Returns
     -------
@@ -167,8 +182,12 @@ def table_of(
         reach = np.array([levels - near, far - levels])
     reach = np.where(np.isfinite(reach), reach, reach[::-1])
     is_known = np.isfinite(reach).all(0)
-    width = np.where(is_known, reach.sum(0), 1)
-    variance = np.where(is_known, (reach**3).sum(0) / (3 * np.maximum(width, 1e-30)), np.inf)
+    below, above = np.where(is_known, reach, 0)
+    middles = np.linspace(-below, above, _N_PARTS + 1)
+    off = (middles[1:] + middles[:-1]) / 2
+    density = np.exp(-0.5 * np.square((off + np.where(is_known, levels, 0)) / deviation))
+    variance = np.sum(density * off**2, 0) / np.maximum(np.sum(density, 0), 1e-300)
+    variance[~is_known] = np.inf
     outward = np.abs(cells) * (slack + _ROUNDING) * [[-1], [1]]
     squares = np.square(np.where(is_known, levels, 0))
     table = np.stack((levels, *(cells + outward), variance, squares)).astype(np.float32)
