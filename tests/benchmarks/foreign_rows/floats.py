@@ -28,6 +28,7 @@ FORMATS = {
     "NF4": _bnb4("nf4", nested=False),
     "NF4-nested": _bnb4("nf4"),
     "FP4-nested": _bnb4("fp4"),
+    "LLM.int8": lambda w: _matrix(bitsandbytes.encode_int8(w)),
 }
 SETS: tuple[tuple[str, ...], ...] = (
     ("FP8-block",),
@@ -49,4 +50,8 @@ SETS: tuple[tuple[str, ...], ...] = (
     ("FP4-nested",),
     ("FP4-nested", "Q4_K"),
     ("NF4-nested", "FP8-block", "Q4_K"),
+    ("LLM.int8",),
+    ("LLM.int8", "Q8_0"),
+    ("LLM.int8", "Q6_K"),
+    ("LLM.int8", "FP8-block", "Q6_K"),
 )

@@ -35,8 +35,8 @@ from recover.containers.huggingface.formats._levels import (
 from recover.containers.huggingface.modules import Module, values
 from recover.quants import F32Array, IntervalType, U8Array
 
-NF4 = IntervalType(name="NF4", relative_mse=8.6e-3)
-FP4 = IntervalType(name="FP4", relative_mse=1.6e-2)
+NF4 = IntervalType(name="NF4", relative_mse=8.5e-3)
+FP4 = IntervalType(name="FP4", relative_mse=1.5e-2)
 
 _KINDS = {"nf4": NF4, "fp4": FP4}
 _STATE = "weight.quant_state.bitsandbytes__"

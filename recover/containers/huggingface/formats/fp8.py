@@ -31,8 +31,8 @@ from recover.containers.huggingface.modules import Module, as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, U8Array
 
-FP8 = IntervalType(name="FP8", relative_mse=6.9e-4)
-FP8_E5M2 = IntervalType(name="FP8_E5M2", relative_mse=2.7e-3)
+FP8 = IntervalType(name="FP8", relative_mse=7.0e-4)
+FP8_E5M2 = IntervalType(name="FP8_E5M2", relative_mse=2.75e-3)
 
 SCALE_LEAVES = ("weight_scale_inv", "weight_scale")
 ACTIVATION_LEAVES = ("input_scale", "output_scale")
