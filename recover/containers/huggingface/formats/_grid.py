@@ -252,19 +252,19 @@ def cells_of(
     end : float
         Mean square error to expect of a code whose cell is open on a side.
     """
-    n_tables, n_codes = lower.shape
     closed = np.isfinite(lower) & np.isfinite(upper)
     with np.errstate(invalid="ignore"):
         centre = np.where(closed, (lower + upper) / 2, nominal)
         variance = np.where(closed, np.maximum((upper - lower) ** 2 / 12, 1e-8), end)
-
-    def table(numbers: NDArray[np.float64]) -> F32Array:
-        padded = np.zeros((n_tables, N_CODES), np.float32)
-        padded[:, :n_codes] = numbers
-        return padded.reshape(-1)
-
-    tables = table(lower), table(upper), table(centre), table(variance)
+    tables = by_code(lower), by_code(upper), by_code(centre), by_code(variance)
     return Cells(*tables, np.array(slack, np.float32))
+
+
+def by_code(numbers: F64) -> F32Array:
+    """Numbers of each code (n_tables, n_codes) as `Cells` has them."""
+    padded = np.zeros((len(numbers), N_CODES), np.float32)
+    padded[:, : numbers.shape[1]] = numbers
+    return padded.reshape(-1)
 
 
 def rounding_interval(tensor: Tensor, numbers: NDArray[np.float64]) -> tuple[F64, F64]:
@@ -288,7 +288,7 @@ def rounding_interval(tensor: Tensor, numbers: NDArray[np.float64]) -> tuple[F64
 
 def widened(small: F64, large: F64) -> tuple[F32Array, F32Array]:
     """Sizes of scales as `Groups` has them, with the rounding of what is multiplied by them."""
-    known = (small > 0) & (large < np.inf)
+    known = (small > 0) & (small <= large) & (large < np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
         from_ = np.where(known, small * (1 - _ROUNDING), np.inf).astype(np.float32)
         to = np.where(known, large * (1 + _ROUNDING), np.inf).astype(np.float32)
