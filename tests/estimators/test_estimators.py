@@ -123,7 +123,9 @@ def say(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naive.Sa
                 off = abs(float(kind.levels[q])) * slack + offset_slack
                 lower, upper = values[i] - off, values[i] + off
             cell = (lower, upper) if s else (-math.inf, math.inf)
-            column.append(naive.Saying(float(values[i]), kind.noise * s * s, *cell))
+            tables = kind.lower_levels[q], kind.upper_levels[q]
+            step = 2 * abs(s) * min(abs(float(edge) - float(kind.levels[q])) for edge in tables)
+            column.append(naive.Saying(float(values[i]), kind.noise * s * s, *cell, step))
         columns.append(column)
     return [list(sayings) for sayings in zip(*columns, strict=True)]
 
