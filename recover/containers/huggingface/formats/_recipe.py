@@ -7,6 +7,7 @@ from recover.containers.huggingface.modules import Module
 _COMPENSATING = "GPTQModifier", "SparseGPTModifier"
 _SCALING = "SmoothQuantModifier", "AWQModifier"
 _ROTATING = "SpinQuantModifier", "QuIPModifier"
+_FITTED = re.compile(r"observer\W+\w*minmax")
 _SEARCHED = re.compile(r"observer\W+\w*mse")
 
 
@@ -39,3 +40,8 @@ def is_compensated(module: Module) -> bool:
 def may_clip(module: Module) -> bool:
     """Whether scales were searched for, so that the largest weights may have been clipped."""
     return bool(_SEARCHED.search(f"{module.recipe} {module.config}"))
+
+
+def is_fitted(module: Module) -> bool:
+    """Whether it is known that scales were fitted to the largest weights."""
+    return bool(_FITTED.search(f"{module.recipe} {module.config}")) and not may_clip(module)

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats._levels import (
+    HALF_UNIT,
     TINY,
     LevelMatrix,
     Runs,
     Scales,
     Stated,
     nearest_cells,
+    rounded_twice,
     state,
     table_of,
 )
@@ -44,10 +46,8 @@ _KINDS = {"F8_E4M3": FP8, "F8_E5M2": FP8_E5M2}
 # bfloat16; float16.
 _SINGLE, _EITHER, _HALF = range(3)
 _SINGLE_SLACK, _HALF_SLACK = 2.0**-20, 2.0**-11
-# Half a unit in the last place of a bfloat16 number, over its power of two and over itself at most.
-_HALF_UNIT = 2.0**-8
 # Scales may be smaller by that, and quotients rounded up, than what the largest weight asks for.
-_LARGEST_SLACK = 2 * _HALF_UNIT
+_LARGEST_SLACK = 2 * HALF_UNIT
 # The original may have been cast to float16, whose smallest numbers are this far apart, and more.
 _SMALLEST_HALF = np.float32(2.0**-24)
 
@@ -96,21 +96,13 @@ def _e5m2() -> NDArray[np.float64]:
 
 @cache
 def _tables(dtype: str, is_clipped: bool) -> F32Array:
-    """By arithmetic, what `recover.containers.huggingface.formats._levels.table_of` gives.
-
-    A quotient that bfloat16 has rounded is rounded again. Half-way between two codes it goes to the
-    even one, so that the cells of even codes are wider by half a unit in the last place of a
-    bfloat16 number at both ends, and those of odd ones narrower.
-    """
+    """By arithmetic, what `recover.containers.huggingface.formats._levels.table_of` gives."""
     levels = e4m3() if dtype == "F8_E4M3" else _e5m2()
     most = float(np.max(levels[np.isfinite(levels)]))
     cells = nearest_cells(levels, np.inf if is_clipped else most * (1 + _LARGEST_SLACK))
-    is_wider = (np.abs(cells) < most) & (np.arange(256) % 2 == 0)
-    exponent = np.floor(np.log2(np.where(is_wider, np.abs(cells), 1)))
-    outward = np.where(is_wider, np.exp2(exponent) * _HALF_UNIT, 0) * [[-1], [1]]
     found = {
         _SINGLE: table_of(levels, cells, _SINGLE_SLACK),
-        _EITHER: table_of(levels, cells + outward, _SINGLE_SLACK, likely=cells),
+        _EITHER: table_of(levels, rounded_twice(levels, cells), _SINGLE_SLACK, likely=cells),
         _HALF: table_of(levels, cells, _HALF_SLACK),
     }
     return np.stack([found[arithmetic] for arithmetic in sorted(found)])
@@ -220,7 +212,7 @@ def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], 
     error = np.float32(0)
     if stored.leaf == "weight_scale_inv" and stored.scale.dtype == "BF16":
         # It may have been rounded afterwards.
-        error = np.float32(_HALF_UNIT)
+        error = np.float32(HALF_UNIT)
     return found, found * (1 - error), found * (1 + error), arithmetic
 
 
