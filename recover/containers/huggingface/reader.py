@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,8 +70,13 @@ class FolderModel:
         """The same model with others in the place of some tensors."""
         return replace(self, tensors=MappingProxyType({**self.tensors, **tensors}))
 
-    def laid_out_as(self, names: Iterable[str]) -> "FolderModel":
-        """The same model with the tensors that a GGUF file of these names has."""
+    def without(self, names: Collection[str]) -> "FolderModel":
+        """The same model without some tensors."""
+        kept = {name: each for name, each in self.tensors.items() if name not in names}
+        return replace(self, tensors=MappingProxyType(kept))
+
+    def fitted(self, names: Collection[str]) -> "FolderModel":
+        """The same model with tensors of these names, where there are variants of them."""
         wanted, tensors = set(names), {}
         for name, tensor in self.tensors.items():
             others = self.variants.get(name, ())
@@ -144,7 +149,13 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
 
 
 def _reads(path: Path) -> bool:
-    return path.is_dir() or path.suffix == ".safetensors"
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return True
+    try:
+        files = {each.name for each in path.iterdir()}
+    except OSError:
+        return False
+    return CONFIG in files or any(name.endswith(".safetensors") for name in files)
 
 
 CONTAINER = Container("Hugging Face folder", _reads, open_folder)

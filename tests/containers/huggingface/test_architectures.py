@@ -42,7 +42,7 @@ def digest(tensor: StoredTensor) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_tensors_are_those_of_the_converter(name: str, tmp_path: Path) -> None:
     known = golden(name)
-    model = open_folder(folder_of(known, tmp_path / name)).laid_out_as(known["tensors"])
+    model = open_folder(folder_of(known, tmp_path / name)).fitted(known["tensors"])
     wanted = {key: value for key, value in known["tensors"].items() if key not in COMPUTED}
     assert set(model.tensors) == set(wanted)
     for key, (shape, kind, sha) in wanted.items():
@@ -62,7 +62,7 @@ def parts_of(tensor: StoredTensor, size: int) -> list[tuple[int, int]]:
 def test_any_range_can_be_read(name: str, size: int, tmp_path: Path) -> None:
     known = golden(name)
     model: FolderModel = open_folder(folder_of(known, tmp_path / name))
-    for tensor in model.laid_out_as(known["tensors"]).tensors.values():
+    for tensor in model.fitted(known["tensors"]).tensors.values():
         whole = tensor.read(0, tensor.n_weights)
         parts = [tensor.read(*each) for each in parts_of(tensor, size)]
         assert np.array_equal(np.concatenate(parts), whole), tensor.name
