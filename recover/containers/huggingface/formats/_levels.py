@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
+from recover.containers.huggingface.formats._grid import SOFT
 from recover.quants import F32Array, IntervalType, U8Array
 
 N_CODES = 256
@@ -24,9 +25,6 @@ _VALUE, _LOWER, _UPPER, _VARIANCE, _SQUARE = range(5)
 _ROUNDING = 2.0**-21
 # In how many parts cells are cut to integrate over them.
 _N_PARTS = 200
-# Error of codes that make up for the errors of others, over that of rounded weights; as measured
-# with GPTQ.
-_COMPENSATED = np.float32(1.45)
 HALF_UNIT = 2.0**-8
 """Half a unit in the last place of a bfloat16 number, over the power of two below it."""
 _ONE = np.float32(1)
@@ -113,7 +111,7 @@ class LevelMatrix:
         self.tell(start, end, Stated(value, lower, upper, variance))
         if not self.has_cells:
             lower[:], upper[:] = -np.inf, np.inf
-            variance *= _COMPENSATED
+            variance *= np.float32(SOFT)
 
 
 def deviation_of(n: int) -> float:

@@ -28,7 +28,7 @@ from recover.containers.huggingface.formats._levels import (
     state_largest,
     table_of,
 )
-from recover.containers.huggingface.formats._recipe import check_recipe, is_compensated, is_fitted
+from recover.containers.huggingface.formats._recipe import Made, is_closed, made_of_floats
 from recover.containers.huggingface.formats.fp8 import e4m3
 from recover.containers.huggingface.modules import Module, values
 from recover.containers.safetensors.reader import Tensor
@@ -100,7 +100,7 @@ def read(module: Module) -> LevelMatrix | None:
     is_nv = scale.dtype == "F8_E4M3"
     if not is_nv and scale.dtype not in ("U8", "F8_E8M0"):
         return None
-    check_recipe(module)
+    how = made_of_floats(module)
     if "pre_quant_scale" in module.tensors:
         raise module.error("columns were scaled before (pre_quant_scale); give a file without it")
     if "weight_zero_point" in module.tensors:
@@ -117,11 +117,11 @@ def read(module: Module) -> LevelMatrix | None:
         n_rows=n_rows,
         row_length=row_length,
         type=NVFP4 if is_nv else MXFP4,
-        has_cells=not is_compensated(module),
+        has_cells=how is not Made.CORRECTING,
         seen_as="BF16",
         leaves=frozenset({leaf, "weight_scale", *_GLOBAL_LEAVES, *_ACTIVATION_LEAVES}),
         label="NVFP4" if is_nv else "MXFP4",
-        tell=_teller(packed.raw, block, find, is_fitted(module)),
+        tell=_teller(packed.raw, block, find, is_closed(module)),
     )
 
 

@@ -28,7 +28,7 @@ from recover.containers.huggingface.formats._levels import (
     state,
     table_of,
 )
-from recover.containers.huggingface.formats._recipe import check_recipe, is_compensated, may_clip
+from recover.containers.huggingface.formats._recipe import Made, is_searched, made_of_floats
 from recover.containers.huggingface.modules import Module, as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, U8Array
@@ -164,14 +164,14 @@ def read(module: Module) -> LevelMatrix | None:
     weight = module.tensors.get("weight")
     if weight is None or weight.dtype not in _KINDS:
         return None
-    check_recipe(module)
+    how = made_of_floats(module)
     leaf = find_scale(module)
     if leaf is None:
         return _without_scale(module)
     stored = parse(module, tuple(_KINDS), leaf)
     # Scales that are powers of two may be rounded down.
     is_power = stored.scale.dtype == "F8_E8M0" or module.config.get("scale_fmt") == "ue8m0"
-    tables = _tables(weight.dtype, is_power or may_clip(module))
+    tables = _tables(weight.dtype, is_power or is_searched(module))
     n_rows, row_length = stored.n_rows, stored.row_length
     margin = TINY if stored.scale.dtype == "BF16" else _SMALLEST_HALF
     codes, shape = weight.raw, as_matrix(stored.scale)
@@ -189,7 +189,7 @@ def read(module: Module) -> LevelMatrix | None:
         n_rows=n_rows,
         row_length=row_length,
         type=_KINDS[weight.dtype],
-        has_cells=not is_compensated(module),
+        has_cells=how is not Made.CORRECTING,
         seen_as="BF16",
         leaves=frozenset({"weight", *SCALE_LEAVES, *ACTIVATION_LEAVES}),
         label=f"{_name(weight.dtype)}, {_extent(stored)}",
