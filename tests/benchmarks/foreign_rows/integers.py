@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from recover.containers.huggingface.formats import Matrix, read_matrix
-from tests.support.encoders import compressed_tensors, mlx
+from tests.support.encoders import compressed_tensors, hqq, mlx
 from tests.support.foreign_modules import Array, module_of
 
 Encoder = Callable[[Array], Matrix]
@@ -27,6 +27,10 @@ def _int(n_bits: int, group: int | str, *, search: bool = False, known: bool = T
     )
 
 
+def _hqq(n_bits: int, kind: str = "F16", axis: int = 1) -> Encoder:
+    return lambda w: _read(hqq.encode(w, n_bits, 64, kind, axis=axis), {})
+
+
 ROWS: list[tuple[str, Encoder, tuple[str, ...]]] = [
     ("MLX4 g64", _mlx(4, 64), ("Q4_K",)),
     ("MLX4 g32", _mlx(4, 32), ("Q4_K",)),
@@ -38,4 +42,9 @@ ROWS: list[tuple[str, Encoder, tuple[str, ...]]] = [
     ("int4 g128, no recipe", _int(4, 128, known=False), ("Q4_K",)),
     ("int8 rows RTN", _int(8, "channel"), ("Q8_0",)),
     ("int8 rows RTN", _int(8, "channel"), ("Q6_K",)),
+    ("HQQ4 g64", _hqq(4), ("Q4_K",)),
+    ("HQQ4 g64, BF16", _hqq(4, "BF16"), ("Q4_K",)),
+    ("HQQ4 g64, axis 0", _hqq(4, axis=0), ("Q4_K",)),
+    ("HQQ3 g64", _hqq(3), ("Q3_K",)),
+    ("HQQ8 g64", _hqq(8), ("Q8_0",)),
 ]
