@@ -260,7 +260,7 @@ def _groups(found: Packed, order: I64 | None, first: int, last: int) -> Groups:
     nothing, zeros = np.zeros_like(step), found.zero_points(which)
     row = np.zeros(len(which), np.int32) if found.zeros is None else (zeros + half) * N_CODES
     shift = (zeros + half).astype(np.float32)
-    return Groups(step, nothing, shift, nothing, small, large, nothing + np.inf, row)
+    return Groups(step, nothing, shift, nothing, small, large, nothing + np.inf, nothing, row)
 
 
 def _zeros(n_bits: int, is_asymmetric: bool) -> I64:
