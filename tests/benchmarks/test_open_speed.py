@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from tests.hostile.builder import (
     ARRAY,
     FLOAT32,
@@ -39,7 +39,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_open(benchmark: BenchmarkFixture, path: Path) -> None:
-    model: GGUFModel = benchmark(open_gguf, path)
+    model: GGUFModel[Tensor] = benchmark(open_gguf, path)
     assert len(model.tensors) == 300
     assert len(model.metadata) == 4
 
