@@ -67,7 +67,7 @@ def weights(kind: TensorType, seed: int = 1) -> F32:
 def columns(kind: TensorType) -> F32:
     """An importance matrix."""
     n = weights(kind).shape[1]
-    matrix: F32 = np.random.default_rng(2).lognormal(size=n).astype(np.float32)
+    matrix: F32 = np.random.default_rng(2).lognormal(size=(n,)).astype(np.float32)
     return matrix
 
 
@@ -293,7 +293,7 @@ def check_numbers_that_are_rounded_to_it(kind: TensorType) -> None:
     if kind.narrow is None:
         return
     x = weights(kind).reshape(-1)
-    lower, upper = np.full((2, x.size), np.inf, np.float32) * np.float32([[-1], [1]])
+    lower, upper = np.full((2, x.size), np.inf, np.float32) * np.array([[-1], [1]], np.float32)
     kind.narrow(quantize(x, kind), lower, upper)
     assert (lower <= x).all()
     assert (x <= upper).all()
@@ -302,7 +302,7 @@ def check_numbers_that_are_rounded_to_it(kind: TensorType) -> None:
     nothing = np.full(4, np.nan, np.float32)
     raw = np.empty(4 * kind.type_size, np.uint8)
     kind.encode(nothing, raw)
-    lower, upper = np.float32([[-1] * 4, [1] * 4])
+    lower, upper = np.array([[-1] * 4, [1] * 4], np.float32)
     kind.narrow(raw, lower, upper)
     assert lower.tolist() == [-1] * 4
     assert upper.tolist() == [1] * 4

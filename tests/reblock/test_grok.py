@@ -371,12 +371,12 @@ def test_such_a_scale_can_be_allowed(damaged: Path, tmp_path: Path) -> None:
 def quantized_pickle(weight: NDArray[Any], scales: NDArray[Any]) -> bytes:
     """A pickle as in the checkpoint."""
     kind = example().QuantizedWeight8bit
-    main = sys.modules["__main__"]
-    main.QuantizedWeight8bit = kind  # type: ignore[attr-defined]
+    main = vars(sys.modules["__main__"])
+    main["QuantizedWeight8bit"] = kind
     try:
         return pickle.dumps(kind(weight, scales), protocol=4)
     finally:
-        del main.QuantizedWeight8bit  # type: ignore[attr-defined]
+        del main["QuantizedWeight8bit"]
 
 
 def test_shape_of_another_place(damaged: Path, tmp_path: Path) -> None:
