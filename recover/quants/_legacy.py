@@ -20,7 +20,7 @@ from recover._compiled.lanes import (
     where,
 )
 from recover.quants._search import sum_of_squares, transpose, weigh
-from recover.quants.base import F32Array, U8Array, table
+from recover.quants.base import F32Array, I8Array, U8Array, table
 
 
 @inner
@@ -119,6 +119,20 @@ def weigh_blocks(
     for k in range(16):
         mean[k] = means[(start + 32 * k) // imatrix.size % means.size]
     weigh(lanes[0], load(mean, 0), lanes[1])
+
+
+@inner
+def write_u16(raw: U8Array, at: int, word: np.uint16) -> None:
+    """Two bytes, the lower one first."""
+    raw[at] = np.uint8(word & np.uint16(255))
+    raw[at + 1] = np.uint8(word >> np.uint16(8))
+
+
+@inner
+def codes_of_32(integers: I8Array, lowest: int, codes: U8Array) -> None:
+    """32 integers to codes, of which 0 stands for the lowest integer."""
+    for j in range(32):
+        codes[j] = np.uint8(integers[j] - lowest)
 
 
 def extreme_code_cells(n_codes: int) -> tuple[F32Array, F32Array]:

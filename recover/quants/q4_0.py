@@ -9,6 +9,7 @@ import numpy as np
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover.quants._legacy import (
+    codes_of_32,
     encode_32,
     extreme_code_cells,
     inverse,
@@ -17,10 +18,20 @@ from recover.quants._legacy import (
     row_mean_squares,
     split_nibbles,
     weigh_blocks,
+    write_u16,
 )
 from recover.quants._marks import Marks, marks_extreme
 from recover.quants._search import BASE, FACTOR, SCALE, encode_found, make_qx_quants
-from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
+from recover.quants.base import (
+    F32Array,
+    FromWeight,
+    I8Array,
+    Integers,
+    ScalarType,
+    U8Array,
+    U16Array,
+    integer_levels,
+)
 
 
 @kernel
@@ -73,6 +84,17 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_plain(x.reshape(x.size), raw)
 
 
+@kernel
+def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw: U8Array) -> None:
+    """Integers from -8 to 7: d = scale, q = integer + 8."""
+    codes = np.empty(32, np.uint8)
+    for b in range(integers.size // 32):
+        block = raw[18 * b : 18 * b + 18]
+        write_u16(block, 0, d[32 * b // group])
+        codes_of_32(integers[32 * b : 32 * b + 32], -8, codes)
+        join_nibbles(codes, block[2:18])
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q4_0_ref`: d = max / -8, so that max is given code 0."""
     return marks_extreme(blocks, _unpack)
@@ -94,6 +116,7 @@ Q4_0 = ScalarType(
     extremes=((0, 0),),
     unpack=_unpack,
     quantize=_quantize,
+    integers=Integers(lowest=-8, highest=7, pack=_pack_integers),
     file_type=2,
     marks=_marks,
     cells_need_marks=True,

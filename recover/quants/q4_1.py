@@ -8,6 +8,7 @@ import numpy as np
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover.quants._legacy import (
+    codes_of_32,
     encode_32,
     inverse,
     join_nibbles,
@@ -16,10 +17,20 @@ from recover.quants._legacy import (
     row_mean_squares,
     split_nibbles,
     weigh_blocks,
+    write_u16,
 )
 from recover.quants._marks import Marks, marks_range
 from recover.quants._search import BASE, FACTOR, MIN, SCALE, Steps, encode_found, make_qkx_quants
-from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
+from recover.quants.base import (
+    F32Array,
+    FromWeight,
+    I8Array,
+    Integers,
+    ScalarType,
+    U8Array,
+    U16Array,
+    integer_levels,
+)
 
 
 @kernel
@@ -78,6 +89,18 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_plain(x.reshape(x.size), raw)
 
 
+@kernel
+def _pack_integers(integers: I8Array, d: U16Array, m: U16Array, group: int, raw: U8Array) -> None:
+    """Integers from 0 to 15: d = scale, m = offset, q = integer."""
+    codes = np.empty(32, np.uint8)
+    for b in range(integers.size // 32):
+        block = raw[20 * b : 20 * b + 20]
+        write_u16(block, 0, d[32 * b // group])
+        write_u16(block, 2, m[32 * b // group])
+        codes_of_32(integers[32 * b : 32 * b + 32], 0, codes)
+        join_nibbles(codes, block[4:20])
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q4_1_ref`: d = (max - min) / 15, code 0 for min and 15 for max."""
     return marks_range(blocks, _unpack, 15)
@@ -101,6 +124,7 @@ Q4_1 = ScalarType(
     extremes=((0, 0), (15, 15)),
     unpack=_unpack,
     quantize=_quantize,
+    integers=Integers(lowest=0, highest=15, has_offset=True, pack=_pack_integers),
     file_type=3,
     marks=_marks,
     cells_need_marks=True,

@@ -9,6 +9,7 @@ from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover.quants._legacy import (
     add_fifth_bits,
+    codes_of_32,
     collect_fifth_bits,
     encode_32,
     extreme_code_cells,
@@ -18,10 +19,20 @@ from recover.quants._legacy import (
     row_mean_squares,
     split_nibbles,
     weigh_blocks,
+    write_u16,
 )
 from recover.quants._marks import Marks, marks_extreme
 from recover.quants._search import BASE, FACTOR, SCALE, encode_found, make_qx_quants
-from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
+from recover.quants.base import (
+    F32Array,
+    FromWeight,
+    I8Array,
+    Integers,
+    ScalarType,
+    U8Array,
+    U16Array,
+    integer_levels,
+)
 
 
 @kernel
@@ -81,6 +92,17 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_plain(x.reshape(x.size), raw)
 
 
+@kernel
+def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw: U8Array) -> None:
+    """Integers from -16 to 15: d = scale, q = integer + 16."""
+    codes = np.empty(32, np.uint8)
+    for b in range(integers.size // 32):
+        block = raw[22 * b : 22 * b + 22]
+        write_u16(block, 0, d[32 * b // group])
+        codes_of_32(integers[32 * b : 32 * b + 32], -16, codes)
+        _pack(codes, block)
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q5_0_ref`: d = max / -16, so that max is given code 0."""
     return marks_extreme(blocks, _unpack)
@@ -103,6 +125,7 @@ Q5_0 = ScalarType(
     extremes=((0, 0),),
     unpack=_unpack,
     quantize=_quantize,
+    integers=Integers(lowest=-16, highest=15, pack=_pack_integers),
     file_type=8,
     marks=_marks,
     cells_need_marks=True,
