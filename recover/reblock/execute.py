@@ -155,10 +155,8 @@ def execute_reblock(
     verify : bool
         Read every tile back, decode it and compare it with the source. Tensors that are not exact
         are always measured.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------
