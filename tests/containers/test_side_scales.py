@@ -302,12 +302,7 @@ class TestBounds:
         self, tmp_path: Path, rng: np.random.Generator, exponent: int
     ) -> None:
         x = np.ldexp(rng.standard_normal((64, 512)), exponent).astype(np.float32)
-        tensors = with_scales(x, UP)
-        intervals = Intervals()
-        intervals.turn_to([open_gguf(write_gguf(tmp_path / "m.gguf", tensors)).tensors[UP]])
-        lower, upper = intervals.bound(0, x.size)
-        flat = x.reshape(-1)
-        assert np.all((lower <= flat) & (flat <= upper))
+        self.check_sound(tmp_path, x, with_scales(x, UP))
 
     def test_sound_where_weights_lie_on_edges(
         self, tmp_path: Path, rng: np.random.Generator
@@ -325,8 +320,12 @@ class TestBounds:
             UP: Stored("NVFP4", raw),
             "blk.0.ffn_up.scale": Stored("F32", np.array([scale], np.float32)),
         }
+        self.check_sound(tmp_path, x, tensors)
+
+    def check_sound(self, folder: Path, x: F32Array, tensors: dict[str, Stored]) -> None:
+        """The bounds of the stored tensor hold the weights that it was made from."""
         intervals = Intervals()
-        intervals.turn_to([open_gguf(write_gguf(tmp_path / "m.gguf", tensors)).tensors[UP]])
+        intervals.turn_to([open_gguf(write_gguf(folder / "m.gguf", tensors)).tensors[UP]])
         lower, upper = intervals.bound(0, x.size)
         flat = x.reshape(-1)
         assert np.all((lower <= flat) & (flat <= upper))

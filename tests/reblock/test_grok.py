@@ -18,10 +18,10 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
-from recover.errors import RecoverError
 from recover.reblock.dispatch import open_source
 from recover.reblock.integers import Request
 from tests.oracle.llama_cpp import LlamaModel
+from tests.support.quantized_folders import refusal
 from tests.support.reblock_files import example, read_gguf, reblock
 
 N_LAYERS, N_EXPERTS = 12, 8
@@ -277,18 +277,6 @@ def test_float_type_is_said_to_be_inexact(checkpoint: Path, tmp_path: Path) -> N
 
 
 # What must be refused, by name, with nothing written.
-
-
-def refusal(source: Path, folder: Path, **options: Any) -> str:
-    out = folder / "refused"
-    out.mkdir()
-    with pytest.raises(RecoverError) as caught:
-        reblock(source, out / "a.gguf", **options)
-    assert not list(out.iterdir())
-    text = str(caught.value)
-    assert text.isprintable()
-    assert len(text) < 600
-    return text
 
 
 @pytest.fixture
