@@ -71,6 +71,11 @@ def _found_containers() -> Iterator[Container]:
         yield found
 
 
+def reference_of(models: Sequence[Model]) -> Model:
+    """The input that gives names, order and shapes: the first GGUF file, else the first."""
+    return next((model for model in models if isinstance(model, GGUFModel)), models[0])
+
+
 def metadata_source(models: Sequence[Model]) -> GGUFModel[StoredTensor]:
     """The input whose metadata and alignment an output gets: the first that is a GGUF file.
 

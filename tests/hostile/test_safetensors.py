@@ -146,7 +146,7 @@ def test_index(index: Any, expected: str, tmp_path: Path) -> None:
 
 
 def test_folder_without_anything(tmp_path: Path) -> None:
-    with pytest.raises(SafetensorsError, match="holds neither"):
+    with pytest.raises(SafetensorsError, match="holds no safetensors files"):
         open_safetensors(tmp_path)
 
 

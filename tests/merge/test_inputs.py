@@ -82,23 +82,14 @@ class TestMismatches:
         assert str(other) in message
         return message
 
-    def test_missing_tensor(self, make: Make) -> None:
-        message = self.refused(make("Q5_K"), make("Q4_K", {UP: None}))
-        assert f"it lacks {UP!r}" in message
-
-    def test_added_tensors(self, make: Make) -> None:
-        extra = {f"blk.{i}.ffn_norm.weight": stored("F32", np.ones(8)) for i in range(5)}
-        message = self.refused(make("Q5_K"), make("Q4_K", extra))
-        assert "only it has 'blk.0.ffn_norm.weight', " in message
-        assert "and 2 more" in message
-
     def test_shape(self, make: Make, truth: dict[str, F32Array]) -> None:
-        other = make("Q4_K", {UP: stored("Q4_K", truth[UP][:-1])})
-        assert f"{UP!r} is 512x47 instead of 512x48" in self.refused(make("Q5_K"), other)
+        other = make("Q4_K", {UP: stored("Q4_K", truth[UP][:10])})
+        assert f"{UP!r} is 512x10 instead of 512x48" in self.refused(make("Q5_K"), other)
 
-    def test_transposed(self, make: Make, truth: dict[str, F32Array]) -> None:
-        other = make("Q4_K", {UP: stored("Q4_K", truth[UP].reshape(96, 256))})
-        assert f"{UP!r} is 256x96 instead of 512x48" in self.refused(make("Q5_K"), other)
+    def test_nothing_in_common(self, make: Make, truth: dict[str, F32Array]) -> None:
+        renamed = dict.fromkeys(truth) | {"odd": stored("Q4_K", truth[UP])}
+        message = self.refused(make("Q5_K"), make("Q4_K", renamed))
+        assert "they have no tensor in common" in message
 
     def test_architecture(self, make: Make) -> None:
         message = self.refused(make("Q5_K"), make("Q4_K", architecture="qwen2"))

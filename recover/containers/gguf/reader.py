@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -101,6 +101,15 @@ class GGUFModel(Generic[T]):
         """The same model with others in the place of some tensors."""
         changed: GGUFModel[StoredTensor] = self
         return replace(changed, tensors=MappingProxyType({**self.tensors, **tensors}))
+
+    def without(self, names: Collection[str]) -> "GGUFModel[T]":
+        """The same model without some tensors."""
+        kept = {name: each for name, each in self.tensors.items() if name not in names}
+        return replace(self, tensors=MappingProxyType(kept))
+
+    def fitted(self, names: Collection[str]) -> "GGUFModel[T]":
+        """The same model: it has one layout."""
+        return self
 
     def fingerprint(self) -> str:
         """A digest of names, sizes, times of change and headers of the files, as they are now.
