@@ -12,14 +12,7 @@ from recover.quants._k_packed import quantize_packed
 from recover.quants._k_scales import unpack_scales
 from recover.quants._marks import marks_of_packed_scales
 from recover.quants._search import Steps
-from recover.quants.base import (
-    F32Array,
-    Reencoding,
-    ScalarType,
-    U8Array,
-    integer_levels,
-    rounding_cells,
-)
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
 
 
 @kernel
@@ -47,14 +40,14 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
 
 
 # `quantize_row_q4_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..15.
-_LOWER, _UPPER = rounding_cells(16)
+_LEVELS, _LOWER, _UPPER = rounded_levels(16)
 
 Q4_K = ScalarType(
     name="Q4_K",
     type_id=12,
     block_size=256,
     type_size=144,
-    levels=integer_levels(),
+    levels=_LEVELS,
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,

@@ -12,14 +12,7 @@ from recover.quants._k_packed import quantize_packed
 from recover.quants._k_scales import unpack_scales
 from recover.quants._marks import marks_of_packed_scales
 from recover.quants._search import Steps
-from recover.quants.base import (
-    F32Array,
-    Reencoding,
-    ScalarType,
-    U8Array,
-    integer_levels,
-    rounding_cells,
-)
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
 
 
 @kernel
@@ -48,14 +41,14 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
 
 
 # `quantize_row_q5_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..31.
-_LOWER, _UPPER = rounding_cells(32)
+_LEVELS, _LOWER, _UPPER = rounded_levels(32)
 
 Q5_K = ScalarType(
     name="Q5_K",
     type_id=13,
     block_size=256,
     type_size=176,
-    levels=integer_levels(),
+    levels=_LEVELS,
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,
