@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
 from recover.errors import PlanError, QuantError
@@ -37,22 +36,13 @@ from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.plan import MergePlan, TensorPlan, with_finest_alone
 from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
-from recover.merge.sums import (
-    BROKEN,
-    CERTAIN,
-    CONFLICTS,
-    LIKENESS,
-    N_OWN,
-    NOT_FINITE,
-    ROUNDED,
-)
+from recover.merge.sums import Sums, Totals
 from recover.merge.tallies import Tallies
 from recover.quants import (
     GROUP,
     TILE,
     F32Array,
     FloatType,
-    U8Array,
     quantize,
     type_by_name,
 )
@@ -286,10 +276,12 @@ class _Worker:
         if self._tensor.action == "copy":
             raw = self._sources[0].part(tile.start, tile.end)
             output.write_at(position, raw.data)
-            self._tallies.add(tile, self._sums_of_copy(tile, raw))
+            sums = self._compare(tile)
+            sums.not_finite = n_not_finite(raw, self._outtype)
+            self._tallies.add(tile, sums)
             return
         estimate = self._estimate[: tile.end - tile.start]
-        tally = self._fill(tile, estimate)
+        sums = self._fill(tile, estimate)
         encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
         try:
             quantize(estimate, self._outtype, out=encoded)
@@ -297,18 +289,16 @@ class _Worker:
             raise self._not_finite(tile, estimate) from None
         output.write_at(position, encoded.data)
         rounded = rounded_away(estimate, encoded, self._outtype)
-        if rounded or (tally is not None and tally.size > N_OWN):
-            tally = _with_room(tally, N_OWN + Tally.size_for(len(self._sources)))
-            Tally(tally[N_OWN:]).variance += rounded
-        if self._is_known and (n_rounded := count_rounded(estimate, encoded, self._outtype)):
-            tally = _with_room(tally, N_OWN)
-            tally[ROUNDED] += n_rounded
+        if rounded or sums.estimated is not None:
+            sums.tally(len(self._sources)).variance += rounded
+        if self._is_known:
+            sums.rounded += count_rounded(estimate, encoded, self._outtype)
         if self._plan.uncertainty is not None:
             bf16 = type_by_name("BF16")
             deviations = quantize(self._deviation[: estimate.size], bf16)
             position = self._plan.uncertainty.positions[self._tensor.name]
             self._outputs[-1].write_at(position + bf16.n_bytes(tile.start), deviations.data)
-        self._tallies.add(tile, tally)
+        self._tallies.add(tile, sums)
 
     def _turn_to(self, index: int) -> None:
         self._index = index
@@ -327,24 +317,22 @@ class _Worker:
             claims, self._known = self._claims_of[index], known
             self._estimator = TileEstimator(*known, self._plan.estimate, claims=claims)
 
-    def _fill(self, tile: Tile, estimate: F32Array) -> NDArray[np.float64] | None:
-        """Estimate the weights of one tile; their sums, if there is anything to estimate."""
-        n = estimate.size
+    def _fill(self, tile: Tile, estimate: F32Array) -> Sums:
+        """Estimate the weights of one tile; their sums."""
+        n, sums = estimate.size, self._compare(tile)
         if self._is_known:
             self._sources[0].read(tile.start, tile.end, estimate)
             self._deviation[:n] = 0
-            return self._compare(tile)
-        tally = _with_room(self._compare(tile), N_OWN + Tally.size_for(len(self._sources)))
-        deviation, estimated = self._deviation[:n], Tally(tally[N_OWN:])
-        estimated += self._estimator.estimate(
+            return sums
+        deviation = self._deviation[:n]
+        estimated = self._estimator.estimate(
             self._sources, tile.start, tile.end, estimate, deviation
         )
-        evidence = self._estimator.evidence
-        tally[BROKEN] = n_broken(evidence)
+        evidence, sums.estimated = self._estimator.evidence, estimated
+        sums.broken = n_broken(evidence)
         if self._tensor.action == "merge":
-            tally[CONFLICTS] += self._n_conflicts(evidence, estimated)
-            likeness = compare_unproven(evidence)
-            tally[LIKENESS] += likeness
+            sums.conflicts += self._n_conflicts(evidence, estimated)
+            sums.add_likeness(compare_unproven(evidence))
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._sources[0].read(tile.start, tile.end, estimate)
         if deviation.size:
@@ -352,8 +340,8 @@ class _Worker:
             least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
             np.maximum(deviation, least, out=deviation)
         stored = [each.part(tile.start, tile.end) for each in self._sources]
-        self._snapper.apply(evidence, stored, estimate, deviation, tally)
-        return tally
+        self._snapper.apply(evidence, stored, estimate, deviation, sums)
+        return sums
 
     def _n_conflicts(self, evidence: Evidence, estimated: Tally) -> float:
         """Weights on which the merged inputs contradict each other, as the estimator found."""
@@ -375,21 +363,13 @@ class _Worker:
             is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
         )
 
-    def _sums_of_copy(self, tile: Tile, raw: U8Array) -> NDArray[np.float64] | None:
-        """The merge's own sums of a tile that is copied; None if there is nothing to tell."""
-        sums, n = self._compare(tile), n_not_finite(raw, self._outtype)
-        if n:
-            sums = _with_room(sums, N_OWN)
-            sums[NOT_FINITE] = n
-        return sums
-
-    def _compare(self, tile: Tile) -> NDArray[np.float64] | None:
-        """The merge's own sums, if there are inputs that take no part."""
-        if self._comparison is None:
-            return None
-        sums = np.zeros(N_OWN)
-        sums[CONFLICTS], likeness = self._comparison.count(tile.start, tile.end)
-        sums[LIKENESS] = likeness
+    def _compare(self, tile: Tile) -> Sums:
+        """The sums so far: what inputs that take no part contradict."""
+        sums = Sums()
+        if self._comparison is not None:
+            n_conflicts, likeness = self._comparison.count(tile.start, tile.end)
+            sums.conflicts = float(n_conflicts)
+            sums.add_likeness(likeness)
         return sums
 
     def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:
@@ -406,14 +386,6 @@ class _Worker:
         )
 
 
-def _with_room(tally: NDArray[np.float64] | None, size: int) -> NDArray[np.float64]:
-    """The sums so far in an array of that size at least; the rest is 0."""
-    longer = np.zeros(max(size, 0 if tally is None else tally.size))
-    if tally is not None:
-        longer[: tally.size] = tally
-    return longer
-
-
 def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
     """The inputs that have NaN or infinite values of a tensor."""
     found = []
@@ -428,41 +400,31 @@ def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
     return found
 
 
-def _result(
-    plan: MergePlan,
-    seconds: float,
-    tallies: dict[int, NDArray[np.float64]],
-    warnings: list[str],
-) -> MergeResult:
+def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]) -> MergeResult:
     """Turn the sums into what people read."""
     results: list[TensorResult] = []
-    warnings = [*warnings, *warnings_of(plan, tallies)]
+    warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
     for index, tensor in enumerate(plan.tensors):
-        sums = tallies.get(index)
-        n_weights = tensor.n_weights
-        n_rounded = 0 if sums is None else int(sums[ROUNDED])
-        contradicted = None if sums is None else float(sums[CONFLICTS] / n_weights)
-        if not tensor.compared and tensor.action != "merge":
-            contradicted = None
-        if sums is None or sums.size == N_OWN:
-            results.append(TensorResult(tensor, None, contradicted, n_rounded))
+        sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
+        contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
+        if sums.estimated is None:
+            results.append(TensorResult(tensor, None, contradicted, sums.rounded))
             continue
-        if sums[BROKEN]:
+        if sums.broken:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[BROKEN]):,} weights"
+                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * sums.broken:,} weights"
                 " only the other inputs were taken"
             )
-        n_exact, tally = n_exact + int(sums[CERTAIN]), Tally(sums[N_OWN:])
-        merged = tensor.action == "merge"
+        n_exact, tally = n_exact + sums.certain, sums.estimated
         n_merged += n_weights * merged
-        expected, n_conflicts = expected + tally.variance, n_conflicts + sums[CONFLICTS] * merged
+        expected, n_conflicts = expected + tally.variance, n_conflicts + sums.conflicts * merged
         of_source = dict(zip(tensor.sources, tally.alone, strict=True))
         alone += errors_alone(tensor.twins, tensor.descents, of_source)
         rmse = math.sqrt(max(tally.variance, 0) / n_weights)
-        results.append(TensorResult(tensor, rmse, contradicted, n_rounded))
+        results.append(TensorResult(tensor, rmse, contradicted, sums.rounded))
     best = float(alone.min())
     return MergeResult(
         plan=plan,

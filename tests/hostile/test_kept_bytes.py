@@ -150,17 +150,23 @@ def forge(plan: MergePlan, change: Callable[[dict[str, Any]], None]) -> None:
     journal.__exit__(Interrupted, None, None)
 
 
-def set_sum(number: int, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(record: dict[str, Any]) -> None:
-        entry = next(each for each in record["tensors"] if each[1] is not None)
-        entry[1][number] = value
+def estimated(record: dict[str, Any]) -> list[Any]:
+    """The entry of a tensor that is estimated."""
+    entry: list[Any] = next(each for each in record["tensors"] if "estimated" in each[1])
+    return entry
 
-    return change
+
+def set_sum(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda record: estimated(record)[1].update({name: value})
+
+
+def set_estimated(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda record: estimated(record)[1]["estimated"].update({name: value})
 
 
 def set_entry(field: int, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(record: dict[str, Any]) -> None:
-        next(each for each in record["tensors"] if each[1] is not None)[field] = value
+        estimated(record)[field] = value
 
     return change
 
@@ -170,18 +176,31 @@ def set_seconds(value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
-    "NaN": set_sum(2, float("nan")),
-    "infinite": set_sum(2, float("inf")),
-    "negative": set_sum(2, -1.0),
-    "larger than any float32": set_sum(2, 1e300),
-    "an integer beyond float64": set_sum(2, 10**400),
-    "text": set_sum(2, "1"),
-    "true": set_sum(2, True),
-    "more conflicts than weights": set_sum(3, 1e12),
-    "more certain weights than weights": set_sum(0, 1e12),
-    "too few sums": set_entry(1, [0.0]),
-    "too many sums": set_entry(1, [0.0] * 10**5),
-    "no sums of what is estimated": set_entry(1, None),
+    "NaN": set_estimated("variance", float("nan")),
+    "infinite": set_estimated("variance", float("inf")),
+    "negative": set_estimated("alone", [-1.0, 0.0]),
+    "larger than any float32": set_estimated("variance", 1e300),
+    "an integer beyond float64": set_estimated("variance", 10**400),
+    "text": set_estimated("variance", "1"),
+    "true": set_estimated("variance", True),
+    "more conflicts than weights": set_estimated("n_conflicts", 1e12),
+    "of more inputs": set_estimated("alone", [0.0] * 10**5),
+    "of no input": set_estimated("alone", []),
+    "inputs that are a number": set_estimated("alone", 5),
+    "a sum of another name": set_estimated("total", 1.0),
+    "no tally": set_sum("estimated", None),
+    "an empty tally": set_sum("estimated", {}),
+    "a count that is NaN": set_sum("certain", float("nan")),
+    "a count that is a fraction": set_sum("certain", 0.5),
+    "a negative count": set_sum("broken", -1),
+    "a count beyond float64": set_sum("certain", 10**400),
+    "more certain weights than weights": set_sum("certain", 10**12),
+    "infinite difference": set_sum("difference", float("inf")),
+    "text instead of a number": set_sum("expected", "1"),
+    "a number of another name": set_sum("n_certain", 1),
+    "no sums": set_entry(1, None),
+    "sums by number": set_entry(1, [0.0] * 16),
+    "no sums of what is estimated": set_entry(1, {}),
     "negative index": set_entry(0, -1),
     "index beyond the end": set_entry(0, 10**6),
     "index that is true": set_entry(0, True),
