@@ -10,6 +10,7 @@ from recover._text import printable, quoted
 from recover.containers.model import Model
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, estimator, method_for
+from recover.estimators.error_calibration import Claims
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
@@ -65,6 +66,9 @@ class Draft:
     confining : tuple of int
         Where inputs are compared, those whose numbers or codes prove bounds: of these and of the
         first source.
+    claims : Claims or None
+        What the errors that the estimator expects are worth; None where nothing is estimated, and
+        until all is known that decides on it (see `recover.merge.calibrated.with_claims`).
     """
 
     name: str
@@ -81,6 +85,7 @@ class Draft:
     noises: tuple[float | None, ...]
     witnesses: tuple[Witness, ...]
     confining: tuple[int, ...]
+    claims: Claims | None
 
     @property
     def n_weights(self) -> int:
@@ -190,6 +195,7 @@ class Decider:
             noises,
             () if is_known else self._witnesses_of(name, sources, noises),
             self._confining(name, [sources[0], *compared]) if compared else (),
+            None,
         )
 
     def _witnesses_of(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 from recover._text import printable, quoted, some
 from recover.errors import PlanError, QuantError
 from recover.estimators import FIRST_ALONE, Tally, TileEstimator
-from recover.estimators.error_calibration import Claims, find_claims
 from recover.evidence.buffer import Evidence, Witness
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
@@ -184,8 +183,8 @@ def execute_merge(
         save_if_due = None
         if unfinished is not None:
             save_if_due = stack.enter_context(unfinished.saving(outputs, tallies.take_finished))
-        n_workers, claims = n_threads or available_cores(), _claims(plan, sizes)
-        workers = [_Worker(plan, claims, outputs, tallies) for _ in range(n_workers)]
+        n_workers = n_threads or available_cores()
+        workers = [_Worker(plan, outputs, tallies) for _ in range(n_workers)]
         watch = _watch(plan, sum(sizes), progress, save_if_due)
         for_each_tile(sizes, [worker.work for worker in workers], watch)
         names, warnings = contradicted(plan, tallies.totals, force=force)
@@ -195,20 +194,10 @@ def execute_merge(
         plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
         if again := again | alone:
             sizes = [t.n_weights if i in again else 0 for i, t in enumerate(plan.tensors)]
-            claims = _claims(plan, sizes)
-            workers = [_Worker(plan, claims, outputs, tallies) for _ in workers]
+            workers = [_Worker(plan, outputs, tallies) for _ in workers]
             for_each_tile(sizes, [worker.work for worker in workers])
     seconds = before + time.perf_counter() - start
     return _result(plan, seconds, tallies.totals, warnings)
-
-
-def _claims(plan: MergePlan, sizes: Sequence[int]) -> dict[int, Claims]:
-    """What the expected errors of tensors are worth, by index, of those that are estimated now."""
-    return {
-        index: find_claims(tensor.witnesses, tensor.method, plan.estimate)
-        for index, tensor in enumerate(plan.tensors)
-        if sizes[index] and tensor.action != "copy" and tensor.witnesses
-    }
 
 
 def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
@@ -252,12 +241,10 @@ class _Worker:
     def __init__(
         self,
         plan: MergePlan,
-        claims: Mapping[int, Claims],
         outputs: OutputFiles,
         tallies: Tallies,
     ) -> None:
         self._plan = plan
-        self._claims_of = claims
         self._outputs = outputs.files
         self._tallies = tallies
         self._estimate = np.empty(TILE, np.float32)
@@ -314,7 +301,7 @@ class _Worker:
         self._snapper.turn_to(self._tensor)
         known = self._tensor.witnesses, self._tensor.method
         if known != self._known:
-            claims, self._known = self._claims_of[index], known
+            self._known, claims = known, self._tensor.claims
             self._estimator = TileEstimator(*known, self._plan.estimate, claims=claims)
 
     def _fill(self, tile: Tile, estimate: F32Array) -> Sums:

@@ -24,7 +24,7 @@ from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import searched_tensors
 from recover.inputs.repeated import describe_repeated
-from recover.merge.calibrated import with_calibration
+from recover.merge.calibrated import with_calibration, with_claims
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
 from recover.merge.layout import (
@@ -50,7 +50,7 @@ _TOO_COARSE = 1e-4
 _LEAST_EVIDENCE = 0.25
 
 # Of a tensor's plan, what follows from the bytes of the inputs, and is left out as JSON.
-_UNTOLD = ("witnesses", "confining")
+_UNTOLD = ("witnesses", "confining", "claims")
 
 
 @dataclass(frozen=True)
@@ -302,6 +302,7 @@ def plan_merge(
         n_all = n_layers(models[0].tensors)
         changed = with_calibration(plan.tensors, method, options.calibration, n_all)
         plan = replace(plan, tensors=changed)
+    plan = replace(plan, tensors=with_claims(plan.tensors, estimate))
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
     check_unchanged(parts)
     return replace(plan, warnings=tuple(warnings))
@@ -382,9 +383,10 @@ def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[
         for i, tensor in enumerate(plan.tensors)
         if tensor.name in names and tensor.method != FIRST_ALONE and tensor.action == "merge"
     }
-    tensors = tuple(
+    alone = [
         replace(tensor, method=FIRST_ALONE) if i in changed else tensor
         for i, tensor in enumerate(plan.tensors)
-    )
+    ]
+    tensors = with_claims(alone, plan.estimate) if changed else plan.tensors
     undecided = plan.undecided | {plan.tensors[i].name for i in changed}
     return replace(plan, tensors=tensors, undecided=undecided), changed
