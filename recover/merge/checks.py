@@ -1,12 +1,16 @@
 """Whether the inputs of a merge belong together: what a look tells, and what was counted."""
 
+from collections.abc import Set
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from recover._text import printable, quoted, some
 from recover.errors import PlanError
+from recover.estimators import FIRST_ALONE
 from recover.inputs.relations import explained_by_rounding, find_relations
+from recover.merge.calibrated import with_claims
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import sentence
 from recover.merge.sums import Totals
@@ -129,3 +133,22 @@ def _contradictions(plan: MergePlan, sums: Totals) -> list[_Contradiction]:
         n_unlike = sums[i].likeness.n_contradicted(plan.tensors[i].n_weights)
         found.append(_Contradiction(plan.tensors[i], n + n_unlike))
     return sorted((each for each in found if each.n_weights), key=lambda each: -each.share)
+
+
+def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[int]]:
+    """The plan that decodes the finest input of some tensors, and their indices where it differs.
+
+    The other inputs stay among the sources: they are compared, and their expected errors told.
+    """
+    changed = {
+        i
+        for i, tensor in enumerate(plan.tensors)
+        if tensor.name in names and tensor.method != FIRST_ALONE and tensor.action == "merge"
+    }
+    alone = [
+        replace(tensor, method=FIRST_ALONE) if i in changed else tensor
+        for i, tensor in enumerate(plan.tensors)
+    ]
+    tensors = with_claims(alone, plan.estimate) if changed else plan.tensors
+    undecided = plan.undecided | {plan.tensors[i].name for i in changed}
+    return replace(plan, tensors=tensors, undecided=undecided), changed

@@ -15,7 +15,7 @@ from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
-from recover.inputs.foreign import measure_noise
+from recover.inputs.foreign import foreign_noise, measure_noise
 from recover.inputs.matching import by_fineness, contradicts, find_twins
 from recover.inputs.provenance import is_foreign, is_plain, is_searched, witness_of
 from recover.inputs.samples import Sampler
@@ -66,6 +66,8 @@ class Draft:
     confining : tuple of int
         Where inputs are compared, those whose numbers or codes prove bounds: of these and of the
         first source.
+    compared_noises : tuple of float or None
+        As `noises`, where inputs are compared: of the first source and of these.
     claims : Claims or None
         What the errors that the estimator expects are worth; None where nothing is estimated, and
         until all is known that decides on it (see `recover.merge.calibrated.with_claims`).
@@ -85,6 +87,7 @@ class Draft:
     noises: tuple[float | None, ...]
     witnesses: tuple[Witness, ...]
     confining: tuple[int, ...]
+    compared_noises: tuple[float | None, ...]
     claims: Claims | None
 
     @property
@@ -195,6 +198,7 @@ class Decider:
             noises,
             () if is_known else self._witnesses_of(name, sources, noises),
             self._confining(name, [sources[0], *compared]) if compared else (),
+            self._typical_noises(name, [sources[0], *compared]) if compared else (),
             None,
         )
 
@@ -216,6 +220,11 @@ class Decider:
             if isinstance(self._models[i].tensors[name].type, FloatType)
             or self._witness(name, i).has_cells
         )
+
+    def _typical_noises(self, name: str, inputs: Iterable[int]) -> tuple[float | None, ...]:
+        """The errors of some inputs' codes, as far as one input alone tells."""
+        models = [self._models[i] for i in inputs]
+        return tuple(foreign_noise(model, model.tensors[name]) for model in models)
 
     def _noises(self, name: str, sources: Sequence[int]) -> tuple[float | None, ...]:
         """The errors of codes that another encoder than llama.cpp's made; None for all others."""

@@ -15,14 +15,13 @@ from recover.estimators import FIRST_ALONE, Tally, TileEstimator
 from recover.evidence.buffer import Evidence, Witness
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
-from recover.inputs.foreign import foreign_noise
 from recover.merge.certain import (
     Snapper,
     find_withdrawal,
     to_estimate_again,
     without_certainty,
 )
-from recover.merge.checks import check_relations, contradicted
+from recover.merge.checks import check_relations, contradicted, with_finest_alone
 from recover.merge.compare import (
     Comparison,
     compare,
@@ -32,7 +31,7 @@ from recover.merge.compare import (
 )
 from recover.merge.exact import count_rounded, rounded_away, warnings_of
 from recover.merge.finite import n_broken, n_not_finite
-from recover.merge.plan import MergePlan, TensorPlan, with_finest_alone
+from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
 from recover.merge.sums import Sums, Totals
@@ -346,7 +345,7 @@ class _Worker:
         return compare(
             inputs,
             [i in tensor.confining for i in numbers],
-            [foreign_noise(*each) for each in zip(models, inputs, strict=True)],
+            tensor.compared_noises,
             is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
         )
 

@@ -263,7 +263,7 @@ def fingerprint(plan: MergePlan) -> dict[str, str]:
     densities = None if plan.densities is None else sorted(plan.densities.items())
     return {
         "version": f"{__version__} {sources.hexdigest()}",
-        "inputs": _digest([model.fingerprint() for model in plan.models]),
+        "inputs": _digest([each.fingerprint for each in plan.inputs]),
         "options": _digest(options),
         "calibration": _digest(calibration),
         "densities": _digest(densities),

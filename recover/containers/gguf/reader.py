@@ -108,8 +108,8 @@ class GGUFModel:
         """
         files = []
         for part in self.parts:
-            status = part.stat()
             header = hashlib.sha256(_header_bytes(part)).hexdigest()
+            status = part.stat()
             files.append([str(part.resolve()), status.st_size, status.st_mtime_ns, header])
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
