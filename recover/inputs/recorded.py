@@ -1,5 +1,7 @@
 """Inputs as plain data: what a plan says of them, so that another process can open them."""
 
+import threading
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -101,3 +103,35 @@ class Input:
             Original(name, kind, SecondHand(**found)) for name, kind, found in record["originals"]
         )
         return cls(Path(record["path"]), record["fingerprint"], tuple(originals))
+
+
+class OpenInputs:
+    """Inputs that are open in this process: each is opened once, when it is first asked for.
+
+    Parameters
+    ----------
+    known : iterable of (Input, Model)
+        Those that are open already.
+    """
+
+    def __init__(self, known: Iterable[tuple[Input, Model]] = ()) -> None:
+        self._lock = threading.Lock()
+        self._models = {each.path.absolute(): (each.fingerprint, model) for each, model in known}
+
+    def model(self, wanted: Input) -> Model:
+        """The model, with the tensors of this input that count as something else.
+
+        Raises
+        ------
+        InputError
+            If it is not what it was.
+        RecoverError
+            If it cannot be read.
+        """
+        path = wanted.path.absolute()
+        with self._lock:
+            fingerprint, model = self._models.get(path, ("", None))
+            if model is None or fingerprint != wanted.fingerprint:
+                model = Input(wanted.path, wanted.fingerprint).open()
+                self._models[path] = wanted.fingerprint, model
+        return wanted.with_originals(model)

@@ -30,24 +30,54 @@ from recover.quants import TILE, F32Array, U8Array
 _LARGEST_CHANCE = 1e-3  # that any tensor is believed though it is like those that are not
 
 
+@dataclass(frozen=True)
+class Snapping:
+    """How the weights of a tensor are set to numbers of the source's format.
+
+    Attributes
+    ----------
+    source_format : str
+        Name of the format.
+    significand_bits : int
+        Its precision, the implicit bit included.
+    is_decided : bool
+        Whether weights are set; otherwise what contradicts the format is only counted.
+    decides : bool
+        Whether those are set whose bounds hold a single number of the format.
+    rounds_all : bool
+        Whether all are.
+    """
+
+    source_format: str
+    significand_bits: int
+    is_decided: bool
+    decides: bool
+    rounds_all: bool
+
+
+def snapping_of(plan: MergePlan, tensor: TensorPlan) -> Snapping | None:
+    """How a plan has the weights of a tensor set; None if they could not be."""
+    bits = plan.evidence_bits(tensor)
+    if not bits:
+        return None
+    is_decided = tensor.name not in plan.undecided
+    decides = plan.may_decide(tensor)
+    return Snapping(plan.source_format, bits, is_decided, decides, plan.snaps)
+
+
 class Snapper:
     """Sets the weights of tiles to numbers of the source's format; memory for one thread."""
 
-    def __init__(self, plan: MergePlan) -> None:
-        self._plan = plan
+    def __init__(self) -> None:
         self._bounds = np.empty((2, 0), np.float32)
         self._deviation = np.empty(0, np.float32)
-        self._bits = 0
+        self._how: Snapping | None = None
+        self._witnesses: tuple[Witness, ...] = ()
 
-    def turn_to(self, tensor: TensorPlan) -> None:
-        """Look at a tensor from now on."""
-        self._bits = self._plan.evidence_bits(tensor)
-        if not self._bits:
-            return
-        self._is_decided = tensor.name not in self._plan.undecided
-        self._decides = self._plan.may_decide(tensor)
-        self._witnesses = tensor.witnesses
-        if not self._bounds.size:
+    def turn_to(self, how: Snapping | None, witnesses: tuple[Witness, ...]) -> None:
+        """Look at another tensor from now on."""
+        self._how, self._witnesses = how, witnesses
+        if how is not None and not self._bounds.size:
             self._bounds = np.empty((2, TILE), np.float32)
             self._deviation = np.empty(TILE, np.float32)
 
@@ -74,30 +104,37 @@ class Snapper:
         sums : Sums
             To be added to.
         """
-        if not self._bits:
+        if self._how is None:
             return
+        bits = self._how.significand_bits
         lower, upper = self._bounds[:, : estimate.size]
         intersect_cells(evidence, lower, upper)
-        if self._is_decided:
+        if self._how.is_decided:
             if not deviation.size:
                 deviation = self._deviation[: estimate.size]
             n_certain, change, n_empty, expected = snap(
-                lower, upper, self._bits, self._decides, self._plan.snaps, estimate, deviation
+                lower,
+                upper,
+                bits,
+                self._how.decides,
+                self._how.rounds_all,
+                estimate,
+                deviation,
             )
             sums.certain += int(n_certain)
             sums.snapped += estimate.size
             sums.tally(len(stored)).variance += change
         else:
-            _, n_empty, expected, _ = count_without(lower, upper, self._bits)
-        n_scales, n_foreign = self._count_scales(stored)
+            _, n_empty, expected, _ = count_without(lower, upper, bits)
+        n_scales = n_foreign = 0
+        if self._how.source_format == "bf16":
+            n_scales, n_foreign = self._count_scales(stored)
         sums.empty += int(n_empty)
         sums.foreign_scales += n_foreign
         sums.expected += float(expected + UNEXPLAINED * n_scales)
 
     def _count_scales(self, stored: Sequence[U8Array]) -> tuple[int, int]:
         """Scales of the tile that come from one weight each, and those no bf16 number explains."""
-        if self._plan.source_format != "bf16":
-            return 0, 0
         counts = [_scales(raw, each) for raw, each in zip(stored, self._witnesses, strict=True)]
         n_scales, n_foreign = np.sum(counts, axis=0).tolist()
         return n_scales, n_foreign

@@ -2,9 +2,11 @@
 
 import threading
 
-from recover.execution.tiles import Tile, n_tiles
+from recover.execution.tasks import Record, Task
+from recover.execution.tiles import n_tiles
 from recover.merge.plan import MergePlan
 from recover.merge.sums import Sums, Totals
+from recover.quants import TILE
 
 
 class Tallies:
@@ -17,24 +19,26 @@ class Tallies:
     def __init__(self, plan: MergePlan, done: Totals) -> None:
         self.done = frozenset(done)
         self.totals = dict(done)
-        self._plan = plan
+        self._n_tiles = [n_tiles(tensor.n_weights) for tensor in plan.tensors]
+        self._index = {tensor.name: i for i, tensor in enumerate(plan.tensors)}
         self._lock = threading.Lock()
         self._open: dict[int, dict[int, Sums]] = {}
         self._finished: Totals = {}
 
-    def add(self, tile: Tile, sums: Sums) -> None:
-        """Take the sums of one tile that is written."""
-        n_all = n_tiles(self._plan.tensors[tile.tensor].n_weights)
+    def add(self, task: Task, gave: Record) -> None:
+        """Take the sums of a task's tiles, which are written."""
+        index = self._index[task.tensor]
         with self._lock:
-            tiles = self._open.setdefault(tile.tensor, {})
-            tiles[tile.start] = sums
-            if len(tiles) < n_all:
+            tiles = self._open.setdefault(index, {})
+            for start, sums in zip(range(task.start, task.end, TILE), gave["sums"], strict=True):
+                tiles[start] = Sums.from_record(sums)
+            if len(tiles) < self._n_tiles[index]:
                 return
-            del self._open[tile.tensor]
+            del self._open[index]
             total = Sums()
             for start in sorted(tiles):
                 total += tiles[start]
-            self._finished[tile.tensor] = self.totals[tile.tensor] = total
+            self._finished[index] = self.totals[index] = total
 
     def take_finished(self) -> Totals:
         """The tensors of which all tiles were written since the last call."""

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import recover.merge.execute as execute
 from recover.containers import mapping
 from recover.errors import InputError
 from recover.execution.journal import Journal
+from recover.execution.tasks import Record, Task
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import MergePlan, plan_merge
 from recover.merge.resume import Unfinished
+from recover.merge.work import Worker
 
 N_DONE = 12
 
@@ -46,17 +47,17 @@ def whole(
 
 def stop_after(plan: MergePlan, n_tiles: int) -> None:
     """Carry out a plan until so many tensors (of one tile each) are complete."""
-    work, n_done = execute._Worker.work, 0
+    work, n_done = Worker.work, 0
 
-    def some(self: Any, tile: Any) -> None:
+    def some(self: Worker, task: Task, files: Any) -> Record:
         nonlocal n_done
         if n_done == n_tiles:
             raise Interrupted
-        work(self, tile)
         n_done += 1
+        return work(self, task, files)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute._Worker, "work", some)
+        patch.setattr(Worker, "work", some)
         with pytest.raises(Interrupted):
             execute_merge(plan, n_threads=1, resume=True)
 
@@ -259,16 +260,16 @@ def test_nothing_that_was_made_of_a_changed_input_is_kept(
     copies: list[Path], tmp_path: Path
 ) -> None:
     plan = plan_merge(copies, tmp_path / "out.gguf")
-    work = execute._Worker.work
+    work, next_one = Worker.work, plan.tensors[N_DONE].name
 
-    def spoil(self: Any, tile: Any) -> None:
-        if tile.tensor == N_DONE:
+    def spoil(self: Worker, task: Task, files: Any) -> Record:
+        if task.tensor == next_one:
             flip(copies[1], copies[1].stat().st_size // 2)
             os.utime(copies[1])
-        work(self, tile)
+        return work(self, task, files)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute._Worker, "work", spoil)
+        patch.setattr(Worker, "work", spoil)
         with pytest.raises(InputError, match="was changed while it was read"):
             execute_merge(plan, n_threads=1, resume=True)
     assert not plan.output.exists()
