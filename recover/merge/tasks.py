@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from recover._version import __version__
 from recover.containers.model import StoredTensor
+from recover.errors import PlanError
 from recover.estimators.error_calibration import Claims
 from recover.evidence.buffer import Witness
 from recover.execution.tasks import Record, Target, Task
@@ -79,6 +81,7 @@ class Job:
     def to_record(self) -> Record:
         """Plain data."""
         record: Record = vars(self) | {
+            "version": __version__,
             "witnesses": [witness_record(each) for each in self.witnesses],
             "claims": claims_record(self.claims),
             "snapping": None if self.snapping is None else asdict(self.snapping),
@@ -87,7 +90,18 @@ class Job:
 
     @classmethod
     def from_record(cls, record: Record, tensors: Sequence[StoredTensor]) -> Self:
-        """From what `to_record` gave, perhaps by way of JSON; `tensors` are those of the inputs."""
+        """From what `to_record` gave, perhaps by way of JSON; `tensors` are those of the inputs.
+
+        Raises
+        ------
+        PlanError
+            If another version of this program planned it, or for other tensors.
+        """
+        if record["version"] != __version__:
+            raise PlanError(
+                f"a task was planned by version {record['version']} of this program, which is"
+                f" {__version__}; use one version everywhere"
+            )
         told, snapping = record["witnesses"], record["snapping"]
         kinds = [tensor.type for tensor in tensors[: len(told)]]
         known = {

@@ -54,6 +54,7 @@ class Worker:
         self._deviation = np.empty(0, np.float32)
         self._snapper = Snapper()
         self._encoded = np.empty(TILE * 4, np.uint8)
+        self._models: list[Model] = []
         self._known: tuple[tuple[Witness, ...], str, str] = (), "", ""
         self._at: tuple[str, str] = "", ""
 
@@ -90,6 +91,16 @@ class Worker:
             end = min(start + TILE, task.end)
             sums.append(self._write_tile(task, files, start, end).to_record())
         return {"sums": sums}
+
+    def check_inputs(self) -> None:
+        """Make sure that the inputs of the last task are what they were.
+
+        Raises
+        ------
+        InputError
+            If one was changed since it was opened.
+        """
+        check_unchanged([part for model in self._models for part in model.parts])
 
     def _turn_to(self, task: Task) -> None:
         self._at = "", ""
@@ -202,11 +213,6 @@ class Worker:
             f" {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
         )
 
-    @property
-    def models(self) -> list[Model]:
-        """The inputs of the tensor at hand."""
-        return self._models
-
 
 _inputs = OpenInputs()
 _own = threading.local()
@@ -239,5 +245,5 @@ def carry_out(record: Record) -> Record:
     before = faults()
     gave = worker.work(task, files)
     check_faults(before)
-    check_unchanged([part for model in worker.models for part in model.parts])
+    worker.check_inputs()
     return gave | {"written": {str(path): file.written for path, file in files.items()}}

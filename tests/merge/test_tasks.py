@@ -52,12 +52,13 @@ class Strangers:
     """An executor: a few fresh processes have the tasks in random order, one after the other."""
 
     def __init__(self, folder: Path, n_processes: int = 3) -> None:
-        self.n_done = 0
+        self.n_runs = 0
         self._folder = folder
         self._n_processes = n_processes
         self._rng = np.random.default_rng(1)
 
     def run(self, tasks: Iterable[Task], take: Take, watch: Watch | None = None) -> None:
+        self.n_runs += 1
         known = list(tasks)
         order = self._rng.permutation(len(known))
         for part in np.array_split(order, self._n_processes):
@@ -65,16 +66,17 @@ class Strangers:
             gave = in_a_process([each.to_record() for each in mine], self._folder)
             for task, result in zip(mine, gave, strict=True):
                 take(task, result)
-                self.n_done += 1
             if watch is not None:
                 watch(sum(each.end - each.start for each in mine))
 
 
-def both(inputs: list[Path], folder: Path, **options: Any) -> tuple[MergeResult, MergeResult]:
+def both(
+    inputs: list[Path], folder: Path, strangers: Strangers | None = None, **options: Any
+) -> tuple[MergeResult, MergeResult]:
     """A merge by threads and one by strangers, whose files are the same; what either gives."""
     execution = {key: options.pop(key) for key in ("force", "resume") if key in options}
     results, files = [], []
-    for name, executor in (("threads", None), ("strangers", Strangers(folder))):
+    for name, executor in (("threads", None), ("strangers", strangers or Strangers(folder))):
         home = folder / name
         home.mkdir()
         if "uncertainty" in options:
@@ -133,8 +135,10 @@ def test_certain_weights_and_what_contradicts_them(tmp_path: Path) -> None:
         )
         for kind in kinds
     ]
-    result, _ = both(paths, tmp_path, snap="bf16", outtype="bf16")
-    assert result.n_exact or result.plan.undecided
+    strangers = Strangers(tmp_path)
+    result, _ = both(paths, tmp_path, strangers, snap="bf16", outtype="bf16")
+    assert strangers.n_runs == 2
+    assert result.plan.undecided
 
 
 def test_inputs_that_are_compared(
@@ -196,6 +200,14 @@ def test_tasks_of_part_of_a_tile_are_refused(large: list[Path], tmp_path: Path) 
         record = tasks[0].to_record() | {"start": start, "end": end}
         with pytest.raises(PlanError, match="are no whole tiles"):
             carry_out(record)
+
+
+def test_another_version_is_refused(make: Make, tmp_path: Path) -> None:
+    _, tasks = some_tasks([make("Q5_K"), make("Q4_K")], tmp_path)
+    record = tasks[0].to_record()
+    with pytest.raises(PlanError, match=r"planned by version 0\.0\.1 of this program, which is"):
+        carry_out(record | {"job": record["job"] | {"version": "0.0.1"}})
+    assert not any((tmp_path / "place").read_bytes())
 
 
 def test_a_changed_input_is_refused(make: Make, tmp_path: Path) -> None:
