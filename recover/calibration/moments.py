@@ -25,6 +25,7 @@ from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import align, is_absent
+from recover.inputs.completion import complete
 from recover.inputs.matching import find_twins, typical_error
 from recover.inputs.open import open_model
 from recover.inputs.provenance import has_cells, witness_of
@@ -156,7 +157,7 @@ def survey(
     if len(models) < 2:
         raise CalibrationError("a calibration weighs inputs against each other: give two or more")
     aligned = align(models)
-    models = aligned.models
+    models = complete(aligned.models, aligned.names, [])
     original = open_model(truth).fitted(aligned.names)
     jobs = [job for name in aligned.names if (job := _job(name, models, original))]
     if not jobs:

@@ -1,8 +1,8 @@
 """Inputs as plain data: what a plan says of them, so that another process can open them."""
 
 import threading
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -10,6 +10,13 @@ from recover._text import printable
 from recover.containers.model import Model, StoredTensor
 from recover.containers.views import Span, View
 from recover.errors import InputError
+from recover.inputs.completion import (
+    Found,
+    completed,
+    completions_of,
+    found_record,
+    read_found,
+)
 from recover.inputs.open import open_model
 from recover.inputs.originals.origin import RecoveredTensor
 from recover.inputs.originals.requantized import SecondHand
@@ -54,6 +61,8 @@ class Input:
         The tensors that are made of others.
     layout : tuple of str
         See `recover.containers.model.Model`.
+    completions : mapping of str to tuple of Found
+        What other inputs told of its tensors (see `recover.inputs.completion`).
     """
 
     path: Path
@@ -61,6 +70,7 @@ class Input:
     originals: tuple[Original, ...] = ()
     views: tuple[Made, ...] = ()
     layout: tuple[str, ...] = ()
+    completions: Mapping[str, tuple[Found, ...]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, model: Model) -> Self:
@@ -85,7 +95,8 @@ class Input:
             for name, tensor in stored.items()
             if isinstance(tensor, View)
         )
-        return cls(model.path, model.fingerprint(), originals, views, model.layout)
+        found = completions_of(model)
+        return cls(model.path, model.fingerprint(), originals, views, model.layout, found)
 
     def open(self) -> Model:
         """The model, opened again.
@@ -111,6 +122,7 @@ class Input:
         """
         if self.layout:
             model = model.fitted(self.layout)
+        model = completed(model, self.completions)
         made: dict[str, StoredTensor] = {
             name: View(name, dims, tuple(Span(model.tensors[n], i, j) for n, i, j in spans))
             for name, dims, spans in self.views
@@ -130,7 +142,9 @@ class Input:
         originals = tuple(each for each in self.originals if each.name == name)
         views = tuple(each for each in self.views if each.name == name)
         path = self.path.absolute()
-        return Input(path, self.fingerprint, originals, views, self.layout)
+        stored = {name, *(span[0] for view in views for span in view.spans)}
+        found = {each: self.completions[each] for each in stored & set(self.completions)}
+        return Input(path, self.fingerprint, originals, views, self.layout, found)
 
     def to_record(self) -> dict[str, Any]:
         """Plain data."""
@@ -141,6 +155,9 @@ class Input:
             "originals": originals,
             "views": [[each.name, list(each.dims), list(each.spans)] for each in self.views],
             "layout": list(self.layout),
+            "completions": {
+                name: list(map(found_record, of_runs)) for name, of_runs in self.completions.items()
+            },
         }
 
     @classmethod
@@ -155,7 +172,10 @@ class Input:
         )
         layout = tuple(record["layout"])
         path, fingerprint = Path(record["path"]), record["fingerprint"]
-        return cls(path, fingerprint, tuple(originals), tuple(views), layout)
+        found = {
+            name: tuple(map(read_found, of_runs)) for name, of_runs in record["completions"].items()
+        }
+        return cls(path, fingerprint, tuple(originals), tuple(views), layout, found)
 
 
 class OpenInputs:

@@ -10,6 +10,7 @@ from recover._text import quoted, some
 from recover.bounds.plan import open_inputs
 from recover.execution.tiles import Progress
 from recover.inputs.alignment import align
+from recover.inputs.completion import complete
 from recover.inputs.descent import ESTIMATED
 from recover.inputs.open import open_model
 from recover.inputs.originals.agreement import with_originals
@@ -237,6 +238,7 @@ def inspect_files(
     reports = tuple(inspect_model(model) for model in opened)
     aligned = align(opened)
     models = with_originals(aligned.models, aligned.names, [])
+    models = complete(models, aligned.names, [])
     drafts = drafts_of(replace(aligned, models=models))
     descents = {draft.name: draft.descents for draft in drafts}
     expectations = expect_merge(models, drafts, n_threads=n_threads, progress=progress)

@@ -22,6 +22,7 @@ from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS
 from recover.execution.output import check_output_path
 from recover.inputs.alignment import align
+from recover.inputs.completion import complete
 from recover.inputs.descent import Descent
 from recover.inputs.matching import typical_error
 from recover.inputs.open import open_model, reference_of
@@ -356,6 +357,7 @@ def plan_merge(
     aligned = align(models, tensors)
     models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
+    models = complete(models, names, warnings)
     warnings += [
         f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
         f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
