@@ -154,7 +154,8 @@ def test_weights_that_were_changed_before_are_refused(rng: np.random.Generator) 
 def test_scales_that_no_encoder_writes_prove_nothing(rng: np.random.Generator) -> None:
     arrays = encode_nvfp4(heavy_tailed(rng, 8, 64))
     for common in (0, -1, np.nan, np.inf):
-        stated = state(matrix_of(changed(arrays, weight_scale_2=np.float32(common))))
+        scale = np.array(common, np.float32)
+        stated = state(matrix_of(changed(arrays, weight_scale_2=scale)))
         assert np.all(np.isinf(stated.lower) & np.isinf(stated.upper) & np.isinf(stated.variance))
 
 
