@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.float16 import f32_bits
+from recover._compiled.jit import inner, kernel
 from recover.containers.huggingface.formats._levels import (
     HALF_UNIT,
     TINY,
@@ -216,33 +218,35 @@ def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], 
         found[exponents == 255] = np.nan
     else:
         found = as_float32(stored.scale, numbers)
-    arithmetic = _arithmetic_of(found)
-    if stored.scale.n_weights == 1:
-        # PyTorch divides by a single number in the type of the weights, whatever its own is.
-        arithmetic[arithmetic == _SINGLE] = _EITHER
-    error = np.float32(0)
+    arithmetic = np.empty(found.shape, np.uint8)
+    # PyTorch divides by a single number in the type of the weights, whatever its own is.
+    least = _EITHER if stored.scale.n_weights == 1 else _SINGLE
+    _find_arithmetic(found.reshape(-1), least, arithmetic.reshape(-1))
     if stored.leaf == "weight_scale_inv" and stored.scale.dtype == "BF16":
         # It may have been rounded afterwards.
         error = np.float32(HALF_UNIT)
-    return found, found * (1 - error), found * (1 + error), arithmetic
+        return found, found * (1 - error), found * (1 + error), arithmetic
+    return found, found, found, arithmetic
 
 
-def _arithmetic_of(scales: F32Array) -> U8Array:
+@kernel
+def _find_arithmetic(scales: F32Array, least: int, found: U8Array) -> None:
     """Which arithmetic scales come from, by how many digits they or their reciprocals have."""
-    found = np.full(scales.shape, _SINGLE, np.uint8)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        reciprocal = np.float32(1) / scales
-    found[_has_digits(scales, 11) | _has_digits(reciprocal, 11)] = _HALF
-    found[_has_digits(scales, 8) | _has_digits(reciprocal, 8)] = _EITHER
-    found[_has_digits(scales, 1)] = _SINGLE
-    return found
+    for i in range(scales.size):
+        reciprocal = np.float32(1) / scales[i]
+        n_digits = min(_digits(scales[i]), _digits(reciprocal))
+        known = _HALF if n_digits > 8 else _EITHER
+        found[i] = least if n_digits > 11 or n_digits == 1 else known
 
 
-def _has_digits(numbers: F32Array, n: int) -> NDArray[np.bool_]:
-    """Which numbers have `n` binary digits, but for a rounding of their last one."""
-    bits = numbers.view(np.uint32)
-    rest = np.uint32((1 << (24 - n)) - 1)
-    return ((bits + np.uint32(1)) & rest) <= 2
+@inner
+def _digits(number: np.float32) -> int:
+    """Whether a number has 1, up to 8, up to 11 or more binary digits, but for its last one."""
+    bits = f32_bits(number) + np.uint32(1)
+    for n in (1, 8, 11):
+        if bits & np.uint32((1 << (24 - n)) - 1) <= 2:
+            return n
+    return 24
 
 
 def _without_scale(module: Module) -> LevelMatrix:
