@@ -78,6 +78,23 @@ def test_llm_compressor(scheme: str) -> None:
     np.testing.assert_array_equal(rounded(value, "BF16"), case.decoded)
 
 
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
+def test_mlx(mode: str) -> None:
+    case = golden(f"mlx_{mode}")
+    matrix = read_matrix(case.module)
+    assert matrix is not None
+    assert matrix.leaves >= set(case.module.tensors)
+    stated = state(matrix)
+    assert n_outside(stated, case.original) == 0
+    np.testing.assert_array_equal(stated.value.reshape(case.original.shape), case.decoded)
+    assert is_refused(replace(case.module, config={"mode": "other"}))
+    module = replace(case.module, config={})
+    assert not is_refused(module)
+    arrays = {leaf: tensor.raw.view(np.uint8) for leaf, tensor in module.tensors.items()}
+    weight = arrays["weight"].view("<u4").reshape(64, -1).astype(np.uint32)
+    assert check_hostile({"weight": weight, "scales": arrays["scales"].reshape(64, -1)}) > 10
+
+
 def test_signs_of_zeros_are_told(rng: np.random.Generator) -> None:
     w = heavy_tailed(rng, 64, 256)
     arrays = encode_nvfp4(w)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.float16 import f32_bits
 from recover._compiled.jit import inner, kernel
+from recover.containers.huggingface.formats import _mlx_floats
 from recover.containers.huggingface.formats._levels import (
     HALF_UNIT,
     TINY,
@@ -174,6 +175,7 @@ def _tile(
 
 def read(module: Module) -> LevelMatrix | None:
     """The weight of a module that is stored as FP8."""
+    module = _mlx_floats.renamed(module)
     weight = module.tensors.get("weight")
     if weight is None or weight.dtype not in _KINDS:
         return None
@@ -204,7 +206,7 @@ def read(module: Module) -> LevelMatrix | None:
         type=_KINDS[weight.dtype],
         has_cells=how is not Made.CORRECTING,
         seen_as="BF16",
-        leaves=frozenset({"weight", *SCALE_LEAVES, *ACTIVATION_LEAVES}),
+        leaves=_mlx_floats.LEAVES.union(SCALE_LEAVES, ACTIVATION_LEAVES),
         label=f"{_name(weight.dtype)}, {_extent(stored)}",
         tell=tell,
     )
