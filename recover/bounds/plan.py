@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recover._text import printable, quoted, some
 from recover._version import __version__
-from recover.bounds.checks import CONDITION, SourceCheck, check_sources
+from recover.bounds.checks import SourceCheck, check_sources, condition_of
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.containers.safetensors.writer import ITEM_SIZES, Layout, lay_out
@@ -192,7 +192,7 @@ def _layout(
         {
             "recover.version": __version__,
             "recover.sources": _names(models),
-            "recover.condition": CONDITION,
+            "recover.condition": condition_of(models),
             "recover.not_certified": json.dumps(list(not_certified), ensure_ascii=False),
         },
         n_header,

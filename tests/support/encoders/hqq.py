@@ -20,7 +20,8 @@ def pack(codes: Array, n_bits: int) -> Array:
 
 def _search(x: Array, scale: Array, zero: Array, n: int, axis: int, dtype: type) -> Array:
     """Zeros that a proximal solver finds, every operation in `dtype`."""
-    seen, scale, zero = x.astype(dtype), scale.astype(dtype), zero.astype(dtype)
+    seen: Array = x.astype(dtype)
+    scale, zero = scale.astype(dtype), zero.astype(dtype)
     beta, best = 10.0, np.inf
     for _ in range(20):
         codes = np.clip(np.rint(seen * scale + zero), 0, n)
