@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from recover.containers.huggingface.formats import Matrix, read_matrix
-from tests.support.encoders import compressed_tensors, hqq, mlx
+from tests.support.encoders import autoround, compressed_tensors, hqq, mlx, quanto, torchao
 from tests.support.foreign_modules import Array, module_of
 
 Encoder = Callable[[Array], Matrix]
@@ -31,6 +31,11 @@ def _hqq(n_bits: int, kind: str = "F16", axis: int = 1) -> Encoder:
     return lambda w: _read(hqq.encode(w, n_bits, 64, kind, axis=axis), {})
 
 
+def _autoround(iters: int | None) -> Encoder:
+    reach = 0.5025 if iters is None else 0.0
+    return lambda w: _read(autoround.encode(w, reach=reach), autoround.config(iters))
+
+
 FORMATS: dict[str, Encoder] = {
     "MLX4-g32": _mlx(4, 32),
     "MLX4-g64": _mlx(4, 64),
@@ -45,6 +50,13 @@ FORMATS: dict[str, Encoder] = {
     "HQQ4-g64-bf16": _hqq(4, "BF16"),
     "HQQ4-g64-axis0": _hqq(4, axis=0),
     "HQQ8-g64": _hqq(8),
+    "torchao-int8": lambda w: _read(torchao.encode(w), {}),
+    "torchao-int4-g32": lambda w: _read(torchao.encode(w, 4, 32, scale_kind="BF16"), {}),
+    "qint4": lambda w: _read(quanto.encode_groups(w), {}),
+    "qint8": lambda w: _read(quanto.encode_rows(w), {}),
+    "qfloat8": lambda w: _read(quanto.encode_rows(w, floats=True), {}),
+    "AutoRound4": _autoround(None),
+    "AutoRound4-untuned": _autoround(0),
 }
 SETS: tuple[tuple[str, ...], ...] = (
     ("MLX4-g64",),
@@ -65,4 +77,11 @@ SETS: tuple[tuple[str, ...], ...] = (
     ("HQQ4-g64-axis0", "Q4_K"),
     ("HQQ3-g64", "Q3_K"),
     ("HQQ8-g64", "Q8_0"),
+    ("torchao-int8", "Q8_0"),
+    ("torchao-int4-g32", "Q4_K"),
+    ("qint4", "Q4_K"),
+    ("qint8", "Q8_0"),
+    ("qfloat8", "Q6_K"),
+    ("AutoRound4", "Q4_K"),
+    ("AutoRound4-untuned", "Q4_K"),
 )
