@@ -91,6 +91,19 @@ def test_originals_lie_in_their_cells(block: tuple[Block, awq.AwqBlock]) -> None
         assert is_open.any() == (name not in MODULES)
 
 
+def test_the_largest_weight_may_be_beyond_the_last_cell() -> None:
+    # the range is rounded down, and so is a fifteenth of it: 15.51 steps above code 0
+    rng = np.random.default_rng(7)
+    step = rng.uniform(1, 2, 40_000) * 2.0**-7
+    low = -(rng.integers(6, 10, step.size) + rng.uniform(0.48, 0.5, step.size)) * step
+    ends = np.stack([low, low + 15 * step], axis=1)
+    w = awq.half(np.pad(ends, ((0, 0), (0, 126))))
+    grid = awq.grid_of(w)
+    beyond = w[:, 1] / grid.steps[:, 0] + grid.zeros[:, 0]
+    assert beyond.max() > 15.508
+    assert n_outside(state(read(awq.pack(grid), "k_proj").stored), w) == 0
+
+
 def test_both_ends_of_clipped_groups_are_open() -> None:
     # 7.4999 steps to both sides: the highest code is 14, where 15 could be
     step = awq.half(np.float32(0.01))
