@@ -92,6 +92,11 @@ class GGUFModel(Generic[T]):
             found.update((side.name, side) for side in tensor.side_tensors)
         return MappingProxyType(found)
 
+    @property
+    def layout(self) -> tuple[str, ...]:
+        """Nothing: GGUF files have one."""
+        return ()
+
     @cached_property
     def n_weights(self) -> int:
         """Number of weights in all tensors."""
@@ -121,8 +126,8 @@ class GGUFModel(Generic[T]):
         """
         files = []
         for part in self.parts:
-            status = part.stat()
             header = hashlib.sha256(_header_bytes(part)).hexdigest()
+            status = part.stat()
             files.append([str(part.resolve()), status.st_size, status.st_mtime_ns, header])
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
