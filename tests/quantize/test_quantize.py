@@ -19,6 +19,7 @@ from recover.quantize.plan import plan_quantize
 from recover.quants import ScalarType, all_types, quantizer_names, type_by_name, types_of_files
 from tests.golden.make_quantized import FTYPES
 from tests.oracle import libggml
+from tests.support.gguf_files import write_out
 from tests.support.models import TINY, quantize
 from tests.support.quantizing import (
     importances,
@@ -318,10 +319,7 @@ def test_split_input_becomes_one_file(tmp_path: Path, rng: np.random.Generator) 
         writer.add_uint16("split.no", number)
         writer.add_uint16("split.count", 2)
         writer.add_tensor(f"blk.{number}.attn_q.weight", x)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_out(writer)
     run(names[1], "Q4_0", "-o", tmp_path / "out.gguf")
     model = open_gguf(tmp_path / "out.gguf")
     assert [tensor.type.name for tensor in model.tensors.values()] == ["Q4_0", "Q4_0"]

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from recover.cli.reblock import _TYPES
+from recover.quants import types_of_integers
 from recover.reblock.dispatch import open_source
 from recover.reblock.integers import Request
 from tests.support.quantized_folders import (
@@ -294,3 +296,7 @@ def test_fp8_with_other_scales_is_refused(rng: np.random.Generator, tmp_path: Pa
     result = reblock(source, tmp_path / "a.gguf", allow_inexact=True)
     assert "relative rms error" in result.tensors[0].reason
     assert result.tensors[0].relative_rmse < 1e-7
+
+
+def test_types_of_the_command_line_are_those_that_hold_integers() -> None:
+    assert set(_TYPES) == {"auto", "bf16"} | {name.lower() for name in types_of_integers()}
