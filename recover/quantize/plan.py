@@ -14,7 +14,7 @@ from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
 from recover.containers.gguf.reader import GGUFModel, open_gguf
 from recover.containers.gguf.side_scales import folded
-from recover.containers.model import StoredTensor
+from recover.containers.model import GGML_DIMS, StoredTensor
 from recover.errors import PlanError, UsageError
 from recover.execution.output import check_output_path
 from recover.execution.tiles import whole_rows
@@ -384,9 +384,10 @@ class _Chooser:
         return _Draft(tensor, outtype, weighs)
 
     def _is_eligible(self, tensor: StoredTensor) -> bool:
-        """Mirrors `tensor_allows_quantization`."""
+        """Mirrors `tensor_allows_quantization`, for tensors that ggml can have."""
         return (
             any(dim > 1 for dim in tensor.dims[1:])
+            and len(tensor.dims) <= GGML_DIMS
             and not isinstance(tensor.type, OpaqueType)
             and tensor.name.endswith("weight")
             and tensor.name not in self.left_names

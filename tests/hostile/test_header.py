@@ -158,7 +158,7 @@ HOSTILE: dict[str, tuple[bytes, tuple[str, ...]]] = {
         gguf([], [tensor("t"), tensor("t", offset=32)], DATA * 2),
         (T, "twice"),
     ),
-    "5 dimensions": (with_tensor(dims=(8, 1, 1, 1, 1)), (T, "5 dimensions")),
+    "9 dimensions": (with_tensor(dims=(8, *[1] * 8)), (T, "9 dimensions")),
     "2^32-1 dimensions": (with_tensor(n_dims=2**32 - 1), (T, f"{2**32 - 1} dimensions")),
     "a dimension of 0": (with_tensor(dims=(8, 0)), (T, "(8, 0)")),
     "a first dimension of 0": (with_tensor(dims=(0,)), (T, "(0,)")),
@@ -248,7 +248,7 @@ def test_every_power_of_two_is_an_alignment(path: Path, exponent: int) -> None:
 
 
 @pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("dims", [(), (8,), (8, 1), (2, 2, 2), (1, 2, 2, 2)])
+@pytest.mark.parametrize("dims", [(), (8,), (8, 1), (1, 2, 2, 2), (1, 2, 2, 1, 2, 1, 1, 1)])
 def test_versions_and_dimensions(path: Path, version: int, dims: tuple[int, ...]) -> None:
     path.write_bytes(gguf([], [tensor("t", dims=dims)], DATA, version=u32(version)))
     model = open_gguf(path)

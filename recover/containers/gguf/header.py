@@ -52,7 +52,8 @@ MAGIC = b"GGUF"
 READABLE_VERSIONS = (2, 3)
 WRITTEN_VERSION = 3
 DEFAULT_ALIGNMENT = 32
-MAX_DIMS = 4
+MAX_DIMS = 8
+"""Dimensions of a tensor. ggml has 4; programs for images and video store more, and gguf-py too."""
 
 
 @dataclass(frozen=True)
