@@ -4,6 +4,7 @@ The first part carries all metadata, the others only the keys ``split.*``; a ten
 divided.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -60,6 +61,33 @@ def whole_path(path: Path) -> Path:
     """The path of a file as if it were whole, the same for all its parts."""
     named = parse_part_name(path.name)
     return path.with_name(f"{named.stem}.gguf") if named else path
+
+
+def without_further_parts(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Paths, of which several parts of one split file are one; a path that is there again stays.
+
+    Parameters
+    ----------
+    paths : iterable of path-like
+        For instance what a shell makes of ``model-0000*-of-00003.gguf``.
+
+    Returns
+    -------
+    list of Path
+        In the same order; the first part that was given stands for all of a file.
+    """
+    kept: list[Path] = []
+    given: set[Path] = set()
+    files: set[tuple[Path, int]] = set()
+    for path in map(Path, paths):
+        where = Path(os.path.normpath(path.absolute()))  # links have names of their own
+        named = parse_part_name(path.name)
+        file = (whole_path(where), named.total if named else 0)
+        if named is None or file not in files or where in given:
+            kept.append(path)
+        given.add(where)
+        files.add(file)
+    return kept
 
 
 def parse_size(text: str) -> int:
