@@ -74,7 +74,6 @@ HOSTILE: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "magic of line ends": (gguf(magic=b"\n\x1b[m"), ("not a GGUF file",)),
     "a safetensors file": (u64(2) + b"{}", ("not a GGUF file",)),
     "version 0": (gguf(version=u32(0)), ("version 0 is not supported",)),
-    "version 1": (gguf(version=u32(1)), ("version 1 is not supported",)),
     "version 4": (gguf(version=u32(4)), ("version 4 is not supported",)),
     "version 65536": (gguf(version=u32(65536)), ("version 65536 is not supported",)),
     "big-endian 2": (gguf(version=struct.pack(">I", 2)), ("big-endian", "gguf-convert-endian")),
