@@ -427,6 +427,8 @@ class _Chooser:
 
     def warnings(self) -> Iterator[str]:
         """What the user should know, when all tensors have been seen."""
+        if told := _unknown_architecture(self._model):
+            yield told
         for pattern in self._unused:
             if pattern is not _ANY:
                 yield f"no tensor was given its type by {quoted(pattern.pattern)}"
@@ -438,6 +440,20 @@ class _Chooser:
             yield f"the importance matrix does not know {some(self._unweighted)}"
         if sides := folded(self._changed):
             yield sides
+
+
+def _unknown_architecture(model: GGUFModel) -> str | None:
+    """What is to be said of a model for which llama.cpp has no rules; None if it has."""
+    from gguf import MODEL_ARCH_NAMES  # takes as long to import as all of this package
+
+    architecture = model.get("general.architecture")
+    if architecture in (*MODEL_ARCH_NAMES.values(), *_LEFT_PARTS_OF):
+        return None
+    said = f"the architecture {quoted(str(architecture))}" if architecture else "no architecture"
+    return (
+        f"{printable(model.path)}: has {said} that llama.cpp is known to have rules for: which"
+        " tensors its program wants unquantized is for you to say (--tensor-type REGEX=F16)"
+    )
 
 
 def _metadata(
