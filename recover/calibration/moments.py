@@ -135,10 +135,8 @@ def survey(
         GGUF files quantized from `truth`.
     truth : path-like
         The original, in any type that can be decoded.
-    n_threads : int, optional
-        Default: the cores that this process may use. The sums do not depend on it.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``.
+    n_threads, progress : optional
+        See `recover.execution.tiles`. The sums do not depend on `n_threads`.
 
     Returns
     -------

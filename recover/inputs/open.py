@@ -13,7 +13,7 @@ from recover._text import printable, quoted
 from recover.containers.gguf.parts import without_further_parts
 from recover.containers.gguf.reader import CONTAINER as GGUF
 from recover.containers.gguf.reader import GGUFModel
-from recover.containers.model import Container, Model
+from recover.containers.model import Container, Model, StoredTensor
 from recover.errors import PlanError
 
 GROUP = "recover.containers"
@@ -98,7 +98,7 @@ def reference_of(models: Sequence[Model]) -> Model:
     return next((model for model in models if isinstance(model, GGUFModel)), models[0])
 
 
-def metadata_source(models: Sequence[Model]) -> GGUFModel:
+def metadata_source(models: Sequence[Model]) -> GGUFModel[StoredTensor]:
     """The input whose metadata and alignment an output gets: the first that is a GGUF file.
 
     Raises

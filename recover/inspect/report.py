@@ -218,10 +218,8 @@ def inspect_files(
     ----------
     paths : sequence of path-like
         GGUF files. Several must have the same tensors.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------

@@ -12,9 +12,9 @@ from typing import Any
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.containers.gguf.side_scales import folded
-from recover.containers.model import GGML_DIMS, StoredTensor
+from recover.containers.model import GGML_DIMS, Model, StoredTensor
 from recover.errors import PlanError, UsageError
 from recover.execution.output import check_output_path
 from recover.execution.tiles import whole_rows
@@ -165,7 +165,7 @@ class QuantizePlan:
         What the user should know.
     """
 
-    model: GGUFModel
+    model: GGUFModel[Tensor]
     output: Path
     outtype: str
     quantizer: str
@@ -343,7 +343,7 @@ class _Chooser:
 
     def __init__(
         self,
-        model: GGUFModel,
+        model: GGUFModel[Tensor],
         rules: Sequence[tuple[re.Pattern[str], TensorType]],
         imatrix: Imatrix | None,
     ) -> None:
@@ -442,7 +442,7 @@ class _Chooser:
             yield sides
 
 
-def _unknown_architecture(model: GGUFModel) -> str | None:
+def _unknown_architecture(model: Model) -> str | None:
     """What is to be said of a model for which llama.cpp has no rules; None if it has."""
     from gguf import MODEL_ARCH_NAMES  # takes as long to import as all of this package
 
@@ -457,7 +457,7 @@ def _unknown_architecture(model: GGUFModel) -> str | None:
 
 
 def _metadata(
-    model: GGUFModel,
+    model: GGUFModel[Tensor],
     outtype: TensorType,
     imatrix: Imatrix | None,
     imatrix_path: Path | None,

@@ -218,8 +218,9 @@ def test_damaged_arrays_are_refused(change: dict[str, Array | None]) -> None:
 
 def test_odd_settings_are_taken_for_nothing_known() -> None:
     arrays = encode(weights_of(1))
-    for settings in ({"config_groups": 5}, {"config_groups": {"a": 3}}, {"config_groups": {}}):
-        found = read_matrix(module_of(arrays, settings, RECIPE))
+    groups: tuple[object, ...] = (5, {"a": 3}, {})
+    for each in groups:
+        found = read_matrix(module_of(arrays, {"config_groups": each}, RECIPE))
         assert found is not None
         assert np.isinf(state(found).upper).any()
 

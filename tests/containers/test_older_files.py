@@ -10,6 +10,7 @@ import pytest
 from recover.cli import main
 from recover.containers.gguf.header import ValueType, parse_header
 from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.model import StoredTensor
 from recover.errors import GGUFError
 from tests.hostile import builder
 from tests.support.gguf_files import stored, tensor_bytes
@@ -48,8 +49,9 @@ class Version:
         floats = [struct.pack("<f", 0.5)] * 7
         nested = [self.array(builder.STRING, texts), self.array(builder.FLOAT32, floats)]
         found = [self.entry("general.architecture", builder.STRING, self.text("llama"))]
-        for kind, number in NUMBERS.items():
-            found.append(self.entry(f"test.{kind.name}", kind, builder.scalar(kind, number)))
+        for scalar, number in NUMBERS.items():
+            raw = builder.scalar(scalar, number)
+            found.append(self.entry(f"test.{scalar.name}", scalar, raw))
         for key, kind, items in (
             ("texts", builder.STRING, texts),
             ("floats", builder.FLOAT32, floats),
@@ -80,7 +82,7 @@ def content(kind: str, number: int) -> dict[str, tuple[tuple[int, ...], int, byt
     }
 
 
-def write(path: Path, version: int, kind: str, number: int) -> GGUFModel:
+def write(path: Path, version: int, kind: str, number: int) -> GGUFModel[StoredTensor]:
     path.write_bytes(Version(version).file(content(kind, number)))
     return open_gguf(path)
 

@@ -83,8 +83,9 @@ def quantize(
 def _packed(numbers: NDArray[Any], n_bits: int) -> NDArray[np.uint32]:
     """Each row of numbers (m, n), end to end, as words."""
     bits = (numbers.astype(np.uint64)[..., None] >> np.arange(n_bits, dtype=np.uint64)) & 1
-    whole = np.packbits(bits.astype(np.uint8).reshape(len(numbers), -1), axis=1, bitorder="little")
-    return np.ascontiguousarray(whole).view("<u4")
+    flat = bits.astype(np.uint8).reshape(len(numbers), -1)
+    flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 32)))
+    return np.ascontiguousarray(np.packbits(flat, axis=1, bitorder="little")).view("<u4")
 
 
 def pack(found: Codes, n_bits: int = 4, *, v2: bool = False) -> dict[str, NDArray[Any]]:
@@ -118,14 +119,15 @@ def exl2(w: F32, inputs: F32, bits: tuple[int, ...] = (5, 4), group: int = 128) 
     hessian[np.diag_indices(row_length)] += 0.12 * np.diag(hessian).mean()
     upper = np.linalg.cholesky(np.linalg.inv(hessian)).T.astype(np.float32)
     left, n_groups = w[:, order].astype(np.float32), -(-row_length // group)
-    values, words, groups, steps, largest = np.empty_like(left), [], [], [], []
+    values, groups, steps, largest = np.empty_like(left), [], [], []
+    words: list[NDArray[np.int32]] = []
     for g in range(n_groups):
         n_bits, start = bits[g * len(bits) // n_groups], g * group
         end, half = min(start + group, row_length), 1 << (n_bits - 1)
         base = np.abs(left[:, start:end]).max(1) / (half - 0.5) + 1e-12
-        most = np.float32(np.float16(base.max()))
-        step = np.clip(np.rint(np.sqrt(base / most) * 16), 1, 16)
-        scale = (step * step).astype(np.float32) * (most / np.float32(256))
+        most = np.float32(np.float16(base.max()) / np.float16(256))
+        step = np.clip(np.rint(np.sqrt(base / most)), 1, 16)
+        scale = (step * step * most).astype(np.float16).astype(np.float32)
         codes = np.empty((n_rows, end - start), np.int64)
         for k in range(start, end):
             codes[:, k - start] = np.clip(np.rint(left[:, k] / scale) + half, 0, 2 * half - 1)
@@ -135,9 +137,9 @@ def exl2(w: F32, inputs: F32, bits: tuple[int, ...] = (5, 4), group: int = 128) 
         groups += [n_bits, sum(map(len, words))]
         words.append(np.ascontiguousarray(_packed(codes, n_bits).T).view(np.int32))
         steps.append(step - 1)
-        largest.append(most)
+        largest.append(np.float16(most * 256))
     places = np.argsort(order)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "q_weight": np.concatenate(words),
         "q_invperm": places.astype(np.int32),
         "q_scale": _packed(np.array(steps), 4).view(np.int32),

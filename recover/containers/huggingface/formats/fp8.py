@@ -17,16 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats._levels import (
+    HALF_UNIT,
     TINY,
     LevelMatrix,
     Runs,
     Scales,
     Stated,
     nearest_cells,
+    rounded_twice,
     state,
     table_of,
 )
-from recover.containers.huggingface.formats._recipe import check_recipe, is_compensated, may_clip
+from recover.containers.huggingface.formats._recipe import Made, is_searched, made_of_floats
 from recover.containers.huggingface.modules import Module, as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, U8Array
@@ -44,10 +46,8 @@ _KINDS = {"F8_E4M3": FP8, "F8_E5M2": FP8_E5M2}
 # bfloat16; float16.
 _SINGLE, _EITHER, _HALF = range(3)
 _SINGLE_SLACK, _HALF_SLACK = 2.0**-20, 2.0**-11
-# Half a unit in the last place of a bfloat16 number, over its power of two and over itself at most.
-_HALF_UNIT = 2.0**-8
 # Scales may be smaller by that, and quotients rounded up, than what the largest weight asks for.
-_LARGEST_SLACK = 2 * _HALF_UNIT
+_LARGEST_SLACK = 2 * HALF_UNIT
 # The original may have been cast to float16, whose smallest numbers are this far apart, and more.
 _SMALLEST_HALF = np.float32(2.0**-24)
 
@@ -96,21 +96,13 @@ def _e5m2() -> NDArray[np.float64]:
 
 @cache
 def _tables(dtype: str, is_clipped: bool) -> F32Array:
-    """By arithmetic, what `recover.containers.huggingface.formats._levels.table_of` gives.
-
-    A quotient that bfloat16 has rounded is rounded again. Half-way between two codes it goes to the
-    even one, so that the cells of even codes are wider by half a unit in the last place of a
-    bfloat16 number at both ends, and those of odd ones narrower.
-    """
+    """By arithmetic, what `recover.containers.huggingface.formats._levels.table_of` gives."""
     levels = e4m3() if dtype == "F8_E4M3" else _e5m2()
     most = float(np.max(levels[np.isfinite(levels)]))
     cells = nearest_cells(levels, np.inf if is_clipped else most * (1 + _LARGEST_SLACK))
-    is_wider = (np.abs(cells) < most) & (np.arange(256) % 2 == 0)
-    exponent = np.floor(np.log2(np.where(is_wider, np.abs(cells), 1)))
-    outward = np.where(is_wider, np.exp2(exponent) * _HALF_UNIT, 0) * [[-1], [1]]
     found = {
         _SINGLE: table_of(levels, cells, _SINGLE_SLACK),
-        _EITHER: table_of(levels, cells + outward, _SINGLE_SLACK, likely=cells),
+        _EITHER: table_of(levels, rounded_twice(levels, cells), _SINGLE_SLACK, likely=cells),
         _HALF: table_of(levels, cells, _HALF_SLACK),
     }
     return np.stack([found[arithmetic] for arithmetic in sorted(found)])
@@ -172,14 +164,14 @@ def read(module: Module) -> LevelMatrix | None:
     weight = module.tensors.get("weight")
     if weight is None or weight.dtype not in _KINDS:
         return None
-    check_recipe(module)
+    how = made_of_floats(module)
     leaf = find_scale(module)
     if leaf is None:
         return _without_scale(module)
     stored = parse(module, tuple(_KINDS), leaf)
     # Scales that are powers of two may be rounded down.
     is_power = stored.scale.dtype == "F8_E8M0" or module.config.get("scale_fmt") == "ue8m0"
-    tables = _tables(weight.dtype, is_power or may_clip(module))
+    tables = _tables(weight.dtype, is_power or is_searched(module))
     n_rows, row_length = stored.n_rows, stored.row_length
     margin = TINY if stored.scale.dtype == "BF16" else _SMALLEST_HALF
     codes, shape = weight.raw, as_matrix(stored.scale)
@@ -197,7 +189,7 @@ def read(module: Module) -> LevelMatrix | None:
         n_rows=n_rows,
         row_length=row_length,
         type=_KINDS[weight.dtype],
-        has_cells=not is_compensated(module),
+        has_cells=how is not Made.CORRECTING,
         seen_as="BF16",
         leaves=frozenset({"weight", *SCALE_LEAVES, *ACTIVATION_LEAVES}),
         label=f"{_name(weight.dtype)}, {_extent(stored)}",
@@ -220,7 +212,7 @@ def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], 
     error = np.float32(0)
     if stored.leaf == "weight_scale_inv" and stored.scale.dtype == "BF16":
         # It may have been rounded afterwards.
-        error = np.float32(_HALF_UNIT)
+        error = np.float32(HALF_UNIT)
     return found, found * (1 - error), found * (1 + error), arithmetic
 
 
