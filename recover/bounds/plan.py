@@ -20,7 +20,7 @@ from recover.execution.tiles import Progress
 from recover.inputs.alignment import align, is_absent
 from recover.inputs.completion import complete
 from recover.inputs.matching import find_twins
-from recover.inputs.open import open_model
+from recover.inputs.open import open_models
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.merge.decide import Decider
 from recover.merge.lineage import METHOD_KEY
@@ -241,7 +241,7 @@ def open_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Model, ...]:
     """Open inputs; `PlanError` if there are none."""
     if not inputs:
         raise PlanError("there are no inputs")
-    return tuple(open_model(path) for path in inputs)
+    return open_models(inputs)
 
 
 def _may_confine(model: Model, tensor: StoredTensor) -> bool:

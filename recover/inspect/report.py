@@ -12,7 +12,6 @@ from recover.execution.tiles import Progress
 from recover.inputs.alignment import align
 from recover.inputs.completion import complete
 from recover.inputs.descent import ESTIMATED
-from recover.inputs.open import open_model
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.relations import (
     ANOTHER_MODEL,
@@ -232,10 +231,10 @@ def inspect_files(
     GGUFError, PlanError
         If a file cannot be read, or tensors or shapes differ.
     """
-    if len(paths) == 1:
-        return Inspection((inspect_model(open_model(paths[0])),))
     opened = open_inputs(paths)
     reports = tuple(inspect_model(model) for model in opened)
+    if len(opened) == 1:
+        return Inspection(reports)
     aligned = align(opened)
     models = with_originals(aligned.models, aligned.names, [])
     models = complete(models, aligned.names, [])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recover._text import printable, quoted
-from recover.containers.model import Model, StoredTensor
+from recover.containers.model import GGML_DIMS, Model, StoredTensor
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, estimator, method_for
 from recover.estimators.error_calibration import Claims
@@ -111,6 +111,12 @@ def _with_noise(witness: Witness, noise: float | None) -> Witness:
     return replace(witness, has_cells=False, weighted=False, noise=noise)
 
 
+def _is_copied(tensor: StoredTensor, *, one_dimensional: bool) -> bool:
+    """Whether the bytes of the finest input are taken, whatever type the output has."""
+    kept = isinstance(tensor.type, FloatType) and (one_dimensional or tensor.type.name == "F32")
+    return isinstance(tensor.type, OpaqueType) or kept or len(tensor.dims) > GGML_DIMS
+
+
 class Decider:
     """Decides what happens to each tensor of some inputs.
 
@@ -182,9 +188,7 @@ class Decider:
             outtype = type_by_name("F16")
         sources, compared = distinct[:1], distinct[1:]
         action = "convert"
-        if isinstance(finest.type, OpaqueType) or (
-            isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
-        ):
+        if _is_copied(finest, one_dimensional=one_dimensional):
             action, outtype = "copy", finest.type
             is_odd = any(tensors[i].type is finest.type for i in children)
             if is_odd or (

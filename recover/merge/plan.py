@@ -25,7 +25,7 @@ from recover.inputs.alignment import align
 from recover.inputs.completion import complete
 from recover.inputs.descent import Descent
 from recover.inputs.matching import typical_error
-from recover.inputs.open import open_model, reference_of
+from recover.inputs.open import open_models, reference_of
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import searched_tensors
@@ -350,7 +350,7 @@ def plan_merge(
     if not inputs:
         raise UsageError("there are no inputs")
     options = check_options(method, estimate, outtype, snap, calibration, split_max_size)
-    models = tuple(open_model(path) for path in inputs)
+    models = open_models(inputs)
     output = Path(output)
     parts = [part for model in models for part in model.parts]
     check_output_path(output, parts if split_max_size is None else ())

@@ -401,3 +401,25 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "blk.0.ffn_up.weight" in text
     assert "4.5" in text
     assert f"wrote {tmp_path / 'out.gguf'}" in text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "warned"),
+    [
+        ("hyvid", "the architecture 'hyvid'"),
+        ("", "no architecture"),
+        ("wan", "the architecture 'wan'"),
+        ("llama", None),
+        ("qwen3moe", None),
+        ("glm5-next", None),
+    ],
+)
+def test_architectures_without_rules(
+    architecture: str, warned: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    source = write_model(tmp_path / "f16.gguf", {"img_in.weight": normal(rng, 4, 64)}, architecture)
+    assert main(["quantize", str(source), "Q8_0", "-o", str(tmp_path / "q.gguf")]) == 0
+    err = capsys.readouterr().err
+    assert ("--tensor-type REGEX=F16" in err) == (warned is not None)
+    assert warned is None or f"has {warned} that llama.cpp is known to have rules for" in err
