@@ -8,7 +8,8 @@ holds of the very set of inputs at hand; expected errors are then multiplied by 
 expected ones. These depend on the tails of the weights: half of the sample has heavy ones, and the
 kurtosis of the estimates tells where between (or beyond) both halves the weights at hand are.
 
-The sample, ``recover/data/sample.npz``, is made by ``python -m tests.golden.make_sample``.
+The sample, ``recover/data/sample.npz``, is made by ``python -m tests.golden.make_sample``; what
+formats of Hugging Face folders make of its weights is in `recover.estimators._folder_sample`.
 """
 
 from collections.abc import Sequence
@@ -21,13 +22,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.model import ArrayTensor
+from recover.containers.huggingface.tensors import QuantizedTensor
+from recover.containers.model import ArrayTensor, StoredTensor
+from recover.estimators import _folder_sample
 from recover.estimators._request import MEAN
 from recover.estimators.base import estimator
 from recover.estimators.tally import Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
-from recover.quants import F32Array, ScalarType, TensorType, U8Array, quantize
+from recover.inputs.matching import typical_error
+from recover.quants import (
+    F32Array,
+    IntervalType,
+    ScalarType,
+    TensorType,
+    U8Array,
+    VectorType,
+    quantize,
+)
 
 WEIGHTS = "weights"
 """Name of the random weights, float32 (n_rows, ne0), in the sample; half of the rows have heavy
@@ -122,10 +134,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     """
     alone, merged, kurtosis = np.ones((2, len(witnesses))), np.ones(2), np.zeros(2)
     names = _sample_names(witnesses)
-    in_sample = all(
-        name in _sample() or (each.side_scaled and each.type.largest_beside is not None)
-        for name, each in zip(names, witnesses, strict=True)
-    )
+    in_sample = all(map(_is_in_sample, witnesses, names))
     is_known = in_sample and len(set(names)) == len(names)
     is_foreign = any(witness.noise is not None for witness in witnesses)
     if estimator(method).takes_first or not is_known or is_foreign:
@@ -135,10 +144,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     tile = UncorrectedTileEstimator(plain, method, estimate)
     for half in range(2):
         x = _half_of(WEIGHTS, half).reshape(-1)
-        tensors = [
-            _stored_half(name, witness.type, half)
-            for name, witness in zip(names, witnesses, strict=True)
-        ]
+        tensors = _tensors(witnesses, names, half)
         out = np.empty(x.size, np.float32)
         # With deviations, so that all weights count.
         tally = tile.estimate_from(tile.read(tensors, 0, x.size), out, np.empty_like(out))
@@ -160,14 +166,50 @@ def _claims(
     return Claims(tuple(map(float, merged)), rows, tuple(map(float, kurtosis)), is_measured)
 
 
+def _is_in_sample(witness: Witness, name: str) -> bool:
+    if isinstance(witness.type, IntervalType):
+        return bool(name)
+    return name in _sample() or (witness.side_scaled and witness.type.largest_beside is not None)
+
+
+def _tensors(witnesses: Sequence[Witness], names: Sequence[str], half: int) -> list[StoredTensor]:
+    """What the sample has of inputs, light tails (0) or heavy ones (1).
+
+    Where an input does not tell the error of its codes, the finest of the others does, as in a
+    merge.
+    """
+    tensors = [
+        _folder_sample.stored_half(name, half)
+        if isinstance(witness.type, IntervalType)
+        else _stored_half(name, witness.type, half)
+        for name, witness in zip(names, witnesses, strict=True)
+    ]
+    known = [
+        tensor
+        for tensor, witness in zip(tensors, witnesses, strict=True)
+        if witness.has_cells and not isinstance(tensor.type, VectorType)
+    ]
+    finest = min(known, key=lambda tensor: typical_error(tensor.type), default=None)
+    return [
+        _folder_sample.with_errors(tensor, finest)
+        if isinstance(tensor, QuantizedTensor)
+        else tensor
+        for tensor in tensors
+    ]
+
+
 def _sample_names(witnesses: Sequence[Witness]) -> list[str]:
-    """What in the sample is like each input.
+    """What in the sample is like each input; of an interval type empty if there is nothing.
 
     Inputs with one importance matrix get the same number, but not if they are of one type.
     """
     matrices = list(dict.fromkeys(each.imatrix for each in witnesses if _is_weighed(each)))
     names: list[str] = []
     for witness in witnesses:
+        if isinstance(witness.type, IntervalType):
+            settings = _folder_sample.settings_like(witness.type)
+            names.append(next((name for name in settings if name not in names), ""))
+            continue
         if witness.side_scaled:
             names.append(_side_scaled_name(witness.type.name))
             continue

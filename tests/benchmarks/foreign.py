@@ -4,9 +4,11 @@
 
 quantizes the matrices of one block of an unquantized model and merges them. Prints, by set of
 inputs and method, the mean square error over that of the best single input, the expected over the
-measured error, and the share of conflicts; of each format the error relative to the weights, the
-expected over the measured one, how many weights lie outside of their bounds, and how fast intervals
-are stated. Only sets that have one of the words in their names, if there are any.
+measured error before and after what random weights correct of it (see
+`recover.estimators.error_calibration`), and the share of conflicts; of each format the error
+relative to the weights, the expected over the measured one, how many weights lie outside of their
+bounds, and how fast intervals are stated. Only sets that have one of the words in their names, if
+there are any.
 """
 
 import argparse
@@ -21,6 +23,9 @@ import numpy as np
 
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.huggingface.formats import Matrix
+from recover.containers.huggingface.rows import Rows
+from recover.containers.huggingface.tensors import QuantizedTensor
+from recover.estimators.error_calibration import find_claims
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.quants import TILE, F32Array, ScalarType, quantize, type_by_name
@@ -87,11 +92,12 @@ class Cases:
         return self.merge((name,), "best")["error"]
 
     def merge(self, names: Sequence[str], method: str) -> dict[str, float]:
-        """Mean square error, that which is expected, and the share of conflicts."""
-        inputs = [self[name] for name in names]
+        """Mean square error, that which is expected, also corrected, and the share of conflicts."""
+        inputs = [[_of_folder(each) for each in self[name]] for name in names]
         witnesses = [Witness(each[0].type, has_cells=_has_cells(each[0])) for each in inputs]
         estimator = UncorrectedTileEstimator(witnesses, method)
-        error = expected = conflicts = 0.0
+        claims = find_claims(tuple(witnesses), method)
+        error = expected = corrected = conflicts = 0.0
         for w, *tensors in zip(self.matrices, *inputs, strict=True):
             for start in range(0, w.size, TILE):
                 part = w.reshape(-1)[start : start + TILE]
@@ -100,8 +106,15 @@ class Cases:
                 error += squares(out - part)
                 expected += tally.variance
                 conflicts += tally.n_conflicts
-        n = self.n_weights
-        return {"error": error / n, "expected": expected / n, "conflicts": conflicts / n}
+                claims.correct(tally, out)
+                corrected += tally.variance
+        sums = {
+            "error": error,
+            "expected": expected,
+            "corrected": corrected,
+            "conflicts": conflicts,
+        }
+        return {name: each / self.n_weights for name, each in sums.items()}
 
     def describe(self, name: str) -> dict[str, float]:
         """What a format says of the matrices, compared with the truth."""
@@ -120,6 +133,13 @@ class Cases:
             "outside": outside,
             "speed": self.n_weights / seconds,
         }
+
+
+def _of_folder(made: Any) -> Any:
+    """A tensor as a merge has it; bounds of matrices are those of the weights before a cast."""
+    if isinstance(made.type, ScalarType):
+        return made
+    return QuantizedTensor("weight", (made.row_length, made.n_rows), (Rows(made),), 0)
 
 
 def _has_cells(tensor: Any) -> bool:
@@ -161,15 +181,17 @@ def main() -> None:
         best = min(map(cases.alone, names))
         for method in METHODS:
             found = cases.merge(names, method)
-            ratio, expected = found["error"] / best, found["expected"] / found["error"]
+            ratio = found["error"] / best
+            expected, corrected = (found[key] / found["error"] for key in ("expected", "corrected"))
             figures[f"{'+'.join(names)} {method}"] = {
                 "ratio": ratio,
                 "expected": expected,
+                "corrected": corrected,
                 "conflicts": found["conflicts"],
             }
             print(
                 f"{'+'.join(names):32} {method:9} {ratio:.4f}, expected {expected:.3f},"
-                f" conflicts {found['conflicts']:.1e}",
+                f" corrected {corrected:.3f}, conflicts {found['conflicts']:.1e}",
                 flush=True,
             )
     if args.json:

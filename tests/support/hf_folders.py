@@ -41,9 +41,12 @@ MODULES = {
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+def write_arrays(
+    path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+) -> None:
     """A safetensors file."""
-    header, at = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
     for name, array in arrays.items():
         kind = _DTYPES.get(array.dtype.name) or f"{_KINDS[array.dtype.kind]}{8 * array.itemsize}"
         offsets = [at, at + array.nbytes]

@@ -108,6 +108,14 @@ def pack(grid: Grid) -> dict[str, NDArray[Any]]:
     }
 
 
+def quantize_matrix(w: F32, inputs: F32) -> tuple[dict[str, NDArray[Any]], F32]:
+    """Quantize a matrix (N, K) alone: the arrays of its module, and the scales (K,) of columns."""
+    seen = half(w)
+    columns = _search_scales(seen, inputs)
+    scaled = _clipped(half(seen * columns), inputs / columns)
+    return pack(grid_of(scaled)), columns
+
+
 def quantize(block: Block) -> AwqBlock:
     """Quantize the matrices of a block."""
     weights = {name: half(w) for name, w in block.matrices.items()}

@@ -1,0 +1,85 @@
+"""What the shipped sample holds of the formats of Hugging Face folders.
+
+``recover/data/sample_folders.safetensors`` has the random weights of `sample.npz` in several
+settings of each format, as the arrays of two modules: ``SETTING.0`` of the weights with light
+tails, ``SETTING.1`` of those with heavy ones. They are read as those of any folder. The file is
+made by ``python -m tests.golden.make_sample_folders``.
+"""
+
+import json
+from dataclasses import replace
+from functools import cache
+from importlib.resources import as_file, files
+from typing import Any
+
+import numpy as np
+
+from recover.containers.huggingface.formats import Matrix, read_matrix
+from recover.containers.huggingface.formats._compensated import CompensatedMatrix
+from recover.containers.huggingface.modules import Module, as_float32, values
+from recover.containers.huggingface.rows import Rows
+from recover.containers.huggingface.scaled import ScaledMatrix, Scales
+from recover.containers.huggingface.tensors import QuantizedTensor
+from recover.containers.model import StoredTensor
+from recover.containers.safetensors.reader import Model, open_safetensors
+from recover.inputs.foreign import measure_ratio
+from recover.quants import IntervalType
+
+SETTINGS = "settings"
+"""Entry of the file's metadata: JSON with a `Setting` by name."""
+COLUMNS = "columns"
+"""Array of a module whose columns were scaled: their scales, float32 (row_length,)."""
+
+_NAME = "sample_folders.safetensors"
+
+
+def settings_like(kind: IntervalType) -> list[str]:
+    """Settings of a type's name in the sample, those first whose errors are the most alike."""
+    names = [name for name, setting in _settings().items() if setting["type"] == kind.name]
+
+    def unlikeness(name: str) -> float:
+        own = stored_half(name, 0).type.relative_mse
+        return abs(float(np.log(own / kind.relative_mse)))
+
+    return sorted(names, key=unlikeness)
+
+
+@cache
+def stored_half(setting: str, half: int) -> QuantizedTensor:
+    """What the sample has of a setting, light tails (0) or heavy ones (1)."""
+    known, stem = _settings()[setting], f"{setting}.{half}."
+    tensors = {
+        name.removeprefix(stem): tensor
+        for name, tensor in _model().tensors.items()
+        if name.startswith(stem)
+    }
+    columns = tensors.pop(COLUMNS, None)
+    matrix: Matrix | None = read_matrix(
+        Module(stem[:-1], tensors, known["config"], known["recipe"])
+    )
+    assert matrix is not None
+    if isinstance(matrix, ScaledMatrix) and columns is not None:
+        scales = as_float32(columns, values(columns))
+        matrix = matrix.with_scales(Scales(scales, np.zeros_like(scales)))
+    return QuantizedTensor(setting, (matrix.row_length, matrix.n_rows), (Rows(matrix),), 0)
+
+
+def with_errors(tensor: QuantizedTensor, known: StoredTensor | None) -> QuantizedTensor:
+    """The same with the errors of compensated codes as a merge finds them beside another input."""
+    matrix = tensor.runs[0].matrix
+    if not isinstance(matrix, CompensatedMatrix) or known is None:
+        return tensor
+    told = matrix.with_noise(matrix.noise * measure_ratio(tensor, known))
+    return replace(tensor, runs=(Rows(told),))
+
+
+@cache
+def _model() -> Model:
+    with as_file(files("recover") / "data" / _NAME) as path:
+        return open_safetensors(path)
+
+
+@cache
+def _settings() -> dict[str, dict[str, Any]]:
+    settings: dict[str, dict[str, Any]] = json.loads(_model().metadata[SETTINGS])
+    return settings

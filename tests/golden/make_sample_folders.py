@@ -1,0 +1,147 @@
+"""Makes the sample of folders: ``python -m tests.golden.make_sample_folders``.
+
+That is ``recover/data/sample_folders.safetensors`` (see `recover.estimators._folder_sample`). The
+weights are those of `tests.golden.make_sample`, encoded by `tests.support.encoders`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recover.containers.huggingface.formats import read_matrix
+from recover.estimators._folder_sample import COLUMNS, SETTINGS
+from recover.quants import F32Array
+from tests.golden import make_sample
+from tests.support.encoders import (
+    autoround,
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    fp4,
+    fp8,
+    gptq,
+    hqq,
+    mlx,
+    quanto,
+    torchao,
+)
+from tests.support.foreign_modules import Array, module_of
+from tests.support.hf_folders import write_arrays
+from tests.support.layer_inputs import synthetic_inputs
+
+SAMPLE = Path(make_sample.SAMPLE).with_name("sample_folders.safetensors")
+_N_TOKENS = 600
+
+
+class Setting(NamedTuple):
+    """An encoder of weights, and what a folder says of it."""
+
+    encode: Callable[[F32Array], Mapping[str, Array]]
+    config: Mapping[str, Any] = {}
+    recipe: str = ""
+
+
+def _inputs(row_length: int) -> F32Array:
+    """What layers with the sample's weights are given."""
+    return synthetic_inputs(
+        np.random.Generator(np.random.Philox(key=make_sample.SEED)), _N_TOKENS, row_length
+    )
+
+
+def _gptq(n_bits: int) -> Setting:
+    def encode(w: F32Array) -> Mapping[str, Array]:
+        return gptq.pack(gptq.quantize(w, _inputs(w.shape[1]), n_bits), n_bits)
+
+    return Setting(encode, {"quant_method": "gptq", "bits": n_bits, "group_size": 128})
+
+
+def _awq(w: F32Array) -> Mapping[str, Array]:
+    arrays, columns = awq.quantize_matrix(w, _inputs(w.shape[1]))
+    return {**arrays, COLUMNS: columns}
+
+
+def _int(n_bits: int, group: int | str) -> Setting:
+    encode = partial(compressed_tensors.encode, n_bits=n_bits, group=group)
+    return Setting(encode, compressed_tensors.config("minmax"), compressed_tensors.RECIPE)
+
+
+def _mlx(n_bits: int) -> Setting:
+    return Setting(partial(mlx.encode, n_bits=n_bits), {"group_size": 64})
+
+
+def _hqq(n_bits: int) -> Setting:
+    return Setting(partial(hqq.encode, n_bits=n_bits))
+
+
+ALL: dict[str, Setting] = {
+    "FP8-block": Setting(fp8.encode),
+    "FP8-row": Setting(partial(fp8.encode, extent="row", arithmetic="BF16")),
+    "NF4-nested": Setting(bitsandbytes.encode),
+    "NF4": Setting(partial(bitsandbytes.encode, nested=False)),
+    "FP4-nested": Setting(partial(bitsandbytes.encode, kind="fp4")),
+    "NVFP4": Setting(fp4.encode_nvfp4),
+    "MXFP4": Setting(fp4.encode_mxfp4),
+    "LLM.int8": Setting(bitsandbytes.encode_int8),
+    "INT4-g128": _int(4, 128),
+    "INT8-rows": _int(8, "channel"),
+    "MLX4-g64": _mlx(4),
+    "MLX6-g64": _mlx(6),
+    "MLX8-g64": _mlx(8),
+    "HQQ3-g64": _hqq(3),
+    "HQQ4-g64": _hqq(4),
+    "HQQ8-g64": _hqq(8),
+    "torchao-int8": Setting(torchao.encode),
+    "torchao-int4-g32": Setting(partial(torchao.encode, n_bits=4, group=32, scale_kind="BF16")),
+    "qint4": Setting(quanto.encode_groups),
+    "qint8": Setting(quanto.encode_rows),
+    "AutoRound4": Setting(autoround.encode, autoround.config()),
+    "GPTQ4-g128": _gptq(4),
+    "GPTQ3-g128": _gptq(3),
+    "GPTQ8-g128": _gptq(8),
+    "AWQ4-g128": Setting(_awq, {"quant_method": "awq"}),
+}
+
+
+def modules(name: str, seed: int = make_sample.SEED) -> dict[str, Array]:
+    """The arrays of a setting's two modules."""
+    halves = np.split(make_sample.draw(seed), 2)
+    return {
+        f"{name}.{half}.{leaf}": array
+        for half, x in enumerate(halves)
+        for leaf, array in ALL[name].encode(x).items()
+    }
+
+
+def _type_of(name: str, arrays: Mapping[str, Array]) -> str:
+    own = {
+        array_name.removeprefix(f"{name}.0."): array
+        for array_name, array in arrays.items()
+        if array_name.startswith(f"{name}.0.")
+    }
+    own.pop(COLUMNS, None)
+    matrix = read_matrix(module_of(own, ALL[name].config, ALL[name].recipe))
+    assert matrix is not None
+    return matrix.type.name
+
+
+def main() -> None:
+    arrays: dict[str, Array] = {}
+    settings = {}
+    for name, setting in ALL.items():
+        own = modules(name)
+        arrays |= own
+        settings[name] = {
+            "type": _type_of(name, own),
+            "config": setting.config,
+            "recipe": setting.recipe,
+        }
+        print(name, settings[name]["type"], sum(a.nbytes for a in own.values()), flush=True)
+    write_arrays(SAMPLE, arrays, {SETTINGS: json.dumps(settings)})
+
+
+if __name__ == "__main__":
+    main()
