@@ -28,7 +28,8 @@ from recover.quants import IntervalType
 SETTINGS = "settings"
 """Entry of the file's metadata: JSON with a `Setting` by name."""
 COLUMNS = "columns"
-"""Array of a module whose columns were scaled: their scales, float32 (row_length,)."""
+"""Array of a module whose columns were scaled: their scales as a merge finds them, and the
+deviations of these, float32 (2, row_length)."""
 
 _NAME = "sample_folders.safetensors"
 
@@ -59,8 +60,7 @@ def stored_half(setting: str, half: int) -> QuantizedTensor:
     )
     assert matrix is not None
     if isinstance(matrix, ScaledMatrix) and columns is not None:
-        scales = as_float32(columns, values(columns))
-        matrix = matrix.with_scales(Scales(scales, np.zeros_like(scales)))
+        matrix = matrix.with_scales(Scales(*as_float32(columns, values(columns))))
     return QuantizedTensor(setting, (matrix.row_length, matrix.n_rows), (Rows(matrix),), 0)
 
 

@@ -35,6 +35,8 @@ from tests.support.layer_inputs import synthetic_inputs
 
 SAMPLE = Path(make_sample.SAMPLE).with_name("sample_folders.safetensors")
 _N_TOKENS = 600
+# Of scales that are found beside Q4_K, relative.
+_SHARED_DEVIATION, _NORM_DEVIATION = 0.0045, 0.0004
 
 
 class Setting(NamedTuple):
@@ -60,8 +62,18 @@ def _gptq(n_bits: int) -> Setting:
 
 
 def _awq(w: F32Array) -> Mapping[str, Array]:
+    """Half of the groups of columns has scales that two matrices share, as half a llama's weights.
+
+    Those are known to half a percent (see `recover.inputs.scaled.shared_scales`), the others as
+    those that a norm tells.
+    """
     arrays, columns = awq.quantize_matrix(w, _inputs(w.shape[1]))
-    return {**arrays, COLUMNS: columns}
+    generator = np.random.Generator(np.random.Philox(key=make_sample.SEED))
+    is_shared = np.arange(columns.size) // awq.GROUP % 2 == 1
+    deviations = np.where(is_shared, _SHARED_DEVIATION, _NORM_DEVIATION)
+    off = deviations * generator.standard_normal(columns.size)
+    found = np.stack([columns * (1 + off), deviations])
+    return {**arrays, COLUMNS: found.astype(np.float32)}
 
 
 def _int(n_bits: int, group: int | str) -> Setting:
