@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recover.containers.huggingface.formats import Matrix, read_matrix
-from recover.containers.huggingface.formats.bitsandbytes import FP4, NF4
+from recover.containers.huggingface.formats.bitsandbytes import FP4, NF4, NF4_NESTED
 from tests.support.encoders import bitsandbytes
 from tests.support.foreign_modules import (
     FLOATS,
@@ -57,7 +57,8 @@ def test_weights_lie_in_their_cells(way: str, rng: np.random.Generator) -> None:
     assert matrix.has_cells
     assert matrix.label == way
     assert matrix.seen_as == WAYS[way].get("seen_as", "BF16")
-    assert matrix.type is (FP4 if way.startswith("FP4") else NF4)
+    kind = NF4_NESTED if way.endswith("nested") else NF4
+    assert matrix.type is (FP4 if way.startswith("FP4") else kind)
 
 
 @pytest.mark.slow

@@ -60,12 +60,21 @@ def test_sums_and_deviations_are_corrected(half: int | None, share: float) -> No
 
 def test_kurtosis(rng: np.random.Generator) -> None:
     x = rng.standard_t(6, (100, 256)).astype(np.float32) * np.float32(1e-20)
-    expected = np.mean([scipy.stats.kurtosis(row - 0.0, fisher=False) for row in x.astype(float)])
+    each = [scipy.stats.kurtosis(row - 0.0, fisher=False) for row in x.astype(float)]
+    expected = scipy.stats.gmean(each)
     assert kurtosis_of(x.reshape(-1)) == pytest.approx(expected, rel=0.05)  # its mean is not 0
     signs = np.sign(x) * rng.choice((1, 3), (100, 1))
     assert kurtosis_of(signs.reshape(-1).astype(np.float32)) == pytest.approx(1)
+    normal = kurtosis_of(rng.standard_normal(256 * 256).astype(np.float32))
     for unknown in (np.zeros(512), np.full(512, np.nan), np.ones(100)):
-        assert kurtosis_of(unknown.astype(np.float32)) == 3
+        assert kurtosis_of(unknown.astype(np.float32)) == pytest.approx(normal, rel=0.02)
+
+
+def test_a_few_large_weights_do_not_make_tails_heavy(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((100, 256)).astype(np.float32)
+    usual = kurtosis_of(x.reshape(-1))
+    x[:2, 0] = 30
+    assert kurtosis_of(x.reshape(-1)) == pytest.approx(usual, rel=0.1)
 
 
 @pytest.mark.parametrize("method", ["posterior", "linear", "midpoint"])

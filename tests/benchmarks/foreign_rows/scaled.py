@@ -16,7 +16,7 @@ from recover.containers.huggingface.scaled import ScaledMatrix, Scales
 from recover.evidence.intervals import Intervals
 from recover.inputs.foreign import measure_ratio
 from recover.inputs.scaled import norm_scales, shared_scales
-from recover.quants import F32Array, IntervalType, quantize, type_by_name
+from recover.quants import F32Array, quantize, type_by_name
 from tests.support.encoders import awq, gptq
 from tests.support.foreign_modules import module_of
 from tests.support.layer_inputs import NAMES, Block, trained_block
@@ -118,36 +118,6 @@ def _awq(beside: str | None) -> Any:
     return make
 
 
-_NF4 = np.array(
-    [
-        *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0),
-        *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
-    ]
-)
-_NF4_TYPE = IntervalType(name="NF4", relative_mse=0.0087)
-
-
-class _Nf4:
-    """NF4 without nested scales, as a prototype."""
-
-    type, has_cells, seen_as = _NF4_TYPE, True, "BF16"
-
-    def __init__(self, w: F32Array) -> None:
-        self.n_rows, self.row_length = w.shape
-        x = w.reshape(-1, 64).astype(np.float64)
-        most = np.abs(x).max(1, keepdims=True)
-        edges = np.concatenate([[-1], (_NF4[1:] + _NF4[:-1]) / 2, [1]])
-        codes = np.searchsorted(edges[1:-1], x / most)
-        low, high = edges[codes] * most - 1e-6 * most, edges[codes + 1] * most + 1e-6 * most
-        value = _NF4[codes] * most
-        spread = ((high - value) ** 3 + (value - low) ** 3) / (3 * (high - low))
-        self._said = [each.astype(np.float32).reshape(-1) for each in (value, low, high, spread)]
-
-    def intervals(self, start: int, end: int, *out: F32Array) -> None:
-        for to, said in zip(out, self._said, strict=True):
-            to[:] = said[start:end]
-
-
 FORMATS: dict[str, Any] = {
     "GPTQ": _gptq(),
     "GPTQ-act": _gptq(act_order=True),
@@ -162,7 +132,6 @@ FORMATS: dict[str, Any] = {
     "AWQ": _awq("Q4_K"),
     "AWQ-beside-Q8_0": _awq("Q8_0"),
     "AWQ-true-scales": _awq(None),
-    "NF4-prototype": _Nf4,
 }
 SETS: tuple[tuple[str, ...], ...] = (
     ("AWQ", "Q4_K"),
@@ -181,8 +150,8 @@ SETS: tuple[tuple[str, ...], ...] = (
     ("GPTQ-row", "Q4_K"),
     ("GPTQ", "AWQ"),
     ("GPTQ", "AWQ", "Q4_K"),
-    ("AWQ", "NF4-prototype", "Q4_K"),
-    ("GPTQ", "AWQ", "NF4-prototype", "Q4_K"),
+    ("AWQ", "NF4", "Q4_K"),
+    ("GPTQ", "AWQ", "NF4", "Q4_K"),
     ("EXL2-5", "Q4_K"),
     ("EXL2-mixed", "Q4_K"),
 )

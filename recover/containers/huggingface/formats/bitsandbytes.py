@@ -35,10 +35,11 @@ from recover.containers.huggingface.formats._levels import (
 from recover.containers.huggingface.modules import Module, values
 from recover.quants import F32Array, IntervalType
 
-NF4 = IntervalType(name="NF4", relative_mse=8.5e-3)
+NF4 = IntervalType(name="NF4", relative_mse=8.49e-3)
+NF4_NESTED = IntervalType(name="NF4", relative_mse=8.5e-3)
+"""With bounds that are wider, by what the scales of scales leave open."""
 FP4 = IntervalType(name="FP4", relative_mse=1.5e-2)
 
-_KINDS = {"nf4": NF4, "fp4": FP4}
 _STATE = "weight.quant_state.bitsandbytes__"
 _SEEN_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _STORAGE = ("U8", "I8", "BF16", "F16", "F32")
@@ -156,7 +157,7 @@ def read(module: Module) -> LevelMatrix | None:
     return LevelMatrix(
         n_rows=n_rows,
         row_length=row_length,
-        type=_KINDS[quant_type],
+        type=_type(quant_type, is_nested=nested is not None),
         has_cells=True,
         seen_as=told.seen_as,
         leaves=frozenset({"weight", leaf, *(f"weight.{each}" for each in _LEAVES)}),
@@ -175,7 +176,7 @@ def _state_of(module: Module, leaf: str) -> _State:
     except JSONError as error:
         raise module.error(f"{leaf}: {error}") from None
     quant_type = leaf.removeprefix(_STATE)
-    if told.get("quant_type") != quant_type or quant_type not in _KINDS:
+    if told.get("quant_type") != quant_type or quant_type not in _LEVELS:
         raise module.error(f"{leaf} is no state of nf4 or fp4")
     shape, block = told.get("shape"), told.get("blocksize")
     if not isinstance(shape, list) or len(shape) != 2 or not all(map(_is_size, shape)):
@@ -200,6 +201,12 @@ def _check_map(module: Module, quant_type: str) -> None:
     found = values(module.tensors["weight.quant_map"]).astype(np.float64)
     if not np.all(np.abs(found - _LEVELS[quant_type]) < 1e-6):
         raise module.error(f"weight.quant_map does not have the levels of {quant_type}")
+
+
+def _type(quant_type: str, *, is_nested: bool) -> IntervalType:
+    if quant_type == "fp4":
+        return FP4
+    return NF4_NESTED if is_nested else NF4
 
 
 def _nested_of(module: Module, told: _State) -> _Nested:

@@ -1,0 +1,164 @@
+"""Expected errors against measured ones beside formats of Hugging Face folders."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from recover.containers.huggingface.formats import read_matrix
+from recover.containers.huggingface.rows import Rows
+from recover.containers.huggingface.scaled import ScaledMatrix, Scales
+from recover.containers.huggingface.tensors import QuantizedTensor
+from recover.containers.model import StoredTensor
+from recover.estimators import Tally, TileEstimator
+from recover.estimators import _folder_sample as folders
+from recover.estimators.error_calibration import find_claims
+from recover.evidence.buffer import Witness
+from recover.quants import F32Array, IntervalType, quantize, type_by_name
+from tests.golden import make_sample, make_sample_folders
+from tests.support.foreign_modules import module_of
+from tests.support.stated_intervals import tensor_of
+
+SEED = 5
+SETS = (
+    ("FP8-block", "Q6_K"),
+    ("NF4-nested", "Q4_K"),
+    ("NVFP4", "Q4_K"),
+    ("AWQ4-g128", "Q4_K"),
+    ("MLX4-g64", "Q4_K"),
+    ("HQQ4-g64", "Q4_K"),
+    ("INT4-g128", "Q4_K"),
+    ("LLM.int8", "Q8_0"),
+    ("GPTQ4-g128", "Q4_K"),
+    ("GPTQ4-g128", "AWQ4-g128", "NF4", "Q4_K"),
+)
+_BY_PRODUCTS = "GPTQ", "AWQ"  # of matrices: the last bits of these differ among machines
+
+
+@cache
+def weights(half: int) -> F32Array:
+    return np.split(make_sample.draw(SEED), 2)[half]
+
+
+@cache
+def made(name: str, half: int) -> StoredTensor:
+    """Other weights than the sample's, in a setting or as a type of GGUF."""
+    x = weights(half)
+    if name not in make_sample_folders.ALL:
+        return tensor_of(quantize(x, type_by_name(name)), name, x.size)
+    setting = make_sample_folders.ALL[name]
+    arrays = dict(setting.encode(x))
+    columns = arrays.pop(folders.COLUMNS, None)
+    matrix = read_matrix(module_of(arrays, setting.config, setting.recipe))
+    assert matrix is not None
+    if isinstance(matrix, ScaledMatrix) and columns is not None:
+        matrix = matrix.with_scales(Scales(*columns))
+    return QuantizedTensor("weight", x.shape[::-1], (Rows(matrix),), 0)
+
+
+def inputs_of(names: Sequence[str], half: int) -> list[StoredTensor]:
+    tensors = [made(name, half) for name in names]
+    known = made(names[-1], half)
+    return [
+        folders.with_errors(each, known) if isinstance(each, QuantizedTensor) else each
+        for each in tensors
+    ]
+
+
+def witness(tensor: StoredTensor) -> Witness:
+    return Witness(tensor.type, has_cells=getattr(tensor, "has_cells", True))
+
+
+def run(names: Sequence[str], method: str, half: int) -> tuple[F32Array, F32Array, Tally]:
+    """Estimates less the weights, deviations, the tally."""
+    tensors, x = inputs_of(names, half), weights(half).reshape(-1)
+    out, deviation = np.empty((2, x.size), np.float32)
+    estimator = TileEstimator(list(map(witness, tensors)), method)
+    tally = estimator.estimate(tensors, 0, x.size, out, deviation)
+    return out - x, deviation, tally
+
+
+@pytest.mark.parametrize("name", make_sample_folders.ALL)
+def test_the_sample_is_made_again(name: str) -> None:
+    stored = {
+        array: tensor
+        for array, tensor in folders._model().tensors.items()
+        if array.startswith((f"{name}.0.", f"{name}.1."))
+    }
+    arrays = make_sample_folders.modules(name)
+    assert arrays.keys() == stored.keys()
+    for array, tensor in stored.items():
+        again = np.frombuffer(np.ascontiguousarray(arrays[array]).tobytes(), np.uint8)
+        assert tensor.raw.size == again.size
+        n_off = np.count_nonzero(tensor.raw != again)
+        assert n_off == 0 or (name.startswith(_BY_PRODUCTS) and n_off < 0.02 * again.size)
+
+
+@pytest.mark.parametrize("half", [0, 1], ids=["light", "heavy"])
+@pytest.mark.parametrize("names", SETS, ids="+".join)
+def test_corrected_errors_are_those_of_other_random_weights(
+    names: tuple[str, ...], half: int
+) -> None:
+    squares = {}
+    for method in ("linear", "midpoint", "posterior"):
+        off, deviation, tally = run(names, method, half)
+        squares[method] = np.sum(off**2.0)
+        assert tally.variance == pytest.approx(squares[method], rel=0.05 if half else 0.03)
+        assert tally.n_conflicts == 0
+    assert np.sum(deviation**2.0) == pytest.approx(tally.variance, rel=2e-3)
+    assert squares["posterior"] <= 1.005 * min(squares.values())
+
+
+@pytest.mark.parametrize("names", SETS, ids="+".join)
+def test_deviations_are_the_errors(names: tuple[str, ...]) -> None:
+    """By parts: where deviations are small errors are, too. Errors in a cell end at its edges."""
+    off, deviation, _ = run(names, "posterior", 0)
+    order = np.argsort(deviation, kind="stable")
+    for part in np.array_split(order, 4):
+        measured = np.sum(off[part] ** 2.0) / np.sum(deviation[part] ** 2.0)
+        assert measured == pytest.approx(1, abs=0.2)
+    assert np.mean(np.abs(off) <= 2 * deviation) > 0.94
+    assert 0.55 < np.mean(np.abs(off) <= deviation) < 0.72  # uniform, normal: 0.58, 0.68
+
+
+@pytest.mark.parametrize("names", SETS, ids="+".join)
+def test_no_input_makes_the_posterior_worse(names: tuple[str, ...]) -> None:
+    squared = np.sum(run(names, "posterior", 0)[0] ** 2.0)
+    for name in names:
+        rest = tuple(each for each in names if each != name)
+        assert squared <= 1.005 * np.sum(run(rest, "posterior", 0)[0] ** 2.0)
+
+
+def test_the_setting_whose_errors_are_most_alike_is_taken() -> None:
+    for names in (("NF4-nested", "NF4"), ("NF4", "NF4-nested")):
+        assert folders.settings_like(folders.stored_half(names[0], 0).type) == list(names)
+    other = IntervalType(name="NF4", relative_mse=1.0)
+    assert set(folders.settings_like(other)) == {"NF4-nested", "NF4"}
+    assert not folders.settings_like(IntervalType(name="NF5", relative_mse=1e-3))
+
+
+def test_two_inputs_of_a_name_are_two_settings() -> None:
+    """Which hardly differ, so that both say little more than one."""
+    kind = folders.stored_half("NF4", 0).type
+    known = find_claims((Witness(kind), Witness(kind)), "linear")
+    assert known.is_measured
+    assert known.merged[0] > 1.8
+
+
+def test_nothing_is_claimed_of_what_the_sample_does_not_have() -> None:
+    kind = folders.stored_half("NF4", 0).type
+    unknown = IntervalType(name="NF5", relative_mse=1e-3)
+    q4_k = Witness(type_by_name("Q4_K"))
+    assert not find_claims((Witness(unknown), q4_k), "posterior").is_measured
+    assert not find_claims((Witness(kind),) * 3, "posterior").is_measured
+
+
+def test_errors_of_compensated_codes_are_found_beside_the_finest_input() -> None:
+    kind = folders.stored_half("GPTQ4-g128", 0).type
+    gptq, known = Witness(kind, has_cells=False), Witness(type_by_name("Q6_K"))
+    found = find_claims((gptq, known), "posterior")
+    assert found.alone[0][1] == pytest.approx(1, abs=0.02)
+    alone = find_claims((gptq, replace(gptq)), "posterior")
+    assert not alone.is_measured  # the sample has one of a kind
