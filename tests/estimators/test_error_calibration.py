@@ -60,21 +60,12 @@ def test_sums_and_deviations_are_corrected(half: int | None, share: float) -> No
 
 def test_kurtosis(rng: np.random.Generator) -> None:
     x = rng.standard_t(6, (100, 256)).astype(np.float32) * np.float32(1e-20)
-    each = [scipy.stats.kurtosis(row - 0.0, fisher=False) for row in x.astype(float)]
-    expected = scipy.stats.gmean(each)
+    expected = np.mean([scipy.stats.kurtosis(row - 0.0, fisher=False) for row in x.astype(float)])
     assert kurtosis_of(x.reshape(-1)) == pytest.approx(expected, rel=0.05)  # its mean is not 0
     signs = np.sign(x) * rng.choice((1, 3), (100, 1))
     assert kurtosis_of(signs.reshape(-1).astype(np.float32)) == pytest.approx(1)
-    normal = kurtosis_of(rng.standard_normal(256 * 256).astype(np.float32))
     for unknown in (np.zeros(512), np.full(512, np.nan), np.ones(100)):
-        assert kurtosis_of(unknown.astype(np.float32)) == pytest.approx(normal, rel=0.02)
-
-
-def test_a_few_large_weights_do_not_make_tails_heavy(rng: np.random.Generator) -> None:
-    x = rng.standard_normal((100, 256)).astype(np.float32)
-    usual = kurtosis_of(x.reshape(-1))
-    x[:2, 0] = 30
-    assert kurtosis_of(x.reshape(-1)) == pytest.approx(usual, rel=0.1)
+        assert kurtosis_of(unknown.astype(np.float32)) == 3
 
 
 @pytest.mark.parametrize("method", ["posterior", "linear", "midpoint"])
@@ -94,7 +85,13 @@ def test_a_few_large_weights_do_not_make_tails_heavy(rng: np.random.Generator) -
 def test_corrected_errors_are_those_of_other_random_weights(
     half: int, texts: tuple[str, ...], method: str
 ) -> None:
-    """Of weights and importance matrices that are drawn from another seed."""
+    """Of weights and importance matrices that are drawn from another seed.
+
+    The kurtosis of weights with heavy tails is mostly that of a few: of one law it is 5.5 to 7.1,
+    by the seed, which is a fourth of its distance from that of light tails (standard deviation).
+    What tails change of an error is told as inexactly: by a fifth it is for the midpoint of MXFP4
+    and Q3_K.
+    """
     seed = 5
     x = np.split(make_sample.draw(seed), 2)[half]
     inputs = tuple(witness(text) for text in texts)
@@ -102,7 +99,8 @@ def test_corrected_errors_are_those_of_other_random_weights(
     raws = [make_sample.encode(x, each.type, number[each.imatrix], seed) for each in inputs]
     out, deviation = np.empty((2, x.size), np.float32)
     tally = TileEstimator(inputs, method).estimate(raws, 0, x.size, out, deviation)
-    noise = 0.06 if half else 0.03  # of 65,536 weights
+    light, heavy = find_claims(inputs, method).merged
+    noise = 0.05 + 0.25 * abs(np.log(heavy / light)) if half else 0.03  # of 65,536 weights
     assert tally.variance == pytest.approx(np.sum((out - x.reshape(-1)) ** 2.0), rel=noise)
 
 
