@@ -84,10 +84,8 @@ def check_sources(
     ----------
     sources : sequence of (Model, StoredTensor)
         Tensors of scalar types.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------

@@ -267,10 +267,8 @@ def verify_model(
         GGUF file whose weights are looked at.
     inputs : sequence of path-like
         GGUF files, for instance those that it was merged from.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------

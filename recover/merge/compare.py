@@ -19,7 +19,7 @@ from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
-from recover.quants import GROUP, F32Array, ScalarType, VectorType
+from recover.quants import GROUP, F32Array, IntervalType, ScalarType, VectorType
 
 SUPERBLOCK = 256
 # In tensors of up to so many weights all are looked at, in larger ones one in eight at least.
@@ -34,6 +34,9 @@ _LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what e
 # Of vector types the error may be so many times what is typical: of weights of which many are 0, or
 # where some columns are much larger than others.
 _VARYING = 4
+
+# Types whose errors are known, so that they can be compared.
+_SAID = ScalarType | IntervalType | VectorType
 
 
 def step_for(n_weights: int) -> int:
@@ -169,7 +172,7 @@ class Comparison:
         self._is_exact = is_exact
         self._others = [(tensor, EvidenceBuffer([witness])) for tensor, witness in others]
         self._own: EvidenceBuffer | None = None
-        if others and not is_exact and isinstance(taken.type, ScalarType | VectorType):
+        if others and not is_exact and isinstance(taken.type, _SAID):
             self._own = EvidenceBuffer([Witness(taken.type)])
         self._intervals = Intervals()
         self._intervals.turn_to(confining)
@@ -224,7 +227,7 @@ def compare(
         (tensor, Witness(tensor.type, noise=noise))
         for tensor, proves, noise in zip(inputs[1:], confines[1:], noises[1:], strict=True)
         if not (proves and (confines[0] or is_exact))
-        and isinstance(tensor.type, ScalarType | VectorType)
+        and isinstance(tensor.type, _SAID)
         and typical_error(tensor.type) < _LARGEST_ERROR
     ]
     return Comparison(inputs[0], is_exact, confining, others)

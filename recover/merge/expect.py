@@ -9,6 +9,7 @@ from recover.containers.model import Model
 from recover.estimators import DEFAULT_METHOD, MEAN, Tally, TileEstimator
 from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.alignment import Alignment
 from recover.merge.calibrated import with_claims
 from recover.merge.compare import Likeness, compare_unproven
 from recover.merge.decide import Decider, Draft
@@ -65,10 +66,9 @@ class Expectation:
         return self.variance / best if self.variance is not None and best > 0 else None
 
 
-def drafts_of(models: Sequence[Model]) -> list[Draft]:
-    """What a merge of some models with the default method does to each of their tensors."""
-    decider = Decider(models, DEFAULT_METHOD)
-    drafts = [decider.draft(name, type_by_name("F16")) for name in models[0].tensors]
+def drafts_of(aligned: Alignment) -> list[Draft]:
+    """What a merge with the default method does to each of the tensors."""
+    drafts = Decider(aligned.models, DEFAULT_METHOD).drafts(aligned, type_by_name("F16"))
     return list(with_claims(drafts, MEAN))
 
 

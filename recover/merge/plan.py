@@ -21,9 +21,10 @@ from recover.estimators import DEFAULT_METHOD, MEAN, estimator
 from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS
 from recover.execution.output import check_output_path
+from recover.inputs.alignment import align
 from recover.inputs.descent import Descent
-from recover.inputs.matching import check_match, select_tensors, typical_error
-from recover.inputs.open import open_model
+from recover.inputs.matching import typical_error
+from recover.inputs.open import open_model, reference_of
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import searched_tensors
@@ -64,8 +65,8 @@ _LEAST_EVIDENCE = 0.25
 _FORMAT = "recover.merge.plan/1"
 _PLAIN = ("method", "estimate", "source_format", "snaps", "decides")
 
-# Of a tensor's plan, what follows from the bytes of the inputs, and is left out as JSON.
-_UNTOLD = ("witnesses", "confining", "compared_noises", "claims")
+# Of a tensor's plan, what is left out as JSON: it follows from the inputs and the other entries.
+_UNTOLD = ("witnesses", "confining", "compared_noises", "claims", "follows")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class TensorPlan(Draft):
         Which file of a split output, counted from 0.
     """
 
-    position: int
+    position: int = 0
     part: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -348,14 +349,12 @@ def plan_merge(
     if not inputs:
         raise UsageError("there are no inputs")
     options = check_options(method, estimate, outtype, snap, calibration, split_max_size)
-    models = tuple(open_model(path) for path in inputs)
+    opened = tuple(open_model(path) for path in inputs)
     output = Path(output)
-    parts = [part for model in models for part in model.parts]
+    parts = [part for model in opened for part in model.parts]
     check_output_path(output, parts if split_max_size is None else ())
-    for model in models[1:]:
-        check_match(models[0], model)
-    names = select_tensors(models[0], tensors)
-    warnings: list[str] = []
+    aligned = align(opened, tensors)
+    models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
     warnings += [
         f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
@@ -367,7 +366,7 @@ def plan_merge(
         if sides := folded(model.tensors[name] for name in names):
             warnings.append(f"{printable(model.path)}: {sides}")
     decider = Decider(models, method)
-    drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
+    drafts = decider.drafts(aligned, type_by_name(outtype))
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
     warnings += describe_repeated(models, {draft.name: draft.twins for draft in drafts})
@@ -402,13 +401,13 @@ def plan_merge(
         second = lay_out_deviations(models, drafts, Path(uncertainty), files)
         plan = replace(plan, uncertainty=second)
     if options.calibration is not None:
-        n_all = n_layers(models[0].tensors)
+        n_all = n_layers(names)
         changed = with_calibration(plan.tensors, method, options.calibration, n_all)
         plan = replace(plan, tensors=changed)
     plan = replace(plan, tensors=with_claims(plan.tensors, estimate))
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
     check_unchanged(parts)
-    plan = replace(plan, inputs=tuple(map(Input.of, models)), warnings=tuple(warnings))
+    plan = replace(plan, inputs=tuple(map(Input.of, opened, models)), warnings=tuple(warnings))
     check_unchanged(parts)
     return plan
 
@@ -433,7 +432,7 @@ def _with_source_format(plan: MergePlan, options: MergeOptions, warnings: list[s
     snap = options.snap
     source_format = snap if options.names_format else "unknown"
     if snap == "auto" or (snap == "none" and any(plan.may_decide(each) for each in plan.tensors)):
-        source_format = source_precision(plan.models[0]).type
+        source_format = source_precision(reference_of(plan.models)).type
     if snap == "auto" and source_format not in SIGNIFICAND_BITS:
         warnings.append("the norms do not tell the source's number format: nothing is rounded")
     if snap != "none" and not options.snaps:

@@ -79,7 +79,7 @@ def count(folder: Path, truth: Weights, result: MergeResult) -> int:
     for name, weights in truth.items():
         certain = deviations[name] == 0
         np.testing.assert_array_equal(merged[name][certain], weights[certain])
-        n_certain += np.count_nonzero(certain) * (weights.ndim > 1)
+        n_certain += int(np.count_nonzero(certain)) * (weights.ndim > 1)
     assert result.n_exact == n_certain
     return n_certain
 
@@ -115,7 +115,7 @@ def test_contradictions_are_counted_by_tensor(bf16: Weights, tmp_path: Path) -> 
     rng = np.random.default_rng(3)
     name = "blk.0.ffn_up.weight"
     large = np.concatenate([truth[name]] * 8)  # 49,152 blocks, of which 4,096 are looked at
-    large[700] *= (1 + 0.003 * rng.standard_normal(large.shape[1])).astype(np.float32)
+    large[700] *= (1 + 0.003 * rng.standard_normal(large.shape[1:])).astype(np.float32)
     truth[name] = large
     inputs = make_inputs(tmp_path, truth, ("Q8_0", "Q6_K"))
     result = merge(tmp_path, inputs)

@@ -21,7 +21,9 @@ from recover.merge.tasks import tasks_of
 from recover.merge.work import carry_out
 from recover.quants import TILE
 from tests.support.gguf_files import F32Array, stored, write_gguf
+from tests.support.hf_folders import write_folder
 from tests.support.merging import UP, Make, Q
+from tests.support.models import TINY
 from tests.support.resuming import figures
 
 ROOT = Path(__file__).parents[2]
@@ -113,8 +115,7 @@ def test_tensors_of_several_tiles(large: list[Path], tmp_path: Path) -> None:
 
 
 def test_deviations_and_parts(tiny: list[Path], tmp_path: Path) -> None:
-    options = {"uncertainty": "", "split_max_size": 300_000, "resume": True}
-    both(tiny, tmp_path, tensors=r"blk.1", **options)
+    both(tiny, tmp_path, tensors="blk.1", uncertainty="", split_max_size=300_000, resume=True)
 
 
 def test_certain_weights_and_what_contradicts_them(tmp_path: Path) -> None:
@@ -150,6 +151,23 @@ def test_inputs_that_are_compared(
     paths += [make("IQ4_NL", name="twin"), make("IQ4_NL")]
     result, _ = both(paths, tmp_path, force=True)
     assert any(tensor.compared for tensor in result.plan.tensors)
+
+
+def test_inputs_that_are_aligned(unlike: list[Path], tmp_path: Path) -> None:
+    result, _ = both(unlike, tmp_path, uncertainty="")
+    assert any(tensor.follows for tensor in result.plan.tensors)
+
+
+def test_folders(tiny: list[Path], tmp_path: Path) -> None:
+    """Types that have no number in GGUF files, rows in another order."""
+    folder = write_folder(TINY, tmp_path / "folder", "nf4")
+    both([tiny[1], folder], tmp_path, tensors=r"blk\.0|norm")
+
+
+def test_a_file_twice(make: Make, truth: dict[str, F32Array], tmp_path: Path) -> None:
+    """One of them may be taken in another way than the other."""
+    path = make("Q5_K")
+    both([path, path, make("Q4_K")], tmp_path)
 
 
 def some_tasks(inputs: list[Path], folder: Path, **options: Any) -> tuple[MergePlan, list[Task]]:
@@ -220,7 +238,7 @@ def test_a_changed_input_is_refused(make: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Q4_K\.gguf: was changed while it was read"):
         carry_out(record)
     with pytest.raises(InputError, match=r"Q4_K\.gguf: was changed since the work was planned"):
-        OpenInputs().model(Input.from_record(record["inputs"][1]))
+        OpenInputs().model(Input.from_record(record["inputs"][1]), UP)
 
 
 def test_only_a_file_that_is_there_is_written(make: Make, tmp_path: Path) -> None:
@@ -245,7 +263,7 @@ def test_placed_bytes(tmp_path: Path) -> None:
     path.write_bytes(bytes(8))
     file = PlacedFile(path)
     file.write_at(2, b"ab")
-    file.write_at(6, memoryview(np.frombuffer(b"cd", "<u2")))
+    file.write_at(6, np.frombuffer(b"cd", np.uint16).data)
     assert path.read_bytes() == b"\0\0ab\0\0cd"
     assert [each[:2] for each in file.written] == [(2, 2), (6, 2)]
     with pytest.raises(OutputError, match="has 8 bytes, and bytes 7 to 9"):
@@ -257,6 +275,8 @@ def test_an_input_is_opened_once(
 ) -> None:
     _, tasks = some_tasks([make("Q5_K"), make("Q4_K")], tmp_path)
     opened = OpenInputs()
-    models = [opened.model(Input.from_record(each)) for task in tasks for each in task.inputs]
+    models = [
+        opened.model(Input.from_record(each), task.tensor) for task in tasks for each in task.inputs
+    ]
     assert len(models) > 2
     assert len({id(model) for model in models}) == 2
