@@ -210,8 +210,6 @@ class Model(Protocol):
         Number of weights in all of them.
     metadata : collection of str
         The keys of which it says something (a mapping, for instance).
-    layout : tuple of str
-        Tensors that it has in another layout than when it was opened (see `fitted`).
     """
 
     @property
@@ -226,8 +224,6 @@ class Model(Protocol):
     def n_weights(self) -> int: ...  # noqa: D102
     @property
     def metadata(self) -> Collection[str]: ...  # noqa: D102
-    @property
-    def layout(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def get(self, key: str, default: Any = None) -> Any:
         """What it says under a key, as int, float, bool, str or list; `default` if nothing."""

@@ -106,41 +106,41 @@ def _is_in_none(name: str, models: Sequence[Model], but: int) -> bool:
 
 def completed(model: Model, completions: Completions) -> Model:
     """The model with what was found of its tensors."""
-    changed: dict[str, StoredTensor] = {}
-    for name, of_runs in completions.items():
-        tensor = cast(QuantizedTensor, model.tensors[name])
-        runs = tuple(
-            replace(run, matrix=_with(run.matrix, found))
-            for run, found in zip(tensor.runs, of_runs, strict=True)
-        )
-        changed[name] = replace(tensor, runs=runs)
+    changed: dict[str, StoredTensor] = {
+        name: completed_tensor(cast(QuantizedTensor, model.tensors[name]), of_runs)
+        for name, of_runs in completions.items()
+    }
     return model.with_tensors(changed) if changed else model
 
 
-def completions_of(model: Model) -> dict[str, tuple[Found, ...]]:
-    """What was found of a model's tensors."""
-    found = {}
-    for name, tensor in model.tensors.items():
-        if isinstance(tensor, QuantizedTensor):
-            known = tuple(_found_of(run.matrix) for run in tensor.runs)
-            if any(each.noise is not None or each.columns is not None for each in known):
-                found[name] = known
-    return found
+def completed_tensor(tensor: QuantizedTensor, of_runs: Sequence[Found]) -> QuantizedTensor:
+    """A tensor with what was found of each matrix that it is made of."""
+    runs = tuple(
+        replace(run, matrix=_with(run.matrix, found))
+        for run, found in zip(tensor.runs, of_runs, strict=True)
+    )
+    return replace(tensor, runs=runs)
+
+
+def found_of(tensor: QuantizedTensor) -> tuple[Found, ...]:
+    """What was found of each matrix of a tensor."""
+    return tuple(_found_of(run.matrix) for run in tensor.runs)
 
 
 def found_record(found: Found) -> dict[str, Any]:
-    """As plain data that JSON can hold."""
-    return {
+    """As plain data that JSON can hold; empty if nothing was found."""
+    record = {
         "noise": found.noise,
         "columns": _scales_record(found.columns),
         "rows": _scales_record(found.rows),
     }
+    return {name: each for name, each in record.items() if each is not None}
 
 
 def read_found(record: Mapping[str, Any]) -> Found:
     """The opposite of `found_record`."""
-    columns, rows = (_read_scales(record[name]) for name in ("columns", "rows"))
-    return Found(record["noise"], columns, rows)
+    columns, rows = (_read_scales(record.get(name)) for name in ("columns", "rows"))
+    return Found(record.get("noise"), columns, rows)
 
 
 def _scales_record(scales: Scales | None) -> str | None:

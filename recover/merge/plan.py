@@ -350,11 +350,11 @@ def plan_merge(
     if not inputs:
         raise UsageError("there are no inputs")
     options = check_options(method, estimate, outtype, snap, calibration, split_max_size)
-    models = open_models(inputs)
+    opened = open_models(inputs)
     output = Path(output)
-    parts = [part for model in models for part in model.parts]
+    parts = [part for model in opened for part in model.parts]
     check_output_path(output, parts if split_max_size is None else ())
-    aligned = align(models, tensors)
+    aligned = align(opened, tensors)
     models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
     models = complete(models, names, warnings)
@@ -409,7 +409,7 @@ def plan_merge(
     plan = replace(plan, tensors=with_claims(plan.tensors, estimate))
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
     check_unchanged(parts)
-    plan = replace(plan, inputs=tuple(map(Input.of, models)), warnings=tuple(warnings))
+    plan = replace(plan, inputs=tuple(map(Input.of, opened, models)), warnings=tuple(warnings))
     check_unchanged(parts)
     return plan
 

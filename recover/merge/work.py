@@ -105,7 +105,7 @@ class Worker:
     def _turn_to(self, task: Task) -> None:
         self._at = "", ""
         inputs = [Input.from_record(each) for each in task.inputs]
-        self._models = [self._inputs.model(each) for each in inputs]
+        self._models = [self._inputs.model(each, task.tensor) for each in inputs]
         tensors = [model.tensors[task.tensor] for model in self._models]
         self._job = job = Job.from_record(task.job, tensors)
         self._sources = tensors[: job.n_sources]

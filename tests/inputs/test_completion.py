@@ -175,9 +175,10 @@ def test_what_was_found_goes_to_a_record_and_back(
     block: Block, awq_folder: Path, tmp_path: Path
 ) -> None:
     model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
-    aligned = align([open_model(model), open_model(awq_folder)])
+    opened = [open_model(model), open_model(awq_folder)]
+    aligned = align(opened)
     _, folder = complete(aligned.models, aligned.names, [])
-    record = json.loads(json.dumps(Input.of(folder).to_record()))
+    record = json.loads(json.dumps(Input.of(opened[1], folder).to_record()))
     again = Input.from_record(record).open()
     for name in ("ffn_down", "ffn_up", "attn_q"):
         one, other = (m.tensors[f"blk.0.{name}.weight"] for m in (folder, again))

@@ -93,11 +93,6 @@ class GGUFModel(Generic[T]):
             found.update((side.name, side) for side in tensor.side_tensors)
         return MappingProxyType(found)
 
-    @property
-    def layout(self) -> tuple[str, ...]:
-        """Nothing: GGUF files have one."""
-        return ()
-
     @cached_property
     def n_weights(self) -> int:
         """Number of weights in all tensors."""

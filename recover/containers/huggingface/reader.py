@@ -61,12 +61,6 @@ class FolderModel:
         """The keys that begin with a text."""
         return tuple(key for key in self.metadata if key.startswith(prefix))
 
-    @property
-    def layout(self) -> tuple[str, ...]:
-        """Tensors that are in another layout than when it was opened."""
-        others = (each.name for variants in self.variants.values() for each in variants)
-        return tuple(name for name in others if name in self.tensors)
-
     @cached_property
     def n_weights(self) -> int:
         """Number of weights in all tensors."""
