@@ -27,7 +27,7 @@ from recover.execution.tiles import (
     for_each_tile,
     n_tiles,
 )
-from recover.inputs.open import open_model
+from recover.inputs.open import open_model, open_models
 from recover.quants import TILE, F32Array, FloatType, OpaqueType
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def evaluate_models(
     EvaluationError
         If a tensor is missing from the truth, has another shape there, or holds NaN or infinities.
     """
-    opened = [open_model(path) for path in models]
+    opened = open_models(models)
     original = open_model(truth)
     names = _compared(opened)
     for model in opened:

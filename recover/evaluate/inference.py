@@ -15,6 +15,7 @@ import numpy as np
 from recover import _stopping as stopping
 from recover._files import UnreadableError, read_bytes
 from recover._text import printable, quoted
+from recover.containers.gguf.parts import without_further_parts
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.model import Model
 from recover.errors import EvaluationError
@@ -88,7 +89,7 @@ class Measurement:
         if not paths:
             raise EvaluationError("there are no models")
         text = self._read(text_path)
-        models = [open_gguf(path) for path in (truth_path, *paths)]
+        models = [open_gguf(path) for path in (truth_path, *without_further_parts(paths))]
         for model in models[1:]:
             _check_vocabulary(model, models[0])
         with (

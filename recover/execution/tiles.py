@@ -7,9 +7,9 @@ that the work was asked from.
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from recover import _stopping as stopping
 from recover.containers.mapping import check_faults, faults
@@ -21,6 +21,21 @@ Progress = Callable[[int, int], None]
 _POLL_SECONDS = 0.1
 # Weights that a worker takes at once, if a tensor has fewer.
 _ENOUGH = 1 << 14
+
+
+class Range(Protocol):
+    """Something that is done to a run of weights."""
+
+    @property
+    def start(self) -> int:
+        """First weight."""
+
+    @property
+    def end(self) -> int:
+        """One past the last weight."""
+
+
+Piece = TypeVar("Piece", bound=Range)
 
 
 class Tile(NamedTuple):
@@ -79,8 +94,37 @@ def for_each_tile(
     Stopped
         If somebody asked for the end (see `recover._stopping`), after the tiles at hand.
     """
-    queue = _Queue(sizes, steps or [TILE] * len(sizes))
-    n_weights, before = sum(sizes), faults()
+    n_weights = sum(sizes)
+    tiles = (
+        Tile(tensor, start, min(start + step, size))
+        for tensor, (size, step) in enumerate(zip(sizes, steps or [TILE] * len(sizes), strict=True))
+        for start in range(0, size, step)
+    )
+    for_each(tiles, workers, progress and (lambda n_done: progress(n_done, n_weights)))
+
+
+def for_each(
+    pieces: Iterable[Piece],
+    workers: Sequence[Callable[[Piece], object]],
+    watch: Callable[[int], object] | None = None,
+) -> None:
+    """Let workers take pieces of work in order, one thread each.
+
+    Parameters
+    ----------
+    pieces : iterable of Range
+        Asked for one after the other, as the workers need them.
+    workers : sequence of callables
+        Each is called with one piece at a time, from its own thread.
+    watch : callable, optional
+        Called from this thread now and then, with the number of weights done.
+
+    Raises
+    ------
+    Exception
+        As of `for_each_tile`.
+    """
+    queue, before = _Queue(pieces), faults()
     with ThreadPoolExecutor(len(workers), thread_name_prefix="recover") as pool:
         pending = {pool.submit(_work, worker, queue) for worker in workers}
         try:
@@ -89,8 +133,8 @@ def for_each_tile(
                 check_faults(before)
                 if stopping.is_requested():
                     queue.close()
-                elif progress is not None:
-                    progress(queue.n_done, n_weights)
+                elif watch is not None:
+                    watch(queue.n_done)
                 for future in finished:
                     future.result()
         finally:
@@ -123,37 +167,34 @@ class OneCount:
             self._before += n_all
 
 
-class _Queue:
-    def __init__(self, sizes: Sequence[int], steps: Sequence[int]) -> None:
+class _Queue(Generic[Piece]):
+    def __init__(self, pieces: Iterable[Piece]) -> None:
         self._lock = threading.Lock()
-        self._tiles: Iterator[Tile] = (
-            Tile(tensor, start, min(start + step, size))
-            for tensor, (size, step) in enumerate(zip(sizes, steps, strict=True))
-            for start in range(0, size, step)
-        )
+        self._pieces = iter(pieces)
         self.n_done = 0
         self.is_open = True
 
     def close(self) -> None:
         with self._lock:
-            self._tiles = iter(())
+            self._pieces = iter(())
             self.is_open = False
 
-    def take(self, n_finished: int) -> list[Tile]:
-        """One tile, or several small ones that follow each other; none at the end."""
-        taken, n_weights = [], 0
+    def take(self, n_finished: int) -> list[Piece]:
+        """One piece, or several small ones that follow each other; none at the end."""
+        taken: list[Piece] = []
+        n_weights = 0
         with self._lock:
             self.n_done += n_finished
-            while n_weights < _ENOUGH and (tile := next(self._tiles, None)) is not None:
-                taken.append(tile)
-                n_weights += tile.end - tile.start
+            while n_weights < _ENOUGH and (piece := next(self._pieces, None)) is not None:
+                taken.append(piece)
+                n_weights += piece.end - piece.start
         return taken
 
 
-def _work(worker: Callable[[Tile], None], queue: _Queue) -> None:
+def _work(worker: Callable[[Any], object], queue: _Queue[Any]) -> None:
     n_finished = 0
-    while tiles := queue.take(n_finished):
-        for tile in tiles:
+    while pieces := queue.take(n_finished):
+        for piece in pieces:
             if queue.is_open:
-                worker(tile)
-        n_finished = sum(tile.end - tile.start for tile in tiles)
+                worker(piece)
+        n_finished = sum(piece.end - piece.start for piece in pieces)

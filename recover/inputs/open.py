@@ -2,7 +2,7 @@
 
 import os
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import import_module, metadata
 from itertools import chain
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import recover.containers
 from recover._text import printable, quoted
+from recover.containers.gguf.parts import without_further_parts
 from recover.containers.gguf.reader import CONTAINER as GGUF
 from recover.containers.gguf.reader import GGUFModel
 from recover.containers.model import Container, Model, StoredTensor
@@ -43,6 +44,27 @@ def open_model(path: str | os.PathLike[str]) -> Model:
         if container.reads(path):
             return container.open(path)
     return GGUF.open(path)  # which says what is wrong with it
+
+
+def open_models(paths: Iterable[str | os.PathLike[str]]) -> tuple[Model, ...]:
+    """Open several models; the parts of one split file are one model.
+
+    Parameters
+    ----------
+    paths : iterable of path-like
+        Files or folders.
+
+    Returns
+    -------
+    tuple of Model
+        In the same order.
+
+    Raises
+    ------
+    GGUFError, PlanError
+        As `open_model` does.
+    """
+    return tuple(open_model(path) for path in without_further_parts(paths))
 
 
 @cache

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from recover.containers.model import Model
-from recover.estimators import DEFAULT_METHOD, Tally, TileEstimator
-from recover.estimators.error_calibration import find_claims
+from recover.estimators import DEFAULT_METHOD, MEAN, Tally, TileEstimator
 from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import Alignment
+from recover.merge.calibrated import with_claims
 from recover.merge.compare import Likeness, compare_unproven
 from recover.merge.decide import Decider, Draft
 from recover.merge.redundant import errors_alone
@@ -68,7 +68,8 @@ class Expectation:
 
 def drafts_of(aligned: Alignment) -> list[Draft]:
     """What a merge with the default method does to each of the tensors."""
-    return Decider(aligned.models, DEFAULT_METHOD).drafts(aligned, type_by_name("F16"))
+    drafts = Decider(aligned.models, DEFAULT_METHOD).drafts(aligned, type_by_name("F16"))
+    return list(with_claims(drafts, MEAN))
 
 
 def expect_merge(
@@ -122,7 +123,6 @@ class _Sums:
         self.sources = [models[source].tensors[draft.name] for source in draft.sources]
         self.n_weights = self.sources[0].n_weights
         self.witnesses = draft.witnesses
-        self.claims = find_claims(draft.witnesses, draft.method)
         self.tallies = np.zeros((n_tiles(self.n_weights), Tally.size_for(len(self.sources))))
         self.likeness = np.zeros((n_tiles(self.n_weights), 3))
 
@@ -161,7 +161,7 @@ class _Worker:
         sums = self._sums[tile.tensor]
         known = sums.witnesses, sums.draft.method
         if self._estimator is None or known != self._known:
-            self._known, self._estimator = known, TileEstimator(*known, claims=sums.claims)
+            self._known, self._estimator = known, TileEstimator(*known, claims=sums.draft.claims)
         index, out = tile.start // TILE, self._estimate[: tile.end - tile.start]
         tally = self._estimator.estimate(sums.sources, tile.start, tile.end, out)
         sums.tallies[index] = tally.array

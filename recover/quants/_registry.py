@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import recover.quants
 from recover.errors import QuantError
+from recover.quants._elsewhere import described_elsewhere
 from recover.quants.base import FloatType, Integers, ScalarType, TensorType
 
 ENTRY_POINTS = "recover.types"
@@ -34,11 +35,12 @@ def all_types() -> tuple[TensorType, ...]:
 
 
 def type_by_id(type_id: int) -> TensorType:
-    """The type that GGUF files number `type_id`; `QuantError` if there is none."""
+    """The type that GGUF files number `type_id`; `QuantError`, with its name, if it is not read."""
     for of_others in (False, True):
         if found := _by_id(of_others=of_others).get(type_id):
             return found
-    raise QuantError(f"tensor type {type_id} is unknown; known are {_names(all_types())}")
+    unknown = f"tensor type {type_id} is unknown; known are {_names(all_types())}"
+    raise QuantError(described_elsewhere(type_id) or unknown)
 
 
 def type_by_name(name: str) -> TensorType:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._text import quoted
+from recover.containers.gguf.header import MAX_DIMS
 from recover.containers.huggingface.modules import FLOATS
 from recover.containers.safetensors.reader import Tensor
 from recover.errors import ReblockError
@@ -27,7 +28,6 @@ from recover.reblock.schemes.base import FloatRows
 from recover.reblock.source import SourceTensor
 
 Rows = IntegerRows | FloatRows
-_MAX_DIMS = 4
 _LARGEST_HEAD = 1 << 25
 
 
@@ -122,8 +122,8 @@ def _draft_plain(tensor: Tensor, reference: Callable[[int, int], F64Array]) -> D
 
 def _dims(tensor: Tensor) -> tuple[int, ...]:
     """Sizes, row length first."""
-    if len(tensor.shape) > _MAX_DIMS:
-        raise ReblockError(f"tensor {quoted(tensor.name)}: more than {_MAX_DIMS} dimensions")
+    if len(tensor.shape) > MAX_DIMS:
+        raise ReblockError(f"tensor {quoted(tensor.name)}: more than {MAX_DIMS} dimensions")
     return tensor.shape[::-1] or (1,)
 
 

@@ -198,14 +198,14 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 SLOW_MERGE = """
 import signal, sys, time
-import recover.merge.execute as execute
 from recover.cli import main
-work = execute._Worker.work
-def slow(self, tile):
+from recover.merge.work import Worker
+work = Worker.work
+def slow(self, task, files):
     time.sleep(0.2)
     sys.stderr.write("tile\\n")
-    work(self, tile)
-execute._Worker.work = slow
+    return work(self, task, files)
+Worker.work = slow
 # whoever runs the tests in the background may have had it ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))

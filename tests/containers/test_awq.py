@@ -10,6 +10,7 @@ from recover.containers.huggingface.formats import read_matrix
 from recover.containers.huggingface.formats._compensated import CompensatedMatrix
 from recover.containers.huggingface.scaled import ScaledMatrix, Scales, UnscaledMatrix
 from recover.errors import SafetensorsError
+from tests.golden.foreign_files import load
 from tests.support.encoders import awq
 from tests.support.foreign_modules import heavy_tailed, module_of, n_outside, rounded, state
 from tests.support.layer_inputs import Block, synthetic_block
@@ -17,6 +18,7 @@ from tests.support.layer_inputs import Block, synthetic_block
 MODULES = {"attn_q": "q_proj", "attn_k": "k_proj"}
 AWQ = {"quant_method": "awq", "bits": 4, "version": "gemm", "group_size": 128}
 Arrays = dict[str, Any]
+GOLDEN = load("awq")
 
 
 def read(arrays: Arrays, name: str = "down_proj") -> ScaledMatrix:
@@ -38,6 +40,18 @@ def true_matrix(quantized: awq.AwqBlock, name: str) -> UnscaledMatrix:
 def block() -> tuple[Block, awq.AwqBlock]:
     original = synthetic_block(np.random.default_rng(1))
     return original, awq.quantize(original)
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_reads_what_auto_awq_wrote(case: str) -> None:
+    arrays, original, decoded, config, _ = GOLDEN[case]
+    name = "v_proj" if "clipped" in case else "q_proj"
+    found = read_matrix(replace(module_of(arrays, config), name=name))
+    assert isinstance(found, ScaledMatrix)
+    stated = state(found.stored)
+    assert np.array_equal(stated.value, decoded.reshape(-1))
+    assert n_outside(stated, original.astype(np.float32)) == 0
+    assert np.isinf(stated.upper).any() == ("clipped" in case)
 
 
 def test_scaled_weights_are_what_the_codes_stand_for(block: tuple[Block, awq.AwqBlock]) -> None:
@@ -75,6 +89,19 @@ def test_originals_lie_in_their_cells(block: tuple[Block, awq.AwqBlock]) -> None
         assert 0.9 < stated.variance.mean(dtype=np.float64) / error < 1.1, name
         is_open = np.isinf(stated.upper) | np.isinf(stated.lower)
         assert is_open.any() == (name not in MODULES)
+
+
+def test_the_largest_weight_may_be_beyond_the_last_cell() -> None:
+    # the range is rounded down, and so is a fifteenth of it: 15.51 steps above code 0
+    rng = np.random.default_rng(7)
+    step = rng.uniform(1, 2, 40_000) * 2.0**-7
+    low = -(rng.integers(6, 10, step.size) + rng.uniform(0.48, 0.5, step.size)) * step
+    ends = np.stack([low, low + 15 * step], axis=1)
+    w = awq.half(np.pad(ends, ((0, 0), (0, 126))))
+    grid = awq.grid_of(w)
+    beyond = w[:, 1] / grid.steps[:, 0] + grid.zeros[:, 0]
+    assert beyond.max() > 15.508
+    assert n_outside(state(read(awq.pack(grid), "k_proj").stored), w) == 0
 
 
 def test_both_ends_of_clipped_groups_are_open() -> None:

@@ -78,6 +78,23 @@ def test_llm_compressor(scheme: str) -> None:
     np.testing.assert_array_equal(rounded(value, "BF16"), case.decoded)
 
 
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
+def test_mlx(mode: str) -> None:
+    case = golden(f"mlx_{mode}")
+    matrix = read_matrix(case.module)
+    assert matrix is not None
+    assert matrix.leaves >= set(case.module.tensors)
+    stated = state(matrix)
+    assert n_outside(stated, case.original) == 0
+    np.testing.assert_array_equal(stated.value.reshape(case.original.shape), case.decoded)
+    assert is_refused(replace(case.module, config={"mode": "other"}))
+    module = replace(case.module, config={})
+    assert not is_refused(module)
+    arrays = {leaf: tensor.raw.view(np.uint8) for leaf, tensor in module.tensors.items()}
+    weight = arrays["weight"].view("<u4").reshape(64, -1).astype(np.uint32)
+    assert check_hostile({"weight": weight, "scales": arrays["scales"].reshape(64, -1)}) > 10
+
+
 def test_signs_of_zeros_are_told(rng: np.random.Generator) -> None:
     w = heavy_tailed(rng, 64, 256)
     arrays = encode_nvfp4(w)
@@ -154,7 +171,8 @@ def test_weights_that_were_changed_before_are_refused(rng: np.random.Generator) 
 def test_scales_that_no_encoder_writes_prove_nothing(rng: np.random.Generator) -> None:
     arrays = encode_nvfp4(heavy_tailed(rng, 8, 64))
     for common in (0, -1, np.nan, np.inf):
-        stated = state(matrix_of(changed(arrays, weight_scale_2=np.array(common, np.float32))))
+        scale = np.array(common, np.float32)
+        stated = state(matrix_of(changed(arrays, weight_scale_2=scale)))
         assert np.all(np.isinf(stated.lower) & np.isinf(stated.upper) & np.isinf(stated.variance))
 
 

@@ -97,6 +97,18 @@ def test_exponents_as_scales(rng: np.random.Generator) -> None:
         assert np.all(np.isfinite(found.variance))
 
 
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_scales_of_groups(as_bytes: bool, rng: np.random.Generator) -> None:
+    w = rounded(heavy_tailed(rng, 40, 320), "BF16")
+    arrays = fp8.encode(w.reshape(-1, 32), "row", power_of_two=as_bytes)
+    scale = arrays["weight_scale"].reshape(40, 10)
+    if as_bytes:
+        scale = (scale.view(np.uint32) >> 23).astype(np.uint8)
+    matrix = matrix_of({"weight": arrays["weight"].reshape(w.shape), "weight_scale": scale})
+    check_matrix(matrix, w, within=0.3)  # one weight of each group is known
+    assert matrix.label == "FP8 E4M3, groups of 32"
+
+
 def test_without_scale(rng: np.random.Generator) -> None:
     w = rounded(heavy_tailed(rng, 64, 96) * 100, "BF16")
     matrix = matrix_of({"weight": w.astype(ml_dtypes.float8_e4m3fn)})
@@ -108,7 +120,7 @@ def test_without_scale(rng: np.random.Generator) -> None:
         )
 
 
-@pytest.mark.parametrize("scheme", ["fp8_dynamic", "fp8_block", "fp8_tensor"])
+@pytest.mark.parametrize("scheme", ["fp8_dynamic", "fp8_block", "fp8_tensor", "mxfp8a16"])
 def test_llm_compressor(scheme: str) -> None:
     case = golden(scheme)
     matrix = read_matrix(case.module)

@@ -3,26 +3,18 @@
 import numpy as np
 import pytest
 
-from recover.containers.huggingface.formats import Matrix, read_matrix
+from recover.containers.huggingface.formats import Matrix
 from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.hqq import PARTS, encode
-from tests.support.foreign_modules import (
-    Array,
-    heavy_tailed,
-    module_of,
-    n_outside,
-    rounded,
-    state,
-)
+from tests.support.foreign_modules import Array, heavy_tailed, n_outside, rounded, state
+from tests.support.format_checks import check_says_nothing, matrix_of
 
 GOLDEN = load("hqq")
 
 
 def matrix(arrays: dict[str, Array]) -> Matrix:
-    found = read_matrix(module_of(arrays, {"quant_method": "hqq"}))
-    assert found is not None
-    return found
+    return matrix_of(arrays, {"quant_method": "hqq"})
 
 
 def weights_of(seed: int, n_rows: int = 64, row_length: int = 320) -> Array:
@@ -36,8 +28,7 @@ def weights_of(seed: int, n_rows: int = 64, row_length: int = 320) -> Array:
 @pytest.mark.parametrize("case", GOLDEN)
 def test_reads_what_hqq_wrote(case: str) -> None:
     arrays, original, decoded, config, _ = GOLDEN[case]
-    found = read_matrix(module_of(arrays, config))
-    assert found is not None
+    found = matrix_of(arrays, config)
     assert found.leaves == arrays.keys()
     assert (found.n_rows, found.row_length) == original.shape
     stated = state(found)
@@ -144,8 +135,7 @@ def test_settings_may_be_in_the_configuration_alone() -> None:
         del arrays[leaf]
     how = {"nbits": 4, "group_size": 64, "axis": 1}
     for config in (how, {"quant_config": {"weight_quant_params": how}}):
-        found = read_matrix(module_of(arrays, config))
-        assert found is not None
+        found = matrix_of(arrays, config)
         assert np.array_equal(state(found).value, whole.value)
 
 
@@ -153,7 +143,4 @@ def test_numbers_that_mean_nothing_state_nothing() -> None:
     arrays = encode(weights_of(1))
     arrays["scale"][:3, 0] = np.nan, np.inf, 0
     arrays["zero"][3:5, 0] = np.nan, np.inf
-    stated = state(matrix(arrays))
-    for bound in (stated.lower[:320], stated.upper[:320]):
-        assert not np.isfinite(bound).any()
-    assert not np.isnan(stated.variance).any()
+    check_says_nothing(matrix(arrays), 320)

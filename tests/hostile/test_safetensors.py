@@ -2,7 +2,6 @@
 
 import json
 import os
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,15 @@ from recover.reblock.integers import Request
 from recover.reblock.quantized_safetensors import holds_integers, open_integers
 from tests.hostile.checks import check_line, check_message
 from tests.hostile.safetensors_files import entry, file
+from tests.support import memory
 
 
 def refusal(path: Path, raw: bytes, size: int | None = None) -> str:
     path.write_bytes(raw)
     if size is not None:
         os.truncate(path, size)
-    tracemalloc.start()
-    try:
-        with pytest.raises(SafetensorsError) as caught:
-            open_safetensors(path)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 21
-    finally:
-        tracemalloc.stop()
+    with memory.at_most(1 << 21), pytest.raises(SafetensorsError) as caught:
+        open_safetensors(path)
     check_message(str(caught.value), path)
     return str(caught.value)
 

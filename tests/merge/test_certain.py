@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from recover.cli import main
-from recover.execution.tiles import Tile, for_each_tile
-from recover.merge import execute
+from recover.execution.local import Threads
+from recover.execution.tasks import Record, Task
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
 from tests.support.gguf_files import F32Array, read_weights, stored, write_gguf
@@ -171,27 +171,23 @@ def test_an_interrupted_second_estimate_is_resumed(
     expected = [(tmp_path / name).read_bytes() for name in names]
     for name in names:
         (tmp_path / name).unlink()
-    n_runs, n_done = [0], [0]
+    run, n_runs, n_done = Threads.run, [0], [0]
 
-    def interrupted(sizes: Any, workers: Any, *rest: Any) -> None:
-        n_runs[0] += 1
-        if n_runs[0] == 1:
-            for_each_tile(sizes, workers, *rest)
-            return
-
-        def stop(tile: Tile) -> None:
-            n_done[0] += 1
+    def interrupted(threads: Threads, tasks: Any, take: Any, watch: Any = None) -> None:
+        def stop(task: Task, gave: Record) -> None:
+            n_done[0] += n_runs[0] > 1
             if n_done[0] > 1:
                 raise KeyboardInterrupt
-            workers[0](tile)
+            take(task, gave)
 
-        for_each_tile(sizes, [stop], *rest)
+        n_runs[0] += 1
+        run(threads, tasks, stop, watch)
 
     plan = plan_merge(
         inputs, tmp_path / "out.gguf", outtype="f32", uncertainty=tmp_path / "sd.gguf", snap="auto"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "for_each_tile", interrupted)
+        patch.setattr(Threads, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             execute_merge(plan, n_threads=1, resume=True)
     assert n_done == [2]

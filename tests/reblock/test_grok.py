@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from recover.reblock.dispatch import open_source
 from recover.reblock.integers import Request
 from tests.oracle.llama_cpp import LlamaModel
+from tests.support.gguf_files import write_out
 from tests.support.quantized_folders import refusal
 from tests.support.reblock_files import example, read_gguf, reblock
 
@@ -178,10 +179,7 @@ def test_llama_cpp_runs_it(
     writer.add_tokenizer_model("none")
     for name, x in truth.items():
         writer.add_tensor(name, np.ascontiguousarray(x, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     tokens = np.arange(5, 45)
     with LlamaModel(converted, n_ctx=64) as model:
         assert model.n_vocab == 160

@@ -27,7 +27,7 @@ ENCODERS: dict[str, tuple[Encoder, dict[str, Any]]] = {
 
 _DTYPES = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 _KINDS = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}
-_MODULES = {
+MODULES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -59,7 +59,7 @@ def module_name(name: str) -> str:
     if not name.startswith("blk."):
         return _TOP[name.removesuffix(".weight")]
     _, layer, rest = name.removesuffix(".weight").split(".")
-    return f"model.layers.{layer}.{_MODULES[rest]}"
+    return f"model.layers.{layer}.{MODULES[rest]}"
 
 
 def write_folder(model: Path, folder: Path, kind: str | None) -> Path:

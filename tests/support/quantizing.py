@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from recover.cli import main
 from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.quants import dequantize
+from tests.support.gguf_files import write_out
 from tests.support.models import TINY
 
 F32 = NDArray[np.float32]
@@ -55,10 +56,7 @@ def write_model(
     writer.add_vocab_size(8)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 
@@ -84,10 +82,7 @@ def write_gguf_imatrix(path: Path, entries: Mapping[str, tuple[F32, F32]]) -> Pa
     for name, (sums, counts) in entries.items():
         writer.add_tensor(f"{name}.in_sum2", sums)
         writer.add_tensor(f"{name}.counts", counts.reshape(-1, 1))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 

@@ -68,6 +68,7 @@ class Cursor:
     """Reads forward through a buffer; every step is checked against its end."""
 
     def __init__(self, buffer: memoryview, what: str, limits: Mapping[str, int]) -> None:
+        self.length = U64  # of counts and lengths
         self.buffer = buffer
         self.size = len(buffer)
         self.position = 0
@@ -104,13 +105,18 @@ class Cursor:
         """A number of 8 bytes."""
         return int(U64.unpack_from(self.buffer, self.skip(8))[0])
 
-    def u64s(self, number: int) -> tuple[int, ...]:
-        """So many numbers of 8 bytes."""
-        return struct.unpack_from(f"<{number}Q", self.buffer, self.skip(8 * number))
+    def n(self) -> int:
+        """A count or a length."""
+        return int(self.length.unpack_from(self.buffer, self.skip(self.length.size))[0])
 
-    def count(self, smallest: int, of_what: str) -> int:
-        """A number of items that take at least `smallest` bytes each."""
-        number = self.u64()
+    def sizes(self, number: int) -> tuple[int, ...]:
+        """So many counts."""
+        return tuple(self.n() for _ in range(number))
+
+    def count(self, smallest: int, of_what: str, *, n_lengths: int = 0) -> int:
+        """A number of items that take at least `smallest` bytes each, and so many lengths."""
+        number = self.n()
+        smallest += n_lengths * self.length.size
         if number * smallest > self.size - self.position:
             raise GGUFError(
                 f"{self.what}: announces {number} {of_what},"
@@ -126,7 +132,7 @@ class Cursor:
 
     def string(self, most: int = _MAX_TEXT) -> str:
         """A text of at most `most` bytes."""
-        length = self.u64()
+        length = self.n()
         start = self.skip(length)
         if length > most:
             raise GGUFError(
@@ -143,7 +149,7 @@ class Cursor:
 
     def skip_string(self) -> None:
         """Step over a text of any length, which must be UTF-8."""
-        length = self.u64()
+        length = self.n()
         start = self.skip(length)
         self.check_end()
         decoder = _UTF8()
@@ -184,21 +190,22 @@ class Cursor:
             raise GGUFError(f"{self.what}: arrays are nested more than {depth} deep")
         element = self.value_type()
         if element == ValueType.STRING:
-            self._skip_strings(self.count(8, "strings"))
+            self._skip_strings(self.count(0, "strings", n_lengths=1))
         elif element == ValueType.ARRAY:
-            for _ in range(self.count(12, "arrays")):
+            for _ in range(self.count(4, "arrays", n_lengths=1)):
                 self._skip_array(depth + 1)
         else:
             size = struct.calcsize(FORMATS[element])
-            self.skip(size * self.u64())
+            self.skip(size * self.n())
 
     def _skip_strings(self, number: int) -> None:
         # Vocabularies have 10^5 strings: the position only grows, so that an impossible length
         # shows at the next step or at the end.
-        position, buffer, unpack_from = self.position, self.buffer, U64.unpack_from
+        position, buffer, unpack_from = self.position, self.buffer, self.length.unpack_from
+        size = self.length.size
         try:
             for _ in range(number):
-                position += 8 + unpack_from(buffer, position)[0]
+                position += size + unpack_from(buffer, position)[0]
         except (struct.error, OverflowError):
             position = self.size + 1
         if position > self.size:
@@ -214,9 +221,9 @@ class Cursor:
             return struct.unpack_from(layout, self.buffer, self.skip(struct.calcsize(layout)))[0]
         element = self.value_type()
         if element == ValueType.STRING:
-            return [self.string() for _ in range(self.count(8, "strings"))]
+            return [self.string() for _ in range(self.count(0, "strings", n_lengths=1))]
         if element == ValueType.ARRAY:
-            return [self.value(element) for _ in range(self.count(12, "arrays"))]
+            return [self.value(element) for _ in range(self.count(4, "arrays", n_lengths=1))]
         size = struct.calcsize(FORMATS[element])
         number = self.count(size, "elements")
         layout = f"<{number}{FORMATS[element]}"

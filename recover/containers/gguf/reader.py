@@ -13,12 +13,13 @@ from typing import Any, Generic, TypeVar
 
 from recover._text import printable, quoted
 from recover.containers.gguf.header import MAGIC, Header, KeyValue, ValueType, parse_header
-from recover.containers.gguf.parts import parse_part_name, part_paths
+from recover.containers.gguf.parts import described_piece, parse_part_name, part_paths
 from recover.containers.gguf.side_scales import with_side_scales
 from recover.containers.gguf.tensor import Tensor
 from recover.containers.mapping import check_unchanged, map_file, name_tensors
 from recover.containers.model import Container, StoredTensor
 from recover.errors import GGUFError
+from recover.quants import U8Array
 
 __all__ = ["CONTAINER", "GGUFModel", "Tensor", "map_file", "open_gguf"]
 
@@ -121,8 +122,8 @@ class GGUFModel(Generic[T]):
         """
         files = []
         for part in self.parts:
-            status = part.stat()
             header = hashlib.sha256(_header_bytes(part)).hexdigest()
+            status = part.stat()
             files.append([str(part.resolve()), status.st_size, status.st_mtime_ns, header])
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
@@ -151,7 +152,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFModel[Tensor]:
     for number, part in enumerate(parts):
         try:
             data = map_file(part, is_part=len(parts) > 1)
-            header = parse_header(data.data)
+            header = _header_of(part, data)
             headers.append(header)
             ends = [(header.data_start + t.offset + t.n_bytes, t.name) for t in header.tensors]
             name_tensors(part, sorted(ends))
@@ -173,6 +174,14 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFModel[Tensor]:
         check_unchanged(parts)
         raise GGUFError(f"{printable(parts[0])}: {error}") from None
     return GGUFModel(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
+
+
+def _header_of(path: Path, data: U8Array) -> Header:
+    """The header in the bytes of a file."""
+    try:
+        return parse_header(data.data)
+    except GGUFError as error:
+        raise GGUFError(described_piece(path.name) or str(error)) from None
 
 
 def _header_bytes(path: Path) -> bytes:

@@ -30,7 +30,7 @@ LONGEST_ROW = 1 << 20  # of longer ones, which no matrix has, some are too large
 _CONTROLS = tuple(i / 8 for i in range(1, 8))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SecondHand:
     """The original grid of a Q8_0 tensor.
 

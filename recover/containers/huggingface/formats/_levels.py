@@ -342,26 +342,33 @@ def _state_largest(
     """See `state_largest`."""
     block, start, end = places
     lows, highs, is_sure = largest
+    lowest, highest = np.uint8(ends[0]), np.uint8(ends[1])
     for b in range(lows.size):
         low, high = lows[b], highs[b]
         if not high < np.float32(np.inf):
             continue
-        first, upto = b * block, min((b + 1) * block, codes.size)
-        n_found, last = 0, 0
-        for i in range(first, upto):
-            is_end = (codes[i] == ends[0]) | (codes[i] == ends[1])
-            n_found += is_end
-            last = i if is_end else last
-        share = np.float32(1) / np.float32(max(n_found, 1))
-        for i in range(max(first, start), min(last + 1, end)):
-            if n_found > 0 and ((codes[i] == ends[0]) | (codes[i] == ends[1])):
-                at, least = i - start, low if n_found == 1 else np.float32(0)
-                if is_sure:
-                    is_low = codes[i] == ends[0]
-                    stated.lower[at] = max(stated.lower[at], -high if is_low else least)
-                    stated.upper[at] = min(stated.upper[at], -least if is_low else high)
-                known = _square_error(low, high, abs(stated.value[at]))
-                stated.variance[at] += share * (known - stated.variance[at])
+        i, upto, n_found = b * block, min((b + 1) * block, codes.size), np.uint32(0)
+        for q in codes[i:upto]:
+            n_found += np.uint32((q == lowest) | (q == highest))
+        least = low if n_found == 1 else np.float32(0)
+        n_left = n_found
+        while n_left > 0:
+            if (codes[i] == lowest) | (codes[i] == highest):
+                n_left -= np.uint32(1)
+                if start <= i < end:
+                    known = _square_error(low, high, abs(stated.value[i - start]))
+                    share = (known - stated.variance[i - start]) / np.float32(n_found)
+                    stated.variance[i - start] += share
+                    if is_sure:
+                        _confine(i - start, codes[i] == lowest, least, high, stated)
+            i += 1
+
+
+@inner
+def _confine(at: int, is_low: bool, least: np.float32, most: np.float32, stated: Stated) -> None:
+    """Say that the size of a weight is between two numbers."""
+    stated.lower[at] = max(stated.lower[at], -most if is_low else least)
+    stated.upper[at] = min(stated.upper[at], -least if is_low else most)
 
 
 @inner

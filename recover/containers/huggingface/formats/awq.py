@@ -33,10 +33,10 @@ _UNCLIPPED = frozenset({"q_proj", "k_proj", "query", "key", "Wqkv"})
 # Keys of AutoRound, which exports this layout, too: it scales nothing, but moves weights to others.
 _AUTO_ROUND = ("iters", "autoround_version", "enable_minmax_tuning")
 
-# Rounding to the encoder's floats, relative: of the weight times and over its two scales, and over
-# the step; and of quotients up to 15 in units of the step.
-_ROUNDINGS = 3
-_LARGEST_QUOTIENT = 8
+# Roundings to the encoder's floats, each relative: of the weight times a scale, over another one,
+# and over the step; the latter is what edges are compared with. And of the range of a group, and of
+# a fifteenth of it, by which the largest weight may be beyond the cell of code 15.
+_ROUNDINGS, _RANGE_ROUNDINGS = np.float32(3.01), np.float32(15 * 2.01)
 _UNIT = {"F16": 2.0**-11, "BF16": 2.0**-8, "F32": 2.0**-24}
 _TINY = np.float32(2.0**-24)  # twice the rounding of the smallest float16
 
@@ -302,12 +302,14 @@ def _tabulate(
     open_below, open_above = is_clipped or zero == 15, is_clipped or zero == 0
     for q in range(16):
         level = np.float32(q) - zero
-        slack = unit * (_ROUNDINGS * (abs(level) + _HALF) + _LARGEST_QUOTIENT) * scale + _TINY
+        slack = unit * _ROUNDINGS * (abs(level) + _HALF) * scale + _TINY
         is_low, is_high = q == 0 and open_below, (q >= top or q == 15) and open_above
         table[0, q] = level * scale
         table[1, q] = (level - _HALF) * scale - slack
         table[2, q] = (level + _HALF) * scale + slack
         table[3, q] = (_END_NOISE if is_low or is_high else _NOISE) * scale * scale
+        if q == 15:
+            table[2, q] += unit * _RANGE_ROUNDINGS * scale
         if is_low or not known:
             table[1, q] = -_FAR
         if is_high or not known:

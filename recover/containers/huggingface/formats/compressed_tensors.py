@@ -194,7 +194,7 @@ def read(module: Module) -> Grid | None:
         if flip:
             np.bitwise_xor(out, flip, out=out)
 
-    order = _order(module, found)
+    order = groups_of_columns(module, found)
     is_one = found.scale.n_weights == 1 and found.zeros is None
     run = found.n_rows * found.row_length if is_one else found.group
     n_bits, is_asymmetric = found.n_bits, found.zeros is not None
@@ -232,7 +232,7 @@ def _label(found: Packed, how: Made, *, in_order: bool) -> str:
     return ", ".join([f"int{found.n_bits}", *filter(None, [*notes, how.value])])
 
 
-def _order(module: Module, found: Packed) -> I64 | None:
+def groups_of_columns(module: Module, found: Packed) -> I64 | None:
     """The group of each column; None if they are in order."""
     if "weight_g_idx" not in module.tensors:
         return None

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recover.containers.huggingface.formats import _mlx_floats
 from recover.containers.huggingface.formats._levels import (
     LevelMatrix,
     Runs,
@@ -93,6 +94,7 @@ def _table(is_signed: bool, block: int, largest: float) -> F32Array:
 
 def read(module: Module) -> LevelMatrix | None:
     """The weight of a module that is stored as 4-bit floats."""
+    module = _mlx_floats.renamed(module)
     leaf = next((each for each in ("weight_packed", "weight") if each in module.tensors), None)
     scale = module.tensors.get("weight_scale")
     if leaf is None or scale is None or module.tensors[leaf].dtype != "U8":
@@ -119,7 +121,7 @@ def read(module: Module) -> LevelMatrix | None:
         type=NVFP4 if is_nv else MXFP4,
         has_cells=how is not Made.CORRECTING,
         seen_as="BF16",
-        leaves=frozenset({leaf, "weight_scale", *_GLOBAL_LEAVES, *_ACTIVATION_LEAVES}),
+        leaves=_mlx_floats.LEAVES.union({leaf, "weight_scale"}, _GLOBAL_LEAVES, _ACTIVATION_LEAVES),
         label="NVFP4" if is_nv else "MXFP4",
         tell=_teller(packed.raw, block, find, is_closed(module)),
     )
