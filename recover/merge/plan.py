@@ -22,7 +22,7 @@ from recover.inputs.matching import check_match, select_tensors, typical_error
 from recover.inputs.open import open_model
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
-from recover.inputs.provenance import searched_tensors
+from recover.inputs.provenance import look_at_marks, searched_tensors
 from recover.inputs.repeated import describe_repeated
 from recover.merge.calibrated import with_calibration
 from recover.merge.decide import Decider, Draft
@@ -255,6 +255,7 @@ def plan_merge(
     names = select_tensors(models[0], tensors)
     warnings: list[str] = []
     models = with_originals(models, names, warnings)
+    look_at_marks(models, names)
     warnings += [
         f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
         f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
