@@ -18,7 +18,7 @@ from recover.quants._legacy import (
     split_nibbles,
     weigh_blocks,
 )
-from recover.quants._marks import Marks, marks_extreme
+from recover.quants._marks import Marks, code_mark, marks_of_codes
 from recover.quants._search import BASE, FACTOR, SCALE, encode_found, make_qx_quants
 from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
 
@@ -73,9 +73,12 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_plain(x.reshape(x.size), raw)
 
 
+_MARK = code_mark((0,), positive=False)
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q4_0_ref`: d = max / -8, so that max is given code 0."""
-    return marks_extreme(blocks, _unpack)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 # `quantize_row_q4_0_ref`: d = max / -8, code = min(15, int(x / d + 8.5)), d is rounded to f16 last.

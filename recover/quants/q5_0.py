@@ -19,7 +19,7 @@ from recover.quants._legacy import (
     split_nibbles,
     weigh_blocks,
 )
-from recover.quants._marks import Marks, marks_extreme
+from recover.quants._marks import Marks, code_mark, marks_of_codes
 from recover.quants._search import BASE, FACTOR, SCALE, encode_found, make_qx_quants
 from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
 
@@ -81,9 +81,12 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_plain(x.reshape(x.size), raw)
 
 
+_MARK = code_mark((0,), positive=False)
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q5_0_ref`: d = max / -16, so that max is given code 0."""
-    return marks_extreme(blocks, _unpack)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 # `quantize_row_q5_0_ref`: d = max / -16, code = min(31, int(x / d + 16.5)), d is rounded to f16
