@@ -43,6 +43,11 @@ class Snapper:
         self._deviation = np.empty(0, np.float32)
         self._bits = 0
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to count, or to set, in the tensor at hand."""
+        return self._bits > 0
+
     def turn_to(self, tensor: TensorPlan) -> None:
         """Look at a tensor from now on."""
         self._bits = self._plan.evidence_bits(tensor)
@@ -65,6 +70,8 @@ class Snapper:
     ) -> None:
         """Count what contradicts the format, and set the weights of a tensor that is decided.
 
+        Only where this `is_on`.
+
         Parameters
         ----------
         evidence : Evidence
@@ -78,8 +85,6 @@ class Snapper:
         tally : float64 (N_OWN + ...,)
             Sums to be added to.
         """
-        if not self._bits:
-            return
         lower, upper = self._bounds[:, : estimate.size]
         intersect_cells(evidence, lower, upper)
         if self._is_decided:

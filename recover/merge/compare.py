@@ -121,7 +121,7 @@ def compare_unproven(evidence: Evidence) -> Likeness:
     """
     edges = [*zip(evidence.lower_levels, evidence.upper_levels, strict=True)]
     edges += zip(evidence.interval_lower, evidence.interval_upper, strict=True)
-    proves = [bool(np.isfinite(lower).any() or np.isfinite(upper).any()) for lower, upper in edges]
+    proves = [_is_finite_anywhere(*each) for each in edges]
     n_proven, typical = len(proves), evidence.likelihood[:, 3] < _LARGEST_ERROR
     finest = evidence.finest
     rows = [k for k in range(n_proven) if k != finest and not (proves[finest] and proves[k])]
@@ -243,6 +243,15 @@ def _values(evidence: Evidence, k: int) -> F32Array:
     out = np.empty(evidence.codes.shape[1], np.float32)
     take_one(evidence, k, out)
     return out
+
+
+@kernel
+def _is_finite_anywhere(lower: F32Array, upper: F32Array) -> bool:
+    """Whether any of some bounds, float32 (n,), are there."""
+    i = 0
+    while i < lower.size and not (np.isfinite(lower[i]) or np.isfinite(upper[i])):
+        i += 1
+    return i < lower.size
 
 
 @kernel

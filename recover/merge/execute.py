@@ -351,8 +351,9 @@ class _Worker:
             # Zero says that a weight is certain, and no estimate is more exact than float32 is.
             least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
             np.maximum(deviation, least, out=deviation)
-        stored = [each.part(tile.start, tile.end) for each in self._sources]
-        self._snapper.apply(evidence, stored, estimate, deviation, tally)
+        if self._snapper.is_on:
+            stored = [each.part(tile.start, tile.end) for each in self._sources]
+            self._snapper.apply(evidence, stored, estimate, deviation, tally)
         return tally
 
     def _n_conflicts(self, evidence: Evidence, estimated: Tally) -> float:
