@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
-from recover.containers.model import StoredTensor
+from recover.containers.model import Model, StoredTensor
 from recover.estimators._combine import group_variances, sum_variance
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
+from recover.inputs.foreign import foreign_noise
 from recover.inputs.matching import typical_error
-from recover.quants import GROUP, F32Array, ScalarType, VectorType
+from recover.merge.decide import Draft
+from recover.quants import GROUP, F32Array, FloatType, ScalarType, VectorType
 
 SUPERBLOCK = 256
 # In tensors of up to so many weights all are looked at, in larger ones one in eight at least.
@@ -174,60 +176,71 @@ class Comparison:
         self._intervals = Intervals()
         self._intervals.turn_to(confining)
 
-    def count(self, start: int, end: int) -> tuple[int, Likeness]:
-        """Of weights `start` to `end` those contradicted, and how inputs without cells compare."""
+    def n_conflicts(self, start: int, end: int) -> int:
+        """Of weights `start` to `end` those that an input with bounds contradicts."""
         lower, upper = self._intervals.bound(start, end)
+        if not self._is_exact:
+            return int(np.count_nonzero(lower > upper))
         taken = self._taken.read(start, end)
-        if self._is_exact:
-            # The others may have been quantized from these, rounded to BF16.
-            slack = np.abs(taken) * np.float32(2.0**-8)
-            n_conflicts = np.count_nonzero((taken + slack < lower) | (taken - slack > upper))
-        else:
-            n_conflicts = np.count_nonzero(lower > upper)
+        # The others may have been quantized from these, rounded to BF16.
+        slack = np.abs(taken) * np.float32(2.0**-8)
+        return int(np.count_nonzero((taken + slack < lower) | (taken - slack > upper)))
+
+    def likeness(self, start: int, end: int) -> Likeness:
+        """How inputs without cells compare with what is taken of weights `start` to `end`."""
+        likeness = NOTHING_COMPARED
+        if not self._others:
+            return likeness
+        taken = self._taken.read(start, end)
         own_error = 0.0
         if self._own is not None:
             own_error = _error_of(self._own.read([self._taken], start, end), 0)
-        likeness = NOTHING_COMPARED
         for other, buffer in self._others:
             evidence = buffer.read([other], start, end)
             found = _likeness(taken, own_error, _values(evidence, 0), _error_of(evidence, 0))
             likeness = likeness.plus(found)
-        return int(n_conflicts), likeness
+        return likeness
 
 
-def compare(
-    inputs: Sequence[StoredTensor],
-    confines: Sequence[bool],
-    noises: Sequence[float | None],
-    *,
-    is_exact: bool,
-) -> Comparison:
-    """What compares the first input, which is taken, with the others.
+def compare(models: Sequence[Model], draft: Draft) -> Comparison | None:
+    """What compares the inputs of a tensor that take no part with the one that is taken.
 
-    Parameters
-    ----------
-    inputs : sequence of StoredTensor
-        As they are stored.
-    confines : sequence of bool
-        Whether their numbers or codes prove bounds.
-    noises : sequence of float or None
-        As of a `Witness`, of those that are no floats.
-    is_exact : bool
-        Whether the decoded weights of the first one are the original's.
+    None if there are none.
     """
+    if not draft.compared:
+        return None
+    taken = models[draft.sources[0]].tensors[draft.name]
+    is_exact = _is_exact(models, draft)
     confining = [
-        tensor
-        for tensor, proves in zip(inputs, confines, strict=True)
-        if proves and not (is_exact and tensor is inputs[0])
+        models[i].tensors[draft.name]
+        for i in draft.confining
+        if not (is_exact and i == draft.sources[0])
     ]
-    others = [
-        (tensor, Witness(tensor.type, noise=noise))
-        for tensor, proves, noise in zip(inputs[1:], confines[1:], noises[1:], strict=True)
-        if not (proves and (confines[0] or is_exact))
-        and isinstance(tensor.type, ScalarType | VectorType)
-        and typical_error(tensor.type) < _LARGEST_ERROR
+    others = []
+    for i in unproven(models, draft):
+        tensor = models[i].tensors[draft.name]
+        noise = foreign_noise(models[i], tensor)
+        others.append((tensor, Witness(tensor.type, noise=noise)))
+    return Comparison(taken, is_exact, confining, others)
+
+
+def unproven(models: Sequence[Model], draft: Draft) -> list[int]:
+    """Inputs of a tensor that take no part, and are compared by how like what is taken they are."""
+    is_proven = draft.sources[0] in draft.confining or _is_exact(models, draft)
+    kinds = {i: models[i].tensors[draft.name].type for i in draft.compared}
+    return [
+        i
+        for i, kind in kinds.items()
+        if not (is_proven and i in draft.confining)
+        and isinstance(kind, ScalarType | VectorType)
+        and typical_error(kind) < _LARGEST_ERROR
     ]
-    return Comparison(inputs[0], is_exact, confining, others)
+
+
+def _is_exact(models: Sequence[Model], draft: Draft) -> bool:
+    """Whether what is taken are codes whose decoded weights are the original's."""
+    kind = models[draft.sources[0]].tensors[draft.name].type
+    return draft.is_known and not isinstance(kind, FloatType)
 
 
 def _error_of(evidence: Evidence, k: int) -> float:

@@ -17,7 +17,6 @@ from recover.estimators.error_calibration import Claims, find_claims
 from recover.evidence.buffer import Evidence, Witness
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
-from recover.inputs.foreign import foreign_noise
 from recover.merge.certain import (
     Snapper,
     find_withdrawal,
@@ -26,7 +25,6 @@ from recover.merge.certain import (
 )
 from recover.merge.checks import check_relations, contradicted
 from recover.merge.compare import (
-    Comparison,
     compare,
     compare_unproven,
     count_conflicts,
@@ -51,7 +49,6 @@ from recover.quants import (
     GROUP,
     TILE,
     F32Array,
-    FloatType,
     U8Array,
     quantize,
     type_by_name,
@@ -318,7 +315,7 @@ class _Worker:
         self._sources = [model.tensors[self._tensor.name] for model in models]
         self._is_known = self._tensor.is_known
         self._is_decoded = self._tensor.method == FIRST_ALONE
-        self._comparison = self._comparison_of(self._tensor)
+        self._comparison = compare(self._plan.models, self._tensor)
         if self._tensor.action == "copy" or self._is_known:
             return
         self._snapper.turn_to(self._tensor)
@@ -362,20 +359,6 @@ class _Worker:
             return estimated.n_conflicts
         return float(count_conflicts(evidence, step_for(self._tensor.n_weights)))
 
-    def _comparison_of(self, tensor: TensorPlan) -> Comparison | None:
-        """What compares the inputs that take no part with the one that is taken; None if none."""
-        if not tensor.compared:
-            return None
-        numbers = (tensor.sources[0], *tensor.compared)
-        models = [self._plan.models[i] for i in numbers]
-        inputs = [model.tensors[tensor.name] for model in models]
-        return compare(
-            inputs,
-            [i in tensor.confining for i in numbers],
-            [foreign_noise(*each) for each in zip(models, inputs, strict=True)],
-            is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
-        )
-
     def _sums_of_copy(self, tile: Tile, raw: U8Array) -> NDArray[np.float64] | None:
         """The merge's own sums of a tile that is copied; None if there is nothing to tell."""
         sums, n = self._compare(tile), n_not_finite(raw, self._outtype)
@@ -389,8 +372,8 @@ class _Worker:
         if self._comparison is None:
             return None
         sums = np.zeros(N_OWN)
-        sums[CONFLICTS], likeness = self._comparison.count(tile.start, tile.end)
-        sums[LIKENESS] = likeness
+        sums[CONFLICTS] = self._comparison.n_conflicts(tile.start, tile.end)
+        sums[LIKENESS] = self._comparison.likeness(tile.start, tile.end)
         return sums
 
     def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:

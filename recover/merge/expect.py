@@ -11,7 +11,7 @@ from recover.estimators.error_calibration import find_claims
 from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.provenance import look_at_marks
-from recover.merge.compare import Likeness, compare_unproven
+from recover.merge.compare import Comparison, Likeness, compare, compare_unproven, unproven
 from recover.merge.decide import Decider, Draft
 from recover.merge.redundant import errors_alone
 from recover.quants import TILE, type_by_name
@@ -41,7 +41,8 @@ class Expectation:
     n_confining : int
         Inputs with different bytes whose codes confine the weights.
     n_unlike : int
-        Weights of which inputs without cells say something else (see `recover.merge.compare`).
+        Weights of which inputs without cells say something else (see `recover.merge.compare`),
+        also those that take no part.
     """
 
     name: str
@@ -99,9 +100,9 @@ def expect_merge(
         One per tensor, in the order of the first input.
     """
     sums = [_Sums(draft, models) for draft in drafts]
-    chosen = [each for each in sums if each.witnesses]
+    chosen = [each for each in sums if each.witnesses or each.is_compared]
     if chosen:
-        workers = [_Worker(chosen) for _ in range(n_threads or available_cores())]
+        workers = [_Worker(chosen, models) for _ in range(n_threads or available_cores())]
         sizes = [each.n_weights for each in chosen]
         for_each_tile(sizes, [worker.work for worker in workers], progress)
     return tuple(each.expectation() for each in sums)
@@ -124,6 +125,7 @@ class _Sums:
         self.sources = [models[source].tensors[draft.name] for source in draft.sources]
         self.n_weights = self.sources[0].n_weights
         self.witnesses = draft.witnesses
+        self.is_compared = bool(unproven(models, draft))
         self.claims = find_claims(draft.witnesses, draft.method)
         self.tallies = np.zeros((n_tiles(self.n_weights), Tally.size_for(len(self.sources))))
         self.likeness = np.zeros((n_tiles(self.n_weights), 3))
@@ -131,8 +133,10 @@ class _Sums:
     def expectation(self) -> Expectation:
         """What the sums mean."""
         draft = self.draft
+        n_unlike = Likeness(*self.likeness.sum(0)).n_contradicted(self.n_weights)
         if not self.witnesses:
-            return Expectation(draft.name, self.n_weights, draft.types, draft.twins, None, (), 0, 0)
+            known = draft.name, self.n_weights, draft.types, draft.twins
+            return Expectation(*known, None, (), 0, 0, n_unlike)
         tally = Tally(self.tallies.sum(0))
         of_source = dict(zip(draft.sources, tally.alone, strict=True))
         alone = errors_alone(draft.twins, draft.descents, of_source)
@@ -145,26 +149,37 @@ class _Sums:
             tuple(float(each / self.n_weights) for each in alone),
             int(tally.n_conflicts) if len(draft.sources) > 1 else 0,
             sum(witness.has_cells for witness in self.witnesses),
-            Likeness(*self.likeness.sum(0)).n_contradicted(self.n_weights),
+            n_unlike,
         )
 
 
 class _Worker:
     """One thread's part."""
 
-    def __init__(self, sums: Sequence[_Sums]) -> None:
+    def __init__(self, sums: Sequence[_Sums], models: Sequence[Model]) -> None:
         self._sums = sums
+        self._models = models
+        self._compared = -1
+        self._comparison: Comparison | None = None
         self._estimate = np.empty(TILE, np.float32)
         self._estimator: TileEstimator | None = None
         self._known: tuple[tuple[Witness, ...], str] = (), ""
 
     def work(self, tile: Tile) -> None:
-        """Estimate the weights of one tile, for the sake of the sums."""
-        sums = self._sums[tile.tensor]
+        """Estimate the weights of one tile, for the sake of the sums, and compare inputs."""
+        sums, index = self._sums[tile.tensor], tile.start // TILE
+        if sums.is_compared:
+            if tile.tensor != self._compared:
+                self._compared = tile.tensor
+                self._comparison = compare(self._models, sums.draft)
+            assert self._comparison is not None
+            sums.likeness[index] = self._comparison.likeness(tile.start, tile.end)
+        if not sums.witnesses:
+            return
         known = sums.witnesses, sums.draft.method
         if self._estimator is None or known != self._known:
             self._known, self._estimator = known, TileEstimator(*known, claims=sums.claims)
-        index, out = tile.start // TILE, self._estimate[: tile.end - tile.start]
+        out = self._estimate[: tile.end - tile.start]
         tally = self._estimator.estimate(sums.sources, tile.start, tile.end, out)
         sums.tallies[index] = tally.array
         if len(sums.sources) > 1:
