@@ -399,7 +399,6 @@ def test_posterior_against_the_naive_twin(mix: tuple[str, ...], rng: np.random.G
     assert worst < 0.1
 
 
-@pytest.mark.parametrize("mix", MIXES, ids="+".join)
 def test_inputs_in_turns(rng: np.random.Generator) -> None:
     """What is kept of one tensor's inputs is not taken for another's."""
     x = sample(rng)
@@ -416,6 +415,7 @@ def test_inputs_in_turns(rng: np.random.Generator) -> None:
     assert not np.array_equal(found[0][0], found[2][0])
 
 
+@pytest.mark.parametrize("mix", MIXES, ids="+".join)
 def test_best_is_the_first_input_dequantized(
     mix: tuple[str, ...], rng: np.random.Generator
 ) -> None:
