@@ -28,10 +28,17 @@ from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.inputs.provenance import count_marks, marks_hold_with_imatrix, uses_imatrix
-from recover.quants import F32Array, ScalarType, U8Array, dequantize, quantize
+from recover.quants import F32Array, IntervalType, ScalarType, U8Array, dequantize, quantize
 
-CONDITION = "if these bytes are what ggml's encoder made of one original"
-"""What proven bounds depend on, for people."""
+_CONDITION = "if these bytes are what {} made of one original"
+
+
+def condition_of(models: Sequence[Model]) -> str:
+    """What proven bounds depend on, for people."""
+    kinds = {type(each.type) for model in models for each in model.tensors.values()}
+    encoders = "ggml's encoder and those of the other formats"
+    return _CONDITION.format(encoders if IntervalType in kinds else "ggml's encoder")
+
 
 _SURE = 5.0  # standard deviations of a share; by chance once in millions of tensors
 _FEWEST_BLOCKS = 64  # whose share says something
@@ -86,10 +93,8 @@ def check_sources(
     ----------
     sources : sequence of (Model, StoredTensor)
         Tensors of scalar types.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------

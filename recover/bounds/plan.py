@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recover._text import printable, quoted, some
 from recover._version import __version__
-from recover.bounds.checks import CONDITION, SourceCheck, check_sources
+from recover.bounds.checks import SourceCheck, check_sources, condition_of
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.containers.safetensors.writer import ITEM_SIZES, Layout, lay_out
@@ -17,9 +17,10 @@ from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD
 from recover.execution.output import check_output_path
 from recover.execution.tiles import Progress
-from recover.inputs.matching import check_match, find_twins, select_tensors
+from recover.inputs.alignment import align, is_absent
+from recover.inputs.matching import find_twins
 from recover.inputs.open import open_model
-from recover.inputs.provenance import uses_imatrix
+from recover.inputs.provenance import confines, uses_imatrix
 from recover.merge.decide import Decider
 from recover.merge.lineage import METHOD_KEY
 from recover.quants import FloatType, OpaqueType, ScalarType
@@ -152,9 +153,11 @@ def plan_bounds(
     path = None if output is None else Path(output)
     if path is not None:
         check_output_path(path, [part for model in models for part in model.parts])
-    chosen = select_tensors(models[0], tensors)
+    aligned = align(models, tensors)
+    models = aligned.models
     decider = Decider(models, DEFAULT_METHOD)
-    plans = [_plan_tensor(name, models, decider) for name in chosen if _holds_weights(name, models)]
+    names = [name for name in aligned.names if _holds_weights(name, models)]
+    plans = [_plan_tensor(name, models, decider) for name in names]
     if not plans:
         raise PlanError("none of the tensors holds weights")
     plans = _checked(plans, models, n_threads, progress)
@@ -189,7 +192,7 @@ def _layout(
         {
             "recover.version": __version__,
             "recover.sources": _names(models),
-            "recover.condition": CONDITION,
+            "recover.condition": condition_of(models),
             "recover.not_certified": json.dumps(list(not_certified), ensure_ascii=False),
         },
         n_header,
@@ -227,13 +230,10 @@ def _checked(
 
 
 def open_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Model, ...]:
-    """Open files that must have the same tensors; `PlanError` if they do not, or there are none."""
+    """Open inputs; `PlanError` if there are none."""
     if not inputs:
         raise PlanError("there are no inputs")
-    models = tuple(open_model(path) for path in inputs)
-    for model in models[1:]:
-        check_match(models[0], model)
-    return models
+    return tuple(open_model(path) for path in inputs)
 
 
 def _may_confine(model: Model, tensor: StoredTensor) -> bool:
@@ -242,11 +242,13 @@ def _may_confine(model: Model, tensor: StoredTensor) -> bool:
     kind = tensor.type
     if isinstance(kind, ScalarType):
         return not (kind.refits_scale_with_imatrix and searched)
-    return isinstance(kind, FloatType)
+    return confines(model, tensor)
 
 
 def _holds_weights(name: str, models: Sequence[Model]) -> bool:
-    return not any(isinstance(model.tensors[name].type, OpaqueType) for model in models)
+    stored = [model.tensors[name] for model in models]
+    present = [tensor for tensor in stored if not is_absent(tensor)]
+    return not any(isinstance(tensor.type, OpaqueType) for tensor in present)
 
 
 def _plan_tensor(name: str, models: Sequence[Model], decider: Decider) -> TensorPlan:

@@ -21,8 +21,8 @@ from recover.quants import (
     FloatType,
     OpaqueType,
     ScalarType,
+    all_types,
     quantize,
-    type_by_name,
 )
 
 _N_FIGURES = 5
@@ -64,7 +64,8 @@ class TensorCheck:
     @property
     def is_quantized(self) -> bool:
         """Whether the input stores codes."""
-        return not isinstance(type_by_name(self.type), FloatType)
+        floats = {kind.name for kind in all_types() if isinstance(kind, FloatType)}
+        return self.type not in floats
 
 
 @dataclass(frozen=True)
@@ -267,10 +268,8 @@ def verify_model(
         GGUF file whose weights are looked at.
     inputs : sequence of path-like
         GGUF files, for instance those that it was merged from.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------

@@ -24,7 +24,8 @@ from recover.errors import CalibrationError
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
-from recover.inputs.matching import check_match, find_twins, typical_error
+from recover.inputs.alignment import align, is_absent
+from recover.inputs.matching import find_twins, typical_error
 from recover.inputs.open import open_model
 from recover.inputs.provenance import has_cells, witness_of
 from recover.inputs.relations import ANOTHER_MODEL, find_relations
@@ -134,10 +135,8 @@ def survey(
         GGUF files quantized from `truth`.
     truth : path-like
         The original, in any type that can be decoded.
-    n_threads : int, optional
-        Default: the cores that this process may use. The sums do not depend on it.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``.
+    n_threads, progress : optional
+        See `recover.execution.tiles`. The sums do not depend on `n_threads`.
 
     Returns
     -------
@@ -156,10 +155,10 @@ def survey(
     models = tuple(open_model(path) for path in inputs)
     if len(models) < 2:
         raise CalibrationError("a calibration weighs inputs against each other: give two or more")
-    for model in models[1:]:
-        check_match(models[0], model)
-    original = open_model(truth)
-    jobs = [job for name in models[0].tensors if (job := _job(name, models, original))]
+    aligned = align(models)
+    models = aligned.models
+    original = open_model(truth).fitted(aligned.names)
+    jobs = [job for name in aligned.names if (job := _job(name, models, original))]
     if not jobs:
         raise CalibrationError(
             f"{printable(models[0].path)}: no tensor is quantized in two of the inputs with"
@@ -172,7 +171,7 @@ def survey(
     sample = _Sample(jobs)
     for job in jobs:
         sample.add(job)
-    layers = n_layers(models[0].tensors)
+    layers = n_layers(aligned.names)
     return Survey(
         inputs=tuple(_source(model) for model in models),
         truth=_source(original),
@@ -217,7 +216,7 @@ def _job(name: str, models: Sequence[Model], truth: Model) -> _Job | None:
     """None for a tensor that needs no combination."""
     tensors = [model.tensors[name] for model in models]
     distinct = sorted(
-        set(find_twins(tensors)),
+        (i for i in set(find_twins(tensors)) if not is_absent(tensors[i])),
         key=lambda i: (typical_error(tensors[i].type), tensors[i].type.name),
     )
     if len(distinct) < 2 or isinstance(tensors[distinct[0]].type, FloatType | OpaqueType):

@@ -233,6 +233,14 @@ class Model(Protocol):
         """The same model with others in the place of some tensors."""
         ...
 
+    def without(self, names: Collection[str]) -> "Model":
+        """The same model without some tensors."""
+        ...
+
+    def fitted(self, names: Collection[str]) -> "Model":
+        """The same model with tensors of these names, where it has them in several layouts."""
+        ...
+
     def fingerprint(self) -> str:
         """A digest that changes if the files on the disk are changed; reads little of them."""
         ...

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from recover import _stopping as stopping
@@ -160,12 +159,7 @@ class OutputFile:
         except OSError as error:
             raise self._error(error) from None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
         """Flush and rename, or leave nothing (or what is kept) if there was an error."""
         try:
             if kind is None:
@@ -290,12 +284,7 @@ class OutputFiles:
         for file in self.files:
             file.sync()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
         """Flush and rename all, or leave nothing (or what is kept) if there was an error."""
         with self._opened:
             if kind is None:

@@ -1,4 +1,9 @@
-"""Work in tiles, on threads: any number of workers empty one queue, and an error stops them all."""
+"""Work in tiles, on threads: any number of workers empty one queue, and an error stops them all.
+
+What works on all weights of models takes two parameters for it, both optional: the int `n_threads`,
+by default the cores that this process may use, and a `Progress`, which is called from the thread
+that the work was asked from.
+"""
 
 import os
 import threading
@@ -11,7 +16,7 @@ from recover.containers.mapping import check_faults, faults
 from recover.quants import TILE
 
 Progress = Callable[[int, int], None]
-"""Called now and then with the number of weights done and the number of all weights."""
+"""``progress(n_weights_done, n_weights)``, called now and then."""
 
 _POLL_SECONDS = 0.1
 # Weights that a worker takes at once, if a tensor has fewer.
@@ -92,6 +97,30 @@ def for_each_tile(
             queue.close()
     check_faults(before)
     stopping.check()
+
+
+class OneCount:
+    """One count of progress over several passes; each is told of from 0 to all of its weights.
+
+    Parameters
+    ----------
+    report : Progress or None
+        Who is told of the weights done in all passes.
+    n_weights : int
+        How many there are in all of them.
+    """
+
+    def __init__(self, report: Progress | None, n_weights: int) -> None:
+        self._report = report
+        self._n_weights = n_weights
+        self._before = 0
+
+    def __call__(self, n_done: int, n_all: int) -> None:
+        """What a pass is told with."""
+        if self._report is not None:
+            self._report(self._before + n_done, self._n_weights)
+        if n_done == n_all:
+            self._before += n_all
 
 
 class _Queue:

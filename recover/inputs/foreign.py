@@ -8,19 +8,22 @@ if the codes are rounded weights, and more if they are compensated, as GPTQ's ar
 whose error is known the difference of the two tells.
 """
 
+from typing import cast
+
 import numpy as np
 
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.inputs.provenance import is_foreign
 from recover.inputs.samples import runs
-from recover.quants import GROUP, ScalarType
+from recover.quants import GROUP, F32Array, IntervalTensor, IntervalType, ScalarType
 
 TYPICAL_NOISE = 1.45 / 12
 """Of compensated codes, where nothing tells more; in units of the squared scale."""
 
 _N_RUNS = 16
 _SMALLEST_NOISE, _LARGEST_NOISE = 1 / 12, 4 / 12
+_LIMITS = 1 / 1.4, 4 / 1.4
 # Relative deviations: of what is typical, and of the known error of another input.
 _TYPICAL_DEVIATION, _KNOWN_DEVIATION = 0.25, 0.05
 
@@ -42,19 +45,64 @@ def measure_noise(tensor: StoredTensor, known: StoredTensor | None) -> float:
     """
     if known is None:
         return TYPICAL_NOISE
-    difference = own = other = 0.0
+    own = difference = other = 0.0
     for start, end in runs(tensor.n_weights, _N_RUNS):
-        off = tensor.read(start, end).astype(np.float64) - known.read(start, end)
-        difference += float(off @ off)
+        said, squares = _said_by(known, start, end)
+        off = tensor.read(start, end).astype(np.float64) - said
         own += _squared_scales(tensor, start, end)
-        other += _squared_scales(known, start, end) * _noise_of(known)
-    if own <= 0:
-        return TYPICAL_NOISE
-    measured = (difference - other) / own
-    deviation = _KNOWN_DEVIATION * other / own / TYPICAL_NOISE
-    trust = _TYPICAL_DEVIATION**2 / (_TYPICAL_DEVIATION**2 + deviation**2)
-    noise = trust * measured + (1 - trust) * TYPICAL_NOISE
+        difference += float(off @ off)
+        other += squares
+    noise = _relative(own, difference, other, TYPICAL_NOISE)
     return float(np.clip(noise, _SMALLEST_NOISE, _LARGEST_NOISE))
+
+
+def measure_ratio(tensor: IntervalTensor, known: StoredTensor) -> float:
+    """How many times as large the errors of compensated codes are as they are stated to be.
+
+    Parameters
+    ----------
+    tensor : IntervalTensor
+        Which states what is typical of such codes.
+    known : StoredTensor
+        The same weights from an encoder whose errors are known and independent.
+
+    Returns
+    -------
+    float
+        Between that of rounded weights and four times as much, for codes that state 1.4 times it.
+    """
+    own = difference = other = 0.0
+    for start, end in runs(known.n_weights, _N_RUNS):
+        values, stated = _stated_by(tensor, start, end)
+        said, squares = _said_by(known, start, end)
+        off = values.astype(np.float64) - said
+        off = off[np.isfinite(off)]
+        own += stated
+        difference += float(off @ off)
+        other += squares
+    return float(np.clip(_relative(own, difference, other, 1.0), *_LIMITS))
+
+
+def _relative(own: float, difference: float, other: float, typical: float) -> float:
+    """Squared errors of an input over something of it, from sums over its weights.
+
+    Parameters
+    ----------
+    own : float
+        The latter: squared scales, or the squared errors that are expected.
+    difference : float
+        Squared differences to another input.
+    other : float
+        The squared errors to expect of that one.
+    typical : float
+        The result where nothing is known; weighed in where the other one is coarse.
+    """
+    if own <= 0:
+        return typical
+    measured = (difference - other) / own
+    deviation = _KNOWN_DEVIATION * other / own / typical
+    trust = _TYPICAL_DEVIATION**2 / (_TYPICAL_DEVIATION**2 + deviation**2)
+    return trust * measured + (1 - trust) * typical
 
 
 def foreign_noise(model: Model, tensor: StoredTensor) -> float | None:
@@ -62,9 +110,20 @@ def foreign_noise(model: Model, tensor: StoredTensor) -> float | None:
     return TYPICAL_NOISE if is_foreign(model, tensor) else None
 
 
-def _noise_of(tensor: StoredTensor) -> float:
-    assert isinstance(tensor.type, ScalarType)
-    return tensor.type.noise
+def _said_by(known: StoredTensor, start: int, end: int) -> tuple[F32Array, float]:
+    """Decoded weights, and the sum of the squared errors to expect of them."""
+    if isinstance(known.type, IntervalType):
+        return _stated_by(cast(IntervalTensor, known), start, end)
+    assert isinstance(known.type, ScalarType)
+    return known.read(start, end), _squared_scales(known, start, end) * known.type.noise
+
+
+def _stated_by(tensor: IntervalTensor, start: int, end: int) -> tuple[F32Array, float]:
+    """The same of a tensor that states intervals."""
+    value, lower, upper, variance = np.empty((4, end - start), np.float32)
+    tensor.intervals(start, end, value, lower, upper, variance)
+    known = variance[np.isfinite(variance)]
+    return value, float(np.sum(known, dtype=np.float64))
 
 
 def _squared_scales(tensor: StoredTensor, start: int, end: int) -> float:

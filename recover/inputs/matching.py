@@ -1,13 +1,10 @@
 """Which tensors of several models belong together, and which of them says most."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from recover._text import printable, quoted, some
-from recover.containers.model import Model, StoredTensor
-from recover.errors import PlanError, UsageError
+from recover.containers.model import StoredTensor
 from recover.quants import (
     TILE,
     FloatType,
@@ -31,63 +28,6 @@ def typical_error(tensor_type: TensorType) -> float:
             return tensor_type.relative_mse
         case _:
             return 0.0
-
-
-def select_tensors(model: Model, pattern: str | None) -> list[str]:
-    """Names of the tensors in whose name a regular expression is found; all if there is none."""
-    if pattern is None:
-        return list(model.tensors)
-    try:
-        names = [name for name in model.tensors if re.search(pattern, name)]
-    except re.error as error:
-        raise UsageError(f"{quoted(pattern)} is no regular expression: {error}") from None
-    if not names:
-        raise PlanError(f"{printable(model.path)}: no tensor's name matches {quoted(pattern)}")
-    return names
-
-
-def check_match(first: Model, other: Model) -> None:
-    """Refuse an input that cannot be a quantization of the same original."""
-    differences = []
-    architectures = [quoted(str(model.get("general.architecture"))) for model in (first, other)]
-    if architectures[0] != architectures[1]:
-        differences.append(f"its architecture is {architectures[1]}, not {architectures[0]}")
-    missing = [quoted(name) for name in first.tensors if name not in other.tensors]
-    added = [quoted(name) for name in other.tensors if name not in first.tensors]
-    if missing:
-        differences.append(f"it lacks {some(missing)}")
-    if added:
-        differences.append(f"only it has {some(added)}")
-    reshaped = [
-        f"{quoted(name)} is {_shape(other.tensors[name])} instead of {_shape(tensor)}"
-        for name, tensor in first.tensors.items()
-        if name in other.tensors and _shape(other.tensors[name]) != _shape(tensor)
-    ]
-    if reshaped:
-        differences.append(f"shapes differ: {some(reshaped)}")
-    sides = _side_names(first) | _side_names(other)
-    odd = [name for name in (*missing, *added) if name in sides]
-    if odd:
-        differences.append(
-            f"{some(odd)}: of one the scales of NVFP4 weights, of the other of another type's, to"
-            " which they are not applied"
-        )
-    if differences:
-        paths = printable(other.path), printable(first.path)
-        raise PlanError(f"{paths[0]} does not belong to {paths[1]}: {'; '.join(differences)}")
-
-
-def _side_names(model: Model) -> set[str]:
-    """Quoted names of side tensors."""
-    tensors = model.tensors.values()
-    return {quoted(side.name) for tensor in tensors for side in tensor.side_tensors}
-
-
-def _shape(tensor: StoredTensor) -> str:
-    dims = list(tensor.dims)
-    while len(dims) > 1 and dims[-1] == 1:
-        dims.pop()
-    return "x".join(map(str, dims))
 
 
 def by_fineness(tensors: Sequence[StoredTensor], chosen: Iterable[int]) -> list[int]:

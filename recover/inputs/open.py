@@ -12,7 +12,7 @@ import recover.containers
 from recover._text import printable, quoted
 from recover.containers.gguf.reader import CONTAINER as GGUF
 from recover.containers.gguf.reader import GGUFModel
-from recover.containers.model import Container, Model
+from recover.containers.model import Container, Model, StoredTensor
 from recover.errors import PlanError
 
 GROUP = "recover.containers"
@@ -71,7 +71,12 @@ def _found_containers() -> Iterator[Container]:
         yield found
 
 
-def metadata_source(models: Sequence[Model]) -> GGUFModel:
+def reference_of(models: Sequence[Model]) -> Model:
+    """The input that gives names, order and shapes: the first GGUF file, else the first."""
+    return next((model for model in models if isinstance(model, GGUFModel)), models[0])
+
+
+def metadata_source(models: Sequence[Model]) -> GGUFModel[StoredTensor]:
     """The input whose metadata and alignment an output gets: the first that is a GGUF file.
 
     Raises

@@ -31,7 +31,7 @@ their marks, and what these mean (see `recover.quants.base.ScalarType`).
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -39,7 +39,14 @@ import numpy as np
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import Witness
-from recover.quants import FloatType, ScalarType, TensorType, U8Array
+from recover.quants import (
+    FloatType,
+    IntervalTensor,
+    IntervalType,
+    ScalarType,
+    TensorType,
+    U8Array,
+)
 
 # Blocks that are looked at: so many runs, evenly spaced, of so many blocks.
 _N_RUNS = 16
@@ -225,6 +232,8 @@ def confines(model: Model, tensor: StoredTensor) -> bool:
 def witness_of(model: Model, tensor: StoredTensor) -> Witness:
     """A tensor of a model as a witness: whether its codes prove something, and how it was made."""
     kind = tensor.type
+    if isinstance(kind, IntervalType):
+        return Witness(kind, has_cells=cast(IntervalTensor, tensor).has_cells)
     marks = marks_of(tensor)
     has_marks = marks is None or marks.n_without == 0
     return _witness(

@@ -18,6 +18,7 @@ import numpy as np
 
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Bounds, Intervals
+from recover.inputs.alignment import is_absent
 from recover.inputs.descent import Descent
 from recover.inputs.matching import find_twins
 from recover.inputs.provenance import confines
@@ -120,22 +121,24 @@ def find_relations(
     sampler = Sampler()
     for name, of_tensor in descents.items():
         tensors = [model.tensors[name] for model in models]
-        if any(isinstance(tensor.type, OpaqueType) for tensor in tensors):
+        present = {i: tensor for i, tensor in enumerate(tensors) if not is_absent(tensor)}
+        if any(isinstance(tensor.type, OpaqueType) for tensor in present.values()):
             continue
         twins = find_twins(tensors)
-        for pair in pairs:
+        common = [pair for pair in pairs if {pair.first, pair.second} <= set(present)]
+        for pair in common:
             pair.n_tensors += 1
-        if len(set(twins)) == 1:
+        differing = [pair for pair in common if twins[pair.first] != twins[pair.second]]
+        if not differing:
             continue
         confined = [confines(*each) for each in zip(models, tensors, strict=True)]
-        differing = [pair for pair in pairs if twins[pair.first] != twins[pair.second]]
         quantized = [each for each in of_tensor if not _is_rounded(each, tensors)]
         for pair in differing:
             pair.descend(name, quantized)
         for start, end in runs(tensors[0].n_weights, _N_RUNS):
-            samples = [
-                sampler.read(i, tensor, confined[i], start, end) for i, tensor in enumerate(tensors)
-            ]
+            samples = {
+                i: sampler.read(i, tensor, confined[i], start, end) for i, tensor in present.items()
+            }
             for pair in differing:
                 pair.add(name, samples[pair.first], samples[pair.second])
     for descent in redundant:

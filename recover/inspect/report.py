@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recover._text import quoted, some
 from recover.bounds.plan import open_inputs
 from recover.execution.tiles import Progress
+from recover.inputs.alignment import align
 from recover.inputs.descent import ESTIMATED
 from recover.inputs.open import open_model
 from recover.inputs.originals.agreement import with_originals
@@ -218,10 +219,8 @@ def inspect_files(
     ----------
     paths : sequence of path-like
         GGUF files. Several must have the same tensors.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------
@@ -234,10 +233,11 @@ def inspect_files(
     """
     if len(paths) == 1:
         return Inspection((inspect_model(open_model(paths[0])),))
-    models = open_inputs(paths)
-    reports = tuple(inspect_model(model) for model in models)
-    models = with_originals(models, list(models[0].tensors), [])
-    drafts = drafts_of(models)
+    opened = open_inputs(paths)
+    reports = tuple(inspect_model(model) for model in opened)
+    aligned = align(opened)
+    models = with_originals(aligned.models, aligned.names, [])
+    drafts = drafts_of(replace(aligned, models=models))
     descents = {draft.name: draft.descents for draft in drafts}
     expectations = expect_merge(models, drafts, n_threads=n_threads, progress=progress)
     return Inspection(

@@ -21,7 +21,7 @@ from recover.evidence.intervals import Intervals
 from recover.inputs.foreign import foreign_noise
 from recover.inputs.matching import typical_error
 from recover.merge.decide import Draft
-from recover.quants import GROUP, F32Array, FloatType, ScalarType, VectorType
+from recover.quants import GROUP, F32Array, FloatType, IntervalType, ScalarType, VectorType
 
 SUPERBLOCK = 256
 # In tensors of up to so many weights all are looked at, in larger ones one in eight at least.
@@ -36,6 +36,9 @@ _LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what e
 # Of vector types the error may be so many times what is typical: of weights of which many are 0, or
 # where some columns are much larger than others.
 _VARYING = 4
+
+# Types whose errors are known, so that they can be compared.
+_SAID = ScalarType | IntervalType | VectorType
 
 
 def step_for(n_weights: int) -> int:
@@ -171,7 +174,7 @@ class Comparison:
         self._is_exact = is_exact
         self._others = [(tensor, EvidenceBuffer([witness])) for tensor, witness in others]
         self._own: EvidenceBuffer | None = None
-        if others and not is_exact and isinstance(taken.type, ScalarType | VectorType):
+        if others and not is_exact and isinstance(taken.type, _SAID):
             self._own = EvidenceBuffer([Witness(taken.type)])
         self._intervals = Intervals()
         self._intervals.turn_to(confining)
@@ -232,7 +235,7 @@ def unproven(models: Sequence[Model], draft: Draft) -> list[int]:
         i
         for i, kind in kinds.items()
         if not (is_proven and i in draft.confining)
-        and isinstance(kind, ScalarType | VectorType)
+        and isinstance(kind, _SAID)
         and typical_error(kind) < _LARGEST_ERROR
     ]
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recover._text import printable, quoted
-from recover.containers.model import Model
+from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, estimator, method_for
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
+from recover.inputs.alignment import Alignment, is_absent
 from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import measure_noise
@@ -65,6 +66,8 @@ class Draft:
     confining : tuple of int
         Where inputs are compared, those whose numbers or codes prove bounds: of these and of the
         first source.
+    follows : str
+        The tensor whose further rows these are; empty for a tensor of its own.
     """
 
     name: str
@@ -81,11 +84,17 @@ class Draft:
     noises: tuple[float | None, ...]
     witnesses: tuple[Witness, ...]
     confining: tuple[int, ...]
+    follows: str = ""
 
     @property
     def n_weights(self) -> int:
         """Number of weights."""
         return math.prod(self.dims)
+
+
+def _present(tensors: Sequence[StoredTensor], twins: Sequence[int]) -> list[int]:
+    """The inputs that have a tensor, every content once."""
+    return [i for i in sorted(set(twins)) if not is_absent(tensors[i])]
 
 
 def _with_noise(witness: Witness, noise: float | None) -> Witness:
@@ -120,6 +129,26 @@ class Decider:
         self._witnesses: dict[int, Witness] = {}
         self._shared: dict[tuple[Witness, ...], tuple[Witness, ...]] = {}
 
+    def drafts(self, aligned: Alignment, outtype: TensorType) -> list[Draft]:
+        """What happens to each tensor; further rows of one are stored as its first ones are.
+
+        Raises
+        ------
+        PlanError
+            If the inputs' types do not fit together.
+        """
+        found: dict[str, Draft] = {}
+        for name in aligned.names:
+            draft = self.draft(name, outtype)
+            if first := aligned.followers.get(name):
+                same = found[first].outtype
+                action = "convert" if draft.action == "copy" else draft.action
+                keeps = draft.outtype == same
+                draft = replace(draft, outtype=same, action=draft.action if keeps else action)
+                draft = replace(draft, follows=first)
+            found[name] = draft
+        return list(found.values())
+
     def draft(self, name: str, outtype: TensorType) -> Draft:
         """What happens to the tensor of that name.
 
@@ -130,8 +159,8 @@ class Decider:
         """
         tensors = [model.tensors[name] for model in self._models]
         twins = find_twins(tensors)
-        distinct = by_fineness(tensors, set(twins))
-        kinds = {tensor.type.name for tensor in tensors}
+        distinct = by_fineness(tensors, _present(tensors, twins))
+        kinds = {tensor.type.name for tensor in tensors if not is_absent(tensor)}
         if isinstance(tensors[distinct[0]].type, OpaqueType) and len(kinds) > 1:
             raise PlanError(
                 f"tensor {quoted(name)} has types that do not fit: {', '.join(sorted(kinds))}"
@@ -258,7 +287,8 @@ class Decider:
     def descents(self, name: str) -> tuple[Descent, ...]:
         """Which inputs' tensors of that name were made from others'."""
         tensors = [model.tensors[name] for model in self._models]
-        return self._descents_among(name, by_fineness(tensors, set(find_twins(tensors))))
+        present = _present(tensors, find_twins(tensors))
+        return self._descents_among(name, by_fineness(tensors, present))
 
     def _descents_among(self, name: str, distinct: Sequence[int]) -> tuple[Descent, ...]:
         """Which of some inputs with different bytes were made from others of them."""

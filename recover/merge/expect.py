@@ -10,6 +10,7 @@ from recover.estimators import DEFAULT_METHOD, Tally, TileEstimator
 from recover.estimators.error_calibration import find_claims
 from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.alignment import Alignment
 from recover.inputs.provenance import look_at_marks
 from recover.merge.compare import Comparison, Likeness, compare, compare_unproven, unproven
 from recover.merge.decide import Decider, Draft
@@ -67,11 +68,10 @@ class Expectation:
         return self.variance / best if self.variance is not None and best > 0 else None
 
 
-def drafts_of(models: Sequence[Model]) -> list[Draft]:
-    """What a merge of some models with the default method does to each of their tensors."""
-    look_at_marks(models, list(models[0].tensors))
-    decider = Decider(models, DEFAULT_METHOD)
-    return [decider.draft(name, type_by_name("F16")) for name in models[0].tensors]
+def drafts_of(aligned: Alignment) -> list[Draft]:
+    """What a merge with the default method does to each of the tensors."""
+    look_at_marks(aligned.models, aligned.names)
+    return Decider(aligned.models, DEFAULT_METHOD).drafts(aligned, type_by_name("F16"))
 
 
 def expect_merge(

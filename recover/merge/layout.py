@@ -1,7 +1,7 @@
 """Where the tensors of a merge go: every byte of the output has its place beforehand."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -87,7 +87,7 @@ def lay_out_output(
         If there were more parts than a file may have.
     """
     metadata = _metadata(models, options)
-    shapes = [(draft.name, draft.dims, output_type_of(draft)) for draft in drafts]
+    shapes = [(each.name, each.dims, output_type_of(each)) for each in whole_tensors(drafts)]
     alignment = metadata_source(models).header.alignment
     paths: tuple[Path, ...] = (output,)
     if options.split_max_size is None:
@@ -95,16 +95,36 @@ def lay_out_output(
     else:
         layouts = lay_out_parts(metadata, shapes, alignment, options.split_max_size)
         paths = part_paths(output, len(layouts))
-    places = [
+    starts = (
         Place(position, part)
         for part, layout in enumerate(layouts)
         for position in layout.positions
-    ]
+    )
+    places: list[Place] = []
+    for i, draft in enumerate(drafts):
+        places.append(_behind(drafts[i - 1], places[-1]) if draft.follows else next(starts))
     files = tuple(
         FilePlan(path, layout.header, layout.n_bytes)
         for path, layout in zip(paths, layouts, strict=True)
     )
     return files, places
+
+
+def whole_tensors(drafts: Sequence[Draft]) -> list[Draft]:
+    """The tensors of the output: further rows are counted to the tensor that they follow."""
+    whole: dict[str, Draft] = {}
+    for draft in drafts:
+        if first := whole.get(draft.follows):
+            n_rows = first.dims[-1] + draft.dims[-1]
+            whole[first.name] = replace(first, dims=(*first.dims[:-1], n_rows))
+        else:
+            whole[draft.name] = draft
+    return list(whole.values())
+
+
+def _behind(draft: Draft, place: Place) -> Place:
+    """The place of what follows a draft."""
+    return Place(place.position + output_type_of(draft).n_bytes(draft.n_weights), place.part)
 
 
 def lay_out_deviations(
@@ -131,11 +151,18 @@ def lay_out_deviations(
     ]
     layout = lay_out(
         derived_metadata({}, (), entries),
-        [(draft.name, draft.dims, bf16) for draft in told],
+        [(draft.name, draft.dims, bf16) for draft in whole_tensors(told)],
         metadata_source(models).header.alignment,
     )
-    positions = zip((draft.name for draft in told), layout.positions, strict=True)
-    return SecondOutput(path, layout.header, layout.n_bytes, MappingProxyType(dict(positions)))
+    starts, positions = iter(layout.positions), dict[str, int]()
+    for i, draft in enumerate(told):
+        before = told[i - 1]
+        positions[draft.name] = (
+            positions[before.name] + bf16.n_bytes(before.n_weights)
+            if draft.follows
+            else next(starts)
+        )
+    return SecondOutput(path, layout.header, layout.n_bytes, MappingProxyType(positions))
 
 
 def large_tensors(drafts: Sequence[Draft], split_max_size: int) -> list[str]:

@@ -17,9 +17,10 @@ from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, MEAN, estimator
 from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS
 from recover.execution.output import check_output_path
+from recover.inputs.alignment import align
 from recover.inputs.descent import Descent
-from recover.inputs.matching import check_match, select_tensors, typical_error
-from recover.inputs.open import open_model
+from recover.inputs.matching import typical_error
+from recover.inputs.open import open_model, reference_of
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import look_at_marks, searched_tensors
@@ -49,8 +50,8 @@ _TOO_COARSE = 1e-4
 # Of the weights that would be certain, how many must be able to show that they had another format.
 _LEAST_EVIDENCE = 0.25
 
-# Of a tensor's plan, what follows from the bytes of the inputs, and is left out as JSON.
-_UNTOLD = ("witnesses", "confining")
+# Of a tensor's plan, what is left out as JSON: it follows from the inputs and the other entries.
+_UNTOLD = ("witnesses", "confining", "follows")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class TensorPlan(Draft):
         Which file of a split output, counted from 0.
     """
 
-    position: int
+    position: int = 0
     part: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -250,10 +251,8 @@ def plan_merge(
     output = Path(output)
     parts = [part for model in models for part in model.parts]
     check_output_path(output, parts if split_max_size is None else ())
-    for model in models[1:]:
-        check_match(models[0], model)
-    names = select_tensors(models[0], tensors)
-    warnings: list[str] = []
+    aligned = align(models, tensors)
+    models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
     look_at_marks(models, names)
     warnings += [
@@ -266,7 +265,7 @@ def plan_merge(
         if sides := folded(model.tensors[name] for name in names):
             warnings.append(f"{printable(model.path)}: {sides}")
     decider = Decider(models, method)
-    drafts = [decider.draft(name, type_by_name(outtype)) for name in names]
+    drafts = decider.drafts(aligned, type_by_name(outtype))
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
     warnings += describe_repeated(models, {draft.name: draft.twins for draft in drafts})
@@ -300,7 +299,7 @@ def plan_merge(
         second = lay_out_deviations(models, drafts, Path(uncertainty), files)
         plan = replace(plan, uncertainty=second)
     if options.calibration is not None:
-        n_all = n_layers(models[0].tensors)
+        n_all = n_layers(names)
         changed = with_calibration(plan.tensors, method, options.calibration, n_all)
         plan = replace(plan, tensors=changed)
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
@@ -328,7 +327,7 @@ def _with_source_format(plan: MergePlan, options: MergeOptions, warnings: list[s
     snap = options.snap
     source_format = snap if options.names_format else "unknown"
     if snap == "auto" or (snap == "none" and any(plan.may_decide(each) for each in plan.tensors)):
-        source_format = source_precision(plan.models[0]).type
+        source_format = source_precision(reference_of(plan.models)).type
     if snap == "auto" and source_format not in SIGNIFICAND_BITS:
         warnings.append("the norms do not tell the source's number format: nothing is rounded")
     if snap != "none" and not options.snaps:

@@ -12,7 +12,7 @@ from typing import Any
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.containers.gguf.side_scales import folded
 from recover.containers.model import StoredTensor
 from recover.errors import PlanError, UsageError
@@ -165,7 +165,7 @@ class QuantizePlan:
         What the user should know.
     """
 
-    model: GGUFModel
+    model: GGUFModel[Tensor]
     output: Path
     outtype: str
     quantizer: str
@@ -343,7 +343,7 @@ class _Chooser:
 
     def __init__(
         self,
-        model: GGUFModel,
+        model: GGUFModel[Tensor],
         rules: Sequence[tuple[re.Pattern[str], TensorType]],
         imatrix: Imatrix | None,
     ) -> None:
@@ -440,7 +440,7 @@ class _Chooser:
 
 
 def _metadata(
-    model: GGUFModel,
+    model: GGUFModel[Tensor],
     outtype: TensorType,
     imatrix: Imatrix | None,
     imatrix_path: Path | None,

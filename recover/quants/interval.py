@@ -15,7 +15,8 @@ from recover.quants.base import GROUP, F32Array, TensorType
 class IntervalType(TensorType):
     """A type whose tensors state an interval for each weight (see `IntervalTensor`).
 
-    Its blocks are groups of 16 weights, and it has no bytes of its own, nor a number in GGUF files.
+    It has no number in GGUF files. Its blocks are groups of 16 weights. What stands for their bytes
+    is what is stated of them: 16 values, lower bounds and upper bounds, as float32.
 
     Attributes
     ----------
@@ -37,7 +38,7 @@ class IntervalType(TensorType):
     """
 
     block_size: int = GROUP
-    type_size: int = 0
+    type_size: int = 3 * 4 * GROUP
     relative_mse: float
     noise: float = 1 / 12
     density: tuple[tuple[float, ...], ...] | None = None
@@ -45,10 +46,20 @@ class IntervalType(TensorType):
 
 
 class IntervalTensor(Protocol):
-    """A tensor of an `IntervalType`."""
+    """A tensor of an `IntervalType`.
+
+    Attributes
+    ----------
+    type : IntervalType
+        How it is stored.
+    has_cells : bool
+        Whether it proves bounds; if not, all of them are infinite.
+    """
 
     @property
     def type(self) -> TensorType: ...  # noqa: D102
+    @property
+    def has_cells(self) -> bool: ...  # noqa: D102
 
     def intervals(
         self,

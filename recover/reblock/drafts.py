@@ -82,43 +82,33 @@ def draft_floats(tensor: Tensor) -> Draft:
     ReblockError
         If GGUF has no such type or number of dimensions.
     """
-    dims = _dims(tensor)
-    size, length = tensor.raw.size // tensor.n_weights, dims[0]
+    size, length = tensor.raw.size // tensor.n_weights, _dims(tensor)[0]
 
     def reference(first: int, last: int) -> F64Array:
         raw = tensor.raw[size * first * length : size * last * length]
         return decode_floats(raw, tensor.dtype).reshape(-1, length)
 
-    rows = FloatRows(
-        n_rows=tensor.n_weights // length,
-        row_length=length,
-        group=None,
-        obstacle="",
-        reference=reference,
-    )
-    return Draft(
-        name=tensor.name,
-        dims=dims,
-        stored_as=tensor.dtype,
-        rows=rows,
-        is_float=True,
-        plain=tensor,
-    )
+    return _draft_plain(tensor, reference)
 
 
 def draft_copy(tensor: Tensor) -> Draft:
     """The draft of numbers that are no weights and stay as they are; errors as `draft_floats`."""
-    dims = _dims(tensor)
 
     def refuse(_first: int, _last: int) -> F64Array:
         raise ReblockError(f"tensor {quoted(tensor.name)}: {tensor.dtype} is only copied")
 
+    return _draft_plain(tensor, refuse)
+
+
+def _draft_plain(tensor: Tensor, reference: Callable[[int, int], F64Array]) -> Draft:
+    """The draft of a tensor whose bytes can be taken as they are."""
+    dims = _dims(tensor)
     rows = FloatRows(
         n_rows=tensor.n_weights // dims[0],
         row_length=dims[0],
         group=None,
         obstacle="",
-        reference=refuse,
+        reference=reference,
     )
     return Draft(
         name=tensor.name,

@@ -18,9 +18,9 @@ from tests.support.models import TINY
 RECOVER = (sys.executable, "-m", "recover")
 
 
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [*RECOVER, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
 def test_garbage_is_collected_as_before() -> None:

@@ -43,7 +43,7 @@ def test_sums_and_deviations_are_corrected(half: int | None, share: float) -> No
     inputs = witness("Q4_1"), witness("Q4_K")
     found = find_claims(inputs, "posterior")
     x = claims._sample()[WEIGHTS].reshape(2, -1)
-    estimate = np.resize(np.float32([1, -1]), 4096) if half is None else x[half]
+    estimate = np.resize(np.array([1, -1], np.float32), 4096) if half is None else x[half]
     if half is not None:
         found = found._replace(kurtosis=np.array([kurtosis_of(each) for each in x]))
     tally, deviation = Tally(np.array([2.0, 7.0, 3.0, 5.0])), np.array([4.0], np.float32)

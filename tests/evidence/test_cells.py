@@ -27,7 +27,7 @@ def count_violations(
         end = min(start + TILE, x.size)
         evidence = buffer.load([raw[kind.n_bytes(start) : kind.n_bytes(end)]], end - start)
         intersect_cells(evidence, lower[start:end], upper[start:end])
-    outside = np.count_nonzero((x < lower) | (x > upper))
+    outside = int(np.count_nonzero((x < lower) | (x > upper)))
     return outside, float(np.mean(np.isfinite(lower) & np.isfinite(upper)))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from recover._text import printable
 from recover.containers.gguf.header import encode_header, parse_header
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.errors import GGUFError
 from tests.support.models import TINY
 
@@ -58,7 +58,7 @@ def refusal_of(
     return message
 
 
-def exercise(model: GGUFModel) -> None:
+def exercise(model: GGUFModel[Tensor]) -> None:
     """Touch everything in an opened file: it must be there, and survive being written again."""
     for key, entry in model.metadata.items():
         try:

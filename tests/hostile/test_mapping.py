@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from recover.containers.safetensors.writer import lay_out
 from recover.errors import InputError
 from recover.execution.output import OutputFile
 from recover.execution.tiles import for_each_tile
+from recover.inputs.alignment import Alignment, align
 from recover.quantize.execute import execute_quantize
 from recover.quantize.plan import plan_quantize
 from tests.support.models import ROOT, TINY
@@ -201,11 +203,12 @@ def test_nothing_is_said_of_pages_that_are_gone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def truncate(*_models: object) -> None:
+    def truncate(*arguments: Any) -> Alignment:
         os.truncate(path, 400_000)
+        return align(*arguments)
 
-    for where in ("merge.plan", "bounds.plan"):
-        monkeypatch.setattr(f"recover.{where}.check_match", truncate)
+    for where in ("merge.plan", "bounds.plan", "inspect.report"):
+        monkeypatch.setattr(f"recover.{where}.align", truncate)
     monkeypatch.chdir(tmp_path)
     path.write_bytes(tiny[0].read_bytes())
     assert main([command.split()[0], str(tiny[0]), str(path), *TRUNCATED_EARLY[command]]) == 1

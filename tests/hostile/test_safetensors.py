@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from recover.containers.safetensors.reader import Model, open_safetensors, parse_header
@@ -37,7 +38,7 @@ def refusal(path: Path, raw: bytes, size: int | None = None) -> str:
 
 def test_real_files(tmp_path: Path, rng: np.random.Generator) -> None:
     path = tmp_path / "a.safetensors"
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "a": rng.standard_normal((3, 5)).astype(np.float32),
         "b": rng.integers(-9, 9, (7,)).astype(np.int8),
         "scalar": np.array(3.5, np.float32),
@@ -145,7 +146,7 @@ def test_index(index: Any, expected: str, tmp_path: Path) -> None:
 
 
 def test_folder_without_anything(tmp_path: Path) -> None:
-    with pytest.raises(SafetensorsError, match="holds neither"):
+    with pytest.raises(SafetensorsError, match="holds no safetensors files"):
         open_safetensors(tmp_path)
 
 
@@ -180,7 +181,7 @@ LEAVES = (
 )
 TYPES = ("I32", "I64", "I8", "U8", "U32", "F16", "BF16", "F32", "F8_E4M3", "F8_E8M0", "BOOL")
 SHAPES = ((), (0,), (1,), (2,), (64,), (1, 1), (64, 64), (8, 64), (64, 8), (64, 2), (2, 64), (1, 0))
-CONFIGS = (
+CONFIGS: tuple[dict[str, Any], ...] = (
     {},
     {"quantization_config": {"quant_method": "gptq", "bits": 4}},
     {"quantization_config": {"quant_method": "awq", "bits": "x", "version": 3}},

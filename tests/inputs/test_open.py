@@ -6,7 +6,7 @@ A folder with ``model.json`` and the bytes of each tensor in a file of their own
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +70,13 @@ class ToyModel:
 
     def with_tensors(self, tensors: Mapping[str, StoredTensor]) -> "ToyModel":
         return replace(self, tensors={**self.tensors, **tensors})
+
+    def without(self, names: Collection[str]) -> "ToyModel":
+        kept = {name: each for name, each in self.tensors.items() if name not in names}
+        return replace(self, tensors=kept)
+
+    def fitted(self, names: Collection[str]) -> "ToyModel":
+        return self
 
     def fingerprint(self) -> str:
         whole = hashlib.sha256()

@@ -36,7 +36,7 @@ CODES_CHOSEN_FIRST = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
 
 def lognormal(x: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    return rng.lognormal(size=x.shape[-1]).astype(np.float32)
+    return rng.lognormal(size=x.shape[-1:]).astype(np.float32)
 
 
 def tensor_of(kind: TensorType, raw: NDArray[np.uint8]) -> ArrayTensor:

@@ -82,23 +82,14 @@ class TestMismatches:
         assert str(other) in message
         return message
 
-    def test_missing_tensor(self, make: Make) -> None:
-        message = self.refused(make("Q5_K"), make("Q4_K", {UP: None}))
-        assert f"it lacks {UP!r}" in message
-
-    def test_added_tensors(self, make: Make) -> None:
-        extra = {f"blk.{i}.ffn_norm.weight": stored("F32", np.ones(8)) for i in range(5)}
-        message = self.refused(make("Q5_K"), make("Q4_K", extra))
-        assert "only it has 'blk.0.ffn_norm.weight', " in message
-        assert "and 2 more" in message
-
     def test_shape(self, make: Make, truth: dict[str, F32Array]) -> None:
-        other = make("Q4_K", {UP: stored("Q4_K", truth[UP][:-1])})
-        assert f"{UP!r} is 512x47 instead of 512x48" in self.refused(make("Q5_K"), other)
+        other = make("Q4_K", {UP: stored("Q4_K", truth[UP][:10])})
+        assert f"{UP!r} is 512x10 instead of 512x48" in self.refused(make("Q5_K"), other)
 
-    def test_transposed(self, make: Make, truth: dict[str, F32Array]) -> None:
-        other = make("Q4_K", {UP: stored("Q4_K", truth[UP].reshape(96, 256))})
-        assert f"{UP!r} is 256x96 instead of 512x48" in self.refused(make("Q5_K"), other)
+    def test_nothing_in_common(self, make: Make, truth: dict[str, F32Array]) -> None:
+        renamed = dict.fromkeys(truth) | {"odd": stored("Q4_K", truth[UP])}
+        message = self.refused(make("Q5_K"), make("Q4_K", renamed))
+        assert "they have no tensor in common" in message
 
     def test_architecture(self, make: Make) -> None:
         message = self.refused(make("Q5_K"), make("Q4_K", architecture="qwen2"))
@@ -335,7 +326,9 @@ def test_files_of_different_models_are_refused(
     assert list(tmp_path.iterdir()) == [other]
     result = execute_merge(plan, force=True)
     fractions = {t.plan.name: t.conflict_fraction for t in result.tensors}
-    assert fractions["blk.1.ffn_up.weight"] > 0.3
+    fraction = fractions["blk.1.ffn_up.weight"]
+    assert fraction is not None
+    assert fraction > 0.3
     assert fractions["blk.1.ffn_gate.weight"] == 0
 
 
@@ -399,9 +392,9 @@ def test_inputs_without_cells_that_take_no_part_are_compared(
         add=lambda writer: writer.add_string("quantize.imatrix.file", "x"),
     )
     paths = [make(fine), coarse_path]
-    options = {"method": "best", "outtype": "f16"}
+    output = tmp_path / "out.gguf"
     if change == "none":
-        merge(paths, tmp_path / "out.gguf", **options)
+        merge(paths, output, method="best", outtype="f16")
     else:
         with pytest.raises(PlanError, match="contradict each other on tensors"):
-            merge(paths, tmp_path / "out.gguf", **options)
+            merge(paths, output, method="best", outtype="f16")

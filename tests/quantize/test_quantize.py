@@ -107,7 +107,17 @@ def test_gguf_py_opens_it(tmp_path: Path) -> None:
     assert kinds["output_norm.weight"] == "F32"
 
 
-def test_types_of_the_command_line_are_those_of_the_library() -> None:
+def test_types_of_the_command_line_are_those_of_the_library(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["quantize", "--help"])
+    listed = (
+        "one of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,"
+        " F16, BF16, F32"
+    )
+    assert f" {listed} -h" in " ".join(capsys.readouterr().out.split()).replace(" options:", "")
+    assert listed.removeprefix("one of ").split(", ") == list(_TYPES)
     assert set(_TYPES) == set(FILE_TYPES)
     kinds = [kind for kind in all_types() if isinstance(kind, ScalarType)]
     assert set(_QUANTIZERS) == {name for kind in kinds for name in quantizer_names(kind)}

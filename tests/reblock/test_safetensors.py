@@ -33,7 +33,10 @@ def test_int4_to_q4_0(group: int, rng: np.random.Generator, tmp_path: Path) -> N
     tensors, truth = packed_int4(rng, group=group)
     norm = rng.standard_normal(K).astype(BF16)
     source = model(tmp_path / "m", {**named("a.up", tensors), "a.norm.weight": norm}, COMPRESSED)
-    expected = {"a.up.weight": ("Q4_0", truth), "a.norm.weight": ("BF16", norm.astype(np.float64))}
+    expected: dict[str, tuple[str, Array]] = {
+        "a.up.weight": ("Q4_0", truth),
+        "a.norm.weight": ("BF16", norm.astype(np.float64)),
+    }
     result = check(source, tmp_path / "a.gguf", expected)
     groups = {each.tensor.name: each.tensor.group for each in result.tensors}
     assert groups == {"a.up.weight": group, "a.norm.weight": None}
@@ -84,7 +87,10 @@ def test_plain_int8_to_q8_0(
     scales = random_scales(rng, shape, BF16).astype(kind)
     tensors = {"weight": codes, "weight_scale": scales, "bias": np.ones(N, BF16)}
     per_row = np.broadcast_to(scales.astype(np.float64).reshape(-1, shape[-1]), (N, shape[-1]))
-    truth = {"a.weight": ("Q8_0", codes * spread(per_row, K)), "a.bias": ("BF16", np.ones(N))}
+    truth: dict[str, tuple[str, Array]] = {
+        "a.weight": ("Q8_0", codes * spread(per_row, K)),
+        "a.bias": ("BF16", np.ones(N)),
+    }
     check(model(tmp_path / "m", named("a", tensors)), tmp_path / "a.gguf", truth)
 
 

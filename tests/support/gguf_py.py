@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
-from recover.containers.gguf.reader import GGUFModel
+from recover.containers.gguf.reader import GGUFModel, Tensor
 
 DATA = bytes(range(32))
 
@@ -49,5 +49,5 @@ def some_tensors() -> dict[str, tuple[np.ndarray, GGMLQuantizationType | None]]:
     }
 
 
-def contents(model: GGUFModel) -> dict[str, bytes]:
+def contents(model: GGUFModel[Tensor]) -> dict[str, bytes]:
     return {name: entry.raw.tobytes() for name, entry in model.tensors.items()}

@@ -71,7 +71,7 @@ def refusal(source: Path, folder: Path, **options: Any) -> str:
     assert not list(out.iterdir())
     text = str(caught.value)
     assert text.isprintable()
-    assert len(text) < 700
+    assert len(text) < 600
     return text
 
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from recover.cli import main
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.quants import dequantize
 from tests.support.models import TINY
 
@@ -31,11 +31,11 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return captured.err
 
 
-def stored(model: GGUFModel) -> dict[str, tuple[str, bytes]]:
+def stored(model: GGUFModel[Tensor]) -> dict[str, tuple[str, bytes]]:
     return {name: (each.type.name, bytes(each.raw)) for name, each in model.tensors.items()}
 
 
-def weights(model: GGUFModel, name: str) -> F32:
+def weights(model: GGUFModel[Tensor], name: str) -> F32:
     """Rows of a tensor."""
     tensor = model.tensors[name]
     return dequantize(tensor.raw, tensor.type).reshape(-1, tensor.dims[0])

@@ -31,6 +31,7 @@ class GridStated:
 
     type: IntervalType
     tensor: Tensor
+    has_cells: bool = True
 
     def intervals(
         self,
@@ -109,6 +110,7 @@ class ColumnScaled:
     type: IntervalType
     codes: np.ndarray
     steps: F32Array
+    has_cells: bool = True
 
     def intervals(
         self,

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from recover._text import printable, quoted
 from recover.containers.gguf.header import MAGIC, Header, KeyValue, ValueType, parse_header
@@ -22,14 +22,17 @@ from recover.errors import GGUFError
 
 __all__ = ["CONTAINER", "GGUFModel", "Tensor", "map_file", "open_gguf"]
 
+T = TypeVar("T", bound=StoredTensor, covariant=True)
+
 _NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
 
 
 @dataclass(frozen=True)
-class GGUFModel:
+class GGUFModel(Generic[T]):
     """A GGUF file, or all parts of a split one, opened read-only.
 
-    A `recover.containers.model.Model` that has a header besides.
+    A `recover.containers.model.Model` that has a header besides. Its tensors are `Tensor`, unless
+    others were put in the place of some.
 
     Attributes
     ----------
@@ -41,7 +44,7 @@ class GGUFModel:
         Their total size.
     header : Header
         Of the first part, which carries the metadata.
-    tensors : mapping of str to StoredTensor
+    tensors : mapping of str to T
         Of all parts, in file order; side tensors are with their matrix.
     """
 
@@ -49,7 +52,7 @@ class GGUFModel:
     parts: tuple[Path, ...]
     n_bytes: int
     header: Header
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, T]
 
     @property
     def metadata(self) -> Mapping[str, KeyValue]:
@@ -94,9 +97,19 @@ class GGUFModel:
         """Number of weights in all tensors."""
         return sum(tensor.n_weights for tensor in self.tensors.values())
 
-    def with_tensors(self, tensors: Mapping[str, StoredTensor]) -> "GGUFModel":
+    def with_tensors(self, tensors: Mapping[str, StoredTensor]) -> "GGUFModel[StoredTensor]":
         """The same model with others in the place of some tensors."""
-        return replace(self, tensors=MappingProxyType({**self.tensors, **tensors}))
+        changed: GGUFModel[StoredTensor] = self
+        return replace(changed, tensors=MappingProxyType({**self.tensors, **tensors}))
+
+    def without(self, names: Collection[str]) -> "GGUFModel[T]":
+        """The same model without some tensors."""
+        kept = {name: each for name, each in self.tensors.items() if name not in names}
+        return replace(self, tensors=MappingProxyType(kept))
+
+    def fitted(self, names: Collection[str]) -> "GGUFModel[T]":
+        """The same model: it has one layout."""
+        return self
 
     def fingerprint(self) -> str:
         """A digest of names, sizes, times of change and headers of the files, as they are now.
@@ -114,7 +127,7 @@ class GGUFModel:
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def open_gguf(path: str | os.PathLike[str]) -> GGUFModel:
+def open_gguf(path: str | os.PathLike[str]) -> GGUFModel[Tensor]:
     """Open a GGUF file; one part of a split file stands for all of them.
 
     Parameters

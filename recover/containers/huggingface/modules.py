@@ -1,14 +1,17 @@
 """The arrays of one module of a Hugging Face folder, from which its weight is to be read."""
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._files import UnreadableError, read_bytes
 from recover._text import quoted
-from recover.containers.safetensors.reader import Tensor
+from recover.containers.safetensors.reader import Model, Tensor
 from recover.errors import SafetensorsError
 from recover.quants import F32Array
 
@@ -16,6 +19,7 @@ FLOATS = ("F32", "F16", "BF16")
 
 _NUMBERS = {
     "I8": "<i1",
+    "I16": "<i2",
     "U8": "<u1",
     "F8_E4M3": "<u1",
     "F8_E5M2": "<u1",
@@ -96,3 +100,64 @@ def as_float32(tensor: Tensor, numbers: NDArray[Any]) -> F32Array:
         return (numbers.astype(np.uint32, order="C") << np.uint32(16)).view(np.float32)
     with np.errstate(invalid="ignore"):
         return numbers.astype(np.float32, order="C")
+
+
+_CONFIG_KEYS = ("quantization_config", "quantization", "compression_config")
+_RECIPE, _MOST_RECIPE = "recipe.yaml", 1 << 20
+_PARAMETER = ".weight."
+
+
+def read_recipe(folder: Path) -> str:
+    """The text of ``recipe.yaml``; empty if there is none that can be read."""
+    try:
+        return bytes(read_bytes(folder / _RECIPE, _MOST_RECIPE)).decode("utf-8", "replace")
+    except UnreadableError:
+        return ""
+
+
+def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entry of ``config.json`` that tells how weights are quantized; empty if there is none."""
+    for part in (config, config.get("text_config")):
+        for key in _CONFIG_KEYS:
+            found = part.get(key) if isinstance(part, Mapping) else None
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The module that an array belongs to, and what it is there.
+
+    ``a.up_proj.weight.absmax`` is ``weight.absmax`` of ``a.up_proj``.
+    """
+    stem, parameter, leaf = name.partition(_PARAMETER)
+    if parameter:
+        return stem, f"weight.{leaf}"
+    stem, _, leaf = name.rpartition(".")
+    return stem, leaf
+
+
+def modules_of(model: Model, recipe: str) -> list[Module]:
+    """The modules of the files, in order.
+
+    Parameters
+    ----------
+    model : Model
+        The opened files.
+    recipe : str
+        See `Module.recipe`.
+    """
+    config = quantization_of(model.config)
+    found: dict[str, dict[str, Tensor]] = {}
+    for tensor in model.tensors.values():
+        stem, leaf = split_name(tensor.name)
+        found.setdefault(stem, {})[leaf] = tensor
+    return [
+        Module(stem, tensors, settings_of(config, stem), recipe) for stem, tensors in found.items()
+    ]
+
+
+def settings_of(config: Mapping[str, Any], stem: str) -> Mapping[str, Any]:
+    """The settings for a module: MLX has some of their own for some modules."""
+    own = config.get(stem)
+    return ChainMap(own, dict(config)) if isinstance(own, dict) else config

@@ -246,7 +246,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> Model:
     Parameters
     ----------
     path : path-like
-        A file, or a folder with ``model.safetensors.index.json`` or ``model.safetensors``.
+        A file, or a folder: the files that ``model.safetensors.index.json`` names, or all of them
+        if there is none.
 
     Returns
     -------
@@ -296,10 +297,10 @@ def _indexed_files(folder: Path) -> dict[Path, set[str] | None]:
     """The files of a model folder, and what the index says that each holds."""
     index = folder / INDEX
     if not index.exists():
-        single = folder / "model.safetensors"
-        if single.exists():
-            return {single: None}
-        raise SafetensorsError(f"{printable(folder)}: holds neither {INDEX} nor {single.name}")
+        found = sorted(folder.glob("*.safetensors"))
+        if found:
+            return dict.fromkeys(found)
+        raise SafetensorsError(f"{printable(folder)}: holds no safetensors files{_others(folder)}")
     shown = printable(index)
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -313,6 +314,17 @@ def _indexed_files(folder: Path) -> dict[Path, set[str] | None]:
         if names is not None:
             names.add(name)
     return dict(sorted(files.items()))
+
+
+def _others(folder: Path) -> str:
+    """What to say of a folder that has its weights in other files."""
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    if not pickles:
+        return ""
+    return (
+        f", but {some([quoted(name) for name in pickles])}: pickles can run code, and are not read;"
+        " load the model with the program that wrote it, and save it as safetensors"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

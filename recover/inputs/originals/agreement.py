@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from recover._text import printable, quoted, some
 from recover.containers.model import Model, StoredTensor
+from recover.inputs.alignment import is_absent
 from recover.inputs.descent import FLOATS, Trial
 from recover.inputs.originals.origin import find_original
 from recover.inputs.provenance import confines
@@ -40,10 +41,11 @@ def with_originals(
     sampler = Sampler()
     for name in names:
         tensors = [model.tensors[name] for model in models]
-        if any(isinstance(tensor.type, FloatType | OpaqueType) for tensor in tensors):
+        present = [tensor for tensor in tensors if not is_absent(tensor)]
+        if any(isinstance(tensor.type, FloatType | OpaqueType) for tensor in present):
             continue
         for i, model in enumerate(models):
-            found = find_original(tensors[i])
+            found = None if is_absent(tensors[i]) else find_original(tensors[i])
             if found is None:
                 continue
             tensor, what = found

@@ -6,65 +6,48 @@ BF16 holds every weight.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from recover.containers.huggingface.formats.fp8 import (
+    ACTIVATION_LEAVES,
+    SCALE_LEAVES,
+    as_matrix,
+    e4m3,
+    find_scale,
+    parse,
+)
 from recover.containers.huggingface.modules import Module, values
 from recover.containers.safetensors.reader import Tensor
 from recover.reblock.floats import F64Array, decode_floats
 from recover.reblock.schemes.base import FloatRows, Weight
 
-_SCALES = ("weight_scale_inv", "weight_scale")
-_IGNORED = ("input_scale", "output_scale")
-_MOST_SCALES = 1 << 22
-_SCALE_TYPES = ("F32", "BF16", "F16", "F8_E8M0")
-
-
-def _e4m3() -> NDArray[np.float64]:
-    """What the 256 codes mean: 4 exponent bits of bias 7, 3 bits of mantissa, no infinity."""
-    code = np.arange(256)
-    exponent, mantissa = (code >> 3) & 15, code & 7
-    magnitude = np.where(
-        exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0)
-    )
-    magnitude[(code & 127) == 127] = np.nan
-    return np.where(code & 128, -magnitude, magnitude)
-
-
-_E4M3 = _e4m3()
+_E4M3 = e4m3()
 
 
 def read(module: Module) -> Weight | None:
     """The weight of a module that is stored as FP8."""
-    weight = module.tensors.get("weight")
-    leaf = next((each for each in _SCALES if each in module.tensors), None)
+    weight, leaf = module.tensors.get("weight"), find_scale(module)
     if weight is None or weight.dtype != "F8_E4M3" or leaf is None:
         return None
-    weight = module.take("weight", ("F8_E4M3",), 2)
-    (n_rows, row_length), codes = weight.shape, values(weight)
-    scale = module.tensors[leaf]
-    if scale.dtype not in _SCALE_TYPES or not scale.n_weights:
-        raise module.error(f"{leaf} is {scale.dtype} of shape {list(scale.shape)}")
-    if scale.n_weights > _MOST_SCALES:
-        raise module.error(f"{leaf} has {scale.n_weights} scales; at most {_MOST_SCALES} are read")
-    scales = _scale_values(scale)
-    high, wide = _tile(module, leaf, n_rows, row_length, scales.shape)
+    stored = parse(module, ("F8_E4M3",), leaf)
+    n_rows, row_length, codes = stored.n_rows, stored.row_length, values(stored.weight)
+    scales = _scale_values(stored.scale)
 
     def reference(first: int, last: int) -> F64Array:
-        rows = scales[np.arange(first, last) // high]
-        per_weight = np.repeat(rows, wide, 1)[:, :row_length]
+        rows = scales[np.arange(first, last) // stored.high]
+        per_weight = np.repeat(rows, stored.wide, 1)[:, :row_length]
         with np.errstate(invalid="ignore"):
             return _E4M3[codes[first:last]] * per_weight
 
     return Weight(
-        stored_as=f"FP8 x {scale.dtype}",
+        stored_as=f"FP8 x {stored.scale.dtype}",
         rows=FloatRows(
             n_rows=n_rows,
             row_length=row_length,
-            group=min(wide, row_length),
+            group=min(stored.wide, row_length),
             obstacle=_obstacle(scales, leaf),
             reference=reference,
         ),
-        leaves=frozenset({"weight", *_SCALES, *_IGNORED}),
+        leaves=frozenset({"weight", *SCALE_LEAVES, *ACTIVATION_LEAVES}),
         note="every scale is a power of two",
     )
 
@@ -76,29 +59,7 @@ def _scale_values(scale: Tensor) -> F64Array:
         found = np.where(scale.raw == 255, np.nan, np.exp2(exponents))
     else:
         found = decode_floats(scale.raw, scale.dtype)
-    n_columns = scale.shape[-1] if len(scale.shape) == 2 else 1
-    return found.reshape(-1, n_columns)
-
-
-def _tile(
-    module: Module, leaf: str, n_rows: int, row_length: int, shape: tuple[int, ...]
-) -> tuple[int, int]:
-    """Rows and columns that share a scale."""
-    if shape == (1, 1):
-        return n_rows, row_length
-    if shape == (n_rows, 1):
-        return 1, row_length
-    sizes = module.config.get("weight_block_size") or [128, 128]
-    is_pair = isinstance(sizes, list) and len(sizes) == 2
-    if not is_pair or not all(type(n) is int and n > 0 for n in sizes):
-        raise module.error("weight_block_size is no pair of sizes")
-    high, wide = sizes
-    if shape != (-(-n_rows // high), -(-row_length // wide)):
-        raise module.error(
-            f"{leaf} has the shape {list(shape)}, which is no scale per tile of {high} x {wide} of"
-            f" {n_rows} x {row_length} weights"
-        )
-    return high, wide
+    return found.reshape(as_matrix(scale))
 
 
 def _obstacle(scales: F64Array, leaf: str) -> str:

@@ -7,36 +7,25 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
+from recover.containers.huggingface.formats.mlx import LEAVES, is_stored, packed
+from recover.containers.huggingface.modules import Module, as_float32, values
 from recover.inputs.originals.packing import I8Array, nibbles_along_rows
 from recover.quants import F32Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
 from recover.reblock.schemes.base import FloatRows, Weight, unpacked
 
-_LEAVES = frozenset({"weight", "scales", "biases"})
-
 
 def read(module: Module) -> Weight | None:
     """The weight of a module that MLX quantized."""
-    if not _LEAVES.issubset(module.tensors) or module.tensors["weight"].dtype != "U32":
+    if not is_stored(module):
         return None
-    weight = module.take("weight", ("U32",), 2)
-    scale = module.take("scales", FLOATS, 2)
-    bias = module.take("biases", FLOATS, 2)
-    n_rows, n_groups = scale.shape
-    module.expect("biases", (n_rows, n_groups))
-    n_words = weight.shape[1]
-    # bits * group = bits of a row / groups
-    bits_per_group = 32 * n_words // n_groups
-    group = module.integer("group_size")
-    if group is None or group < 1 or bits_per_group % group:
-        raise module.error("the configuration does not give MLX's group_size")
-    n_bits = bits_per_group // group
-    row_length = group * n_groups
-    if n_bits not in (2, 4, 8) or weight.shape != (n_rows, row_length * n_bits // 32):
+    found = packed(module)
+    scale, bias, n_bits, group = found.scales, found.biases, found.n_bits, found.group
+    n_rows, row_length, n_groups = found.n_rows, found.row_length, scale.shape[1]
+    if n_bits not in (2, 4, 8):
         raise module.error(f"MLX with {n_bits} bits is not supported")
-    words = values(weight)
+    words = values(found.weight)
     all_scales, all_biases = values(scale), values(bias)
 
     def codes(first: int, last: int, out: I8Array) -> None:
@@ -76,4 +65,4 @@ def read(module: Module) -> Weight | None:
             obstacle=obstacle,
             reference=reference,
         )
-    return Weight(stored_as=f"MLX {n_bits}-bit", rows=rows, leaves=_LEAVES)
+    return Weight(stored_as=f"MLX {n_bits}-bit", rows=rows, leaves=LEAVES)

@@ -1,0 +1,114 @@
+"""Codes of a few bits that are packed into bytes: to one byte each."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._compiled.jit import kernel
+from recover.quants import U8Array
+
+
+@kernel
+def unpack_rows(
+    packed: NDArray[np.uint8], n_bits: int, row_length: int, start: int, codes: U8Array
+) -> None:
+    """Codes of up to 8 bits along the rows of a matrix, the first code in the lowest bits.
+
+    Parameters
+    ----------
+    packed : uint8 (n_rows, n_bytes)
+        Each row begins with a byte of its own.
+    n_bits, row_length : int
+        Bits of a code, and codes of a row.
+    start : int
+        The first code to unpack, counted over all rows.
+    codes : uint8 (n,)
+        To be filled.
+    """
+    n, i = codes.size, 0
+    row, column = start // row_length, start % row_length
+    while i < n:
+        m = min(n - i, row_length - column)
+        line, out = packed[row], codes[i : i + m]
+        if n_bits == 8:
+            for k in range(m):
+                out[k] = line[column + k]
+        elif n_bits == 4:
+            for k in range(m):
+                at = column + k
+                out[k] = (line[at >> 1] >> np.uint8(4 * (at & 1))) & np.uint8(15)
+        else:
+            mask = np.uint32((1 << n_bits) - 1)
+            for k in range(m):
+                bit = (column + k) * n_bits
+                word, shift = np.uint32(line[bit >> 3]), bit & 7
+                if shift + n_bits > 8:
+                    word |= np.uint32(line[(bit >> 3) + 1]) << np.uint32(8)
+                out[k] = np.uint8((word >> np.uint32(shift)) & mask)
+        i, row, column = i + m, row + 1, 0
+
+
+@kernel
+def unpack_columns(
+    packed: NDArray[np.uint8], n_bits: int, row_length: int, start: int, codes: U8Array
+) -> None:
+    """Codes of up to 8 bits in 32-bit words along the columns of the stored array.
+
+    As `unpack_rows`; what is a row of the matrix is a column here.
+
+    Parameters
+    ----------
+    packed : uint8 (row_length * n_bits / 32, n_rows, 4)
+        Little-endian words; code k of row n begins at bit ``k * n_bits`` of column n.
+    """
+    n, i = codes.size, 0
+    mask = np.uint32((1 << n_bits) - 1)
+    row, column = start // row_length, start % row_length
+    while i < n:
+        m = min(n - i, row_length - column)
+        for k in range(m):
+            bit = (column + k) * n_bits
+            at, shift = bit >> 3, bit & 7
+            word = np.uint32(packed[at >> 2, row, at & 3])
+            if shift + n_bits > 8:
+                word |= np.uint32(packed[(at + 1) >> 2, row, (at + 1) & 3]) << np.uint32(8)
+            codes[i + k] = np.uint8((word >> np.uint32(shift)) & mask)
+        i, row, column = i + m, row + 1, 0
+
+
+@kernel
+def unpack_fields(
+    packed: NDArray[np.uint8], n_bits: int, highest: int, span: int, start: int, codes: U8Array
+) -> None:
+    """Codes in words, of which the first part of all codes has the highest bits.
+
+    Parameters
+    ----------
+    packed : uint8 (span, bytes of a word)
+        Little-endian words.
+    n_bits : int
+        Bits of a code.
+    highest : int
+        Where the codes of the first part are: so many bits from the lowest.
+    span : int
+        Codes of a part, one in each word.
+    start : int
+        The first code to unpack.
+    codes : uint8 (n,)
+        To be filled.
+    """
+    n, i = codes.size, 0
+    n_bytes, mask = packed.shape[1], np.uint32((1 << n_bits) - 1)
+    part, at = start // span, start % span
+    while i < n:
+        m = min(n - i, span - at)
+        shift = highest - part * n_bits
+        first, rest = shift >> 3, np.uint32(shift & 7)
+        line, out = packed[at : at + m], codes[i : i + m]
+        if first + 1 < n_bytes:
+            for k in range(m):
+                word = np.uint32(line[k, first]) | np.uint32(line[k, first + 1]) << np.uint32(8)
+                out[k] = np.uint8((word >> rest) & mask)
+        else:
+            for k in range(m):
+                out[k] = np.uint8((np.uint32(line[k, first]) >> rest) & mask)
+        i, part, at = i + m, part + 1, 0

@@ -1,0 +1,84 @@
+"""Codes that make up for each other's errors, which GPTQ and its kin choose: `CompensatedMatrix`.
+
+Such a code is the rounded sum of a weight and of what the errors of earlier codes in its row add to
+it. It confines the weight to no interval; it is the weight with an error that looks normal, of a
+variance that is the same multiple of the squared scale all over a matrix. What the multiple is
+depends on the layer's inputs, which the file does not tell; beside another input it is measured.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.containers.huggingface.formats._columns import state_groups, state_scattered
+from recover.quants import F32Array, IntervalType, U8Array
+
+TYPICAL_NOISE = 1.4 / 12
+"""Mean square error in units of the squared scale: 1.3 to 1.7 times that of rounded weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompensatedMatrix:
+    """A matrix of such codes; see `recover.containers.huggingface.formats.base.Matrix`.
+
+    Attributes
+    ----------
+    n_rows, row_length, type, seen_as, leaves, label
+        See `Matrix`.
+    group : int
+        Weights along a row that share a scale, where the columns are in order.
+    places : int32 (2, row_length) or None
+        Where the code of each column is in its row, and its group, where they are not.
+    codes : callable
+        ``codes(first, last, out: uint8 (last - first, row_length))``: of rows.
+    scales, zeros : callable
+        ``scales(first, last) -> float32 (last - first, n_groups)``. A weight is code less zero
+        point, times scale.
+    noise : float
+        Mean square error in units of the squared scale.
+    """
+
+    n_rows: int
+    row_length: int
+    type: IntervalType
+    seen_as: str
+    leaves: frozenset[str]
+    label: str
+    group: int
+    places: NDArray[np.int32] | None
+    codes: Callable[[int, int, U8Array], None]
+    scales: Callable[[int, int], F32Array]
+    zeros: Callable[[int, int], F32Array]
+    noise: float = TYPICAL_NOISE
+
+    @property
+    def has_cells(self) -> bool:
+        """No."""
+        return False
+
+    def with_noise(self, noise: float) -> "CompensatedMatrix":
+        """The same, with the error that was measured beside another input."""
+        return replace(self, noise=noise)
+
+    def intervals(
+        self,
+        start: int,
+        end: int,
+        value: F32Array,
+        lower: F32Array,
+        upper: F32Array,
+        variance: F32Array,
+    ) -> None:
+        """See `Matrix.intervals`."""
+        lower[:], upper[:] = -np.inf, np.inf
+        first, last = start // self.row_length, -(-end // self.row_length)
+        codes = np.empty((last - first, self.row_length), np.uint8)
+        self.codes(first, last, codes)
+        table = codes, self.scales(first, last), self.zeros(first, last)
+        noise, begin = np.float32(self.noise), start - first * self.row_length
+        if self.places is None:
+            state_groups(*table, self.group, noise, begin, value, variance)
+        else:
+            state_scattered(*table, self.places, noise, begin, value, variance)

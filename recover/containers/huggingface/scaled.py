@@ -1,0 +1,217 @@
+"""Matrices whose columns or rows were scaled before they were quantized: AWQ, SmoothQuant.
+
+A column of the stored weights is that of the original times a scale; a row is that of the original
+over one. The scales make codes spend their errors where they matter least, and other tensors of the
+folder take them back: norms, and matrices in front. So nothing that is stored is the original's,
+and neither are those norms. Beside an input that has the original's the scales can be found (see
+`recover.inputs.scaled`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recover._compiled.jit import kernel
+from recover.containers.huggingface.formats.base import Matrix
+from recover.quants import F32Array, IntervalType
+
+_DEVIATIONS = np.float32(3)
+_ULPS = np.float32(2.0**-21)
+_FAR = np.float32(np.inf)
+_ONE = np.float32(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """Scales of columns or rows, as far as they are known.
+
+    Attributes
+    ----------
+    values : float32 (n,)
+        Of a column: stored over original. Of a row: original over stored.
+    deviations : float32 (n,)
+        Standard deviations to expect, relative; infinite where nothing is known.
+    """
+
+    values: F32Array
+    deviations: F32Array
+
+
+def no_scales(n: int) -> Scales:
+    """Of columns or rows that were not scaled."""
+    return Scales(np.ones(n, np.float32), np.zeros(n, np.float32))
+
+
+@dataclass(frozen=True)
+class ScaledMatrix:
+    """The weights of a module as another original's: nothing is known until the scales are.
+
+    It has what `recover.containers.huggingface.formats.base.Matrix` asks for, and states values
+    without bounds whose errors are not known, so that an estimate takes no notice of them.
+
+    Attributes
+    ----------
+    stored : Matrix
+        What is stored of the scaled weights.
+    """
+
+    stored: Matrix
+
+    @property
+    def n_rows(self) -> int:
+        """Outputs."""
+        return self.stored.n_rows
+
+    @property
+    def row_length(self) -> int:
+        """Inputs."""
+        return self.stored.row_length
+
+    @property
+    def type(self) -> IntervalType:
+        """See `Matrix`."""
+        return self.stored.type
+
+    @property
+    def has_cells(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def seen_as(self) -> str:
+        """See `Matrix`."""
+        return self.stored.seen_as
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """See `Matrix`."""
+        return self.stored.leaves
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.stored.label
+
+    def intervals(
+        self,
+        start: int,
+        end: int,
+        value: F32Array,
+        lower: F32Array,
+        upper: F32Array,
+        variance: F32Array,
+    ) -> None:
+        """See `Matrix.intervals`."""
+        self.stored.intervals(start, end, value, lower, upper, variance)
+        lower[:], upper[:], variance[:] = -np.inf, np.inf, np.inf
+
+    def with_scales(self, columns: Scales | None, rows: Scales | None = None) -> "UnscaledMatrix":
+        """The original's weights, by scales (row_length,) and (n_rows,); None if there are none."""
+        return UnscaledMatrix(
+            self.stored,
+            no_scales(self.row_length) if columns is None else columns,
+            no_scales(self.n_rows) if rows is None else rows,
+        )
+
+
+@dataclass(frozen=True)
+class UnscaledMatrix:
+    """The original's weights: those stored, times the scales of rows, over those of columns.
+
+    Bounds are wider by three standard deviations of the scales.
+
+    Attributes
+    ----------
+    stored : Matrix
+        What is stored of the scaled weights.
+    columns, rows : Scales
+        (row_length,) and (n_rows,).
+    """
+
+    stored: Matrix
+    columns: Scales
+    rows: Scales
+
+    @property
+    def n_rows(self) -> int:
+        """Outputs."""
+        return self.stored.n_rows
+
+    @property
+    def row_length(self) -> int:
+        """Inputs."""
+        return self.stored.row_length
+
+    @property
+    def type(self) -> IntervalType:
+        """See `Matrix`."""
+        return self.stored.type
+
+    @property
+    def has_cells(self) -> bool:
+        """See `Matrix`."""
+        return self.stored.has_cells
+
+    @property
+    def seen_as(self) -> str:
+        """See `Matrix`."""
+        return self.stored.seen_as
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """See `Matrix`."""
+        return self.stored.leaves
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.stored.label}, scales undone"
+
+    def intervals(
+        self,
+        start: int,
+        end: int,
+        value: F32Array,
+        lower: F32Array,
+        upper: F32Array,
+        variance: F32Array,
+    ) -> None:
+        """See `Matrix.intervals`."""
+        self.stored.intervals(start, end, value, lower, upper, variance)
+        columns = self.columns.values, self.columns.deviations
+        rows = self.rows.values, self.rows.deviations
+        _unscale(start, columns, rows, value, lower, upper, variance)
+
+
+@kernel
+def _unscale(
+    start: int,
+    columns: tuple[F32Array, F32Array],
+    rows: tuple[F32Array, F32Array],
+    value: F32Array,
+    lower: F32Array,
+    upper: F32Array,
+    variance: F32Array,
+) -> None:
+    """Undo scales from flat position `start` on; see `UnscaledMatrix`."""
+    row_length = columns[0].size
+    at = 0
+    while at < value.size:
+        row, k = (start + at) // row_length, (start + at) % row_length
+        n = min(row_length - k, value.size - at)
+        scale, deviation = rows[0][row], rows[1][row]
+        for i in range(at, at + n):
+            factor = scale / columns[0][k + i - at]
+            off = columns[1][k + i - at] + deviation
+            wide = _DEVIATIONS * off + _ULPS
+            known = abs(factor) < _FAR and factor > 0 and wide < _ONE
+            factor = factor if known else _ONE
+            x, low, high = value[i] * factor, lower[i] * factor, upper[i] * factor
+            low *= _ONE + wide if low < 0 else _ONE - wide
+            high *= _ONE - wide if high < 0 else _ONE + wide
+            error = variance[i] * factor * factor + x * x * off * off
+            value[i] = x
+            lower[i] = low if known else -_FAR
+            upper[i] = high if known else _FAR
+            variance[i] = error if known else _FAR
+        at += n

@@ -1,0 +1,152 @@
+"""Tensors of a folder as GGUF files have them: rows put in order, experts stacked."""
+
+from abc import ABC
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._compiled.jit import kernel
+from recover.containers.huggingface.rows import Piece, Rows
+from recover.containers.model import BlockTensor
+from recover.errors import QuantError
+from recover.quants import GROUP, F32Array, FloatType, IntervalType, U8Array
+
+_ROUNDING = {
+    "BF16": (np.float32(2.0**-8), np.float32(2.0**-134)),
+    "F16": (np.float32(2.0**-11), np.float32(2.0**-25)),
+}
+"""How far a number may be from what it is rounded to, relatively and absolutely: half a unit in the
+last place, of 8 or 11 significand bits."""
+
+
+@dataclass(frozen=True, eq=False)
+class FolderTensor(BlockTensor, ABC):
+    """A tensor of a folder (see `recover.containers.model.StoredTensor`).
+
+    Attributes
+    ----------
+    name : str
+        In GGUF files.
+    dims : tuple of int
+        Row length first.
+    runs : tuple of Rows
+        What it is made of, one below the other.
+    n_stored : int
+        Bytes of the arrays that it is stored in.
+    """
+
+    name: str
+    dims: tuple[int, ...]
+    runs: tuple[Rows, ...]
+    n_stored: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the arrays that it is stored in."""
+        return self.n_stored
+
+    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+        """The stored weights of a range, in order."""
+        ends = self._ends
+        number = int(np.searchsorted(ends, start, "right"))
+        at = start
+        while at < end:
+            first = int(ends[number - 1]) if number else 0
+            upto = min(end, int(ends[number]))
+            yield from self.runs[number].pieces(at - first, upto - first, at - start)
+            at, number = upto, number + 1
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """Weights up to the end of each run."""
+        return np.cumsum([run.n_rows * run.matrix.row_length for run in self.runs])
+
+
+@dataclass(frozen=True, eq=False)
+class FloatTensor(FolderTensor):
+    """A tensor that is not quantized."""
+
+    @property
+    def type(self) -> FloatType:
+        """How it is stored."""
+        return self.runs[0].matrix.type
+
+    def part(self, start: int, end: int) -> U8Array:
+        """The stored bytes of weights `start` to `end`."""
+        parts = [each.matrix.part(each.start, each.end) for each in self.pieces(start, end)]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        # Arrays of safetensors files may begin anywhere.
+        is_aligned = whole.ctypes.data % self.type.type_size == 0
+        return whole if is_aligned else whole.copy()
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor(FolderTensor):
+    """A tensor that states an interval for each weight."""
+
+    @cached_property
+    def type(self) -> IntervalType:
+        """How it is stored; of several types the coarsest."""
+        kinds = {run.matrix.type for run in self.runs}
+        return max(kinds, key=lambda kind: kind.relative_mse)
+
+    @cached_property
+    def has_cells(self) -> bool:
+        """Whether the codes confine the weights."""
+        return all(run.matrix.has_cells for run in self.runs)
+
+    @property
+    def label(self) -> str:
+        """How it is stored, for people."""
+        return ", ".join(dict.fromkeys(run.matrix.label for run in self.runs))
+
+    def intervals(
+        self,
+        start: int,
+        end: int,
+        value: F32Array,
+        lower: F32Array,
+        upper: F32Array,
+        variance: F32Array,
+    ) -> None:
+        """See `recover.quants.IntervalTensor`; the bounds confine the original's weights."""
+        for matrix, first, last, at in self.pieces(start, end):
+            part = slice(at, at + last - first)
+            own = value[part], lower[part], upper[part]
+            matrix.intervals(first, last, *own, variance[part])
+            if matrix.seen_as != "F32":
+                widen(lower[part], upper[part], *_ROUNDING[matrix.seen_as])
+
+    def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
+        """See `recover.containers.model.StoredTensor.read`."""
+        value = np.empty(end - start, np.float32) if out is None else out
+        self.intervals(start, end, value, *np.empty((3, end - start), np.float32))
+        return value
+
+    def part(self, start: int, end: int) -> U8Array:
+        """What it states of weights `start` to `end`, which are whole groups of 16.
+
+        For each group 16 values, lower bounds and upper bounds, as float32.
+        """
+        if start % GROUP or end % GROUP:
+            raise QuantError(f"weights {start} to {end} are no whole groups of {GROUP}")
+        stated = np.empty((4, end - start), np.float32)
+        self.intervals(start, end, *stated)
+        groups = stated[:3].reshape(3, -1, GROUP).transpose(1, 0, 2)
+        return np.ascontiguousarray(groups).view(np.uint8).reshape(-1)
+
+
+@kernel
+def widen(lower: F32Array, upper: F32Array, relative: np.float32, absolute: np.float32) -> None:
+    """Bounds of rounded weights become those of the weights before they were rounded.
+
+    ``|x - r| <= relative |r| + absolute`` for the rounded weight r; a thousandth more covers the
+    rounding of this arithmetic.
+    """
+    relative *= np.float32(1.001)
+    for i in range(lower.size):
+        lower[i] -= relative * abs(lower[i]) + absolute
+        upper[i] += relative * abs(upper[i]) + absolute

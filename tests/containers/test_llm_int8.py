@@ -1,0 +1,69 @@
+"""LLM.int8 weights: what their codes prove of the weights."""
+
+import numpy as np
+import pytest
+
+from recover.containers.huggingface.formats import read_matrix
+from recover.errors import SafetensorsError
+from tests.support.encoders.bitsandbytes import encode_int8
+from tests.support.foreign_modules import (
+    FLOATS,
+    heavy_tailed,
+    module_of,
+    n_outside,
+    rounded,
+    state,
+)
+from tests.support.format_checks import check_hostile, check_matrix, check_widened, matrix_of
+from tests.support.golden import golden
+
+
+def check(rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    w = heavy_tailed(rng, *shape)
+    matrix = matrix_of(encode_int8(w))
+    assert matrix.seen_as == "F16"
+    check_matrix(matrix, rounded(w, "F16"))
+    for original in FLOATS:
+        x = rounded(w, original)
+        check_widened(matrix_of(encode_int8(x)), x)
+
+
+def test_weights_lie_in_their_cells(rng: np.random.Generator) -> None:
+    check(rng, (91, 1000))
+
+
+@pytest.mark.slow
+def test_many_weights_lie_in_their_cells(rng: np.random.Generator) -> None:
+    check(rng, (4000, 2501))
+
+
+def test_bitsandbytes() -> None:
+    case = golden("llm_int8")
+    matrix = read_matrix(case.module)
+    assert matrix is not None
+    stated = state(matrix)
+    np.testing.assert_array_equal(stated.value.reshape(case.decoded.shape), case.decoded)
+    assert n_outside(stated, case.original) == 0
+    own = module_of(encode_int8(case.original))
+    for leaf, tensor in own.tensors.items():
+        np.testing.assert_array_equal(tensor.raw, case.module.tensors[leaf].raw)
+
+
+def test_no_weight_is_larger_than_the_largest(rng: np.random.Generator) -> None:
+    arrays = encode_int8(heavy_tailed(rng, 16, 64))
+    stated = state(matrix_of(arrays))
+    largest = arrays["SCB"].repeat(64) * np.float32(1 + 1e-5)
+    assert np.all(stated.upper <= largest)
+    assert np.all(stated.lower >= -largest)
+
+
+def test_orders_of_tiles_are_refused(rng: np.random.Generator) -> None:
+    arrays = encode_int8(heavy_tailed(rng, 16, 64))
+    without = {leaf: each for leaf, each in arrays.items() if leaf != "weight_format"}
+    assert matrix_of(without).label == "LLM.int8"
+    with pytest.raises(SafetensorsError, match="order of tiles"):
+        matrix_of({**arrays, "weight_format": np.array(2, np.uint8)})
+
+
+def test_damaged_modules(rng: np.random.Generator) -> None:
+    assert check_hostile(encode_int8(heavy_tailed(rng, 8, 32))) > 25
