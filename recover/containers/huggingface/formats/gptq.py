@@ -124,8 +124,8 @@ def read(module: Module) -> CompensatedMatrix | None:
     rotation = _rotation(module)
     if rotation:
         raise module.error(
-            f"the weights were rotated ({quoted(rotation)}) before they were quantized, so that none"
-            " of them is the original's; leave this folder out"
+            f"the weights were rotated ({quoted(rotation)}) before they were quantized, so that"
+            " none of them is the original's; leave this folder out"
         )
     form = module.config.get("checkpoint_format")
     if form not in (None, "gptq", "gptq_v2"):
