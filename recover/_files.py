@@ -147,3 +147,12 @@ def map_opened(file: Opened, before_end: Iterable[Callable[[], object]] = ()) ->
     block = (ctypes.c_ubyte * file.n_bytes).from_address(address)
     weakref.finalize(block, end).atexit = False
     return np.frombuffer(memoryview(block).toreadonly(), np.uint8)
+
+
+def write_all(descriptor: int, data: bytes | memoryview, position: int) -> int:
+    """Write bytes at a position of an open file; where they end. `OSError` as of `os.pwrite`."""
+    view = memoryview(data).cast("B")
+    while view:
+        n_written = os.pwrite(descriptor, view, position)
+        view, position = view[n_written:], position + n_written
+    return position

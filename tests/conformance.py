@@ -67,7 +67,7 @@ def weights(kind: TensorType, seed: int = 1) -> F32:
 def columns(kind: TensorType) -> F32:
     """An importance matrix."""
     n = weights(kind).shape[1]
-    matrix: F32 = np.random.default_rng(2).lognormal(size=n).astype(np.float32)
+    matrix: F32 = np.random.default_rng(2).lognormal(size=(n,)).astype(np.float32)
     return matrix
 
 
@@ -117,6 +117,7 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_tables
         yield check_decoding_is_scale_times_level
         yield check_unpacking_in_parts
+        yield check_integers
         yield check_levels_lie_in_their_cells
         yield check_weights_lie_in_their_cells
         yield check_noise
@@ -293,7 +294,7 @@ def check_numbers_that_are_rounded_to_it(kind: TensorType) -> None:
     if kind.narrow is None:
         return
     x = weights(kind).reshape(-1)
-    lower, upper = np.full((2, x.size), np.inf, np.float32) * np.float32([[-1], [1]])
+    lower, upper = np.full((2, x.size), np.inf, np.float32) * np.array([[-1], [1]], np.float32)
     kind.narrow(quantize(x, kind), lower, upper)
     assert (lower <= x).all()
     assert (x <= upper).all()
@@ -302,7 +303,7 @@ def check_numbers_that_are_rounded_to_it(kind: TensorType) -> None:
     nothing = np.full(4, np.nan, np.float32)
     raw = np.empty(4 * kind.type_size, np.uint8)
     kind.encode(nothing, raw)
-    lower, upper = np.float32([[-1] * 4, [1] * 4])
+    lower, upper = np.array([[-1] * 4, [1] * 4], np.float32)
     kind.narrow(raw, lower, upper)
     assert lower.tolist() == [-1] * 4
     assert upper.tolist() == [1] * 4
@@ -337,6 +338,22 @@ def check_unpacking_in_parts(kind: TensorType) -> None:
         part = unpacked(kind, raw[start * kind.type_size : end * kind.type_size])
         for i, per_block in enumerate((kind.block_size, *[kind.block_size // GROUP] * 2)):
             assert np.array_equal(part[i], whole[i][start * per_block : end * per_block])
+
+
+def check_integers(kind: TensorType) -> None:
+    """They come back: times the scale, plus the offset, rounded once."""
+    assert isinstance(kind, ScalarType)
+    held, rng = kind.integers, np.random.default_rng(4)
+    if held is None:
+        return
+    integers = rng.integers(held.lowest, held.highest + 1, 8 * kind.block_size).astype(np.int8)
+    integers[:2] = held.lowest, held.highest
+    d, m = rng.standard_normal((2, 4)).astype(np.float16)
+    raw, group = np.empty(kind.n_bytes(integers.size), np.uint8), 2 * kind.block_size
+    held.pack(integers, d.view(np.uint16), m.view(np.uint16), group, raw)
+    exact = integers * np.repeat(d, group).astype(np.float64)
+    exact += np.repeat(m, group) if held.has_offset else 0
+    assert np.array_equal(dequantize(raw, kind), exact.astype(np.float32))
 
 
 def check_levels_lie_in_their_cells(kind: TensorType) -> None:

@@ -27,9 +27,10 @@ def test_tiles_end_after_those_at_hand() -> None:
         if len(done) == 2:
             stopping.request(signal.SIGTERM)
         done.append(tile)
+        time.sleep(0.01)
 
     with pytest.raises(stopping.Stopped) as caught:
-        for_each_tile([10] * 50, [lambda tile: (work(tile), time.sleep(0.01))[0]])
+        for_each_tile([10] * 50, [work])
     assert caught.value.number == signal.SIGTERM
     assert 3 <= len(done) < 30
     assert stopping.is_under_way()

@@ -21,15 +21,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.float16 import all_finite
+from recover._compiled.jit import kernel
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.inputs.provenance import count_marks, marks_hold_with_imatrix, uses_imatrix
-from recover.quants import F32Array, ScalarType, U8Array, dequantize, quantize
+from recover.quants import F32Array, IntervalType, ScalarType, U8Array, dequantize, quantize
 
-CONDITION = "if these bytes are what ggml's encoder made of one original"
-"""What proven bounds depend on, for people."""
+_CONDITION = "if these bytes are what {} made of one original"
+
+
+def condition_of(models: Sequence[Model]) -> str:
+    """What proven bounds depend on, for people."""
+    kinds = {type(each.type) for model in models for each in model.tensors.values()}
+    encoders = "ggml's encoder and those of the other formats"
+    return _CONDITION.format(encoders if IntervalType in kinds else "ggml's encoder")
+
 
 _SURE = 5.0  # standard deviations of a share; by chance once in millions of tensors
 _FEWEST_BLOCKS = 64  # whose share says something
@@ -84,10 +93,8 @@ def check_sources(
     ----------
     sources : sequence of (Model, StoredTensor)
         Tensors of scalar types.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------
@@ -211,12 +218,28 @@ def _runs(n_weights: int, block_size: int) -> list[tuple[int, int]]:
 def _come_back(raw: U8Array, kind: ScalarType) -> NDArray[np.bool_]:
     """For each block whether its decoded weights are encoded to it; broken ones are."""
     decoded: F32Array = dequantize(raw, kind).reshape(-1, kind.block_size)
-    sound = np.asarray(np.isfinite(decoded).all(1))
-    encoded = quantize(np.where(sound[:, None], decoded, np.float32(0)), kind)
-    shape = (-1, kind.type_size)
-    # A block of zeros may have any scale.
-    same: NDArray[np.bool_] = (encoded.reshape(shape) == raw.reshape(shape)).all(1)
-    return same | ~sound | ~decoded.any(1)
+    if not all_finite(decoded.reshape(-1)):
+        decoded[~np.isfinite(decoded).all(1)] = 0
+    same = np.empty(len(decoded), np.bool_)
+    _are_same(decoded, raw, quantize(decoded, kind), same)
+    return same
+
+
+@kernel
+def _are_same(decoded: F32Array, raw: U8Array, encoded: U8Array, same: NDArray[np.bool_]) -> None:
+    """Which blocks, decoded (n_blocks, block_size), have equal bytes (n_bytes,), or only zeros.
+
+    A block of zeros may have any scale.
+    """
+    size = raw.size // same.size
+    for b in range(same.size):
+        is_same = True
+        for i in range(b * size, (b + 1) * size):
+            is_same = is_same and raw[i] == encoded[i]
+        is_zero = True
+        for i in range(decoded.shape[1]):
+            is_zero = is_zero and decoded[b, i] == 0
+        same[b] = is_same or is_zero
 
 
 def _is_usable(raw: U8Array, kind: ScalarType) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from recover._compiled.float16 import f16_to_f32, f32_to_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, splat, store, where
 from recover._text import quoted, some
-from recover.bounds.checks import CONDITION
+from recover.bounds.checks import condition_of
 from recover.bounds.plan import BoundsPlan, TensorPlan, header_with
 from recover.evidence.buffer import Evidence
 from recover.evidence.cells import STRIP, intersect_strip, new_strips
@@ -106,7 +106,7 @@ class BoundsResult:
             "output": None if self.plan.output is None else str(self.plan.output),
             "dtype": self.plan.dtype,
             "inputs": [str(model.path) for model in self.plan.models],
-            "condition": CONDITION,
+            "condition": condition_of(self.plan.models),
             "warnings": [*self.plan.warnings, *self.warnings],
             "seconds": self.seconds,
             "weights_per_second": self.plan.n_weights / self.seconds,
@@ -135,10 +135,8 @@ def execute_bounds(
     ----------
     plan : BoundsPlan
         From `plan_bounds`.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recover._text import printable, quoted, some
 from recover._version import __version__
-from recover.bounds.checks import CONDITION, SourceCheck, check_sources
+from recover.bounds.checks import SourceCheck, check_sources, condition_of
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.containers.safetensors.writer import ITEM_SIZES, Layout, lay_out
@@ -18,8 +18,9 @@ from recover.estimators import DEFAULT_METHOD
 from recover.execution.output import check_output_path
 from recover.execution.tiles import Progress
 from recover.inputs.alignment import align, is_absent
+from recover.inputs.completion import complete
 from recover.inputs.matching import find_twins
-from recover.inputs.open import open_model
+from recover.inputs.open import open_models
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.merge.decide import Decider
 from recover.merge.lineage import METHOD_KEY
@@ -154,7 +155,8 @@ def plan_bounds(
     if path is not None:
         check_output_path(path, [part for model in models for part in model.parts])
     aligned = align(models, tensors)
-    models = aligned.models
+    warnings: list[str] = []
+    models = complete(aligned.models, aligned.names, warnings)
     decider = Decider(models, DEFAULT_METHOD)
     names = [name for name in aligned.names if _holds_weights(name, models)]
     plans = [_plan_tensor(name, models, decider) for name in names]
@@ -166,7 +168,13 @@ def plan_bounds(
     positions = zip(layout.positions[::2], layout.positions[1::2], strict=True)
     placed = [replace(tensor, positions=p) for tensor, p in zip(plans, positions, strict=True)]
     return BoundsPlan(
-        models, path, dtype, tuple(placed), layout.header, layout.n_bytes, _warnings(plans)
+        models,
+        path,
+        dtype,
+        tuple(placed),
+        layout.header,
+        layout.n_bytes,
+        (*warnings, *_warnings(plans)),
     )
 
 
@@ -192,7 +200,7 @@ def _layout(
         {
             "recover.version": __version__,
             "recover.sources": _names(models),
-            "recover.condition": CONDITION,
+            "recover.condition": condition_of(models),
             "recover.not_certified": json.dumps(list(not_certified), ensure_ascii=False),
         },
         n_header,
@@ -233,7 +241,7 @@ def open_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Model, ...]:
     """Open inputs; `PlanError` if there are none."""
     if not inputs:
         raise PlanError("there are no inputs")
-    return tuple(open_model(path) for path in inputs)
+    return open_models(inputs)
 
 
 def _may_confine(model: Model, tensor: StoredTensor) -> bool:

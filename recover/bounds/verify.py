@@ -13,7 +13,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError, QuantError
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
-from recover.inputs.open import open_model
+from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.quants import (
     TILE,
@@ -21,8 +21,8 @@ from recover.quants import (
     FloatType,
     OpaqueType,
     ScalarType,
+    all_types,
     quantize,
-    type_by_name,
 )
 
 _N_FIGURES = 5
@@ -64,7 +64,8 @@ class TensorCheck:
     @property
     def is_quantized(self) -> bool:
         """Whether the input stores codes."""
-        return not isinstance(type_by_name(self.type), FloatType)
+        floats = {kind.name for kind in all_types() if isinstance(kind, FloatType)}
+        return self.type not in floats
 
 
 @dataclass(frozen=True)
@@ -267,10 +268,8 @@ def verify_model(
         GGUF file whose weights are looked at.
     inputs : sequence of path-like
         GGUF files, for instance those that it was merged from.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------
@@ -281,7 +280,7 @@ def verify_model(
     GGUFError, PlanError
         If a file cannot be read, or the files have no weights in common, or shapes differ.
     """
-    checked, others = open_model(model), [open_model(path) for path in inputs]
+    checked, others = open_model(model), open_models(inputs)
     if not others:
         raise PlanError("there are no inputs")
     checks = [_Check(checked, other) for other in others]

@@ -67,10 +67,8 @@ def calibrate(
         Fit weights per part of the layers as well, the layers divided into so many parts.
     leave_out : {"tensor", "layer"}
         What is left out at a time to measure the gain.
-    n_threads : int, optional
-        Default: the cores that this process may use. The result does not depend on it.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``.
+    n_threads, progress : optional
+        See `recover.execution.tiles`. The result does not depend on `n_threads`.
 
     Returns
     -------

@@ -25,8 +25,9 @@ from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import align, is_absent
+from recover.inputs.completion import complete
 from recover.inputs.matching import find_twins, typical_error
-from recover.inputs.open import open_model
+from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import has_cells, witness_of
 from recover.inputs.relations import ANOTHER_MODEL, find_relations
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
@@ -135,10 +136,8 @@ def survey(
         GGUF files quantized from `truth`.
     truth : path-like
         The original, in any type that can be decoded.
-    n_threads : int, optional
-        Default: the cores that this process may use. The sums do not depend on it.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``.
+    n_threads, progress : optional
+        See `recover.execution.tiles`. The sums do not depend on `n_threads`.
 
     Returns
     -------
@@ -154,11 +153,11 @@ def survey(
         If there is nothing to combine, a tensor is missing from the truth or has another shape
         there, or holds NaN or infinities, or the inputs were not quantized from it.
     """
-    models = tuple(open_model(path) for path in inputs)
+    models = open_models(inputs)
     if len(models) < 2:
         raise CalibrationError("a calibration weighs inputs against each other: give two or more")
     aligned = align(models)
-    models = aligned.models
+    models = complete(aligned.models, aligned.names, [])
     original = open_model(truth).fitted(aligned.names)
     jobs = [job for name in aligned.names if (job := _job(name, models, original))]
     if not jobs:

@@ -293,12 +293,20 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         If it cannot be read, is damaged, or of another version.
     """
     try:
-        return _parse(Field(read_document(Path(path)), ""))
+        return read_calibration(read_document(Path(path)))
     except CalibrationError as error:
         raise CalibrationError(f"{printable(path)}: {error}") from None
 
 
-def _parse(document: Field) -> Calibration:
+def read_calibration(stored: dict[str, Any]) -> Calibration:
+    """The calibration of a document (see `Calibration.to_json`).
+
+    Raises
+    ------
+    CalibrationError
+        If it is damaged, or of another version.
+    """
+    document = Field(stored, "")
     if document.value.get("format") != FORMAT:
         raise CalibrationError("is no calibration: its format is not 'recover.calibration'")
     version = document["version"].integer(1)

@@ -12,7 +12,7 @@ import select
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 from recover import _stopping as stopping
@@ -48,12 +48,7 @@ class Signals:
             self._before[signal.Signals(number)] = signal.signal(number, _ask_for_the_end)
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Leave everything as it was."""
         if self._ends is None:
             return

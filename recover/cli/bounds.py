@@ -56,7 +56,7 @@ def run(args: Namespace) -> int:
 
 
 def _print(result: "BoundsResult") -> None:
-    from recover.bounds.checks import CONDITION
+    from recover.bounds.checks import condition_of
     from recover.cli._console import count, print_table, print_written
     from recover.cli._streams import say
 
@@ -70,7 +70,7 @@ def _print(result: "BoundsResult") -> None:
     print_table("", ("tensor:", "inputs:", *figures), rows)
     n_failed = sum(bool(result.failures(index)) for index in range(len(plan.tensors)))
     remark = f"; {n_failed} of {len(plan.tensors)} tensors are not certified" if n_failed else ""
-    say(f"certified {CONDITION}{remark}")
+    say(f"certified {condition_of(result.plan.models)}{remark}")
     if plan.output is not None:
         print_written(plan.output, plan.n_bytes, plan.n_weights, result.seconds)
         return

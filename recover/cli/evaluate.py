@@ -104,7 +104,7 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
     """What makes figures mean less than they seem to."""
     from recover._text import printable, quoted, some
     from recover.containers.gguf.side_scales import unfolded_scale
-    from recover.inputs.open import open_model
+    from recover.inputs.open import open_model, open_models
     from recover.quants import FloatType
 
     warnings = []
@@ -118,8 +118,8 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
                 " weights than those of the others"
             )
     truth = open_model(args.truth).tensors
-    for path in args.models:
-        tensors = open_model(path).tensors
+    for model in open_models(args.models):
+        tensors = model.tensors
         scales = [
             quoted(scale)
             for name in compared
@@ -128,7 +128,7 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
         ]
         if scales:
             warnings.append(
-                f"{printable(path)}: llama.cpp multiplies by {some(scales)}, which"
+                f"{printable(model.path)}: llama.cpp multiplies by {some(scales)}, which"
                 f" {printable(args.truth)} lacks: the figures are of the weights without"
             )
     coarse = [quoted(name) for name in compared if not isinstance(truth[name].type, FloatType)]
@@ -155,9 +155,9 @@ def _check_outputs(args: Namespace) -> None:
 
 def _inputs(args: Namespace) -> list[Path]:
     """Files that must not be overwritten."""
-    from recover.inputs.open import open_model
+    from recover.inputs.open import open_models
 
-    files = [part for path in (*args.models, args.truth) for part in open_model(path).parts]
+    files = [part for each in open_models((*args.models, args.truth)) for part in each.parts]
     return files if args.text is None else [*files, args.text]
 
 

@@ -2,9 +2,11 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from recover.errors import QuantError
 
 if TYPE_CHECKING:
     from recover.quantize.execute import QuantizeResult
@@ -13,17 +15,37 @@ if TYPE_CHECKING:
 NAME = "quantize"
 SUMMARY = "Quantize a file, byte for byte as llama.cpp does"
 
-_TYPES = (
-    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("IQ4_NL", "IQ4_XS", "MXFP4", "F16", "BF16", "F32"),
-)
 _QUANTIZERS = ("llama.cpp", "k-lsq", "q4_0-rmse")
+
+
+class Types:
+    """Names of the types that files are made of; they are loaded when somebody asks for them."""
+
+    def __contains__(self, name: object) -> bool:
+        from recover.quants import makes_files, type_by_name
+
+        try:  # those of other packages are looked at only for a name that is none of ours
+            return makes_files(type_by_name(str(name)))
+        except QuantError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        """As GGUF numbers them; floats last, the smallest first."""
+        from recover.quants import FloatType, all_types, makes_files
+
+        kinds = sorted(all_types(), key=lambda each: isinstance(each, FloatType) and each.type_size)
+        return (kind.name for kind in kinds if makes_files(kind))
+
+
+_TYPES = Types()
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("input", metavar="INPUT", type=Path, help="GGUF file")
-    parser.add_argument("type", metavar="TYPE", type=_type_name, help=f"one of {', '.join(_TYPES)}")
+    parser.add_argument(
+        "type", metavar="TYPE", type=_type_name, choices=_TYPES, help="one of %(choices)s"
+    )
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", type=Path, help="GGUF file to write"
     )
@@ -58,16 +80,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def _types_of_others() -> Collection[str]:
-    """The types of all packages: they are loaded only for a name that is none of ours."""
-    from recover.quants import types_of_files
-
-    return types_of_files()
-
-
 def _type_name(text: str) -> str:
     name = text.upper()
-    if name in _TYPES or name in _types_of_others():
+    if name in _TYPES:
         return name
     main, _, size = name.rpartition("_")
     if main in _TYPES and size in ("XS", "S", "M", "L", "XL"):

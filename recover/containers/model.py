@@ -15,6 +15,10 @@ import numpy as np
 
 from recover.quants import GROUP, F32Array, TensorType, U8Array, dequantize
 
+GGML_DIMS = 4
+"""Dimensions that ggml's tensors have. One with more is a parameter of another program, which takes
+it as it is: nothing computes with its blocks."""
+
 
 class StoredTensor(Protocol):
     """A tensor of an open model; `BlockTensor` has what follows from the stored bytes.

@@ -14,7 +14,7 @@ from recover._compiled.lanes import (
     to_f32,
 )
 from recover.evidence.buffer import Evidence, take_one
-from recover.quants import F32Array, U8Array
+from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._decode import is_affine
 
 _LEAST_SHARE = np.float32(1e-6)
@@ -117,7 +117,6 @@ def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
             store(out, 16 * g, load(out, 16 * g) + load(values, 16 * g) * weights[g])
 
 
-@kernel
 def combine(
     evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
 ) -> None:
@@ -125,8 +124,55 @@ def combine(
 
     Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tally[2:]`` the
     expected variance of each input alone. Where no input has a usable variance (scales are 0), the
-    first that is not broken is taken.
+    first that is not broken is taken. Beside interval inputs, whose errors differ from weight to
+    weight, each weight has weights of its own.
     """
+    _combine_by_group(evidence, out, variance, tally)
+    n_scalars, n_proven = len(evidence.scale), len(evidence.interval_values)
+    if not n_proven or tally.size == 3:
+        return
+    total, weighted = np.zeros((2, out.size), np.float32)
+    value, own = np.empty_like(out), np.empty_like(variance)
+    for k in range(tally.size - 2):
+        take_one(evidence, k, value)
+        if n_scalars <= k < n_scalars + n_proven:
+            each = evidence.interval_variance[k - n_scalars]
+        else:
+            group_variances(evidence, k, own)
+            each = np.repeat(own, GROUP)
+        _add_precise(value, each, weighted, total)
+    _divide(weighted, total, out, variance)
+
+
+@kernel
+def _add_precise(value: F32Array, variance: F32Array, weighted: F32Array, total: F32Array) -> None:
+    """Add what an input says, times its precision, and the precision, where both are known."""
+    for i in range(value.size):
+        precision = np.float32(1) / variance[i]
+        known = np.float32(0) < precision < np.float32(np.inf) and np.isfinite(value[i])
+        weighted[i] += value[i] * precision if known else np.float32(0)
+        total[i] += precision if known else np.float32(0)
+
+
+@kernel
+def _divide(weighted: F32Array, total: F32Array, out: F32Array, variance: F32Array) -> None:
+    """The mean where something is known, and its variance (n / 16,), the mean of 16 weights."""
+    for g in range(variance.size):
+        mean = np.float32(0)
+        for i in range(16 * g, 16 * g + 16):
+            if total[i] > 0:
+                out[i] = weighted[i] / total[i]
+                mean += np.float32(1) / total[i]
+            else:
+                mean += variance[g]
+        variance[g] = mean / np.float32(16)
+
+
+@kernel
+def _combine_by_group(
+    evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
+) -> None:
+    """As `combine`, with weights that each 16 share."""
     n_inputs = tally.size - 2
     weights = np.empty((n_inputs, variance.size), np.float32)
     total = np.zeros_like(variance)

@@ -12,11 +12,11 @@ The sample, ``recover/data/sample.npz``, is made by ``python -m tests.golden.mak
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,24 +37,25 @@ _SHARES = -0.5, 1.5  # of what heavy tails change: as far as weights may be beyo
 _N_LOOKED_AT = 256  # superblocks whose kurtosis is taken
 
 
-class Claims(NamedTuple):
+@dataclass(frozen=True)
+class Claims:
     """Measured over expected errors, of weights with light tails and of weights with heavy ones.
 
     Attributes
     ----------
-    merged : float64 (2,)
+    merged : tuple of 2 floats
         Of the estimates.
-    alone : float64 (2, n_inputs)
+    alone : tuple of 2 tuples of n_inputs floats
         Of each input alone, in the order of the evidence (scalar inputs first).
-    kurtosis : float64 (2,)
+    kurtosis : tuple of 2 floats
         That of the estimates (see `kurtosis_of`).
     is_measured : bool
         Whether any of these is measured; otherwise all ratios are 1.
     """
 
-    merged: NDArray[np.float64]
-    alone: NDArray[np.float64]
-    kurtosis: NDArray[np.float64]
+    merged: tuple[float, ...]
+    alone: tuple[tuple[float, ...], ...]
+    kurtosis: tuple[float, ...]
     is_measured: bool = True
 
     def correct(
@@ -69,9 +70,12 @@ class Claims(NamedTuple):
         light, heavy = self.kurtosis
         share = 0.0
         if heavy > light:
-            share = np.clip((kurtosis_of(estimate) - light) / (heavy - light), *_SHARES)
+            least, most = _SHARES
+            beyond = (kurtosis_of(estimate) - light) / (heavy - light)
+            share = np.float64(min(max(beyond, least), most))
         merged, alone = (
-            each[0] * (each[1] / each[0]) ** share for each in (self.merged, self.alone)
+            each[0] * (each[1] / each[0]) ** share
+            for each in (np.array(self.merged), np.array(self.alone))
         )
         tally.variance *= merged
         tally.alone[:] *= alone
@@ -83,12 +87,16 @@ def kurtosis_of(values: F32Array) -> float:
     """The mean of some superblocks' fourth moments over their squared second ones; 3 if normal."""
     superblocks = values[: values.size // 256 * 256].reshape(-1, 256)
     step = max(1, len(superblocks) // _N_LOOKED_AT)
-    squares = np.square(superblocks[::step].astype(np.float64))
-    mean = squares.mean(1)
-    known = (mean > 0) & np.isfinite(mean)
-    if not known.any():
+    squares = np.square(superblocks[::step], dtype=np.float64)
+    mean = np.add.reduce(squares, 1) / 256
+    known = (mean > 0) & (mean < np.inf)
+    n_known = np.count_nonzero(known)
+    if not n_known:
         return 3.0
-    return float(np.mean(np.mean(squares[known] ** 2, axis=1) / mean[known] ** 2))
+    if n_known < len(known):
+        squares, mean = squares[known], mean[known]
+    fourth = np.add.reduce(np.square(squares), 1) / 256
+    return float(np.add.reduce(fourth / np.square(mean)) / n_known)
 
 
 def sample_name(kind: TensorType, importance: int) -> str:
@@ -127,7 +135,7 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
     is_known = in_sample and len(set(names)) == len(names)
     is_foreign = any(witness.noise is not None for witness in witnesses)
     if estimator(method).takes_first or not is_known or is_foreign:
-        return Claims(merged, alone, kurtosis, is_measured=False)
+        return _claims(merged, alone, kurtosis, is_measured=False)
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
     plain = [replace(witness, density=None) for witness in witnesses]
     tile = UncorrectedTileEstimator(plain, method, estimate)
@@ -143,7 +151,19 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
         errors = [_square_error(tensor.read(0, x.size), x) for tensor in tensors]
         alone[half] = tile.by_place(np.array(errors)) / tally.alone
         merged[half], kurtosis[half] = _square_error(out, x) / tally.variance, kurtosis_of(out)
-    return Claims(merged, alone, kurtosis)
+    return _claims(merged, alone, kurtosis)
+
+
+def _claims(
+    merged: NDArray[np.float64],
+    alone: NDArray[np.float64],
+    kurtosis: NDArray[np.float64],
+    *,
+    is_measured: bool = True,
+) -> Claims:
+    """What arrays of these shapes say, as plain data."""
+    rows = tuple(tuple(map(float, row)) for row in alone)
+    return Claims(tuple(map(float, merged)), rows, tuple(map(float, kurtosis)), is_measured)
 
 
 def _sample_names(witnesses: Sequence[Witness]) -> list[str]:

@@ -1,6 +1,6 @@
 """What an estimator sums up over the weights of a tile."""
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,31 @@ class Tally:
     def __iadd__(self, other: "Tally") -> Self:
         self.array += other.array
         return self
+
+    def to_record(self) -> dict[str, Any]:
+        """The sums by name, as plain data."""
+        alone: list[float] = self.alone.tolist()
+        return {"variance": self.variance, "n_conflicts": self.n_conflicts, "alone": alone}
+
+    @classmethod
+    def from_record(cls, record: Any) -> Self:
+        """The tally that a record of any origin has.
+
+        Raises
+        ------
+        ValueError
+            If it is no such record.
+        OverflowError
+            If a number is too large.
+        """
+        names = ("variance", "n_conflicts", "alone")
+        if not isinstance(record, dict) or record.keys() != set(names):
+            raise ValueError("this is no tally")
+        variance, n_conflicts, alone = (record[name] for name in names)
+        numbers = [variance, n_conflicts, *(alone if isinstance(alone, list) else [None])]
+        if not all(type(each) in (int, float) for each in numbers):
+            raise ValueError("a tally has numbers")
+        return cls(np.array([float(each) for each in numbers]))
 
     def __repr__(self) -> str:
         parts = f"variance={self.variance}, n_conflicts={self.n_conflicts}"

@@ -19,12 +19,8 @@ class TileEstimator(UncorrectedTileEstimator):
 
     Parameters
     ----------
-    witnesses : sequence of Witness
-        The inputs, in any order.
-    method : str
-        Name of the estimator.
-    estimate : {"mean", "map"}
-        What is asked of it.
+    witnesses, method, estimate
+        As of `UncorrectedTileEstimator`.
     claims : Claims, optional
         What `recover.estimators.error_calibration.find_claims` says of the inputs, if known; it
         takes a while.

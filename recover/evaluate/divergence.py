@@ -129,7 +129,7 @@ def mean_interval(values: F64Array) -> tuple[float, float]:
     tuple of float
         Lower and upper end; both the mean if all values are equal.
     """
-    from scipy.stats import mvsdist  # type: ignore[import-untyped]
+    from scipy.stats import mvsdist
 
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])

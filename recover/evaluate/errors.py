@@ -19,8 +19,15 @@ from recover._text import printable, quoted
 from recover.containers.gguf.names import role_of
 from recover.containers.model import Model, StoredTensor
 from recover.errors import EvaluationError
-from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
-from recover.inputs.open import open_model
+from recover.execution.tiles import (
+    OneCount,
+    Progress,
+    Tile,
+    available_cores,
+    for_each_tile,
+    n_tiles,
+)
+from recover.inputs.open import open_model, open_models
 from recover.quants import TILE, F32Array, FloatType, OpaqueType
 
 if TYPE_CHECKING:
@@ -130,10 +137,8 @@ def evaluate_models(
         The original, in any type that can be decoded.
     by : {"tensor", "type", "role"}
         What `ModelErrors.groups` are made by.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------
@@ -146,7 +151,7 @@ def evaluate_models(
     EvaluationError
         If a tensor is missing from the truth, has another shape there, or holds NaN or infinities.
     """
-    opened = [open_model(path) for path in models]
+    opened = open_models(models)
     original = open_model(truth)
     names = _compared(opened)
     for model in opened:
@@ -157,7 +162,7 @@ def evaluate_models(
         for name, tensor in model.tensors.items()
         if name in names
     )
-    done = _Progress(progress, n_weights)
+    done = OneCount(progress, n_weights)
     return [
         _evaluate_model(model, original, names, by, _Comparer(n_threads or available_cores(), done))
         for model in opened
@@ -189,21 +194,6 @@ def _check_match(model: Model, truth: Model, names: set[str]) -> None:
             )
     if not names & set(model.tensors):
         raise EvaluationError(f"{here}: has no tensor that can be compared with {there}")
-
-
-class _Progress:
-    """One count over all passes."""
-
-    def __init__(self, report: Progress | None, n_weights: int) -> None:
-        self._report = report
-        self._n_weights = n_weights
-        self._before = 0
-
-    def __call__(self, n_done: int, n_all: int) -> None:
-        if self._report is not None:
-            self._report(self._before + n_done, self._n_weights)
-        if n_done == n_all:
-            self._before += n_all
 
 
 def _evaluate_model(

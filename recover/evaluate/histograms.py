@@ -22,7 +22,14 @@ from recover.estimators import FIRST_ALONE, TileEstimator
 from recover.evaluate.errors import ModelErrors
 from recover.evidence.buffer import Witness
 from recover.evidence.cells import intersect_cells
-from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.execution.tiles import (
+    OneCount,
+    Progress,
+    Tile,
+    available_cores,
+    for_each_tile,
+    n_tiles,
+)
 from recover.inputs.open import open_model
 from recover.inputs.provenance import witness_of
 from recover.quants import TILE, F32Array, FloatType, ScalarType
@@ -119,10 +126,8 @@ def collect_distributions(
         Names the models and the tensors.
     truth : path-like
         The same original.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------
@@ -137,7 +142,7 @@ def collect_distributions(
         If a file is not any more what it was when it was compared.
     """
     original = open_model(truth)
-    report = _OneCount(progress, sum(each.total.n_weights for each in results))
+    report = OneCount(progress, sum(each.total.n_weights for each in results))
     collector = _Collector(n_threads or available_cores(), report)
     return [_collect_model(result, original, collector) for result in results]
 
@@ -167,21 +172,6 @@ def _collect_model(
         if witness is not None:
             expected[each.name] = math.sqrt(variance)
     return ModelDistributions(result.path, tuple(types[name] for name in sorted(types)), expected)
-
-
-class _OneCount:
-    """One count of progress over all tensors."""
-
-    def __init__(self, report: Progress | None, n_weights: int) -> None:
-        self._report = report
-        self._n_weights = n_weights
-        self._before = 0
-
-    def __call__(self, n_done: int, n_all: int) -> None:
-        if self._report is not None:
-            self._report(self._before + n_done, self._n_weights)
-        if n_done == n_all:
-            self._before += n_all
 
 
 class _Collector:

@@ -15,7 +15,9 @@ import numpy as np
 from recover import _stopping as stopping
 from recover._files import UnreadableError, read_bytes
 from recover._text import printable, quoted
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.parts import without_further_parts
+from recover.containers.gguf.reader import open_gguf
+from recover.containers.model import Model
 from recover.errors import EvaluationError
 from recover.evaluate.llama_binding import library
 from recover.evaluate.llama_cpp import LlamaModel
@@ -87,7 +89,7 @@ class Measurement:
         if not paths:
             raise EvaluationError("there are no models")
         text = self._read(text_path)
-        models = [open_gguf(path) for path in (truth_path, *paths)]
+        models = [open_gguf(path) for path in (truth_path, *without_further_parts(paths))]
         for model in models[1:]:
             _check_vocabulary(model, models[0])
         with (
@@ -161,7 +163,7 @@ class Measurement:
 
     @contextmanager
     def _load(
-        self, files: RunnableFiles, models: Sequence[GGUFModel], index: int
+        self, files: RunnableFiles, models: Sequence[Model], index: int
     ) -> Iterator[LlamaModel]:
         """A model in llama.cpp, under the name that the user knows it by."""
         with (
@@ -193,7 +195,7 @@ class Measurement:
     def _compare(
         self,
         files: RunnableFiles,
-        models: Sequence[GGUFModel],
+        models: Sequence[Model],
         index: int,
         reference: ReferenceLogits,
         chunks: Chunks,
@@ -217,23 +219,21 @@ class Measurement:
         return joined
 
 
-def _check_vocabulary(model: GGUFModel, truth: GGUFModel) -> None:
+def _check_vocabulary(model: Model, truth: Model) -> None:
     """Refuse a vocabulary of another size before anything is computed."""
     tokens, expected = _tokens(model), _tokens(truth)
     if tokens and expected and len(tokens) != len(expected):
         raise _wrong_vocabulary(model, len(tokens), truth, len(expected))
 
 
-def _wrong_vocabulary(
-    model: GGUFModel, size: int, truth: GGUFModel, expected: int
-) -> EvaluationError:
+def _wrong_vocabulary(model: Model, size: int, truth: Model, expected: int) -> EvaluationError:
     return EvaluationError(
         f"{printable(model.path)}: has a vocabulary of {size:,} tokens, but"
         f" {printable(truth.path)} one of {expected:,}; they cannot be compared on a text"
     )
 
 
-def _check_tokens(model: GGUFModel, truth: GGUFModel, used: I32Array) -> None:
+def _check_tokens(model: Model, truth: Model, used: I32Array) -> None:
     """Refuse a model for which the numbers of the text's tokens mean something else."""
     tokens, expected = _tokens(model), _tokens(truth)
     if not tokens or not expected:
@@ -247,7 +247,7 @@ def _check_tokens(model: GGUFModel, truth: GGUFModel, used: I32Array) -> None:
             )
 
 
-def _tokens(model: GGUFModel) -> list[str]:
+def _tokens(model: Model) -> list[str]:
     """The vocabulary as the metadata have it; empty if they have none."""
     tokens = model.get(_TOKENS, [])
     return tokens if isinstance(tokens, list) else []

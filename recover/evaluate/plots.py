@@ -149,33 +149,29 @@ def error_histogram(panels: Sequence[Panel]) -> Figure:
 @_styled
 def quantile_curves(panels: Sequence[Panel]) -> Figure:
     """Size of the error that a share of the weights does not exceed."""
-    figure, axes = _stacked(len(panels), same=True)
-    style = _type_styles(series.label for panel in panels for series in panel.series)
-    for ax, panel in zip(axes, panels, strict=True):
-        _draw_lines(ax, panel.series, style)
+
+    def scale(ax: Axes) -> None:
         ax.set_yscale("log")
         ax.set_xlim(0, 1)
         ax.xaxis.set_major_formatter(PercentFormatter(1))
-        _finish(ax, panel.title, "", "size of the error")
-    axes[-1].set_xlabel("share of the weights whose error is at most this")
-    return figure
+
+    x_label = "share of the weights whose error is at most this"
+    return _lines_in_panels(panels, x_label, "size of the error", scale)
 
 
 @_styled
 def error_against_weight(panels: Sequence[Panel]) -> Figure:
     """Root mean square error of the weights of about one size."""
-    figure, axes = _stacked(len(panels), same=True)
-    style = _type_styles(series.label for panel in panels for series in panel.series)
-    for ax, panel in zip(axes, panels, strict=True):
-        _draw_lines(ax, panel.series, style)
+
+    def scale(ax: Axes) -> None:
         ax.set_xscale("log")
         ax.set_yscale("log")
-        _finish(ax, panel.title, "", "rmse")
-    for ax in axes:
+
+    figure = _lines_in_panels(panels, "size of the true weight", "rmse", scale)
+    for ax in figure.axes:
         low, high = ax.get_ylim()
         ax.plot([low, high], [low, high], color=INK, alpha=0.4, linewidth=1, scalex=False)
         ax.set_ylim(low, high)
-    axes[-1].set_xlabel("size of the true weight")
     return figure
 
 
@@ -242,16 +238,14 @@ def expected_against_measured(series: Sequence[Series]) -> Figure:
 @_styled
 def interval_widths(panels: Sequence[Panel]) -> Figure:
     """Share of the weights whose proven interval is at most so wide."""
-    figure, axes = _stacked(len(panels), same=True)
-    style = _type_styles(series.label for panel in panels for series in panel.series)
-    for ax, panel in zip(axes, panels, strict=True):
-        _draw_lines(ax, panel.series, style)
+
+    def scale(ax: Axes) -> None:
         ax.set_xscale("log")
         ax.set_ylim(0, 1.03)
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-        _finish(ax, panel.title, "", "share of weights")
-    axes[-1].set_xlabel("width of the proven interval (units of the weights)")
-    return figure
+
+    x_label = "width of the proven interval (units of the weights)"
+    return _lines_in_panels(panels, x_label, "share of weights", scale)
 
 
 @_styled
@@ -299,6 +293,20 @@ def divergence_by_position(series: Sequence[Series]) -> Figure:
     floored = [Series(each.label, each.x, np.maximum(each.y, _SMALLEST_KL)) for each in series]
     figure, ax = _one_with_models(floored)
     _finish(ax, "", "position in the context (tokens)", "mean KL divergence (nats)")
+    return figure
+
+
+def _lines_in_panels(
+    panels: Sequence[Panel], x_label: str, y_label: str, scale: Callable[[Axes], None]
+) -> Figure:
+    """A line for each type in every panel; `scale` sets up the axes, which are the same in all."""
+    figure, axes = _stacked(len(panels), same=True)
+    style = _type_styles(series.label for panel in panels for series in panel.series)
+    for ax, panel in zip(axes, panels, strict=True):
+        _draw_lines(ax, panel.series, style)
+        scale(ax)
+        _finish(ax, panel.title, "", y_label)
+    axes[-1].set_xlabel(x_label)
     return figure
 
 

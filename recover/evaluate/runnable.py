@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recover._text import printable
-from recover.containers.gguf.reader import GGUFModel
+from recover.containers.model import Model
 from recover.errors import EvaluationError
 from recover.estimators import FIRST_ALONE
 from recover.evaluate.reference import ReferenceLogits, block_bytes
@@ -31,7 +31,7 @@ class RunnableFiles:
     ----------
     folder : Path
         For the temporary files; they are there one at a time.
-    models : sequence of GGUFModel
+    models : sequence of Model
         The original first.
     native : bool
         Run all but the original as they are.
@@ -51,7 +51,7 @@ class RunnableFiles:
     def __init__(
         self,
         folder: Path,
-        models: Sequence[GGUFModel],
+        models: Sequence[Model],
         *,
         native: bool,
         n_threads: int,
@@ -134,7 +134,7 @@ class RunnableFiles:
         return ReferenceLogits(n_blocks, shape, compact=compact)
 
 
-def _runs_as_it_is(model: GGUFModel) -> bool:
+def _runs_as_it_is(model: Model) -> bool:
     """Whether llama.cpp computes with its weights as they are, and with exact activations."""
     kinds = {tensor.type for tensor in model.tensors.values()}
     return all(isinstance(kind, OpaqueType) or kind.name in _RUN_AS_STORED for kind in kinds)

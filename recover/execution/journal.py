@@ -5,7 +5,6 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from recover._text import printable
@@ -150,12 +149,7 @@ class Journal:
         self.records.append(record)
         self._end, self._digest = position, digest
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
         """Remove the file, or keep it if there was an error."""
         if kind is None or len(self.records) < 2:
             with suppress(OSError):

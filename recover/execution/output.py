@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from recover import _stopping as stopping
+from recover._files import write_all
 from recover._text import printable
 from recover.containers.mapping import check_unchanged
 from recover.errors import InputError, OutputError, RecoverError
@@ -113,6 +113,12 @@ class OutputFile:
                 raise self._error(error) from None
             raise
 
+    @property
+    def place(self) -> Path:
+        """Where the bytes are written, until the file has its name; absolute."""
+        assert self._temporary is not None
+        return self._temporary
+
     def _reserve(self) -> None:
         if hasattr(os, "posix_fallocate") and self.n_bytes:
             try:
@@ -124,21 +130,22 @@ class OutputFile:
 
     def write_at(self, position: int, data: bytes | memoryview) -> None:
         """Write `data` at a byte position; callable from several threads at once."""
-        view, start = memoryview(data).cast("B"), position
         try:
-            while view:
-                n_written = os.pwrite(self._descriptor, view, position)
-                view, position = view[n_written:], position + n_written
+            n_bytes = write_all(self._descriptor, data, position) - position
         except OSError as error:
             raise self._error(error) from None
         if self._partial is not None:
-            self.digests[start] = position - start, zlib.crc32(data)
-        if position - start >= _WORTH_ADVICE and hasattr(os, "posix_fadvise"):
+            self.take_note(position, n_bytes, zlib.crc32(data))
+        if n_bytes >= _WORTH_ADVICE and hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk, while the work goes on, and keeps them
             # meanwhile: less is left to flush at the end.
             with suppress(OSError):
                 advice = os.POSIX_FADV_DONTNEED
-                os.posix_fadvise(self._descriptor, start, position - start, advice)
+                os.posix_fadvise(self._descriptor, position, n_bytes, advice)
+
+    def take_note(self, position: int, n_bytes: int, checksum: int) -> None:
+        """Take note of what was written at a byte position, perhaps by another process."""
+        self.digests[position] = n_bytes, checksum
 
     def read_at(self, position: int, n_bytes: int) -> bytes:
         """What stands at a byte position now; callable from several threads at once."""
@@ -160,12 +167,7 @@ class OutputFile:
         except OSError as error:
             raise self._error(error) from None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
         """Flush and rename, or leave nothing (or what is kept) if there was an error."""
         try:
             if kind is None:
@@ -187,8 +189,7 @@ class OutputFile:
 
     def move(self) -> Move:
         """From where to where it goes."""
-        assert self._temporary is not None
-        return Move(self._temporary, self._target)
+        return Move(self.place, self._target)
 
     def arrive(self) -> None:
         """Take note that it has its name."""
@@ -290,12 +291,7 @@ class OutputFiles:
         for file in self.files:
             file.sync()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
         """Flush and rename all, or leave nothing (or what is kept) if there was an error."""
         with self._opened:
             if kind is None:

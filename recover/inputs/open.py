@@ -2,7 +2,7 @@
 
 import os
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import import_module, metadata
 from itertools import chain
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import recover.containers
 from recover._text import printable, quoted
+from recover.containers.gguf.parts import without_further_parts
 from recover.containers.gguf.reader import CONTAINER as GGUF
 from recover.containers.gguf.reader import GGUFModel
-from recover.containers.model import Container, Model
+from recover.containers.model import Container, Model, StoredTensor
 from recover.errors import PlanError
 
 GROUP = "recover.containers"
@@ -43,6 +44,27 @@ def open_model(path: str | os.PathLike[str]) -> Model:
         if container.reads(path):
             return container.open(path)
     return GGUF.open(path)  # which says what is wrong with it
+
+
+def open_models(paths: Iterable[str | os.PathLike[str]]) -> tuple[Model, ...]:
+    """Open several models; the parts of one split file are one model.
+
+    Parameters
+    ----------
+    paths : iterable of path-like
+        Files or folders.
+
+    Returns
+    -------
+    tuple of Model
+        In the same order.
+
+    Raises
+    ------
+    GGUFError, PlanError
+        As `open_model` does.
+    """
+    return tuple(open_model(path) for path in without_further_parts(paths))
 
 
 @cache
@@ -76,7 +98,7 @@ def reference_of(models: Sequence[Model]) -> Model:
     return next((model for model in models if isinstance(model, GGUFModel)), models[0])
 
 
-def metadata_source(models: Sequence[Model]) -> GGUFModel:
+def metadata_source(models: Sequence[Model]) -> GGUFModel[StoredTensor]:
     """The input whose metadata and alignment an output gets: the first that is a GGUF file.
 
     Raises

@@ -10,8 +10,8 @@ from recover._text import quoted, some
 from recover.bounds.plan import open_inputs
 from recover.execution.tiles import Progress
 from recover.inputs.alignment import align
+from recover.inputs.completion import complete
 from recover.inputs.descent import ESTIMATED
-from recover.inputs.open import open_model
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.relations import (
     ANOTHER_MODEL,
@@ -219,10 +219,8 @@ def inspect_files(
     ----------
     paths : sequence of path-like
         GGUF files. Several must have the same tensors.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------
@@ -233,12 +231,13 @@ def inspect_files(
     GGUFError, PlanError
         If a file cannot be read, or tensors or shapes differ.
     """
-    if len(paths) == 1:
-        return Inspection((inspect_model(open_model(paths[0])),))
     opened = open_inputs(paths)
     reports = tuple(inspect_model(model) for model in opened)
+    if len(opened) == 1:
+        return Inspection(reports)
     aligned = align(opened)
     models = with_originals(aligned.models, aligned.names, [])
+    models = complete(models, aligned.names, [])
     drafts = drafts_of(replace(aligned, models=models))
     descents = {draft.name: draft.descents for draft in drafts}
     expectations = expect_merge(models, drafts, n_threads=n_threads, progress=progress)

@@ -1,4 +1,7 @@
-"""What a calibration, or the merged weights themselves, say of the inputs that take part."""
+"""What a calibration, or the merged weights themselves, say of the inputs that take part.
+
+And what the errors that are expected of them are worth, once that is known.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,6 +12,7 @@ from recover.calibration.weights import Calibration
 from recover.containers.gguf.names import layer_of, role_of
 from recover.errors import CalibrationError
 from recover.estimators import estimator
+from recover.estimators.error_calibration import find_claims
 from recover.evidence.buffer import Witness
 from recover.merge.decide import Draft
 
@@ -56,3 +60,21 @@ def with_densities(tensor: AnyDraft, give: Callable[[Witness], Witness]) -> AnyD
     """A tensor whose witnesses `give` a density, those apart whose codes llama.cpp did not make."""
     witnesses = (each if each.noise is not None else give(each) for each in tensor.witnesses)
     return replace(tensor, witnesses=tuple(witnesses))
+
+
+def with_claims(tensors: Sequence[AnyDraft], estimate: str) -> tuple[AnyDraft, ...]:
+    """The tensors with what the errors are worth that are expected of their estimates.
+
+    Parameters
+    ----------
+    tensors : sequence of AnyDraft
+        Their methods, and what their witnesses weigh, are decided.
+    estimate : {"mean", "map"}
+        What is asked of the estimators.
+    """
+    return tuple(
+        replace(tensor, claims=find_claims(tensor.witnesses, tensor.method, estimate))
+        if tensor.action != "copy" and tensor.witnesses
+        else tensor
+        for tensor in tensors
+    )

@@ -17,41 +17,72 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover._text import quoted, some
-from recover.estimators import Tally
 from recover.evidence.buffer import Evidence, Witness
 from recover.evidence.cells import intersect_cells
 from recover.evidence.lattice import count_without, snap
 from recover.inputs.precision import UNEXPLAINED, scales_without_bf16
 from recover.merge.plan import MergePlan, TensorPlan
-from recover.merge.sums import CERTAIN, EMPTY, EXPECTED, FOREIGN_SCALES, N_OWN, SNAPPED
+from recover.merge.sums import Sums, Totals
 from recover.quants import TILE, F32Array, U8Array
 
-Totals = dict[int, NDArray[np.float64]]
-
 _LARGEST_CHANCE = 1e-3  # that any tensor is believed though it is like those that are not
+
+
+@dataclass(frozen=True)
+class Snapping:
+    """How the weights of a tensor are set to numbers of the source's format.
+
+    Attributes
+    ----------
+    source_format : str
+        Name of the format.
+    significand_bits : int
+        Its precision, the implicit bit included.
+    is_decided : bool
+        Whether weights are set; otherwise what contradicts the format is only counted.
+    decides : bool
+        Whether those are set whose bounds hold a single number of the format.
+    rounds_all : bool
+        Whether all are.
+    """
+
+    source_format: str
+    significand_bits: int
+    is_decided: bool
+    decides: bool
+    rounds_all: bool
+
+
+def snapping_of(plan: MergePlan, tensor: TensorPlan) -> Snapping | None:
+    """How a plan has the weights of a tensor set; None if they could not be."""
+    bits = plan.evidence_bits(tensor)
+    if not bits:
+        return None
+    is_decided = tensor.name not in plan.undecided
+    decides = plan.may_decide(tensor)
+    return Snapping(plan.source_format, bits, is_decided, decides, plan.snaps)
 
 
 class Snapper:
     """Sets the weights of tiles to numbers of the source's format; memory for one thread."""
 
-    def __init__(self, plan: MergePlan) -> None:
-        self._plan = plan
+    def __init__(self) -> None:
         self._bounds = np.empty((2, 0), np.float32)
         self._deviation = np.empty(0, np.float32)
-        self._bits = 0
+        self._how: Snapping | None = None
+        self._witnesses: tuple[Witness, ...] = ()
 
-    def turn_to(self, tensor: TensorPlan) -> None:
-        """Look at a tensor from now on."""
-        self._bits = self._plan.evidence_bits(tensor)
-        if not self._bits:
-            return
-        self._is_decided = tensor.name not in self._plan.undecided
-        self._decides = self._plan.may_decide(tensor)
-        self._witnesses = tensor.witnesses
-        if not self._bounds.size:
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to count, or to set, in the tensor at hand."""
+        return self._how is not None
+
+    def turn_to(self, how: Snapping | None, witnesses: tuple[Witness, ...]) -> None:
+        """Look at another tensor from now on."""
+        self._how, self._witnesses = how, witnesses
+        if how is not None and not self._bounds.size:
             self._bounds = np.empty((2, TILE), np.float32)
             self._deviation = np.empty(TILE, np.float32)
 
@@ -61,9 +92,13 @@ class Snapper:
         stored: Sequence[U8Array],
         estimate: F32Array,
         deviation: F32Array,
-        tally: NDArray[np.float64],
+        sums: Sums,
     ) -> None:
         """Count what contradicts the format, and set the weights of a tensor that is decided.
+
+        Only where this `is_on`.
+
+        Only where this `is_on`.
 
         Parameters
         ----------
@@ -75,33 +110,39 @@ class Snapper:
             Changed where a weight is certain, or all are rounded.
         deviation : float32 (n,) or (0,)
             Set to 0 where a weight is certain, if not empty.
-        tally : float64 (N_OWN + ...,)
-            Sums to be added to.
+        sums : Sums
+            To be added to.
         """
-        if not self._bits:
-            return
+        assert self._how is not None
+        bits = self._how.significand_bits
         lower, upper = self._bounds[:, : estimate.size]
         intersect_cells(evidence, lower, upper)
-        if self._is_decided:
+        if self._how.is_decided:
             if not deviation.size:
                 deviation = self._deviation[: estimate.size]
             n_certain, change, n_empty, expected = snap(
-                lower, upper, self._bits, self._decides, self._plan.snaps, estimate, deviation
+                lower,
+                upper,
+                bits,
+                self._how.decides,
+                self._how.rounds_all,
+                estimate,
+                deviation,
             )
-            tally[CERTAIN] += n_certain
-            tally[SNAPPED] += estimate.size
-            Tally(tally[N_OWN:]).variance += change
+            sums.certain += int(n_certain)
+            sums.snapped += estimate.size
+            sums.tally(len(stored)).variance += change
         else:
-            _, n_empty, expected, _ = count_without(lower, upper, self._bits)
-        n_scales, n_foreign = self._count_scales(stored)
-        tally[EMPTY] += n_empty
-        tally[FOREIGN_SCALES] += n_foreign
-        tally[EXPECTED] += expected + UNEXPLAINED * n_scales
+            _, n_empty, expected, _ = count_without(lower, upper, bits)
+        n_scales = n_foreign = 0
+        if self._how.source_format == "bf16":
+            n_scales, n_foreign = self._count_scales(stored)
+        sums.empty += int(n_empty)
+        sums.foreign_scales += n_foreign
+        sums.expected += float(expected + UNEXPLAINED * n_scales)
 
     def _count_scales(self, stored: Sequence[U8Array]) -> tuple[int, int]:
         """Scales of the tile that come from one weight each, and those no bf16 number explains."""
-        if self._plan.source_format != "bf16":
-            return 0, 0
         counts = [_scales(raw, each) for raw, each in zip(stored, self._witnesses, strict=True)]
         n_scales, n_foreign = np.sum(counts, axis=0).tolist()
         return n_scales, n_foreign
@@ -170,30 +211,29 @@ def find_withdrawal(totals: Totals) -> Withdrawal:
 
     Parameters
     ----------
-    totals : dict of int to array
-        The sums of each tensor (`recover.merge.sums`). Whether its weights were set to such numbers
-        is of no consequence.
+    totals : dict of int to Sums
+        Of each tensor. Whether its weights were set to such numbers is of no consequence.
     """
-    sums = {index: each for index, each in totals.items() if each.size > N_OWN}
-    counts = {i: each[EMPTY] + each[FOREIGN_SCALES] for i, each in sums.items()}
+    sums = {index: each for index, each in totals.items() if each.estimated is not None}
+    counts = {i: each.empty + each.foreign_scales for i, each in sums.items()}
     shown = [index for index, n in counts.items() if n]
     n_shown = sum(counts[index] for index in shown)
     if not n_shown:
-        return Withdrawal({}, (), sum(each[CERTAIN] > 0 for each in sums.values()))
-    exposed = sum(sums[index][EXPECTED] for index in shown)
-    others = [index for index in sums if not counts[index] and sums[index][EXPECTED] > 0]
+        return Withdrawal({}, (), sum(each.certain > 0 for each in sums.values()))
+    exposed = sum(sums[index].expected for index in shown)
+    others = [index for index in sums if not counts[index] and sums[index].expected > 0]
     limit = math.log(max(len(others), 1) / _LARGEST_CHANCE)
-    trusted = [i for i in others if n_shown * math.log1p(sums[i][EXPECTED] / exposed) >= limit]
+    trusted = [i for i in others if n_shown * math.log1p(sums[i].expected / exposed) >= limit]
     return Withdrawal(
-        {i: (int(sums[i][EMPTY]), int(sums[i][FOREIGN_SCALES])) for i in shown},
+        {i: (sums[i].empty, sums[i].foreign_scales) for i in shown},
         tuple(sorted(set(others) - set(trusted))),
-        sum(sums[index][CERTAIN] > 0 for index in trusted),
+        sum(sums[index].certain > 0 for index in trusted),
     )
 
 
 def to_estimate_again(withdrawal: Withdrawal, totals: Totals) -> list[int]:
     """Tensors whose weights were set to numbers of a format that they may not have had."""
-    return [index for index in withdrawal.tensors if totals[index][SNAPPED]]
+    return [index for index in withdrawal.tensors if totals[index].snapped]
 
 
 def without_certainty(plan: MergePlan, withdrawal: Withdrawal) -> MergePlan:

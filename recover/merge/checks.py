@@ -1,17 +1,19 @@
 """Whether the inputs of a merge belong together: what a look tells, and what was counted."""
 
+from collections.abc import Set
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
 from recover.errors import PlanError
+from recover.estimators import FIRST_ALONE
 from recover.inputs.relations import explained_by_rounding, find_relations
-from recover.merge.compare import Likeness
+from recover.merge.calibrated import with_claims
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import sentence
-from recover.merge.sums import BROKEN, CONFLICTS, DIFFERENCE, DIFFERENCE_EXPECTED, UNLIKE
+from recover.merge.sums import Totals
 
 # Quantizations of one original contradict each other on no weight at all.
 _TOLERATED_SHARE = 1e-5
@@ -45,17 +47,15 @@ def check_relations(plan: MergePlan) -> None:
             )
 
 
-def contradicted(
-    plan: MergePlan, sums: dict[int, NDArray[np.float64]], *, force: bool
-) -> tuple[set[str], list[str]]:
+def contradicted(plan: MergePlan, sums: Totals, *, force: bool) -> tuple[set[str], list[str]]:
     """Tensors on which the inputs cannot come from one original, rounded at most.
 
     Parameters
     ----------
     plan : MergePlan
         What was carried out.
-    sums : dict of int to array
-        Of each tensor (`recover.merge.sums`).
+    sums : dict of int to Sums
+        Of each tensor.
     force : bool
         Whether to go on.
 
@@ -89,7 +89,7 @@ def contradicted(
         if tensor.name not in names
     ]
     # What is broken in the finest input is left to the others.
-    broken = {plan.tensors[i].name for i, each in sums.items() if each[BROKEN]}
+    broken = {plan.tensors[i].name for i, each in sums.items() if each.broken}
     for taken, how in ((True, "was taken alone"), (False, "was taken on the weights in dispute")):
         named = some([str(each) for each in refused if (each.tensor.name not in broken) == taken])
         if named:
@@ -121,21 +121,34 @@ class _Contradiction(NamedTuple):
         return f"{quoted(self.tensor.name)} ({100 * self.share:.3g}%)"
 
 
-def _contradictions(plan: MergePlan, sums: dict[int, NDArray[np.float64]]) -> list[_Contradiction]:
+def _contradictions(plan: MergePlan, sums: Totals) -> list[_Contradiction]:
     """The tensors on which inputs contradict each other, but for rounding; the worst first."""
-    conflicts = {i: int(each[CONFLICTS]) for i, each in sums.items()}
+    conflicts = {i: int(each.conflicts) for i, each in sorted(sums.items())}
     disputed = [plan.tensors[i] for i, n in conflicts.items() if n]
     inputs = {tensor.name: (*tensor.sources, *tensor.compared) for tensor in disputed}
     if inputs and explained_by_rounding(plan.models, inputs):
         conflicts = dict.fromkeys(conflicts, 0)
-    found = [
-        _Contradiction(plan.tensors[i], conflicts[i] + _n_unlike(plan.tensors[i], each))
-        for i, each in sums.items()
-    ]
+    found = []
+    for i, n in conflicts.items():
+        n_unlike = sums[i].likeness.n_contradicted(plan.tensors[i].n_weights)
+        found.append(_Contradiction(plan.tensors[i], n + n_unlike))
     return sorted((each for each in found if each.n_weights), key=lambda each: -each.share)
 
 
-def _n_unlike(tensor: TensorPlan, sums: NDArray[np.float64]) -> int:
-    """Weights of which inputs without cells say something else."""
-    likeness = Likeness(int(sums[UNLIKE]), sums[DIFFERENCE], sums[DIFFERENCE_EXPECTED])
-    return likeness.n_contradicted(tensor.n_weights)
+def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[int]]:
+    """The plan that decodes the finest input of some tensors, and their indices where it differs.
+
+    The other inputs stay among the sources: they are compared, and their expected errors told.
+    """
+    changed = {
+        i
+        for i, tensor in enumerate(plan.tensors)
+        if tensor.name in names and tensor.method != FIRST_ALONE and tensor.action == "merge"
+    }
+    alone = [
+        replace(tensor, method=FIRST_ALONE) if i in changed else tensor
+        for i, tensor in enumerate(plan.tensors)
+    ]
+    tensors = with_claims(alone, plan.estimate) if changed else plan.tensors
+    undecided = plan.undecided | {plan.tensors[i].name for i in changed}
+    return replace(plan, tensors=tensors, undecided=undecided), changed

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recover._text import printable, quoted
-from recover.containers.model import Model, StoredTensor
+from recover.containers.model import GGML_DIMS, Model, StoredTensor
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, estimator, method_for
+from recover.estimators.error_calibration import Claims
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
 from recover.inputs.alignment import Alignment, is_absent
 from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
-from recover.inputs.foreign import measure_noise
+from recover.inputs.foreign import foreign_noise, measure_noise
 from recover.inputs.matching import by_fineness, contradicts, find_twins
 from recover.inputs.provenance import is_foreign, is_plain, is_searched, witness_of
 from recover.inputs.samples import Sampler
@@ -66,6 +67,11 @@ class Draft:
     confining : tuple of int
         Where inputs are compared, those whose numbers or codes prove bounds: of these and of the
         first source.
+    compared_noises : tuple of float or None
+        As `noises`, where inputs are compared: of the first source and of these.
+    claims : Claims or None
+        What the errors that the estimator expects are worth; None where nothing is estimated, and
+        until all is known that decides on it (see `recover.merge.calibrated.with_claims`).
     follows : str
         The tensor whose further rows these are; empty for a tensor of its own.
     """
@@ -84,6 +90,8 @@ class Draft:
     noises: tuple[float | None, ...]
     witnesses: tuple[Witness, ...]
     confining: tuple[int, ...]
+    compared_noises: tuple[float | None, ...]
+    claims: Claims | None
     follows: str = ""
 
     @property
@@ -101,6 +109,12 @@ def _with_noise(witness: Witness, noise: float | None) -> Witness:
     if noise is None:
         return witness
     return replace(witness, has_cells=False, weighted=False, noise=noise)
+
+
+def _is_copied(tensor: StoredTensor, *, one_dimensional: bool) -> bool:
+    """Whether the bytes of the finest input are taken, whatever type the output has."""
+    kept = isinstance(tensor.type, FloatType) and (one_dimensional or tensor.type.name == "F32")
+    return isinstance(tensor.type, OpaqueType) or kept or len(tensor.dims) > GGML_DIMS
 
 
 class Decider:
@@ -174,9 +188,7 @@ class Decider:
             outtype = type_by_name("F16")
         sources, compared = distinct[:1], distinct[1:]
         action = "convert"
-        if isinstance(finest.type, OpaqueType) or (
-            isinstance(finest.type, FloatType) and (one_dimensional or finest.type.name == "F32")
-        ):
+        if _is_copied(finest, one_dimensional=one_dimensional):
             action, outtype = "copy", finest.type
             is_odd = any(tensors[i].type is finest.type for i in children)
             if is_odd or (
@@ -219,6 +231,8 @@ class Decider:
             noises,
             () if is_known else self._witnesses_of(name, sources, noises),
             self._confining(name, [sources[0], *compared]) if compared else (),
+            self._typical_noises(name, [sources[0], *compared]) if compared else (),
+            None,
         )
 
     def _witnesses_of(
@@ -239,6 +253,11 @@ class Decider:
             if isinstance(self._models[i].tensors[name].type, FloatType)
             or self._witness(name, i).has_cells
         )
+
+    def _typical_noises(self, name: str, inputs: Iterable[int]) -> tuple[float | None, ...]:
+        """The errors of some inputs' codes, as far as one input alone tells."""
+        models = [self._models[i] for i in inputs]
+        return tuple(foreign_noise(model, model.tensors[name]) for model in models)
 
     def _noises(self, name: str, sources: Sequence[int]) -> tuple[float | None, ...]:
         """The errors of codes that another encoder than llama.cpp's made; None for all others."""

@@ -1,51 +1,50 @@
 """Tensors that are known exactly: what a merge does with them, and what becomes of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
 from recover.containers.model import Model, StoredTensor
 from recover.merge.decide import Draft
-from recover.merge.sums import NOT_FINITE, ROUNDED
+from recover.merge.sums import Totals
 from recover.quants import F32Array, FloatType, TensorType, U8Array, dequantize
 
 if TYPE_CHECKING:
     from recover.merge.plan import MergePlan, TensorPlan
 
 
-def warnings_of(plan: "MergePlan", totals: Mapping[int, NDArray[np.float64]]) -> list[str]:
+def warnings_of(plan: "MergePlan", totals: Totals) -> list[str]:
     """What people should know of tensors that were copied, or exact.
 
     Parameters
     ----------
     plan : MergePlan
         What was carried out.
-    totals : mapping of int to array
-        The sums of each tensor (`recover.merge.sums`).
+    totals : dict of int to Sums
+        Of each tensor.
     """
     return _not_finite(plan, totals) + _rounded(plan, totals)
 
 
-def _not_finite(plan: "MergePlan", totals: Mapping[int, NDArray[np.float64]]) -> list[str]:
+def _not_finite(plan: "MergePlan", totals: Totals) -> list[str]:
     return [
         f"tensor {quoted(plan.tensors[index].name)} of"
         f" {printable(plan.models[plan.tensors[index].sources[0]].path)} holds"
-        f" {int(sums[NOT_FINITE]):,} NaN or infinite values, which were copied"
+        f" {sums.not_finite:,} NaN or infinite values, which were copied"
         for index, sums in sorted(totals.items())
-        if sums[NOT_FINITE]
+        if sums.not_finite
     ]
 
 
-def _rounded(plan: "MergePlan", totals: Mapping[int, NDArray[np.float64]]) -> list[str]:
+def _rounded(plan: "MergePlan", totals: Totals) -> list[str]:
     """Exact tensors that the output's type cannot hold."""
     found: dict[str, list[str]] = {}
     for index, sums in sorted(totals.items()):
         tensor = plan.tensors[index]
-        if sums[ROUNDED] and _is_exact(_source(plan, tensor)):
-            amount = f"{int(sums[ROUNDED]):,} of {tensor.n_weights:,} weights"
+        if sums.rounded and _is_exact(_source(plan, tensor)):
+            amount = f"{sums.rounded:,} of {tensor.n_weights:,} weights"
             found.setdefault(tensor.outtype, []).append(f"{quoted(tensor.name)} ({amount})")
     return [
         f"{outtype} cannot hold exactly what is known exactly: {some(named)} were rounded;"

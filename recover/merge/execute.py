@@ -1,63 +1,32 @@
-"""Carrying out a plan: threads take tiles, estimate their weights and write their bytes."""
+"""Carrying out a plan: its tasks are done by threads or others, and their sums added up."""
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
-from recover.errors import PlanError, QuantError
-from recover.estimators import FIRST_ALONE, Tally, TileEstimator
-from recover.estimators.error_calibration import Claims, find_claims
-from recover.evidence.buffer import Evidence, Witness
+from recover.execution.local import Threads
 from recover.execution.output import OutputFile, OutputFiles
-from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
-from recover.inputs.foreign import foreign_noise
-from recover.merge.certain import (
-    Snapper,
-    find_withdrawal,
-    to_estimate_again,
-    without_certainty,
-)
-from recover.merge.checks import check_relations, contradicted
-from recover.merge.compare import (
-    Comparison,
-    compare,
-    compare_unproven,
-    count_conflicts,
-    step_for,
-)
-from recover.merge.exact import count_rounded, rounded_away, warnings_of
-from recover.merge.finite import n_broken, n_not_finite
-from recover.merge.plan import MergePlan, TensorPlan, with_finest_alone
+from recover.execution.tasks import Executor, Record, Take, Task, Watch
+from recover.execution.tiles import Progress, available_cores
+from recover.inputs.recorded import OpenInputs
+from recover.merge.certain import find_withdrawal, to_estimate_again, without_certainty
+from recover.merge.checks import check_relations, contradicted, with_finest_alone
+from recover.merge.exact import warnings_of
+from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
-from recover.merge.sums import (
-    BROKEN,
-    CERTAIN,
-    CONFLICTS,
-    LIKENESS,
-    N_OWN,
-    NOT_FINITE,
-    ROUNDED,
-)
+from recover.merge.sums import Totals
 from recover.merge.tallies import Tallies
-from recover.quants import (
-    GROUP,
-    TILE,
-    F32Array,
-    FloatType,
-    U8Array,
-    quantize,
-    type_by_name,
-)
-
-_FLOAT32_ROUNDING, _SMALLEST_NORMAL = np.float32(2.0**-24), np.float32(2.0**-126)
+from recover.merge.tasks import tasks_of
+from recover.merge.work import Worker
+from recover.quants import GROUP, TILE
 
 
 @dataclass(frozen=True)
@@ -149,6 +118,7 @@ def execute_merge(
     force: bool = False,
     resume: bool = False,
     tell: Tell | None = None,
+    executor: Executor | None = None,
 ) -> MergeResult:
     """Carry out a plan.
 
@@ -167,6 +137,9 @@ def execute_merge(
         interrupted execution of the same plan has kept.
     tell : callable, optional
         Called with a line for people on what `resume` takes over and keeps.
+    executor : Executor, optional
+        Who has the tasks done, perhaps by `recover.merge.work.carry_out` in other processes.
+        Default: threads of this one.
 
     Returns
     -------
@@ -187,38 +160,27 @@ def execute_merge(
         unfinished = stack.enter_context(Unfinished(plan, tell)) if resume else None
         before = 0.0 if unfinished is None else unfinished.seconds
         tallies = Tallies(plan, {} if unfinished is None else unfinished.done)
-        sizes = [0 if i in tallies.done else t.n_weights for i, t in enumerate(plan.tensors)]
+        indices = [i for i in range(len(plan.tensors)) if i not in tallies.done]
         outputs = stack.enter_context(_outputs(plan, unfinished))
         for file, output in zip(plan.files, outputs.files, strict=True):
             output.write_at(0, file.header)
         save_if_due = None
         if unfinished is not None:
             save_if_due = stack.enter_context(unfinished.saving(outputs, tallies.take_finished))
-        n_workers, claims = n_threads or available_cores(), _claims(plan, sizes)
-        workers = [_Worker(plan, claims, outputs, tallies) for _ in range(n_workers)]
-        watch = _watch(plan, sum(sizes), progress, save_if_due)
-        for_each_tile(sizes, [worker.work for worker in workers], watch)
+        if executor is None:
+            executor = _threads(plan, outputs, n_threads or available_cores())
+        places, take = [file.place for file in outputs.files], _taking(outputs, tallies)
+        watch = _watch(plan, indices, progress, save_if_due)
+        executor.run(tasks_of(plan, indices, places), take, watch)
         names, warnings = contradicted(plan, tallies.totals, force=force)
         withdrawal = find_withdrawal(tallies.totals)
         warnings += withdrawal.warnings(plan)
         again = set(to_estimate_again(withdrawal, tallies.totals))
         plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
         if again := again | alone:
-            sizes = [t.n_weights if i in again else 0 for i, t in enumerate(plan.tensors)]
-            claims = _claims(plan, sizes)
-            workers = [_Worker(plan, claims, outputs, tallies) for _ in workers]
-            for_each_tile(sizes, [worker.work for worker in workers])
+            executor.run(tasks_of(plan, sorted(again), places), take)
     seconds = before + time.perf_counter() - start
     return _result(plan, seconds, tallies.totals, warnings)
-
-
-def _claims(plan: MergePlan, sizes: Sequence[int]) -> dict[int, Claims]:
-    """What the expected errors of tensors are worth, by index, of those that are estimated now."""
-    return {
-        index: find_claims(tensor.witnesses, tensor.method, plan.estimate)
-        for index, tensor in enumerate(plan.tensors)
-        if sizes[index] and tensor.action != "copy" and tensor.witnesses
-    }
 
 
 def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
@@ -241,177 +203,43 @@ def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
     return outputs
 
 
-def _watch(
-    plan: MergePlan, n_left: int, progress: Progress | None, save_if_due: Callable[[], None] | None
-) -> Progress:
-    """What is called while the tiles are worked on."""
-    n_weights = sum(tensor.n_weights for tensor in plan.tensors)
+def _threads(plan: MergePlan, outputs: OutputFiles, n_threads: int) -> Threads:
+    """Who does the tasks in this process: with its open inputs, and its output files."""
+    opened = OpenInputs(zip(plan.inputs, plan.models, strict=True))
+    files = {file.place: file for file in outputs.files}
+    return Threads([partial(Worker(opened).work, files=files) for _ in range(n_threads)])
 
-    def watch(n_done: int, _n_left: int) -> None:
+
+def _taking(outputs: OutputFiles, tallies: Tallies) -> Take:
+    """What takes the tasks that are done, and what other processes have written."""
+    files = {str(file.place): file for file in outputs.files}
+
+    def take(task: Task, gave: Record) -> None:
+        for path, written in gave.get("written", {}).items():
+            for each in written:
+                files[path].take_note(*each)
+        tallies.add(task, gave)
+
+    return take
+
+
+def _watch(
+    plan: MergePlan,
+    indices: Sequence[int],
+    progress: Progress | None,
+    save_if_due: Callable[[], None] | None,
+) -> Watch:
+    """What is called while the tasks of some tensors are done."""
+    n_weights = sum(tensor.n_weights for tensor in plan.tensors)
+    n_left = sum(plan.tensors[i].n_weights for i in indices)
+
+    def watch(n_done: int) -> None:
         if save_if_due is not None:
             save_if_due()
         if progress is not None:
             progress(n_weights - n_left + n_done, n_weights)
 
     return watch
-
-
-class _Worker:
-    """One thread's part: scratch memory, and what it needs to know of the tensor at hand."""
-
-    def __init__(
-        self,
-        plan: MergePlan,
-        claims: Mapping[int, Claims],
-        outputs: OutputFiles,
-        tallies: Tallies,
-    ) -> None:
-        self._plan = plan
-        self._claims_of = claims
-        self._outputs = outputs.files
-        self._tallies = tallies
-        self._estimate = np.empty(TILE, np.float32)
-        self._deviation = np.empty(0 if plan.uncertainty is None else TILE, np.float32)
-        self._snapper = Snapper(plan)
-        self._encoded = np.empty(TILE * 4, np.uint8)
-        self._known: tuple[tuple[Witness, ...], str] = (), ""
-        self._index = -1
-
-    def work(self, tile: Tile) -> None:
-        """Write the bytes of one tile."""
-        if tile.tensor != self._index:
-            self._turn_to(tile.tensor)
-        output = self._outputs[self._tensor.part]
-        position = self._tensor.position + self._outtype.n_bytes(tile.start)
-        if self._tensor.action == "copy":
-            raw = self._sources[0].part(tile.start, tile.end)
-            output.write_at(position, raw.data)
-            self._tallies.add(tile, self._sums_of_copy(tile, raw))
-            return
-        estimate = self._estimate[: tile.end - tile.start]
-        tally = self._fill(tile, estimate)
-        encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
-        try:
-            quantize(estimate, self._outtype, out=encoded)
-        except QuantError:
-            raise self._not_finite(tile, estimate) from None
-        output.write_at(position, encoded.data)
-        rounded = rounded_away(estimate, encoded, self._outtype)
-        if rounded or (tally is not None and tally.size > N_OWN):
-            tally = _with_room(tally, N_OWN + Tally.size_for(len(self._sources)))
-            Tally(tally[N_OWN:]).variance += rounded
-        if self._is_known and (n_rounded := count_rounded(estimate, encoded, self._outtype)):
-            tally = _with_room(tally, N_OWN)
-            tally[ROUNDED] += n_rounded
-        if self._plan.uncertainty is not None:
-            bf16 = type_by_name("BF16")
-            deviations = quantize(self._deviation[: estimate.size], bf16)
-            position = self._plan.uncertainty.positions[self._tensor.name]
-            self._outputs[-1].write_at(position + bf16.n_bytes(tile.start), deviations.data)
-        self._tallies.add(tile, tally)
-
-    def _turn_to(self, index: int) -> None:
-        self._index = index
-        self._tensor = self._plan.tensors[index]
-        self._outtype = type_by_name(self._tensor.outtype)
-        models = [self._plan.models[source] for source in self._tensor.sources]
-        self._sources = [model.tensors[self._tensor.name] for model in models]
-        self._is_known = self._tensor.is_known
-        self._is_decoded = self._tensor.method == FIRST_ALONE
-        self._comparison = self._comparison_of(self._tensor)
-        if self._tensor.action == "copy" or self._is_known:
-            return
-        self._snapper.turn_to(self._tensor)
-        known = self._tensor.witnesses, self._tensor.method
-        if known != self._known:
-            claims, self._known = self._claims_of[index], known
-            self._estimator = TileEstimator(*known, self._plan.estimate, claims=claims)
-
-    def _fill(self, tile: Tile, estimate: F32Array) -> NDArray[np.float64] | None:
-        """Estimate the weights of one tile; their sums, if there is anything to estimate."""
-        n = estimate.size
-        if self._is_known:
-            self._sources[0].read(tile.start, tile.end, estimate)
-            self._deviation[:n] = 0
-            return self._compare(tile)
-        tally = _with_room(self._compare(tile), N_OWN + Tally.size_for(len(self._sources)))
-        deviation, estimated = self._deviation[:n], Tally(tally[N_OWN:])
-        estimated += self._estimator.estimate(
-            self._sources, tile.start, tile.end, estimate, deviation
-        )
-        evidence = self._estimator.evidence
-        tally[BROKEN] = n_broken(evidence)
-        if self._tensor.action == "merge":
-            tally[CONFLICTS] += self._n_conflicts(evidence, estimated)
-            likeness = compare_unproven(evidence)
-            tally[LIKENESS] += likeness
-        if self._is_decoded:  # a product with a side scale is rounded once, not twice
-            self._sources[0].read(tile.start, tile.end, estimate)
-        if deviation.size:
-            # Zero says that a weight is certain, and no estimate is more exact than float32 is.
-            least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
-            np.maximum(deviation, least, out=deviation)
-        stored = [each.part(tile.start, tile.end) for each in self._sources]
-        self._snapper.apply(evidence, stored, estimate, deviation, tally)
-        return tally
-
-    def _n_conflicts(self, evidence: Evidence, estimated: Tally) -> float:
-        """Weights on which the merged inputs contradict each other, as the estimator found."""
-        if self._estimator.estimator.sees_conflicts:
-            return estimated.n_conflicts
-        return float(count_conflicts(evidence, step_for(self._tensor.n_weights)))
-
-    def _comparison_of(self, tensor: TensorPlan) -> Comparison | None:
-        """What compares the inputs that take no part with the one that is taken; None if none."""
-        if not tensor.compared:
-            return None
-        numbers = (tensor.sources[0], *tensor.compared)
-        models = [self._plan.models[i] for i in numbers]
-        inputs = [model.tensors[tensor.name] for model in models]
-        return compare(
-            inputs,
-            [i in tensor.confining for i in numbers],
-            [foreign_noise(*each) for each in zip(models, inputs, strict=True)],
-            is_exact=not isinstance(inputs[0].type, FloatType) and tensor.is_known,
-        )
-
-    def _sums_of_copy(self, tile: Tile, raw: U8Array) -> NDArray[np.float64] | None:
-        """The merge's own sums of a tile that is copied; None if there is nothing to tell."""
-        sums, n = self._compare(tile), n_not_finite(raw, self._outtype)
-        if n:
-            sums = _with_room(sums, N_OWN)
-            sums[NOT_FINITE] = n
-        return sums
-
-    def _compare(self, tile: Tile) -> NDArray[np.float64] | None:
-        """The merge's own sums, if there are inputs that take no part."""
-        if self._comparison is None:
-            return None
-        sums = np.zeros(N_OWN)
-        sums[CONFLICTS], likeness = self._comparison.count(tile.start, tile.end)
-        sums[LIKENESS] = likeness
-        return sums
-
-    def _not_finite(self, tile: Tile, estimate: F32Array) -> PlanError:
-        """Say why a tile cannot be stored."""
-        for source, tensor in zip(self._tensor.sources, self._sources, strict=True):
-            if not np.isfinite(tensor.read(tile.start, tile.end)).all():
-                path = self._plan.models[source].path
-                what = f"tensor {quoted(tensor.name)} holds NaN or infinite weights"
-                return PlanError(f"{printable(path)}: {what}")
-        largest = np.abs(estimate).max()
-        return PlanError(
-            f"tensor {quoted(self._tensor.name)}: a weight of {largest:.6g} is beyond the range of"
-            f" {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
-        )
-
-
-def _with_room(tally: NDArray[np.float64] | None, size: int) -> NDArray[np.float64]:
-    """The sums so far in an array of that size at least; the rest is 0."""
-    longer = np.zeros(max(size, 0 if tally is None else tally.size))
-    if tally is not None:
-        longer[: tally.size] = tally
-    return longer
 
 
 def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
@@ -428,41 +256,31 @@ def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
     return found
 
 
-def _result(
-    plan: MergePlan,
-    seconds: float,
-    tallies: dict[int, NDArray[np.float64]],
-    warnings: list[str],
-) -> MergeResult:
+def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]) -> MergeResult:
     """Turn the sums into what people read."""
     results: list[TensorResult] = []
-    warnings = [*warnings, *warnings_of(plan, tallies)]
+    warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
     for index, tensor in enumerate(plan.tensors):
-        sums = tallies.get(index)
-        n_weights = tensor.n_weights
-        n_rounded = 0 if sums is None else int(sums[ROUNDED])
-        contradicted = None if sums is None else float(sums[CONFLICTS] / n_weights)
-        if not tensor.compared and tensor.action != "merge":
-            contradicted = None
-        if sums is None or sums.size == N_OWN:
-            results.append(TensorResult(tensor, None, contradicted, n_rounded))
+        sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
+        contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
+        if sums.estimated is None:
+            results.append(TensorResult(tensor, None, contradicted, sums.rounded))
             continue
-        if sums[BROKEN]:
+        if sums.broken:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * int(sums[BROKEN]):,} weights"
+                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * sums.broken:,} weights"
                 " only the other inputs were taken"
             )
-        n_exact, tally = n_exact + int(sums[CERTAIN]), Tally(sums[N_OWN:])
-        merged = tensor.action == "merge"
+        n_exact, tally = n_exact + sums.certain, sums.estimated
         n_merged += n_weights * merged
-        expected, n_conflicts = expected + tally.variance, n_conflicts + sums[CONFLICTS] * merged
+        expected, n_conflicts = expected + tally.variance, n_conflicts + sums.conflicts * merged
         of_source = dict(zip(tensor.sources, tally.alone, strict=True))
         alone += errors_alone(tensor.twins, tensor.descents, of_source)
         rmse = math.sqrt(max(tally.variance, 0) / n_weights)
-        results.append(TensorResult(tensor, rmse, contradicted, n_rounded))
+        results.append(TensorResult(tensor, rmse, contradicted, sums.rounded))
     best = float(alone.min())
     return MergeResult(
         plan=plan,

@@ -13,19 +13,17 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from recover.execution.output import OutputFile
 from recover.execution.tiles import Tile, available_cores, for_each_tile
 from recover.merge.plan import MergePlan
-from recover.merge.sums import DIFFERENCE, DIFFERENCE_EXPECTED, N_OWN
+from recover.merge.sums import NUMBERS, Sums
 from recover.quants import TILE, type_by_name
 
 Digests = dict[int, tuple[int, int]]
 """By position in a file, of what was written there: number of bytes, and CRC-32."""
 
 _LARGEST_ERROR = 1.2e77  # of one weight, squared: larger ones are no float32
+_SQUARES = ("difference", "difference_expected")
 _STEP = 1 << 20  # zeros written at once
 
 
@@ -64,37 +62,35 @@ def digest(plan: MergePlan, index: int, digests: Sequence[Digests]) -> str | Non
     return whole.hexdigest()[:16]
 
 
-def read_sums(plan: MergePlan, index: int, sums: Any) -> NDArray[np.float64] | None:
+def read_sums(plan: MergePlan, index: int, record: Any) -> Sums:
     """The sums of an entry.
 
     Raises
     ------
-    ValueError
+    OverflowError, ValueError
         If no merge of that tensor has such sums.
     """
-    tensor = plan.tensors[index]
+    tensor, sums = plan.tensors[index], Sums.from_record(record)
+    n_inputs, tally = len(tensor.sources), sums.estimated
     is_estimated = tensor.action != "copy" and not tensor.is_known
-    if sums is None and not is_estimated:
-        return None
-    n_inputs = len(tensor.sources)
-    lengths = {N_OWN + 2 + n_inputs} if is_estimated else {N_OWN, N_OWN + 2 + n_inputs}
-    if (
-        not isinstance(sums, list)
-        or len(sums) not in lengths
-        or not all(type(each) in (int, float) for each in sums)
-    ):
-        raise ValueError("these are no sums")
+    if tally is None and is_estimated:
+        raise ValueError("there are no sums of what is estimated")
     largest = tensor.n_weights * _LARGEST_ERROR
     # Each of the merge's own counts a weight once, or once for each input.
     counted = tensor.n_weights * (n_inputs + len(tensor.compared))
-    errors = {DIFFERENCE, DIFFERENCE_EXPECTED, *range(N_OWN, len(sums))}
-    limits = [(0.0, largest * n_inputs if i in errors else counted) for i in range(len(sums))]
-    if len(sums) > N_OWN:
-        limits[N_OWN] = (-largest, largest)  # less what certain weights are not off
-        limits[N_OWN + 1] = (0.0, tensor.n_weights)
-    if not all(low <= each <= high for each, (low, high) in zip(sums, limits, strict=True)):
+    limits = [
+        (getattr(sums, name), 0.0, largest * n_inputs if name in _SQUARES else counted)
+        for name in NUMBERS
+    ]
+    if tally is not None:
+        if tally.n_inputs != n_inputs:
+            raise ValueError("these are the sums of other inputs")
+        limits += [(float(each), 0.0, largest * n_inputs) for each in tally.alone]
+        limits.append((tally.variance, -largest, largest))  # less what certain weights are not off
+        limits.append((tally.n_conflicts, 0.0, tensor.n_weights))
+    if not all(low <= each <= high for each, low, high in limits):
         raise ValueError("sums out of range")
-    return np.array(sums, np.float64)
+    return sums
 
 
 def read_seconds(seconds: Any) -> float:

@@ -1,31 +1,37 @@
 """What a merge will do, decided from the headers (and from which tensors are the same bytes)."""
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from recover._text import printable, quoted, some
-from recover.calibration.weights import Calibration
+from recover._version import __version__
+from recover.calibration.weights import Calibration, read_calibration
 from recover.containers.gguf.names import n_layers
 from recover.containers.gguf.side_scales import folded
 from recover.containers.mapping import check_unchanged
 from recover.containers.model import Model
-from recover.errors import UsageError
-from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, MEAN, estimator
+from recover.errors import PlanError, UsageError
+from recover.estimators import DEFAULT_METHOD, MEAN, estimator
 from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS
 from recover.execution.output import check_output_path
 from recover.inputs.alignment import align
+from recover.inputs.completion import complete
 from recover.inputs.descent import Descent
 from recover.inputs.matching import typical_error
-from recover.inputs.open import open_model, reference_of
+from recover.inputs.open import open_models, reference_of
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
-from recover.inputs.provenance import searched_tensors
+from recover.inputs.provenance import look_at_marks, searched_tensors
+from recover.inputs.recorded import Input
 from recover.inputs.repeated import describe_repeated
-from recover.merge.calibrated import with_calibration
+from recover.merge.calibrated import with_calibration, with_claims
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
 from recover.merge.layout import (
@@ -35,23 +41,33 @@ from recover.merge.layout import (
     lay_out_deviations,
     lay_out_output,
 )
-from recover.merge.lineage import (
-    merged_before,
-)
+from recover.merge.lineage import merged_before
 from recover.merge.options import MergeOptions, check_options
-from recover.merge.redundant import describe, find_redundant
-from recover.quants import (
-    ScalarType,
-    type_by_name,
+from recover.merge.records import (
+    Record,
+    as_text,
+    descent_record,
+    file_record,
+    plain,
+    read_descents,
+    read_file,
+    read_tensor,
+    tensor_record,
+    tuples,
 )
+from recover.merge.redundant import describe, find_redundant
+from recover.quants import ScalarType, type_by_name
 
 # Where the finest input's is larger, hardly a cell is so narrow that it holds one BF16 number.
 _TOO_COARSE = 1e-4
 # Of the weights that would be certain, how many must be able to show that they had another format.
 _LEAST_EVIDENCE = 0.25
 
+_FORMAT = "recover.merge.plan/1"
+_PLAIN = ("method", "estimate", "source_format", "snaps", "decides")
+
 # Of a tensor's plan, what is left out as JSON: it follows from the inputs and the other entries.
-_UNTOLD = ("witnesses", "confining", "follows")
+_UNTOLD = ("witnesses", "confining", "compared_noises", "claims", "follows")
 
 
 @dataclass(frozen=True)
@@ -79,10 +95,14 @@ class TensorPlan(Draft):
 class MergePlan:
     """A whole merge: every output byte has its place before the first weight is read.
 
+    It is plain data but for the opened inputs: it goes to JSON and back, and pickles.
+
     Attributes
     ----------
     models : tuple of Model
         The opened inputs.
+    inputs : tuple of Input
+        What these are.
     output : Path
         File to be written; of a split output the first part.
     method : str
@@ -120,7 +140,8 @@ class MergePlan:
         those that hold a single number of it prove a weight.
     """
 
-    models: tuple[Model, ...]
+    models: tuple[Model, ...] = field(compare=False)
+    inputs: tuple[Input, ...]
     output: Path
     method: str
     estimate: str
@@ -168,6 +189,88 @@ class MergePlan:
         finest = self.models[tensor.sources[0]].tensors[tensor.name].type
         quantized = isinstance(finest, ScalarType) and typical_error(finest) < _TOO_COARSE
         return quantized and estimator(self.method).decides and self.decides
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all that it says."""
+        record = self._record(lambda header: hashlib.sha256(header).hexdigest())
+        return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+    def to_record(self) -> Record:
+        """All of it as plain data that JSON can hold; `to_json` has what people read."""
+        return self._record(as_text)
+
+    def _record(self, header: Callable[[bytes], str]) -> Record:
+        second, calibration, densities = self.uncertainty, self.calibration, self.densities
+        record = {
+            "format": _FORMAT,
+            "version": __version__,
+            "inputs": [each.to_record() for each in self.inputs],
+            **{name: getattr(self, name) for name in _PLAIN},
+            "undecided": sorted(self.undecided),
+            "parts": [file_record(each, header) for each in self.parts],
+            "uncertainty": None if second is None else file_record(second, header),
+            "tensors": [tensor_record(each) for each in self.tensors],
+            "warnings": list(self.warnings),
+            "redundant": [descent_record(each) for each in self.redundant],
+            "calibration": None if calibration is None else calibration.to_json(),
+            "densities": None if densities is None else [*densities.items()],
+        }
+        return {name: plain(value) for name, value in record.items()}
+
+    @classmethod
+    def from_record(cls, record: Record) -> Self:
+        """The plan of a record, perhaps by way of JSON; the inputs are opened again.
+
+        Raises
+        ------
+        InputError
+            If an input was changed since the merge was planned.
+        PlanError
+            If it is no plan, or one of another version of this program.
+        RecoverError
+            If an input cannot be opened.
+        """
+        try:
+            made_by = record["format"], record["version"]
+            if made_by != (_FORMAT, __version__):
+                raise PlanError(
+                    f"the plan was made by version {made_by[1]} of this program, which is"
+                    f" {__version__} ({made_by[0]}, {_FORMAT}); plan the merge again"
+                )
+            return cls._read(record)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"this is no plan of a merge, or a damaged one: {error!r}") from None
+
+    @classmethod
+    def _read(cls, record: Record) -> Self:
+        inputs = tuple(map(Input.from_record, record["inputs"]))
+        models = tuple(each.open() for each in inputs)
+        first, *later = map(read_file, record["parts"])
+        second, calibration = record["uncertainty"], record["calibration"]
+        uncertainty = None if second is None else read_file(second)
+        if not isinstance(uncertainty, SecondOutput | None):
+            raise ValueError("uncertainty")
+        densities = record["densities"]
+        return cls(
+            models=models,
+            inputs=inputs,
+            output=first.path,
+            header=first.header,
+            n_bytes=first.n_bytes + sum(each.n_bytes for each in later),
+            later_parts=tuple(later),
+            uncertainty=uncertainty,
+            tensors=tuple(TensorPlan(**read_tensor(each, models)) for each in record["tensors"]),
+            warnings=tuple(record["warnings"]),
+            redundant=read_descents(record["redundant"]),
+            undecided=frozenset(record["undecided"]),
+            calibration=None if calibration is None else read_calibration(calibration),
+            densities=None if densities is None else dict(tuples(densities)),
+            **{name: record[name] for name in _PLAIN},
+        )
+
+    def __reduce__(self) -> tuple[Callable[[Record], Self], tuple[Record]]:
+        return type(self).from_record, (self.to_record(),)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``--dry-run``."""
@@ -247,13 +350,15 @@ def plan_merge(
     if not inputs:
         raise UsageError("there are no inputs")
     options = check_options(method, estimate, outtype, snap, calibration, split_max_size)
-    models = tuple(open_model(path) for path in inputs)
+    opened = open_models(inputs)
     output = Path(output)
-    parts = [part for model in models for part in model.parts]
+    parts = [part for model in opened for part in model.parts]
     check_output_path(output, parts if split_max_size is None else ())
-    aligned = align(models, tensors)
+    aligned = align(opened, tensors)
     models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
+    models = complete(models, names, warnings)
+    look_at_marks(models, names)
     warnings += [
         f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
         f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
@@ -276,6 +381,7 @@ def plan_merge(
         warnings += large_tensors(drafts, split_max_size)
     plan = MergePlan(
         models=models,
+        inputs=(),
         output=files[0].path,
         method=method,
         estimate=estimate,
@@ -301,9 +407,12 @@ def plan_merge(
         n_all = n_layers(names)
         changed = with_calibration(plan.tensors, method, options.calibration, n_all)
         plan = replace(plan, tensors=changed)
+    plan = replace(plan, tensors=with_claims(plan.tensors, estimate))
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
     check_unchanged(parts)
-    return replace(plan, warnings=tuple(warnings))
+    plan = replace(plan, inputs=tuple(map(Input.of, opened, models)), warnings=tuple(warnings))
+    check_unchanged(parts)
+    return plan
 
 
 def _foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
@@ -369,21 +478,3 @@ def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) ->
     is_left = is_asked_for or len(undecided) < len(fits)
     source_format = plan.source_format if is_left else "unknown"
     return replace(plan, undecided=undecided, source_format=source_format)
-
-
-def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[int]]:
-    """The plan that decodes the finest input of some tensors, and their indices where it differs.
-
-    The other inputs stay among the sources: they are compared, and their expected errors told.
-    """
-    changed = {
-        i
-        for i, tensor in enumerate(plan.tensors)
-        if tensor.name in names and tensor.method != FIRST_ALONE and tensor.action == "merge"
-    }
-    tensors = tuple(
-        replace(tensor, method=FIRST_ALONE) if i in changed else tensor
-        for i, tensor in enumerate(plan.tensors)
-    )
-    undecided = plan.undecided | {plan.tensors[i].name for i in changed}
-    return replace(plan, tensors=tensors, undecided=undecided), changed

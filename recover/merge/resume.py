@@ -16,9 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.containers.gguf.parts import whole_path
@@ -28,14 +25,12 @@ from recover.execution.output import OutputFiles, partial_path
 from recover.execution.publish import finish_earlier
 from recover.merge.kept import clear_gaps, damaged, digest, read_seconds, read_sums
 from recover.merge.plan import MergePlan
-
-Sums = dict[int, NDArray[np.float64] | None]
-"""By index of a complete tensor, the sums of its weights; None where nothing is estimated."""
+from recover.merge.sums import Totals
 
 Tell = Callable[[str], None]
 """Called with a line for people."""
 
-_FORMAT = "recover.merge.journal/2"
+_FORMAT = "recover.merge.journal/3"
 _SECONDS = 1.0  # at least, between two entries
 _DAMAGED = "its journal is damaged"
 _PACKAGE = Path(__file__).parents[1]
@@ -53,8 +48,8 @@ class Unfinished:
 
     Attributes
     ----------
-    done : dict of int to array or None
-        The tensors that are complete on the disk.
+    done : dict of int to Sums
+        The tensors that are complete on the disk, by index.
     seconds : float
         What they took, in all processes that were at it before.
 
@@ -65,7 +60,7 @@ class Unfinished:
     """
 
     def __init__(self, plan: MergePlan, tell: Tell | None = None) -> None:
-        self.done: Sums = {}
+        self.done: Totals = {}
         self.seconds = 0.0
         self._digests: dict[int, str] = {}
         self._outputs: OutputFiles | None = None
@@ -121,11 +116,11 @@ class Unfinished:
         try:
             for record in records:
                 self.seconds = read_seconds(record["seconds"])
-                for index, sums, digest in record["tensors"]:
+                for index, sums, told in record["tensors"]:
                     if type(index) is not int or not 0 <= index < len(self._plan.tensors):
                         return _DAMAGED
                     self.done[index] = read_sums(self._plan, index, sums)
-                    self._digests[index] = str(digest)
+                    self._digests[index] = str(told)
         except (LookupError, TypeError, ValueError, OverflowError):
             return _DAMAGED
         for file in self._plan.files if self.done else ():
@@ -168,7 +163,7 @@ class Unfinished:
 
     @contextmanager
     def saving(
-        self, outputs: OutputFiles, finished: Callable[[], Sums]
+        self, outputs: OutputFiles, finished: Callable[[], Totals]
     ) -> Iterator[Callable[[], None]]:
         """Write down what is complete now and then, and at the end.
 
@@ -184,7 +179,7 @@ class Unfinished:
         callable
             To be called often; most of the time it does nothing.
         """
-        pending: Sums = {}
+        pending: Totals = {}
         has_failed = False
         self._outputs = outputs
         clear_gaps(self._plan, outputs.files)
@@ -199,8 +194,7 @@ class Unfinished:
                 output.check_inputs()
             digests = [output.digests for output in outputs.files]
             tensors = [
-                [i, None if sums is None else sums.tolist(), digest(self._plan, i, digests)]
-                for i, sums in pending.items()
+                [i, sums.to_record(), digest(self._plan, i, digests)] for i, sums in pending.items()
             ]
             seconds = self.seconds + time.perf_counter() - self._start
             try:
@@ -269,7 +263,7 @@ def fingerprint(plan: MergePlan) -> dict[str, str]:
     densities = None if plan.densities is None else sorted(plan.densities.items())
     return {
         "version": f"{__version__} {sources.hexdigest()}",
-        "inputs": _digest([model.fingerprint() for model in plan.models]),
+        "inputs": _digest([each.fingerprint for each in plan.inputs]),
         "options": _digest(options),
         "calibration": _digest(calibration),
         "densities": _digest(densities),
@@ -288,6 +282,8 @@ def _difference(before: Any, now: Mapping[str, Any]) -> str:
             for name, digest in now["fingerprint"].items()
             if before["fingerprint"][name] != digest
         ]
+        if before["format"] != now["format"]:
+            names = ["version"]
     except (LookupError, TypeError):
         names = ["version"]
     return f"other {', '.join(names or ['files'])}"

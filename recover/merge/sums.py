@@ -1,46 +1,124 @@
-"""Sums over the weights of a tensor that a merge keeps, besides those of its estimator.
+"""What a merge sums up over the weights of a tensor, by name."""
 
-They come first; what `recover.estimators` says of the estimator's follows, where there is one.
-"""
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
-CERTAIN = 0
-"""Weights that are certain: their bounds hold a single number of the source's format."""
+from recover.estimators.tally import Tally
+from recover.merge.compare import Likeness
 
-BROKEN = 1
-"""Groups of 16 weights of which an input has no finite values."""
 
-EMPTY = 2
-"""Proven intervals that hold no number of the source's format."""
+@dataclass
+class Sums:
+    """Sums over weights; those of the tiles of a tensor add up with ``+=``.
 
-FOREIGN_SCALES = 3
-"""Scales that come from one weight each, and from no number of the source's format."""
+    Attributes
+    ----------
+    certain : int
+        Weights that are certain: their bounds hold a single number of the source's format.
+    broken : int
+        Groups of 16 weights of which an input has no finite values.
+    empty : int
+        Proven intervals that hold no number of the source's format.
+    foreign_scales : int
+        Scales that come from one weight each, and from no number of the source's format.
+    expected : float
+        How many of both there would be if the weights had nothing to do with that format.
+    snapped : int
+        Weights of tiles that were set to numbers of the source's format, where certain or asked
+        for.
+    not_finite : int
+        NaN and infinite values among those that are copied.
+    rounded : int
+        Weights of a single input that the output's type does not hold exactly.
+    conflicts : float
+        Weights on which inputs contradict each other.
+    unlike : int
+        Weights in superblocks of which inputs without cells say something unrelated.
+    difference : float
+        Square difference between inputs without cells and the first one.
+    difference_expected : float
+        The same, as far as errors of both explain it.
+    estimated : Tally or None
+        What the estimator sums up, with the errors that the output's type adds; None where nothing
+        is estimated or added.
+    """
 
-EXPECTED = 4
-"""How many of both there would be if the weights had nothing to do with that format."""
+    certain: int = 0
+    broken: int = 0
+    empty: int = 0
+    foreign_scales: int = 0
+    expected: float = 0.0
+    snapped: int = 0
+    not_finite: int = 0
+    rounded: int = 0
+    conflicts: float = 0.0
+    unlike: int = 0
+    difference: float = 0.0
+    difference_expected: float = 0.0
+    estimated: Tally | None = None
 
-SNAPPED = 5
-"""Weights of tiles that were set to numbers of the source's format, where certain or asked for."""
+    @property
+    def likeness(self) -> Likeness:
+        """How inputs without cells compare with the first one."""
+        return Likeness(self.unlike, self.difference, self.difference_expected)
 
-NOT_FINITE = 6
-"""NaN and infinite values among those that are copied."""
+    def add_likeness(self, likeness: Likeness) -> None:
+        """Take a comparison of inputs without cells into account."""
+        self.unlike += int(likeness.n_unlike)
+        self.difference += float(likeness.square_difference)
+        self.difference_expected += float(likeness.expected)
 
-ROUNDED = 7
-"""Weights of a single input that the output's type does not hold exactly."""
+    def tally(self, n_inputs: int) -> Tally:
+        """The estimator's sums; all 0 if there were none."""
+        if self.estimated is None:
+            self.estimated = Tally.zeros(n_inputs)
+        return self.estimated
 
-CONFLICTS = 8
-"""Weights on which inputs contradict each other."""
+    def __iadd__(self, other: "Sums") -> Self:
+        for name in NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if other.estimated is not None:
+            tally = self.tally(other.estimated.n_inputs)
+            tally += other.estimated
+        return self
 
-UNLIKE = 9
-"""Weights in superblocks of which inputs without cells say something unrelated."""
+    def to_record(self) -> dict[str, Any]:
+        """Plain data: all that is not 0, by name."""
+        record: dict[str, Any] = {name: n for name in NUMBERS if (n := getattr(self, name))}
+        if self.estimated is not None:
+            record["estimated"] = self.estimated.to_record()
+        return record
 
-DIFFERENCE = 10
-"""Square difference between inputs without cells and the first one, summed over the weights."""
+    @classmethod
+    def from_record(cls, record: Any) -> Self:
+        """The sums that a record of any origin has.
 
-DIFFERENCE_EXPECTED = 11
-"""The same, as far as errors of both explain it."""
+        Raises
+        ------
+        ValueError
+            If it is no such record.
+        OverflowError
+            If a number is too large.
+        """
+        if not isinstance(record, dict) or not record.keys() <= {*NUMBERS, "estimated"}:
+            raise ValueError("these are no sums")
+        sums = cls()
+        for name in NUMBERS.keys() & record.keys():
+            value, kind = record[name], NUMBERS[name]
+            if type(value) is not int and not (kind is float and type(value) is float):
+                raise ValueError(f"{name} is no number")
+            setattr(sums, name, kind(value))
+        if "estimated" in record:
+            sums.estimated = Tally.from_record(record["estimated"])
+        return sums
 
-LIKENESS = [UNLIKE, DIFFERENCE, DIFFERENCE_EXPECTED]
-"""In the order of `recover.merge.compare.Likeness`."""
 
-N_OWN = 12
-"""How many these are."""
+NUMBERS: dict[str, type] = {
+    each.name: float if each.type is float else int
+    for each in fields(Sums)
+    if each.type in (int, float)
+}
+"""The sums besides the estimator's: whether they are counts or not, by name."""
+
+Totals = dict[int, Sums]
+"""By index of a tensor, the sums of all its weights."""

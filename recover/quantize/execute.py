@@ -77,10 +77,8 @@ def execute_quantize(
     ----------
     plan : QuantizePlan
         From `plan_quantize`.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------

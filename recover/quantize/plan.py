@@ -12,9 +12,9 @@ from typing import Any
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.containers.gguf.side_scales import folded
-from recover.containers.model import StoredTensor
+from recover.containers.model import GGML_DIMS, Model, StoredTensor
 from recover.errors import PlanError, UsageError
 from recover.execution.output import check_output_path
 from recover.execution.tiles import whole_rows
@@ -165,7 +165,7 @@ class QuantizePlan:
         What the user should know.
     """
 
-    model: GGUFModel
+    model: GGUFModel[Tensor]
     output: Path
     outtype: str
     quantizer: str
@@ -343,7 +343,7 @@ class _Chooser:
 
     def __init__(
         self,
-        model: GGUFModel,
+        model: GGUFModel[Tensor],
         rules: Sequence[tuple[re.Pattern[str], TensorType]],
         imatrix: Imatrix | None,
     ) -> None:
@@ -384,9 +384,10 @@ class _Chooser:
         return _Draft(tensor, outtype, weighs)
 
     def _is_eligible(self, tensor: StoredTensor) -> bool:
-        """Mirrors `tensor_allows_quantization`."""
+        """Mirrors `tensor_allows_quantization`, for tensors that ggml can have."""
         return (
             any(dim > 1 for dim in tensor.dims[1:])
+            and len(tensor.dims) <= GGML_DIMS
             and not isinstance(tensor.type, OpaqueType)
             and tensor.name.endswith("weight")
             and tensor.name not in self.left_names
@@ -426,6 +427,8 @@ class _Chooser:
 
     def warnings(self) -> Iterator[str]:
         """What the user should know, when all tensors have been seen."""
+        if told := _unknown_architecture(self._model):
+            yield told
         for pattern in self._unused:
             if pattern is not _ANY:
                 yield f"no tensor was given its type by {quoted(pattern.pattern)}"
@@ -439,8 +442,22 @@ class _Chooser:
             yield sides
 
 
+def _unknown_architecture(model: Model) -> str | None:
+    """What is to be said of a model for which llama.cpp has no rules; None if it has."""
+    from gguf import MODEL_ARCH_NAMES  # takes as long to import as all of this package
+
+    architecture = model.get("general.architecture")
+    if architecture in (*MODEL_ARCH_NAMES.values(), *_LEFT_PARTS_OF):
+        return None
+    said = f"the architecture {quoted(str(architecture))}" if architecture else "no architecture"
+    return (
+        f"{printable(model.path)}: has {said} that llama.cpp is known to have rules for: which"
+        " tensors its program wants unquantized is for you to say (--tensor-type REGEX=F16)"
+    )
+
+
 def _metadata(
-    model: GGUFModel,
+    model: GGUFModel[Tensor],
     outtype: TensorType,
     imatrix: Imatrix | None,
     imatrix_path: Path | None,

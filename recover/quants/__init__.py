@@ -9,10 +9,12 @@ from recover.errors import QuantError
 from recover.quants._decode import decode_scalar
 from recover.quants._registry import (
     all_types,
+    makes_files,
     name_of_file_type,
     type_by_id,
     type_by_name,
     types_of_files,
+    types_of_integers,
 )
 from recover.quants.base import (
     GROUP,
@@ -20,11 +22,14 @@ from recover.quants.base import (
     F32Array,
     FloatType,
     FromWeight,
+    I8Array,
+    Integers,
     Mask,
     OpaqueType,
     ScalarType,
     TensorType,
     U8Array,
+    U16Array,
     VectorType,
 )
 from recover.quants.interval import IntervalTensor, IntervalType
@@ -38,6 +43,8 @@ __all__ = [
     "F32Array",
     "FloatType",
     "FromWeight",
+    "I8Array",
+    "Integers",
     "IntervalTensor",
     "IntervalType",
     "Mask",
@@ -45,15 +52,18 @@ __all__ = [
     "ScalarType",
     "TensorType",
     "U8Array",
+    "U16Array",
     "VectorType",
     "all_types",
     "dequantize",
+    "makes_files",
     "name_of_file_type",
     "quantize",
     "quantizer_names",
     "type_by_id",
     "type_by_name",
     "types_of_files",
+    "types_of_integers",
 ]
 
 

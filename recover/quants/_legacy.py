@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.jit import inner, kernel
+from recover._compiled.jit import inlined, inner, kernel
 from recover._compiled.lanes import (
     first_lane,
     largest_lane,
@@ -20,7 +20,7 @@ from recover._compiled.lanes import (
     where,
 )
 from recover.quants._search import sum_of_squares, transpose, weigh
-from recover.quants.base import F32Array, U8Array, table
+from recover.quants.base import F32Array, I8Array, U8Array, table
 
 
 @inner
@@ -54,6 +54,26 @@ def collect_fifth_bits(codes: U8Array, qh: U8Array) -> None:
     word = mask_bits((load_bytes(codes, 0) & 16) != 0, (load_bytes(codes, 16) & 16) != 0)
     for j in range(4):
         qh[j] = np.uint8(word >> np.uint32(8 * j))
+
+
+@inlined
+def load_codes(stored: U8Array, n_bits: int, codes: U8Array) -> None:
+    """32 codes of 4 or 5 bits, stored one behind the other: fifth bits, if any, and nibbles."""
+    if n_bits == 5:
+        split_nibbles(stored[4:], codes)
+        add_fifth_bits(stored, codes)
+    else:
+        split_nibbles(stored, codes)
+
+
+@inlined
+def store_codes(codes: U8Array, n_bits: int, stored: U8Array) -> None:
+    """The inverse of `load_codes`."""
+    if n_bits == 5:
+        collect_fifth_bits(codes, stored)
+        join_nibbles(codes, stored[4:])
+    else:
+        join_nibbles(codes, stored)
 
 
 @inner
@@ -119,6 +139,20 @@ def weigh_blocks(
     for k in range(16):
         mean[k] = means[(start + 32 * k) // imatrix.size % means.size]
     weigh(lanes[0], load(mean, 0), lanes[1])
+
+
+@inner
+def write_u16(raw: U8Array, at: int, word: np.uint16) -> None:
+    """Two bytes, the lower one first."""
+    raw[at] = np.uint8(word & np.uint16(255))
+    raw[at + 1] = np.uint8(word >> np.uint16(8))
+
+
+@inner
+def codes_of_32(integers: I8Array, lowest: int, codes: U8Array) -> None:
+    """32 integers to codes, of which 0 stands for the lowest integer."""
+    for j in range(32):
+        codes[j] = np.uint8(integers[j] - lowest)
 
 
 def extreme_code_cells(n_codes: int) -> tuple[F32Array, F32Array]:

@@ -6,13 +6,15 @@ or when all types are listed; so they take no time in any other case.
 """
 
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
+from types import MappingProxyType
 
 import recover.quants
 from recover.errors import QuantError
-from recover.quants.base import FloatType, ScalarType, TensorType
+from recover.quants._elsewhere import described_elsewhere
+from recover.quants.base import FloatType, Integers, ScalarType, TensorType
 
 ENTRY_POINTS = "recover.types"
 """Group of the entry points through which packages add types."""
@@ -33,11 +35,12 @@ def all_types() -> tuple[TensorType, ...]:
 
 
 def type_by_id(type_id: int) -> TensorType:
-    """The type that GGUF files number `type_id`; `QuantError` if there is none."""
+    """The type that GGUF files number `type_id`; `QuantError`, with its name, if it is not read."""
     for of_others in (False, True):
         if found := _by_id(of_others=of_others).get(type_id):
             return found
-    raise QuantError(f"tensor type {type_id} is unknown; known are {_names(all_types())}")
+    unknown = f"tensor type {type_id} is unknown; known are {_names(all_types())}"
+    raise QuantError(described_elsewhere(type_id) or unknown)
 
 
 def type_by_name(name: str) -> TensorType:
@@ -48,14 +51,23 @@ def type_by_name(name: str) -> TensorType:
     raise QuantError(f"tensor type {name!r} is unknown; known are {_names(all_types())}")
 
 
+def makes_files(kind: TensorType) -> bool:
+    """Whether ``quantize`` makes files of a type."""
+    return kind.file_type is not None and isinstance(kind, ScalarType | FloatType)
+
+
 def types_of_files() -> dict[str, TensorType]:
     """The types that ``quantize`` makes files of, by name, in the order of `file_type`."""
-    kinds = [
-        (kind.file_type, kind)
-        for kind in all_types()
-        if kind.file_type is not None and isinstance(kind, ScalarType | FloatType)
-    ]
-    return {kind.name: kind for _, kind in sorted(kinds, key=lambda each: each[0])}
+    kinds = filter(makes_files, all_types())
+    return {kind.name: kind for kind in sorted(kinds, key=lambda each: each.file_type or 0)}
+
+
+@cache
+def types_of_integers() -> Mapping[str, Integers]:
+    """The types that hold integers times scales, by name, the smallest first."""
+    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType)]
+    kinds.sort(key=lambda each: each.bits_per_weight)
+    return MappingProxyType({kind.name: kind.integers for kind in kinds if kind.integers})
 
 
 def name_of_file_type(number: int) -> str | None:
@@ -69,7 +81,7 @@ def name_of_file_type(number: int) -> str | None:
 
 def forget_types_of_others() -> None:
     """Look for types of other packages again when they are next asked for."""
-    for cached in (all_types, _by_name, _by_id):
+    for cached in (all_types, types_of_integers, _by_name, _by_id):
         cached.cache_clear()
 
 

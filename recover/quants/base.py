@@ -8,6 +8,7 @@ and `quantize`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources.abc import Traversable
 from math import prod
 from pickle import PicklingError
@@ -28,6 +29,8 @@ many that threads seldom meet at the interpreter's lock."""
 
 F32Array = NDArray[np.float32]
 U8Array = NDArray[np.uint8]
+I8Array = NDArray[np.int8]
+U16Array = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
 
 
@@ -56,6 +59,39 @@ class Reencoding(NamedTuple):
     blocks are not looked at."""
     weighted: float = 0.0
     """With an importance matrix, which is not known here, at least this times e comes back."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Integers:
+    """How a type holds integers times float16 scales, without a change of any value.
+
+    Attributes
+    ----------
+    lowest, highest : int
+        The integers that it has codes for.
+    has_offset : bool
+        Whether a float16 is added to the product.
+    pack : Callable
+        ``pack(integers: int8 (n,), d: uint16 (n / group,), m: uint16 (n / group,), group: int,
+        raw: uint8 (n_bytes,))``, where `d` are the bits of the scales, each of `group` weights,
+        which are whole blocks; `m` are those of the offsets, and not looked at where a type has
+        none.
+    """
+
+    lowest: int
+    highest: int
+    has_offset: bool = False
+    pack: Callable[[I8Array, U16Array, U16Array, int, U8Array], None]
+
+    @property
+    def n_bits(self) -> int:
+        """Bits of a code."""
+        return (self.highest - self.lowest).bit_length()
+
+    @property
+    def reach(self) -> int:
+        """The largest magnitude that is held, of one sign, where scales may be negative."""
+        return 1 << (self.n_bits - 1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,7 +164,7 @@ class TensorType:
         """Average number of bits that one weight takes."""
         return 8 * self.type_size / self.block_size
 
-    @property
+    @cached_property
     def is_by_rows(self) -> bool:
         """Whether the bytes of weights depend on the rows that they are in."""
         return self.row_header > 0 or self.rows_interleaved > 1
@@ -164,7 +200,7 @@ class TensorType:
             that are not interleaved with each other.
         """
         if not self.is_by_rows:
-            return self.n_bytes(n_weights)
+            return self._block_bytes(n_weights)
         n_rows, rest = divmod(n_weights, row_length)
         if rest or n_rows % self.rows_interleaved:
             raise QuantError(
@@ -291,6 +327,8 @@ class ScalarType(TensorType):
     densities : Traversable or None
         The type's file of densities, for a type of another package (see
         `recover.evidence.densities`).
+    integers : Integers or None
+        How `recover reblock` stores integers in the type; None if it does not.
     """
 
     levels: F32Array
@@ -315,6 +353,7 @@ class ScalarType(TensorType):
     reencoding: Reencoding | None = None
     weighs_whole_rows: bool = False
     densities: Traversable | None = None
+    integers: Integers | None = None
 
     @property
     def scale_has_sign(self) -> bool:
@@ -378,3 +417,8 @@ def rounding_cells(n_codes: int, first: int = 0) -> tuple[F32Array, F32Array]:
     lower, upper = level - 0.5, level + 0.5
     lower[0], upper[-1] = -np.inf, np.inf
     return table(lower, fill=-np.inf), table(upper, fill=np.inf)
+
+
+def rounded_levels(n_codes: int, first: int = 0) -> tuple[F32Array, F32Array, F32Array]:
+    """Levels that are the integers from `first` on, and the edges that `rounding_cells` gives."""
+    return integer_levels(first), *rounding_cells(n_codes, first)

@@ -5,24 +5,20 @@ Block: ``d`` f16, ``qs`` 16 bytes (as in Q4_0).
 
 import numpy as np
 
-from recover._compiled.float16 import read_f16, write_f16
+from recover._compiled.float16 import write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, splat, store
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
-from recover.quants._legacy import inverse, join_nibbles, split_nibbles
+from recover.quants._legacy import inverse, join_nibbles
 from recover.quants._search import SCALE, transpose, weigh
+from recover.quants._signed_32 import unpack_signed
 from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @kernel
 def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> None:
     """Mirrors `dequantize_row_iq4_nl`."""
-    for b in range(raw.size // 18):
-        d = read_f16(raw, 18 * b)
-        for g in range(2 * b, 2 * b + 2):
-            scale[g] = d
-            offset[g] = -0.0
-        split_nibbles(raw[18 * b + 2 : 18 * b + 18], codes[32 * b : 32 * b + 32])
+    unpack_signed(raw, 4, codes, scale, offset)
 
 
 @inner

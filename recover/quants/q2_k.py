@@ -19,14 +19,7 @@ from recover.quants._k_affine import (
 from recover.quants._k_scales import pack_pairs
 from recover.quants._marks import Marks, f16_at, marks_scales_and_minima
 from recover.quants._search import Steps
-from recover.quants.base import (
-    F32Array,
-    Reencoding,
-    ScalarType,
-    U8Array,
-    integer_levels,
-    rounding_cells,
-)
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
 
 
 @inner
@@ -91,14 +84,14 @@ def _marks(blocks: U8Array) -> Marks:
 
 
 # `quantize_row_q2_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..3.
-_LOWER, _UPPER = rounding_cells(4)
+_LEVELS, _LOWER, _UPPER = rounded_levels(4)
 
 Q2_K = ScalarType(
     name="Q2_K",
     type_id=10,
     block_size=256,
     type_size=84,
-    levels=integer_levels(),
+    levels=_LEVELS,
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,

@@ -37,14 +37,7 @@ from recover.quants._search import (
     transpose,
     weigh,
 )
-from recover.quants.base import (
-    F32Array,
-    Reencoding,
-    ScalarType,
-    U8Array,
-    integer_levels,
-    rounding_cells,
-)
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
 
 
 @inner
@@ -226,14 +219,14 @@ def _marks(blocks: U8Array) -> Marks:
 
 
 # `quantize_row_q3_K`: code = nearest_int(x / d) with the stored d, clipped to -4..3.
-_LOWER, _UPPER = rounding_cells(8, first=-4)
+_LEVELS, _LOWER, _UPPER = rounded_levels(8, first=-4)
 
 Q3_K = ScalarType(
     name="Q3_K",
     type_id=11,
     block_size=256,
     type_size=110,
-    levels=integer_levels(first=-4),
+    levels=_LEVELS,
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,

@@ -5,82 +5,49 @@ Block: ``d`` f16, ``m`` f16, ``qs`` 16 bytes (as in Q4_0).
 
 import numpy as np
 
-from recover._compiled.float16 import read_f16, write_f16
-from recover._compiled.jit import inner, kernel
-from recover.quants._legacy import (
-    encode_32,
-    inverse,
-    join_nibbles,
-    range_cells,
-    range_of_32,
-    row_mean_squares,
-    split_nibbles,
-    weigh_blocks,
+from recover._compiled.jit import kernel
+from recover.quants._legacy import range_cells
+from recover.quants._marks import Marks, code_mark, marks_of_codes
+from recover.quants._ranged_32 import pack_ranged, quantize_ranged, unpack_ranged
+from recover.quants._search import Steps
+from recover.quants.base import (
+    F32Array,
+    FromWeight,
+    I8Array,
+    Integers,
+    ScalarType,
+    U8Array,
+    U16Array,
+    integer_levels,
 )
-from recover.quants._marks import Marks, marks_range
-from recover.quants._search import BASE, FACTOR, MIN, SCALE, Steps, encode_found, make_qkx_quants
-from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
+
+_STEPS = Steps(16, np.float32(-0.9), np.float32(0.05), 36, False)
 
 
 @kernel
 def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> None:
     """Mirrors `dequantize_row_q4_1`."""
-    for b in range(raw.size // 20):
-        d = read_f16(raw, 20 * b)
-        m = read_f16(raw, 20 * b + 2)
-        for g in range(2 * b, 2 * b + 2):
-            scale[g] = d
-            offset[g] = m
-        split_nibbles(raw[20 * b + 4 : 20 * b + 20], codes[32 * b : 32 * b + 32])
-
-
-_STEPS = Steps(16, np.float32(-0.9), np.float32(0.05), 36, False)
-
-
-@inner
-def _quantize_plain(x: F32Array, raw: U8Array) -> None:
-    """Mirrors `quantize_row_q4_1_ref`."""
-    codes = np.empty(32, np.uint8)
-    for b in range(x.size // 32):
-        weights, block = x[32 * b : 32 * b + 32], raw[20 * b : 20 * b + 20]
-        low, high = range_of_32(weights)
-        d = (high - low) / np.float32(15)
-        write_f16(block, 0, d)
-        write_f16(block, 2, low)
-        encode_32(weights, low, inverse(d), np.float32(0.5), 15, codes)
-        join_nibbles(codes, block[4:20])
-
-
-@inner
-def _quantize_weighted(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
-    """Mirrors `quantize_row_q4_1_impl`."""
-    means, x = row_mean_squares(x), x.reshape(x.size)
-    lanes, found = np.empty((3, 512), np.float32), np.empty((4, 16), np.float32)
-    codes = np.empty(32, np.uint8)
-    for b in range(x.size // 32):
-        k = b % 16
-        if k == 0:
-            weigh_blocks(x, imatrix, means, 32 * b, lanes)
-            make_qkx_quants(lanes[0], lanes[1], lanes[2], _STEPS, found, 0)
-        weights, block = x[32 * b : 32 * b + 32], raw[20 * b : 20 * b + 20]
-        write_f16(block, 0, found[SCALE, k])
-        write_f16(block, 2, -found[MIN, k])
-        encode_found(weights, found[FACTOR, k], found[BASE, k], 0, 15, codes)
-        join_nibbles(codes, block[4:20])
+    unpack_ranged(raw, 4, codes, scale, offset)
 
 
 @kernel
 def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_q4_1`."""
-    if imatrix.size:
-        _quantize_weighted(x, imatrix, raw)
-    else:
-        _quantize_plain(x.reshape(x.size), raw)
+    quantize_ranged(x, imatrix, _STEPS, 4, raw)
+
+
+@kernel
+def _pack_integers(integers: I8Array, d: U16Array, m: U16Array, group: int, raw: U8Array) -> None:
+    """See `Integers`."""
+    pack_ranged(integers, d, m, group, 4, raw)
+
+
+_MARK = code_mark((0,), (15,), positive=True)
 
 
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q4_1_ref`: d = (max - min) / 15, code 0 for min and 15 for max."""
-    return marks_range(blocks, _unpack, 15)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 # `quantize_row_q4_1_ref`: d = (max - min) / 15, code = min(15, int((x - min) / d + 0.5)); d and min
@@ -101,6 +68,7 @@ Q4_1 = ScalarType(
     extremes=((0, 0), (15, 15)),
     unpack=_unpack,
     quantize=_quantize,
+    integers=Integers(lowest=0, highest=15, has_offset=True, pack=_pack_integers),
     file_type=3,
     marks=_marks,
     cells_need_marks=True,

@@ -8,18 +8,11 @@ import numpy as np
 
 from recover._compiled.jit import kernel
 from recover._compiled.lanes import load_bytes, store_bytes
-from recover.quants._k_affine import BATCH, encode_superblock, new_batch, search_batch
-from recover.quants._k_scales import pack_scales, unpack_scales
+from recover.quants._k_packed import quantize_packed
+from recover.quants._k_scales import unpack_scales
 from recover.quants._marks import marks_of_packed_scales
 from recover.quants._search import Steps
-from recover.quants.base import (
-    F32Array,
-    Reencoding,
-    ScalarType,
-    U8Array,
-    integer_levels,
-    rounding_cells,
-)
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
 
 
 @kernel
@@ -40,43 +33,21 @@ _WEIGHTED_STEPS = Steps(16, np.float32(-0.9), np.float32(0.05), 36, False)
 
 
 @kernel
-def pack_codes(codes: U8Array, block: U8Array) -> None:
-    """256 codes to the nibbles of a block."""
-    for j in range(4):
-        qs = block[16 + 32 * j : 48 + 32 * j]
-        for i in range(32):
-            qs[i] = codes[64 * j + i] | (codes[64 * j + 32 + i] << np.uint8(4))
-
-
-@kernel
 def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_q4_K`."""
-    x = x.reshape(x.size)
-    batch = new_batch()
-    scale, offset = np.empty(16, np.float32), np.empty(16, np.float32)
-    codes = np.empty(256, np.uint8)
     steps, limit = (_WEIGHTED_STEPS, 255) if imatrix.size else (_STEPS, 63)
-    for start in range(0, x.size, BATCH):
-        weights = x[start : start + BATCH]
-        search_batch(weights, imatrix, start, 32, steps, batch)
-        for b in range(weights.size // 256):
-            block = raw[144 * (start // 256 + b) :][:144]
-            pack_scales(batch, b, limit, block)
-            unpack_scales(block[:16], scale, offset)
-            values = weights[256 * b : 256 * b + 256]
-            encode_superblock(values, scale, offset, batch.found, 8 * b, 32, 15, codes)
-            pack_codes(codes, block)
+    quantize_packed(x, imatrix, steps, limit, 144, raw)
 
 
 # `quantize_row_q4_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..15.
-_LOWER, _UPPER = rounding_cells(16)
+_LEVELS, _LOWER, _UPPER = rounded_levels(16)
 
 Q4_K = ScalarType(
     name="Q4_K",
     type_id=12,
     block_size=256,
     type_size=144,
-    levels=integer_levels(),
+    levels=_LEVELS,
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,

@@ -3,87 +3,46 @@
 Block: ``d`` f16, ``qh`` 4 bytes (fifth bits, weight j in bit j), ``qs`` 16 bytes (as in Q4_0).
 """
 
-import numpy as np
-
-from recover._compiled.float16 import read_f16, write_f16
-from recover._compiled.jit import inner, kernel
-from recover.quants._legacy import (
-    add_fifth_bits,
-    collect_fifth_bits,
-    encode_32,
-    extreme_code_cells,
-    inverse,
-    join_nibbles,
-    largest_magnitude_of_32,
-    row_mean_squares,
-    split_nibbles,
-    weigh_blocks,
+from recover._compiled.jit import kernel
+from recover.quants._legacy import extreme_code_cells
+from recover.quants._marks import Marks, code_mark, marks_of_codes
+from recover.quants._signed_32 import pack_signed, quantize_signed, unpack_signed
+from recover.quants.base import (
+    F32Array,
+    FromWeight,
+    I8Array,
+    Integers,
+    ScalarType,
+    U8Array,
+    U16Array,
+    integer_levels,
 )
-from recover.quants._marks import Marks, marks_extreme
-from recover.quants._search import BASE, FACTOR, SCALE, encode_found, make_qx_quants
-from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
 
 
 @kernel
 def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> None:
     """Mirrors `dequantize_row_q5_0`."""
-    for b in range(raw.size // 22):
-        d = read_f16(raw, 22 * b)
-        for g in range(2 * b, 2 * b + 2):
-            scale[g] = d
-            offset[g] = -0.0
-        split_nibbles(raw[22 * b + 6 : 22 * b + 22], codes[32 * b : 32 * b + 32])
-        add_fifth_bits(raw[22 * b + 2 : 22 * b + 6], codes[32 * b : 32 * b + 32])
-
-
-@inner
-def _pack(codes: U8Array, block: U8Array) -> None:
-    collect_fifth_bits(codes, block[2:6])
-    join_nibbles(codes, block[6:22])
-
-
-@inner
-def _quantize_plain(x: F32Array, raw: U8Array) -> None:
-    """Mirrors `quantize_row_q5_0_ref`."""
-    codes = np.empty(32, np.uint8)
-    for b in range(x.size // 32):
-        weights, block = x[32 * b : 32 * b + 32], raw[22 * b : 22 * b + 22]
-        d = largest_magnitude_of_32(weights) / np.float32(-16)
-        write_f16(block, 0, d)
-        zero, middle = np.float32(0), np.float32(16.5)
-        encode_32(weights, zero, inverse(d), middle, 31, codes)
-        _pack(codes, block)
-
-
-@inner
-def _quantize_weighted(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
-    """Mirrors `quantize_row_q5_0_impl`."""
-    means, x = row_mean_squares(x), x.reshape(x.size)
-    lanes, found = np.empty((3, 512), np.float32), np.empty((4, 16), np.float32)
-    codes = np.empty(32, np.uint8)
-    for b in range(x.size // 32):
-        k = b % 16
-        if k == 0:
-            weigh_blocks(x, imatrix, means, 32 * b, lanes)
-            make_qx_quants(lanes[0], lanes[1], 16, found, 0)
-        weights, block = x[32 * b : 32 * b + 32], raw[22 * b : 22 * b + 22]
-        write_f16(block, 0, found[SCALE, k])
-        encode_found(weights, found[FACTOR, k], found[BASE, k], -16, 15, codes)
-        _pack(codes, block)
+    unpack_signed(raw, 5, codes, scale, offset)
 
 
 @kernel
 def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     """Mirrors `quantize_q5_0`."""
-    if imatrix.size:
-        _quantize_weighted(x, imatrix, raw)
-    else:
-        _quantize_plain(x.reshape(x.size), raw)
+    quantize_signed(x, imatrix, 5, raw)
+
+
+@kernel
+def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw: U8Array) -> None:
+    """See `Integers`."""
+    pack_signed(integers, d, group, 5, raw)
+
+
+_MARK = code_mark((0,), positive=False)
 
 
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q5_0_ref`: d = max / -16, so that max is given code 0."""
-    return marks_extreme(blocks, _unpack)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 # `quantize_row_q5_0_ref`: d = max / -16, code = min(31, int(x / d + 16.5)), d is rounded to f16
@@ -103,6 +62,7 @@ Q5_0 = ScalarType(
     extremes=((0, 0),),
     unpack=_unpack,
     quantize=_quantize,
+    integers=Integers(lowest=-16, highest=15, pack=_pack_integers),
     file_type=8,
     marks=_marks,
     cells_need_marks=True,

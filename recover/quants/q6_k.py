@@ -22,14 +22,7 @@ from recover.quants._search import (
     nearest,
     transpose,
 )
-from recover.quants.base import (
-    F32Array,
-    Reencoding,
-    ScalarType,
-    U8Array,
-    integer_levels,
-    rounding_cells,
-)
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
 
 
 @kernel
@@ -119,14 +112,14 @@ def _marks(blocks: U8Array) -> Marks:
 
 
 # `quantize_row_q6_K`: code = nearest_int(x / d) with the stored d, clipped to -32..31.
-_LOWER, _UPPER = rounding_cells(64, first=-32)
+_LEVELS, _LOWER, _UPPER = rounded_levels(64, first=-32)
 
 Q6_K = ScalarType(
     name="Q6_K",
     type_id=14,
     block_size=256,
     type_size=210,
-    levels=integer_levels(first=-32),
+    levels=_LEVELS,
     lower_levels=_LOWER,
     upper_levels=_UPPER,
     unpack=_unpack,

@@ -16,9 +16,19 @@ from recover._compiled.lanes import (
     truncate,
     where,
 )
-from recover.quants._legacy import inverse
-from recover.quants._marks import Marks, codes_of, f16_at, is_scale
-from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels, table
+from recover.quants._legacy import inverse, write_u16
+from recover.quants._marks import Marks, code_mark, marks_of_codes
+from recover.quants.base import (
+    F32Array,
+    FromWeight,
+    I8Array,
+    Integers,
+    ScalarType,
+    U8Array,
+    U16Array,
+    integer_levels,
+    table,
+)
 
 
 @kernel
@@ -47,11 +57,22 @@ def _quantize(x: F32Array, _imatrix: F32Array, raw: U8Array) -> None:
         store_bytes(raw, 34 * b + 18, truncate(round_away(second * factor)))
 
 
+@kernel
+def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw: U8Array) -> None:
+    """Integers from -128 to 127: d = scale, q = integer."""
+    stored = integers.view(np.uint8)
+    for b in range(integers.size // 32):
+        write_u16(raw, 34 * b, d[32 * b // group])
+        for i in range(0, 32, 16):
+            store_bytes(raw, 34 * b + 2 + i, load_bytes(stored, 32 * b + i))
+
+
+_MARK = code_mark((1, 255), never=0, positive=True)  # codes count from -128
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q8_0_ref`: d = max(abs) / 127."""
-    d, codes = f16_at(blocks, 0), codes_of(blocks, _unpack)
-    largest = ((codes == 1) | (codes == 255)).any(1)  # codes count from -128
-    return is_scale(d), largest & ~(codes == 0).any(1) & (d > 0)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 def _cells() -> tuple[F32Array, F32Array]:
@@ -78,6 +99,7 @@ Q8_0 = ScalarType(
     extremes=((1, 255),),
     unpack=_unpack,
     quantize=_quantize,
+    integers=Integers(lowest=-128, highest=127, pack=_pack_integers),
     file_type=7,
     marks=_marks,
     marks_hold_with_imatrix=True,

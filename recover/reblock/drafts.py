@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._text import quoted
+from recover.containers.gguf.header import MAX_DIMS
 from recover.containers.huggingface.modules import FLOATS
 from recover.containers.safetensors.reader import Tensor
 from recover.errors import ReblockError
@@ -27,7 +28,6 @@ from recover.reblock.schemes.base import FloatRows
 from recover.reblock.source import SourceTensor
 
 Rows = IntegerRows | FloatRows
-_MAX_DIMS = 4
 _LARGEST_HEAD = 1 << 25
 
 
@@ -82,16 +82,30 @@ def draft_floats(tensor: Tensor) -> Draft:
     ReblockError
         If GGUF has no such type or number of dimensions.
     """
-    dims = _dims(tensor)
-    size, length = tensor.raw.size // tensor.n_weights, dims[0]
+    size, length = tensor.raw.size // tensor.n_weights, _dims(tensor)[0]
 
     def reference(first: int, last: int) -> F64Array:
         raw = tensor.raw[size * first * length : size * last * length]
         return decode_floats(raw, tensor.dtype).reshape(-1, length)
 
+    return _draft_plain(tensor, reference)
+
+
+def draft_copy(tensor: Tensor) -> Draft:
+    """The draft of numbers that are no weights and stay as they are; errors as `draft_floats`."""
+
+    def refuse(_first: int, _last: int) -> F64Array:
+        raise ReblockError(f"tensor {quoted(tensor.name)}: {tensor.dtype} is only copied")
+
+    return _draft_plain(tensor, refuse)
+
+
+def _draft_plain(tensor: Tensor, reference: Callable[[int, int], F64Array]) -> Draft:
+    """The draft of a tensor whose bytes can be taken as they are."""
+    dims = _dims(tensor)
     rows = FloatRows(
-        n_rows=tensor.n_weights // length,
-        row_length=length,
+        n_rows=tensor.n_weights // dims[0],
+        row_length=dims[0],
         group=None,
         obstacle="",
         reference=reference,
@@ -106,34 +120,10 @@ def draft_floats(tensor: Tensor) -> Draft:
     )
 
 
-def draft_copy(tensor: Tensor) -> Draft:
-    """The draft of numbers that are no weights and stay as they are; errors as `draft_floats`."""
-    dims = _dims(tensor)
-
-    def refuse(_first: int, _last: int) -> F64Array:
-        raise ReblockError(f"tensor {quoted(tensor.name)}: {tensor.dtype} is only copied")
-
-    rows = FloatRows(
-        n_rows=tensor.n_weights // dims[0],
-        row_length=dims[0],
-        group=None,
-        obstacle="",
-        reference=refuse,
-    )
-    return Draft(
-        name=tensor.name,
-        dims=dims,
-        stored_as=tensor.dtype,
-        rows=rows,
-        is_float=True,
-        plain=tensor,
-    )
-
-
 def _dims(tensor: Tensor) -> tuple[int, ...]:
     """Sizes, row length first."""
-    if len(tensor.shape) > _MAX_DIMS:
-        raise ReblockError(f"tensor {quoted(tensor.name)}: more than {_MAX_DIMS} dimensions")
+    if len(tensor.shape) > MAX_DIMS:
+        raise ReblockError(f"tensor {quoted(tensor.name)}: more than {MAX_DIMS} dimensions")
     return tensor.shape[::-1] or (1,)
 
 

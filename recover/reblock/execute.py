@@ -13,7 +13,7 @@ from recover._text import quoted
 from recover.errors import ReblockError
 from recover.execution.output import OutputFile
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
-from recover.quants import F32Array, U8Array, dequantize
+from recover.quants import F32Array, U8Array, dequantize, types_of_integers
 from recover.reblock.plan import ReblockPlan
 from recover.reblock.source import SourceTensor
 
@@ -155,10 +155,8 @@ def execute_reblock(
     verify : bool
         Read every tile back, decode it and compare it with the source. Tensors that are not exact
         are always measured.
-    n_threads : int, optional
-        Default: the cores that this process may use.
-    progress : callable, optional
-        ``progress(n_weights_done, n_weights)``, called from this thread.
+    n_threads, progress : optional
+        See `recover.execution.tiles`.
 
     Returns
     -------
@@ -294,7 +292,8 @@ class _Worker:
             return
         decoded = dequantize(written, tensor.outtype)
         expected = tensor.reference(tile.start, tile.end)
-        if tensor.outtype.name == "Q4_1":
+        integers = types_of_integers().get(tensor.outtype.name)
+        if integers is not None and integers.has_offset:
             # d, m and d * q are exact, but decoders add them in float32: rounded once.
             same = decoded == expected.astype(np.float32)
         else:

@@ -15,15 +15,21 @@ from recover.containers.gguf.reader import open_gguf
 from recover.containers.safetensors.reader import open_safetensors
 from recover.errors import ReblockError
 from recover.inputs.originals._fit import ON_GRID, STORAGES, ZERO
-from recover.inputs.originals.codes import BLOCK, HALVES, n_bits, pack_codes, products, read_once
+from recover.inputs.originals.codes import (
+    BLOCK,
+    holds,
+    n_bits,
+    pack_codes,
+    products,
+    read_once,
+    types_for,
+)
 from recover.inputs.originals.grid import LONGEST_ROW, Floats, Grid, Runs, find_grid, read
 from recover.quants import OpaqueType, TensorType, U8Array, type_by_name
 from recover.reblock.floats import copied
 from recover.reblock.integers import by_rows, flat_reference
 from recover.reblock.metadata import file_type_entries
 from recover.reblock.source import Source, SourceTensor
-
-_AUTO = ("Q4_0", "Q5_0", "Q8_0")
 
 _PROVEN = (
     "every number of a tensor with a group is an integer code of at most 128 times the F16 scale of"
@@ -195,14 +201,14 @@ def _off(grid: Grid) -> str:
 
 def _exact_type(grid: Grid, wanted: str | None) -> tuple[str, str]:
     """The smallest type that holds a grid, or the wanted one; and what stands against it."""
-    names = [name for name in _AUTO if grid.reach <= HALVES[name]]
+    names = types_for(grid.reach)
     if grid.n_inexact:
         return "", f"the scales of {grid.n_inexact} runs are no F16 numbers"
     if not names:
         return "", "a block has codes 128 and -128, and no type holds both"
     if wanted is None:
         return names[0], ""
-    if grid.reach <= HALVES.get(wanted, 0):
+    if holds(wanted, grid.reach):
         return wanted, ""
     return "", f"{wanted} does not hold it exactly; {' and '.join(names)} would"
 

@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 
 from recover._text import quoted
 from recover.errors import ReblockError
-from recover.inputs.originals.packing import (
+from recover.quants import (
+    TILE,
+    F32Array,
     I8Array,
+    TensorType,
+    U8Array,
     U16Array,
-    pack_q4_0,
-    pack_q4_1,
-    pack_q5_0,
-    pack_q8_0,
+    type_by_name,
+    types_of_integers,
 )
-from recover.quants import TILE, F32Array, TensorType, U8Array, type_by_name
 from recover.reblock.floats import stored_as_float
 from recover.reblock.source import SourceTensor
 
 F64Array = NDArray[np.float64]
 
-_RANGES = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-128, 127)}
 _CHUNK = 1 << 20
 _LARGEST_TILE = 8 * TILE
 _LONGEST_ROW = 1 << 18
@@ -181,14 +181,13 @@ def _exact_type(rows: IntegerRows, wanted: str | None) -> tuple[TensorType | Non
             f"rows of {rows.row_length} weights with a scale per {rows.group} are no whole blocks"
             " of 32 weights with one scale"
         )
-    if rows.offsets is not None:
-        names = ["Q4_1"] if rows.lowest >= 0 and rows.highest <= 15 else []
-    else:
-        names = [
-            each
-            for each, (low, high) in _RANGES.items()
-            if low <= rows.lowest and rows.highest <= high
-        ]
+    names = [
+        name
+        for name, each in types_of_integers().items()
+        if each.has_offset == (rows.offsets is not None)
+        and each.lowest <= rows.lowest
+        and rows.highest <= each.highest
+    ]
     if not names:
         return None, f"no type holds codes from {rows.lowest} to {rows.highest} with these scales"
     if wanted is not None and wanted not in names:
@@ -223,12 +222,12 @@ def _beyond_f16(rows: IntegerRows, numbers: Callable[[int, int], F32Array], what
 
 
 def f16_bits(values: F32Array) -> U16Array:
-    """The bits of float16 numbers."""
-    return np.ascontiguousarray(values, np.float32).astype(np.float16).view(np.uint16)
+    """The bits of float16 numbers, row after row."""
+    return np.ascontiguousarray(values, np.float32).astype(np.float16).view(np.uint16).reshape(-1)
 
 
 def _packer(rows: IntegerRows, outtype: TensorType) -> Callable[[int, int, U8Array], None]:
-    pack = {"Q8_0": pack_q8_0, "Q5_0": pack_q5_0, "Q4_0": pack_q4_0}.get(outtype.name)
+    pack = types_of_integers()[outtype.name].pack
 
     def encode(first: int, last: int, out: U8Array) -> None:
         n_codes = (last - first) * rows.row_length
@@ -237,10 +236,8 @@ def _packer(rows: IntegerRows, outtype: TensorType) -> Callable[[int, int, U8Arr
         codes = _SCRATCH.codes[:n_codes].reshape(last - first, rows.row_length)
         rows.codes(first, last, codes)
         d = f16_bits(rows.scales(first, last))
-        if pack is not None:
-            pack(codes, d, rows.group, out)
-        elif rows.offsets is not None:
-            pack_q4_1(codes, d, f16_bits(rows.offsets(first, last)), rows.group, out)
+        m = d if rows.offsets is None else f16_bits(rows.offsets(first, last))
+        pack(codes.reshape(-1), d, m, rows.group, out)
 
     return encode
 

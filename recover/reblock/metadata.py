@@ -9,7 +9,8 @@ from typing import Any
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, encode_key_value
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, derived_metadata
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.reader import open_gguf
+from recover.containers.model import Model
 from recover.errors import ReblockError
 from recover.quants import TensorType
 from recover.reblock.source import Source, SourceTensor
@@ -72,7 +73,7 @@ def with_metadata_of(source: Source, path: Path) -> Source:
     )
 
 
-def _check(source: Source, model: GGUFModel) -> None:
+def _check(source: Source, model: Model) -> None:
     """Refuse metadata of another model."""
     path, arch = printable(model.path), str(model.get("general.architecture"))
     if encode_key_value("general.architecture", ValueType.STRING, arch) not in source.metadata:

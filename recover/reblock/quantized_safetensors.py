@@ -1,17 +1,23 @@
-"""Integer weights in safetensors: compressed-tensors, GPTQ, AWQ, MLX, FP8."""
+"""Quantized weights in safetensors: integers, and what other formats decode."""
 
-from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from recover._text import printable, quoted
 from recover.containers.gguf.header import ValueType, encode_key_value
-from recover.containers.huggingface.modules import FLOATS, Module
+from recover.containers.huggingface.modules import (
+    FLOATS,
+    QUANTIZE_CONFIG,
+    Module,
+    modules_of,
+    read_quantization,
+)
 from recover.containers.safetensors.reader import CONFIG, INDEX, Model, Tensor
 from recover.errors import ReblockError, SafetensorsError
 from recover.reblock.drafts import Draft, draft_copy, draft_floats, draft_weight, finished
 from recover.reblock.integers import Request
-from recover.reblock.schemes import all_schemes
+from recover.reblock.schemes import Weight, all_schemes
+from recover.reblock.schemes.base import decoded
 from recover.reblock.source import Source
 
 CONDITIONS = (
@@ -27,13 +33,12 @@ _REASONS = {
     "bitsandbytes": "int8 rows are scaled by absmax / 127 in float32, and NF4 levels are no"
     " integers: no type holds either",
     "hqq": "HQQ's zero points are not integers; only some of them could be stored",
-    "mxfp4": "MXFP4 is not read yet",
 }
 
 
 def holds_integers(model: Model) -> bool:
     """Whether a model says that it is quantized, or holds weights that are no floats."""
-    if any(isinstance(model.config.get(key), dict) for key in _CONFIG_KEYS):
+    if read_quantization(model):
         return True
     return any(_is_weight(tensor) for tensor in model.tensors.values())
 
@@ -44,9 +49,6 @@ def _is_weight(tensor: Tensor) -> bool:
         return True
     leaf = tensor.name.rpartition(".")[2]
     return tensor.dtype not in (*FLOATS, "F64") and "weight" in leaf
-
-
-_CONFIG_KEYS = ("quantization_config", "quantization", "compression_config")
 
 
 def open_integers(model: Model, request: Request, arch: str | None = None) -> Source:
@@ -83,7 +85,9 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> So
     except (ReblockError, SafetensorsError) as error:
         raise ReblockError(f"{printable(model.path)}: {error}") from None
     folder = model.parts[0].parent
-    beside = [folder / name for name in (CONFIG, INDEX) if (folder / name).is_file()]
+    beside = [
+        folder / name for name in (CONFIG, QUANTIZE_CONFIG, INDEX) if (folder / name).is_file()
+    ]
     return Source(
         path=model.path,
         parts=(*model.parts, *beside),
@@ -94,48 +98,36 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> So
     )
 
 
-def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of ``config.json`` that tells how weights are quantized."""
-    for key in _CONFIG_KEYS:
-        found = config.get(key)
-        if isinstance(found, dict):
-            return found
-    return {}
-
-
 def _drafts(model: Model) -> Iterator[Draft]:
-    config = _quantization(model.config)
-    modules: dict[str, dict[str, Tensor]] = {}
-    for tensor in model.tensors.values():
-        stem, _, leaf = tensor.name.rpartition(".")
-        modules.setdefault(stem, {})[leaf] = tensor
-    for stem, tensors in modules.items():
-        module = Module(stem, tensors, _of_module(config, stem))
-        used: frozenset[str] = frozenset()
-        for scheme in all_schemes():
-            weight = scheme.read(module)
-            if weight is not None:
-                used = weight.leaves
-                yield draft_weight(f"{stem}.weight".lstrip("."), weight)
-                break
-        for leaf, tensor in tensors.items():
+    method = read_quantization(model).get("quant_method")
+    for module in modules_of(model, recipe=""):
+        weight = _weight(module, _reason(method))
+        used = frozenset() if weight is None else weight.leaves
+        if weight is not None:
+            yield draft_weight(f"{module.name}.weight".lstrip("."), weight)
+        for leaf, tensor in module.tensors.items():
             if leaf not in used and tensor.n_weights:
-                yield _plain(tensor, config)
+                yield _plain(tensor, method)
 
 
-def _of_module(config: dict[str, Any], stem: str) -> Mapping[str, Any]:
-    """MLX has settings of their own for some modules."""
-    own = config.get(stem)
-    return ChainMap(own, config) if isinstance(own, dict) else config
+def _weight(module: Module, obstacle: str) -> Weight | None:
+    """The weight of a module: integers if a scheme knows them, else what its format decodes."""
+    for scheme in all_schemes():
+        if (weight := scheme.read(module)) is not None:
+            return weight
+    return decoded(module, obstacle)
 
 
-def _plain(tensor: Tensor, config: Mapping[str, Any]) -> Draft:
+def _reason(method: object) -> str:
+    return _REASONS.get(method, "") if isinstance(method, str) else ""
+
+
+def _plain(tensor: Tensor, method: object) -> Draft:
     if tensor.dtype in FLOATS:
         return draft_floats(tensor)
     if tensor.dtype in _COPIED and not _is_weight(tensor):
         return draft_copy(tensor)
-    method = config.get("quant_method")
-    reason = _REASONS.get(method) if isinstance(method, str) else None
+    reason = _reason(method)
     raise ReblockError(
         f"tensor {quoted(tensor.name)} ({tensor.dtype} of shape {list(tensor.shape)}) belongs to no"
         f" known scheme{'' if method is None else f' (quant_method {quoted(str(method))})'}"

@@ -13,7 +13,7 @@ from recover.containers.gguf.metadata import derived_metadata
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.model import StoredTensor
 from recover.errors import ReblockError
-from recover.inputs.originals.codes import HALVES, n_bits, pack_codes, read_once
+from recover.inputs.originals.codes import holds, n_bits, pack_codes, read_once, types_for
 from recover.inputs.originals.requantized import (
     LONGEST_ROW,
     Blocks,
@@ -91,13 +91,12 @@ def _settle(
         found = find_second_hand(tensor, n_threads=n_threads)
     if found is None:
         return _kept(tensor, ""), None
-    names = [name for name, half in HALVES.items() if found.reach <= half and name != "Q4_1"]
-    wanted = outtype or next(iter(names), "")
+    wanted = outtype or next(iter(types_for(found.reach)), "")
     what = (
         f"originally {n_bits(found.reach)}-bit integers times a BF16 scale per {found.group}"
         f" weights, through {found.chain}"
     )
-    if found.reach > HALVES.get(wanted, 0):
+    if not holds(wanted, found.reach):
         return _kept(tensor, f"{what}; {wanted or 'no type'} does not hold them exactly"), None
     return _recovered(tensor, found, type_by_name(wanted), what), found.chain
 

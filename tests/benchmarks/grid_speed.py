@@ -10,6 +10,8 @@ proof included; a tensor without a grid is read in part only.
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from tests.naive.grids import TYPES, rounded, stored_bytes
 from tests.oracle import libggml
 
 ROW = 6144
+T = TypeVar("T")
 
 
 def integers(n_rows: int, run: int, largest: int) -> tuple[NDArray[np.float64], ...]:
@@ -34,7 +37,7 @@ def integers(n_rows: int, run: int, largest: int) -> tuple[NDArray[np.float64], 
     return codes, scales.astype(TYPES["BF16"]).astype(np.float64)
 
 
-def cpu_seconds(work: Callable[[], object]) -> tuple[object, float]:
+def cpu_seconds(work: Callable[[], T]) -> tuple[T, float]:
     """The result and CPU time of the second call: the first compiles."""
     work()
     start = time.process_time()
@@ -50,7 +53,7 @@ def hidden(n_rows: int) -> None:
             codes, scales = integers(n_rows, run, largest)
             raw = stored_bytes((codes * scales).reshape(-1), type_name)
             stored = Floats(raw, type_name, ROW)
-            grid, seconds = cpu_seconds(lambda stored=stored: find_grid(stored, n_threads=1))
+            grid, seconds = cpu_seconds(partial(find_grid, stored, n_threads=1))
             assert grid is not None
             runs = read(stored.words(0, codes.size), type_name, grid.run_length, grid.expected)
             is_run = grid.run_length == run
@@ -61,7 +64,7 @@ def hidden(n_rows: int) -> None:
             print(f"{codes_right:13.4%}{codes.size / seconds / 1e6:13.1f}")
         noise = np.random.default_rng(2).standard_normal(n_rows * ROW)
         stored = Floats(stored_bytes(noise, type_name), type_name, ROW)
-        grid, seconds = cpu_seconds(lambda stored=stored: find_grid(stored, n_threads=1))
+        grid, seconds = cpu_seconds(partial(find_grid, stored, n_threads=1))
         speed = noise.size / seconds / 1e6
         print(f"{type_name + ' normal':24}{'no' if grid is None else 'YES':>8}{speed:40.1f}")
 
@@ -76,7 +79,7 @@ def second_hand(n_rows: int) -> None:
             weights = rounded(codes * scales, chain).astype(np.float32)
             raw = libggml.quantize(8, weights.reshape(n_rows, ROW))
             tensor = ArrayTensor("t", (ROW, n_rows), type_by_name("Q8_0"), raw)
-            found, seconds = cpu_seconds(lambda each=tensor: find_second_hand(each, n_threads=1))
+            found, seconds = cpu_seconds(partial(find_second_hand, tensor, n_threads=1))
             name = f"{chain} int{8 if largest == 127 else 4} / {group}"
             if found is None:
                 print(f"{name:24}{'no':>14}")

@@ -63,7 +63,7 @@ def main() -> None:
         buffer = EvidenceBuffer([Witness(fine), Witness(kind, has_cells=False, weighted=True)])
         correlation, difference = 1.0, 0.0
         for x in matrices:
-            importance = rng.lognormal(size=x.shape[1]).astype(np.float32)
+            importance = rng.lognormal(size=x.shape[1:]).astype(np.float32)
             raws = [encode("Q4_K", x), encode(name, x, importance)]
             a, b = (
                 dequantize(raw, each).reshape(-1, 256).astype(np.float64)

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 
+from pytest_benchmark.fixture import BenchmarkFixture
+
 
 def seconds(work: Callable[[], object], n_rounds: int) -> float:
     """The shortest of some runs."""
@@ -12,6 +14,12 @@ def seconds(work: Callable[[], object], n_rounds: int) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def fastest(benchmark: BenchmarkFixture) -> float:
+    """Seconds of the shortest round of a benchmark that has run."""
+    assert benchmark.stats is not None
+    return float(benchmark.stats.stats.min)
 
 
 def print_speeds(peers: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]) -> None:

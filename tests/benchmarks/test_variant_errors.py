@@ -10,8 +10,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from recover.quants import quantize
+from tests.benchmarks.peers import fastest
 from tests.oracle.data_sets import DATA_SETS, blocks_of
-from tests.support.variants import MADE, errors, scalar
+from tests.support.kinds import scalar
+from tests.support.variants import MADE, errors
 
 pytestmark = pytest.mark.quality
 
@@ -43,6 +45,7 @@ def test_variant(
     benchmark.pedantic(quantize, (x, kind, None, out, variant), rounds=3, warmup_rounds=1)
     if benchmark.enabled:
         ours, theirs = errors(kind, variant, x)
-        speed = x.size / benchmark.stats.stats.min / 1e6
+        speed = x.size / fastest(benchmark) / 1e6
         label = variant if variant.startswith(name.lower()) else f"{variant} {name}"
-        table.append((label, model, ours.sum() / theirs.sum(), np.mean(ours < theirs), speed))
+        better = float(np.mean(ours < theirs))
+        table.append((label, model, ours.sum() / theirs.sum(), better, speed))

@@ -23,10 +23,10 @@ from recover.errors import OutputError, PlanError
 from recover.evidence.intervals import Intervals
 from recover.quants import TILE, ScalarType, all_types, type_by_name
 from tests.support.gguf_files import Stored, stored, write_gguf
+from tests.support.merging import NORM, UP
 
 F32Array = NDArray[np.float32]
 
-UP, NORM = "blk.0.ffn_up.weight", "blk.0.attn_norm.weight"
 SCALAR = [kind.name for kind in all_types() if isinstance(kind, ScalarType)]
 
 
@@ -46,21 +46,6 @@ def intersect(tensors: list[Tensor]) -> tuple[F32Array, F32Array]:
     intervals.turn_to(tensors)
     lower, upper = intervals.bound(0, tensors[0].n_weights)
     return lower.copy(), upper.copy()
-
-
-@pytest.fixture
-def truth(rng: np.random.Generator) -> F32Array:
-    return (0.02 * rng.standard_t(5, (24, 512))).astype(np.float32)
-
-
-@pytest.fixture
-def make(tmp_path: Path, truth: F32Array) -> Callable[..., Path]:
-    def make(kind: str, weights: F32Array = truth, name: str | None = None) -> Path:
-        norm = Stored("F32", np.linspace(0.5, 1.5, 512, dtype=np.float32))
-        tensors = {UP: stored(kind, weights), NORM: norm}
-        return write_gguf(tmp_path / f"{name or kind}.gguf", tensors)
-
-    return make
 
 
 class TestIntervals:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGUFWriter
@@ -18,30 +17,12 @@ from recover.evidence.intervals import Intervals
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from tests.support.gguf_files import Stored, read_weights, stored, write_gguf
+from tests.support.merging import NORM, UP
 from tests.support.models import TINY
 
 F32Array = NDArray[np.float32]
 
-UP, NORM = "blk.0.ffn_up.weight", "blk.0.attn_norm.weight"
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
-
-
-@pytest.fixture
-def truth(rng: np.random.Generator) -> F32Array:
-    return (0.02 * rng.standard_t(5, (24, 512))).astype(np.float32)
-
-
-@pytest.fixture
-def make(tmp_path: Path, truth: F32Array) -> Callable[..., Path]:
-    def make(kind: str, weights: F32Array = truth, name: str | None = None) -> Path:
-        if kind == "BF16":
-            matrix = Stored("BF16", weights.astype(ml_dtypes.bfloat16).view(np.uint8))
-        else:
-            matrix = stored(kind, weights)
-        norm = Stored("F32", np.linspace(0.5, 1.5, 512, dtype=np.float32))
-        return write_gguf(tmp_path / f"{name or kind}.gguf", {UP: matrix, NORM: norm})
-
-    return make
 
 
 def verify(model: Path, inputs: list[Path]) -> VerifyResult:

@@ -99,8 +99,8 @@ class TestTruth:
 class TestFile:
     def test_comes_back_as_it_was(self, tiny: list[Path], tmp_path: Path) -> None:
         path = tmp_path / "c.json"
-        for options in ({}, {"constrained": False, "by_role": True, "n_depths": 2}):
-            found = calibrate(tiny, TINY, **options)  # type: ignore[arg-type]
+        plain = calibrate(tiny, TINY)
+        for found in (plain, calibrate(tiny, TINY, constrained=False, by_role=True, n_depths=2)):
             found.save(path)
             assert load_calibration(path) == found
             assert path.read_bytes() == found.to_bytes()

@@ -23,6 +23,7 @@ from recover.evidence.densities import ABOVE, ATOM, BELOW, DEGREE, density
 from recover.quants import ScalarType, dequantize, type_by_name
 from recover.quants import quantize as encode
 from tests.support.gguf_files import read_tensors, read_weights, stored, write_gguf
+from tests.support.kinds import scalar
 from tests.support.models import TINY
 
 pytestmark = pytest.mark.quality
@@ -32,8 +33,7 @@ class TestDensities:
     def test_what_trained_weights_show(self, calibration: Calibration) -> None:
         """Close to the simulation for llama.cpp's encoders."""
         for each in calibration.densities:
-            kind = type_by_name(each.type)
-            assert isinstance(kind, ScalarType)
+            kind = scalar(each.type)
             simulated = density(kind)
             classes = zip(each.rows[:3], simulated[:3], each.n_weights, strict=True)
             for new, old, n in classes:
@@ -77,16 +77,13 @@ class TestDensities:
             all_weights, sampled = sum(whole[each.kind.name].n_weights), sum(each.counts.n_weights)
             assert sampled <= 1 << 20
             assert sampled >= min(all_weights, 1 << 19)
-            shares = [
-                np.array(c.n_weights) / n
-                for c, n in ((each.counts, sampled), (whole[each.kind.name], all_weights))
-            ]
-            np.testing.assert_allclose(*shares, atol=0.005)
+            some_shares = np.array(each.counts.n_weights) / sampled
+            shares = np.array(whole[each.kind.name].n_weights) / all_weights
+            np.testing.assert_allclose(some_shares, shares, atol=0.005)
 
     def test_codes_that_prove_nothing(self) -> None:
         """A normal density is found again, as wide as it is."""
-        kind = type_by_name("Q4_0")
-        assert isinstance(kind, ScalarType)
+        kind = scalar("Q4_0")
         rng = np.random.default_rng(0)
         raw = encode(rng.standard_normal((4096, 256)).astype(np.float32), kind)
         codes, scale = np.empty(4096 * 256, np.uint8), np.empty(4096 * 16, np.float32)
@@ -110,8 +107,7 @@ class TestDensities:
 
     def test_no_weights_beyond_the_places_where_they_were_seen(self) -> None:
         """Codes that another quantizer has chosen last: the density of interior ones ends."""
-        kind = type_by_name("Q4_0")
-        assert isinstance(kind, ScalarType)
+        kind = scalar("Q4_0")
         rng = np.random.default_rng(0)
         raw = encode(rng.standard_normal((4096, 256)).astype(np.float32), kind)
         scale = np.empty(4096 * 16, np.float32)
@@ -124,8 +120,7 @@ class TestDensities:
         np.testing.assert_allclose(row[BELOW:], (-0.5, 0.5), atol=0.02)
 
     def test_seldom_classes_keep_what_is_given(self) -> None:
-        kind = type_by_name("Q8_0")
-        assert isinstance(kind, ScalarType)
+        kind = scalar("Q8_0")
         x = np.random.default_rng(0).standard_normal((1024, 256)).astype(np.float32)
         counts = Counts(kind, is_hard=True)
         counts.add(x, encode(x, kind))
@@ -139,17 +134,16 @@ class TestDensities:
 
     def test_inputs_of_one_type_share(self) -> None:
         """A calibrated density counts as little as a simulated one of several inputs of a type."""
-        kind = type_by_name("Q5_K")
-        assert isinstance(kind, ScalarType)
+        kind = scalar("Q5_K")
         rows = tuple(map(tuple, density(kind, weighted=True).astype(np.float64).tolist()))
         x = np.random.default_rng(0).standard_normal((1, 256)).astype(np.float32)
-        found = [
+        given_, shipped = (
             EvidenceBuffer([Witness(kind, weighted=True, density=each)] * 3)
             .load([encode(x, kind)] * 3, 256)
             .density
             for each in (rows, None)
-        ]
-        np.testing.assert_allclose(*found, rtol=1e-6)
+        )
+        np.testing.assert_allclose(given_, shipped, rtol=1e-6)
 
     def test_simulated_rows_change_nothing(self, tiny: list[Path], tmp_path: Path) -> None:
         """A calibration that holds the shipped densities gives the bytes of a merge without."""
@@ -167,7 +161,9 @@ class TestDensities:
         one, other = (read_tensors(out) for out in outs)
         assert all(one[name].rows.tobytes() == other[name].rows.tobytes() for name in one)
 
-    def test_they_help_where_codes_prove_nothing(self, tmp_path: Path, rng) -> None:  # type: ignore[no-untyped-def]
+    def test_they_help_where_codes_prove_nothing(
+        self, tmp_path: Path, rng: np.random.Generator
+    ) -> None:
         """Other quantizers than llama.cpp's; the calibration is from other weights."""
         folders = []
         for part in range(2):
@@ -182,11 +178,11 @@ class TestDensities:
         inputs = [[folder / "Q4_0.gguf", folder / "Q4_K.gguf"] for folder in folders]
         calibration = calibrate(inputs[0], folders[0] / "t.gguf")
         assert not calibration.densities[0].has_cells
-        truth = read_weights(folders[1] / "t.gguf")
+        original = read_weights(folders[1] / "t.gguf")
         errors = []
         for given_ in (None, calibration):
             out = tmp_path / "out.gguf"
             execute_merge(plan_merge(inputs[1], out, outtype="f32", calibration=given_))
             merged = read_weights(out)
-            errors.append(sum(np.square(merged[name] - truth[name]).sum() for name in merged))
+            errors.append(sum(np.square(merged[name] - original[name]).sum() for name in merged))
         assert errors[1] < 0.995 * errors[0]

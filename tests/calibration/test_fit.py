@@ -17,18 +17,18 @@ from recover import (
 from recover.calibration.fit import _gain, fit, free_weights, simplex_weights, square_error
 from recover.calibration.moments import survey
 from recover.calibration.weights import Calibration, Gain
-from tests.support.calibrations import SETS, Types, design, pooled
+from tests.support.calibrations import SETS, Parts, design, pooled
 from tests.support.gguf_files import F64Array, read_weights
 from tests.support.models import TINY
 
 
 @pytest.fixture(scope="module")
-def parts(tiny: list[Path]) -> dict[str, tuple[Types, F64Array, F64Array]]:
+def parts(tiny: list[Path]) -> Parts:
     return design(tiny, TINY)
 
 
 class TestFit:
-    def test_free_weights_are_least_squares(self, tiny: list[Path], parts) -> None:  # type: ignore[no-untyped-def]
+    def test_free_weights_are_least_squares(self, tiny: list[Path], parts: Parts) -> None:
         found = calibrate(tiny, TINY, constrained=False)
         assert {each.types for each in found.combinations} == set(SETS)
         for each in found.combinations:
@@ -38,9 +38,7 @@ class TestFit:
             assert each.n_weights == target.size
 
     def test_constrained_weights_satisfy_the_conditions(
-        self,
-        calibration: Calibration,
-        parts,  # type: ignore[no-untyped-def]
+        self, calibration: Calibration, parts: Parts
     ) -> None:
         for each in calibration.combinations:
             x, target = pooled(parts, each.types)
@@ -50,11 +48,11 @@ class TestFit:
             alone = np.square(x - target[:, None]).sum(axis=0)
             assert each.fitted.mse_ratio == pytest.approx(error / alone.min(), rel=1e-9)
 
-    def test_scipy_finds_the_same(self, calibration: Calibration, parts) -> None:  # type: ignore[no-untyped-def]
+    def test_scipy_finds_the_same(self, calibration: Calibration, parts: Parts) -> None:
         """Non-negative least squares, with the sum as one more, very heavy equation."""
         for each in calibration.combinations:
             x, target = pooled(parts, each.types)
-            root = np.linalg.qr(x - target[:, None], mode="r")
+            root = np.linalg.qr(x - target[:, None]).R
             heavy = 1e6 * np.linalg.norm(root)
             rows = np.vstack([root, np.full(root.shape[1], heavy)])
             expected = scipy.optimize.nnls(rows, np.append(np.zeros(len(root)), heavy))[0]
@@ -78,7 +76,7 @@ class TestFit:
         weights = simplex_weights(gram)
         check_optimal(errors, weights)
         x = truth[:, None] + errors
-        expected = np.linalg.lstsq(x, truth, rcond=None)[0]
+        expected = np.linalg.lstsq(x, truth, rcond=None)[0].astype(np.float64)
         np.testing.assert_allclose(free_weights(gram), expected, rtol=1e-6, atol=1e-6)
         error = np.square(x @ expected - truth).sum()
         assert square_error(gram, expected) == pytest.approx(error, rel=1e-6)
@@ -115,7 +113,7 @@ def check_optimal(errors: F64Array, weights: F64Array) -> None:
 
 
 class TestHeldOut:
-    def test_each_tensor_is_left_out(self, tiny: list[Path], parts) -> None:  # type: ignore[no-untyped-def]
+    def test_each_tensor_is_left_out(self, tiny: list[Path], parts: Parts) -> None:
         """Seven tensors: seven fits, each to the other six."""
         found = calibrate(tiny, TINY, constrained=False)
         (each,) = (c for c in found.combinations if c.types == ("Q5_K", "Q4_K", "Q3_K"))
@@ -124,8 +122,8 @@ class TestHeldOut:
         errors, alone = 0.0, np.zeros(3)
         for i, (x, target) in enumerate(chosen):
             others = [part for j, part in enumerate(chosen) if j != i]
-            rest = [np.concatenate(side) for side in zip(*others, strict=True)]
-            weights = np.linalg.lstsq(*rest, rcond=None)[0]
+            rest_x, rest_target = (np.concatenate(side) for side in zip(*others, strict=True))
+            weights = np.linalg.lstsq(rest_x, rest_target, rcond=None)[0]
             errors += np.square(x @ weights - target).sum()
             alone += np.square(x - target[:, None]).sum(axis=0)
         assert each.held_out is not None

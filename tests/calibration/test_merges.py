@@ -25,7 +25,7 @@ from recover.quants import dequantize, type_by_name
 from recover.quants import quantize as encode
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
 from tests.support.calibrations import design
-from tests.support.gguf_files import read_weights
+from tests.support.gguf_files import read_weights, write_out
 from tests.support.models import TINY
 
 pytestmark = pytest.mark.quality
@@ -149,10 +149,7 @@ class TestAnotherModel:
             writer = GGUFWriter(truths[-1], "llama")
             for i, x in enumerate(tensors[:24]):
                 writer.add_tensor(f"blk.{i}.ffn_up.weight", np.ascontiguousarray(x))
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
+            write_out(writer)
             models.append([tmp_path / f"{model}-{kind}.gguf" for kind in ("Q5_K", "Q4_K", "Q2_K")])
             for path in models[-1]:
                 execute_quantize(plan_quantize(truths[-1], path, path.stem.split("-")[-1]))

@@ -1,5 +1,6 @@
 """The command line as scripts use it: exit status, streams, JSON, signals, speed of start."""
 
+import gc
 import json
 import os
 import signal
@@ -17,9 +18,16 @@ from tests.support.models import TINY
 RECOVER = (sys.executable, "-m", "recover")
 
 
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [*RECOVER, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+
+def test_garbage_is_collected_as_before() -> None:
+    before = gc.get_threshold()
+    assert main(["inspect", str(TINY), "-q"]) == 0
+    assert main(["inspect", "missing.gguf", "-q"]) == 1
+    assert gc.get_threshold() == before
 
 
 def test_version_and_usage() -> None:
@@ -198,14 +206,14 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 SLOW_MERGE = """
 import signal, sys, time
-import recover.merge.execute as execute
 from recover.cli import main
-work = execute._Worker.work
-def slow(self, tile):
+from recover.merge.work import Worker
+work = Worker.work
+def slow(self, task, files):
     time.sleep(0.2)
     sys.stderr.write("tile\\n")
-    work(self, tile)
-execute._Worker.work = slow
+    return work(self, task, files)
+Worker.work = slow
 # whoever runs the tests in the background may have had it ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))

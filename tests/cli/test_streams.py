@@ -121,12 +121,12 @@ def test_little_is_loaded_before_interrupts_are_caught() -> None:
 # Work that never looks at the flag, and an output that is on its way.
 STUBBORN = """
 import signal, sys, time
-import recover.merge.execute as execute
 from recover.cli import main
-def work(self, tile):
+from recover.merge.work import Worker
+def work(self, task, files):
     sys.stderr.write("busy\\n")
     time.sleep(60)
-execute._Worker.work = work
+Worker.work = work
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """

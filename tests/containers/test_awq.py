@@ -106,7 +106,7 @@ def test_the_largest_weight_may_be_beyond_the_last_cell() -> None:
 
 def test_both_ends_of_clipped_groups_are_open() -> None:
     # 7.4999 steps to both sides: the highest code is 14, where 15 could be
-    step = awq.half(np.float32(0.01))
+    step = awq.half(np.array(0.01, np.float32))
     w = np.linspace(-7.49, 7.49, 128, dtype=np.float32)[None].repeat(8, 0) * step
     grid = awq.grid_of(awq.half(w))
     grid = grid._replace(codes=np.minimum(grid.codes, 14))

@@ -71,9 +71,10 @@ def test_many_weights_lie_in_their_cells(way: str, rng: np.random.Generator) -> 
 
 def test_scales_that_were_rounded_afterwards(rng: np.random.Generator) -> None:
     """As Qwen's: whatever the encoder had, the file has bfloat16 scales."""
-    for how in ({}, {"arithmetic": "BF16", "reciprocal": True}):
+    for arithmetic, reciprocal in (("F32", False), ("BF16", True)):
         w = heavy_tailed(rng, 256, 512)
-        check_matrix(matrix_of(narrowed(fp8.encode(w, "block", **how))), rounded(w, "BF16"))
+        arrays = fp8.encode(w, "block", arithmetic=arithmetic, reciprocal=reciprocal)
+        check_matrix(matrix_of(narrowed(arrays)), rounded(w, "BF16"))
 
 
 def test_exponents_as_scales(rng: np.random.Generator) -> None:
@@ -89,10 +90,23 @@ def test_exponents_as_scales(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(state(matrix).value, state(matrix_of(arrays)).value)
     # Such scales may clip, others do not.
     codes = np.full((4, 8), 0x7E, np.uint8).view(ml_dtypes.float8_e4m3fn)
+    scaled = {"weight": codes, "weight_scale": np.array(0.3, np.float32)}
     for config, is_open in (({}, False), ({"scale_fmt": "ue8m0"}, True)):
-        found = state(matrix_of({"weight": codes, "weight_scale": np.float32(0.3)}, config=config))
+        found = state(matrix_of(scaled, config=config))
         assert np.isinf(found.upper).all() == is_open
         assert np.all(np.isfinite(found.variance))
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_scales_of_groups(as_bytes: bool, rng: np.random.Generator) -> None:
+    w = rounded(heavy_tailed(rng, 40, 320), "BF16")
+    arrays = fp8.encode(w.reshape(-1, 32), "row", power_of_two=as_bytes)
+    scale = arrays["weight_scale"].reshape(40, 10)
+    if as_bytes:
+        scale = (scale.view(np.uint32) >> 23).astype(np.uint8)
+    matrix = matrix_of({"weight": arrays["weight"].reshape(w.shape), "weight_scale": scale})
+    check_matrix(matrix, w, within=0.3)  # one weight of each group is known
+    assert matrix.label == "FP8 E4M3, groups of 32"
 
 
 def test_without_scale(rng: np.random.Generator) -> None:
@@ -106,7 +120,7 @@ def test_without_scale(rng: np.random.Generator) -> None:
         )
 
 
-@pytest.mark.parametrize("scheme", ["fp8_dynamic", "fp8_block", "fp8_tensor"])
+@pytest.mark.parametrize("scheme", ["fp8_dynamic", "fp8_block", "fp8_tensor", "mxfp8a16"])
 def test_llm_compressor(scheme: str) -> None:
     case = golden(scheme)
     matrix = read_matrix(case.module)
@@ -119,7 +133,7 @@ def test_llm_compressor(scheme: str) -> None:
 def test_all_codes_mean_what_they_mean() -> None:
     for kind, n_broken in (("e4m3", 2), ("e5m2", 6)):
         codes = np.arange(256, dtype=np.uint8).reshape(2, 128).view(fp8.KINDS[kind])
-        found = state(matrix_of({"weight": codes, "weight_scale": np.float32(0.75)}))
+        found = state(matrix_of({"weight": codes, "weight_scale": np.array(0.75, np.float32)}))
         value = codes.astype(np.float32).reshape(-1) * np.float32(0.75)
         np.testing.assert_array_equal(found.value, value)
         known = np.isfinite(found.variance)
@@ -130,7 +144,7 @@ def test_all_codes_mean_what_they_mean() -> None:
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
 def test_scales_that_no_encoder_writes_prove_nothing(scale: float) -> None:
     codes = np.full((2, 16), 0x30, np.uint8).view(ml_dtypes.float8_e4m3fn)
-    found = state(matrix_of({"weight": codes, "weight_scale": np.float32(scale)}))
+    found = state(matrix_of({"weight": codes, "weight_scale": np.array(scale, np.float32)}))
     assert np.all(np.isneginf(found.lower) & np.isposinf(found.upper) & np.isinf(found.variance))
     np.testing.assert_array_equal(found.value, np.full(32, np.float32(0.5) * np.float32(scale)))
 

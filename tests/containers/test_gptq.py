@@ -11,7 +11,7 @@ from recover.containers.huggingface.formats._columns import fields, unpack_colum
 from recover.containers.huggingface.formats._compensated import CompensatedMatrix
 from recover.errors import SafetensorsError
 from recover.inputs.foreign import measure_ratio
-from recover.quants import quantize, type_by_name
+from recover.quants import F32Array, quantize, type_by_name
 from tests.golden.foreign_files import load
 from tests.support.encoders import gptq
 from tests.support.foreign_modules import heavy_tailed, module_of, state
@@ -32,8 +32,11 @@ def read(arrays: dict[str, Any], settings: dict[str, Any]) -> CompensatedMatrix:
     return found
 
 
+Weights = tuple[F32Array, F32Array]
+
+
 @pytest.fixture(scope="module")
-def weights() -> tuple[Any, Any]:
+def weights() -> Weights:
     rng = np.random.default_rng(1)
     return heavy_tailed(rng, N, K), synthetic_inputs(rng, 500, K)
 
@@ -53,7 +56,7 @@ def test_reads_what_gptqmodel_wrote(case: str) -> None:
 @pytest.mark.parametrize("group", [32, 128, -1])
 @pytest.mark.parametrize("act_order", [False, True])
 def test_values_are_what_the_codes_stand_for(
-    weights: Any, n_bits: int, group: int, act_order: bool
+    weights: Weights, n_bits: int, group: int, act_order: bool
 ) -> None:
     symmetric = group != 32
     codes = gptq.quantize(*weights, n_bits, group, act_order=act_order, symmetric=symmetric)
@@ -78,7 +81,7 @@ def test_values_are_what_the_codes_stand_for(
                 assert np.array_equal(one, other[start:end])
 
 
-def test_rows_whose_last_group_is_short(weights: Any) -> None:
+def test_rows_whose_last_group_is_short(weights: Weights) -> None:
     w, inputs = weights
     codes = gptq.quantize(w[:, :160], inputs[:, :160], group=64)
     arrays = gptq.pack(codes)
@@ -87,7 +90,7 @@ def test_rows_whose_last_group_is_short(weights: Any) -> None:
         assert np.array_equal(stated.value, codes.values.reshape(-1))
 
 
-def test_groups_of_zeros_mean_order(weights: Any) -> None:
+def test_groups_of_zeros_mean_order(weights: Weights) -> None:
     codes = gptq.quantize(*weights, group=64)
     arrays = gptq.pack(codes) | {"g_idx": np.zeros(K, np.int32)}
     stated = state(read(arrays, config(group_size=64)))
@@ -95,7 +98,7 @@ def test_groups_of_zeros_mean_order(weights: Any) -> None:
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-def test_the_error_is_measured_beside_another_input(weights: Any, act_order: bool) -> None:
+def test_the_error_is_measured_beside_another_input(weights: Weights, act_order: bool) -> None:
     rng = np.random.default_rng(2)
     w, inputs = heavy_tailed(rng, 256, K), weights[1]
     codes = gptq.quantize(w, inputs, act_order=act_order)
@@ -108,7 +111,7 @@ def test_the_error_is_measured_beside_another_input(weights: Any, act_order: boo
         assert 0.96 < expected / error < 1.04, name
 
 
-def test_a_scale_that_says_nothing_has_no_error(weights: Any) -> None:
+def test_a_scale_that_says_nothing_has_no_error(weights: Weights) -> None:
     arrays = gptq.pack(gptq.quantize(*weights, group=64))
     arrays["scales"] = arrays["scales"].copy()
     arrays["scales"][0, :3] = 0, np.inf, np.nan
@@ -132,7 +135,7 @@ def test_codes_are_packed_end_to_end(n_bits: int) -> None:
 
 class TestRefusals:
     @pytest.fixture
-    def arrays(self, weights: Any) -> dict[str, Any]:
+    def arrays(self, weights: Weights) -> dict[str, Any]:
         return gptq.pack(gptq.quantize(*weights, group=64, act_order=True))
 
     def refused(self, arrays: dict[str, Any], settings: dict[str, Any], words: str) -> None:

@@ -3,34 +3,25 @@
 import numpy as np
 import pytest
 
-from recover.containers.huggingface.formats import Matrix, all_formats, read_matrix
+from recover.containers.huggingface.formats import Matrix, all_formats
 from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.mlx import encode, encode_as_early
-from tests.support.foreign_modules import (
-    Array,
-    heavy_tailed,
-    module_of,
-    n_outside,
-    rounded,
-    state,
-)
+from tests.support.foreign_modules import Array, heavy_tailed, n_outside, rounded, state
+from tests.support.format_checks import check_says_nothing, matrix_of
 
 BITS = (2, 3, 4, 5, 6, 8)
 GOLDEN = load("mlx")
 
 
-def matrix(arrays: dict[str, Array], group: int = 64) -> Matrix:
-    found = read_matrix(module_of(arrays, {"group_size": group}))
-    assert found is not None
-    return found
+def matrix(arrays: dict[str, Array], group: object = 64) -> Matrix:
+    return matrix_of(arrays, {"group_size": group})
 
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_reads_what_mlx_wrote(case: str) -> None:
     arrays, original, decoded, config, _ = GOLDEN[case]
-    found = read_matrix(module_of(arrays, config))
-    assert found is not None
+    found = matrix_of(arrays, config)
     assert found.has_cells
     assert (found.n_rows, found.row_length) == original.shape
     stated = state(found)
@@ -170,13 +161,10 @@ def test_damaged_arrays_are_refused(change: dict[str, Array], text: str) -> None
 def test_wrong_group_sizes_are_refused(group: object) -> None:
     arrays = encode(heavy_tailed(np.random.default_rng(1), 8, 4096))
     with pytest.raises(SafetensorsError):
-        read_matrix(module_of(arrays, {"group_size": group}))
+        matrix(arrays, group)
 
 
 def test_numbers_that_mean_nothing_state_nothing() -> None:
     arrays = encode(heavy_tailed(np.random.default_rng(1), 64, 4096))
     arrays["scales"][0, :3] = np.nan, np.inf, 0
-    stated = state(matrix(arrays))
-    for bound in (stated.lower[:192], stated.upper[:192]):
-        assert not np.isfinite(bound).any()
-    assert not np.isnan(stated.variance).any()
+    check_says_nothing(matrix(arrays), 192)

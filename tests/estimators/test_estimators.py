@@ -11,6 +11,7 @@ from recover import PlanError
 from recover._compiled import lanes
 from recover._compiled.jit import bare_kernel
 from recover.estimators import Request, Tally, _product, estimator
+from recover.estimators._product_tables import H
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
 from recover.evidence.cells import intersect_cells
 from recover.evidence.densities import (
@@ -37,6 +38,7 @@ from recover.quants import (
 )
 from tests.naive import estimators as naive
 from tests.oracle import libggml
+from tests.support.kinds import quantized, vector
 
 # Codes of which the weight that a block of 32 is fitted to has one.
 EXTREMES = {
@@ -92,10 +94,10 @@ def say(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naive.Sa
     """What each input says of each weight, by its own formulas in float64; scalar types first."""
     columns: list[list[naive.Saying]] = []
     for name, raw in sorted(zip(mix, raws, strict=True), key=lambda each: each[0][:3] == "IQ3"):
-        kind = type_by_name(name)
+        kind = quantized(name)
         values = libggml.dequantize(kind.type_id, raw).astype(np.float64)
         if not isinstance(kind, ScalarType):
-            share = kind.relative_mse  # type: ignore[attr-defined]
+            share = kind.relative_mse
             variances = np.repeat(np.mean(values.reshape(-1, 256) ** 2, axis=1) * share, 256)
             columns.append(
                 [
@@ -123,7 +125,9 @@ def say(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naive.Sa
                 off = abs(float(kind.levels[q])) * slack + offset_slack
                 lower, upper = values[i] - off, values[i] + off
             cell = (lower, upper) if s else (-math.inf, math.inf)
-            column.append(naive.Saying(float(values[i]), kind.noise * s * s, *cell))
+            tables = kind.lower_levels[q], kind.upper_levels[q]
+            step = 2 * abs(s) * min(abs(float(edge) - float(kind.levels[q])) for edge in tables)
+            column.append(naive.Saying(float(values[i]), kind.noise * s * s, *cell, step))
         columns.append(column)
     return [list(sayings) for sayings in zip(*columns, strict=True)]
 
@@ -308,7 +312,7 @@ def spreads_of(
 def test_vector_types_are_conditioned_on(rng: np.random.Generator) -> None:
     """As the precision matrix of the weights and all predictions tells."""
     mix = ("IQ3_S", "IQ3_XXS", "IQ2_XS")
-    kinds = [type_by_name(name) for name in mix]
+    kinds = [vector(name) for name in mix]
     x = sample(rng)
     raws = encode(mix, x)
     out, tally = run("posterior", load(mix, raws, x.size), x.size)
@@ -316,14 +320,14 @@ def test_vector_types_are_conditioned_on(rng: np.random.Generator) -> None:
         libggml.dequantize(kind.type_id, raw).astype(np.float64)
         for kind, raw in zip(kinds, raws, strict=True)
     ]
-    gains, spreads = np.array([likelihood(k) for k in kinds]).T  # type: ignore[arg-type]
+    gains, spreads = np.array([likelihood(k) for k in kinds]).T
     rest = spreads / (gains**2 + spreads)
     covariance = np.ones((4, 4))
     for i, one in enumerate(kinds):
         covariance[0, 1 + i] = covariance[1 + i, 0] = covariance[1 + i, 1 + i] = 1 - rest[i]
         for j, two in enumerate(kinds):
             if i != j:
-                both = correlation(one, two)  # type: ignore[arg-type]
+                both = correlation(one, two)
                 covariance[1 + i, 1 + j] = 1 - rest[i] - rest[j] + both * (rest[i] * rest[j]) ** 0.5
     precision = np.linalg.inv(covariance)
     weights = -precision[0, 1:] / precision[0, 0]
@@ -336,13 +340,12 @@ def test_vector_types_are_conditioned_on(rng: np.random.Generator) -> None:
 def test_rule_of_the_posterior() -> None:
     """Moments of normal densities that are cut off, against a dense sum."""
     inner, outer = _product._WEIGHTS
-    nodes = np.arange(-2, 3) * _product.H
+    nodes = np.arange(-2, 3) * H
     weights = np.array([outer, inner, 1, inner, outer])
     dense = np.linspace(-1, 1, 20001)
     for slope, bend in itertools.product((0, 0.5, 1, 2), (0, -1, -4, -10, 1)):
         right, left = (
-            about_exp(np.float32((end * slope * _product.H + bend * _product.H**2 / 2) / 8))
-            for end in (1, -1)
+            about_exp(np.float32((end * slope * H + bend * H**2 / 2) / 8)) for end in (1, -1)
         )
         product = right * left
         density = np.array([left**2 * product, left, 1, right, right**2 * product])
@@ -397,6 +400,22 @@ def test_posterior_against_the_naive_twin(mix: tuple[str, ...], rng: np.random.G
     assert n_compared > 1000
     assert (total / n_compared) ** 0.5 < 0.01  # standard deviations
     assert worst < 0.1
+
+
+def test_inputs_in_turns(rng: np.random.Generator) -> None:
+    """What is kept of one tensor's inputs is not taken for another's."""
+    x = sample(rng)
+    mixes = (("Q8_0", "Q4_0"), ("Q4_K",), ("Q5_0", "Q4_0"), ("Q8_0", "Q4_0"))
+    evidence = [load(mix, encode(mix, x), x.size) for mix in mixes]
+    found = [run("posterior", each, x.size) for each in evidence]
+    for mix, (estimate, tally) in zip(mixes, found, strict=True):
+        again = load(mix, encode(mix, x), x.size)
+        for _ in range(2):
+            expected, sums = run("posterior", again, x.size)
+            np.testing.assert_array_equal(estimate, expected)
+            np.testing.assert_array_equal(tally.array, sums.array)
+    np.testing.assert_array_equal(found[0][0], found[3][0])
+    assert not np.array_equal(found[0][0], found[2][0])
 
 
 @pytest.mark.parametrize("mix", MIXES, ids="+".join)

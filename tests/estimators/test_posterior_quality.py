@@ -22,6 +22,7 @@ from recover.quants import (
 )
 from tests.oracle import libggml
 from tests.oracle.weights import sentence_encoder_weights
+from tests.support.kinds import scalar
 
 pytestmark = pytest.mark.quality
 
@@ -222,8 +223,8 @@ def test_outliers(
 ) -> None:
     """One weight in each superblock, so many times as large as its neighbours are."""
     x = weights[:1024].copy()
-    size *= rng.choice((-1, 1), len(x))
-    x[np.arange(len(x)), rng.integers(0, 256, len(x))] = size * np.sqrt(np.mean(x**2, axis=1))
+    sizes = size * rng.choice((-1, 1), len(x))
+    x[np.arange(len(x)), rng.integers(0, 256, len(x))] = sizes * np.sqrt(np.mean(x**2, axis=1))
     never_worse(names, x)
 
 
@@ -244,9 +245,9 @@ def test_sub_blocks_of_other_sizes(
     names: tuple[str, ...], size: float, weights: F32Array, rng: np.random.Generator
 ) -> None:
     """One in eight of 32 weights so many times as large as the others."""
-    x = weights[:1024].reshape(-1, 8, 32).copy()
-    x[np.arange(len(x)), rng.integers(0, 8, len(x))] *= size
-    x = x.reshape(-1, 256)
+    blocks = weights[:1024].reshape(-1, 8, 32).copy()
+    blocks[np.arange(len(blocks)), rng.integers(0, 8, len(blocks))] *= size
+    x = blocks.reshape(-1, 256)
     raws = [encode(name, x) for name in names]
     off = squared(run("posterior", plain(*names), raws)[0], x)
     assert off <= squared(run("linear", plain(*names), raws)[0], x)
@@ -314,10 +315,10 @@ def _say(
     name: str, raw: U8Array
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
     """Decoded values, scales and codes."""
-    kind = type_by_name(name)
+    kind = scalar(name)
     n = raw.size // kind.type_size * kind.block_size
     codes, (scale, offset) = np.empty(n, np.uint8), np.empty((2, n // 16), np.float32)
-    kind.unpack(raw, codes, scale, offset)  # type: ignore[attr-defined]
+    kind.unpack(raw, codes, scale, offset)
     values = libggml.dequantize(kind.type_id, raw).astype(np.float64)
     return values, scale.repeat(16).astype(np.float64), codes
 
@@ -330,8 +331,8 @@ def _log_density(
     grid: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Logarithm of what one input says, -inf outside of its cell or reach."""
-    kind = type_by_name(name)
-    rows, (first, last) = density(kind).astype(np.float64), end_codes(kind)  # type: ignore[arg-type]
+    kind = scalar(name)
+    rows, (first, last) = density(kind).astype(np.float64), end_codes(kind)
     u = (grid - values[:, None]) / np.where(scale == 0, np.nan, scale)[:, None]
     z = ((2.0 * codes - first - last) / (last - first))[:, None]
     inside = rows[0, :DEGREE] + rows[3, :DEGREE] * np.concatenate([z, z**2], axis=1)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,10 +60,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     real = importlib.metadata.entry_points
 
-    def entry_points(**params: str) -> EntryPoints:
-        if params != {"group": home.ENTRY_POINTS}:
-            return real(**params)  # of the compiler
-        asked.append(params["group"])
+    def entry_points(*, group: str) -> EntryPoints:
+        if group != home.ENTRY_POINTS:
+            return real(group=group)  # of the compiler
+        asked.append(group)
         return here
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
@@ -109,17 +110,17 @@ def test_all_commands(tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "out.gguf"
     arguments = [str(tiny[0]), str(tiny[1]), "-o", str(out)]
 
-    def run(*command: str) -> dict[str, object]:
+    def run(*command: str) -> dict[str, Any]:
         assert main([*command, "--json"]) == 0
-        document: dict[str, object] = json.loads(capsys.readouterr().out)
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
         return document
 
     merged = run("merge", *arguments, "--method", "toy")
     assert merged["method"] == "toy"
-    assert 0 < merged["expected_mse_ratio"] < 1.3  # type: ignore[operator]
+    assert 0 < merged["expected_mse_ratio"] < 1.3
     assert run("inspect", str(out))
     evaluated = run("evaluate", str(out), str(tiny[0]), "--truth", str(TINY))
-    assert len(evaluated["models"]) == 2  # type: ignore[arg-type]
+    assert len(evaluated["models"]) == 2
     assert main(["merge", *arguments, "--method", "toy", "--estimate", "map"]) == 2
     assert "method toy has no map estimate" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from recover import EvaluationError, evaluate_models
 from recover.cli import main
 from recover.evaluate.errors import ErrorStatistics
+from tests.support.gguf_files import write_out
 from tests.support.models import TINY
 
 
@@ -22,10 +23,7 @@ def write(path: Path, tensors: dict[str, NDArray[Any]]) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 

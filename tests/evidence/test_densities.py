@@ -20,15 +20,10 @@ from recover.evidence.densities import (
 )
 from recover.quants import ScalarType, VectorType, all_types, dequantize, type_by_name
 from tests.golden.make_densities import encode
+from tests.support.kinds import quantized, scalar
 
 SCALAR = [kind for kind in all_types() if isinstance(kind, ScalarType)]
 VECTOR = [kind for kind in all_types() if isinstance(kind, VectorType)]
-
-
-def scalar(name: str) -> ScalarType:
-    kind = type_by_name(name)
-    assert isinstance(kind, ScalarType)
-    return kind
 
 
 def distribution(row: NDArray[np.float32], reach: tuple[float, float]) -> NDArray[np.float64]:
@@ -77,12 +72,12 @@ def test_shipped_shares_are_found_again() -> None:
 def test_shares_of_the_coarser_of_two_types_are_found_again() -> None:
     x = student_t(55)(0)
     for fine, coarse in (("Q3_K", "Q2_K"), ("Q4_K", "IQ3_S"), ("Q3_K", "IQ2_XS")):
-        kinds = [type_by_name(name) for name in (fine, coarse)]
-        raws = [encode(kind, x) for kind in kinds]
-        again = find_pair_share(*kinds, raws, x)  # type: ignore[arg-type]
-        assert again == pytest.approx(share(kinds[1], [kinds[0]]), abs=0.1)
+        first, second = quantized(fine), quantized(coarse)
+        raws = [encode(kind, x) for kind in (first, second)]
+        again = find_pair_share(first, second, raws, x)
+        assert again == pytest.approx(share(second, [first]), abs=0.1)
         assert again < 0.95
-        assert share(kinds[0], [kinds[1]]) == 1  # the finer one counts in full
+        assert share(first, [second]) == 1  # the finer one counts in full
 
 
 def test_shares_beside_several() -> None:

@@ -36,6 +36,7 @@ from recover.quants import (
     type_by_name,
 )
 from tests.oracle import libggml
+from tests.support.kinds import scalar
 from tests.support.stated_intervals import (
     ColumnScaled,
     GridStated,
@@ -149,15 +150,15 @@ def test_posterior_of_one_density_is_that_of_the_grid(
 ) -> None:
     """Where both are told the same of the density they say the same."""
     x = sample(rng)
-    tables = [even_table(type_by_name(name)) for name in mix]  # type: ignore[arg-type]
+    tables = [even_table(scalar(name)) for name in mix]
     plain = grids(mix, x)
     witnesses = [
         Witness(each.type, density=tuple(map(tuple, table.tolist())))
         for each, table in zip(plain, tables, strict=True)
     ]
     others = [
-        GridStated(type_with(each.type, table), each)  # type: ignore[arg-type]
-        for each, table in zip(plain, tables, strict=True)
+        GridStated(type_with(scalar(name), table), each)
+        for name, each, table in zip(mix, plain, tables, strict=True)
     ]
     grid, other = read(plain, x.size, witnesses), read(others, x.size)
     expected, tally, deviation = run("posterior", grid, estimate, deviation=True)

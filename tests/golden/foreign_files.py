@@ -44,10 +44,10 @@ def save(name: str, cases: Mapping[str, Case]) -> None:
                 ((key, plain) for key, (kind, plain) in _AS.items() if array.dtype == kind),
                 ("", array.dtype),
             )
-            entries[f"{label}/{leaf}/{dtype}"] = np.ascontiguousarray(array).view(plain)
+            entries[f"{label}/{leaf}/{dtype}"] = np.asarray(array, order="C").view(plain)
     entries["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     FOLDER.mkdir(exist_ok=True)
-    np.savez_compressed(FOLDER / f"{name}.npz", **entries)
+    np.savez_compressed(FOLDER / f"{name}.npz", allow_pickle=False, **entries)
     print(f"{name}.npz: {len(cases)} cases, {(FOLDER / f'{name}.npz').stat().st_size} bytes")
 
 

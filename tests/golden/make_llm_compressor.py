@@ -21,7 +21,7 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-SCHEMES = ("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16", "FP8_TENSOR")
+SCHEMES = ("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16", "MXFP8A16", "FP8_TENSOR")
 MODULE = "model.layers.0.mlp.up_proj"
 _PER_TENSOR = {
     "targets": ["Linear"],

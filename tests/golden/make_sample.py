@@ -39,17 +39,18 @@ def encode(x: F32Array, kind: TensorType, number: int, seed: int = SEED) -> U8Ar
 
 
 def main() -> None:
-    sample = {WEIGHTS: draw()}
+    x = draw()
+    sample: dict[str, F32Array | U8Array] = {WEIGHTS: x}
     for kind in all_types():
         if not isinstance(kind, ScalarType | VectorType):
             continue
         n = N_IMPORTANCES_K if kind.name.endswith("_K") else N_IMPORTANCES
         for number in range(1 + n):
-            raw = encode(sample[WEIGHTS], kind, number)
+            raw = encode(x, kind, number)
             if number and np.array_equal(raw, sample[sample_name(kind, 0)]):
                 break  # the encoder takes no notice
             sample[sample_name(kind, number)] = raw
-    np.savez(SAMPLE, **sample)
+    np.savez(SAMPLE, allow_pickle=False, **sample)
 
 
 if __name__ == "__main__":

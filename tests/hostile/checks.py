@@ -1,15 +1,15 @@
 """What holds for every refusal, and for every file that is not refused."""
 
 import os
-import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from recover._text import printable
 from recover.containers.gguf.header import encode_header, parse_header
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.errors import GGUFError
+from tests.support import memory
 from tests.support.models import TINY
 
 LONGEST_MESSAGE = 600
@@ -48,17 +48,11 @@ def refusal_of(
     if size is not None:
         os.truncate(path, size)
     open_gguf(TINY)  # what the first file costs once
-    tracemalloc.start()
-    try:
-        message = refusal(path)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < most_memory
-    return message
+    with memory.at_most(most_memory):
+        return refusal(path)
 
 
-def exercise(model: GGUFModel) -> None:
+def exercise(model: GGUFModel[Tensor]) -> None:
     """Touch everything in an opened file: it must be there, and survive being written again."""
     for key, entry in model.metadata.items():
         try:

@@ -24,7 +24,7 @@ def mutated(seeds: Sequence[bytes], n: int, seed: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-_VALUES = (
+_VALUES: tuple[object, ...] = (
     *(None, True, False, 0, 1, -1, 3, 10**6, 2**31, 2**63, 10**40, 0.5, -1e-300, 1e300),
     *("", "x", "llama3", "\x1b[31m\n", "\u202e", "\ud800", "../a", "\0", [], {}, [1], {"a": 1}),
 )

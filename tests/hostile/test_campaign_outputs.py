@@ -198,6 +198,7 @@ def test_signals_at_random_moments(
     print(f"; the last to end took {longest:.1f} s")
 
 
+KILL = (signal.SIGKILL,)
 CASES = ("one", "resume", "parts", "deviations", "parts, deviations, resume")
 
 
@@ -218,21 +219,21 @@ def test_interrupts_around_the_rename(tiny: list[Path], tmp_path: Path, n_tries:
         before = {} if is_new else older[case]
         for name, raw in before.items():
             (folder / name).write_bytes(raw)
-        how = rng.choice([(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT,) * 2, "kill"])
+        how = rng.choice([(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT,) * 2, KILL])
         with start(SLOW_NAMES, 0.04, *merge_into(folder, tiny, case)) as process:
             wait_until_started(process)
             time.sleep(rng.uniform(0, 0.5))
-            for each in (signal.SIGKILL,) if how == "kill" else how:
+            for each in how:
                 process.send_signal(each)
             process.communicate(timeout=60)
-        if how == "kill" or len(how) > 1:  # the next run ends what this one began
+        if how == KILL or len(how) > 1:  # the next run ends what this one began
             first = min(name for name in newer[case] if name.startswith("out"))
             outcomes["of these ended by the next run"] += finish_earlier(folder / first)
         left = contents(folder)
         visible = {name: raw for name, raw in left.items() if not name.startswith(".")}
         assert visible in (before, newer[case]), (case, how, sorted(left))
         outcomes["older" if visible == before else "newer"] += 1
-        if how != "kill" and "resume" not in case:
+        if how != KILL and "resume" not in case:
             assert visible == left, (case, how, sorted(left))
         run(merge_into(folder, tiny, case))
         assert contents(folder) == newer[case]

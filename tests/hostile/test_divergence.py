@@ -234,7 +234,7 @@ def test_another_layout_is_refused() -> None:
             return llama_binding.ContextParams(n_ctx=4096, n_batch=2048, n_ubatch=512, n_seq_max=1)
 
     with pytest.raises(EvaluationError, match=r"laid out differently.*4096.*pip install"):
-        llama_binding.check_layout(Library())  # type: ignore[arg-type]
+        llama_binding.check_layout(Library())  # type: ignore[arg-type]  # has no CDLL
 
 
 @pytest.mark.parametrize("options", [["--n-ctx", "0"], ["--chunks", "0"], ["--chunks", "x"]])

@@ -53,7 +53,7 @@ def with_alignment(kind: int, raw: bytes) -> bytes:
 
 
 def with_tensor(**wrong: object) -> bytes:
-    return gguf([], [tensor("t", **wrong)], DATA)  # type: ignore[arg-type]
+    return gguf([], [tensor("t", **wrong)], DATA)  # type: ignore[arg-type]  # any one field
 
 
 def nested(depth: int) -> bytes:
@@ -74,7 +74,6 @@ HOSTILE: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "magic of line ends": (gguf(magic=b"\n\x1b[m"), ("not a GGUF file",)),
     "a safetensors file": (u64(2) + b"{}", ("not a GGUF file",)),
     "version 0": (gguf(version=u32(0)), ("version 0 is not supported",)),
-    "version 1": (gguf(version=u32(1)), ("version 1 is not supported",)),
     "version 4": (gguf(version=u32(4)), ("version 4 is not supported",)),
     "version 65536": (gguf(version=u32(65536)), ("version 65536 is not supported",)),
     "big-endian 2": (gguf(version=struct.pack(">I", 2)), ("big-endian", "gguf-convert-endian")),
@@ -158,7 +157,7 @@ HOSTILE: dict[str, tuple[bytes, tuple[str, ...]]] = {
         gguf([], [tensor("t"), tensor("t", offset=32)], DATA * 2),
         (T, "twice"),
     ),
-    "5 dimensions": (with_tensor(dims=(8, 1, 1, 1, 1)), (T, "5 dimensions")),
+    "9 dimensions": (with_tensor(dims=(8, *[1] * 8)), (T, "9 dimensions")),
     "2^32-1 dimensions": (with_tensor(n_dims=2**32 - 1), (T, f"{2**32 - 1} dimensions")),
     "a dimension of 0": (with_tensor(dims=(8, 0)), (T, "(8, 0)")),
     "a first dimension of 0": (with_tensor(dims=(0,)), (T, "(0,)")),
@@ -248,7 +247,7 @@ def test_every_power_of_two_is_an_alignment(path: Path, exponent: int) -> None:
 
 
 @pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("dims", [(), (8,), (8, 1), (2, 2, 2), (1, 2, 2, 2)])
+@pytest.mark.parametrize("dims", [(), (8,), (8, 1), (1, 2, 2, 2), (1, 2, 2, 1, 2, 1, 1, 1)])
 def test_versions_and_dimensions(path: Path, version: int, dims: tuple[int, ...]) -> None:
     path.write_bytes(gguf([], [tensor("t", dims=dims)], DATA, version=u32(version)))
     model = open_gguf(path)
@@ -432,6 +431,19 @@ edits = st.one_of(
 )
 
 
+def opens(path: Path, content: bytes) -> bool:
+    """Whether a file of that content is opened, and is consistent then; else it is refused well."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    try:
+        model = open_gguf(path)
+    except GGUFError as error:
+        check_message(str(error), path)
+        return False
+    exercise(model)
+    return True
+
+
 def test_damaged_file_is_refused_or_consistent(path: Path) -> None:
     outcomes = {"opened": 0, "refused": 0}
 
@@ -441,16 +453,7 @@ def test_damaged_file_is_refused_or_consistent(path: Path) -> None:
         content = bytearray(VICTIM)
         for position, edit in changes:
             content[position : position + len(edit)] = edit
-        path.unlink(missing_ok=True)
-        path.write_bytes(content)
-        try:
-            model = open_gguf(path)
-        except GGUFError as error:
-            check_message(str(error), path)
-            outcomes["refused"] += 1
-        else:
-            exercise(model)
-            outcomes["opened"] += 1
+        outcomes["opened" if opens(path, bytes(content)) else "refused"] += 1
 
     damage()
     assert min(outcomes.values()) > 100, outcomes
@@ -460,15 +463,7 @@ def test_impossible_number_anywhere(path: Path) -> None:
     n_refused = 0
     for position, number in product(range(len(VICTIM) - 8), (2**64 - 1, 2**60, 0)):
         content = VICTIM[:position] + u64(number) + VICTIM[position + 8 :]
-        path.unlink(missing_ok=True)
-        path.write_bytes(content)
-        try:
-            model = open_gguf(path)
-        except GGUFError as error:
-            check_message(str(error), path)
-            n_refused += 1
-        else:
-            exercise(model)
+        n_refused += not opens(path, content)
     assert n_refused > len(VICTIM)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import struct
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from tests.hostile.builder import (
 )
 from tests.hostile.checks import check_line, check_message
 from tests.hostile.imatrices import entry, f32, i32, legacy, modern
+from tests.support import memory
 
 HUGE = 2**31 - 1
 
@@ -109,14 +109,8 @@ MODERN = {
 def test_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "imatrix"
     path.write_bytes(content)
-    tracemalloc.start()
-    try:
-        with pytest.raises(GGUFError) as caught:
-            load_imatrix(path)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 1 << 20
+    with memory.at_most(1 << 20), pytest.raises(GGUFError) as caught:
+        load_imatrix(path)
     check_message(str(caught.value), path)
 
 

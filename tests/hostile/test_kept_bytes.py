@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import recover.merge.execute as execute
 from recover.containers import mapping
 from recover.errors import InputError
 from recover.execution.journal import Journal
+from recover.execution.tasks import Record, Task
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import MergePlan, plan_merge
 from recover.merge.resume import Unfinished
+from recover.merge.work import Worker
 
 N_DONE = 12
 
@@ -46,17 +47,17 @@ def whole(
 
 def stop_after(plan: MergePlan, n_tiles: int) -> None:
     """Carry out a plan until so many tensors (of one tile each) are complete."""
-    work, n_done = execute._Worker.work, 0
+    work, n_done = Worker.work, 0
 
-    def some(self: Any, tile: Any) -> None:
+    def some(self: Worker, task: Task, files: Any) -> Record:
         nonlocal n_done
         if n_done == n_tiles:
             raise Interrupted
-        work(self, tile)
         n_done += 1
+        return work(self, task, files)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute._Worker, "work", some)
+        patch.setattr(Worker, "work", some)
         with pytest.raises(Interrupted):
             execute_merge(plan, n_threads=1, resume=True)
 
@@ -150,17 +151,23 @@ def forge(plan: MergePlan, change: Callable[[dict[str, Any]], None]) -> None:
     journal.__exit__(Interrupted, None, None)
 
 
-def set_sum(number: int, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(record: dict[str, Any]) -> None:
-        entry = next(each for each in record["tensors"] if each[1] is not None)
-        entry[1][number] = value
+def estimated(record: dict[str, Any]) -> list[Any]:
+    """The entry of a tensor that is estimated."""
+    entry: list[Any] = next(each for each in record["tensors"] if "estimated" in each[1])
+    return entry
 
-    return change
+
+def set_sum(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda record: estimated(record)[1].update({name: value})
+
+
+def set_estimated(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda record: estimated(record)[1]["estimated"].update({name: value})
 
 
 def set_entry(field: int, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(record: dict[str, Any]) -> None:
-        next(each for each in record["tensors"] if each[1] is not None)[field] = value
+        estimated(record)[field] = value
 
     return change
 
@@ -170,18 +177,31 @@ def set_seconds(value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
-    "NaN": set_sum(2, float("nan")),
-    "infinite": set_sum(2, float("inf")),
-    "negative": set_sum(2, -1.0),
-    "larger than any float32": set_sum(2, 1e300),
-    "an integer beyond float64": set_sum(2, 10**400),
-    "text": set_sum(2, "1"),
-    "true": set_sum(2, True),
-    "more conflicts than weights": set_sum(3, 1e12),
-    "more certain weights than weights": set_sum(0, 1e12),
-    "too few sums": set_entry(1, [0.0]),
-    "too many sums": set_entry(1, [0.0] * 10**5),
-    "no sums of what is estimated": set_entry(1, None),
+    "NaN": set_estimated("variance", float("nan")),
+    "infinite": set_estimated("variance", float("inf")),
+    "negative": set_estimated("alone", [-1.0, 0.0]),
+    "larger than any float32": set_estimated("variance", 1e300),
+    "an integer beyond float64": set_estimated("variance", 10**400),
+    "text": set_estimated("variance", "1"),
+    "true": set_estimated("variance", True),
+    "more conflicts than weights": set_estimated("n_conflicts", 1e12),
+    "of more inputs": set_estimated("alone", [0.0] * 10**5),
+    "of no input": set_estimated("alone", []),
+    "inputs that are a number": set_estimated("alone", 5),
+    "a sum of another name": set_estimated("total", 1.0),
+    "no tally": set_sum("estimated", None),
+    "an empty tally": set_sum("estimated", {}),
+    "a count that is NaN": set_sum("certain", float("nan")),
+    "a count that is a fraction": set_sum("certain", 0.5),
+    "a negative count": set_sum("broken", -1),
+    "a count beyond float64": set_sum("certain", 10**400),
+    "more certain weights than weights": set_sum("certain", 10**12),
+    "infinite difference": set_sum("difference", float("inf")),
+    "text instead of a number": set_sum("expected", "1"),
+    "a number of another name": set_sum("n_certain", 1),
+    "no sums": set_entry(1, None),
+    "sums by number": set_entry(1, [0.0] * 16),
+    "no sums of what is estimated": set_entry(1, {}),
     "negative index": set_entry(0, -1),
     "index beyond the end": set_entry(0, 10**6),
     "index that is true": set_entry(0, True),
@@ -240,16 +260,16 @@ def test_nothing_that_was_made_of_a_changed_input_is_kept(
     copies: list[Path], tmp_path: Path
 ) -> None:
     plan = plan_merge(copies, tmp_path / "out.gguf")
-    work = execute._Worker.work
+    work, next_one = Worker.work, plan.tensors[N_DONE].name
 
-    def spoil(self: Any, tile: Any) -> None:
-        if tile.tensor == N_DONE:
+    def spoil(self: Worker, task: Task, files: Any) -> Record:
+        if task.tensor == next_one:
             flip(copies[1], copies[1].stat().st_size // 2)
             os.utime(copies[1])
-        work(self, tile)
+        return work(self, task, files)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute._Worker, "work", spoil)
+        patch.setattr(Worker, "work", spoil)
         with pytest.raises(InputError, match="was changed while it was read"):
             execute_merge(plan, n_threads=1, resume=True)
     assert not plan.output.exists()

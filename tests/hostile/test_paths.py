@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from recover._files import UnreadableError, map_opened, opened, read_bytes
@@ -144,11 +146,12 @@ def test_more_inputs_than_descriptors(tmp_path: Path, real_rows: NDArray[np.floa
         inputs.append(write_gguf(tmp_path / f"{i}.gguf", tensors))
     truth = {"blk.0.ffn_up.weight": stored("F32", real_rows[:2, :256])}
     path = write_gguf(tmp_path / "truth.gguf", truth)
-    for arguments in (
+    commands: tuple[tuple[str | Path, ...], ...] = (
         ("merge", *inputs, "-o", tmp_path / "o.gguf", "--method", "linear", "--force"),
         ("inspect", *inputs),
         ("evaluate", *inputs, "--truth", path),
-    ):
+    )
+    for arguments in commands:
         done = run(64, *arguments)
         assert done.returncode == 0, done.stderr
 
@@ -172,15 +175,15 @@ def test_scores_that_are_no_float32_numbers(score: bytes) -> None:
 
 
 def test_no_folder_is_left_where_pictures_fail(tmp_path: Path) -> None:
-    class Broken:
-        def savefig(self, buffer: object, **_options: object) -> None:
+    class Broken(Figure):
+        def savefig(self, fname: Any, **_options: Any) -> None:
             raise MemoryError
 
-    class Fine:
-        def savefig(self, buffer: object, **_options: object) -> None:
-            buffer.write(b"png")  # type: ignore[attr-defined]
+    class Fine(Figure):
+        def savefig(self, fname: Any, **_options: Any) -> None:
+            fname.write(b"png")
 
-    pictures = [Picture("a", "a", "a", Fine()), Picture("b", "b", "b", Broken())]  # type: ignore[arg-type]
+    pictures = [Picture("a", "a", "a", Fine()), Picture("b", "b", "b", Broken())]
     with pytest.raises(MemoryError):
         save_pictures(pictures, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -5,7 +5,6 @@ import pickle
 import pickletools
 import struct
 import sys
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from recover.errors import ReblockError, RecoverError
 from recover.reblock.jax_pickle import PickledArray, QuantizedWeight, parse_pickle
 from tests.hostile.checks import check_line
 from tests.hostile.pickles import EMPTY, F4, HEAD, RECONSTRUCT, array, name, text
+from tests.support import memory
 
 
 class QuantizedWeight8bit:
@@ -39,13 +39,8 @@ def parse(raw: bytes) -> PickledArray | QuantizedWeight:
 
 def refusal(raw: bytes, most_memory: int = 1 << 18) -> str:
     before = set(sys.modules)
-    tracemalloc.start()
-    try:
-        with pytest.raises(ReblockError) as caught:
-            parse(raw)
-        assert tracemalloc.get_traced_memory()[1] < most_memory
-    finally:
-        tracemalloc.stop()
+    with memory.at_most(most_memory), pytest.raises(ReblockError) as caught:
+        parse(raw)
     assert set(sys.modules) == before
     check_line(str(caught.value))
     assert len(str(caught.value)) < 400

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from recover.containers.safetensors.reader import Model, open_safetensors, parse_header
@@ -18,26 +18,22 @@ from recover.reblock.integers import Request
 from recover.reblock.quantized_safetensors import holds_integers, open_integers
 from tests.hostile.checks import check_line, check_message
 from tests.hostile.safetensors_files import entry, file
+from tests.support import memory
 
 
 def refusal(path: Path, raw: bytes, size: int | None = None) -> str:
     path.write_bytes(raw)
     if size is not None:
         os.truncate(path, size)
-    tracemalloc.start()
-    try:
-        with pytest.raises(SafetensorsError) as caught:
-            open_safetensors(path)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 21
-    finally:
-        tracemalloc.stop()
+    with memory.at_most(1 << 21), pytest.raises(SafetensorsError) as caught:
+        open_safetensors(path)
     check_message(str(caught.value), path)
     return str(caught.value)
 
 
 def test_real_files(tmp_path: Path, rng: np.random.Generator) -> None:
     path = tmp_path / "a.safetensors"
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "a": rng.standard_normal((3, 5)).astype(np.float32),
         "b": rng.integers(-9, 9, (7,)).astype(np.int8),
         "scalar": np.array(3.5, np.float32),
@@ -180,7 +176,7 @@ LEAVES = (
 )
 TYPES = ("I32", "I64", "I8", "U8", "U32", "F16", "BF16", "F32", "F8_E4M3", "F8_E8M0", "BOOL")
 SHAPES = ((), (0,), (1,), (2,), (64,), (1, 1), (64, 64), (8, 64), (64, 8), (64, 2), (2, 64), (1, 0))
-CONFIGS = (
+CONFIGS: tuple[dict[str, Any], ...] = (
     {},
     {"quantization_config": {"quant_method": "gptq", "bits": 4}},
     {"quantization_config": {"quant_method": "awq", "bits": "x", "version": 3}},

@@ -1,7 +1,6 @@
 """A ``tokenizer.model`` that lies: refused in one line, at little cost."""
 
 import struct
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from recover.errors import ReblockError, RecoverError
 from recover.reblock.sentencepiece import load_vocabulary, parse_vocabulary
 from tests.hostile.checks import check_line, check_message
+from tests.support import memory
 
 PIECE = b"\x0a\x03abc" + b"\x15" + struct.pack("<f", -1.5) + b"\x18\x03"
 GOOD = b"\x0a" + bytes([len(PIECE)]) + PIECE + b"\x12\x06\xc8\x02\x00\xd0\x02\x00"
@@ -41,13 +41,8 @@ def test_what_is_good() -> None:
 def test_damaged(raw: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(raw)
-    tracemalloc.start()
-    try:
-        with pytest.raises(ReblockError) as caught:
-            load_vocabulary(path)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 18
-    finally:
-        tracemalloc.stop()
+    with memory.at_most(1 << 18), pytest.raises(ReblockError) as caught:
+        load_vocabulary(path)
     check_message(str(caught.value), path)
     assert expected in str(caught.value)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Unpack
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +18,7 @@ from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
 from recover.quantize.execute import execute_quantize
 from recover.quantize.plan import plan_quantize
+from tests.support import merging
 from tests.support.gguf_files import (
     Stored,
     read_tensors,
@@ -25,6 +27,7 @@ from tests.support.gguf_files import (
     stored,
     write_gguf,
 )
+from tests.support.merging import Options
 
 F32Array = NDArray[np.float32]
 Weights = dict[str, F32Array]
@@ -44,8 +47,10 @@ def write(tmp_path: Path) -> Write:
     return lambda name, tensors: write_gguf(tmp_path / f"{name}.gguf", tensors)
 
 
-def merge(paths: list[Path], output: Path, **options: str) -> tuple[MergeResult, Weights]:
-    result = execute_merge(plan_merge(paths, output, **options), n_threads=2)
+def merge(
+    paths: list[Path], output: Path, **options: Unpack[Options]
+) -> tuple[MergeResult, Weights]:
+    result = merging.merge(paths, output, n_threads=2, **options)
     return result, read_weights(output)
 
 

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from recover.calibration.fit import calibrate
 from recover.containers.gguf.reader import open_gguf
 from recover.inputs.provenance import has_cells, is_foreign
-from recover.merge.execute import MergeResult, execute_merge
-from recover.merge.plan import plan_merge
 from tests.naive.gptq import gptq, q4_0_blocks
 from tests.support.gguf_files import Stored, read_weights, squared_error, stored, write_gguf
+from tests.support.merging import merge
 
 F32Array = NDArray[np.float32]
 NAME = "blk.0.ffn_down.weight"
@@ -28,10 +27,6 @@ def compensated(x: F32Array, group: int, strength: float) -> Stored:
     n = x.shape[1]
     apart = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
     return Stored("Q4_0", q4_0_blocks(*gptq(x, strength**apart, group)))
-
-
-def merge(paths: list[Path], output: Path, **options: str) -> MergeResult:
-    return execute_merge(plan_merge(paths, output, **options), n_threads=2)
 
 
 @pytest.mark.parametrize("method", ["posterior", "linear", "midpoint"])

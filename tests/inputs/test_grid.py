@@ -20,6 +20,7 @@ from recover.reblock.float_source import open_float_source
 from recover.reblock.source import Source, SourceTensor
 from tests.naive.grids import TYPES, coarsest_grids, rounded, stored_bytes
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
+from tests.support.gguf_files import write_out
 
 F64 = NDArray[np.float64]
 Generator = np.random.Generator
@@ -185,10 +186,7 @@ def write(path: Path, tensors: dict[str, tuple[str, F64]]) -> Path:
         raw = stored_bytes(x, kind).reshape(*x.shape[:-1], -1)
         shaped = raw.view(TYPES[kind]) if kind != "BF16" else raw
         writer.add_tensor(name, shaped, raw_dtype=GGMLQuantizationType[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 

@@ -18,7 +18,15 @@ from gguf import GGUFReader
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from recover import GGUFError, PlanError, evaluate_models, execute_merge, inspect_files, plan_merge
+from recover import (
+    GGUFError,
+    InputError,
+    PlanError,
+    evaluate_models,
+    execute_merge,
+    inspect_files,
+    plan_merge,
+)
 from recover.bounds.execute import execute_bounds
 from recover.bounds.plan import plan_bounds
 from recover.bounds.verify import verify_model
@@ -26,6 +34,7 @@ from recover.calibration.moments import survey
 from recover.containers.model import BlockTensor, Container, Model, StoredTensor
 from recover.errors import OutputError
 from recover.inputs.open import open_model
+from recover.merge.plan import MergePlan
 from recover.quants import TensorType, type_by_name
 from tests.support.gguf_files import Stored, read_tensors, stored, tensor_bytes, write_gguf
 
@@ -207,6 +216,19 @@ def test_resume_knows_it_by_its_fingerprint(
     file.write_bytes(before[:4] + bytes([before[4] ^ 1]) + before[5:])
     assert "starting over: what is there belongs to another merge (other inputs" in told(stop)
     assert "going on with what is there" in told()
+
+
+def test_a_plan_names_it_by_path_and_fingerprint(paths: Paths, tmp_path: Path) -> None:
+    plan = plan_merge([paths.fine, paths.toy], tmp_path / "out.gguf")
+    record = json.loads(json.dumps(plan.to_record()))
+    other = MergePlan.from_record(record)
+    assert other == plan
+    assert isinstance(other.models[1], ToyModel)
+    file = paths.toy / f"{UP}.bin"
+    before = file.read_bytes()
+    file.write_bytes(before[:4] + bytes([before[4] ^ 1]) + before[5:])
+    with pytest.raises(InputError, match="toy: was changed since the work was planned"):
+        MergePlan.from_record(record)
 
 
 def test_inspect(paths: Paths) -> None:

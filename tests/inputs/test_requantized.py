@@ -26,6 +26,7 @@ from recover.reblock.second_hand import open_second_hand
 from tests.naive.grids import naive_q8_0, rounded
 from tests.oracle import libggml
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
+from tests.support.gguf_files import write_out
 from tests.support.integers import F64, Generator, original
 
 U8 = NDArray[np.uint8]
@@ -160,10 +161,7 @@ def write(path: Path, tensors: dict[str, tuple[U8, int]]) -> Path:
     for name, (raw, n_rows) in tensors.items():
         writer.add_tensor(name, raw.reshape(n_rows, -1), raw_dtype=Q8_0)
     writer.add_tensor("norm", np.ones(64, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 

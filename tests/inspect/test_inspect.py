@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGUFWriter
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from recover.cli import main
 from recover.containers.gguf.reader import open_gguf
@@ -63,8 +64,13 @@ def kinds(result: Inspection) -> list[str]:
     return [relation.kind for relation in result.relations]
 
 
-def changed(weights: Weights, change: Callable[[F32Array], F32Array]) -> Weights:
+def changed(weights: Weights, change: Callable[[F32Array], NDArray[Any]]) -> Weights:
     return {n: change(x).astype(np.float32) if x.ndim > 1 else x for n, x in weights.items()}
+
+
+def rounded(weights: Weights, dtype: DTypeLike) -> Weights:
+    """By way of another float type."""
+    return changed(weights, lambda x: x.astype(dtype))
 
 
 class TestTogether:
@@ -189,7 +195,7 @@ class TestSecondHand:
     ) -> None:
         path = make(parent)
         for via in (np.float32, ml_dtypes.bfloat16):
-            weights = changed(read_weights(path), lambda x, via=via: x.astype(via))
+            weights = rounded(read_weights(path), via)
             relation = inspect(make(child, weights, "child"), path).relations[0]
             assert (relation.kind, relation.parent) == (QUANTIZED_FROM, 1)
 
@@ -211,8 +217,8 @@ class TestSecondHand:
     def test_by_way_of_a_float_type(self, make: Make, via: str) -> None:
         parent = make("Q5_K")
         dtype = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}[via]
-        rounded = changed(read_weights(parent), lambda x: x.astype(dtype))
-        relation = inspect(make("Q3_K", rounded, "child"), parent).relations[0]
+        weights = rounded(read_weights(parent), dtype)
+        relation = inspect(make("Q3_K", weights, "child"), parent).relations[0]
         assert (relation.kind, relation.parent, relation.via) == (QUANTIZED_FROM, 1, via)
 
     def test_requantized_by_recover(self, tiny: list[Path], tmp_path: Path) -> None:
@@ -235,7 +241,7 @@ class TestRounded:
         return changed(truth, lambda x: x * (1 + 0.01 * rng.standard_normal(x.shape)))
 
     def bf16(self, weights: Weights) -> Weights:
-        return changed(weights, lambda x: x.astype(ml_dtypes.bfloat16))
+        return rounded(weights, ml_dtypes.bfloat16)
 
     @pytest.mark.parametrize("names", [("Q8_0", "Q6_K"), ("Q6_K", "Q8_0"), ("Q4_1", "Q5_0")])
     def test_which_one_and_to_what_is_told(
@@ -432,6 +438,25 @@ class TestWhatWasCompared:
         sentence = " ".join(result.findings())
         assert ("nothing shows it" in sentence) == is_same
         assert ("different models (correlation" in sentence) != is_same
+
+    @pytest.mark.parametrize("size", [1.0, 2.0])
+    def test_inputs_without_cells_beside_the_original(
+        self, make: Make, truth: Weights, tmp_path: Path, size: float
+    ) -> None:
+        """They correlate perfectly, but are further off than their errors: as a merge says."""
+        other = changed(truth, lambda x: size * x)
+        paths = make("BF16"), make("IQ3_S", other)
+        result = inspect(*paths)
+        matrices = {name for name, x in truth.items() if x.ndim > 1}
+        assert set(result.conflicts.unlike) == (matrices if size > 1 else set())
+        assert result.same_original == (size == 1)
+        assert ("something else than the others" in " ".join(result.findings())) == (size > 1)
+        plan = plan_merge(paths, tmp_path / "out.gguf")
+        if size > 1:
+            with pytest.raises(PlanError, match="contradict each other on tensors"):
+                execute_merge(plan, n_threads=2)
+        else:
+            execute_merge(plan, n_threads=2)
 
     def test_floats_are_sampled(self, make: Make, truth: Weights) -> None:
         sentence, *_ = inspect(make("F16"), make("Q4_K")).findings()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from recover.cli import main
-from recover.execution.tiles import Tile
-from recover.merge import execute
+from recover.execution.local import Threads
+from recover.execution.tasks import Record, Task
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
 from tests.support.gguf_files import F32Array, read_weights, stored, write_gguf
@@ -79,7 +79,7 @@ def count(folder: Path, truth: Weights, result: MergeResult) -> int:
     for name, weights in truth.items():
         certain = deviations[name] == 0
         np.testing.assert_array_equal(merged[name][certain], weights[certain])
-        n_certain += np.count_nonzero(certain) * (weights.ndim > 1)
+        n_certain += int(np.count_nonzero(certain)) * (weights.ndim > 1)
     assert result.n_exact == n_certain
     return n_certain
 
@@ -115,7 +115,7 @@ def test_contradictions_are_counted_by_tensor(bf16: Weights, tmp_path: Path) -> 
     rng = np.random.default_rng(3)
     name = "blk.0.ffn_up.weight"
     large = np.concatenate([truth[name]] * 8)  # 49,152 blocks, of which 4,096 are looked at
-    large[700] *= (1 + 0.003 * rng.standard_normal(large.shape[1])).astype(np.float32)
+    large[700] *= (1 + 0.003 * rng.standard_normal(large.shape[1:])).astype(np.float32)
     truth[name] = large
     inputs = make_inputs(tmp_path, truth, ("Q8_0", "Q6_K"))
     result = merge(tmp_path, inputs)
@@ -171,27 +171,23 @@ def test_an_interrupted_second_estimate_is_resumed(
     expected = [(tmp_path / name).read_bytes() for name in names]
     for name in names:
         (tmp_path / name).unlink()
-    work, n_runs, n_done = execute.for_each_tile, [0], [0]
+    run, n_runs, n_done = Threads.run, [0], [0]
 
-    def interrupted(sizes: Any, workers: Any, *rest: Any) -> None:
-        n_runs[0] += 1
-        if n_runs[0] == 1:
-            work(sizes, workers, *rest)
-            return
-
-        def stop(tile: Tile) -> None:
-            n_done[0] += 1
+    def interrupted(threads: Threads, tasks: Any, take: Any, watch: Any = None) -> None:
+        def stop(task: Task, gave: Record) -> None:
+            n_done[0] += n_runs[0] > 1
             if n_done[0] > 1:
                 raise KeyboardInterrupt
-            workers[0](tile)
+            take(task, gave)
 
-        work(sizes, [stop], *rest)
+        n_runs[0] += 1
+        run(threads, tasks, stop, watch)
 
     plan = plan_merge(
         inputs, tmp_path / "out.gguf", outtype="f32", uncertainty=tmp_path / "sd.gguf", snap="auto"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "for_each_tile", interrupted)
+        patch.setattr(Threads, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             execute_merge(plan, n_threads=1, resume=True)
     assert n_done == [2]

@@ -14,6 +14,7 @@ from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from recover.merge.resimulate import with_simulated_densities
 from tests.support.gguf_files import F32Array, read_tensors, read_weights, stored, write_gguf
+from tests.support.merging import Options
 from tests.support.models import TINY
 
 Weights = dict[str, F32Array]
@@ -245,11 +246,9 @@ def test_options_on_the_command_line(
         ({"snap": "f64"}, "snap 'f64' is unknown; known are auto, none"),
     ],
 )
-def test_wrong_options(
-    options: dict[str, str], message: str, tiny: list[Path], tmp_path: Path
-) -> None:
+def test_wrong_options(options: Options, message: str, tiny: list[Path], tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=message):
-        plan_merge(tiny, tmp_path / "out.gguf", **options)  # type: ignore[arg-type]
+        plan_merge(tiny, tmp_path / "out.gguf", **options)
 
 
 def test_deviations_need_a_file_of_their_own(tiny: list[Path], tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ class Saying(NamedTuple):
     variance: float
     lower: float
     upper: float
+    step: float = 0.0
+    """Twice as far as the edge of a cell that is open on the other side."""
 
 
 def linear(sayings: list[Saying]) -> float:
@@ -33,6 +35,8 @@ def linear(sayings: list[Saying]) -> float:
 def midpoint(sayings: list[Saying]) -> float:
     """Middle of the intersection; linear moved into it if it is open; first if it is empty.
 
+    In a closed intersection inputs with an open side count as if they ended 0.8 steps out there.
+
     Next to inputs of known variance without a cell: linear moved into it, if it is not empty.
     """
     lower = max(s.lower for s in sayings)
@@ -43,6 +47,13 @@ def midpoint(sayings: list[Saying]) -> float:
         return sayings[0].value
     if math.isinf(lower) or math.isinf(upper):
         return min(max(linear(sayings), lower), upper)
+    for s in sayings:
+        sides = math.isinf(s.lower), math.isinf(s.upper)
+        reach = 0.8 * s.step
+        low = max(lower, s.value - reach) if sides == (True, False) else lower
+        high = min(upper, s.value + reach) if sides == (False, True) else upper
+        if low < high:
+            lower, upper = low, high
     return (lower + upper) / 2
 
 

@@ -48,14 +48,15 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-def block_and_type_size(type_id: int) -> tuple[int, int]:
-    """Weights and bytes per block."""
+def block_and_type_size(type_id: int | None) -> tuple[int, int]:
+    """Weights and bytes per block of a type that ggml has a number for."""
+    assert type_id is not None, "ggml has no such type"
     traits = library().ggml_get_type_traits(type_id).contents
     return traits.blck_size, traits.type_size
 
 
 def quantize(
-    type_id: int, x: NDArray[np.float32], imatrix: NDArray[np.float32] | None = None
+    type_id: int | None, x: NDArray[np.float32], imatrix: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
     """Rows of weights (n_rows, ne0) to the stored bytes (n_rows * row_bytes,)."""
     x = np.ascontiguousarray(x, np.float32)
@@ -76,7 +77,7 @@ def quantize(
     return out
 
 
-def dequantize(type_id: int, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+def dequantize(type_id: int | None, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Stored bytes to weights."""
     raw = np.ascontiguousarray(raw)
     block_size, type_size = block_and_type_size(type_id)

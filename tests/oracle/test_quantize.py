@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from recover.errors import QuantError
 from recover.quants import ScalarType, all_types, quantize, type_by_name
-from recover.quants.base import F32Array, FloatType
+from recover.quants.base import F32Array
+from recover.quants.floats import F16
 from tests.oracle import libggml
 from tests.oracle.weights import (
     IMATRICES,
@@ -22,8 +23,6 @@ from tests.oracle.weights import (
 from tests.support.models import SHARED, TINY
 
 SCALAR_TYPES = [kind for kind in all_types() if isinstance(kind, ScalarType)]
-F16 = type_by_name("F16")
-assert isinstance(F16, FloatType)
 N_REAL = 150_000
 N_SLOW = 10_000_000
 

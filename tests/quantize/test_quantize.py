@@ -19,6 +19,7 @@ from recover.quantize.plan import plan_quantize
 from recover.quants import ScalarType, all_types, quantizer_names, type_by_name, types_of_files
 from tests.golden.make_quantized import FTYPES
 from tests.oracle import libggml
+from tests.support.gguf_files import write_out
 from tests.support.models import TINY, quantize
 from tests.support.quantizing import (
     importances,
@@ -107,7 +108,17 @@ def test_gguf_py_opens_it(tmp_path: Path) -> None:
     assert kinds["output_norm.weight"] == "F32"
 
 
-def test_types_of_the_command_line_are_those_of_the_library() -> None:
+def test_types_of_the_command_line_are_those_of_the_library(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["quantize", "--help"])
+    listed = (
+        "one of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,"
+        " F16, BF16, F32"
+    )
+    assert f" {listed} -h" in " ".join(capsys.readouterr().out.split()).replace(" options:", "")
+    assert listed.removeprefix("one of ").split(", ") == list(_TYPES)
     assert set(_TYPES) == set(FILE_TYPES)
     kinds = [kind for kind in all_types() if isinstance(kind, ScalarType)]
     assert set(_QUANTIZERS) == {name for kind in kinds for name in quantizer_names(kind)}
@@ -308,10 +319,7 @@ def test_split_input_becomes_one_file(tmp_path: Path, rng: np.random.Generator) 
         writer.add_uint16("split.no", number)
         writer.add_uint16("split.count", 2)
         writer.add_tensor(f"blk.{number}.attn_q.weight", x)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_out(writer)
     run(names[1], "Q4_0", "-o", tmp_path / "out.gguf")
     model = open_gguf(tmp_path / "out.gguf")
     assert [tensor.type.name for tensor in model.tensors.values()] == ["Q4_0", "Q4_0"]
@@ -393,3 +401,25 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "blk.0.ffn_up.weight" in text
     assert "4.5" in text
     assert f"wrote {tmp_path / 'out.gguf'}" in text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "warned"),
+    [
+        ("hyvid", "the architecture 'hyvid'"),
+        ("", "no architecture"),
+        ("wan", "the architecture 'wan'"),
+        ("llama", None),
+        ("qwen3moe", None),
+        ("glm5-next", None),
+    ],
+)
+def test_architectures_without_rules(
+    architecture: str, warned: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    source = write_model(tmp_path / "f16.gguf", {"img_in.weight": normal(rng, 4, 64)}, architecture)
+    assert main(["quantize", str(source), "Q8_0", "-o", str(tmp_path / "q.gguf")]) == 0
+    err = capsys.readouterr().err
+    assert ("--tensor-type REGEX=F16" in err) == (warned is not None)
+    assert warned is None or f"has {warned} that llama.cpp is known to have rules for" in err

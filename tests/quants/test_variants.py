@@ -30,8 +30,9 @@ from tests.oracle import libggml
 from tests.oracle.data_sets import DATA_SETS, blocks_of
 from tests.oracle.weights import SYNTHETIC
 from tests.support.draws import KINDS, ROW, draw
+from tests.support.kinds import scalar
 from tests.support.models import TINY
-from tests.support.variants import F32, MADE, errors, scalar
+from tests.support.variants import F32, MADE, errors
 
 N_REAL = 400_000
 each = pytest.mark.parametrize(("variant", "name"), MADE, ids=lambda value: value)
@@ -166,8 +167,9 @@ def cell_of(variant: str, kind: ScalarType) -> ScalarType:
     if variant != "q4_0-rmse":
         return kind
     lower, upper = rounding_cells(16, first=-8)
-    cells = {"lower_levels": lower, "upper_levels": upper, "extremes": ()}
-    return replace(kind, **cells, rounds_scale_last=False)
+    return replace(
+        kind, lower_levels=lower, upper_levels=upper, extremes=(), rounds_scale_last=False
+    )
 
 
 @each

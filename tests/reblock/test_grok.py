@@ -18,10 +18,11 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
-from recover.errors import RecoverError
 from recover.reblock.dispatch import open_source
 from recover.reblock.integers import Request
 from tests.oracle.llama_cpp import LlamaModel
+from tests.support.gguf_files import write_out
+from tests.support.quantized_folders import refusal
 from tests.support.reblock_files import example, read_gguf, reblock
 
 N_LAYERS, N_EXPERTS = 12, 8
@@ -178,10 +179,7 @@ def test_llama_cpp_runs_it(
     writer.add_tokenizer_model("none")
     for name, x in truth.items():
         writer.add_tensor(name, np.ascontiguousarray(x, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     tokens = np.arange(5, 45)
     with LlamaModel(converted, n_ctx=64) as model:
         assert model.n_vocab == 160
@@ -279,18 +277,6 @@ def test_float_type_is_said_to_be_inexact(checkpoint: Path, tmp_path: Path) -> N
 # What must be refused, by name, with nothing written.
 
 
-def refusal(source: Path, folder: Path, **options: Any) -> str:
-    out = folder / "refused"
-    out.mkdir()
-    with pytest.raises(RecoverError) as caught:
-        reblock(source, out / "a.gguf", **options)
-    assert not list(out.iterdir())
-    text = str(caught.value)
-    assert text.isprintable()
-    assert len(text) < 600
-    return text
-
-
 @pytest.fixture
 def damaged(checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the checkpoint that a test may damage."""
@@ -371,12 +357,12 @@ def test_such_a_scale_can_be_allowed(damaged: Path, tmp_path: Path) -> None:
 def quantized_pickle(weight: NDArray[Any], scales: NDArray[Any]) -> bytes:
     """A pickle as in the checkpoint."""
     kind = example().QuantizedWeight8bit
-    main = sys.modules["__main__"]
-    main.QuantizedWeight8bit = kind  # type: ignore[attr-defined]
+    main = vars(sys.modules["__main__"])
+    main["QuantizedWeight8bit"] = kind
     try:
         return pickle.dumps(kind(weight, scales), protocol=4)
     finally:
-        del main.QuantizedWeight8bit  # type: ignore[attr-defined]
+        del main["QuantizedWeight8bit"]
 
 
 def test_shape_of_another_place(damaged: Path, tmp_path: Path) -> None:

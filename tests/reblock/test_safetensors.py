@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from recover.cli.reblock import _TYPES
+from recover.quants import types_of_integers
 from recover.reblock.dispatch import open_source
 from recover.reblock.integers import Request
 from tests.support.quantized_folders import (
@@ -17,6 +19,8 @@ from tests.support.quantized_folders import (
     K,
     N,
     check,
+    gptq,
+    gptq_config,
     model,
     named,
     pack,
@@ -33,7 +37,10 @@ def test_int4_to_q4_0(group: int, rng: np.random.Generator, tmp_path: Path) -> N
     tensors, truth = packed_int4(rng, group=group)
     norm = rng.standard_normal(K).astype(BF16)
     source = model(tmp_path / "m", {**named("a.up", tensors), "a.norm.weight": norm}, COMPRESSED)
-    expected = {"a.up.weight": ("Q4_0", truth), "a.norm.weight": ("BF16", norm.astype(np.float64))}
+    expected: dict[str, tuple[str, Array]] = {
+        "a.up.weight": ("Q4_0", truth),
+        "a.norm.weight": ("BF16", norm.astype(np.float64)),
+    }
     result = check(source, tmp_path / "a.gguf", expected)
     groups = {each.tensor.name: each.tensor.group for each in result.tensors}
     assert groups == {"a.up.weight": group, "a.norm.weight": None}
@@ -84,7 +91,10 @@ def test_plain_int8_to_q8_0(
     scales = random_scales(rng, shape, BF16).astype(kind)
     tensors = {"weight": codes, "weight_scale": scales, "bias": np.ones(N, BF16)}
     per_row = np.broadcast_to(scales.astype(np.float64).reshape(-1, shape[-1]), (N, shape[-1]))
-    truth = {"a.weight": ("Q8_0", codes * spread(per_row, K)), "a.bias": ("BF16", np.ones(N))}
+    truth: dict[str, tuple[str, Array]] = {
+        "a.weight": ("Q8_0", codes * spread(per_row, K)),
+        "a.bias": ("BF16", np.ones(N)),
+    }
     check(model(tmp_path / "m", named("a", tensors)), tmp_path / "a.gguf", truth)
 
 
@@ -121,32 +131,6 @@ def test_allowed_inexact_types_state_their_error(
 # GPTQ
 
 
-def gptq(
-    rng: np.random.Generator,
-    zeros: Array,
-    n_bits: int = 4,
-    *,
-    is_v2: bool = False,
-) -> tuple[dict[str, Array], Array]:
-    """Codes along the input dimension (rows), zero points (G, N) packed along the output's."""
-    n_groups = len(zeros)
-    codes = rng.integers(0, 1 << n_bits, (K, N))
-    scales = random_scales(rng, (n_groups, N), np.float16)
-    stored = zeros if is_v2 else zeros - 1
-    tensors = {
-        "qweight": pack(codes, n_bits, 0),
-        "qzeros": pack(stored, n_bits, 1),
-        "scales": scales,
-        "g_idx": (np.arange(K) // (K // n_groups)).astype(np.int32),
-    }
-    expanded = spread(zeros, K, 0), spread(scales.astype(np.float64), K, 0)
-    return tensors, ((codes - expanded[0]) * expanded[1]).T
-
-
-def gptq_config(n_bits: int = 4, **more: Any) -> dict[str, Any]:
-    return {"quantization_config": {"quant_method": "gptq", "bits": n_bits, **more}}
-
-
 @pytest.mark.parametrize(("n_bits", "outtype"), [(4, "Q4_0"), (8, "Q8_0")])
 @pytest.mark.parametrize("n_groups", [1, 2, 8])
 def test_gptq_symmetric(
@@ -171,15 +155,6 @@ def test_gptq_asymmetric_to_q5_0(
         tmp_path / "a.gguf",
         {"a.weight": ("Q5_0", truth)},
     )
-
-
-def test_gptq_act_order_is_refused(rng: np.random.Generator, tmp_path: Path) -> None:
-    tensors, _ = gptq(rng, np.full((4, N), 8))
-    tensors["g_idx"] = rng.permutation(tensors["g_idx"])
-    source = model(tmp_path / "m", named("a", tensors), gptq_config(desc_act=True))
-    text = refusal(source, tmp_path)
-    assert "module 'a': g_idx is not in order (act-order)" in text
-    assert "no block of 32 has one scale" in text
 
 
 def test_gptq_8_bit_asymmetric_is_refused(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -288,3 +263,7 @@ def test_fp8_with_other_scales_is_refused(rng: np.random.Generator, tmp_path: Pa
     result = reblock(source, tmp_path / "a.gguf", allow_inexact=True)
     assert "relative rms error" in result.tensors[0].reason
     assert result.tensors[0].relative_rmse < 1e-7
+
+
+def test_types_of_the_command_line_are_those_that_hold_integers() -> None:
+    assert set(_TYPES) == {"auto", "bf16"} | {name.lower() for name in types_of_integers()}

@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from recover.cli import main
 from tests.oracle.llama_cpp import LlamaModel
+from tests.support.gguf_files import write_out
 from tests.support.llama_folders import N_TOKENS, folder
 from tests.support.quantized_folders import refusal
 from tests.support.reblock_files import reblock
@@ -40,10 +41,7 @@ def other_file(path: Path, like: Path, arch: str = "qwen2", n_tokens: int = N_TO
         if n_tokens != N_TOKENS and tensor.name in ("token_embd.weight", "output.weight"):
             rows = rows[:n_tokens]
         writer.add_tensor(tensor.name, rows, raw_dtype=GGMLQuantizationType(tensor.tensor_type))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 

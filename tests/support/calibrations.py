@@ -8,9 +8,10 @@ import numpy as np
 from tests.support.gguf_files import F64Array, read_tensors, read_weights
 
 Types = tuple[str, ...]
+Parts = dict[str, tuple[Types, F64Array, F64Array]]
 
 
-def design(inputs: Sequence[Path], truth: Path) -> dict[str, tuple[Types, F64Array, F64Array]]:
+def design(inputs: Sequence[Path], truth: Path) -> Parts:
     """For each tensor with several different inputs: their types, decoded weights, the truth."""
     decoded = [read_weights(path) for path in inputs]
     raw = [read_tensors(path) for path in inputs]
@@ -29,10 +30,11 @@ def design(inputs: Sequence[Path], truth: Path) -> dict[str, tuple[Types, F64Arr
     return found
 
 
-def pooled(parts: dict[str, tuple[Types, F64Array, F64Array]], types: Types):  # type: ignore[no-untyped-def]
+def pooled(parts: Parts, types: Types) -> tuple[F64Array, F64Array]:
     """All tensors of one set of types, one after the other."""
     chosen = [part[1:] for part in parts.values() if part[0] == types]
-    return tuple(np.concatenate(each) for each in zip(*chosen, strict=True))
+    columns, targets = zip(*chosen, strict=True)
+    return np.concatenate(columns), np.concatenate(targets)
 
 
 SETS = [("Q5_K", "Q4_K", "Q2_K"), ("Q5_K", "Q4_K", "Q3_K"), ("Q6_K", "Q3_K")]

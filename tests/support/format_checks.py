@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from tests.support.foreign_modules import Array, module_of, n_outside, state
 _RANGES = (0, 1), (5, 6), (3, 130), (126, 131), (1, 1025)
 
 
-def matrix_of(arrays: Mapping[str, Array], **more: object) -> Matrix:
+def matrix_of(
+    arrays: Mapping[str, Array], config: Mapping[str, Any] | None = None, recipe: str = ""
+) -> Matrix:
     """What is read of a module's arrays."""
-    found = read_matrix(module_of(arrays, **more))  # type: ignore[arg-type]
+    found = read_matrix(module_of(arrays, config, recipe))
     assert found is not None
     return found
 
@@ -53,6 +56,14 @@ def check_widened(matrix: Matrix, original: Array) -> None:
     assert np.all((stated[1] <= original.reshape(-1)) & (original.reshape(-1) <= stated[2]))
 
 
+def check_says_nothing(matrix: Matrix, n: int) -> None:
+    """The first weights have no bounds, whatever else is wrong with them."""
+    stated = state(matrix)
+    for bound in (stated.lower[:n], stated.upper[:n]):
+        assert not np.isfinite(bound).any()
+    assert not np.isnan(stated.variance).any()
+
+
 def _mutated(tensor: Tensor) -> Iterator[Tensor]:
     """The tensor with other types and shapes, as a valid file may have them, and other bytes."""
     n_bytes = tensor.raw.size
@@ -74,9 +85,11 @@ def _mutated(tensor: Tensor) -> Iterator[Tensor]:
         yield replace(tensor, raw=np.full(n_bytes, byte, np.uint8))
 
 
-def check_hostile(arrays: Mapping[str, Array], **more: object) -> int:
+def check_hostile(
+    arrays: Mapping[str, Array], config: Mapping[str, Any] | None = None, recipe: str = ""
+) -> int:
     """Whatever arrays say, there is a matrix or an error for people; returns how many errors."""
-    module = module_of(arrays, **more)  # type: ignore[arg-type]
+    module = module_of(arrays, config, recipe)
     variants = [
         {**module.tensors, leaf: each}
         for leaf, tensor in module.tensors.items()

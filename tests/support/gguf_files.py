@@ -35,6 +35,14 @@ def stored(kind: str, x: NDArray[Any], *, imatrix: bool = False) -> Stored:
     return Stored(kind, raw.reshape(*x.shape[:-1], -1))
 
 
+def write_out(writer: GGUFWriter) -> None:
+    """Write what a writer was told of, and close it."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write_gguf(
     path: Path,
     tensors: Mapping[str, Stored],
@@ -52,10 +60,7 @@ def write_gguf(
         add(writer)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor.rows, raw_dtype=GGMLQuantizationType[tensor.kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
-from recover.containers.gguf.reader import GGUFModel
+from recover.containers.gguf.reader import GGUFModel, Tensor
+from tests.support.gguf_files import write_out
 
 DATA = bytes(range(32))
 
@@ -26,10 +27,7 @@ def write_with_gguf_py(
         writer.add_key_value(key, value, kind, element)
     for name, (values, kind) in tensors.items():
         writer.add_tensor(name, values, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
 
 
 def some_tensors() -> dict[str, tuple[np.ndarray, GGMLQuantizationType | None]]:
@@ -49,5 +47,5 @@ def some_tensors() -> dict[str, tuple[np.ndarray, GGMLQuantizationType | None]]:
     }
 
 
-def contents(model: GGUFModel) -> dict[str, bytes]:
+def contents(model: GGUFModel[Tensor]) -> dict[str, bytes]:
     return {name: entry.raw.tobytes() for name, entry in model.tensors.items()}

@@ -83,7 +83,8 @@ def _tokens(reader: gguf.GGUFReader, n: int) -> NDArray[np.int64]:
     text = text.replace("\n", "\u010a") if is_bpe else text
     index = {token: i for i, token in enumerate(vocabulary)}
     longest = max(map(len, vocabulary))
-    found, at = [], 0
+    found: list[int] = []
+    at = 0
     while len(found) < n:
         for size in range(min(longest, len(text) - at), 0, -1):
             if text[at : at + size] in index:

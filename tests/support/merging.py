@@ -1,9 +1,10 @@
 """Merges of small models with one layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
+from recover.calibration.weights import Calibration
 from recover.estimators import method_names
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
@@ -18,12 +19,33 @@ MATRICES = (Q, UP)
 COMBINING = tuple(name for name in method_names() if name != "best")
 
 
-def merge(inputs: list[Path], output: Path, **options: Any) -> MergeResult:
-    n_threads, force = options.pop("n_threads", 1), options.pop("force", False)
+class Options(TypedDict, total=False):
+    """What `plan_merge` takes."""
+
+    method: str
+    estimate: str
+    outtype: str
+    snap: str
+    uncertainty: Path | None
+    tensors: str | None
+    calibration: Calibration | Path | None
+    split_max_size: int | None
+
+
+def merge(
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    n_threads: int = 1,
+    force: bool = False,
+    **options: Unpack[Options],
+) -> MergeResult:
     plan = plan_merge(inputs, output, **options)
     return execute_merge(plan, n_threads=n_threads, force=force)
 
 
-def merged(inputs: list[Path], output: Path, **options: Any) -> dict[str, F32Array]:
-    merge(inputs, output, **options)
+def merged(
+    inputs: Sequence[Path], output: Path, *, force: bool = False, **options: Unpack[Options]
+) -> dict[str, F32Array]:
+    merge(inputs, output, force=force, **options)
     return read_weights(output)

@@ -19,14 +19,12 @@ Array = NDArray[Any]
 
 
 def pack(codes: Array, n_bits: int, axis: int) -> Array:
-    """Unsigned codes to int32 words along an axis, the first code in the lowest bits."""
-    moved = np.moveaxis(codes.astype(np.uint64), axis, -1)
-    per_word = 32 // n_bits
-    fields = moved.reshape(*moved.shape[:-1], -1, per_word)
-    words = np.zeros(fields.shape[:-1], np.uint64)
-    for i in range(per_word):
-        words |= fields[..., i] << np.uint64(n_bits * i)
-    return np.ascontiguousarray(np.moveaxis(words.astype(np.uint32).view(np.int32), -1, axis))
+    """Unsigned codes to int32 words along an axis, end to end, the lowest bits first."""
+    moved = np.moveaxis(codes.astype(np.uint8), axis, -1)
+    bits = np.unpackbits(moved[..., None], axis=-1, bitorder="little")[..., :n_bits]
+    stream = bits.reshape(*moved.shape[:-1], -1)
+    words = np.packbits(stream, axis=-1, bitorder="little").view("<i4")
+    return np.ascontiguousarray(np.moveaxis(words, -1, axis))
 
 
 def spread(values: Array, length: int, axis: int = -1) -> Array:
@@ -71,7 +69,7 @@ def refusal(source: Path, folder: Path, **options: Any) -> str:
     assert not list(out.iterdir())
     text = str(caught.value)
     assert text.isprintable()
-    assert len(text) < 700
+    assert len(text) < 600
     return text
 
 
@@ -88,6 +86,32 @@ def packed_int4(rng: np.random.Generator, n: int = N, k: int = K, group: int = 3
         "weight_shape": np.array([n, k], np.int64),
     }
     return tensors, codes * spread(scales.astype(np.float64), k)
+
+
+def gptq(
+    rng: np.random.Generator,
+    zeros: Array,
+    n_bits: int = 4,
+    *,
+    is_v2: bool = False,
+) -> tuple[dict[str, Array], Array]:
+    """Codes along the input dimension (rows), zero points (G, N) packed along the output's."""
+    n_groups = len(zeros)
+    codes = rng.integers(0, 1 << n_bits, (K, N))
+    scales = random_scales(rng, (n_groups, N), np.float16)
+    stored = zeros if is_v2 else zeros - 1
+    tensors = {
+        "qweight": pack(codes, n_bits, 0),
+        "qzeros": pack(stored, n_bits, 1),
+        "scales": scales,
+        "g_idx": (np.arange(K) // (K // n_groups)).astype(np.int32),
+    }
+    expanded = spread(zeros, K, 0), spread(scales.astype(np.float64), K, 0)
+    return tensors, ((codes - expanded[0]) * expanded[1]).T
+
+
+def gptq_config(n_bits: int = 4, **more: Any) -> dict[str, Any]:
+    return {"quantization_config": {"quant_method": "gptq", "bits": n_bits, **more}}
 
 
 def named(name: str, tensors: dict[str, Array]) -> dict[str, Array]:

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from recover.cli import main
-from recover.containers.gguf.reader import GGUFModel, open_gguf
+from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.quants import dequantize
+from tests.support.gguf_files import write_out
 from tests.support.models import TINY
 
 F32 = NDArray[np.float32]
@@ -31,11 +32,11 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return captured.err
 
 
-def stored(model: GGUFModel) -> dict[str, tuple[str, bytes]]:
+def stored(model: GGUFModel[Tensor]) -> dict[str, tuple[str, bytes]]:
     return {name: (each.type.name, bytes(each.raw)) for name, each in model.tensors.items()}
 
 
-def weights(model: GGUFModel, name: str) -> F32:
+def weights(model: GGUFModel[Tensor], name: str) -> F32:
     """Rows of a tensor."""
     tensor = model.tensors[name]
     return dequantize(tensor.raw, tensor.type).reshape(-1, tensor.dims[0])
@@ -55,10 +56,7 @@ def write_model(
     writer.add_vocab_size(8)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 
@@ -84,10 +82,7 @@ def write_gguf_imatrix(path: Path, entries: Mapping[str, tuple[F32, F32]]) -> Pa
     for name, (sums, counts) in entries.items():
         writer.add_tensor(f"{name}.in_sum2", sums)
         writer.add_tensor(f"{name}.counts", counts.reshape(-1, 1))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import recover.merge.execute as execute
+import pytest
+
+from recover.execution.tasks import Record, Task
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import MergePlan, plan_merge
+from recover.merge.work import Worker
 
 N_TENSORS = 30  # of the small model; each is one tile
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -51,14 +54,19 @@ class Workers:
         self.stops_after = sys.maxsize
         self.error: BaseException = Interrupted()
         self.before: Callable[[], None] = lambda: None
-        self._work = execute._Worker.work
+        self._work = Worker.work
 
-    def work(self, worker: Any, tile: Any) -> None:
+    def work(self, worker: Worker, task: Task, files: Any) -> Record:
         self.before()
         if len(self.done) >= self.stops_after:
             raise self.error
-        self._work(worker, tile)
-        self.done.append(worker._tensor.name)
+        gave = self._work(worker, task, files)
+        self.done.append(task.tensor)
+        return gave
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        """Come between the workers and their tasks, until the patch is undone."""
+        patch.setattr(Worker, "work", lambda worker, task, files: self.work(worker, task, files))
 
 
 Interrupt = Callable[..., list[str]]

@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 from recover.quants import (
     ScalarType,
     quantize,
-    type_by_name,
 )
 from recover.quants.variants import all_variants
 from tests.oracle import libggml
@@ -14,12 +13,6 @@ from tests.oracle import libggml
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 MADE = [(variant.name, name) for variant in all_variants() for name in variant.encoders]
-
-
-def scalar(name: str) -> ScalarType:
-    kind = type_by_name(name)
-    assert isinstance(kind, ScalarType)
-    return kind
 
 
 def errors_of(kind: ScalarType, raw: NDArray[np.uint8], x: F32) -> F64:

@@ -4,6 +4,7 @@ import codecs
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 from recover._text import quoted
@@ -61,13 +62,21 @@ FORMATS = {
     ValueType.INT64: "q",
     ValueType.FLOAT64: "d",
 }
+_SIZES = {kind: struct.calcsize(layout) for kind, layout in FORMATS.items()}
+_VALUE_TYPES = {kind.value: kind for kind in ValueType}
 _MAX_ARRAY_DEPTH = 4
+
+
+@cache
+def _numbers(letter: str, number: int) -> struct.Struct:
+    return struct.Struct(f"<{number}{letter}")
 
 
 class Cursor:
     """Reads forward through a buffer; every step is checked against its end."""
 
     def __init__(self, buffer: memoryview, what: str, limits: Mapping[str, int]) -> None:
+        self.length = U64  # of counts and lengths
         self.buffer = buffer
         self.size = len(buffer)
         self.position = 0
@@ -98,19 +107,40 @@ class Cursor:
 
     def u32(self) -> int:
         """A number of 4 bytes."""
-        return int(U32.unpack_from(self.buffer, self.skip(4))[0])
+        start = self.position
+        if start + 4 > self.size:
+            self.skip(4)
+        self.position = start + 4
+        number: int = U32.unpack_from(self.buffer, start)[0]
+        return number
 
     def u64(self) -> int:
         """A number of 8 bytes."""
-        return int(U64.unpack_from(self.buffer, self.skip(8))[0])
+        start = self.position
+        if start + 8 > self.size:
+            self.skip(8)
+        self.position = start + 8
+        number: int = U64.unpack_from(self.buffer, start)[0]
+        return number
 
-    def u64s(self, number: int) -> tuple[int, ...]:
-        """So many numbers of 8 bytes."""
-        return struct.unpack_from(f"<{number}Q", self.buffer, self.skip(8 * number))
+    def n(self) -> int:
+        """A count or a length."""
+        start, size = self.position, self.length.size
+        if start + size > self.size:
+            self.skip(size)
+        self.position = start + size
+        number: int = self.length.unpack_from(self.buffer, start)[0]
+        return number
 
-    def count(self, smallest: int, of_what: str) -> int:
-        """A number of items that take at least `smallest` bytes each."""
-        number = self.u64()
+    def sizes(self, number: int) -> tuple[int, ...]:
+        """So many counts."""
+        numbers = _numbers(self.length.format[-1], number)
+        return numbers.unpack_from(self.buffer, self.skip(numbers.size))
+
+    def count(self, smallest: int, of_what: str, *, n_lengths: int = 0) -> int:
+        """A number of items that take at least `smallest` bytes each, and so many lengths."""
+        number = self.n()
+        smallest += n_lengths * self.length.size
         if number * smallest > self.size - self.position:
             raise GGUFError(
                 f"{self.what}: announces {number} {of_what},"
@@ -126,7 +156,7 @@ class Cursor:
 
     def string(self, most: int = _MAX_TEXT) -> str:
         """A text of at most `most` bytes."""
-        length = self.u64()
+        length = self.n()
         start = self.skip(length)
         if length > most:
             raise GGUFError(
@@ -143,7 +173,7 @@ class Cursor:
 
     def skip_string(self) -> None:
         """Step over a text of any length, which must be UTF-8."""
-        length = self.u64()
+        length = self.n()
         start = self.skip(length)
         self.check_end()
         decoder = _UTF8()
@@ -165,17 +195,18 @@ class Cursor:
     def value_type(self) -> ValueType:
         """A known type of values."""
         number = self.u32()
-        try:
-            return ValueType(number)
-        except ValueError:
-            raise GGUFError(f"{self.what}: value type {number} is unknown") from None
+        found = _VALUE_TYPES.get(number)
+        if found is None:
+            raise GGUFError(f"{self.what}: value type {number} is unknown")
+        return found
 
     def skip_value(self, value_type: ValueType, depth: int = 0) -> None:
         """Step over a value without building it."""
-        if value_type == ValueType.STRING:
+        size = _SIZES.get(value_type)
+        if size is not None:
+            self.skip(size)
+        elif value_type == ValueType.STRING:
             self.skip_string()
-        elif value_type != ValueType.ARRAY:
-            self.skip(struct.calcsize(FORMATS[value_type]))
         else:
             self._skip_array(depth)
 
@@ -184,21 +215,21 @@ class Cursor:
             raise GGUFError(f"{self.what}: arrays are nested more than {depth} deep")
         element = self.value_type()
         if element == ValueType.STRING:
-            self._skip_strings(self.count(8, "strings"))
+            self._skip_strings(self.count(0, "strings", n_lengths=1))
         elif element == ValueType.ARRAY:
-            for _ in range(self.count(12, "arrays")):
+            for _ in range(self.count(4, "arrays", n_lengths=1)):
                 self._skip_array(depth + 1)
         else:
-            size = struct.calcsize(FORMATS[element])
-            self.skip(size * self.u64())
+            self.skip(_SIZES[element] * self.n())
 
     def _skip_strings(self, number: int) -> None:
         # Vocabularies have 10^5 strings: the position only grows, so that an impossible length
         # shows at the next step or at the end.
-        position, buffer, unpack_from = self.position, self.buffer, U64.unpack_from
+        position, buffer, unpack_from = self.position, self.buffer, self.length.unpack_from
+        size = self.length.size
         try:
             for _ in range(number):
-                position += 8 + unpack_from(buffer, position)[0]
+                position += size + unpack_from(buffer, position)[0]
         except (struct.error, OverflowError):
             position = self.size + 1
         if position > self.size:
@@ -214,9 +245,9 @@ class Cursor:
             return struct.unpack_from(layout, self.buffer, self.skip(struct.calcsize(layout)))[0]
         element = self.value_type()
         if element == ValueType.STRING:
-            return [self.string() for _ in range(self.count(8, "strings"))]
+            return [self.string() for _ in range(self.count(0, "strings", n_lengths=1))]
         if element == ValueType.ARRAY:
-            return [self.value(element) for _ in range(self.count(12, "arrays"))]
+            return [self.value(element) for _ in range(self.count(4, "arrays", n_lengths=1))]
         size = struct.calcsize(FORMATS[element])
         number = self.count(size, "elements")
         layout = f"<{number}{FORMATS[element]}"

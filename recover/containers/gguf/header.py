@@ -8,7 +8,8 @@ The format, all little-endian (https://github.com/ggml-org/ggml/blob/master/docs
     padding to the alignment, then the tensors' data, offsets counted from here
 
 where a string is a u64 length and that many bytes, and an array value is a u32 element type, a u64
-count and the elements.
+count and the elements. In version 1 (August 2023) counts, lengths and dims are u32; offsets are u64
+as well (https://github.com/ggml-org/llama.cpp/pull/2821).
 """
 
 import struct
@@ -29,6 +30,7 @@ from recover.containers.gguf.cursor import (
     Cursor,
     ValueType,
 )
+from recover.containers.gguf.older import described_older, widened
 from recover.errors import GGUFError, QuantError
 from recover.quants import TensorType, type_by_id
 
@@ -49,10 +51,11 @@ __all__ = [
 ]
 
 MAGIC = b"GGUF"
-READABLE_VERSIONS = (2, 3)
+READABLE_VERSIONS = (1, 2, 3)
 WRITTEN_VERSION = 3
 DEFAULT_ALIGNMENT = 32
-MAX_DIMS = 4
+MAX_DIMS = 8
+"""Dimensions of a tensor. ggml has 4; programs for images and video store more, and gguf-py too."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class KeyValue:
     value_type : ValueType
         Type of the value.
     stored : memoryview
-        Key, type and value: a view of the buffer that was parsed.
+        Key, type and value, as versions 2 and 3 have them: a view of the buffer that was parsed.
     """
 
     key: str
@@ -75,7 +78,7 @@ class KeyValue:
 
     @property
     def span(self) -> bytes:
-        """Key, type and value, byte for byte as stored."""
+        """Key, type and value, byte for byte as stored (of version 1: as version 2 does)."""
         return bytes(self.stored)
 
     @cached_property
@@ -113,12 +116,12 @@ class TensorInfo:
     type: TensorType
     offset: int
 
-    @property
+    @cached_property
     def n_weights(self) -> int:
         """Number of weights."""
         return prod(self.dims)
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """Number of stored bytes."""
         return self.type.tensor_bytes(self.dims)
@@ -131,7 +134,7 @@ class Header:
     Attributes
     ----------
     version : int
-        2 or 3.
+        1, 2 or 3.
     metadata : mapping of str to KeyValue
         In file order.
     tensors : tuple of TensorInfo
@@ -178,8 +181,8 @@ def parse_header(buffer: bytes | memoryview) -> Header:
     """
     cursor = Cursor(memoryview(buffer), "header", MAX_ITEMS)
     version = _parse_version(cursor)
-    n_tensors = cursor.count(24, "tensors")
-    n_kv = cursor.count(13, "metadata entries")
+    n_tensors = cursor.count(16, "tensors", n_lengths=1)
+    n_kv = cursor.count(5, "metadata entries", n_lengths=1)
     metadata: dict[str, KeyValue] = {}
     for _ in range(n_kv):
         entry = _parse_key_value(cursor)
@@ -201,7 +204,9 @@ def _parse_version(cursor: Cursor) -> int:
         raise GGUFError("the file is empty")
     magic = bytes(cursor.buffer[:4])
     if magic != MAGIC:
-        raise GGUFError(f"not a GGUF file: it begins with {magic!r} instead of {MAGIC!r}")
+        older = described_older(cursor.buffer)
+        other = f"it begins with {magic!r} instead of {MAGIC!r}"
+        raise GGUFError(f"not a GGUF file: {older or other}")
     cursor.skip(4)
     version = cursor.u32()
     if version not in READABLE_VERSIONS:
@@ -210,8 +215,10 @@ def _parse_version(cursor: Cursor) -> int:
                 "big-endian GGUF files are not supported; convert it with gguf-convert-endian"
                 " of the package gguf"
             )
-        known = " and ".join(map(str, READABLE_VERSIONS))
+        known = ", ".join(map(str, READABLE_VERSIONS))
         raise GGUFError(f"GGUF version {version} is not supported, only {known}")
+    if version == 1:
+        cursor.length = U32
     return version
 
 
@@ -221,9 +228,14 @@ def _parse_key_value(cursor: Cursor) -> KeyValue:
     key = cursor.string(MAX_NAME)
     cursor.begin("metadata", key)
     value_type = cursor.value_type()
+    value_start = cursor.position
     cursor.skip_value(value_type)
     cursor.check_end()
-    return KeyValue(key, value_type, cursor.buffer[start : cursor.position])
+    stored = cursor.buffer[start : cursor.position]
+    if cursor.length is not U64:
+        value = cursor.buffer[value_start : cursor.position]
+        stored = memoryview(encode_string(key) + U32.pack(value_type) + widened(value, value_type))
+    return KeyValue(key, value_type, stored)
 
 
 def _alignment(metadata: Mapping[str, KeyValue]) -> int:
@@ -245,7 +257,7 @@ def _parse_tensor(cursor: Cursor) -> TensorInfo:
     n_dims = cursor.u32()
     if n_dims > MAX_DIMS:
         raise GGUFError(f"{cursor.what}: {n_dims} dimensions, more than {MAX_DIMS}")
-    dims = cursor.u64s(n_dims) or (1,)
+    dims = cursor.sizes(n_dims) or (1,)
     try:
         tensor_type = type_by_id(cursor.u32())
     except QuantError as error:
@@ -257,13 +269,13 @@ def _parse_tensor(cursor: Cursor) -> TensorInfo:
             f"{cursor.what}: rows of {dims[0]} weights are no multiple"
             f" of the {tensor_type.block_size} weights in a {tensor_type.name} block"
         )
+    info = TensorInfo(name, dims, tensor_type, cursor.u64())
     try:
-        tensor_type.tensor_bytes(dims)
+        _ = info.n_bytes
     except QuantError as error:
         raise GGUFError(f"{cursor.what}: {error}") from None
-    offset = cursor.u64()
     cursor.check_end()
-    return TensorInfo(name, dims, tensor_type, offset)
+    return info
 
 
 def _check_extents(tensors: Iterable[TensorInfo], alignment: int, available: int) -> None:

@@ -4,7 +4,9 @@ The first part carries all metadata, the others only the keys ``split.*``; a ten
 divided.
 """
 
+import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +32,13 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 Shape = tuple[str, tuple[int, ...], TensorType]
 """Name, dims and type of a tensor."""
+
+
+# `split -b` and what people call its pieces: NAME.gguf.part1of2, NAME.gguf-split-a.
+_NUMBERED_PIECE = re.compile(
+    r"(?P<whole>.+)(?P<mark>[.-]part)(?P<number>[0-9]{1,3})of(?P<total>[0-9]{1,3})", re.DOTALL
+)
+_LETTERED_PIECE = re.compile(r"(?P<whole>.+)(?P<mark>[.-](?:split|part)[.-]?)[a-z]{1,2}", re.DOTALL)
 
 
 class PartName(NamedTuple):
@@ -60,6 +69,60 @@ def whole_path(path: Path) -> Path:
     """The path of a file as if it were whole, the same for all its parts."""
     named = parse_part_name(path.name)
     return path.with_name(f"{named.stem}.gguf") if named else path
+
+
+def described_piece(name: str) -> str | None:
+    """What to do with one of the pieces that a file was cut into without regard to its tensors.
+
+    Parameters
+    ----------
+    name : str
+        Name of a file.
+
+    Returns
+    -------
+    str or None
+        For people; None if the file is not named like such a piece.
+    """
+    if numbered := _NUMBERED_PIECE.fullmatch(name):
+        first, last = "1".zfill(len(numbered["number"])), numbered["total"]
+        pieces = f"{{{first}..{last}}}of{last}"
+    elif numbered := _LETTERED_PIECE.fullmatch(name):
+        pieces = "*"
+    else:
+        return None
+    whole = shlex.quote(numbered["whole"])
+    return (
+        "is one of the pieces that a file was cut into, and no piece can be read alone; join them"
+        f" first: cat {whole}{numbered['mark']}{pieces} > {whole}"
+    )
+
+
+def without_further_parts(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Paths, of which several parts of one split file are one; a path that is there again stays.
+
+    Parameters
+    ----------
+    paths : iterable of path-like
+        For instance what a shell makes of ``model-0000*-of-00003.gguf``.
+
+    Returns
+    -------
+    list of Path
+        In the same order; the first part that was given stands for all of a file.
+    """
+    kept: list[Path] = []
+    given: set[Path] = set()
+    files: set[tuple[Path, int]] = set()
+    for path in map(Path, paths):
+        where = Path(os.path.normpath(path.absolute()))  # links have names of their own
+        named = parse_part_name(path.name)
+        file = (whole_path(where), named.total if named else 0)
+        if named is None or file not in files or where in given:
+            kept.append(path)
+        given.add(where)
+        files.add(file)
+    return kept
 
 
 def parse_size(text: str) -> int:

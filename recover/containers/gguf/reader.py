@@ -9,27 +9,31 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from recover._text import printable, quoted
 from recover.containers.gguf.header import MAGIC, Header, KeyValue, ValueType, parse_header
-from recover.containers.gguf.parts import parse_part_name, part_paths
+from recover.containers.gguf.parts import described_piece, parse_part_name, part_paths
 from recover.containers.gguf.side_scales import with_side_scales
 from recover.containers.gguf.tensor import Tensor
 from recover.containers.mapping import check_unchanged, map_file, name_tensors
 from recover.containers.model import Container, StoredTensor
 from recover.errors import GGUFError
+from recover.quants import U8Array
 
 __all__ = ["CONTAINER", "GGUFModel", "Tensor", "map_file", "open_gguf"]
+
+T = TypeVar("T", bound=StoredTensor, covariant=True)
 
 _NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
 
 
 @dataclass(frozen=True)
-class GGUFModel:
+class GGUFModel(Generic[T]):
     """A GGUF file, or all parts of a split one, opened read-only.
 
-    A `recover.containers.model.Model` that has a header besides.
+    A `recover.containers.model.Model` that has a header besides. Its tensors are `Tensor`, unless
+    others were put in the place of some.
 
     Attributes
     ----------
@@ -41,7 +45,7 @@ class GGUFModel:
         Their total size.
     header : Header
         Of the first part, which carries the metadata.
-    tensors : mapping of str to StoredTensor
+    tensors : mapping of str to T
         Of all parts, in file order; side tensors are with their matrix.
     """
 
@@ -49,7 +53,7 @@ class GGUFModel:
     parts: tuple[Path, ...]
     n_bytes: int
     header: Header
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, T]
 
     @property
     def metadata(self) -> Mapping[str, KeyValue]:
@@ -94,16 +98,17 @@ class GGUFModel:
         """Number of weights in all tensors."""
         return sum(tensor.n_weights for tensor in self.tensors.values())
 
-    def with_tensors(self, tensors: Mapping[str, StoredTensor]) -> "GGUFModel":
+    def with_tensors(self, tensors: Mapping[str, StoredTensor]) -> "GGUFModel[StoredTensor]":
         """The same model with others in the place of some tensors."""
-        return replace(self, tensors=MappingProxyType({**self.tensors, **tensors}))
+        changed: GGUFModel[StoredTensor] = self
+        return replace(changed, tensors=MappingProxyType({**self.tensors, **tensors}))
 
-    def without(self, names: Collection[str]) -> "GGUFModel":
+    def without(self, names: Collection[str]) -> "GGUFModel[T]":
         """The same model without some tensors."""
         kept = {name: each for name, each in self.tensors.items() if name not in names}
         return replace(self, tensors=MappingProxyType(kept))
 
-    def fitted(self, names: Collection[str]) -> "GGUFModel":
+    def fitted(self, names: Collection[str]) -> "GGUFModel[T]":
         """The same model: it has one layout."""
         return self
 
@@ -117,13 +122,13 @@ class GGUFModel:
         """
         files = []
         for part in self.parts:
-            status = part.stat()
             header = hashlib.sha256(_header_bytes(part)).hexdigest()
+            status = part.stat()
             files.append([str(part.resolve()), status.st_size, status.st_mtime_ns, header])
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def open_gguf(path: str | os.PathLike[str]) -> GGUFModel:
+def open_gguf(path: str | os.PathLike[str]) -> GGUFModel[Tensor]:
     """Open a GGUF file; one part of a split file stands for all of them.
 
     Parameters
@@ -147,7 +152,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFModel:
     for number, part in enumerate(parts):
         try:
             data = map_file(part, is_part=len(parts) > 1)
-            header = parse_header(data.data)
+            header = _header_of(part, data)
             headers.append(header)
             ends = [(header.data_start + t.offset + t.n_bytes, t.name) for t in header.tensors]
             name_tensors(part, sorted(ends))
@@ -169,6 +174,14 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFModel:
         check_unchanged(parts)
         raise GGUFError(f"{printable(parts[0])}: {error}") from None
     return GGUFModel(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
+
+
+def _header_of(path: Path, data: U8Array) -> Header:
+    """The header in the bytes of a file."""
+    try:
+        return parse_header(data.data)
+    except GGUFError as error:
+        raise GGUFError(described_piece(path.name) or str(error)) from None
 
 
 def _header_bytes(path: Path) -> bytes:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._files import UnreadableError, read_bytes
-from recover._text import quoted
+from recover._files import MissingError, UnreadableError, read_bytes
+from recover._json import MOST_BYTES, JSONError, parse_object
+from recover._text import printable, quoted
 from recover.containers.safetensors.reader import Model, Tensor
 from recover.errors import SafetensorsError
 from recover.quants import F32Array
@@ -102,6 +103,9 @@ def as_float32(tensor: Tensor, numbers: NDArray[Any]) -> F32Array:
         return numbers.astype(np.float32, order="C")
 
 
+QUANTIZE_CONFIG = "quantize_config.json"
+"""What AutoGPTQ writes beside the weights."""
+
 _CONFIG_KEYS = ("quantization_config", "quantization", "compression_config")
 _RECIPE, _MOST_RECIPE = "recipe.yaml", 1 << 20
 _PARAMETER = ".weight."
@@ -113,6 +117,30 @@ def read_recipe(folder: Path) -> str:
         return bytes(read_bytes(folder / _RECIPE, _MOST_RECIPE)).decode("utf-8", "replace")
     except UnreadableError:
         return ""
+
+
+def read_quantization(model: Model) -> Mapping[str, Any]:
+    """How the weights of a folder are quantized; empty if it says nothing.
+
+    Folders from before transformers read GPTQ (2023) have it in ``quantize_config.json`` only; the
+    program that writes this file is meant where it names none.
+
+    Raises
+    ------
+    SafetensorsError
+        If that file cannot be read.
+    """
+    found = quantization_of(model.config)
+    if found or not model.parts:
+        return found
+    path = model.parts[0].parent / QUANTIZE_CONFIG
+    try:
+        settings = parse_object(read_bytes(path, MOST_BYTES))
+    except MissingError:
+        return {}
+    except (UnreadableError, JSONError) as error:
+        raise SafetensorsError(f"{printable(path)}: {error}") from None
+    return {"quant_method": "gptq", **settings}
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -147,7 +175,7 @@ def modules_of(model: Model, recipe: str) -> list[Module]:
     recipe : str
         See `Module.recipe`.
     """
-    config = quantization_of(model.config)
+    config = read_quantization(model)
     found: dict[str, dict[str, Tensor]] = {}
     for tensor in model.tensors.values():
         stem, leaf = split_name(tensor.name)

@@ -12,7 +12,7 @@ from typing import Any
 
 from recover._text import printable, quoted
 from recover.containers.huggingface.architectures import Names, architecture_of
-from recover.containers.huggingface.modules import modules_of, read_recipe
+from recover.containers.huggingface.modules import QUANTIZE_CONFIG, modules_of, read_recipe
 from recover.containers.huggingface.placing import Placed, place_tensors
 from recover.containers.model import Container, StoredTensor
 from recover.containers.safetensors.reader import CONFIG, open_safetensors
@@ -132,10 +132,10 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
         if str(error).startswith(printable(path)):
             raise
         raise SafetensorsError(f"{printable(path)}: {error}") from None
-    config = folder / CONFIG
+    beside = [folder / name for name in (CONFIG, QUANTIZE_CONFIG)]
     return FolderModel(
         path=path,
-        parts=(*model.parts, *([config] if config.is_file() else [])),
+        parts=(*model.parts, *(each for each in beside if each.is_file())),
         n_bytes=sum(part.stat().st_size for part in model.parts),
         metadata={
             "general.architecture": names.architecture,

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
+from recover._text import quoted
 from recover.containers.huggingface.rows import Piece, Rows
+from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.model import BlockTensor
 from recover.errors import QuantError
 from recover.quants import GROUP, F32Array, FloatType, IntervalType, U8Array
@@ -122,6 +124,12 @@ class QuantizedTensor(FolderTensor):
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `recover.containers.model.StoredTensor.read`."""
+        if any(isinstance(run.matrix, ScaledMatrix) for run in self.runs):
+            raise QuantError(
+                f"tensor {quoted(self.name)}: its columns were scaled before they were quantized"
+                f" ({self.label}), so that it holds no weights of the original; merge the folder"
+                " with a GGUF file of the same model, which tells the scales"
+            )
         value = np.empty(end - start, np.float32) if out is None else out
         self.intervals(start, end, value, *np.empty((3, end - start), np.float32))
         return value

@@ -1,5 +1,9 @@
 """The middle of the intersection of all cells.
 
+Cells at the ends of a grid are open, and few weights lie far out in them. Where another input
+bounds them, they are taken to reach 0.8 steps beyond their value: the middle would be far off
+otherwise.
+
 Consistent reconstruction (Goyal, Vetterli, Thao, IEEE Trans. Inf. Theory 44(1), 1998): no other
 point has a smaller worst-case error. Where the intersection is open on a side, the linear estimate
 is moved into it; where it is empty, the finest input is taken alone. Next to inputs that
@@ -7,9 +11,11 @@ have no cells, of which the middle knows nothing, it is the linear estimate thro
 the intersection if there is one.
 """
 
+from typing import Any
+
 import numpy as np
 
-from recover._compiled.jit import kernel
+from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import any_lane, gather, load, load_bytes, splat, store, where
 from recover.estimators._combine import combine, group_variances, sum_variance, take_finest
 from recover.estimators._request import Request, fill_deviation
@@ -17,6 +23,8 @@ from recover.estimators.tally import Tally
 from recover.evidence.buffer import Evidence
 from recover.evidence.cells import intersect_cells
 from recover.quants import GROUP, F32Array, U8Array
+
+_REACH = np.float32(0.8)
 
 SUMMARY = "the middle of the intersection of all cells"
 SEES_CONFLICTS = True
@@ -29,6 +37,7 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
     fill_deviation(request, variance)
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
+    close_ends(evidence, lower, upper)
     if _some_have_no_cells(evidence):
         fits = lower <= upper
         np.clip(out, lower, upper, out=out, where=fits)
@@ -45,6 +54,75 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
         expected += _resolve_conflicts(lower, upper, variance, first, out)
     tally.variance += expected
     tally.n_conflicts += n_conflicts
+
+
+def close_ends(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
+    """Narrow closed intersections (n,) where an input has a cell that is open on one side.
+
+    Such a cell is taken to end `_REACH` steps beyond its value; a step is twice as far as its edge
+    is. Where that would leave nothing of an intersection, it stays as it is.
+    """
+    n_groups = evidence.scale.shape[1]
+    for k in range(len(evidence.codes)):
+        tables = evidence.levels[k], evidence.lower_levels[k], evidence.upper_levels[k]
+        scale, offset = evidence.scale[k, :n_groups], evidence.offset[k, :n_groups]
+        _close_codes(evidence.codes[k], scale, offset, *tables, lower, upper)
+    for k in range(len(evidence.interval_values)):
+        stated = evidence.interval_values, evidence.interval_lower, evidence.interval_upper
+        value, low, high = (each[k] for each in stated)
+        variance, per_noise = evidence.interval_variance[k], 1 / evidence.interval_noise[k]
+        _close_intervals(value, low, high, variance, np.float32(per_noise), lower, upper)
+
+
+@inner
+def _close(value: Any, reach: Any, is_open: Any, lower: Any, upper: Any) -> Any:
+    """Bounds (lower, upper) with soft ends; `is_open` says which sides are."""
+    low = max(lower, value - reach) if is_open[0] else lower
+    high = min(upper, value + reach) if is_open[1] else upper
+    if upper - lower < np.inf and low < high:
+        return low, high
+    return lower, upper
+
+
+@kernel
+def _close_codes(
+    codes: U8Array,
+    scale: F32Array,
+    offset: F32Array,
+    levels: F32Array,
+    lower_levels: F32Array,
+    upper_levels: F32Array,
+    lower: F32Array,
+    upper: F32Array,
+) -> None:
+    for g in range(scale.size):
+        if not np.isfinite(offset[g]) or scale[g] == 0:
+            continue
+        for i in range(16 * g, 16 * g + 16):
+            ends = lower_levels[codes[i]] == -np.inf, upper_levels[codes[i]] == np.inf
+            if ends[0] != ends[1]:
+                is_open = ends if scale[g] > 0 else (ends[1], ends[0])
+                value = scale[g] * levels[codes[i]] + offset[g]
+                edge = upper_levels[codes[i]] if ends[0] else lower_levels[codes[i]]
+                reach = _REACH * abs(np.float32(2) * scale[g] * (edge - levels[codes[i]]))
+                lower[i], upper[i] = _close(value, reach, is_open, lower[i], upper[i])
+
+
+@kernel
+def _close_intervals(
+    value: F32Array,
+    own_lower: F32Array,
+    own_upper: F32Array,
+    variance: F32Array,
+    per_noise: np.float32,
+    lower: F32Array,
+    upper: F32Array,
+) -> None:
+    for i in range(value.size):
+        step = np.sqrt(variance[i] * per_noise)
+        is_open = own_lower[i] == -np.inf, own_upper[i] == np.inf
+        if is_open[0] != is_open[1]:
+            lower[i], upper[i] = _close(value[i], _REACH * step, is_open, lower[i], upper[i])
 
 
 def _some_have_no_cells(evidence: Evidence) -> bool:

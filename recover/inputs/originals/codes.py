@@ -9,15 +9,12 @@ from numpy.typing import NDArray
 
 from recover._text import quoted
 from recover.errors import ReblockError
-from recover.inputs.originals.packing import pack_q4_0, pack_q4_1, pack_q5_0, pack_q8_0
-from recover.quants import TensorType, U8Array
+from recover.quants import TensorType, U8Array, types_of_integers
 
 BLOCK = 32
 """Weights that share a scale in the output types."""
 
-HALVES = {"Q4_0": 8, "Q4_1": 8, "Q5_0": 16, "Q8_0": 128}
-"""The codes of these types go from minus that to that less one."""
-
+_MOST_BITS = 8
 _T = TypeVar("_T")
 _LAST = threading.local()
 
@@ -37,7 +34,23 @@ def read_once(first: int, last: int, read: Callable[[int, int], _T]) -> _T:
 
 def n_bits(reach: int) -> int:
     """Bits of the smallest type that holds a reach (see `recover.inputs.originals._fit.reach`)."""
-    return 4 if reach <= HALVES["Q4_0"] else 5 if reach <= HALVES["Q5_0"] else 8
+    sizes = (each.n_bits for each in types_of_integers().values() if reach <= each.reach)
+    return min(sizes, default=_MOST_BITS)
+
+
+def types_for(reach: int) -> list[str]:
+    """Names of the types that hold a reach without an offset, the smallest first."""
+    return [
+        name
+        for name, each in types_of_integers().items()
+        if reach <= each.reach and not each.has_offset
+    ]
+
+
+def holds(type_name: str, reach: int) -> bool:
+    """Whether a type holds a reach; one that holds no integers does not."""
+    integers = types_of_integers().get(type_name)
+    return integers is not None and reach <= integers.reach
 
 
 def as_float64(words: NDArray[Any], type_name: str) -> NDArray[np.float64]:
@@ -63,25 +76,22 @@ def pack_codes(
     scales : float64 (n_runs,)
         F16 numbers; the runs follow one another along the rows.
     outtype : TensorType
-        Q4_0, Q4_1, Q5_0 or Q8_0.
+        One of `recover.quants.types_of_integers`.
     out : uint8 (n_bytes,)
         The blocks.
     """
     blocks = codes.reshape(-1, BLOCK)
     d = np.repeat(scales, len(blocks) // scales.size)
     # The largest code has no positive counterpart: such blocks get a negative scale.
-    half = HALVES[outtype.name]
-    sign = np.where(blocks.max(1) == half, -1, 1)
-    signed = (blocks * sign[:, None]).astype(np.int8).reshape(codes.shape)
+    integers = types_of_integers()[outtype.name]
+    sign = np.where(blocks.max(1) == integers.reach, -1, 1)
+    signed = (blocks * sign[:, None]).astype(np.int8).reshape(-1)
     d = (d * sign).astype(np.float16)
-    bits = d.view(np.uint16).reshape(len(codes), -1)
-    if outtype.name == "Q4_1":
-        m = (d * np.float16(-8)).view(np.uint16).reshape(bits.shape)
-        pack_q4_1(signed + np.int8(8), bits, m, BLOCK, out)
-    else:
-        {"Q4_0": pack_q4_0, "Q5_0": pack_q5_0, "Q8_0": pack_q8_0}[outtype.name](
-            signed, bits, BLOCK, out
-        )
+    m = d
+    if integers.has_offset:  # which takes the place of negative integers
+        signed += np.int8(integers.reach)
+        m = d * np.float16(-integers.reach)
+    integers.pack(signed, d.view(np.uint16), m.view(np.uint16), BLOCK, out)
 
 
 def products(

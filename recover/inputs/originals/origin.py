@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from recover.containers.model import BlockTensor, StoredTensor
-from recover.inputs.originals.codes import BLOCK, HALVES, n_bits, pack_codes
+from recover.inputs.originals.codes import BLOCK, holds, n_bits, pack_codes
 from recover.inputs.originals.requantized import SecondHand, find_second_hand, read_second_hand
-from recover.quants import TensorType, U8Array, type_by_name
+from recover.quants import TensorType, U8Array, type_by_name, types_of_integers
 
 _N_LOOKED_AT = 64  # runs of rows in which the encoder's mark is looked for
 
@@ -80,7 +80,7 @@ def find_original(tensor: StoredTensor) -> tuple[RecoveredTensor, str] | None:
     if tensor.type.name != "Q8_0":
         return None
     found = find_second_hand(tensor)
-    if found is None or found.reach > HALVES["Q8_0"]:
+    if found is None or not holds(tensor.type.name, found.reach):
         return None
     if (encoded := _encoded_as(tensor, found)) is not None:
         return RecoveredTensor(tensor, found, encoded), encoded.name
@@ -94,16 +94,16 @@ def find_original(tensor: StoredTensor) -> tuple[RecoveredTensor, str] | None:
 
 def _encoded_as(tensor: StoredTensor, found: SecondHand) -> TensorType | None:
     """The type whose encoder made the integers; None if some block lacks its mark."""
-    names = [name for name in ("Q4_0", "Q5_0") if found.reach <= HALVES[name]]
+    names = [name for name in ("Q4_0", "Q5_0") if holds(name, found.reach)]
     if found.group != BLOCK or not names:
         return None
-    n_blocks = tensor.n_weights // BLOCK
+    n_blocks, lowest = tensor.n_weights // BLOCK, types_of_integers()[names[0]].reach
     for start in np.unique(np.linspace(0, n_blocks - 1, _N_LOOKED_AT).astype(int)) // 64 * 64:
         end = min(int(start) + 64, n_blocks)
         raw = tensor.part(int(start) * BLOCK, end * BLOCK).copy()
         codes = read_second_hand(raw, found).codes
         blocks = codes.reshape(-1, BLOCK)
         largest = np.abs(blocks).max(1)
-        if np.any((largest != HALVES[names[0]]) & (largest > 0)):
+        if np.any((largest != lowest) & (largest > 0)):
             return None
     return type_by_name(names[0])

@@ -1,14 +1,11 @@
-"""Integers and float16 scales to the blocks of GGUF, and the way back to rows."""
+"""Integers as other programs pack them, to rows."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import inner, kernel
-from recover.quants._legacy import collect_fifth_bits, join_nibbles
-from recover.quants.base import U8Array
+from recover._compiled.jit import kernel
 
 I8Array = NDArray[np.int8]
-U16Array = NDArray[np.uint16]
 
 _STRIP = 64
 
@@ -34,73 +31,6 @@ def transpose(source: I8Array, column: int, out: I8Array) -> None:
                 line = out[first + i, start : start + n_k]
                 for k in range(n_k):
                     line[k] = strip[k, i]
-
-
-@inner
-def _write_u16(raw: U8Array, at: int, word: np.uint16) -> None:
-    raw[at] = np.uint8(word & np.uint16(255))
-    raw[at + 1] = np.uint8(word >> np.uint16(8))
-
-
-@kernel
-def pack_q8_0(codes: I8Array, d: U16Array, group: int, raw: U8Array) -> None:
-    """Codes (n, K) and the bits of float16 scales (n, K / group) to Q8_0; d = scale, q = code."""
-    n_rows, row_length = codes.shape
-    at = 0
-    for row in range(n_rows):
-        for k in range(0, row_length, 32):
-            _write_u16(raw, at, d[row, k // group])
-            block = raw[at + 2 : at + 34]
-            for j in range(32):
-                block[j] = np.uint8(codes[row, k + j])
-            at += 34
-
-
-@kernel
-def pack_q4_0(codes: I8Array, d: U16Array, group: int, raw: U8Array) -> None:
-    """Codes from -8 to 7 to Q4_0; d = scale, q = code + 8."""
-    n_rows, row_length = codes.shape
-    shifted = np.empty(32, np.uint8)
-    at = 0
-    for row in range(n_rows):
-        for k in range(0, row_length, 32):
-            _write_u16(raw, at, d[row, k // group])
-            for j in range(32):
-                shifted[j] = np.uint8(codes[row, k + j] + np.int8(8))
-            join_nibbles(shifted, raw[at + 2 : at + 18])
-            at += 18
-
-
-@kernel
-def pack_q5_0(codes: I8Array, d: U16Array, group: int, raw: U8Array) -> None:
-    """Codes from -16 to 15 to Q5_0; d = scale, q = code + 16."""
-    n_rows, row_length = codes.shape
-    shifted = np.empty(32, np.uint8)
-    at = 0
-    for row in range(n_rows):
-        for k in range(0, row_length, 32):
-            _write_u16(raw, at, d[row, k // group])
-            for j in range(32):
-                shifted[j] = np.uint8(codes[row, k + j] + np.int8(16))
-            collect_fifth_bits(shifted, raw[at + 2 : at + 6])
-            join_nibbles(shifted, raw[at + 6 : at + 22])
-            at += 22
-
-
-@kernel
-def pack_q4_1(codes: I8Array, d: U16Array, m: U16Array, group: int, raw: U8Array) -> None:
-    """Codes from 0 to 15 with scales and offsets to Q4_1; d = scale, m = offset, q = code."""
-    n_rows, row_length = codes.shape
-    unsigned = np.empty(32, np.uint8)
-    at = 0
-    for row in range(n_rows):
-        for k in range(0, row_length, 32):
-            _write_u16(raw, at, d[row, k // group])
-            _write_u16(raw, at + 2, m[row, k // group])
-            for j in range(32):
-                unsigned[j] = np.uint8(codes[row, k + j])
-            join_nibbles(unsigned, raw[at + 4 : at + 20])
-            at += 20
 
 
 @kernel

@@ -28,13 +28,12 @@ from recover._compiled.float16 import f16_to_f32, f32_to_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, splat, store, where
 from recover.quants._k_affine import Batch, encode_superblock, new_batch
+from recover.quants._k_packed import pack_codes
 from recover.quants._k_scales import pack_scales, unpack_scales
 from recover.quants._search import FACTOR, transpose
 from recover.quants.base import F32Array, U8Array
 from recover.quants.q4_k import Q4_K
-from recover.quants.q4_k import pack_codes as pack_q4_k
 from recover.quants.q5_k import Q5_K
-from recover.quants.q5_k import pack_codes as pack_q5_k
 from recover.quants.variants import Variant
 
 _N = np.float32(32)  # weights in a sub-block
@@ -305,10 +304,7 @@ def _improve(x: F32Array, raw: U8Array, type_size: int, highest: int) -> None:
         for b in range(min(2, n_blocks - at)):
             weights, block = x[256 * (at + b) :][:256], raw[type_size * (at + b) :][:type_size]
             if _replace_header(weights, block[:16], b, highest, work):
-                if highest == 15:
-                    pack_q4_k(work.codes, block)
-                else:
-                    pack_q5_k(work.codes, block)
+                pack_codes(work.codes, highest, block[16:])
 
 
 def _quantize_q4_k(x: F32Array, raw: U8Array) -> None:

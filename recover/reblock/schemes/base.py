@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.huggingface.modules import Module, values
+from recover.containers.huggingface.formats import read_matrix
+from recover.containers.huggingface.modules import Module
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows, row_chunks
 
@@ -57,6 +58,20 @@ class Weight:
     note: str = ""
 
 
+def streamed(words: NDArray[Any], n_bits: int) -> NDArray[np.int32]:
+    """Fields of any width that rows of words (n, n_words) hold end to end, the lowest bits first.
+
+    Returns
+    -------
+    int32 (n, 32 n_words / n_bits)
+    """
+    raw = np.ascontiguousarray(words, "<u4").view(np.uint8).reshape(len(words), -1)
+    bits = np.unpackbits(raw, axis=1, bitorder="little")
+    whole = bits.shape[1] // n_bits
+    fields = bits[:, : whole * n_bits].reshape(len(words), whole, n_bits)
+    return fields.astype(np.int32) @ (1 << np.arange(n_bits, dtype=np.int32))
+
+
 def unpacked(words: NDArray[Any], n_bits: int) -> NDArray[np.int32]:
     """Fields of `n_bits` of each word, the lowest first, along a new last dimension."""
     shifts = np.arange(0, 32, n_bits, dtype=np.uint32)
@@ -75,25 +90,47 @@ def zero_range(
     return low, high
 
 
-def check_order(module: Module, leaf: str, row_length: int, group: int) -> None:
-    """Refuse columns whose scales are not in order (act-order).
+def obstacle_of_order(leaf: str) -> str:
+    """Why columns whose scales are not in order fit no type."""
+    return (
+        f"{leaf} is not in order (act-order): the columns that share a scale are scattered over the"
+        " row, so that no block of 32 has one scale, and no type holds that exactly"
+    )
+
+
+def decoded(module: Module, obstacle: str = "") -> Weight | None:
+    """The weight of a module as its own programs decode it, of whatever format; None if of none.
+
+    Parameters
+    ----------
+    module : Module
+        The arrays.
+    obstacle : str
+        Why no type holds it exactly, if it is more than that its levels are no integers.
 
     Raises
     ------
     SafetensorsError
-        If ``g_idx`` is not column // group.
+        If a format knows the module, but cannot read it.
     """
-    if leaf not in module.tensors:
-        return
-    tensor = module.take(leaf, ("I32", "U32", "I64"), 1)
-    if tensor.shape != (row_length,):
-        raise module.error(f"{leaf} has {tensor.n_weights} entries for {row_length} columns")
-    numbers = values(tensor)
-    if not all(
-        np.array_equal(numbers[start:end].astype(np.int64), np.arange(start, end) // group)
-        for start, end in row_chunks(row_length, 1)
-    ):
-        raise module.error(
-            f"{leaf} is not in order (act-order): the columns that share a scale are scattered over"
-            " the row, so that no block of 32 has one scale, and no type holds that exactly"
-        )
+    found = read_matrix(module)
+    if found is None:
+        return None
+    matrix, length = found, found.row_length
+
+    def reference(first: int, last: int) -> F64Array:
+        stated = np.empty((4, (last - first) * length), np.float32)
+        matrix.intervals(first * length, last * length, *stated)
+        return stated[0].reshape(last - first, length).astype(np.float64)
+
+    return Weight(
+        stored_as=matrix.label,
+        rows=FloatRows(
+            n_rows=matrix.n_rows,
+            row_length=length,
+            group=None,
+            obstacle=obstacle or "no type has its levels and scales",
+            reference=reference,
+        ),
+        leaves=matrix.leaves,
+    )

@@ -1,17 +1,31 @@
-"""compressed-tensors, 4 and 8 bit: `recover.containers.huggingface.formats.compressed_tensors`."""
+"""compressed-tensors of 2, 4 and 8 bits.
+
+See `recover.containers.huggingface.formats.compressed_tensors`.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.huggingface.formats.compressed_tensors import Packed, packed
+from recover.containers.huggingface.formats._codes import unpack_rows
+from recover.containers.huggingface.formats.compressed_tensors import (
+    Packed,
+    groups_of_columns,
+    packed,
+)
 from recover.containers.huggingface.modules import Module, as_float32, values
 from recover.inputs.originals.packing import I8Array, nibbles_along_rows
 from recover.quants import F32Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
-from recover.reblock.schemes.base import Weight, check_order, unpacked, zero_range
+from recover.reblock.schemes.base import (
+    Weight,
+    decoded,
+    obstacle_of_order,
+    unpacked,
+    zero_range,
+)
 
 _Numbers = Callable[[int, int], NDArray[np.int32]]
 
@@ -21,15 +35,12 @@ def read(module: Module) -> Weight | None:
     found = packed(module)
     if found is None:
         return None
-    if found.n_bits not in (4, 8):
-        raise module.error(
-            f"weight_packed has the shape {list(found.stored.shape)}, which is no matrix of"
-            f" {found.n_rows} x {found.row_length} with 4 or 8 bits"
-        )
-    return _packed(module, found) if found.is_packed else _plain(module, found)
+    if groups_of_columns(module, found) is not None:
+        return decoded(module, obstacle_of_order("weight_g_idx"))
+    return _packed(found) if found.is_packed else _plain(found)
 
 
-def _packed(module: Module, found: Packed) -> Weight:
+def _packed(found: Packed) -> Weight:
     words, n_bits, row_length = values(found.stored), found.n_bits, found.row_length
     half = 1 << (n_bits - 1)
 
@@ -40,13 +51,17 @@ def _packed(module: Module, found: Packed) -> Weight:
         part = np.array(words[first:last], np.uint32)
         if n_bits == 4:
             nibbles_along_rows(part, 8, out)
-        else:
+        elif n_bits == 8:
             np.bitwise_xor(part.view(np.uint8), np.uint8(128), out=out.view(np.uint8))
+        else:
+            raw = part.view(np.uint8).reshape(last - first, -1)
+            unpack_rows(raw, n_bits, row_length, 0, out.view(np.uint8).reshape(-1))
+            out -= np.int8(half)
 
-    return _weight(module, found, codes, numbers)
+    return _weight(found, codes, numbers)
 
 
-def _plain(module: Module, found: Packed) -> Weight:
+def _plain(found: Packed) -> Weight:
     stored = values(found.stored)
 
     def numbers(first: int, last: int) -> NDArray[np.int32]:
@@ -55,11 +70,10 @@ def _plain(module: Module, found: Packed) -> Weight:
     def codes(first: int, last: int, out: I8Array) -> None:
         out[:] = stored[first:last]
 
-    return _weight(module, found, codes, numbers)
+    return _weight(found, codes, numbers)
 
 
 def _weight(
-    module: Module,
     found: Packed,
     stored_codes: Callable[[int, int, I8Array], None],
     numbers: _Numbers,
@@ -67,7 +81,6 @@ def _weight(
     """Put codes, scales and zero points together."""
     n_rows, row_length, n_bits = found.n_rows, found.row_length, found.n_bits
     scale, n_groups, group = found.scale, found.n_groups, found.group
-    check_order(module, "weight_g_idx", row_length, group)
     all_scales = values(scale).reshape(-1, n_groups)
 
     def scales(first: int, last: int) -> F32Array:

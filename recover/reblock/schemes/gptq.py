@@ -1,13 +1,20 @@
-"""GPTQ (see `recover.containers.huggingface.formats.gptq`) of 4 and 8 bits, columns in order."""
+"""GPTQ (see `recover.containers.huggingface.formats.gptq`)."""
 
 import numpy as np
 
-from recover.containers.huggingface.formats.gptq import LEAVES, layout
+from recover.containers.huggingface.formats.gptq import LEAVES, groups_of_columns, layout
 from recover.containers.huggingface.modules import Module
 from recover.inputs.originals.packing import I8Array, bytes_along_columns, nibbles_along_columns
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
-from recover.reblock.schemes.base import Weight, check_order, unpacked, zero_range
+from recover.reblock.schemes.base import (
+    Weight,
+    decoded,
+    obstacle_of_order,
+    streamed,
+    unpacked,
+    zero_range,
+)
 
 
 def read(module: Module) -> Weight | None:
@@ -16,13 +23,14 @@ def read(module: Module) -> Weight | None:
     if found is None:
         return None
     n_bits, n_rows, row_length = found.n_bits, found.n_rows, found.row_length
-    if n_bits not in (4, 8):
-        raise module.error(f"GPTQ of {n_bits} bits is not supported")
     n_groups = found.n_groups
     group = -(-row_length // n_groups)
     if group * n_groups != row_length:
-        raise module.error(f"{n_groups} scales for {row_length} columns")
-    check_order(module, "g_idx", row_length, group)
+        return decoded(
+            module, f"{n_groups} scales for {row_length} columns: the last group is short"
+        )
+    if groups_of_columns(module, found, group) is not None:
+        return decoded(module, obstacle_of_order("g_idx"))
     words, zeros, scale_rows = found.words, found.zeros, found.scale_rows
     low, high = zero_range(n_rows, n_groups, zeros)
 
@@ -30,12 +38,19 @@ def read(module: Module) -> Weight | None:
         strip = np.array(words[:, first:last], np.uint32)
         if n_bits == 4:
             nibbles_along_columns(strip, zeros(first, last).astype(np.int8), group, out)
-        else:
+        elif n_bits == 8:
             bytes_along_columns(strip, low, out)
+        else:
+            found.codes(first, last, out.view(np.uint8))
+            shifts = zeros(first, last).T.astype(np.int8)
+            out.reshape(last - first, n_groups, group)[:] -= shifts[:, :, None]
 
     def reference(first: int, last: int) -> F64Array:
-        fields = unpacked(words[:, first:last], n_bits)
-        numbers = fields.transpose(1, 0, 2).reshape(last - first, n_groups, group)
+        if 32 % n_bits:
+            fields = streamed(words[:, first:last].T, n_bits)
+        else:
+            fields = unpacked(words[:, first:last], n_bits).transpose(1, 0, 2)
+        numbers = fields.reshape(last - first, n_groups, group)
         shifted = numbers - zeros(first, last).T[:, :, None]
         scaled = shifted * scale_rows(first, last).astype(np.float64)[:, :, None]
         return scaled.reshape(last - first, row_length)

@@ -1,12 +1,14 @@
 """Formats with grids of floats."""
 
 from recover.containers.huggingface.formats import Matrix, read_matrix
-from tests.support.encoders import bitsandbytes, fp8
+from tests.support.encoders import bitsandbytes, fp4, fp8
 from tests.support.foreign_modules import Array, module_of
 
+FITTED = {"config_groups": {"group_0": {"weights": {"observer": "memoryless_minmax"}}}}
 
-def _matrix(arrays: dict[str, Array]) -> Matrix:
-    found = read_matrix(module_of(arrays))
+
+def _matrix(arrays: dict[str, Array], **config: object) -> Matrix:
+    found = read_matrix(module_of(arrays, config))
     assert found is not None
     return found
 
@@ -28,6 +30,12 @@ FORMATS = {
     "NF4": _bnb4("nf4", nested=False),
     "NF4-nested": _bnb4("nf4"),
     "FP4-nested": _bnb4("fp4"),
+    "NVFP4-folder": lambda w: _matrix(fp4.encode_nvfp4(w)),
+    "NVFP4-minmax": lambda w: _matrix(fp4.encode_nvfp4(w), **FITTED),
+    "NVFP4-clipped": lambda w: _matrix(fp4.encode_nvfp4(w, shrink=0.8)),
+    "MXFP4-folder": lambda w: _matrix(fp4.encode_mxfp4(w)),
+    "MXFP4-even": lambda w: _matrix(fp4.encode_mxfp4(w, how="even")),
+    "MXFP4-up": lambda w: _matrix(fp4.encode_mxfp4(w, how="up")),
     "LLM.int8": lambda w: _matrix(bitsandbytes.encode_int8(w)),
 }
 SETS: tuple[tuple[str, ...], ...] = (
@@ -50,6 +58,16 @@ SETS: tuple[tuple[str, ...], ...] = (
     ("FP4-nested",),
     ("FP4-nested", "Q4_K"),
     ("NF4-nested", "FP8-block", "Q4_K"),
+    ("NVFP4-folder",),
+    ("NVFP4-folder", "Q4_K"),
+    ("NVFP4-minmax", "Q4_K"),
+    ("NVFP4-folder", "Q6_K"),
+    ("NVFP4-minmax", "Q6_K"),
+    ("NVFP4-clipped", "Q4_K"),
+    ("MXFP4-folder",),
+    ("MXFP4-folder", "Q4_K"),
+    ("MXFP4-even", "Q4_K"),
+    ("MXFP4-up", "Q4_K"),
     ("LLM.int8",),
     ("LLM.int8", "Q8_0"),
     ("LLM.int8", "Q6_K"),

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import recover.merge.execute as execute
 from recover.merge.execute import execute_merge
 from recover.merge.plan import MergePlan
 from tests.support.resuming import (
@@ -23,7 +22,7 @@ from tests.support.resuming import (
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     found = Workers()
-    monkeypatch.setattr(execute._Worker, "work", lambda self, tile: found.work(self, tile))
+    found.watch(monkeypatch)
     return found
 
 

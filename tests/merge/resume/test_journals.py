@@ -236,7 +236,8 @@ def test_a_journal_that_its_owner_has_just_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lock on a file without a name would keep nobody out."""
-    path, calls, original = tmp_path / "j", [], fcntl.flock
+    path, original = tmp_path / "j", fcntl.flock
+    calls: list[int] = []
 
     def flock(descriptor: int, how: int) -> None:
         if not calls:

@@ -220,7 +220,7 @@ def test_power_loss(
         path.unlink()
     for file, raw in lost.items():
         (tmp_path / file).write_bytes(raw)
-    monkeypatch.setattr(execute._Worker, "work", lambda self, tile: workers.work(self, tile))
+    workers.watch(monkeypatch)
     workers.done.clear()
     workers.before = lambda: None
     result, said = finish(plan)

@@ -122,6 +122,19 @@ def test_another_version(
     )
 
 
+def test_a_journal_of_another_format(
+    tiny: list[Path], tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its entries mean, they are not read."""
+    plan = make_plan(tiny, tmp_path)
+    for number in (2, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(resume_module, "_FORMAT", f"recover.merge.journal/{number}")
+            interrupt(plan, 2)
+        said = interrupt(plan, 2)
+        assert "what is there belongs to another merge (other version)" in said[0]
+
+
 @pytest.mark.parametrize("damage", ["missing", "shorter"])
 @pytest.mark.parametrize("number", [0, 2, -1])
 def test_files_that_are_not_as_they_were(

@@ -22,17 +22,17 @@ from tests.support.resuming import N_TENSORS, Interrupt, Whole, Workers, content
 
 SLOW_MERGE = """
 import sys, time
-import recover.merge.execute as execute
 import recover.merge.resume as resume
 from recover.cli import main
 from recover.execution.journal import Journal
-work, append, n_fast, n_written = execute._Worker.work, Journal.append, int(sys.argv.pop(1)), 0
+from recover.merge.work import Worker
+work, append, n_fast, n_written = Worker.work, Journal.append, int(sys.argv.pop(1)), 0
 resume._SECONDS = 0
 def count(self, record):
     global n_written
     append(self, record)
     n_written += len(record.get("tensors", []))
-def slow(self, tile):
+def slow(self, task, files):
     global n_fast
     if n_fast == 0:
         while n_written < 20:
@@ -40,8 +40,8 @@ def slow(self, tile):
         print("slow", file=sys.stderr, flush=True)
         time.sleep(0.3)
     n_fast -= 1
-    work(self, tile)
-execute._Worker.work, Journal.append = slow, count
+    return work(self, task, files)
+Worker.work, Journal.append = slow, count
 sys.exit(main(sys.argv[1:]))
 """
 

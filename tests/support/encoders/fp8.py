@@ -5,6 +5,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from recover.quants import F32Array
 from tests.support.foreign_modules import FLOATS, Array, rounded
 
 KINDS = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
@@ -14,7 +15,7 @@ def _tiles(n: int, k: int, extent: str) -> tuple[int, int]:
     return {"block": (128, 128), "row": (1, k), "tensor": (n, k)}[extent]
 
 
-def largest_of_tiles(x: Array, high: int, wide: int) -> Array:
+def largest_of_tiles(x: F32Array, high: int, wide: int) -> F32Array:
     """The largest magnitude of each tile; those at the edges may be smaller."""
     n, k = x.shape
     padded = np.pad(np.abs(x), ((0, -n % high), (0, -k % wide)))
@@ -37,9 +38,9 @@ def encode(
     instead, and the scale that is stored is one over the factor (transformers).
     """
     x = rounded(w, seen_as)
-    high, wide = _tiles(*x.shape, extent)
+    high, wide = _tiles(x.shape[0], x.shape[1], extent)
     most = np.float32(ml_dtypes.finfo(KINDS[kind]).max)
-    largest = np.maximum(largest_of_tiles(x, high, wide), np.float32(1e-12))
+    largest: F32Array = np.maximum(largest_of_tiles(x, high, wide), np.float32(1e-12))
     if reciprocal:
         factor = rounded(most / largest, arithmetic)
         stored = np.float32(1) / factor

@@ -119,7 +119,8 @@ def exl2(w: F32, inputs: F32, bits: tuple[int, ...] = (5, 4), group: int = 128) 
     hessian[np.diag_indices(row_length)] += 0.12 * np.diag(hessian).mean()
     upper = np.linalg.cholesky(np.linalg.inv(hessian)).T.astype(np.float32)
     left, n_groups = w[:, order].astype(np.float32), -(-row_length // group)
-    values, words, groups, steps, largest = np.empty_like(left), [], [], [], []
+    values, groups, steps, largest = np.empty_like(left), [], [], []
+    words: list[NDArray[np.int32]] = []
     for g in range(n_groups):
         n_bits, start = bits[g * len(bits) // n_groups], g * group
         end, half = min(start + group, row_length), 1 << (n_bits - 1)
@@ -138,7 +139,7 @@ def exl2(w: F32, inputs: F32, bits: tuple[int, ...] = (5, 4), group: int = 128) 
         steps.append(step - 1)
         largest.append(np.float16(most * 256))
     places = np.argsort(order)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "q_weight": np.concatenate(words),
         "q_invperm": places.astype(np.int32),
         "q_scale": _packed(np.array(steps), 4).view(np.int32),

@@ -73,3 +73,42 @@ def unpack_columns(
                 word |= np.uint32(packed[(at + 1) >> 2, row, (at + 1) & 3]) << np.uint32(8)
             codes[i + k] = np.uint8((word >> np.uint32(shift)) & mask)
         i, row, column = i + m, row + 1, 0
+
+
+@kernel
+def unpack_fields(
+    packed: NDArray[np.uint8], n_bits: int, highest: int, span: int, start: int, codes: U8Array
+) -> None:
+    """Codes in words, of which the first part of all codes has the highest bits.
+
+    Parameters
+    ----------
+    packed : uint8 (span, bytes of a word)
+        Little-endian words.
+    n_bits : int
+        Bits of a code.
+    highest : int
+        Where the codes of the first part are: so many bits from the lowest.
+    span : int
+        Codes of a part, one in each word.
+    start : int
+        The first code to unpack.
+    codes : uint8 (n,)
+        To be filled.
+    """
+    n, i = codes.size, 0
+    n_bytes, mask = packed.shape[1], np.uint32((1 << n_bits) - 1)
+    part, at = start // span, start % span
+    while i < n:
+        m = min(n - i, span - at)
+        shift = highest - part * n_bits
+        first, rest = shift >> 3, np.uint32(shift & 7)
+        line, out = packed[at : at + m], codes[i : i + m]
+        if first + 1 < n_bytes:
+            for k in range(m):
+                word = np.uint32(line[k, first]) | np.uint32(line[k, first + 1]) << np.uint32(8)
+                out[k] = np.uint8((word >> rest) & mask)
+        else:
+            for k in range(m):
+                out[k] = np.uint8((np.uint32(line[k, first]) >> rest) & mask)
+        i, part, at = i + m, part + 1, 0

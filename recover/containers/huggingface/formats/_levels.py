@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
+from recover.containers.huggingface.formats._grid import SOFT
 from recover.quants import F32Array, IntervalType, U8Array
 
 N_CODES = 256
@@ -24,9 +25,8 @@ _VALUE, _LOWER, _UPPER, _VARIANCE, _SQUARE = range(5)
 _ROUNDING = 2.0**-21
 # In how many parts cells are cut to integrate over them.
 _N_PARTS = 200
-# Error of codes that make up for the errors of others, over that of rounded weights; as measured
-# with GPTQ.
-_COMPENSATED = np.float32(1.45)
+HALF_UNIT = 2.0**-8
+"""Half a unit in the last place of a bfloat16 number, over the power of two below it."""
 _ONE = np.float32(1)
 TINY = np.float32(2.0**-126)
 """Encoders may take numbers below it to be 0."""
@@ -111,7 +111,7 @@ class LevelMatrix:
         self.tell(start, end, Stated(value, lower, upper, variance))
         if not self.has_cells:
             lower[:], upper[:] = -np.inf, np.inf
-            variance *= _COMPENSATED
+            variance *= np.float32(SOFT)
 
 
 def deviation_of(n: int) -> float:
@@ -145,6 +145,20 @@ def nearest_cells(levels: NDArray[np.float64], largest: float) -> NDArray[np.flo
     cells = np.full((2, N_CODES), [[-np.inf], [np.inf]])
     cells[:, is_known] = edges[at], edges[at + 1]
     return cells
+
+
+def rounded_twice(levels: NDArray[np.float64], cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cells of weights whose quotient may have been rounded to bfloat16 before.
+
+    Half-way between two codes a number goes to the even one, so that the cells of even codes are
+    wider by half a unit in the last place of a bfloat16 number, and those of odd ones narrower, if
+    it was.
+    """
+    is_inner = np.abs(cells) < np.max(levels[np.isfinite(levels)])
+    is_wider = is_inner & (cells != 0) & (np.arange(N_CODES) % 2 == 0)
+    exponent = np.floor(np.log2(np.where(is_wider, np.abs(cells), 1)))
+    outward = np.where(is_wider, np.exp2(exponent) * HALF_UNIT, 0)
+    return cells + outward * [[-1], [1]]
 
 
 def table_of(
@@ -281,6 +295,87 @@ def _state_run(
         edge = table[_UPPER, q]
         upper[i] = max(edge * low, edge * high) + margin
         variance[i] = table[_VARIANCE, q] * square + table[_SQUARE, q] * spread
+
+
+def state_largest(
+    codes: U8Array,
+    block: int,
+    place: tuple[int, int],
+    ends: tuple[int, int],
+    largest: tuple[F32Array, F32Array],
+    stated: Stated,
+    *,
+    is_sure: bool = True,
+) -> None:
+    """State what follows from one of the weights with an outermost code being the block's largest.
+
+    If there is one, its size is known; of several it is the size of one, whichever.
+
+    Parameters
+    ----------
+    codes : uint8 (n,)
+        Of whole blocks; the last one may be shorter.
+    block : int
+        Weights of a block.
+    place : tuple of 2 int
+        The first of these weights that is stated, and one past the last.
+    ends : tuple of 2 int
+        The lowest and the highest code.
+    largest : tuple of 2 float32 (n_blocks,)
+        Between which numbers the largest magnitude is, of each block; infinite if it is not known.
+    stated : Stated
+        What was stated of the weights.
+    is_sure : bool
+        If not, only the errors to expect are told.
+    """
+    _state_largest(codes, (block, *place), ends, (*largest, is_sure), stated)
+
+
+@kernel
+def _state_largest(
+    codes: U8Array,
+    places: tuple[int, int, int],
+    ends: tuple[int, int],
+    largest: tuple[F32Array, F32Array, bool],
+    stated: Stated,
+) -> None:
+    """See `state_largest`."""
+    block, start, end = places
+    lows, highs, is_sure = largest
+    lowest, highest = np.uint8(ends[0]), np.uint8(ends[1])
+    for b in range(lows.size):
+        low, high = lows[b], highs[b]
+        if not high < np.float32(np.inf):
+            continue
+        i, upto, n_found = b * block, min((b + 1) * block, codes.size), np.uint32(0)
+        for q in codes[i:upto]:
+            n_found += np.uint32((q == lowest) | (q == highest))
+        least = low if n_found == 1 else np.float32(0)
+        n_left = n_found
+        while n_left > 0:
+            if (codes[i] == lowest) | (codes[i] == highest):
+                n_left -= np.uint32(1)
+                if start <= i < end:
+                    known = _square_error(low, high, abs(stated.value[i - start]))
+                    share = (known - stated.variance[i - start]) / np.float32(n_found)
+                    stated.variance[i - start] += share
+                    if is_sure:
+                        _confine(i - start, codes[i] == lowest, least, high, stated)
+            i += 1
+
+
+@inner
+def _confine(at: int, is_low: bool, least: np.float32, most: np.float32, stated: Stated) -> None:
+    """Say that the size of a weight is between two numbers."""
+    stated.lower[at] = max(stated.lower[at], -most if is_low else least)
+    stated.upper[at] = min(stated.upper[at], -least if is_low else most)
+
+
+@inner
+def _square_error(low: np.float32, high: np.float32, value: np.float32) -> np.float32:
+    """Mean square error of a value for numbers that are anywhere between two bounds."""
+    half, off = (high - low) / np.float32(2), (high + low) / np.float32(2) - value
+    return half * half / np.float32(3) + off * off
 
 
 @kernel

@@ -1,41 +1,87 @@
 """What the recipe that llm-compressor writes beside the weights says of how they were made."""
 
 import re
+from enum import Enum
 
 from recover.containers.huggingface.modules import Module
 
-_COMPENSATING = "GPTQModifier", "SparseGPTModifier"
-_SCALING = "SmoothQuantModifier", "AWQModifier"
-_ROTATING = "SpinQuantModifier", "QuIPModifier"
-_SEARCHED = re.compile(r"observer\W+\w*mse")
+
+class Made(Enum):
+    """How codes came about, as far as the recipe tells."""
+
+    PLAINLY = ""
+    UNKNOWN = "no recipe"
+    CORRECTING = "made to correct errors"
+    SCALED = "columns scaled"
 
 
-def check_recipe(module: Module) -> None:
-    """Refuse weights that are not the original ones, rounded.
+# What a recipe can name; others are taken to change weights in some way.
+_ROUNDING = frozenset({"QuantizationModifier"})
+_SCALING = frozenset({"SmoothQuantModifier", "LogarithmicEqualizationModifier", "AWQModifier"})
+_ROTATING = frozenset({"SpinQuantModifier", "QuIPModifier", "TransformModifier"})
+_MODIFIER = re.compile(r"\b\w+Modifier\b")
+_SEARCHING = re.compile(r"\w*(mse|imatrix)")
+_SEARCHED = re.compile(r"observer\W+\w*(mse|imatrix)")
+_CLOSED = frozenset({"minmax", "memoryless_minmax", "static_minmax"})
+
+
+def made(module: Module) -> Made:
+    """What the recipe says of the codes.
 
     Raises
     ------
     SafetensorsError
-        If columns were scaled, or the matrix was rotated.
+        If the matrix was rotated.
     """
-    for name in _ROTATING:
-        if name in module.recipe:
-            raise module.error(
-                f"recipe.yaml names {name}, which rotates the weights; give a file without it"
-            )
-    for name in _SCALING:
-        if name in module.recipe:
-            raise module.error(
-                f"recipe.yaml names {name}, which scales columns of the weights by factors that"
-                " are not stored; give a file without it"
-            )
+    named = frozenset(_MODIFIER.findall(module.recipe))
+    transform = module.config.get("transform_config")
+    rotations = sorted(named & _ROTATING) or (["transform_config"] if transform else [])
+    if rotations:
+        raise module.error(
+            f"the weights were rotated ({rotations[0]}), so that a stored number is a sum of many"
+            " original ones; give a file without it"
+        )
+    if named & _SCALING:
+        return Made.SCALED
+    if not named:
+        return Made.UNKNOWN
+    return Made.PLAINLY if named == _ROUNDING else Made.CORRECTING
 
 
-def is_compensated(module: Module) -> bool:
-    """Whether codes make up for the errors of others, so that they confine no weight."""
-    return any(name in module.recipe for name in _COMPENSATING)
+def made_of_floats(module: Module) -> Made:
+    """As `made`, where nobody undoes the scaling of columns.
+
+    Raises
+    ------
+    SafetensorsError
+        If columns were scaled, too.
+    """
+    how = made(module)
+    if how is Made.SCALED:
+        raise module.error(
+            "recipe.yaml says that columns of the weights were scaled, by factors that are not"
+            " stored; give a file without it"
+        )
+    return how
 
 
-def may_clip(module: Module) -> bool:
-    """Whether scales were searched for, so that the largest weights may have been clipped."""
-    return bool(_SEARCHED.search(f"{module.recipe} {module.config}"))
+def _observers(module: Module) -> list[object]:
+    """What chose the scales, by the configuration."""
+    groups = module.config.get("config_groups")
+    return [
+        each["weights"].get("observer")
+        for each in (groups.values() if isinstance(groups, dict) else ())
+        if isinstance(each, dict) and isinstance(each.get("weights"), dict)
+    ]
+
+
+def is_closed(module: Module) -> bool:
+    """Whether all scales are known to be those of the largest weights, so that none is clipped."""
+    closed = [isinstance(each, str) and each in _CLOSED for each in _observers(module)]
+    return bool(closed) and all(closed) and not _SEARCHED.search(module.recipe)
+
+
+def is_searched(module: Module) -> bool:
+    """Whether scales are known to be searched for, so that the largest weights may be clipped."""
+    found = any(isinstance(o, str) and _SEARCHING.match(o) for o in _observers(module))
+    return found or _SEARCHED.search(module.recipe) is not None

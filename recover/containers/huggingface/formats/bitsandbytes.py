@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import inner, kernel
 from recover._json import JSONError, parse_object
 from recover.containers.huggingface.formats._levels import (
     TINY,
@@ -30,10 +29,11 @@ from recover.containers.huggingface.formats._levels import (
     nearest_cells,
     split_pairs,
     state,
+    state_largest,
     table_of,
 )
 from recover.containers.huggingface.modules import Module, values
-from recover.quants import F32Array, IntervalType, U8Array
+from recover.quants import F32Array, IntervalType
 
 NF4 = IntervalType(name="NF4", relative_mse=8.5e-3)
 FP4 = IntervalType(name="FP4", relative_mse=1.5e-2)
@@ -150,7 +150,8 @@ def read(module: Module) -> LevelMatrix | None:
         scales = _scales(stored, nested, first, last)
         place = start - begin, end - begin
         state(codes[slice(*place)], scales, Runs(block, block, place[0]), table, stated)
-        _state_largest(codes[: stop - begin], block, place, ends, scales, stated)
+        largest = scales.low * (1 - _ROUNDING) - TINY, scales.high * (1 + _ROUNDING) + TINY
+        state_largest(codes[: stop - begin], block, place, ends, largest, stated)
 
     return LevelMatrix(
         n_rows=n_rows,
@@ -236,44 +237,3 @@ def _scales(stored: NDArray[Any], nested: _Nested | None, first: int, last: int)
         low = np.maximum(nested.edges[codes] * scale + nested.offset - off, np.float32(0))
         high = nested.edges[codes.astype(np.int64) + 1] * scale + nested.offset + off
     return Scales(value, low, high, table)
-
-
-@kernel
-def _state_largest(
-    codes: U8Array,
-    block: int,
-    place: tuple[int, int],
-    ends: tuple[int, int],
-    scales: Scales,
-    stated: Stated,
-) -> None:
-    """State what follows from one of the weights with an outermost code being the largest.
-
-    If there is one it is known, and of several one has no error. `codes` are of whole blocks, of
-    which numbers `place` are stated.
-    """
-    start, end = place
-    for b in range(scales.stored.size):
-        n_found, last = 0, 0
-        first, upto = b * block, min((b + 1) * block, codes.size)
-        for i in range(first, upto):
-            is_end = (codes[i] == ends[0]) | (codes[i] == ends[1])
-            n_found += is_end
-            last = i if is_end else last
-        if n_found == 1 and start <= last < end and scales.high[b] < np.float32(np.inf):
-            is_low = codes[last] == ends[0]
-            _state_known(scales.low[b], scales.high[b], is_low, last - start, stated)
-        elif n_found > 1:
-            others = np.float32(n_found - 1) / np.float32(n_found)
-            for i in range(max(first, start), min(last + 1, end)):
-                if (codes[i] == ends[0]) | (codes[i] == ends[1]):
-                    stated.variance[i - start] *= others
-
-
-@inner
-def _state_known(low: np.float32, high: np.float32, is_low: bool, at: int, stated: Stated) -> None:
-    """Say that a weight has a magnitude between `low` and `high`."""
-    low, high = low * (1 - _ROUNDING) - TINY, high * (1 + _ROUNDING) + TINY
-    stated.lower[at] = -high if is_low else low
-    stated.upper[at] = -low if is_low else high
-    stated.variance[at] = (high - low) * (high - low) / np.float32(12)

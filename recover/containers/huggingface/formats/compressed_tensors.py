@@ -11,9 +11,7 @@ quantization/lifecycle/forward_helpers.py). What was done to the weights before 
 ``recipe.yaml``.
 """
 
-import re
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cache
 
 import numpy as np
@@ -34,6 +32,7 @@ from recover.containers.huggingface.formats._grid import (
     soft_cells,
     widened,
 )
+from recover.containers.huggingface.formats._recipe import Made, is_closed, made
 from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import IntervalType, U8Array
@@ -58,23 +57,6 @@ _END = {2: 0.125, 4: 0.25, 8: 0.25}
 """Mean square error, in steps, of codes whose cell is open: scales were searched for."""
 _RELATIVE_MSE = {2: 0.26, 4: 0.0125, 8: 6.7e-5}
 """With groups of 128, and of 8 bits with one per row; in bfloat16."""
-
-
-class Made(Enum):
-    """How codes came about, as far as the recipe tells."""
-
-    PLAINLY = ""
-    UNKNOWN = "no recipe"
-    CORRECTING = "made to correct errors"
-    SCALED = "columns scaled"
-
-
-# What a recipe can name; others are taken to change weights in some way.
-_ROUNDING = frozenset({"QuantizationModifier"})
-_SCALING = frozenset({"SmoothQuantModifier", "LogarithmicEqualizationModifier", "AWQModifier"})
-_ROTATING = frozenset({"SpinQuantModifier", "QuIPModifier", "TransformModifier"})
-_MODIFIER = re.compile(r"\b\w+Modifier\b")
-_CLOSED = frozenset({"minmax", "memoryless_minmax", "static_minmax"})
 
 
 @cache
@@ -212,7 +194,7 @@ def read(module: Module) -> Grid | None:
         if flip:
             np.bitwise_xor(out, flip, out=out)
 
-    order = _order(module, found)
+    order = groups_of_columns(module, found)
     is_one = found.scale.n_weights == 1 and found.zeros is None
     run = found.n_rows * found.row_length if is_one else found.group
     n_bits, is_asymmetric = found.n_bits, found.zeros is not None
@@ -228,7 +210,7 @@ def read(module: Module) -> Grid | None:
         n_codes=1 << n_bits,
         codes=codes,
         groups=lambda first, last, codes: _groups(found, order, first, last),
-        cells=_cells(n_bits, found.scale.dtype, is_asymmetric, _is_closed(module)),
+        cells=_cells(n_bits, found.scale.dtype, is_asymmetric, is_closed(module)),
     )
     if how is Made.PLAINLY:
         return grid
@@ -241,42 +223,6 @@ def read(module: Module) -> Grid | None:
     return corrected if how is Made.UNKNOWN else replace(corrected, untried=None)
 
 
-def made(module: Module) -> Made:
-    """What the recipe says of the codes.
-
-    Raises
-    ------
-    SafetensorsError
-        If the matrix was rotated.
-    """
-    named = frozenset(_MODIFIER.findall(module.recipe))
-    transform = module.config.get("transform_config")
-    rotations = sorted(named & _ROTATING) or (["transform_config"] if transform else [])
-    if rotations:
-        raise module.error(
-            f"the weights were rotated ({rotations[0]}), so that a stored number is a sum of many"
-            " original ones; give a file without it"
-        )
-    if named & _SCALING:
-        return Made.SCALED
-    if not named:
-        return Made.UNKNOWN
-    return Made.PLAINLY if named == _ROUNDING else Made.CORRECTING
-
-
-def _is_closed(module: Module) -> bool:
-    """Whether all scales are known to be those of the largest weights, so that none is clipped."""
-    groups = module.config.get("config_groups")
-    found = [
-        each["weights"].get("observer")
-        for each in (groups.values() if isinstance(groups, dict) else ())
-        if isinstance(each, dict) and isinstance(each.get("weights"), dict)
-    ]
-    is_searched = re.search(r"observer\W+\w*(mse|imatrix)", module.recipe)
-    closed = [isinstance(each, str) and each in _CLOSED for each in found]
-    return bool(closed) and all(closed) and not is_searched
-
-
 def _label(found: Packed, how: Made, *, in_order: bool) -> str:
     if found.scale.n_weights == 1:
         extent = "one scale"
@@ -286,7 +232,7 @@ def _label(found: Packed, how: Made, *, in_order: bool) -> str:
     return ", ".join([f"int{found.n_bits}", *filter(None, [*notes, how.value])])
 
 
-def _order(module: Module, found: Packed) -> I64 | None:
+def groups_of_columns(module: Module, found: Packed) -> I64 | None:
     """The group of each column; None if they are in order."""
     if "weight_g_idx" not in module.tensors:
         return None
@@ -314,7 +260,7 @@ def _groups(found: Packed, order: I64 | None, first: int, last: int) -> Groups:
     nothing, zeros = np.zeros_like(step), found.zero_points(which)
     row = np.zeros(len(which), np.int32) if found.zeros is None else (zeros + half) * N_CODES
     shift = (zeros + half).astype(np.float32)
-    return Groups(step, nothing, shift, nothing, small, large, nothing + np.inf, row)
+    return Groups(step, nothing, shift, nothing, small, large, nothing + np.inf, nothing, row)
 
 
 def _zeros(n_bits: int, is_asymmetric: bool) -> I64:

@@ -1,9 +1,9 @@
 """FP8 (e4m3 or e5m2) with a scale per tile, row or matrix, or without one.
 
 ``weight`` (N, K); ``weight_scale`` or ``weight_scale_inv``, which despite its name multiplies, too:
-one number, (N, 1), or one per tile of ``weight_block_size``, 128 x 128 if that is
-not given. DeepSeek, Qwen and transformers store tiles, vLLM, llm-compressor and ModelOpt rows and
-matrices.
+one number, (N, 1), (N, K / group), or one per tile of ``weight_block_size``, 128 x 128 if that is
+not given. Bytes as scales are exponents (MXFP8). DeepSeek, Qwen and transformers store tiles, vLLM,
+llm-compressor and ModelOpt rows and matrices.
 
 The quotient of weight and scale was rounded to the nearest number (``Tensor.to`` of PyTorch, the
 conversions of CUDA and Triton). Scales take the largest weight to the largest number.
@@ -16,17 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.float16 import f32_bits
+from recover._compiled.jit import inner, kernel
+from recover.containers.huggingface.formats import _mlx_floats
 from recover.containers.huggingface.formats._levels import (
+    HALF_UNIT,
     TINY,
     LevelMatrix,
     Runs,
     Scales,
     Stated,
     nearest_cells,
+    rounded_twice,
     state,
     table_of,
 )
-from recover.containers.huggingface.formats._recipe import check_recipe, is_compensated, may_clip
+from recover.containers.huggingface.formats._recipe import Made, is_searched, made_of_floats
 from recover.containers.huggingface.modules import Module, as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, U8Array
@@ -37,6 +42,7 @@ FP8_E5M2 = IntervalType(name="FP8_E5M2", relative_mse=2.75e-3)
 SCALE_LEAVES = ("weight_scale_inv", "weight_scale")
 ACTIVATION_LEAVES = ("input_scale", "output_scale")
 _SCALE_TYPES = ("F32", "BF16", "F16", "F8_E8M0")
+_EXPONENTS = "F8_E8M0", "U8"
 _MOST_SCALES = 1 << 22
 _KINDS = {"F8_E4M3": FP8, "F8_E5M2": FP8_E5M2}
 
@@ -44,10 +50,8 @@ _KINDS = {"F8_E4M3": FP8, "F8_E5M2": FP8_E5M2}
 # bfloat16; float16.
 _SINGLE, _EITHER, _HALF = range(3)
 _SINGLE_SLACK, _HALF_SLACK = 2.0**-20, 2.0**-11
-# Half a unit in the last place of a bfloat16 number, over its power of two and over itself at most.
-_HALF_UNIT = 2.0**-8
 # Scales may be smaller by that, and quotients rounded up, than what the largest weight asks for.
-_LARGEST_SLACK = 2 * _HALF_UNIT
+_LARGEST_SLACK = 2 * HALF_UNIT
 # The original may have been cast to float16, whose smallest numbers are this far apart, and more.
 _SMALLEST_HALF = np.float32(2.0**-24)
 
@@ -96,21 +100,13 @@ def _e5m2() -> NDArray[np.float64]:
 
 @cache
 def _tables(dtype: str, is_clipped: bool) -> F32Array:
-    """By arithmetic, what `recover.containers.huggingface.formats._levels.table_of` gives.
-
-    A quotient that bfloat16 has rounded is rounded again. Half-way between two codes it goes to the
-    even one, so that the cells of even codes are wider by half a unit in the last place of a
-    bfloat16 number at both ends, and those of odd ones narrower.
-    """
+    """By arithmetic, what `recover.containers.huggingface.formats._levels.table_of` gives."""
     levels = e4m3() if dtype == "F8_E4M3" else _e5m2()
     most = float(np.max(levels[np.isfinite(levels)]))
     cells = nearest_cells(levels, np.inf if is_clipped else most * (1 + _LARGEST_SLACK))
-    is_wider = (np.abs(cells) < most) & (np.arange(256) % 2 == 0)
-    exponent = np.floor(np.log2(np.where(is_wider, np.abs(cells), 1)))
-    outward = np.where(is_wider, np.exp2(exponent) * _HALF_UNIT, 0) * [[-1], [1]]
     found = {
         _SINGLE: table_of(levels, cells, _SINGLE_SLACK),
-        _EITHER: table_of(levels, cells + outward, _SINGLE_SLACK, likely=cells),
+        _EITHER: table_of(levels, rounded_twice(levels, cells), _SINGLE_SLACK, likely=cells),
         _HALF: table_of(levels, cells, _HALF_SLACK),
     }
     return np.stack([found[arithmetic] for arithmetic in sorted(found)])
@@ -121,8 +117,12 @@ def find_scale(module: Module) -> str | None:
     return next((leaf for leaf in SCALE_LEAVES if leaf in module.tensors), None)
 
 
-def parse(module: Module, dtypes: tuple[str, ...], leaf: str) -> StoredFP8:
+def parse(
+    module: Module, dtypes: tuple[str, ...], leaf: str, *, in_groups: bool = False
+) -> StoredFP8:
     """The weight of a module and its scale `leaf`.
+
+    With `in_groups` scales may also belong to groups of a row, and be exponents stored as bytes.
 
     Raises
     ------
@@ -132,11 +132,17 @@ def parse(module: Module, dtypes: tuple[str, ...], leaf: str) -> StoredFP8:
     weight = module.take("weight", dtypes, 2)
     n_rows, row_length = weight.shape
     scale = module.tensors[leaf]
-    if scale.dtype not in _SCALE_TYPES or not scale.n_weights:
+    scale_types = (*_SCALE_TYPES, "U8") if in_groups else _SCALE_TYPES
+    if scale.dtype not in scale_types or not scale.n_weights:
         raise module.error(f"{leaf} is {scale.dtype} of shape {list(scale.shape)}")
     if scale.n_weights > _MOST_SCALES:
         raise module.error(f"{leaf} has {scale.n_weights} scales; at most {_MOST_SCALES} are read")
-    high, wide = _tile(module, leaf, n_rows, row_length, as_matrix(scale))
+    shape = as_matrix(scale)
+    is_grouped = shape[0] == n_rows and row_length % shape[1] == 0
+    if in_groups and is_grouped and "weight_block_size" not in module.config:
+        high, wide = 1, row_length // shape[1]
+    else:
+        high, wide = _tile(module, leaf, n_rows, row_length, shape)
     return StoredFP8(weight, scale, leaf, n_rows, row_length, high, wide)
 
 
@@ -169,17 +175,18 @@ def _tile(
 
 def read(module: Module) -> LevelMatrix | None:
     """The weight of a module that is stored as FP8."""
+    module = _mlx_floats.renamed(module)
     weight = module.tensors.get("weight")
     if weight is None or weight.dtype not in _KINDS:
         return None
-    check_recipe(module)
+    how = made_of_floats(module)
     leaf = find_scale(module)
     if leaf is None:
         return _without_scale(module)
-    stored = parse(module, tuple(_KINDS), leaf)
+    stored = parse(module, tuple(_KINDS), leaf, in_groups=True)
     # Scales that are powers of two may be rounded down.
-    is_power = stored.scale.dtype == "F8_E8M0" or module.config.get("scale_fmt") == "ue8m0"
-    tables = _tables(weight.dtype, is_power or may_clip(module))
+    is_power = stored.scale.dtype in _EXPONENTS or module.config.get("scale_fmt") == "ue8m0"
+    tables = _tables(weight.dtype, is_power or is_searched(module))
     n_rows, row_length = stored.n_rows, stored.row_length
     margin = TINY if stored.scale.dtype == "BF16" else _SMALLEST_HALF
     codes, shape = weight.raw, as_matrix(stored.scale)
@@ -197,9 +204,9 @@ def read(module: Module) -> LevelMatrix | None:
         n_rows=n_rows,
         row_length=row_length,
         type=_KINDS[weight.dtype],
-        has_cells=not is_compensated(module),
+        has_cells=how is not Made.CORRECTING,
         seen_as="BF16",
-        leaves=frozenset({"weight", *SCALE_LEAVES, *ACTIVATION_LEAVES}),
+        leaves=_mlx_floats.LEAVES.union(SCALE_LEAVES, ACTIVATION_LEAVES),
         label=f"{_name(weight.dtype)}, {_extent(stored)}",
         tell=tell,
     )
@@ -207,39 +214,41 @@ def read(module: Module) -> LevelMatrix | None:
 
 def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """The fields of `Scales` for some of the stored scales, in their shape."""
-    if stored.scale.dtype == "F8_E8M0":
+    if stored.scale.dtype in _EXPONENTS:
         exponents = numbers.astype(np.int32)
         found = np.ldexp(np.float32(1), exponents - 127)
         found[exponents == 255] = np.nan
     else:
         found = as_float32(stored.scale, numbers)
-    arithmetic = _arithmetic_of(found)
-    if stored.scale.n_weights == 1:
-        # PyTorch divides by a single number in the type of the weights, whatever its own is.
-        arithmetic[arithmetic == _SINGLE] = _EITHER
-    error = np.float32(0)
+    arithmetic = np.empty(found.shape, np.uint8)
+    # PyTorch divides by a single number in the type of the weights, whatever its own is.
+    least = _EITHER if stored.scale.n_weights == 1 else _SINGLE
+    _find_arithmetic(found.reshape(-1), least, arithmetic.reshape(-1))
     if stored.leaf == "weight_scale_inv" and stored.scale.dtype == "BF16":
         # It may have been rounded afterwards.
-        error = np.float32(_HALF_UNIT)
-    return found, found * (1 - error), found * (1 + error), arithmetic
+        error = np.float32(HALF_UNIT)
+        return found, found * (1 - error), found * (1 + error), arithmetic
+    return found, found, found, arithmetic
 
 
-def _arithmetic_of(scales: F32Array) -> U8Array:
+@kernel
+def _find_arithmetic(scales: F32Array, least: int, found: U8Array) -> None:
     """Which arithmetic scales come from, by how many digits they or their reciprocals have."""
-    found = np.full(scales.shape, _SINGLE, np.uint8)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        reciprocal = np.float32(1) / scales
-    found[_has_digits(scales, 11) | _has_digits(reciprocal, 11)] = _HALF
-    found[_has_digits(scales, 8) | _has_digits(reciprocal, 8)] = _EITHER
-    found[_has_digits(scales, 1)] = _SINGLE
-    return found
+    for i in range(scales.size):
+        reciprocal = np.float32(1) / scales[i]
+        n_digits = min(_digits(scales[i]), _digits(reciprocal))
+        known = _HALF if n_digits > 8 else _EITHER
+        found[i] = least if n_digits > 11 or n_digits == 1 else known
 
 
-def _has_digits(numbers: F32Array, n: int) -> NDArray[np.bool_]:
-    """Which numbers have `n` binary digits, but for a rounding of their last one."""
-    bits = numbers.view(np.uint32)
-    rest = np.uint32((1 << (24 - n)) - 1)
-    return ((bits + np.uint32(1)) & rest) <= 2
+@inner
+def _digits(number: np.float32) -> int:
+    """Whether a number has 1, up to 8, up to 11 or more binary digits, but for its last one."""
+    bits = f32_bits(number) + np.uint32(1)
+    for n in (1, 8, 11):
+        if bits & np.uint32((1 << (24 - n)) - 1) <= 2:
+            return n
+    return 24
 
 
 def _without_scale(module: Module) -> LevelMatrix:
@@ -276,6 +285,6 @@ def _extent(stored: StoredFP8) -> str:
     """Which weights share a scale, for people."""
     if (stored.high, stored.wide) == (stored.n_rows, stored.row_length):
         return "one scale"
-    if (stored.high, stored.wide) == (1, stored.row_length):
-        return "rows"
+    if stored.high == 1:
+        return "rows" if stored.wide == stored.row_length else f"groups of {stored.wide}"
     return f"blocks of {stored.high} x {stored.wide}"

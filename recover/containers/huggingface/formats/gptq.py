@@ -166,17 +166,32 @@ def _groups(module: Module, found: Layout) -> tuple[int, NDArray[np.int32] | Non
     group = size if size is not None and size > 0 else -(-row_length // n_groups)
     if -(-row_length // group) != n_groups:
         raise module.error(f"{n_groups} scales for {row_length} columns in groups of {group}")
-    if "g_idx" not in module.tensors:
+    numbers = groups_of_columns(module, found, group)
+    if numbers is None:
         return group, None
+    return group, np.stack([np.arange(row_length), numbers]).astype(np.int32)
+
+
+def groups_of_columns(module: Module, found: Layout, group: int) -> NDArray[np.int64] | None:
+    """The group of each column; None if they are in order, so many weights each.
+
+    Raises
+    ------
+    SafetensorsError
+        If there are none of such numbers.
+    """
+    row_length, n_groups = found.row_length, found.n_groups
+    if "g_idx" not in module.tensors:
+        return None
     tensor = module.take("g_idx", (*WORDS, "I64"), 1)
     module.expect("g_idx", (row_length,))
     numbers = values(tensor).astype(np.int64)
     in_order = np.arange(row_length) // group
     # A file without act-order may have zeros in place of numbers.
     if np.array_equal(numbers, in_order) or not numbers.any():
-        return group, None
+        return None
     if numbers.min() < 0 or numbers.max() >= n_groups:
         raise module.error(
             f"g_idx has groups from {numbers.min()} to {numbers.max()}, not 0 to {n_groups - 1}"
         )
-    return group, np.stack([np.arange(row_length), numbers]).astype(np.int32)
+    return numbers

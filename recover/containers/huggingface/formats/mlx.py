@@ -205,7 +205,7 @@ def _groups(
     zero = np.zeros_like(step)
     from_, to = widened(small, large)
     table = (row * N_CODES).astype(np.int32)
-    return Groups(step, base, zero, zero, from_, to, top.astype(np.float32), table)
+    return Groups(step, base, zero, zero, from_, to, top.astype(np.float32), zero, table)
 
 
 def _steps_to_zero(
@@ -213,7 +213,7 @@ def _steps_to_zero(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The least and the most whole number of scales that the bias can be."""
     step, base = floats(found.scales, first, last), floats(found.biases, first, last)
-    small, large = rounding_interval(found.scales, step.astype(np.float64))
+    small, large = rounding_interval(found.scales.dtype, step.astype(np.float64))
     edge = np.abs(base.astype(np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
         least, most = edge / large, edge / small

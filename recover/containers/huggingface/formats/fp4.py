@@ -1,0 +1,204 @@
+"""NVFP4 and MXFP4: 4-bit floats (e2m1) with a scale per 16 or 32 weights along a row.
+
+``weight_packed`` (compressed-tensors) or ``weight`` (ModelOpt, Quark) U8 (N, K / 2), the first of
+two weights in the lower half. NVFP4: ``weight_scale`` F8_E4M3 (N, K / 16), times ``weight_scale_2``
+or over ``weight_global_scale``, one F32. MXFP4: ``weight_scale`` U8 or F8_E8M0 (N, K / 32),
+exponents of powers of two.
+
+The nearest number to the quotient of weight and scale is stored; a sign is kept where it is rounded
+to zero. The scale of NVFP4 is the largest magnitude of its weights over 6, rounded to e4m3.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from recover.containers.huggingface.formats import _mlx_floats
+from recover.containers.huggingface.formats._levels import (
+    LevelMatrix,
+    Runs,
+    Scales,
+    Stated,
+    deviation_of,
+    nearest_cells,
+    rounded_twice,
+    split_pairs,
+    state,
+    state_largest,
+    table_of,
+)
+from recover.containers.huggingface.formats._recipe import Made, is_closed, made_of_floats
+from recover.containers.huggingface.formats.fp8 import e4m3
+from recover.containers.huggingface.modules import Module, values
+from recover.containers.safetensors.reader import Tensor
+from recover.quants import F32Array, IntervalType, U8Array
+
+NVFP4 = IntervalType(name="NVFP4 (folder)", relative_mse=9e-3)
+MXFP4 = IntervalType(name="MXFP4 (folder)", relative_mse=1.3e-2)
+
+_GLOBAL_LEAVES = ("weight_scale_2", "weight_global_scale")
+_ACTIVATION_LEAVES = ("input_scale", "input_global_scale", "output_scale")
+_POSITIVE = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+_LEVELS = np.concatenate((_POSITIVE, -_POSITIVE))
+_MOST, _NEGATIVE_ZERO = 7, 8
+_ENDS = 15, 7
+_SLACK = 2.0**-20
+# Largest weights over 6 may be rounded to bfloat16 before they are rounded to e4m3.
+_SCALE_SLACK = 2.0**-7
+_MOST_FITTED = 6 * (1 + 2.0**-5)
+_SAMPLE = 1 << 16
+
+
+def _scale_table() -> F32Array:
+    """For each byte of a scale, the scale, and between what the largest weight is; (3, 256)."""
+    numbers = e4m3()
+    n_known = 0x7F  # of positive numbers; those from the last one on clip, and have no upper end
+    edges = (numbers[1:n_known] + numbers[: n_known - 1]) / 2
+    table = np.full((3, 256), np.inf)
+    table[0], table[1, 1:n_known], table[2, : n_known - 1] = numbers, edges, edges
+    table[1, 0] = 0
+    table[1:] *= [[6 * (1 - _SCALE_SLACK)], [6 * (1 + _SCALE_SLACK)]]
+    return table.astype(np.float32)
+
+
+_SCALES = _scale_table()
+
+
+class _Made(NamedTuple):
+    """What the codes tell of their encoder."""
+
+    is_signed: bool
+    """Whether it kept the signs of zeros."""
+    fits_largest: bool
+    """Whether it fitted the scales to the largest weights: each block has an outermost code."""
+
+
+@lru_cache(16)
+def _table(is_signed: bool, block: int, largest: float) -> F32Array:
+    """Codes in units of the scale; the cells of the outermost ones are open.
+
+    `largest` is how far they are likely to reach.
+    """
+    levels = np.full(256, np.nan)
+    levels[:16] = _LEVELS
+    cells = rounded_twice(levels, nearest_cells(levels, np.inf))
+    likely = nearest_cells(levels, largest)
+    if is_signed:
+        for each in (cells, likely):
+            each[0, 0] = each[1, _NEGATIVE_ZERO] = 0
+    typical = _POSITIVE[_MOST] * deviation_of(block)
+    return table_of(levels, cells, _SLACK, likely, deviation=typical)[None]
+
+
+def read(module: Module) -> LevelMatrix | None:
+    """The weight of a module that is stored as 4-bit floats."""
+    module = _mlx_floats.renamed(module)
+    leaf = next((each for each in ("weight_packed", "weight") if each in module.tensors), None)
+    scale = module.tensors.get("weight_scale")
+    if leaf is None or scale is None or module.tensors[leaf].dtype != "U8":
+        return None
+    is_nv = scale.dtype == "F8_E4M3"
+    if not is_nv and scale.dtype not in ("U8", "F8_E8M0"):
+        return None
+    how = made_of_floats(module)
+    if "pre_quant_scale" in module.tensors:
+        raise module.error("columns were scaled before (pre_quant_scale); give a file without it")
+    if "weight_zero_point" in module.tensors:
+        raise module.error("4-bit floats with a weight_zero_point are not known")
+    packed = module.take(leaf, ("U8",), 2)
+    n_rows, row_length = packed.shape[0], 2 * packed.shape[1]
+    block = 16 if is_nv else 32
+    if row_length % block:
+        raise module.error(f"{row_length} columns are no whole number of blocks of {block}")
+    module.take("weight_scale", (scale.dtype,), 2)
+    module.expect("weight_scale", (n_rows, row_length // block))
+    find = _nv_scales(module, scale) if is_nv else _mx_scales(scale)
+    return LevelMatrix(
+        n_rows=n_rows,
+        row_length=row_length,
+        type=NVFP4 if is_nv else MXFP4,
+        has_cells=how is not Made.CORRECTING,
+        seen_as="BF16",
+        leaves=_mlx_floats.LEAVES.union({leaf, "weight_scale"}, _GLOBAL_LEAVES, _ACTIVATION_LEAVES),
+        label="NVFP4" if is_nv else "MXFP4",
+        tell=_teller(packed.raw, block, find, is_closed(module)),
+    )
+
+
+_Find = Callable[[int, int], tuple[F32Array, F32Array, F32Array]]
+"""Scales of a range of blocks, and between which magnitudes the largest weight of each is."""
+
+
+def _teller(
+    packed: U8Array, block: int, find: _Find, is_sure: bool
+) -> Callable[[int, int, Stated], None]:
+    """See `LevelMatrix.tell`."""
+    made: list[_Made] = []
+
+    def tell(start: int, end: int, stated: Stated) -> None:
+        if not made:
+            made.append(_made(packed, block, find))
+        first, last = start // block, -(-end // block)
+        begin = first * block
+        codes = np.empty((last - first) * block, np.uint8)
+        split_pairs(packed[begin // 2 : last * block // 2], False, codes)
+        place = start - begin, end - begin
+        scales, low, high = find(first, last)
+        fits = made[0].fits_largest
+        table = _table(made[0].is_signed, block, _MOST_FITTED if fits else np.inf)
+        runs = Runs(block, block, place[0])
+        state(codes[slice(*place)], Scales.exact(scales), runs, table, stated)
+        if fits:
+            state_largest(codes, block, place, _ENDS, (low, high), stated, is_sure=is_sure)
+
+    return tell
+
+
+def _made(packed: U8Array, block: int, find: _Find) -> _Made:
+    """What the first codes tell."""
+    n_blocks = min(2 * packed.size, _SAMPLE) // block
+    codes = np.empty(n_blocks * block, np.uint8)
+    split_pairs(packed[: codes.size // 2], False, codes)
+    magnitudes = codes.reshape(n_blocks, block) & 7
+    largest, high = magnitudes.max(1), find(0, n_blocks)[2]
+    return _Made(
+        is_signed=bool(np.any(codes == _NEGATIVE_ZERO)),
+        fits_largest=bool(np.all((largest == _MOST) | (largest == 0) | np.isinf(high))),
+    )
+
+
+def _nv_scales(module: Module, scale: Tensor) -> _Find:
+    """Scales of 8 bits, times the one of the matrix."""
+    found = [each for each in _GLOBAL_LEAVES if each in module.tensors]
+    if len(found) != 1:
+        raise module.error(f"there is not one of {' and '.join(_GLOBAL_LEAVES)}")
+    whole = module.tensors[found[0]]
+    if whole.dtype != "F32" or whole.n_weights != 1:
+        raise module.error(f"{found[0]} is {whole.dtype} of shape {list(whole.shape)}")
+    common, codes = np.array(values(whole), np.float32).reshape(()), scale.raw
+    divides = found[0] == "weight_global_scale"
+
+    def find(first: int, last: int) -> tuple[F32Array, F32Array, F32Array]:
+        with np.errstate(all="ignore"):
+            told = _SCALES[:, codes[first:last]]
+            stored, low, high = told / common if divides else told * common
+        high[np.isnan(high) | (stored <= 0)] = np.inf
+        return stored, low, high
+
+    return find
+
+
+def _mx_scales(scale: Tensor) -> _Find:
+    """Exponents of powers of two, which are fitted in many ways."""
+    codes = scale.raw
+
+    def find(first: int, last: int) -> tuple[F32Array, F32Array, F32Array]:
+        exponents = codes[first:last].astype(np.int32)
+        stored = np.ldexp(np.float32(1), exponents - 127)
+        stored[exponents == 255] = np.nan
+        unknown = np.full(stored.size, np.inf, np.float32)
+        return stored, unknown, unknown
+
+    return find

@@ -1,0 +1,215 @@
+"""optimum-quanto: qint2, qint4, qint8 and qfloat8.
+
+qint8, qfloat8: ``weight._data`` int8 or float8 (N, K), ``weight._scale`` (N, 1). A weight is
+code * scale; codes are ``clamp(round(x / scale))``.
+
+qint2, qint4: the matrix is cut along its rows into groups, which are the rows of a (G, group)
+matrix; ``weight._data._data`` uint8 holds its codes, the first part of the rows in the lowest bits
+of the bytes. ``weight._scale`` and ``weight._shift`` (G, 1). A weight is scale * code - shift;
+codes are ``clamp(round((x + shift) / scale))``. The size of the matrix is not stored.
+
+All of it is computed in the floats of the scales (optimum-quanto:optimum/quanto/library/
+quantize.py).
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from recover.containers.huggingface.formats import fp8
+from recover.containers.huggingface.formats._arithmetic import PRECISION, edges
+from recover.containers.huggingface.formats._codes import unpack_fields
+from recover.containers.huggingface.formats._grid import (
+    N_CODES,
+    Cells,
+    Grid,
+    Groups,
+    cells_of,
+    floats,
+    widened,
+)
+from recover.containers.huggingface.formats.base import Matrix
+from recover.containers.huggingface.modules import FLOATS, Module
+from recover.containers.safetensors.reader import Tensor
+from recover.quants import F32Array, IntervalType, U8Array
+
+PLAIN = "weight._data"
+PACKED = "weight._data._data"
+LEAVES = frozenset({PLAIN, PACKED, "weight._scale", "weight._shift", "input_scale", "output_scale"})
+_END = 0.12
+_RELATIVE_MSE = {2: 0.22, 4: 0.0102, 8: 6.9e-5}
+"""With groups of 128, and of 8 bits with one per row; in bfloat16."""
+
+
+@cache
+def _type(n_bits: int) -> IntervalType:
+    return IntervalType(name=f"QINT{n_bits}", relative_mse=_RELATIVE_MSE[n_bits])
+
+
+def read(module: Module) -> Matrix | None:
+    """The weight of a module that quanto stored."""
+    if PACKED in module.tensors:
+        return _groups_of(module)
+    codes = module.tensors.get(PLAIN)
+    if codes is None:
+        return None
+    return _rows_of_floats(module) if codes.dtype.startswith("F8") else _rows_of(module)
+
+
+def _rows_of_floats(module: Module) -> Matrix:
+    """qfloat8: what another format of float8 has with rows of scales, under other names."""
+    scale = module.take("weight._scale", FLOATS, 2)
+    codes = module.take(PLAIN, ("F8_E4M3", "F8_E5M2"), 2)
+    module.expect("weight._scale", (codes.shape[0], 1))
+    found = fp8.read(replace(module, tensors={"weight": codes, "weight_scale": scale}))
+    assert found is not None
+    seen = scale.dtype if scale.dtype != "F32" else found.seen_as
+    return replace(found, leaves=LEAVES, label=f"quanto {found.label}", seen_as=seen)
+
+
+def _rows_of(module: Module) -> Grid:
+    codes = module.take(PLAIN, ("I8",), 2)
+    scale = module.take("weight._scale", FLOATS, 2)
+    n_rows, row_length = codes.shape
+    module.expect("weight._scale", (n_rows, 1))
+    raw = codes.raw
+
+    def codes_of(start: int, out: U8Array) -> None:
+        np.bitwise_xor(raw[start : start + out.size], np.uint8(128), out=out)
+
+    def groups(first: int, last: int, codes: U8Array) -> Groups:
+        step = floats(scale, first, last)
+        offset = np.full(len(step), 128, np.float32)
+        return _with(scale, step, np.zeros_like(step), offset)
+
+    return Grid(
+        n_rows=n_rows,
+        row_length=row_length,
+        type=_type(8),
+        has_cells=True,
+        seen_as=scale.dtype,
+        leaves=LEAVES,
+        label="quanto qint8, scales by row",
+        run=row_length,
+        n_codes=N_CODES,
+        codes=codes_of,
+        groups=groups,
+        cells=_cells(8, scale.dtype, lowest=-128),
+    )
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The arrays of a matrix in groups."""
+
+    codes: Tensor
+    scale: Tensor
+    shift: Tensor
+    n_bits: int
+    group: int
+
+
+def _groups_of(module: Module) -> Grid:
+    found = _packed(module)
+    n_weights = found.group * found.scale.n_weights
+    n_rows, row_length = _size(module, n_weights)
+    raw = found.codes.raw.reshape(-1, 1)
+    per_byte = 8 // found.n_bits
+
+    def codes_of(start: int, out: U8Array) -> None:
+        _unpack(raw, found.n_bits, per_byte, start, out)
+
+    def groups(first: int, last: int, codes: U8Array) -> Groups:
+        step, shift = floats(found.scale, first, last), floats(found.shift, first, last)
+        return _with(found.scale, step, -shift, np.zeros_like(step))
+
+    return Grid(
+        n_rows=n_rows,
+        row_length=row_length,
+        type=_type(found.n_bits),
+        has_cells=True,
+        seen_as=found.scale.dtype,
+        leaves=LEAVES,
+        label=f"quanto qint{found.n_bits}, groups of {found.group}",
+        run=found.group,
+        n_codes=1 << found.n_bits,
+        codes=codes_of,
+        groups=groups,
+        cells=_cells(found.n_bits, found.scale.dtype, lowest=0),
+    )
+
+
+def _packed(module: Module) -> _Packed:
+    """The arrays of a matrix in groups.
+
+    Raises
+    ------
+    SafetensorsError
+        If they do not fit each other.
+    """
+    codes = module.take(PACKED, ("U8",), 2)
+    scale = module.take("weight._scale", FLOATS, 2)
+    shift = module.take("weight._shift", FLOATS, 2)
+    n_packed, group = codes.shape
+    n_groups = scale.n_weights
+    fits = [n for n in (2, 4) if n_packed * (8 // n) == n_groups]
+    if not fits or scale.shape != (n_groups, 1) or shift.shape != scale.shape:
+        raise module.error(
+            f"{PACKED} has the shape {list(codes.shape)}, which is not that of {n_groups} groups"
+            " with 2 or 4 bits"
+        )
+    if shift.dtype != scale.dtype:
+        raise module.error(f"weight._shift is {shift.dtype}, weight._scale {scale.dtype}")
+    return _Packed(codes, scale, shift, fits[0], group)
+
+
+def _size(module: Module, n_weights: int) -> tuple[int, int]:
+    """The size of a matrix, which follows from the length of its bias alone.
+
+    Raises
+    ------
+    SafetensorsError
+        If there is no bias.
+    """
+    bias = module.tensors.get("bias")
+    n_rows = 0 if bias is None or len(bias.shape) != 1 else bias.n_weights
+    if n_rows < 1 or n_weights % n_rows:
+        raise module.error(
+            "quanto does not store the size of a matrix of qint2 or qint4, and there is no bias"
+            " that would tell it; save the weights as qint8"
+        )
+    return n_rows, n_weights // n_rows
+
+
+def _unpack(raw: U8Array, n_bits: int, per_byte: int, start: int, out: U8Array) -> None:
+    """Codes of parts, of which the first is in the lowest bits."""
+    span, i = len(raw), 0
+    while i < out.size:
+        part, at = divmod(start + i, span)
+        m = min(out.size - i, span - at)
+        # the place that `unpack_fields` gives this part
+        reverse = (per_byte - 1 - part) * span + at
+        unpack_fields(raw, n_bits, n_bits * (per_byte - 1), span, reverse, out[i : i + m])
+        i += m
+
+
+def _with(scale: Tensor, step: F32Array, base: F32Array, shift: F32Array) -> Groups:
+    """Groups whose scales are those that were used."""
+    size = step.astype(np.float64)
+    # half the distance of subnormal scales is no small part of them
+    least = 2.0**-14 if scale.dtype == "F16" else 2.0**-120
+    small, large = widened(np.where(size >= least, size, np.inf), size)
+    nothing, row = np.zeros_like(step), np.zeros(len(step), np.int32)
+    return Groups(step, base, shift, nothing, small, large, nothing + np.inf, nothing, row)
+
+
+@cache
+def _cells(n_bits: int, kind: str, lowest: int) -> Cells:
+    """Tables by code; of groups the sum of weight and shift was rounded before."""
+    n_codes = 1 << n_bits
+    between = edges(kind, lowest, n_codes, np.zeros(1, np.int64))
+    lower, upper = np.insert(between, 0, -np.inf, 1), np.append(between, [[np.inf]], 1)
+    nominal = np.arange(lowest, lowest + n_codes, dtype=np.float64)[None]
+    unit = 2.0 ** -PRECISION[kind] if lowest == 0 else 0.0
+    return cells_of(lower, upper, nominal, slack=(unit / 2 + 1e-6, unit + 1e-6), end=_END)

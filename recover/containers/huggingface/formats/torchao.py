@@ -1,0 +1,178 @@
+"""torchao, as its safetensors support flattens it: ``Int8Tensor``, ``IntxUnpackedToInt8Tensor``.
+
+``_weight_qdata`` int8 (N, K); ``_weight_scale`` (N, G), float32 of the former, the model's floats
+of the latter; perhaps ``_weight_zero_point`` int8 (N, G). A weight is (code - zero) * scale.
+
+Codes are ``clamp(round(x * (1 / scale)) + zero)``; product and quotient have the type of the scale
+(torchao/quantization/quant_primitives.py). How many bits a code has stands in the metadata of the
+file, which is not needed: the end codes of every group occur.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.containers.huggingface.formats._arithmetic import edges, rounded_to
+from recover.containers.huggingface.formats._grid import (
+    N_CODES,
+    Cells,
+    Grid,
+    Groups,
+    cells_of,
+    floats,
+    soft_cells,
+    widened,
+)
+from recover.containers.huggingface.modules import FLOATS, Module, values
+from recover.containers.safetensors.reader import Tensor
+from recover.quants import IntervalType, U8Array
+
+LEAVES = frozenset(
+    {
+        *("_weight_qdata", "_weight_scale", "_weight_zero_point"),
+        *("_weight_act_quant_scale", "_weight_act_quant_zero_point", "_weight_act_pre_scale"),
+    }
+)
+_SAMPLE = 1 << 18
+_HALF = 128
+_END = 0.18
+"""Mean square error, in steps, of end codes: the largest weight of a group is half a step off."""
+_RELATIVE_MSE = {2: 0.26, 3: 0.06, 4: 0.0125, 5: 3e-3, 6: 7e-4, 7: 1.7e-4, 8: 6.7e-5}
+
+
+@cache
+def _type(n_bits: int, *, is_scaled: bool) -> IntervalType:
+    if is_scaled:
+        return IntervalType(name=f"INT{n_bits} scaled (torchao)", relative_mse=1.0)
+    return IntervalType(name=f"INT{n_bits} (torchao)", relative_mse=_RELATIVE_MSE[n_bits])
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The arrays of a matrix; `run` consecutive weights share a scale."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    run: int
+
+
+def read(module: Module) -> Grid | None:
+    """The weight of a module that torchao stored as integers."""
+    codes = module.tensors.get("_weight_qdata")
+    if codes is None or codes.dtype.startswith("F"):
+        return None
+    stored = _stored(module)
+    raw, (n_rows, row_length) = stored.codes.raw, stored.codes.shape
+    n_bits = _n_bits(stored)
+    is_scaled = "_weight_act_pre_scale" in module.tensors
+
+    def codes_of(start: int, out: U8Array) -> None:
+        np.bitwise_xor(raw[start : start + out.size], np.uint8(_HALF), out=out)
+
+    has_zeros = stored.zero is not None
+    cells = _cells(n_bits, stored.scale.dtype, has_zeros)
+    if is_scaled:
+        cells = soft_cells(_nominal(has_zeros))
+        cells.variance[:] = np.inf
+    note = ", columns scaled" if is_scaled else ""
+    return Grid(
+        n_rows=n_rows,
+        row_length=row_length,
+        type=_type(n_bits, is_scaled=is_scaled),
+        has_cells=not is_scaled,
+        seen_as="BF16" if stored.scale.dtype == "F32" else stored.scale.dtype,
+        leaves=LEAVES,
+        label=f"torchao int{n_bits}, {_extent(stored)}{note}",
+        run=stored.run,
+        n_codes=N_CODES,
+        codes=codes_of,
+        groups=lambda first, last, codes: _groups(stored, first, last),
+        cells=cells,
+    )
+
+
+def _stored(module: Module) -> _Stored:
+    """The arrays of a matrix.
+
+    Raises
+    ------
+    SafetensorsError
+        If they do not fit each other, or are packed for a device.
+    """
+    zero = module.tensors.get("_weight_zero_point")
+    scale = module.tensors.get("_weight_scale")
+    codes = module.tensors["_weight_qdata"]
+    if codes.dtype != "I8" or (zero is not None and zero.dtype != "I8") or scale is None:
+        raise module.error(
+            "torchao's packed layouts (Int4Tensor and those for one device) are not supported; save"
+            " the weights as Int8Tensor or IntxUnpackedToInt8Tensor"
+        )
+    codes = module.take("_weight_qdata", ("I8",), 2)
+    scale = module.take("_weight_scale", FLOATS, 2)
+    (n_rows, row_length), n_groups = codes.shape, scale.n_weights
+    by_rows = scale.shape[0] == n_rows and row_length % scale.shape[1] == 0
+    if not by_rows and n_groups != 1:
+        raise module.error(
+            f"_weight_scale has the shape {list(scale.shape)} for {n_rows} x {row_length} weights"
+        )
+    if zero is not None and zero.n_weights != n_groups:
+        raise module.error(f"{zero.n_weights} zero points for {n_groups} scales")
+    return _Stored(codes, scale, zero, n_rows * row_length // n_groups)
+
+
+def _n_bits(stored: _Stored) -> int:
+    """How many bits hold all codes of a sample."""
+    numbers = stored.codes.raw.view(np.int8)
+    n_each = min(numbers.size, _SAMPLE // 16)
+    starts = np.linspace(0, numbers.size - n_each, 16).astype(np.int64).tolist()
+    parts = [numbers[start : start + n_each] for start in starts]
+    least, most = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)
+    return max(2, (max(most, -1 - least)).bit_length() + 1)
+
+
+def _extent(stored: _Stored) -> str:
+    if stored.scale.n_weights == 1:
+        return "one scale"
+    by_row = stored.run == stored.codes.shape[1]
+    return "scales by row" if by_row else f"groups of {stored.run}"
+
+
+def _groups(stored: _Stored, first: int, last: int) -> Groups:
+    step = floats(stored.scale, first, last)
+    size = step.astype(np.float64)
+    # the encoder multiplies by the reciprocal, as it is rounded
+    used = 1 / rounded_to(stored.scale.dtype, 1 / size)
+    known = size >= (2.0**-14 if stored.scale.dtype == "F16" else 2.0**-120)
+    small, large = widened(np.where(known, used, np.inf), used)
+    nothing = np.zeros_like(step)
+    zeros = np.zeros(len(step), np.int32)
+    if stored.zero is not None:
+        zeros = values(stored.zero).reshape(-1)[first:last].astype(np.int32)
+    row = zeros if stored.zero is None else (zeros + _HALF) * N_CODES
+    shift = (zeros + _HALF).astype(np.float32)
+    return Groups(step, nothing, shift, nothing, small, large, nothing + np.inf, nothing, row)
+
+
+def _zeros(has_zeros: bool) -> NDArray[np.int64]:
+    return np.arange(-_HALF, _HALF) if has_zeros else np.zeros(1, np.int64)
+
+
+def _nominal(has_zeros: bool) -> NDArray[np.float64]:
+    zeros = _zeros(has_zeros).astype(np.float64)
+    return np.arange(-_HALF, _HALF, dtype=np.float64) - zeros[:, None]
+
+
+@cache
+def _cells(n_bits: int, kind: str, has_zeros: bool) -> Cells:
+    """Tables by zero point and code."""
+    between = edges(kind, -2 * _HALF, 4 * _HALF, np.zeros(1, np.int64))[0]
+    nominal = _nominal(has_zeros)
+    place = (nominal + 2 * _HALF).astype(np.int64)
+    padded = np.concatenate([[-np.inf], between, [np.inf]])
+    lower, upper = padded[place], padded[place + 1]
+    half = 1 << (n_bits - 1)
+    lower[:, : _HALF - half + 1], upper[:, _HALF + half - 1 :] = -np.inf, np.inf
+    return cells_of(lower, upper, nominal, slack=(1e-6, 2e-6), end=_END)

@@ -1,0 +1,151 @@
+"""Tasks: pieces of a plan's work that a thread, a process or another machine can do alone.
+
+A task names what it needs: inputs by path and fingerprint, a tensor, a range of its weights, and
+where in which files the bytes go. It is small, goes to JSON and back, and pickles. No array does:
+who does a task maps the inputs and writes its own range of the output. What a task gives is plain
+data, too.
+
+Who plans and who adds up stay where they are; an `Executor` brings tasks to those who do them.
+"""
+
+import os
+import stat
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+from recover._files import write_all
+from recover._text import printable
+from recover.errors import OutputError
+
+Record = dict[str, Any]
+"""Plain data that JSON can hold."""
+
+Take = Callable[["Task", Record], None]
+"""Called with a task that is done, and what it gave; from any thread."""
+
+Watch = Callable[[int], None]
+"""Called now and then with the number of weights done."""
+
+
+class Target(NamedTuple):
+    """Where the bytes of a task go, in one file."""
+
+    path: Path
+    position: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done to a range of one tensor's weights.
+
+    Attributes
+    ----------
+    plan : str
+        Digest of the plan that it is a piece of.
+    tensor : str
+        Name of the tensor.
+    start, end : int
+        Its weights: whole tiles, but for the end of the tensor.
+    inputs : tuple of dict
+        The inputs that take part (see `recover.inputs.recorded.Input.to_record`).
+    outputs : tuple of Target
+        Where the bytes go. The files are there already, as large as they become.
+    job : dict
+        What is done, as those who planned it tell those who do it.
+    """
+
+    plan: str
+    tensor: str
+    start: int
+    end: int
+    inputs: tuple[Record, ...]
+    outputs: tuple[Target, ...]
+    job: Record
+
+    def to_record(self) -> Record:
+        """Plain data."""
+        outputs = [[str(each.path), each.position] for each in self.outputs]
+        return vars(self) | {"inputs": list(self.inputs), "outputs": outputs}
+
+    @classmethod
+    def from_record(cls, record: Record) -> Self:
+        """From what `to_record` gave, perhaps by way of JSON."""
+        outputs = tuple(Target(Path(path), position) for path, position in record["outputs"])
+        return cls(**record | {"inputs": tuple(record["inputs"]), "outputs": outputs})
+
+
+class Executor(Protocol):
+    """Whoever has tasks done, in whatever order and wherever."""
+
+    def run(self, tasks: Iterable[Task], take: Take, watch: Watch | None = None) -> None:
+        """Have all tasks done; return when they are.
+
+        Parameters
+        ----------
+        tasks : iterable of Task
+            Made as they are asked for: there may be millions.
+        take : callable
+            Gets each task when its bytes are written, and what it gave.
+        watch : callable, optional
+            To be called from this thread while it waits.
+        """
+
+
+class Writer(Protocol):
+    """Something that takes the bytes of a file."""
+
+    def write_at(self, position: int, data: bytes | memoryview) -> None:
+        """Write `data` at a byte position; from any thread."""
+
+
+class PlacedFile:
+    """A file that another process has created: bytes are put at their places in it.
+
+    It is open only while bytes are written, so that network file systems pass them on at once.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Attributes
+    ----------
+    written : list of (int, int, int)
+        What was: position, number of bytes, and CRC-32.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.written: list[tuple[int, int, int]] = []
+        self._path = path
+
+    def write_at(self, position: int, data: bytes | memoryview) -> None:
+        """Write `data` at a byte position.
+
+        Raises
+        ------
+        OutputError
+            If the file is not there, or too small, or cannot be written.
+        """
+        n_bytes = memoryview(data).nbytes
+        try:
+            flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+            descriptor = os.open(self._path, flags)
+            try:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or status.st_size < position + n_bytes:
+                    raise OutputError(
+                        f"{printable(self._path)}: is not the file that the work was planned for;"
+                        f" it has {status.st_size:,} bytes, and bytes {position:,} to"
+                        f" {position + n_bytes:,} are to be written"
+                    )
+                write_all(descriptor, data, position)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OutputError(
+                f"{printable(self._path)}: cannot be written: {error.strerror}"
+            ) from None
+        self.written.append((position, n_bytes, zlib.crc32(data)))

@@ -1,0 +1,321 @@
+"""What folders do not say of their own tensors, found beside the other inputs.
+
+Codes that make up for the errors of others (GPTQ, EXL2) are off by more than rounding; how much
+more differs from tensor to tensor. AWQ and SmoothQuant scale columns and rows of matrices; the
+norms that take that back are all that they leave of the scales. Another input of the same original
+tells both (see `recover.inputs.foreign`, `recover.inputs.scaled`).
+"""
+
+import base64
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from recover._text import printable, quoted, some
+from recover.containers.huggingface.floats import Floats
+from recover.containers.huggingface.formats._compensated import CompensatedMatrix
+from recover.containers.huggingface.modules import as_float32, values
+from recover.containers.huggingface.scaled import ScaledMatrix, Scales, UnscaledMatrix, no_scales
+from recover.containers.huggingface.tensors import FloatTensor, QuantizedTensor
+from recover.containers.model import Model, StoredTensor
+from recover.errors import PlanError
+from recover.evidence.intervals import Intervals
+from recover.inputs.alignment import AbsentTensor, is_absent
+from recover.inputs.foreign import measure_ratio
+from recover.inputs.matching import by_fineness
+from recover.inputs.provenance import has_cells
+from recover.inputs.scaled import (
+    SCALINGS,
+    ByNorm,
+    ByRows,
+    compare_norms,
+    norm_scales,
+    shared_scales,
+)
+from recover.quants import FloatType, IntervalTensor
+
+_LAYER = re.compile(r"(?P<stem>blk\.\d+\.)(?P<role>\w+)\.weight")
+
+
+class Found(NamedTuple):
+    """What was found of one stored matrix; plain data but for the arrays."""
+
+    noise: float | None = None
+    """Of a `CompensatedMatrix`."""
+    columns: Scales | None = None
+    """Of a `ScaledMatrix`; both are None if nothing was scaled."""
+    rows: Scales | None = None
+
+
+Completions = Mapping[str, Sequence[Found]]
+"""By name of a tensor, what was found of each matrix that it is made of."""
+
+
+def complete(
+    models: Sequence[Model], names: Iterable[str], warnings: list[str]
+) -> tuple[Model, ...]:
+    """Find what folders do not say of their tensors.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        The inputs, with the same tensors.
+    names : iterable of str
+        Tensors to look at.
+    warnings : list of str
+        What cannot be used is added.
+
+    Returns
+    -------
+    tuple of Model
+        In the same order. Tensors that say nothing are absent from them.
+
+    Raises
+    ------
+    PlanError
+        If no other input has such a tensor.
+    """
+    found: list[Model] = []
+    wanted = list(names)
+    for number, model in enumerate(models):
+        completer = _Completer(models, number)
+        known = completed(model, completer.look_at(wanted))
+        if unknown := completer.unknown:
+            what = (
+                f"{printable(model.path)}: columns of {some(list(map(quoted, unknown)))} were"
+                " scaled before they were quantized, and no other input tells the scales"
+            )
+            warnings.append(f"{what}: they say nothing")
+            if any(_is_in_none(name, models, number) for name in unknown):
+                raise PlanError(f"{what}; name a GGUF file of the same model as well")
+            absent = {name: AbsentTensor(name, model.tensors[name].dims) for name in unknown}
+            known = known.with_tensors(absent)
+        found.append(known)
+    return tuple(found)
+
+
+def _is_in_none(name: str, models: Sequence[Model], but: int) -> bool:
+    """Whether no input has a tensor, apart from one of them."""
+    others = (model for i, model in enumerate(models) if i != but)
+    return all(is_absent(model.tensors[name]) for model in others)
+
+
+def completed(model: Model, completions: Completions) -> Model:
+    """The model with what was found of its tensors."""
+    changed: dict[str, StoredTensor] = {
+        name: completed_tensor(cast(QuantizedTensor, model.tensors[name]), of_runs)
+        for name, of_runs in completions.items()
+    }
+    return model.with_tensors(changed) if changed else model
+
+
+def completed_tensor(tensor: QuantizedTensor, of_runs: Sequence[Found]) -> QuantizedTensor:
+    """A tensor with what was found of each matrix that it is made of."""
+    runs = tuple(
+        replace(run, matrix=_with(run.matrix, found))
+        for run, found in zip(tensor.runs, of_runs, strict=True)
+    )
+    return replace(tensor, runs=runs)
+
+
+def found_of(tensor: QuantizedTensor) -> tuple[Found, ...]:
+    """What was found of each matrix of a tensor."""
+    return tuple(_found_of(run.matrix) for run in tensor.runs)
+
+
+def found_record(found: Found) -> dict[str, Any]:
+    """As plain data that JSON can hold; empty if nothing was found."""
+    record = {
+        "noise": found.noise,
+        "columns": _scales_record(found.columns),
+        "rows": _scales_record(found.rows),
+    }
+    return {name: each for name, each in record.items() if each is not None}
+
+
+def read_found(record: Mapping[str, Any]) -> Found:
+    """The opposite of `found_record`."""
+    columns, rows = (_read_scales(record.get(name)) for name in ("columns", "rows"))
+    return Found(record.get("noise"), columns, rows)
+
+
+def _scales_record(scales: Scales | None) -> str | None:
+    if scales is None:
+        return None
+    both = np.stack([scales.values, scales.deviations]).astype("<f4")
+    return base64.b64encode(both.tobytes()).decode()
+
+
+def _read_scales(text: str | None) -> Scales | None:
+    if text is None:
+        return None
+    both = np.frombuffer(base64.b64decode(text, validate=True), "<f4").reshape(2, -1)
+    return Scales(both[0].copy(), both[1].copy())
+
+
+def _with(matrix: Any, found: Found) -> Any:
+    if isinstance(matrix, CompensatedMatrix) and found.noise is not None:
+        return matrix.with_noise(found.noise)
+    if isinstance(matrix, ScaledMatrix) and found.columns is not None:
+        return matrix.with_scales(found.columns, found.rows)
+    return matrix
+
+
+def _found_of(matrix: Any) -> Found:
+    if isinstance(matrix, CompensatedMatrix):
+        return Found(noise=matrix.noise)
+    if isinstance(matrix, UnscaledMatrix):
+        return Found(columns=matrix.columns, rows=matrix.rows)
+    return Found()
+
+
+class _Completer:
+    """Looks at one input beside the others."""
+
+    def __init__(self, models: Sequence[Model], number: int) -> None:
+        self._model = models[number]
+        self._others = [model for i, model in enumerate(models) if i != number]
+        self._columns: dict[str, Scales | None] = {}
+        self._rows: dict[str, list[Scales]] = {}
+        self._shared: dict[str, list[Scales]] = {}
+        self.unknown: list[str] = []
+
+    def look_at(self, names: Sequence[str]) -> dict[str, list[Found]]:
+        """What is found, by name."""
+        tensors = {
+            name: tensor
+            for name in names
+            if isinstance(tensor := self._model.tensors[name], QuantizedTensor)
+        }
+        found = {}
+        for name, tensor in tensors.items():
+            if any(isinstance(run.matrix, CompensatedMatrix) for run in tensor.runs):
+                found[name] = self._noises(name, tensor)
+        scaled = [name for name, tensor in tensors.items() if _is_scaled(tensor)]
+        self._find_scales(scaled)
+        for name in scaled:
+            if name in self._columns or name in self._shared:  # None: it was not scaled
+                found[name] = self._scales_of(name, tensors[name])
+            else:
+                self.unknown.append(name)
+        return found
+
+    def _known(self, name: str) -> StoredTensor | None:
+        """The finest of the other inputs that confines a tensor's weights."""
+        tensors = {
+            i: tensor
+            for i, model in enumerate(self._others)
+            if not is_absent(tensor := model.tensors[name])
+            and not isinstance(tensor.type, FloatType)
+            and has_cells(model, tensor)
+        }
+        ordered = by_fineness([t.tensors[name] for t in self._others], tensors)
+        return tensors[ordered[0]] if ordered else None
+
+    def _noises(self, name: str, tensor: QuantizedTensor) -> list[Found]:
+        known = self._known(name)
+        ratio = 1.0 if known is None else measure_ratio(cast(IntervalTensor, tensor), known)
+        return [
+            Found(noise=run.matrix.noise * ratio)
+            if isinstance(run.matrix, CompensatedMatrix)
+            else Found()
+            for run in tensor.runs
+        ]
+
+    def _find_scales(self, names: Sequence[str]) -> None:
+        """Scales of columns that norms tell, then those that two matrices share."""
+        for name in names:
+            match = _LAYER.fullmatch(name)
+            if match is None:
+                continue
+            for scaling in SCALINGS:
+                if isinstance(scaling, ByNorm) and match["role"] in scaling.columns:
+                    self._by_norm(name, f"{match['stem']}{scaling.norm}.weight")
+        for name in names:
+            match = _LAYER.fullmatch(name)
+            if match is None:
+                continue
+            for scaling in SCALINGS:
+                if isinstance(scaling, ByRows) and match["role"] == scaling.columns:
+                    self._by_rows(name, f"{match['stem']}{scaling.rows}.weight", scaling)
+
+    def _by_norm(self, name: str, norm: str) -> None:
+        """Columns whose scales a norm takes back."""
+        stored = self._model.tensors.get(norm)
+        original = next(
+            (
+                tensor
+                for model in self._others
+                if (tensor := model.tensors[norm]).type.name == "F32"
+            ),
+            None,
+        )
+        if not isinstance(stored, FloatTensor) or original is None:
+            return
+        floats: Floats = stored.runs[0].matrix
+        own = as_float32(floats.tensor, values(floats.tensor)).reshape(-1)
+        offset = 1.0 if floats.adds_one else 0.0
+        whole = original.read(0, original.n_weights)
+        match compare_norms(whole, own, floats.tensor.dtype, offset):
+            case "plain":
+                self._columns[name] = None
+            case "scaled":
+                self._columns[name] = norm_scales(whole, own, floats.tensor.dtype, offset)
+
+    def _by_rows(self, name: str, before_name: str, scaling: ByRows) -> None:
+        """Columns whose scales the rows of the matrix in front take back."""
+        after = cast(QuantizedTensor, self._model.tensors[name])
+        before = self._model.tensors.get(before_name)
+        known, known_before = self._known(name), None
+        if before is not None and not is_absent(before):
+            known_before = self._known(before_name)
+        if known is None or not isinstance(before, QuantizedTensor):
+            return
+        if before.dims[1] != after.dims[0] or len(before.runs) != len(after.runs):
+            self._columns[name] = None
+            return
+        if scaling.only_if_alike and before.dims != after.dims:
+            self._columns[name] = None
+            return
+        is_usable = known_before is not None and before_name in self._columns
+        columns = self._columns.get(before_name)
+        shared = []
+        for number, run in enumerate(after.runs):
+            sides: list[Any] = [run.matrix.with_scales(None), _bounds_of(known, after, number)]
+            if is_usable and known_before is not None:
+                front = before.runs[number].matrix.with_scales(columns)
+                sides += [front, _bounds_of(known_before, before, number)]
+            shared.append(shared_scales(*sides))
+        self._shared[name] = shared
+        self._rows[before_name] = shared
+
+    def _scales_of(self, name: str, tensor: QuantizedTensor) -> list[Found]:
+        """What was found of each matrix of a tensor."""
+        n = len(tensor.runs)
+        none = [no_scales(tensor.dims[0])]
+        by_norm = self._columns.get(name)
+        columns = self._shared.get(name) or (none if by_norm is None else [by_norm]) * n
+        rows: list[Any] = list(self._rows.get(name, [None] * n))
+        return [Found(columns=each, rows=row) for each, row in zip(columns, rows, strict=True)]
+
+
+def _is_scaled(tensor: QuantizedTensor) -> bool:
+    return all(isinstance(run.matrix, ScaledMatrix) for run in tensor.runs)
+
+
+def _bounds_of(
+    known: StoredTensor, tensor: QuantizedTensor, number: int
+) -> Callable[[int, int], Any]:
+    """Bounds of the weights of one of the matrices of a stack, by another input."""
+    intervals = Intervals()
+    intervals.turn_to([known])
+    offset = number * prod(tensor.dims[:2])
+
+    def bounds(start: int, end: int) -> Any:
+        return intervals.bound(offset + start, offset + end)
+
+    return bounds

@@ -1,0 +1,153 @@
+"""The tasks of a merge: what is done to a tensor, apart from the plan of all of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from recover._version import __version__
+from recover.containers.model import StoredTensor
+from recover.errors import PlanError
+from recover.estimators.error_calibration import Claims
+from recover.evidence.buffer import Witness
+from recover.execution.tasks import Record, Target, Task
+from recover.merge.certain import Snapping, snapping_of
+from recover.merge.compare import confines_of
+from recover.merge.plan import MergePlan, TensorPlan
+from recover.merge.records import (
+    claims_record,
+    plain,
+    read_claims,
+    read_witness,
+    tuples,
+    witness_record,
+)
+from recover.quants import TILE, type_by_name
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done to the weights of one tensor.
+
+    Attributes
+    ----------
+    action, outtype, method, is_known, witnesses, claims
+        As of `recover.merge.plan.TensorPlan`.
+    estimate : str
+        As of `recover.merge.plan.MergePlan`.
+    n_weights : int
+        Of the whole tensor.
+    n_sources : int
+        So many of a task's inputs take part, the finest first; the others are compared.
+    confines : tuple of bool
+        Where inputs are compared, whether the first one's and theirs prove bounds.
+    noises : tuple of float or None
+        As of their witnesses (see `recover.merge.compare.compare`).
+    snapping : Snapping or None
+        How weights are set to numbers of the source's format; None if they cannot be.
+    """
+
+    action: str
+    outtype: str
+    method: str
+    estimate: str
+    is_known: bool
+    n_weights: int
+    n_sources: int
+    witnesses: tuple[Witness, ...]
+    claims: Claims | None
+    confines: tuple[bool, ...]
+    noises: tuple[float | None, ...]
+    snapping: Snapping | None
+
+    @classmethod
+    def of(cls, plan: MergePlan, tensor: TensorPlan) -> Self:
+        """What a plan has done to a tensor."""
+        return cls(
+            action=tensor.action,
+            outtype=tensor.outtype,
+            method=tensor.method,
+            estimate=plan.estimate,
+            is_known=tensor.is_known,
+            n_weights=tensor.n_weights,
+            n_sources=len(tensor.sources),
+            witnesses=tensor.witnesses,
+            claims=tensor.claims,
+            confines=confines_of(tensor),
+            noises=tensor.compared_noises,
+            snapping=snapping_of(plan, tensor),
+        )
+
+    def to_record(self) -> Record:
+        """Plain data."""
+        record: Record = vars(self) | {
+            "version": __version__,
+            "witnesses": [witness_record(each) for each in self.witnesses],
+            "claims": claims_record(self.claims),
+            "snapping": None if self.snapping is None else asdict(self.snapping),
+        }
+        return {name: plain(value) for name, value in record.items()}
+
+    @classmethod
+    def from_record(cls, record: Record, tensors: Sequence[StoredTensor]) -> Self:
+        """From what `to_record` gave, perhaps by way of JSON; `tensors` are those of the inputs.
+
+        Raises
+        ------
+        PlanError
+            If another version of this program planned it, or for other tensors.
+        """
+        if record["version"] != __version__:
+            raise PlanError(
+                f"a task was planned by version {record['version']} of this program, which is"
+                f" {__version__}; use one version everywhere"
+            )
+        told, snapping = record["witnesses"], record["snapping"]
+        kinds = [tensor.type for tensor in tensors[: len(told)]]
+        known = {
+            "witnesses": tuple(read_witness(*each) for each in zip(told, kinds, strict=True)),
+            "claims": read_claims(record["claims"]),
+            "snapping": None if snapping is None else Snapping(**snapping),
+        }
+        return cls(**{each.name: tuples(record[each.name]) for each in fields(cls)} | known)
+
+
+def tasks_of(
+    plan: MergePlan, indices: Sequence[int], files: Sequence[Path], n_tiles: int = 1
+) -> Iterator[Task]:
+    """The tasks of some tensors, in order.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        The merge.
+    indices : sequence of int
+        Of the tensors.
+    files : sequence of Path
+        Where the bytes of its files are written, in the order of `MergePlan.files`.
+    n_tiles : int
+        So many tiles are one task.
+    """
+    for index in indices:
+        tensor = plan.tensors[index]
+        job = Job.of(plan, tensor).to_record()
+        inputs = tuple(
+            plan.inputs[i].of_tensor(tensor.name).to_record()
+            for i in (*tensor.sources, *tensor.compared)
+        )
+        places = [(files[tensor.part], tensor.position, type_by_name(tensor.outtype))]
+        if plan.uncertainty is not None and tensor.action != "copy":
+            position = plan.uncertainty.positions[tensor.name]
+            places.append((files[-1], position, type_by_name("BF16")))
+        for start in range(0, tensor.n_weights, n_tiles * TILE):
+            yield Task(
+                plan=plan.digest,
+                tensor=tensor.name,
+                start=start,
+                end=min(start + n_tiles * TILE, tensor.n_weights),
+                inputs=inputs,
+                outputs=tuple(
+                    Target(path, position + kind.n_bytes(start)) for path, position, kind in places
+                ),
+                job=job,
+            )

@@ -1,0 +1,249 @@
+"""Doing the tasks of a merge: the weights of a range are estimated, and their bytes written."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from recover._text import printable, quoted
+from recover.containers.mapping import check_faults, check_unchanged, faults
+from recover.containers.model import Model, StoredTensor
+from recover.errors import PlanError, QuantError
+from recover.estimators import FIRST_ALONE, Tally, TileEstimator
+from recover.evidence.buffer import Evidence, Witness
+from recover.execution.tasks import PlacedFile, Record, Target, Task, Writer
+from recover.inputs.recorded import Input, OpenInputs
+from recover.merge.certain import Snapper
+from recover.merge.compare import (
+    Comparison,
+    compare,
+    compare_unproven,
+    count_conflicts,
+    step_for,
+)
+from recover.merge.exact import count_rounded, rounded_away
+from recover.merge.finite import n_broken, n_not_finite
+from recover.merge.sums import Sums
+from recover.merge.tasks import Job
+from recover.quants import (
+    TILE,
+    F32Array,
+    FloatType,
+    TensorType,
+    quantize,
+    type_by_name,
+)
+
+_FLOAT32_ROUNDING, _SMALLEST_NORMAL = np.float32(2.0**-24), np.float32(2.0**-126)
+_BF16 = "BF16"  # of standard deviations
+
+
+class Worker:
+    """One thread's part: scratch memory, and what it needs to know of the tensor at hand.
+
+    Parameters
+    ----------
+    inputs : OpenInputs
+        Shared by the workers of a process.
+    """
+
+    def __init__(self, inputs: OpenInputs) -> None:
+        self._inputs = inputs
+        self._estimate = np.empty(TILE, np.float32)
+        self._deviation = np.empty(0, np.float32)
+        self._snapper = Snapper()
+        self._encoded = np.empty(TILE * 4, np.uint8)
+        self._models: list[Model] = []
+        self._known: tuple[tuple[Witness, ...], str, str] = (), "", ""
+        self._at: tuple[str, str] = "", ""
+
+    def work(self, task: Task, files: Mapping[Path, Writer]) -> Record:
+        """Do a task.
+
+        Parameters
+        ----------
+        task : Task
+            From `recover.merge.tasks.tasks_of`.
+        files : mapping of Path to Writer
+            What takes the bytes of the files that the task names.
+
+        Returns
+        -------
+        dict
+            ``sums``: of each of its tiles, in order (see `Sums.to_record`).
+
+        Raises
+        ------
+        InputError
+            If an input is not what it was.
+        OutputError
+            If the bytes cannot be written.
+        PlanError
+            If a weight is not finite in any input, or does not fit into the output's type.
+        """
+        if (task.plan, task.tensor) != self._at:
+            self._turn_to(task)
+        if task.start % TILE or (task.end % TILE and task.end != self._job.n_weights):
+            raise PlanError(f"weights {task.start:,} to {task.end:,} are no whole tiles")
+        sums = []
+        for start in range(task.start, task.end, TILE):
+            end = min(start + TILE, task.end)
+            sums.append(self._write_tile(task, files, start, end).to_record())
+        return {"sums": sums}
+
+    def check_inputs(self) -> None:
+        """Make sure that the inputs of the last task are what they were.
+
+        Raises
+        ------
+        InputError
+            If one was changed since it was opened.
+        """
+        check_unchanged([part for model in self._models for part in model.parts])
+
+    def _turn_to(self, task: Task) -> None:
+        self._at = "", ""
+        inputs = [Input.from_record(each) for each in task.inputs]
+        self._models = [self._inputs.model(each, task.tensor) for each in inputs]
+        tensors = [model.tensors[task.tensor] for model in self._models]
+        self._job = job = Job.from_record(task.job, tensors)
+        self._sources = tensors[: job.n_sources]
+        self._outtype = type_by_name(job.outtype)
+        self._is_decoded = job.method == FIRST_ALONE
+        self._comparison = self._comparison_of(tensors)
+        if len(task.outputs) > 1 and not self._deviation.size:
+            self._deviation = np.empty(TILE, np.float32)
+        if job.action != "copy" and not job.is_known:
+            self._snapper.turn_to(job.snapping, job.witnesses)
+            known = job.witnesses, job.method, job.estimate
+            if known != self._known:
+                self._known = known
+                self._estimator = TileEstimator(*known, claims=job.claims)
+        self._at = task.plan, task.tensor
+
+    def _write_tile(self, task: Task, files: Mapping[Path, Writer], start: int, end: int) -> Sums:
+        def write(output: Target, kind: TensorType, data: memoryview) -> None:
+            before = kind.n_bytes(start) - kind.n_bytes(task.start)
+            files[output.path].write_at(output.position + before, data)
+
+        weights, *deviations = task.outputs
+        if self._job.action == "copy":
+            raw = self._sources[0].part(start, end)
+            write(weights, self._outtype, raw.data)
+            sums = self._compare(start, end)
+            sums.not_finite = n_not_finite(raw, self._outtype)
+            return sums
+        estimate = self._estimate[: end - start]
+        deviation = self._deviation[: estimate.size] if deviations else self._deviation[:0]
+        sums = self._fill(start, end, estimate, deviation)
+        encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
+        try:
+            quantize(estimate, self._outtype, out=encoded)
+        except QuantError:
+            raise self._not_finite(start, end, estimate) from None
+        write(weights, self._outtype, encoded.data)
+        rounded = rounded_away(estimate, encoded, self._outtype)
+        if rounded or sums.estimated is not None:
+            sums.tally(len(self._sources)).variance += rounded
+        if self._job.is_known:
+            sums.rounded += count_rounded(estimate, encoded, self._outtype)
+        for output in deviations:
+            bf16 = type_by_name(_BF16)
+            write(output, bf16, quantize(deviation, bf16).data)
+        return sums
+
+    def _fill(self, start: int, end: int, estimate: F32Array, deviation: F32Array) -> Sums:
+        """Estimate the weights of one tile; their sums."""
+        sums = self._compare(start, end)
+        if self._job.is_known:
+            self._sources[0].read(start, end, estimate)
+            deviation[:] = 0
+            return sums
+        estimated = self._estimator.estimate(self._sources, start, end, estimate, deviation)
+        evidence, sums.estimated = self._estimator.evidence, estimated
+        sums.broken = n_broken(evidence)
+        if self._job.action == "merge":
+            sums.conflicts += self._n_conflicts(evidence, estimated)
+            sums.add_likeness(compare_unproven(evidence))
+        if self._is_decoded:  # a product with a side scale is rounded once, not twice
+            self._sources[0].read(start, end, estimate)
+        if deviation.size:
+            # Zero says that a weight is certain, and no estimate is more exact than float32 is.
+            least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
+            np.maximum(deviation, least, out=deviation)
+        if self._snapper.is_on:
+            stored = [each.part(start, end) for each in self._sources]
+            self._snapper.apply(evidence, stored, estimate, deviation, sums)
+        return sums
+
+    def _n_conflicts(self, evidence: Evidence, estimated: Tally) -> float:
+        """Weights on which the merged inputs contradict each other, as the estimator found."""
+        if self._estimator.estimator.sees_conflicts:
+            return estimated.n_conflicts
+        return float(count_conflicts(evidence, step_for(self._job.n_weights)))
+
+    def _comparison_of(self, tensors: list[StoredTensor]) -> Comparison | None:
+        """What compares the inputs that take no part with the one that is taken; None if none."""
+        compared = tensors[self._job.n_sources :]
+        if not compared:
+            return None
+        inputs = [tensors[0], *compared]
+        is_exact = not isinstance(inputs[0].type, FloatType) and self._job.is_known
+        return compare(inputs, self._job.confines, self._job.noises, is_exact=is_exact)
+
+    def _compare(self, start: int, end: int) -> Sums:
+        """The sums so far: what inputs that take no part contradict."""
+        sums = Sums()
+        if self._comparison is not None:
+            sums.conflicts = float(self._comparison.n_conflicts(start, end))
+            sums.add_likeness(self._comparison.likeness(start, end))
+        return sums
+
+    def _not_finite(self, start: int, end: int, estimate: F32Array) -> PlanError:
+        """Say why a tile cannot be stored."""
+        name = quoted(self._at[1])
+        for model, tensor in zip(self._models, self._sources, strict=False):
+            if not np.isfinite(tensor.read(start, end)).all():
+                what = f"tensor {name} holds NaN or infinite weights"
+                return PlanError(f"{printable(model.path)}: {what}")
+        largest = np.abs(estimate).max()
+        return PlanError(
+            f"tensor {name}: a weight of {largest:.6g} is beyond the range of"
+            f" {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
+        )
+
+
+_inputs = OpenInputs()
+_own = threading.local()
+
+
+def carry_out(record: Record) -> Record:
+    """Do a task in a process that knows nothing else of the merge.
+
+    Parameters
+    ----------
+    record : dict
+        What `Task.to_record` gave, perhaps by way of JSON.
+
+    Returns
+    -------
+    dict
+        What `Worker.work` gives, and ``written``: for each file, by path, the position, number of
+        bytes and CRC-32 of all that was written there.
+
+    Raises
+    ------
+    RecoverError
+        As `Worker.work` does; also if an input is changed meanwhile.
+    """
+    task = Task.from_record(record)
+    if not hasattr(_own, "worker"):
+        _own.worker = Worker(_inputs)
+    worker: Worker = _own.worker
+    files = {output.path: PlacedFile(output.path) for output in task.outputs}
+    before = faults()
+    gave = worker.work(task, files)
+    check_faults(before)
+    worker.check_inputs()
+    return gave | {"written": {str(path): file.written for path, file in files.items()}}

@@ -1,0 +1,132 @@
+"""Numbers of tensor types in files that other programs write, or that llama.cpp once wrote.
+
+None of them is read; a message names the type and says what to take instead. Programs that part
+from llama.cpp number their own types as they like, so that a number may have several meanings.
+Sources: ``ggml.h`` of llama.cpp (past and present), of microsoft/BitNet, of ikawrakow/ik_llama.cpp.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Project(NamedTuple):
+    """Who writes some types."""
+
+    name: str
+    way_out: str
+    """What to take instead of a file with such a type."""
+
+
+_EARLY = Project("llama.cpp of May 2023", "take another quantization of the model")
+_ARM = Project(
+    "llama.cpp from July to December 2024: interleaved {plain} for ARM",
+    "take the model in {plain}, which has the same codes",
+)
+_NEWER = Project("llama.cpp", "take another quantization of the model")
+_INTERNAL = Project(
+    "llama.cpp, for activations only",
+    "the file is damaged, or of a program that this one does not know",
+)
+_BITNET = Project("bitnet.cpp", "take the model's original weights, or a TQ1_0 or TQ2_0 file of it")
+_IK = Project(
+    "ik_llama.cpp",
+    "take another quantization of the model, or decode it with that program's quantizer"
+    " (llama-quantize --allow-requantize IN OUT F32)",
+)
+
+_INTERLEAVED_FOR_ARM = {
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}
+_OF_IK = {
+    97: "Q8_0_X4",
+    98: "Q8_1_X4",
+    99: "Q8_2_X4",
+    133: "Q6_0",
+    134: "IQ1_BN",
+    135: "IQ2_BN",
+    136: "Q8_K64",
+    137: "IQ2_K",
+    138: "IQ3_K",
+    139: "IQ4_K",
+    140: "IQ5_K",
+    141: "IQ6_K",
+    142: "IQ2_TN",
+    143: "IQ1_TN",
+    144: "IQ4_KS",
+    145: "IQ2_KS",
+    146: "IQ4_KSS",
+    147: "Q8_K16",
+    148: "Q8_K32",
+    149: "Q8_KR8",
+    150: "Q8_K128",
+    151: "Q8_KV",
+    152: "IQ5_KS",
+    153: "IQ2_KT",
+    154: "IQ3_KT",
+    155: "IQ4_KT",
+    156: "IQ3_KS",
+    157: "IQ2_KL",
+    158: "IQ1_KT",
+    202: "Q4_0_R8",
+    206: "Q5_0_R4",
+    208: "Q8_0_R8",
+    210: "Q2_K_R4",
+    211: "Q3_K_R4",
+    212: "Q4_K_R4",
+    213: "Q5_K_R4",
+    214: "Q6_K_R4",
+    216: "IQ2_XXS_R4",
+    217: "IQ2_XS_R4",
+    218: "IQ3_XXS_R4",
+    219: "IQ1_S_R4",
+    220: "IQ4_NL_R4",
+    221: "IQ3_S_R4",
+    222: "IQ2_S_R4",
+    223: "IQ4_XS_R8",
+    229: "IQ1_M_R4",
+    230: "BF16_R16",
+    233: "Q6_0_R4",
+    335: "IQ2_BN_R4",
+    337: "IQ2_K_R4",
+    338: "IQ3_K_R4",
+    339: "IQ4_K_R4",
+    340: "IQ5_K_R4",
+    344: "IQ4_KS_R4",
+    352: "IQ5_KS_R4",
+    353: "MXFP4_R8",
+    397: "Q8_K_R16",
+    398: "Q8_KV_R8",
+    399: "Q8_K_R8",
+}
+
+
+def _rows() -> Iterator[tuple[int, str, Project]]:
+    """The whole table: number, name, project; what a number more often means comes first."""
+    yield from ((number, name, _EARLY) for number, name in {4: "Q4_2", 5: "Q4_3"}.items())
+    yield from ((number, name, _INTERNAL) for number, name in {9: "Q8_1", 15: "Q8_K"}.items())
+    bitnet = {36: "I2_S", 37: "I8_S", 38: "TL1"}  # 39, TL2, is MXFP4 in llama.cpp
+    yield from ((number, name, _BITNET) for number, name in bitnet.items())
+    for number, name in _INTERLEAVED_FOR_ARM.items():
+        plain = name.rsplit("_", 2)[0]
+        yield number, name, Project(*(text.format(plain=plain) for text in _ARM))
+    yield from ((number, name, _NEWER) for number, name in {41: "Q1_0", 42: "Q2_0"}.items())
+    yield from ((number, name, _IK) for number, name in _OF_IK.items())
+
+
+TYPES_ELSEWHERE = tuple(_rows())
+"""Number, name and project of each."""
+
+
+def described_elsewhere(type_id: int) -> str | None:
+    """What a number means elsewhere, and the way out; None if it means nothing that is known."""
+    found = [(name, project) for number, name, project in TYPES_ELSEWHERE if number == type_id]
+    if not found:
+        return None
+    names = " or ".join(f"{name} (of {project.name})" for name, project in found)
+    ways = "; or ".join(dict.fromkeys(project.way_out for _, project in found))
+    return f"tensor type {type_id} is {names}, which is not read; {ways}"

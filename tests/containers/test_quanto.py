@@ -1,0 +1,74 @@
+"""optimum-quanto: what is decoded, what codes prove, and what is refused."""
+
+import numpy as np
+import pytest
+
+from recover.errors import SafetensorsError
+from tests.golden.foreign_files import load
+from tests.support.encoders.quanto import encode_groups, encode_rows
+from tests.support.foreign_modules import Array, heavy_tailed, n_outside, rounded, state
+from tests.support.format_checks import check_hostile, check_widened, matrix_of
+
+GOLDEN = load("quanto")
+
+
+def weights_of(seed: int, n_rows: int = 64, row_length: int = 512) -> Array:
+    weights = heavy_tailed(np.random.default_rng(seed), n_rows, row_length)
+    weights[1] = np.abs(weights[1]) + 0.01
+    return weights
+
+
+def encoded(weights: Array, name: str, kind: str) -> dict[str, Array]:
+    if name in ("qint2", "qint4"):
+        return encode_groups(weights, int(name[-1]), 128, kind)
+    return encode_rows(weights, kind, floats=name == "qfloat8")
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_reads_what_quanto_wrote(case: str) -> None:
+    arrays, original, decoded, config, _ = GOLDEN[case]
+    found = matrix_of(arrays, config=config)
+    assert case.split(",")[0].replace("qfloat8", "FP8") in found.label
+    assert found.leaves >= arrays.keys() - {"bias"}
+    stated = state(found)
+    assert np.array_equal(stated.value, decoded.reshape(-1))
+    assert n_outside(stated, original) == 0
+    own = encoded(original, *case.split(", "))
+    for leaf in own.keys() - {"bias"}:
+        assert np.array_equal(own[leaf], arrays[leaf]), leaf
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("name", ["qint2", "qint4", "qint8", "qfloat8"])
+def test_bounds_hold(name: str, kind: str) -> None:
+    weights = weights_of(1)
+    found = matrix_of(encoded(weights, name, kind))
+    assert found.has_cells
+    stated, seen = state(found), rounded(weights, kind)
+    assert n_outside(stated, seen) == 0
+    check_widened(found, weights)
+    measured = np.mean(np.square(stated.value.astype(np.float64) - seen.reshape(-1)))
+    assert stated.variance.mean() == pytest.approx(measured, rel=0.15)
+    for part, whole in zip(state(found, 1000, 30_001), stated, strict=True):
+        assert np.array_equal(part, whole[1000:30_001])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qint2", "qint4", "qint8", "qfloat8"])
+def test_bounds_hold_of_many_weights(name: str) -> None:
+    weights = heavy_tailed(np.random.default_rng(2), 2560, 4096)
+    for kind in ("BF16", "F16", "F32"):
+        found = matrix_of(encoded(weights, name, kind))
+        assert n_outside(state(found), rounded(weights, kind)) == 0
+
+
+def test_groups_need_a_bias() -> None:
+    arrays = encode_groups(weights_of(1))
+    del arrays["bias"]
+    with pytest.raises(SafetensorsError, match="does not store the size"):
+        matrix_of(arrays)
+
+
+@pytest.mark.parametrize("name", ["qint2", "qint4", "qint8", "qfloat8"])
+def test_damaged_arrays(name: str) -> None:
+    assert check_hostile(encoded(weights_of(1, 8, 256), name, "BF16")) > 20

@@ -1,0 +1,209 @@
+"""What folders of GPTQ and AWQ do not say is found beside a GGUF file of the same model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from recover.cli import main
+from recover.containers.huggingface.placing import rotary_order
+from recover.containers.huggingface.scaled import ScaledMatrix, UnscaledMatrix
+from recover.containers.huggingface.tensors import QuantizedTensor
+from recover.errors import PlanError, QuantError
+from recover.inputs.alignment import align
+from recover.inputs.completion import complete
+from recover.inputs.open import open_model
+from recover.inputs.recorded import Input
+from recover.merge.execute import execute_merge
+from recover.merge.plan import plan_merge
+from tests.support.encoders import awq, gptq
+from tests.support.foreign_modules import Array
+from tests.support.gguf_files import F32Array, Stored, read_weights, stored, write_gguf
+from tests.support.hf_folders import MODULES, write_arrays
+from tests.support.layer_inputs import Block, synthetic_block
+
+N_HEADS = 4
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 1,
+    "num_attention_heads": N_HEADS,
+    "num_key_value_heads": N_HEADS,
+}
+
+
+def in_gguf(name: str, w: F32Array) -> F32Array:
+    """Rows as GGUF has them."""
+    if name in ("attn_q", "attn_k"):
+        return np.ascontiguousarray(w[rotary_order(name, len(w), N_HEADS)])
+    return w
+
+
+@pytest.fixture(scope="module")
+def block() -> Block:
+    found = synthetic_block(np.random.default_rng(5))
+    matrices = {
+        name: w.astype(ml_dtypes.bfloat16).astype(np.float32) for name, w in found.matrices.items()
+    }
+    return found._replace(matrices=matrices)
+
+
+def write_model(path: Path, block: Block, kind: str) -> Path:
+    tensors: dict[str, Stored] = {
+        f"blk.0.{name}.weight": stored(kind, in_gguf(name, w)) for name, w in block.matrices.items()
+    }
+    norms = {f"blk.0.{name}.weight": stored("F32", w) for name, w in block.norms.items()}
+    return write_gguf(path, tensors | norms)
+
+
+def write_folder(
+    path: Path, arrays: dict[str, dict[str, Array]], norms: dict[str, F32Array], config: Any
+) -> Path:
+    flat = {
+        f"model.layers.0.{MODULES[name]}.{leaf}": array
+        for name, of_module in arrays.items()
+        for leaf, array in of_module.items()
+    }
+    for name, norm in norms.items():
+        flat[f"model.layers.0.{MODULES[name]}.weight"] = norm.astype(np.float16)
+    path.mkdir()
+    write_arrays(path / "model.safetensors", flat)
+    (path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": config}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def awq_folder(block: Block, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    quantized = awq.quantize(block)
+    path = tmp_path_factory.mktemp("awq") / "model-AWQ"
+    config = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+    return write_folder(path, quantized.arrays, quantized.norms, config)
+
+
+@pytest.fixture(scope="module")
+def gptq_folder(block: Block, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    arrays = {
+        name: gptq.pack(gptq.quantize(w, block.inputs[name], 4, 128), 4)
+        for name, w in block.matrices.items()
+    }
+    path = tmp_path_factory.mktemp("gptq") / "model-GPTQ"
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    return write_folder(path, arrays, block.norms, config)
+
+
+def mean_square(off: F32Array) -> float:
+    return float(np.mean(np.square(off.astype(np.float64))))
+
+
+def errors(path: Path, block: Block) -> dict[str, float]:
+    weights = read_weights(path)
+    return {
+        name: mean_square(weights[f"blk.0.{name}.weight"] - in_gguf(name, w))
+        for name, w in block.matrices.items()
+    }
+
+
+def test_awq_beside_a_gguf_file(block: Block, awq_folder: Path, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
+    plan = plan_merge([model, awq_folder], tmp_path / "out.gguf", outtype="f32")
+    result = execute_merge(plan, n_threads=1)
+    before, after = errors(model, block), errors(plan.output, block)
+    for name in block.matrices:
+        assert after[name] < 0.8 * before[name], name
+    assert result.expected_mse_ratio is not None
+    ratio = sum(after.values()) / sum(before.values())
+    assert result.expected_mse_ratio == pytest.approx(ratio, rel=0.15)
+
+
+def test_scales_hold(block: Block, awq_folder: Path, tmp_path: Path) -> None:
+    """No weight of the original is outside of what an AWQ folder proves beside a GGUF file."""
+    model = write_model(tmp_path / "Q5_K.gguf", block, "Q5_K")
+    aligned = align([open_model(model), open_model(awq_folder)])
+    _, folder = complete(aligned.models, aligned.names, [])
+    n_outside = 0
+    for name, w in block.matrices.items():
+        tensor = folder.tensors[f"blk.0.{name}.weight"]
+        assert isinstance(tensor, QuantizedTensor)
+        assert tensor.has_cells
+        value, lower, upper, variance = np.empty((4, w.size), np.float32)
+        tensor.intervals(0, w.size, value, lower, upper, variance)
+        x = in_gguf(name, w).reshape(-1)
+        n_outside += int(np.count_nonzero((x < lower) | (x > upper)))
+    assert n_outside <= 3  # of 655,360: three deviations
+
+
+def test_scales_that_nothing_tells(awq_folder: Path, block: Block, tmp_path: Path) -> None:
+    """Without norms in another input such matrices say nothing."""
+    model = write_model(tmp_path / "Q4_K.gguf", block._replace(norms={}), "Q4_K")
+    plan = plan_merge([model, awq_folder], tmp_path / "out.gguf")
+    assert any("scaled before they were quantized" in text for text in plan.warnings)
+    by_name = {tensor.name: tensor for tensor in plan.tensors}
+    assert by_name["blk.0.attn_q.weight"].types == ("Q4_K", "absent")
+
+
+def test_weights_that_only_awq_has_are_refused(
+    awq_folder: Path, block: Block, tmp_path: Path
+) -> None:
+    some = block._replace(matrices={"attn_q": block.matrices["attn_q"]})
+    model = write_model(tmp_path / "Q4_K.gguf", some, "Q4_K")
+    with pytest.raises(PlanError, match="no other input tells the scales; name a GGUF file"):
+        plan_merge([model, awq_folder], tmp_path / "out.gguf")
+
+
+def test_scaled_weights_are_no_weights(awq_folder: Path) -> None:
+    tensor = open_model(awq_folder).tensors["blk.0.attn_q.weight"]
+    with pytest.raises(QuantError, match="merge the folder with a GGUF file"):
+        tensor.read(0, 256)
+
+
+def test_gptq_beside_a_gguf_file(block: Block, gptq_folder: Path, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
+    plan = plan_merge([model, gptq_folder], tmp_path / "out.gguf", outtype="f32")
+    result = execute_merge(plan, n_threads=1)
+    before, after = errors(model, block), errors(plan.output, block)
+    for name in block.matrices:
+        assert after[name] < 0.9 * before[name], name
+    ratio = sum(after.values()) / sum(before.values())
+    assert result.expected_mse_ratio == pytest.approx(ratio, rel=0.1)
+
+
+def test_what_was_found_goes_to_a_record_and_back(
+    block: Block, awq_folder: Path, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
+    opened = [open_model(model), open_model(awq_folder)]
+    aligned = align(opened)
+    _, folder = complete(aligned.models, aligned.names, [])
+    record = json.loads(json.dumps(Input.of(opened[1], folder).to_record()))
+    again = Input.from_record(record).open()
+    for name in ("ffn_down", "ffn_up", "attn_q"):
+        one, other = (m.tensors[f"blk.0.{name}.weight"] for m in (folder, again))
+        assert np.array_equal(one.part(0, 4096), other.part(0, 4096))
+        assert isinstance(one, QuantizedTensor)
+        assert isinstance(one.runs[0].matrix, UnscaledMatrix)
+    fresh = open_model(awq_folder).tensors["blk.0.ffn_up.weight"]
+    assert isinstance(fresh, QuantizedTensor)
+    assert isinstance(fresh.runs[0].matrix, ScaledMatrix)
+
+
+def test_norms_of_awq_are_not_taken(block: Block, awq_folder: Path, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
+    for order in (1, -1):
+        output = tmp_path / f"{order}.gguf"
+        execute_merge(plan_merge([model, awq_folder][::order], output), n_threads=1)
+        written = read_weights(output)
+        for name, norm in block.norms.items():
+            np.testing.assert_array_equal(written[f"blk.0.{name}.weight"], norm)
+
+
+@pytest.mark.parametrize("command", ["inspect", "bounds"])
+def test_commands(
+    command: str, block: Block, awq_folder: Path, gptq_folder: Path, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
+    options = ["--summary"] if command == "bounds" else []
+    assert main([command, str(model), str(awq_folder), str(gptq_folder), *options]) == 0

@@ -1,0 +1,105 @@
+"""Hugging Face folders of the small Llamas, quantized by the encoders of tests/support/encoders."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from recover.containers.gguf.reader import open_gguf
+from recover.containers.huggingface.placing import rotary_order
+from recover.quants import F32Array
+from tests.support.encoders import bitsandbytes, fp8
+from tests.support.foreign_modules import Array
+
+Encoder = Callable[[F32Array], dict[str, Array]]
+
+ENCODERS: dict[str, tuple[Encoder, dict[str, Any]]] = {
+    "fp8": (
+        lambda w: fp8.encode(w, "block"),
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    ),
+    "nf4": (bitsandbytes.encode, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+}
+"""By format: what makes the arrays of a module, and ``quantization_config``."""
+
+_DTYPES = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+_KINDS = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """A safetensors file."""
+    header, at = {}, 0
+    for name, array in arrays.items():
+        kind = _DTYPES.get(array.dtype.name) or f"{_KINDS[array.dtype.kind]}{8 * array.itemsize}"
+        offsets = [at, at + array.nbytes]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
+        at += array.nbytes
+    text = json.dumps(header).encode()
+    body = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def module_name(name: str) -> str:
+    """The module of a GGUF tensor of a Llama."""
+    if not name.startswith("blk."):
+        return _TOP[name.removesuffix(".weight")]
+    _, layer, rest = name.removesuffix(".weight").split(".")
+    return f"model.layers.{layer}.{MODULES[rest]}"
+
+
+def write_folder(model: Path, folder: Path, kind: str | None) -> Path:
+    """A folder with a Llama's weights, its linear layers in a format; all BF16 if there is none."""
+    gguf = open_gguf(model)
+    arrays: dict[str, Array] = {}
+    heads = {
+        "attn_q": int(gguf.get("llama.attention.head_count")),
+        "attn_k": int(gguf.get("llama.attention.head_count_kv")),
+    }
+    for name, tensor in gguf.tensors.items():
+        if name == "rope_freqs.weight":
+            continue
+        w = tensor.read(0, tensor.n_weights).reshape(tensor.dims[::-1])
+        role = name.removesuffix(".weight").rpartition(".")[2]
+        if role in heads:
+            order = rotary_order(name, len(w), heads[role])
+            w = w[np.argsort(order)]
+        module = module_name(name)
+        is_linear = w.ndim == 2 and name.startswith("blk.")
+        if kind is None or not is_linear:
+            arrays[f"{module}.weight"] = w.astype(ml_dtypes.bfloat16)
+        else:
+            made = ENCODERS[kind][0](np.ascontiguousarray(w))
+            arrays |= {f"{module}.{leaf}": array for leaf, array in made.items()}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": int(gguf.get("llama.embedding_length")),
+        "intermediate_size": int(gguf.get("llama.feed_forward_length")),
+        "num_hidden_layers": int(gguf.get("llama.block_count")),
+        "num_attention_heads": heads["attn_q"],
+        "num_key_value_heads": heads["attn_k"],
+        "rms_norm_eps": float(gguf.get("llama.attention.layer_norm_rms_epsilon")),
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": "output.weight" not in gguf.tensors,
+    }
+    if kind is not None:
+        config["quantization_config"] = ENCODERS[kind][1]
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    write_arrays(folder / "model.safetensors", arrays)
+    return folder
