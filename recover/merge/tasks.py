@@ -130,10 +130,9 @@ def tasks_of(
     """
     for index in indices:
         tensor = plan.tensors[index]
-        job = Job.of(plan, tensor).to_record()
+        job = Job.of(plan, tensor)
         inputs = tuple(
-            plan.inputs[i].of_tensor(tensor.name).to_record()
-            for i in (*tensor.sources, *tensor.compared)
+            plan.inputs[i].of_tensor(tensor.name) for i in (*tensor.sources, *tensor.compared)
         )
         places = [(files[tensor.part], tensor.position, type_by_name(tensor.outtype))]
         if plan.uncertainty is not None and tensor.action != "copy":

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -104,10 +105,16 @@ class Worker:
 
     def _turn_to(self, task: Task) -> None:
         self._at = "", ""
-        inputs = [Input.from_record(each) for each in task.inputs]
+        inputs = [
+            each if isinstance(each, Input) else Input.from_record(cast(Record, each))
+            for each in task.inputs
+        ]
         self._models = [self._inputs.model(each, task.tensor) for each in inputs]
         tensors = [model.tensors[task.tensor] for model in self._models]
-        self._job = job = Job.from_record(task.job, tensors)
+        job = task.job
+        if not isinstance(job, Job):
+            job = Job.from_record(cast(Record, job), tensors)
+        self._job = job
         self._sources = tensors[: job.n_sources]
         self._outtype = type_by_name(job.outtype)
         self._is_decoded = job.method == FIRST_ALONE
