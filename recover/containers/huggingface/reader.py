@@ -14,6 +14,7 @@ from recover._text import printable
 from recover.containers.huggingface.architectures import Names, architecture_of
 from recover.containers.huggingface.modules import QUANTIZE_CONFIG, modules_of, read_recipe
 from recover.containers.huggingface.placing import Placed, place_tensors
+from recover.containers.huggingface.sizes import check_sizes
 from recover.containers.model import Container, StoredTensor
 from recover.containers.safetensors.reader import CONFIG, open_safetensors
 from recover.errors import RecoverError, SafetensorsError
@@ -117,8 +118,8 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
     Raises
     ------
     SafetensorsError
-        If a file cannot be read, the architecture is not known, or a tensor is stored in a way that
-        is not.
+        If a file cannot be read, the architecture is not known, a tensor is stored in a way that is
+        not, or ``config.json`` contradicts the shapes.
     """
     path = Path(path)
     model = open_safetensors(path)
@@ -128,6 +129,7 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
         names = Names(architecture, model.config)
         modules = modules_of(model, read_recipe(folder))
         placed: Placed = place_tensors(modules, architecture, names, model.config)
+        check_sizes(placed.tensors, placed.unplaced, architecture, model.config)
     except RecoverError as error:
         if str(error).startswith(printable(path)):
             raise
