@@ -221,10 +221,7 @@ def e8m0(exponents: NDArray[Any]) -> F32Array:
 
 def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """The fields of `Scales` for some of the stored scales, in their shape."""
-    if stored.scale.dtype in _EXPONENTS:
-        found = e8m0(numbers)
-    else:
-        found = as_float32(stored.scale, numbers)
+    found = e8m0(numbers) if stored.scale.dtype in _EXPONENTS else as_float32(stored.scale, numbers)
     arithmetic = np.empty(found.shape, np.uint8)
     # PyTorch divides by a single number in the type of the weights, whatever its own is.
     least = _EITHER if stored.scale.n_weights == 1 else _SINGLE
