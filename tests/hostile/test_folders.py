@@ -16,8 +16,8 @@ from tests.support.foreign_modules import Array
 from tests.support.hf_folders import write_arrays
 
 EXPERTS = "model.layers.0.mlp.experts"
-MXFP4 = {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"}
-FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+MXFP4: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"}
+FP8: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 UP = "model.layers.0.mlp.up_proj"
 
 
@@ -46,7 +46,8 @@ def test_fused_experts_of_other_dimensions(
 def test_an_exponent_that_is_no_number(tmp_path: Path, kind: str) -> None:
     """E8M0's 255; warnings are errors here."""
     w = np.ones((128, 128), np.float32)
-    arrays, config = fp4.encode_mxfp4(w), MXFP4
+    arrays: dict[str, Array] = fp4.encode_mxfp4(w)
+    config: dict[str, Any] = MXFP4
     if kind == "fp8":
         arrays, config = fp8.encode(w, power_of_two=True), FP8
         exponents = np.log2(arrays.pop("weight_scale_inv")) + 127
