@@ -111,6 +111,23 @@ def _is_in_none(name: str, models: Sequence[Model], but: int) -> bool:
     return all(is_absent(model.tensors[name]) for model in others)
 
 
+def without_divided(model: Model) -> Model:
+    """The model without norms that may take back scales of its own matrices' columns."""
+    roles = {
+        (match["stem"], match["role"])
+        for name, tensor in model.tensors.items()
+        if isinstance(tensor, QuantizedTensor) and _is_scaled(tensor)
+        if (match := _LAYER.fullmatch(name)) is not None
+    }
+    norms = {
+        f"{stem}{scaling.norm}.weight"
+        for stem, role in roles
+        for scaling in SCALINGS
+        if isinstance(scaling, ByNorm) and role in scaling.columns
+    }
+    return model.without(norms) if norms else model
+
+
 def is_measured(tensor: StoredTensor) -> bool:
     """Whether bounds of a tensor rest on scales that were measured, so that they are no proof."""
     found = found_of(tensor) if isinstance(tensor, QuantizedTensor) else ()

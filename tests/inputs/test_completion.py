@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recover.bounds.plan import plan_bounds
+from recover.bounds.verify import verify_model
 from recover.cli import main
 from recover.containers.huggingface.placing import rotary_order
 from recover.containers.huggingface.scaled import ScaledMatrix, UnscaledMatrix
@@ -223,6 +224,17 @@ def test_bounds_hold_and_say_what_is_no_proof(
             lower, upper = bounds.bound(start, end)
             assert (lower <= x[start:end]).all()
             assert (x[start:end] <= upper).all()
+
+
+def test_verify_does_not_look_at_divided_norms(
+    block: Block, awq_folder: Path, tmp_path: Path
+) -> None:
+    truth = write_model(tmp_path / "F32.gguf", block, "F32")
+    model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
+    result = verify_model(truth, [awq_folder, model], n_threads=1)
+    assert result.is_consistent
+    assert {"blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"} <= set(result.inputs[0].only_model)
+    assert not verify_model(truth, [awq_folder], n_threads=1).is_checked
 
 
 @pytest.mark.parametrize("command", ["inspect", "bounds"])
