@@ -118,6 +118,12 @@ def align(models: Sequence[Model], pattern: str | None = None) -> Alignment:
         for model in aligned
     )
     warnings = [text for model in aligned if (text := _lacking(model, names, len(models)))]
+    warnings += [
+        f"{printable(model.path)}: left out are {some(list(map(quoted, model.left_out)))}, which"
+        " have no place in a GGUF file of this architecture"
+        for model in aligned
+        if model.left_out
+    ]
     return Alignment(full, tuple(ordered), dict(fitter.followers), (*warnings, *fitter.warnings))
 
 

@@ -28,7 +28,7 @@ from recover.inputs.matching import typical_error
 from recover.inputs.open import open_models, reference_of
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
-from recover.inputs.provenance import searched_tensors
+from recover.inputs.provenance import look_at_marks, searched_tensors
 from recover.inputs.recorded import Input
 from recover.inputs.repeated import describe_repeated
 from recover.merge.calibrated import with_calibration, with_claims
@@ -358,6 +358,7 @@ def plan_merge(
     models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
     models = complete(models, names, warnings)
+    look_at_marks(models, names)
     warnings += [
         f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
         f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"

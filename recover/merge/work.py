@@ -172,8 +172,9 @@ class Worker:
             # Zero says that a weight is certain, and no estimate is more exact than float32 is.
             least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
             np.maximum(deviation, least, out=deviation)
-        stored = [each.part(start, end) for each in self._sources]
-        self._snapper.apply(evidence, stored, estimate, deviation, sums)
+        if self._snapper.is_on:
+            stored = [each.part(start, end) for each in self._sources]
+            self._snapper.apply(evidence, stored, estimate, deviation, sums)
         return sums
 
     def _n_conflicts(self, evidence: Evidence, estimated: Tally) -> float:
@@ -195,9 +196,8 @@ class Worker:
         """The sums so far: what inputs that take no part contradict."""
         sums = Sums()
         if self._comparison is not None:
-            n_conflicts, likeness = self._comparison.count(start, end)
-            sums.conflicts = float(n_conflicts)
-            sums.add_likeness(likeness)
+            sums.conflicts = float(self._comparison.n_conflicts(start, end))
+            sums.add_likeness(self._comparison.likeness(start, end))
         return sums
 
     def _not_finite(self, start: int, end: int, estimate: F32Array) -> PlanError:

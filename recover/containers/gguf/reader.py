@@ -103,6 +103,11 @@ class GGUFModel(Generic[T]):
         changed: GGUFModel[StoredTensor] = self
         return replace(changed, tensors=MappingProxyType({**self.tensors, **tensors}))
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
     def without(self, names: Collection[str]) -> "GGUFModel[T]":
         """The same model without some tensors."""
         kept = {name: each for name, each in self.tensors.items() if name not in names}
