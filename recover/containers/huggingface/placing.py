@@ -181,13 +181,13 @@ class _Placer:
     ) -> Iterator[tuple[str, Rows, int]]:
         """The parts of one array with all experts: weights (experts, rows, columns) or biases."""
         shape = matrix.tensor.shape
-        n_experts = shape[0]
         is_bias = leaf == ".bias"
         if len(shape) != (2 if is_bias else 3):
             raise SafetensorsError(
                 f"tensor {quoted(matrix.tensor.name)} has {len(shape)} dimensions, not one for the"
                 f" experts and {1 if is_bias else 2} more"
             )
+        n_experts = shape[0]
         rows = Rows(Floats(matrix.tensor, is_column=True) if is_bias else matrix)
         if self._architecture.alternates and not is_bias:  # and inputs come before outputs
             rows = Rows(BlockTransposed(rows, shape[1]))

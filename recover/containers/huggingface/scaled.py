@@ -31,10 +31,13 @@ class Scales:
         Of a column: stored over original. Of a row: original over stored.
     deviations : float32 (n,)
         Standard deviations to expect, relative; infinite where nothing is known.
+    is_measured : bool
+        Whether they were found by what is likely, so that three deviations are not sure to hold.
     """
 
     values: F32Array
     deviations: F32Array
+    is_measured: bool = False
 
 
 def no_scales(n: int) -> Scales:
