@@ -45,8 +45,8 @@ def open_model(path: str | os.PathLike[str]) -> Model:
             return container.open(path)
     if path.is_dir():
         raise GGUFError(
-            f"{printable(path)}: is a folder that holds no model; name a GGUF file, or the folder of"
-            " a Hugging Face model"
+            f"{printable(path)}: is a folder that holds no model; name a GGUF file, or the folder"
+            " of a Hugging Face model"
         )
     return GGUF.open(path)  # which says what is wrong with it
 
