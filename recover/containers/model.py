@@ -210,6 +210,8 @@ class Model(Protocol):
         Number of weights in all of them.
     metadata : collection of str
         The keys of which it says something (a mapping, for instance).
+    left_out : tuple of str
+        What it holds that is no tensor of a GGUF file; a vision tower, for instance.
     """
 
     @property
@@ -224,6 +226,8 @@ class Model(Protocol):
     def n_weights(self) -> int: ...  # noqa: D102
     @property
     def metadata(self) -> Collection[str]: ...  # noqa: D102
+    @property
+    def left_out(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def get(self, key: str, default: Any = None) -> Any:
         """What it says under a key, as int, float, bool, str or list; `default` if nothing."""

@@ -70,7 +70,9 @@ class Claims:
         light, heavy = self.kurtosis
         share = 0.0
         if heavy > light:
-            share = np.clip((kurtosis_of(estimate) - light) / (heavy - light), *_SHARES)
+            least, most = _SHARES
+            beyond = (kurtosis_of(estimate) - light) / (heavy - light)
+            share = np.float64(min(max(beyond, least), most))
         merged, alone = (
             each[0] * (each[1] / each[0]) ** share
             for each in (np.array(self.merged), np.array(self.alone))
@@ -85,12 +87,16 @@ def kurtosis_of(values: F32Array) -> float:
     """The mean of some superblocks' fourth moments over their squared second ones; 3 if normal."""
     superblocks = values[: values.size // 256 * 256].reshape(-1, 256)
     step = max(1, len(superblocks) // _N_LOOKED_AT)
-    squares = np.square(superblocks[::step].astype(np.float64))
-    mean = squares.mean(1)
-    known = (mean > 0) & np.isfinite(mean)
-    if not known.any():
+    squares = np.square(superblocks[::step], dtype=np.float64)
+    mean = np.add.reduce(squares, 1) / 256
+    known = (mean > 0) & (mean < np.inf)
+    n_known = np.count_nonzero(known)
+    if not n_known:
         return 3.0
-    return float(np.mean(np.mean(squares[known] ** 2, axis=1) / mean[known] ** 2))
+    if n_known < len(known):
+        squares, mean = squares[known], mean[known]
+    fourth = np.add.reduce(np.square(squares), 1) / 256
+    return float(np.add.reduce(fourth / np.square(mean)) / n_known)
 
 
 def sample_name(kind: TensorType, importance: int) -> str:

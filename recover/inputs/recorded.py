@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -80,12 +81,23 @@ class Input:
 
     def of_tensor(self, name: str) -> "Input":
         """The same, as far as it matters for one tensor; wherever the process runs."""
-        mine = {name: self.made[name]} if name in self.made else {}
-        return Input(self.path.absolute(), self.fingerprint, mine)
+        if name not in self.made:
+            return self._as_stored
+        return Input(self._as_stored.path, self.fingerprint, {name: self.made[name]})
+
+    @cached_property
+    def _as_stored(self) -> "Input":
+        """The same for tensors that are taken as they are stored."""
+        return Input(self.path.absolute(), self.fingerprint)
 
     def to_record(self) -> dict[str, Any]:
         """Plain data."""
-        return vars(self) | {"path": str(self.path), "dropped": list(self.dropped)}
+        return {
+            "path": str(self.path),
+            "fingerprint": self.fingerprint,
+            "made": self.made,
+            "dropped": list(self.dropped),
+        }
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
@@ -121,7 +133,7 @@ class OpenInputs:
         RecoverError
             If it cannot be read.
         """
-        path = wanted.path.absolute()
+        path = wanted.path if wanted.path.is_absolute() else wanted.path.absolute()
         for known, model in self._taken.get((path, wanted.fingerprint), ()):
             if known.made.get(name) == wanted.made.get(name):
                 return model

@@ -80,6 +80,10 @@ class ToyModel:
     def with_tensors(self, tensors: Mapping[str, StoredTensor]) -> "ToyModel":
         return replace(self, tensors={**self.tensors, **tensors})
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        return ()
+
     def without(self, names: Collection[str]) -> "ToyModel":
         kept = {name: each for name, each in self.tensors.items() if name not in names}
         return replace(self, tensors=kept)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from recover._text import printable, quoted
+from recover._text import printable
 from recover.containers.huggingface.architectures import Names, architecture_of
 from recover.containers.huggingface.modules import QUANTIZE_CONFIG, modules_of, read_recipe
 from recover.containers.huggingface.placing import Placed, place_tensors
@@ -39,8 +39,8 @@ class FolderModel:
     variants : mapping of str to sequence of StoredTensor
         Tensors that GGUF files have in several layouts: by the name of one of `tensors` those that
         stand for it in others.
-    unplaced : tuple of str
-        Arrays that have no place in GGUF files of this architecture; vision towers, for instance.
+    left_out : tuple of str
+        Arrays that have no place in GGUF files of this architecture: a vision tower's, say.
     config : mapping of str to Any
         Of ``config.json``.
     """
@@ -51,7 +51,7 @@ class FolderModel:
     metadata: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     variants: Mapping[str, Sequence[StoredTensor]]
-    unplaced: tuple[str, ...]
+    left_out: tuple[str, ...]
     config: Mapping[str, Any]
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -145,7 +145,7 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
         },
         tensors=MappingProxyType(placed.tensors),
         variants=MappingProxyType(placed.variants),
-        unplaced=tuple(quoted(name) for name in placed.unplaced),
+        left_out=tuple(placed.unplaced),
         config=model.config,
     )
 

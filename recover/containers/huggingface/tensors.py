@@ -15,7 +15,7 @@ from recover.containers.huggingface.rows import Piece, Rows
 from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.model import BlockTensor
 from recover.errors import QuantError
-from recover.quants import GROUP, F32Array, FloatType, IntervalType, U8Array
+from recover.quants import GROUP, F32Array, IntervalType, TensorType, U8Array
 
 _ROUNDING = {
     "BF16": (np.float32(2.0**-8), np.float32(2.0**-134)),
@@ -23,6 +23,8 @@ _ROUNDING = {
 }
 """How far a number may be from what it is rounded to, relatively and absolutely: half a unit in the
 last place, of 8 or 11 significand bits."""
+
+_ALIGNMENT = 8  # of the largest numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,21 +76,26 @@ class FolderTensor(BlockTensor, ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class FloatTensor(FolderTensor):
-    """A tensor that is not quantized."""
+class BytesTensor(FolderTensor):
+    """A tensor whose bytes are those of a type of GGUF."""
 
     @property
-    def type(self) -> FloatType:
+    def type(self) -> TensorType:
         """How it is stored."""
-        return self.runs[0].matrix.type
+        kind: TensorType = self.runs[0].matrix.type
+        return kind
 
     def part(self, start: int, end: int) -> U8Array:
-        """The stored bytes of weights `start` to `end`."""
+        """The stored bytes of weights `start` to `end`, which are whole blocks."""
         parts = [each.matrix.part(each.start, each.end) for each in self.pieces(start, end)]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         # Arrays of safetensors files may begin anywhere.
-        is_aligned = whole.ctypes.data % self.type.type_size == 0
-        return whole if is_aligned else whole.copy()
+        return whole if whole.ctypes.data % _ALIGNMENT == 0 else whole.copy()
+
+
+@dataclass(frozen=True, eq=False)
+class FloatTensor(BytesTensor):
+    """A tensor that is not quantized."""
 
 
 @dataclass(frozen=True, eq=False)
