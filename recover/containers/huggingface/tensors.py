@@ -1,9 +1,10 @@
 """Tensors of a folder as GGUF files have them: rows put in order, experts stacked."""
 
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +55,18 @@ class FolderTensor(BlockTensor, ABC):
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """The stored weights of a range, in order."""
+        for run, first, last, at in self._shares(start, end):
+            yield from run.pieces(first, last, at)
+
+    def _shares(self, start: int, end: int) -> Iterator[tuple[Rows, int, int, int]]:
+        """The runs of a range: of each its first weight, one past the last, where they begin."""
         ends = self._ends
         number = int(np.searchsorted(ends, start, "right"))
         at = start
         while at < end:
             first = int(ends[number - 1]) if number else 0
             upto = min(end, int(ends[number]))
-            yield from self.runs[number].pieces(at - first, upto - first, at - start)
+            yield self.runs[number], at - first, upto - first, at - start
             at, number = upto, number + 1
 
     @cached_property
@@ -122,12 +128,19 @@ class QuantizedTensor(FolderTensor):
         variance: F32Array,
     ) -> None:
         """See `recover.quants.IntervalTensor`; the bounds confine the original's weights."""
-        for matrix, first, last, at in self.pieces(start, end):
+        for run, first, last, at in self._shares(start, end):
             part = slice(at, at + last - first)
-            own = value[part], lower[part], upper[part]
-            matrix.intervals(first, last, *own, variance[part])
-            if matrix.seen_as != "F32":
-                widen(lower[part], upper[part], *_ROUNDING[matrix.seen_as])
+            own = value[part], lower[part], upper[part], variance[part]
+            if (span := run.span(first, last)) is None:
+                for piece in run.pieces(first, last):
+                    within = slice(piece.at, piece.at + piece.end - piece.start)
+                    _state(run.matrix, piece.start, piece.end, [each[within] for each in own])
+                continue
+            stated = np.empty((4, span.end - span.start), np.float32)
+            _state(run.matrix, span.start, span.end, list(stated))
+            by_row = stated.reshape(4, -1, run.matrix.row_length)
+            for each, found in zip(own, by_row, strict=True):
+                each[:] = found[span.rows].reshape(-1)[span.offset : span.offset + last - first]
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `recover.containers.model.StoredTensor.read`."""
@@ -152,6 +165,14 @@ class QuantizedTensor(FolderTensor):
         self.intervals(start, end, *stated)
         groups = stated[:3].reshape(3, -1, GROUP).transpose(1, 0, 2)
         return np.ascontiguousarray(groups).view(np.uint8).reshape(-1)
+
+
+def _state(matrix: Any, start: int, end: int, stated: Sequence[F32Array]) -> None:
+    """What a matrix states of the original's weights."""
+    value, lower, upper, variance = stated
+    matrix.intervals(start, end, value, lower, upper, variance)
+    if matrix.seen_as != "F32":
+        widen(lower, upper, *_ROUNDING[matrix.seen_as])
 
 
 @kernel

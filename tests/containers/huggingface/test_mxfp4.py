@@ -13,7 +13,7 @@ from tests.support.foreign_modules import Array
 from tests.support.hf_folders import write_arrays
 
 LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-CONFIG = {"model_type": "gpt_oss", "num_hidden_layers": 1, "hidden_size": 64}
+CONFIG = {"model_type": "gpt_oss", "num_hidden_layers": 1}
 N_EXPERTS, N_ROWS, LENGTH = 3, 8, 64
 STEM = "model.layers.0.mlp.experts."
 

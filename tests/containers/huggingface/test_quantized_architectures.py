@@ -93,3 +93,25 @@ def test_merges_come_nearer(name: str, kind: str, tmp_path: Path) -> None:
     }
     errors = [squared_error(each, truth) for each in (read_weights(gguf), decoded)]
     assert squared_error(found, truth) < 0.9 * min(errors)
+
+
+@pytest.mark.parametrize("size", [16, 112, 4096])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+def test_any_range_states_the_same(name: str, size: int, tmp_path: Path) -> None:
+    """Rows that are put in order are stated in one go where they lie close to each other."""
+    _, quantized, names = folders(name, "nf4", tmp_path)
+    for tensor in open_folder(quantized).fitted(names).tensors.values():
+        if not isinstance(tensor, QuantizedTensor):
+            continue
+        whole = np.empty((4, tensor.n_weights), np.float32)
+        tensor.intervals(0, tensor.n_weights, *whole)
+        for start in range(0, tensor.n_weights, size):
+            end = min(start + size, tensor.n_weights)
+            part = np.empty((4, end - start), np.float32)
+            tensor.intervals(start, end, *part)
+            np.testing.assert_array_equal(part, whole[:, start:end])
+        for piece in tensor.pieces(0, tensor.n_weights):
+            n = piece.end - piece.start
+            own = np.empty((4, n), np.float32)
+            piece.matrix.intervals(piece.start, piece.end, *own)
+            np.testing.assert_array_equal(own[0], whole[0, piece.at : piece.at + n])
