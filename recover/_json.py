@@ -64,32 +64,51 @@ def to_text(document: Any) -> str:
 
 def _append(value: Any, line: str, append: Callable[[str], None]) -> None:
     """Append the text of a value; `line` ends a line and begins the next one of its level."""
-    if isinstance(value, str):
-        append(_quote(value))
-    elif value is None:
-        append("null")
-    elif isinstance(value, bool):
-        append("true" if value else "false")
-    elif isinstance(value, int):
-        append(int.__repr__(value))
-    elif isinstance(value, float):
-        append(float.__repr__(value) if abs(value) < float("inf") else "null")
-    elif isinstance(value, list | tuple):
+    if isinstance(value, list | tuple):
         inner, start = f"{line}  ", "["
         for each in value:
-            append(f"{start}{inner}")
-            _append(each, inner, append)
+            if (scalar := _SCALARS.get(type(each))) is not None:
+                append(f"{start}{inner}{scalar(each)}")
+            else:
+                append(f"{start}{inner}")
+                _append(each, inner, append)
             start = ","
         append(f"{line}]" if value else "[]")
     elif isinstance(value, dict):
         inner, start = f"{line}  ", "{"
         for key, each in value.items():
-            append(f"{start}{inner}{_quote(key)}: ")
-            _append(each, inner, append)
+            if (scalar := _SCALARS.get(type(each))) is not None:
+                append(f"{start}{inner}{_quote(key)}: {scalar(each)}")
+            else:
+                append(f"{start}{inner}{_quote(key)}: ")
+                _append(each, inner, append)
             start = ","
         append(f"{line}}}" if value else "{}")
     else:
-        raise TypeError(f"{type(value).__name__} is nothing that JSON has")
+        append(_scalar(value))
+
+
+def _scalar(value: Any) -> str:
+    """The text of what has no parts, of these types or of ones derived from them."""
+    for kind, scalar in _SCALARS.items():
+        if isinstance(value, kind):
+            return scalar(value)
+    raise TypeError(f"{type(value).__name__} is nothing that JSON has")
+
+
+def _float(value: float) -> str:
+    return float.__repr__(value) if abs(value) < _INFINITY else "null"
+
+
+_INFINITY = float("inf")
+_SCALARS: dict[type, Callable[[Any], str]] = {
+    str: _quote,
+    type(None): lambda _: "null",
+    bool: lambda value: "true" if value else "false",
+    int: int.__repr__,
+    float: _float,
+}
+"""How the values are written that have no parts; what is a boolean is an integer, too."""
 
 
 def parse_object(raw: bytes, *, strict: bool = False) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.float16 import all_finite
+from recover._compiled.jit import kernel
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Intervals
@@ -216,12 +218,28 @@ def _runs(n_weights: int, block_size: int) -> list[tuple[int, int]]:
 def _come_back(raw: U8Array, kind: ScalarType) -> NDArray[np.bool_]:
     """For each block whether its decoded weights are encoded to it; broken ones are."""
     decoded: F32Array = dequantize(raw, kind).reshape(-1, kind.block_size)
-    sound = np.asarray(np.isfinite(decoded).all(1))
-    encoded = quantize(np.where(sound[:, None], decoded, np.float32(0)), kind)
-    shape = (-1, kind.type_size)
-    # A block of zeros may have any scale.
-    same: NDArray[np.bool_] = (encoded.reshape(shape) == raw.reshape(shape)).all(1)
-    return same | ~sound | ~decoded.any(1)
+    if not all_finite(decoded.reshape(-1)):
+        decoded[~np.isfinite(decoded).all(1)] = 0
+    same = np.empty(len(decoded), np.bool_)
+    _are_same(decoded, raw, quantize(decoded, kind), same)
+    return same
+
+
+@kernel
+def _are_same(decoded: F32Array, raw: U8Array, encoded: U8Array, same: NDArray[np.bool_]) -> None:
+    """Which blocks, decoded (n_blocks, block_size), have equal bytes (n_bytes,), or only zeros.
+
+    A block of zeros may have any scale.
+    """
+    size = raw.size // same.size
+    for b in range(same.size):
+        is_same = True
+        for i in range(b * size, (b + 1) * size):
+            is_same = is_same and raw[i] == encoded[i]
+        is_zero = True
+        for i in range(decoded.shape[1]):
+            is_zero = is_zero and decoded[b, i] == 0
+        same[b] = is_same or is_zero
 
 
 def _is_usable(raw: U8Array, kind: ScalarType) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from recover.estimators import DEFAULT_METHOD
 from recover.execution.output import check_output_path
 from recover.execution.tiles import Progress
 from recover.inputs.alignment import align, is_absent
-from recover.inputs.completion import complete
+from recover.inputs.completion import complete, is_measured
 from recover.inputs.matching import find_twins
 from recover.inputs.open import open_models
 from recover.inputs.provenance import confines, uses_imatrix
@@ -49,7 +49,7 @@ class TensorPlan:
         What was checked of each input whose codes may confine the weights; those that failed are
         not among the sources.
     left_out : tuple of str
-        Inputs that were not made from the original, and why, a line each.
+        Inputs that prove nothing of the original, and why, a line each.
     """
 
     name: str
@@ -278,12 +278,15 @@ def _is_matrix(tensor: StoredTensor) -> bool:
 
 
 def _not_of_the_original(name: str, models: Sequence[Model], decider: Decider) -> dict[int, str]:
-    """Inputs whose numbers or codes are those of other inputs' weights, and what they are of."""
+    """Inputs whose numbers or codes prove nothing of the original's weights, and why."""
     found = {
         i: "holds what a merge estimated, not the original's weights"
         for i, model in enumerate(models)
         if METHOD_KEY in model.metadata
     }
+    for i, model in enumerate(models):
+        if is_measured(model.tensors[name]):
+            found[i] = "was scaled, by scales that are not stored but only measured beside others"
     for descent in decider.descents(name):
         parents = [models[i].tensors[name] for i in descent.parents]
         if not all(isinstance(parent.type, FloatType) for parent in parents):

@@ -13,6 +13,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError, QuantError
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.completion import without_divided
 from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.quants import (
@@ -280,7 +281,7 @@ def verify_model(
     GGUFError, PlanError
         If a file cannot be read, or the files have no weights in common, or shapes differ.
     """
-    checked, others = open_model(model), open_models(inputs)
+    checked, others = open_model(model), tuple(map(without_divided, open_models(inputs)))
     if not others:
         raise PlanError("there are no inputs")
     checks = [_Check(checked, other) for other in others]

@@ -14,7 +14,9 @@ SUMMARY = "Prove an interval for each weight of the original"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
+    )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "-o", "--output", metavar="OUT", type=Path, help="safetensors file to write"

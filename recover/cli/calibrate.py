@@ -13,9 +13,15 @@ SUMMARY = "Fit how to combine quantizations, on a model whose original is known"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file")
     parser.add_argument(
-        "--truth", required=True, metavar="TRUTH", type=Path, help="GGUF file of the original"
+        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
+    )
+    parser.add_argument(
+        "--truth",
+        required=True,
+        metavar="TRUTH",
+        type=Path,
+        help="GGUF file or folder of the original",
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", type=Path, help="JSON file to write"

@@ -19,9 +19,15 @@ _N_CTX = 512
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("models", nargs="+", metavar="MODEL", type=Path, help="GGUF file")
     parser.add_argument(
-        "--truth", required=True, metavar="TRUTH", type=Path, help="GGUF file of the original"
+        "models", nargs="+", metavar="MODEL", type=Path, help="GGUF file or Hugging Face folder"
+    )
+    parser.add_argument(
+        "--truth",
+        required=True,
+        metavar="TRUTH",
+        type=Path,
+        help="GGUF file or folder of the original",
     )
     parser.add_argument(
         "--by",

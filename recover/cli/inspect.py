@@ -14,7 +14,9 @@ SUMMARY = "Say what files are, whether they belong together, and what a merge wo
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 

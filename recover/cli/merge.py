@@ -31,7 +31,9 @@ class Methods:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
+    )
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", type=Path, help="GGUF file to write"
     )

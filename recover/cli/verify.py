@@ -13,9 +13,13 @@ SUMMARY = "Check that a model's weights lie in the cells of quantizations"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file to check")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file or folder to check")
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file of a quantization"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        type=Path,
+        help="GGUF file or folder of a quantization",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 

@@ -210,8 +210,8 @@ class Model(Protocol):
         Number of weights in all of them.
     metadata : collection of str
         The keys of which it says something (a mapping, for instance).
-    layout : tuple of str
-        Tensors that it has in another layout than when it was opened (see `fitted`).
+    left_out : tuple of str
+        What it holds that is no tensor of a GGUF file; a vision tower, for instance.
     """
 
     @property
@@ -227,7 +227,7 @@ class Model(Protocol):
     @property
     def metadata(self) -> Collection[str]: ...  # noqa: D102
     @property
-    def layout(self) -> tuple[str, ...]: ...  # noqa: D102
+    def left_out(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def get(self, key: str, default: Any = None) -> Any:
         """What it says under a key, as int, float, bool, str or list; `default` if nothing."""

@@ -1,6 +1,8 @@
 """What the kernels of the posterior are given: inputs as flat arrays and small tables."""
 
-from typing import NamedTuple
+import operator
+import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,32 +116,67 @@ ATOMS = 14  # lowest, highest
 N_COLUMNS = ATOMS + 2
 
 
+class _Fixed(NamedTuple):
+    """What of `Scalars` is the same for all tiles of a tensor, and what it was made of."""
+
+    sources: tuple[NDArray[Any], ...]
+    tables: dict[str, NDArray[Any]]
+
+
+class _Memory(threading.local):
+    """Of each thread what it needed last."""
+
+    fixed = _Fixed((), {})
+
+
+_memory = _Memory()
+
+
 def tabulate(evidence: Evidence) -> Scalars:
     """What the kernels need of the scalar inputs."""
-    n_inputs = len(evidence.codes)
-    near, far = evidence.lower_levels - evidence.levels, evidence.upper_levels - evidence.levels
-    simple, rows = np.empty(n_inputs, np.bool_), np.empty((n_inputs, N_COLUMNS), np.float32)
-    for k in range(n_inputs):
-        density, ends = evidence.density[k], evidence.end_codes[k]
-        simple[k] = _describe(evidence.levels[k], density, ends, near[k], far[k], rows[k])
+    sources = (
+        evidence.noise,
+        evidence.levels,
+        evidence.lower_levels,
+        evidence.upper_levels,
+        evidence.density,
+        evidence.end_codes,
+        evidence.extremes,
+    )
+    known = _memory.fixed.sources
+    if len(known) != len(sources) or any(map(operator.is_not, known, sources)):
+        _memory.fixed = _Fixed(sources, _fixed_tables(evidence))
     return Scalars(
         evidence.codes.reshape(-1),
         evidence.scale.reshape(-1),
         evidence.offset.reshape(-1),
         evidence.scale_error.reshape(-1),
         evidence.offset_error.reshape(-1),
-        evidence.noise.astype(np.float32),
-        evidence.levels.reshape(-1),
-        near.reshape(-1),
-        far.reshape(-1),
-        evidence.lower_levels.reshape(-1),
-        evidence.upper_levels.reshape(-1),
-        evidence.end_codes.reshape(-1),
-        evidence.extremes.reshape(-1),
-        simple,
-        evidence.density[:, VARYING, 1] != 0,
-        rows.reshape(-1),
+        **_memory.fixed.tables,
     )
+
+
+def _fixed_tables(evidence: Evidence) -> dict[str, NDArray[Any]]:
+    """What does not depend on the tile."""
+    n_inputs = len(evidence.levels)
+    near, far = evidence.lower_levels - evidence.levels, evidence.upper_levels - evidence.levels
+    simple, rows = np.empty(n_inputs, np.bool_), np.empty((n_inputs, N_COLUMNS), np.float32)
+    for k in range(n_inputs):
+        density, ends = evidence.density[k], evidence.end_codes[k]
+        simple[k] = _describe(evidence.levels[k], density, ends, near[k], far[k], rows[k])
+    return {
+        "noise": evidence.noise.astype(np.float32),
+        "levels": evidence.levels.reshape(-1),
+        "near": near.reshape(-1),
+        "far": far.reshape(-1),
+        "lower_levels": evidence.lower_levels.reshape(-1),
+        "upper_levels": evidence.upper_levels.reshape(-1),
+        "ends": evidence.end_codes.reshape(-1),
+        "extremes": evidence.extremes.reshape(-1),
+        "simple": simple,
+        "varies": evidence.density[:, VARYING, 1] != 0,
+        "rows": rows.reshape(-1),
+    }
 
 
 def tabulate_intervals(evidence: Evidence) -> Spans | None:

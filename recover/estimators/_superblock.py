@@ -4,6 +4,7 @@ The logarithms of the densities are quadratic, so their sum is one quadratic pol
 weight, whatever the number of inputs. Sixteen weights, a group, are worked on at once.
 """
 
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,10 +135,23 @@ def center_value(block: Superblock, i: int) -> Any:
 _ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(0, 7 * 16, 16)
 
 
+class _Memory(threading.local):
+    """Of each thread, by the number of scalar inputs."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Superblock] = {}
+
+
+_memory = _Memory()
+
+
 def new_superblock(n_scalars: int) -> Superblock:
-    """Scratch memory."""
-    sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 7 * 16
-    block = Superblock(*(np.empty(n, np.float32) for n in sizes))
+    """Scratch memory of this thread, as if it were new."""
+    block = _memory.blocks.get(n_scalars)
+    if block is None:
+        sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 7 * 16
+        block = Superblock(*(np.empty(n, np.float32) for n in sizes))
+        _memory.blocks[n_scalars] = block
     block.limit[:], block.pinned_low[:], block.pinned_high[:] = _FAR, -_FAR, _FAR
     return block
 

@@ -82,7 +82,9 @@ class Claims:
         light, heavy = self.kurtosis
         share = 0.0
         if heavy > light:
-            share = np.clip((kurtosis_of(estimate) - light) / (heavy - light), *_SHARES)
+            least, most = _SHARES
+            beyond = (kurtosis_of(estimate) - light) / (heavy - light)
+            share = np.float64(min(max(beyond, least), most))
         merged, alone = (
             each[0] * (each[1] / each[0]) ** share
             for each in (np.array(self.merged), np.array(self.alone))

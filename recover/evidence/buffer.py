@@ -161,6 +161,7 @@ class EvidenceBuffer:
         n_scalars, n_intervals, n_others = len(scalars), len(intervals), len(others)
         rows: dict[type[TensorType], count[int]] = {kind: count() for kind in _KINDS}
         self._row_of = [next(rows[_kind_of(kind)]) for kind in self._types]
+        self._order = np.array(_order_of(self._types, self._row_of), np.int64)
         open_end = np.full(256, np.inf, np.float32)
 
         beside = [
@@ -218,21 +219,14 @@ class EvidenceBuffer:
             self._whole = self._whole._replace(weights=self.by_place(np.array(known)))
         self._tile, self._n_weights = self._whole, -1
 
-    @property
-    def _order(self) -> tuple[int, ...]:
-        """For each witness, its place in evidence: scalar inputs first, then intervals."""
-        kinds = [_kind_of(kind) for kind in self._types]
-        before = {kind: sum(map(kinds.count, _KINDS[:i])) for i, kind in enumerate(_KINDS)}
-        return tuple(before[kind] + row for kind, row in zip(kinds, self._row_of, strict=True))
-
     def by_witness(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
         """Figures (K + I + V,) in the order of the evidence, put into that of the witnesses."""
-        return figures[list(self._order)]
+        return figures[self._order]
 
     def by_place(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
         """Figures (K + I + V,) in the order of the witnesses, put into that of the evidence."""
         placed = np.empty_like(figures)
-        placed[list(self._order)] = figures
+        placed[self._order] = figures
         return placed
 
     def decode(self, evidence: Evidence, witness: int, out: F32Array) -> None:
@@ -247,7 +241,7 @@ class EvidenceBuffer:
         out : float32 (n,)
             To be filled.
         """
-        take_one(evidence, self._order[witness], out)
+        take_one(evidence, int(self._order[witness]), out)
 
     def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
         """Unpack one tile; not of interval inputs, which have no bytes (see `read`).
@@ -336,6 +330,13 @@ _KINDS = ScalarType, IntervalType, VectorType
 
 def _kind_of(kind: TensorType) -> type[TensorType]:
     return next(each for each in _KINDS if isinstance(kind, each))
+
+
+def _order_of(types: Sequence[TensorType], rows: Sequence[int]) -> list[int]:
+    """For each witness, its place in evidence: scalar inputs first, then intervals."""
+    kinds = [_kind_of(kind) for kind in types]
+    before = {kind: sum(map(kinds.count, _KINDS[:i])) for i, kind in enumerate(_KINDS)}
+    return [before[kind] + row for kind, row in zip(kinds, rows, strict=True)]
 
 
 def _finest(scalars: Sequence[ScalarType], intervals: Sequence[IntervalType]) -> int:

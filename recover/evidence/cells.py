@@ -183,11 +183,7 @@ def _place_cells(
     left over from the encoder's search gets edges that are infinitely far. Sixteen groups are
     worked on at once.
     """
-    scratch[:, end - start :] = 0
-    for g in range(end - start):
-        scratch[0, g], scratch[1, g] = evidence.scale[k, start + g], evidence.offset[k, start + g]
-        scratch[2, g] = evidence.scale_error[k, start + g]
-        scratch[3, g] = evidence.offset_error[k, start + g]
+    _take_groups(evidence, k, start, end, scratch)
     first, last = evidence.end_codes[k]
     lowest, highest = evidence.lower_levels[k, first], evidence.upper_levels[k, last]
     first_level, last_level = evidence.levels[k, first], evidence.levels[k, last]
@@ -215,6 +211,16 @@ def _place_cells(
         store(places[6], g, at_upper * s + o + (abs(at_upper) * s_error + o_error))
         store(places[7], g, where(flipped, last_level, first_level))
         store(places[8], g, where(flipped, first_level, last_level))
+
+
+@inner
+def _take_groups(evidence: Evidence, k: int, start: int, end: int, scratch: F32Array) -> None:
+    """Scales, offsets and their errors of groups `start` to `end`, and zeros behind them."""
+    scratch[:, end - start :] = 0
+    for g in range(end - start):
+        scratch[0, g], scratch[1, g] = evidence.scale[k, start + g], evidence.offset[k, start + g]
+        scratch[2, g] = evidence.scale_error[k, start + g]
+        scratch[3, g] = evidence.offset_error[k, start + g]
 
 
 @inner

@@ -5,6 +5,8 @@ one of its numbers, that number is the weight. That it was so stored can be refu
 interval that holds none, and by a scale that comes from one weight, which no number explains.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from recover._compiled.float16 import f16_to_f32, f32_bits, f32_from_bits, f32_to_f16
@@ -17,6 +19,19 @@ _SMALLEST_NORMAL_F16 = np.float32(2.0**-14)
 _LARGEST = np.float32(3e38)
 
 
+class Snapped(NamedTuple):
+    """What `snap` did and found."""
+
+    n_certain: int
+    """Weights that are certain."""
+    change: float
+    """What the expected square error changes by, summed."""
+    n_without: int
+    """Proven intervals that hold no number of the format."""
+    expected: float
+    """How many would, on average, if the weights had nothing to do with the format."""
+
+
 @kernel
 def snap(
     lower: F32Array,
@@ -26,7 +41,7 @@ def snap(
     rounds_all: bool,
     out: F32Array,
     deviation: F32Array,
-) -> tuple[int, float, int, float]:
+) -> Snapped:
     """Set weights to numbers of the source's format.
 
     Parameters
@@ -35,51 +50,55 @@ def snap(
         Proven bounds; ``lower > upper`` where the inputs contradict each other.
     significand_bits : int
         Precision of the format, the implicit bit included.
-    decides : bool
-        Set weights whose bounds hold a single number, and call them certain.
-    rounds_all : bool
-        Round every estimate.
-    out : float32 (n,)
-        The estimates.
-    deviation : float32 (n,)
-        Their standard deviations; 0 where the number is certain.
-
-    Returns
-    -------
-    int
-        How many weights are certain.
-    float
-        What the expected square error changes by, summed.
-    int
-        How many proven intervals hold no number of the format.
-    float
-        How many would, on average, if the weights had nothing to do with the format.
+    decides, rounds_all : bool
+        Set weights whose bounds hold a single number, and call them certain; round every estimate.
+    out, deviation : float32 (n,)
+        The estimates, and their standard deviations: 0 where the number is certain.
     """
     n_certain, change, n_without, expected = 0, 0.0, 0, 0.0
     shift = np.uint32(_F32_BITS - significand_bits)
     for i in range(out.size):
         low, high, estimate = lower[i], upper[i], out[i]
-        is_proven = low <= high and high < _LARGEST and low > -_LARGEST
-        if is_proven:
-            below, nearest, above = _neighbours(np.float32(0.5) * (low + high), shift)
+        if _is_proven(low, high):
             without, chance = _emptiness(low, high, shift)
             n_without, expected = n_without + without, expected + np.float64(chance)
-            is_alone = decides and not (low <= below <= high or low <= above <= high)
-            if low <= nearest <= high and is_alone and _is_regular(nearest, shift):
+            single, is_single = _single(low, high, shift)
+            if is_single and decides:
                 # Not the variance: what is certain are the weights with small errors.
-                change -= (np.float64(nearest) - np.float64(estimate)) ** 2
-                out[i] = nearest
+                change -= (np.float64(single) - np.float64(estimate)) ** 2
+                out[i] = single
                 deviation[i] = 0
                 n_certain += 1
                 continue
         if rounds_all and np.isfinite(estimate) and _is_regular(estimate, shift):
-            below, chosen, above = _neighbours(estimate, shift)
-            if is_proven and not low <= chosen <= high:
-                other = above if abs(estimate) > abs(chosen) else below
-                chosen = other if low <= other <= high else chosen
-            change += (np.float64(chosen) - np.float64(estimate)) ** 2
-            out[i] = chosen
-    return n_certain, change, n_without, expected
+            out[i] = _rounded(low, high, estimate, shift)
+            change += (np.float64(out[i]) - np.float64(estimate)) ** 2
+    return Snapped(n_certain, change, n_without, expected)
+
+
+@inlined
+def _is_proven(low: np.float32, high: np.float32) -> bool:
+    return bool(low <= high and high < _LARGEST and low > -_LARGEST)
+
+
+@inlined
+def _single(low: np.float32, high: np.float32, shift: np.uint32) -> tuple[np.float32, bool]:
+    """The number nearest to the middle of an interval, and whether that holds it and no other."""
+    below, nearest, above = _neighbours(np.float32(0.5) * (low + high), shift)
+    is_alone = not (low <= below <= high or low <= above <= high)
+    return nearest, bool(low <= nearest <= high) and is_alone and _is_regular(nearest, shift)
+
+
+@inlined
+def _rounded(
+    low: np.float32, high: np.float32, estimate: np.float32, shift: np.uint32
+) -> np.float32:
+    """An estimate rounded to the nearest number, or to that on its other side if only it fits."""
+    below, chosen, above = _neighbours(estimate, shift)
+    if _is_proven(low, high) and not low <= chosen <= high:
+        other = above if abs(estimate) > abs(chosen) else below
+        chosen = other if low <= other <= high else chosen
+    return chosen
 
 
 @kernel
@@ -103,13 +122,11 @@ def count_without(
     shift = np.uint32(_F32_BITS - significand_bits)
     for i in range(lower.size):
         low, high = lower[i], upper[i]
-        if low <= high and high < _LARGEST and low > -_LARGEST:
+        if _is_proven(low, high):
             n_bounded += 1
             without, chance = _emptiness(low, high, shift)
             n_without, expected = n_without + without, expected + np.float64(chance)
-            below, nearest, above = _neighbours(np.float32(0.5) * (low + high), shift)
-            is_alone = not (low <= below <= high or low <= above <= high)
-            n_single += low <= nearest <= high and is_alone and _is_regular(nearest, shift)
+            n_single += _single(low, high, shift)[1]
     return n_bounded, n_without, expected, n_single
 
 

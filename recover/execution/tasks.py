@@ -30,6 +30,17 @@ Watch = Callable[[int], None]
 """Called now and then with the number of weights done."""
 
 
+class Recordable(Protocol):
+    """What goes to plain data."""
+
+    def to_record(self) -> Record:
+        """Plain data that JSON can hold."""
+
+
+def _record_of(value: Recordable | Record) -> Record:
+    return value if isinstance(value, dict) else value.to_record()
+
+
 class Target(NamedTuple):
     """Where the bytes of a task go, in one file."""
 
@@ -49,26 +60,32 @@ class Task:
         Name of the tensor.
     start, end : int
         Its weights: whole tiles, but for the end of the tensor.
-    inputs : tuple of dict
-        The inputs that take part (see `recover.inputs.recorded.Input.to_record`).
+    inputs : tuple of Input, or of their records
+        The inputs that take part (see `recover.inputs.recorded.Input`).
     outputs : tuple of Target
         Where the bytes go. The files are there already, as large as they become.
-    job : dict
-        What is done, as those who planned it tell those who do it.
+    job : Recordable or dict
+        What is done, as those who planned it tell those who do it; or its record.
     """
 
     plan: str
     tensor: str
     start: int
     end: int
-    inputs: tuple[Record, ...]
+    inputs: tuple[Recordable | Record, ...]
     outputs: tuple[Target, ...]
-    job: Record
+    job: Recordable | Record
 
     def to_record(self) -> Record:
         """Plain data."""
-        outputs = [[str(each.path), each.position] for each in self.outputs]
-        return vars(self) | {"inputs": list(self.inputs), "outputs": outputs}
+        return vars(self) | {
+            "inputs": [_record_of(each) for each in self.inputs],
+            "outputs": [[str(each.path), each.position] for each in self.outputs],
+            "job": _record_of(self.job),
+        }
+
+    def __reduce__(self) -> tuple[Callable[[Record], Self], tuple[Record]]:
+        return type(self).from_record, (self.to_record(),)
 
     @classmethod
     def from_record(cls, record: Record) -> Self:

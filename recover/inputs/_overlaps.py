@@ -103,7 +103,8 @@ def most_likely(sides: Sequence[Side], n: int) -> Scales:
     step = reach * (_FINE[1] - _FINE[0])
     deviation = np.hypot(deviation, step / np.sqrt(12))
     values = np.exp(np.where(known, centers + off, 0))
-    return Scales(values.astype(np.float32), np.where(known, deviation, np.inf).astype(np.float32))
+    deviations = np.where(known, deviation, np.inf).astype(np.float32)
+    return Scales(values.astype(np.float32), deviations, is_measured=True)
 
 
 def _mean_squares(sides: Sequence[Side], n: int) -> tuple[F64Array, F64Array, list[F64Array]]:

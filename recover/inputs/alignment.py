@@ -105,6 +105,7 @@ def align(models: Sequence[Model], pattern: str | None = None) -> Alignment:
         wanted[name] = next(m.tensors[name] for m in (reference, *models) if name in m.tensors)
     fitter = _Fitter(reference, wanted, models)
     aligned = [fitter.fit(model) for model in models]
+    fitter.check_held(aligned)
     ordered = [each for name in names for each in (name, *fitter.followers_of(name))]
     full = tuple(
         model.with_tensors(
@@ -117,6 +118,12 @@ def align(models: Sequence[Model], pattern: str | None = None) -> Alignment:
         for model in aligned
     )
     warnings = [text for model in aligned if (text := _lacking(model, names, len(models)))]
+    warnings += [
+        f"{printable(model.path)}: left out are {some(list(map(quoted, model.left_out)))}, which"
+        " have no place in a GGUF file of this architecture"
+        for model in aligned
+        if model.left_out
+    ]
     return Alignment(full, tuple(ordered), dict(fitter.followers), (*warnings, *fitter.warnings))
 
 
@@ -248,9 +255,13 @@ class _Fitter:
     def fit(self, model: Model) -> Model:
         """The same model with tensors of the shapes that are wanted."""
         changed: dict[str, StoredTensor] = {}
+        odd: list[str] = []
         for name, ends in self._cuts.items():
             tensor = model.tensors.get(name)
             if tensor is None:
+                continue
+            if not _has_whole_blocks(tensor, ends):
+                odd.append(name)
                 continue
             if not ends:
                 if shape_of(tensor) != _shape(self.dims[name]):
@@ -263,7 +274,37 @@ class _Fitter:
                 own = _name_of(name, first)
                 if last <= n_rows and last > first:
                     changed[own] = rows_of(tensor, own, first, last)
+        changed |= {name: AbsentTensor(name, self.dims[name]) for name in odd}
+        self._say_odd(model, odd)
         return model.with_tensors(changed) if changed else model
+
+    def check_held(self, models: Sequence[Model]) -> None:
+        """Refuse tensors that no input holds in whole blocks.
+
+        Raises
+        ------
+        PlanError
+            If there are any.
+        """
+        held = {
+            name
+            for model in models
+            for name in self.dims
+            if name in model.tensors and not is_absent(model.tensors[name])
+        }
+        if missing := [quoted(name) for name in self.dims if name not in held]:
+            raise PlanError(
+                f"{some(missing)}: quantized without a whole number of blocks in every input; leave"
+                " them out with --tensors, or name an input that stores them as F32, F16 or BF16"
+            )
+
+    def _say_odd(self, model: Model, names: Sequence[str]) -> None:
+        kinds = sorted({model.tensors[name].type.block_size for name in names})
+        if names:
+            self.warnings.append(
+                f"{printable(model.path)}: {some(list(map(quoted, names)))}: quantized, but no"
+                f" whole blocks of {' or '.join(map(str, kinds))} weights: they say nothing"
+            )
 
     def _say_reshaped(self, model: Model, tensor: StoredTensor) -> None:
         wanted = _shape(self.dims[tensor.name])
@@ -286,6 +327,12 @@ class _Fitter:
             f"{printable(model.path)}: {quoted(tensor.name)} has {n_rows} rows, not {n_wanted};"
             f" {what}"
         )
+
+
+def _has_whole_blocks(tensor: StoredTensor, ends: Sequence[int]) -> bool:
+    """Whether a tensor has whole blocks, also where its rows are cut."""
+    sizes = [tensor.n_weights, *(end * tensor.dims[0] for end in ends)]
+    return not any(size % tensor.type.block_size for size in sizes)
 
 
 def _name_of(name: str, first: int) -> str:

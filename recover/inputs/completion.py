@@ -72,7 +72,8 @@ def complete(
     Returns
     -------
     tuple of Model
-        In the same order. Tensors that say nothing are absent from them.
+        In the same order. Tensors that say nothing are absent from them, and norms that take back
+        the scales of columns.
 
     Raises
     ------
@@ -92,9 +93,15 @@ def complete(
             warnings.append(f"{what}: they say nothing")
             if any(_is_in_none(name, models, number) for name in unknown):
                 raise PlanError(f"{what}; name a GGUF file of the same model as well")
-            absent = {name: AbsentTensor(name, model.tensors[name].dims) for name in unknown}
-            known = known.with_tensors(absent)
-        found.append(known)
+        gone = [*unknown, *completer.divided]
+        absent = {name: AbsentTensor(name, model.tensors[name].dims) for name in gone}
+        found.append(known.with_tensors(absent) if absent else known)
+    lost = [name for name in wanted if all(is_absent(model.tensors[name]) for model in found)]
+    if lost:
+        raise PlanError(
+            f"{some(list(map(quoted, lost)))}: every input has them only as scaled before they were"
+            " quantized; name a GGUF file of the same model as well"
+        )
     return tuple(found)
 
 
@@ -104,43 +111,67 @@ def _is_in_none(name: str, models: Sequence[Model], but: int) -> bool:
     return all(is_absent(model.tensors[name]) for model in others)
 
 
+def without_divided(model: Model) -> Model:
+    """The model without norms that may take back scales of its own matrices' columns."""
+    roles = {
+        (match["stem"], match["role"])
+        for name, tensor in model.tensors.items()
+        if isinstance(tensor, QuantizedTensor) and _is_scaled(tensor)
+        if (match := _LAYER.fullmatch(name)) is not None
+    }
+    norms = {
+        f"{stem}{scaling.norm}.weight"
+        for stem, role in roles
+        for scaling in SCALINGS
+        if isinstance(scaling, ByNorm) and role in scaling.columns
+    }
+    return model.without(norms) if norms else model
+
+
+def is_measured(tensor: StoredTensor) -> bool:
+    """Whether bounds of a tensor rest on scales that were measured, so that they are no proof."""
+    found = found_of(tensor) if isinstance(tensor, QuantizedTensor) else ()
+    sides = [side for each in found for side in (each.columns, each.rows) if side is not None]
+    return any(side.is_measured for side in sides)
+
+
 def completed(model: Model, completions: Completions) -> Model:
     """The model with what was found of its tensors."""
-    changed: dict[str, StoredTensor] = {}
-    for name, of_runs in completions.items():
-        tensor = cast(QuantizedTensor, model.tensors[name])
-        runs = tuple(
-            replace(run, matrix=_with(run.matrix, found))
-            for run, found in zip(tensor.runs, of_runs, strict=True)
-        )
-        changed[name] = replace(tensor, runs=runs)
+    changed: dict[str, StoredTensor] = {
+        name: completed_tensor(cast(QuantizedTensor, model.tensors[name]), of_runs)
+        for name, of_runs in completions.items()
+    }
     return model.with_tensors(changed) if changed else model
 
 
-def completions_of(model: Model) -> dict[str, tuple[Found, ...]]:
-    """What was found of a model's tensors."""
-    found = {}
-    for name, tensor in model.tensors.items():
-        if isinstance(tensor, QuantizedTensor):
-            known = tuple(_found_of(run.matrix) for run in tensor.runs)
-            if any(each.noise is not None or each.columns is not None for each in known):
-                found[name] = known
-    return found
+def completed_tensor(tensor: QuantizedTensor, of_runs: Sequence[Found]) -> QuantizedTensor:
+    """A tensor with what was found of each matrix that it is made of."""
+    runs = tuple(
+        replace(run, matrix=_with(run.matrix, found))
+        for run, found in zip(tensor.runs, of_runs, strict=True)
+    )
+    return replace(tensor, runs=runs)
+
+
+def found_of(tensor: QuantizedTensor) -> tuple[Found, ...]:
+    """What was found of each matrix of a tensor."""
+    return tuple(_found_of(run.matrix) for run in tensor.runs)
 
 
 def found_record(found: Found) -> dict[str, Any]:
-    """As plain data that JSON can hold."""
-    return {
+    """As plain data that JSON can hold; empty if nothing was found."""
+    record = {
         "noise": found.noise,
         "columns": _scales_record(found.columns),
         "rows": _scales_record(found.rows),
     }
+    return {name: each for name, each in record.items() if each is not None}
 
 
 def read_found(record: Mapping[str, Any]) -> Found:
     """The opposite of `found_record`."""
-    columns, rows = (_read_scales(record[name]) for name in ("columns", "rows"))
-    return Found(record["noise"], columns, rows)
+    columns, rows = (_read_scales(record.get(name)) for name in ("columns", "rows"))
+    return Found(record.get("noise"), columns, rows)
 
 
 def _scales_record(scales: Scales | None) -> str | None:
@@ -183,6 +214,7 @@ class _Completer:
         self._rows: dict[str, list[Scales]] = {}
         self._shared: dict[str, list[Scales]] = {}
         self.unknown: list[str] = []
+        self.divided: set[str] = set()
 
     def look_at(self, names: Sequence[str]) -> dict[str, list[Found]]:
         """What is found, by name."""
@@ -265,6 +297,7 @@ class _Completer:
                 self._columns[name] = None
             case "scaled":
                 self._columns[name] = norm_scales(whole, own, floats.tensor.dtype, offset)
+                self.divided.add(norm)
 
     def _by_rows(self, name: str, before_name: str, scaling: ByRows) -> None:
         """Columns whose scales the rows of the matrix in front take back."""

@@ -34,8 +34,12 @@ def by_fineness(tensors: Sequence[StoredTensor], chosen: Iterable[int]) -> list[
     """Indices of tensors, finest first.
 
     Among floats of one type those that use more of its bits (BF16 numbers in an F32 tensor end in
-    16 zeros), then the bytes decide: the order of the inputs is of no consequence.
+    16 zeros), then the bytes decide: the order of the inputs is of no consequence. They are looked
+    at only where the types do not tell.
     """
+    errors = {i: typical_error(tensors[i].type) for i in chosen}
+    if len(set(errors.values())) == len(errors):
+        return sorted(errors, key=errors.__getitem__)
 
     def key(i: int) -> tuple[float, int, bytes, int]:
         start = _first_bytes(tensors[i])
@@ -43,9 +47,9 @@ def by_fineness(tensors: Sequence[StoredTensor], chosen: Iterable[int]) -> list[
         last_bit = _last_bit(start, kind) if isinstance(kind, FloatType) else 0
         scales = tensors[i].scales
         stored = start.tobytes() + (b"" if scales is None else scales.tobytes())
-        return typical_error(kind), last_bit, stored, i
+        return errors[i], last_bit, stored, i
 
-    return sorted(chosen, key=key)
+    return sorted(errors, key=key)
 
 
 def _first_bytes(tensor: StoredTensor) -> U8Array:

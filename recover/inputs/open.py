@@ -14,7 +14,7 @@ from recover.containers.gguf.parts import without_further_parts
 from recover.containers.gguf.reader import CONTAINER as GGUF
 from recover.containers.gguf.reader import GGUFModel
 from recover.containers.model import Container, Model, StoredTensor
-from recover.errors import PlanError
+from recover.errors import GGUFError, PlanError
 
 GROUP = "recover.containers"
 """Entry points under which other distributions name their containers."""
@@ -43,6 +43,11 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     for container in chain(_own_containers(), _found_containers()):
         if container.reads(path):
             return container.open(path)
+    if path.is_dir():
+        raise GGUFError(
+            f"{printable(path)}: is a folder that holds no model; name a GGUF file, or the folder"
+            " of a Hugging Face model"
+        )
     return GGUF.open(path)  # which says what is wrong with it
 
 

@@ -28,8 +28,9 @@ the K-quants and IQ4 choose the codes last, whatever chose their scales. The typ
 their marks, and what these mean (see `recover.quants.base.ScalarType`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -50,6 +51,8 @@ from recover.quants import (
 # Blocks that are looked at: so many runs, evenly spaced, of so many blocks.
 _N_RUNS = 16
 _RUN = 256
+
+_N_AT_ONCE = 256  # small tensors
 
 _MOST_IMATRIX_KEYS = 16  # llama.cpp writes four
 
@@ -98,9 +101,44 @@ def encoder_marks(tensor: StoredTensor) -> Marks | None:
 
 def marks_of(tensor: StoredTensor) -> Marks | None:
     """As `encoder_marks`; asked for again, the bytes are not looked at again."""
-    if tensor not in _FOUND:
-        _FOUND[tensor] = encoder_marks(tensor)
-    return _FOUND[tensor]
+    try:
+        return _FOUND[tensor]
+    except KeyError:
+        found = _FOUND[tensor] = encoder_marks(tensor)
+        return found
+
+
+def look_at_marks(models: Iterable[Model], names: Sequence[str]) -> None:
+    """Look for the marks in many tensors at once, for `marks_of` to be asked for.
+
+    What that says is the same without; but a look at a few blocks takes far less time if it is one
+    at those of many small tensors.
+    """
+    small: dict[ScalarType, list[StoredTensor]] = {}
+    for model in models:
+        for name in names:
+            tensor = model.tensors[name]
+            kind = tensor.type
+            if not isinstance(kind, ScalarType) or kind.marks is None or tensor in _FOUND:
+                continue
+            if tensor.n_weights // kind.block_size <= _N_RUNS * _RUN:
+                small.setdefault(kind, []).append(tensor)
+    for kind, tensors in small.items():
+        for first in range(0, len(tensors), _N_AT_ONCE):
+            _look_at(tensors[first : first + _N_AT_ONCE], kind)
+
+
+def _look_at(tensors: Sequence[StoredTensor], kind: ScalarType) -> None:
+    """Look for the marks in small tensors of one type."""
+    assert kind.marks is not None
+    blocks = [sample_blocks(tensor) for tensor in tensors]
+    usable, marked = kind.marks(_joined(blocks))
+    starts = np.cumsum([0, *map(len, blocks[:-1])])
+    n_usable, n_without = (
+        np.add.reduceat(each, starts, dtype=np.int64).tolist()
+        for each in (usable, usable & ~marked)
+    )
+    _FOUND.update(zip(tensors, map(Marks, n_usable, n_without), strict=True))
 
 
 def count_marks(raw: U8Array, tensor_type: TensorType) -> Marks | None:
@@ -157,11 +195,12 @@ def is_foreign(model: Model, tensor: StoredTensor) -> bool:
         Of any type; those are looked at whose blocks have one scale, and cells only with a mark.
     """
     kind = tensor.type
-    if not isinstance(kind, ScalarType) or not kind.cells_need_marks or is_searched(model):
+    if not isinstance(kind, ScalarType) or not kind.cells_need_marks:
         return False
     # A weight of largest magnitude may be positive throughout, and magnitudes few: then the marks
     # are there.
-    if tensor.n_weights < _FEWEST_BLOCKS * kind.block_size or is_plain(tensor):
+    few = tensor.n_weights < _FEWEST_BLOCKS * kind.block_size
+    if few or is_searched(model) or is_plain(tensor):
         return False
     blocks = sample_blocks(tensor)
     d = np.ascontiguousarray(blocks[:, kind.d_at : kind.d_at + 2]).view("<u2")[:, 0]
@@ -197,12 +236,26 @@ def witness_of(model: Model, tensor: StoredTensor) -> Witness:
         return Witness(kind, has_cells=cast(IntervalTensor, tensor).has_cells)
     marks = marks_of(tensor)
     has_marks = marks is None or marks.n_without == 0
+    return _witness(
+        kind,
+        _has_cells(model, kind, has_marks=has_marks),
+        uses_imatrix(model) or not (has_marks or marks_hold_with_imatrix(kind)),
+        str(sorted(imatrix_of(model).items())),
+        tensor.scales is not None,
+    )
+
+
+@cache
+def _witness(
+    kind: TensorType, has_cells: bool, weighted: bool, imatrix: str, side_scaled: bool
+) -> Witness:
+    """Tensors that are alike share a witness, which is found and compared in no time then."""
     return Witness(
         kind,
-        has_cells=_has_cells(model, kind, has_marks=has_marks),
-        weighted=uses_imatrix(model) or not (has_marks or marks_hold_with_imatrix(kind)),
-        imatrix=str(sorted(imatrix_of(model).items())),
-        side_scaled=tensor.scales is not None,
+        has_cells=has_cells,
+        weighted=weighted,
+        imatrix=imatrix,
+        side_scaled=side_scaled,
     )
 
 
@@ -238,7 +291,15 @@ def sample_blocks(tensor: StoredTensor) -> U8Array:
         starts = np.linspace(0, n_blocks - _RUN, _N_RUNS).astype(np.int64)
         runs = [(int(start), int(start) + _RUN) for start in starts]
     parts = [tensor.part(start * size, end * size) for start, end in runs]
-    return np.concatenate(parts).reshape(-1, tensor.type.type_size)
+    raw = parts[0] if len(parts) == 1 else _joined(parts)
+    return raw.reshape(-1, tensor.type.type_size)
+
+
+def _joined(parts: Sequence[U8Array]) -> U8Array:
+    """Read-only, as the bytes of files are: kernels are compiled for either."""
+    joined = np.concatenate(parts)
+    joined.flags.writeable = False
+    return joined
 
 
 _FOUND: WeakKeyDictionary[StoredTensor, Marks | None] = WeakKeyDictionary()

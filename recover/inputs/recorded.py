@@ -2,52 +2,21 @@
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from recover._text import printable
-from recover.containers.model import Model, StoredTensor
-from recover.containers.views import Span, View
+from recover.containers.model import Model
 from recover.errors import InputError
-from recover.inputs.completion import (
-    Found,
-    completed,
-    completions_of,
-    found_record,
-    read_found,
-)
 from recover.inputs.open import open_model
-from recover.inputs.originals.origin import RecoveredTensor
-from recover.inputs.originals.requantized import SecondHand
-from recover.quants import type_by_name
-
-
-class Original(NamedTuple):
-    """A tensor that counts as the integers that it was made from (see `RecoveredTensor`)."""
-
-    name: str
-    """Of the tensor."""
-    type: str
-    """Name of the type in which the integers are stored."""
-    found: SecondHand
-    """What the stored bytes were made from."""
-
-
-class Made(NamedTuple):
-    """A tensor that is made of others' weights (see `recover.containers.views.View`)."""
-
-    name: str
-    """Of the tensor."""
-    dims: tuple[int, ...]
-    """Its shape, row length first."""
-    spans: tuple[tuple[str, int, int], ...]
-    """Names of stored tensors, and the first and last of the weights that are taken of each."""
+from recover.inputs.recipes import Recipe, make, recipe_of
 
 
 @dataclass(frozen=True)
 class Input:
-    """An input: where it is, and what it was when it was opened.
+    """An input: where it is, what it was when it was opened, and what is made of it.
 
     Attributes
     ----------
@@ -55,51 +24,36 @@ class Input:
         As given.
     fingerprint : str
         See `Model.fingerprint`.
-    originals : tuple of Original
-        The tensors that count as something else than what is stored.
-    views : tuple of Made
-        The tensors that are made of others.
-    layout : tuple of str
-        See `recover.containers.model.Model`.
-    completions : mapping of str to tuple of Found
-        What other inputs told of its tensors (see `recover.inputs.completion`).
+    made : mapping of str to Recipe
+        By name, how the tensors are made that are not taken as they are stored.
+    dropped : tuple of str
+        Tensors that are stored, but not taken.
     """
 
     path: Path
     fingerprint: str
-    originals: tuple[Original, ...] = ()
-    views: tuple[Made, ...] = ()
-    layout: tuple[str, ...] = ()
-    completions: Mapping[str, tuple[Found, ...]] = field(default_factory=dict, compare=False)
+    made: Mapping[str, Recipe] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: Model) -> Self:
-        """What an open model is.
+    def of(cls, opened: Model, model: Model) -> Self:
+        """What an input is, as it was opened, and as it is taken.
 
         Raises
         ------
         RecoverError
             If a file cannot be read any more.
         """
-        originals = tuple(
-            Original(name, tensor.type.name, tensor.found)
+        made = {
+            name: recipe_of(tensor)
             for name, tensor in model.tensors.items()
-            if isinstance(tensor, RecoveredTensor)
-        )
-        stored = {
-            name: tensor.naive if isinstance(tensor, RecoveredTensor) else tensor
-            for name, tensor in model.tensors.items()
+            if opened.tensors.get(name) is not tensor
         }
-        views = tuple(
-            Made(name, tensor.dims, tuple((s.tensor.name, s.start, s.end) for s in tensor.spans))
-            for name, tensor in stored.items()
-            if isinstance(tensor, View)
-        )
-        found = completions_of(model)
-        return cls(model.path, model.fingerprint(), originals, views, model.layout, found)
+        dropped = tuple(name for name in opened.tensors if name not in model.tensors)
+        return cls(opened.path, opened.fingerprint(), made, dropped)
 
     def open(self) -> Model:
-        """The model, opened again.
+        """The model, opened again, and with the tensors as they are taken.
 
         Raises
         ------
@@ -108,74 +62,48 @@ class Input:
         RecoverError
             If it cannot be read.
         """
+        return self.take(self.open_stored())
+
+    def open_stored(self) -> Model:
+        """The model, opened again, with the tensors that it stores; errors as of `open`."""
         model = open_model(self.path)
         if model.fingerprint() != self.fingerprint:
             raise InputError(
                 f"{printable(self.path)}: was changed since the work was planned; plan it again"
             )
-        return self.completed(model)
+        return model
 
-    def completed(self, model: Model) -> Model:
-        """The model with the tensors that are made of others, or count as something else.
-
-        Those that it has already are left as they are.
-        """
-        if self.layout:
-            model = model.fitted(self.layout)
-        model = completed(model, self.completions)
-        made: dict[str, StoredTensor] = {
-            name: View(name, dims, tuple(Span(model.tensors[n], i, j) for n, i, j in spans))
-            for name, dims, spans in self.views
-            if not isinstance(model.tensors.get(name), View | RecoveredTensor)
-        }
-        if made:
-            model = model.with_tensors(made)
-        found = {
-            name: RecoveredTensor(model.tensors[name], found, type_by_name(kind))
-            for name, kind, found in self.originals
-            if not isinstance(model.tensors[name], RecoveredTensor)
-        }
-        return model.with_tensors(found) if found else model
+    def take(self, opened: Model) -> Model:
+        """An opened model with the tensors as they are taken."""
+        made = {name: make(recipe, opened) for name, recipe in self.made.items()}
+        model = opened.without(self.dropped) if self.dropped else opened
+        return model.with_tensors(made) if made else model
 
     def of_tensor(self, name: str) -> "Input":
         """The same, as far as it matters for one tensor; wherever the process runs."""
-        originals = tuple(each for each in self.originals if each.name == name)
-        views = tuple(each for each in self.views if each.name == name)
-        path = self.path.absolute()
-        stored = {name, *(span[0] for view in views for span in view.spans)}
-        found = {each: self.completions[each] for each in stored & set(self.completions)}
-        return Input(path, self.fingerprint, originals, views, self.layout, found)
+        if name not in self.made:
+            return self._as_stored
+        return Input(self._as_stored.path, self.fingerprint, {name: self.made[name]})
+
+    @cached_property
+    def _as_stored(self) -> "Input":
+        """The same for tensors that are taken as they are stored."""
+        return Input(self.path.absolute(), self.fingerprint)
 
     def to_record(self) -> dict[str, Any]:
         """Plain data."""
-        originals = [[name, kind, asdict(found)] for name, kind, found in self.originals]
         return {
             "path": str(self.path),
             "fingerprint": self.fingerprint,
-            "originals": originals,
-            "views": [[each.name, list(each.dims), list(each.spans)] for each in self.views],
-            "layout": list(self.layout),
-            "completions": {
-                name: list(map(found_record, of_runs)) for name, of_runs in self.completions.items()
-            },
+            "made": self.made,
+            "dropped": list(self.dropped),
         }
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
         """From what `to_record` gave, perhaps by way of JSON."""
-        originals = (
-            Original(name, kind, SecondHand(**found)) for name, kind, found in record["originals"]
-        )
-        views = (
-            Made(name, tuple(dims), tuple((stored, i, j) for stored, i, j in spans))
-            for name, dims, spans in record["views"]
-        )
-        layout = tuple(record["layout"])
-        path, fingerprint = Path(record["path"]), record["fingerprint"]
-        found = {
-            name: tuple(map(read_found, of_runs)) for name, of_runs in record["completions"].items()
-        }
-        return cls(path, fingerprint, tuple(originals), tuple(views), layout, found)
+        path, dropped = Path(record["path"]), tuple(record["dropped"])
+        return cls(path, record["fingerprint"], record["made"], dropped)
 
 
 class OpenInputs:
@@ -184,15 +112,19 @@ class OpenInputs:
     Parameters
     ----------
     known : iterable of (Input, Model)
-        Those that are open already.
+        Those that are open already, with the tensors as they are taken.
     """
 
     def __init__(self, known: Iterable[tuple[Input, Model]] = ()) -> None:
         self._lock = threading.Lock()
-        self._models = {each.path.absolute(): (each.fingerprint, model) for each, model in known}
+        self._taken: dict[tuple[Path, str], list[tuple[Input, Model]]] = {}
+        for each, model in known:
+            key = each.path.absolute(), each.fingerprint
+            self._taken.setdefault(key, []).append((each, model))
+        self._stored: dict[Path, tuple[str, Model]] = {}
 
-    def model(self, wanted: Input) -> Model:
-        """The model, with the tensors of this input that are made of others.
+    def model(self, wanted: Input, name: str) -> Model:
+        """The model of an input, as far as it matters for one tensor (see `Input.of_tensor`).
 
         Raises
         ------
@@ -201,10 +133,13 @@ class OpenInputs:
         RecoverError
             If it cannot be read.
         """
-        path = wanted.path.absolute()
+        path = wanted.path if wanted.path.is_absolute() else wanted.path.absolute()
+        for known, model in self._taken.get((path, wanted.fingerprint), ()):
+            if known.made.get(name) == wanted.made.get(name):
+                return model
         with self._lock:
-            fingerprint, model = self._models.get(path, ("", None))
-            if model is None or fingerprint != wanted.fingerprint:
-                model = Input(wanted.path, wanted.fingerprint).open()
-                self._models[path] = wanted.fingerprint, model
-        return wanted.completed(model)
+            fingerprint, stored = self._stored.get(path, ("", None))
+            if stored is None or fingerprint != wanted.fingerprint:
+                stored = wanted.open_stored()
+                self._stored[path] = wanted.fingerprint, stored
+        return wanted.take(stored)

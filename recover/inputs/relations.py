@@ -235,7 +235,7 @@ class _Pair:
         conflicts = self._rounding.add(one.bounds, two.bounds, is_explained=is_explained)
         self._n_weights[name] = self._n_weights.get(name, 0) + one.values.size
         self._n_conflicts[name] = self._n_conflicts.get(name, 0) + conflicts
-        a, b = (np.nan_to_num(each.values.astype(np.float64)) for each in (one, two))
+        a, b = (each.values.astype(np.float64) for each in (one, two))
         # Not by BLAS, whose threads would spin on the cores that the merge is to use.
         self._moments += [np.einsum("n,n", *pair) for pair in ((a, a), (a, b), (b, b))]
 

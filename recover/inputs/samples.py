@@ -58,7 +58,8 @@ class Sample:
         lower, upper = intervals.bound(start, end)
         self.lower, self.upper = lower.copy(), upper.copy()
         broken = ~(np.abs(self.values) < _LARGEST)
-        self.values[broken], self.lower[broken], self.upper[broken] = 0, -np.inf, np.inf
+        if broken.any():
+            self.values[broken], self.lower[broken], self.upper[broken] = 0, -np.inf, np.inf
 
     @property
     def bounds(self) -> Bounds:

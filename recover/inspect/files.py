@@ -10,7 +10,7 @@ from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model
 from recover.inputs.open import open_model
 from recover.inputs.precision import SourcePrecision, source_of_file
-from recover.inputs.provenance import encoder_marks, imatrix_of, marks_hold_with_imatrix
+from recover.inputs.provenance import imatrix_of, look_at_marks, marks_hold_with_imatrix, marks_of
 from recover.quants import ScalarType, name_of_file_type, type_by_name
 
 _ENOUGH_BLOCKS = 500  # an importance matrix leaves a mark out in one of ten blocks, or oftener
@@ -141,6 +141,7 @@ def inspect_file(path: str | os.PathLike[str]) -> FileReport:
 
 def inspect_model(model: Model) -> FileReport:
     """Say what an open file is."""
+    look_at_marks([model], list(model.tensors))
     tensors = model.tensors.values()
     types = Counter(tensor.type.name for tensor in tensors)
     stored = [each for tensor in tensors for each in (tensor, *tensor.side_tensors)]
@@ -188,7 +189,7 @@ def _quantizer(model: Model) -> str | None:
 def _marks(model: Model) -> tuple[TypeMarks, ...]:
     figures: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for tensor in model.tensors.values():
-        marks = encoder_marks(tensor)
+        marks = marks_of(tensor)
         if isinstance(tensor.type, ScalarType) and marks is not None:
             here = (1, marks.n_without > 0, marks.n_blocks, marks.n_without)
             sums = figures[tensor.type.name]

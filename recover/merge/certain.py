@@ -74,6 +74,11 @@ class Snapper:
         self._how: Snapping | None = None
         self._witnesses: tuple[Witness, ...] = ()
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to count, or to set, in the tensor at hand."""
+        return self._how is not None
+
     def turn_to(self, how: Snapping | None, witnesses: tuple[Witness, ...]) -> None:
         """Look at another tensor from now on."""
         self._how, self._witnesses = how, witnesses
@@ -91,6 +96,10 @@ class Snapper:
     ) -> None:
         """Count what contradicts the format, and set the weights of a tensor that is decided.
 
+        Only where this `is_on`.
+
+        Only where this `is_on`.
+
         Parameters
         ----------
         evidence : Evidence
@@ -104,8 +113,7 @@ class Snapper:
         sums : Sums
             To be added to.
         """
-        if self._how is None:
-            return
+        assert self._how is not None
         bits = self._how.significand_bits
         lower, upper = self._bounds[:, : estimate.size]
         intersect_cells(evidence, lower, upper)

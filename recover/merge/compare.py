@@ -13,13 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
-from recover.containers.model import StoredTensor
+from recover.containers.model import Model, StoredTensor
 from recover.estimators._combine import group_variances, sum_variance
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
-from recover.quants import GROUP, F32Array, IntervalType, ScalarType, VectorType
+from recover.merge.decide import Draft
+from recover.quants import (
+    GROUP,
+    F32Array,
+    FloatType,
+    IntervalType,
+    ScalarType,
+    TensorType,
+    VectorType,
+)
 
 SUPERBLOCK = 256
 # In tensors of up to so many weights all are looked at, in larger ones one in eight at least.
@@ -124,7 +133,7 @@ def compare_unproven(evidence: Evidence) -> Likeness:
     """
     edges = [*zip(evidence.lower_levels, evidence.upper_levels, strict=True)]
     edges += zip(evidence.interval_lower, evidence.interval_upper, strict=True)
-    proves = [bool(np.isfinite(lower).any() or np.isfinite(upper).any()) for lower, upper in edges]
+    proves = [_is_finite_anywhere(*each) for each in edges]
     n_proven, typical = len(proves), evidence.likelihood[:, 3] < _LARGEST_ERROR
     finest = evidence.finest
     rows = [k for k in range(n_proven) if k != finest and not (proves[finest] and proves[k])]
@@ -177,25 +186,30 @@ class Comparison:
         self._intervals = Intervals()
         self._intervals.turn_to(confining)
 
-    def count(self, start: int, end: int) -> tuple[int, Likeness]:
-        """Of weights `start` to `end` those contradicted, and how inputs without cells compare."""
+    def n_conflicts(self, start: int, end: int) -> int:
+        """Of weights `start` to `end` those that an input with bounds contradicts."""
         lower, upper = self._intervals.bound(start, end)
+        if not self._is_exact:
+            return int(np.count_nonzero(lower > upper))
         taken = self._taken.read(start, end)
-        if self._is_exact:
-            # The others may have been quantized from these, rounded to BF16.
-            slack = np.abs(taken) * np.float32(2.0**-8)
-            n_conflicts = np.count_nonzero((taken + slack < lower) | (taken - slack > upper))
-        else:
-            n_conflicts = np.count_nonzero(lower > upper)
+        # The others may have been quantized from these, rounded to BF16.
+        slack = np.abs(taken) * np.float32(2.0**-8)
+        return int(np.count_nonzero((taken + slack < lower) | (taken - slack > upper)))
+
+    def likeness(self, start: int, end: int) -> Likeness:
+        """How inputs without cells compare with what is taken of weights `start` to `end`."""
+        likeness = NOTHING_COMPARED
+        if not self._others:
+            return likeness
+        taken = self._taken.read(start, end)
         own_error = 0.0
         if self._own is not None:
             own_error = _error_of(self._own.read([self._taken], start, end), 0)
-        likeness = NOTHING_COMPARED
         for other, buffer in self._others:
             evidence = buffer.read([other], start, end)
             found = _likeness(taken, own_error, _values(evidence, 0), _error_of(evidence, 0))
             likeness = likeness.plus(found)
-        return int(n_conflicts), likeness
+        return likeness
 
 
 def compare(
@@ -223,14 +237,40 @@ def compare(
         for tensor, proves in zip(inputs, confines, strict=True)
         if proves and not (is_exact and tensor is inputs[0])
     ]
+    kinds = [tensor.type for tensor in inputs]
     others = [
-        (tensor, Witness(tensor.type, noise=noise))
-        for tensor, proves, noise in zip(inputs[1:], confines[1:], noises[1:], strict=True)
-        if not (proves and (confines[0] or is_exact))
-        and isinstance(tensor.type, _SAID)
-        and typical_error(tensor.type) < _LARGEST_ERROR
+        (inputs[i], Witness(kinds[i], noise=noises[i]))
+        for i in unproven(kinds, confines, is_exact=is_exact)
     ]
     return Comparison(inputs[0], is_exact, confining, others)
+
+
+def unproven(kinds: Sequence[TensorType], confines: Sequence[bool], *, is_exact: bool) -> list[int]:
+    """Which inputs are compared with the first by how like it they are; arguments of `compare`."""
+    return [
+        i
+        for i in range(1, len(kinds))
+        if not (confines[i] and (confines[0] or is_exact))
+        and isinstance(kinds[i], _SAID)
+        and typical_error(kinds[i]) < _LARGEST_ERROR
+    ]
+
+
+def compared_of(draft: Draft, models: Sequence[Model]) -> list[StoredTensor]:
+    """The tensors that `compare` is given of a draft: what is taken, then the others."""
+    inputs = (draft.sources[0], *draft.compared) if draft.compared else ()
+    return [models[i].tensors[draft.name] for i in inputs]
+
+
+def confines_of(draft: Draft) -> tuple[bool, ...]:
+    """Whether they prove bounds."""
+    inputs = (draft.sources[0], *draft.compared) if draft.compared else ()
+    return tuple(i in draft.confining for i in inputs)
+
+
+def takes_exact_codes(draft: Draft, taken: StoredTensor) -> bool:
+    """Whether what is taken are codes whose decoded weights are the original's."""
+    return draft.is_known and not isinstance(taken.type, FloatType)
 
 
 def _error_of(evidence: Evidence, k: int) -> float:
@@ -246,6 +286,15 @@ def _values(evidence: Evidence, k: int) -> F32Array:
     out = np.empty(evidence.codes.shape[1], np.float32)
     take_one(evidence, k, out)
     return out
+
+
+@kernel
+def _is_finite_anywhere(lower: F32Array, upper: F32Array) -> bool:
+    """Whether any of some bounds, float32 (n,), are there."""
+    i = 0
+    while i < lower.size and not (np.isfinite(lower[i]) or np.isfinite(upper[i])):
+        i += 1
+    return i < lower.size
 
 
 @kernel

@@ -10,8 +10,18 @@ from recover.estimators import DEFAULT_METHOD, MEAN, Tally, TileEstimator
 from recover.evidence.buffer import Witness
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import Alignment
+from recover.inputs.provenance import look_at_marks
 from recover.merge.calibrated import with_claims
-from recover.merge.compare import Likeness, compare_unproven
+from recover.merge.compare import (
+    Comparison,
+    Likeness,
+    compare,
+    compare_unproven,
+    compared_of,
+    confines_of,
+    takes_exact_codes,
+    unproven,
+)
 from recover.merge.decide import Decider, Draft
 from recover.merge.redundant import errors_alone
 from recover.quants import TILE, type_by_name
@@ -41,7 +51,8 @@ class Expectation:
     n_confining : int
         Inputs with different bytes whose codes confine the weights.
     n_unlike : int
-        Weights of which inputs without cells say something else (see `recover.merge.compare`).
+        Weights of which inputs without cells say something else (see `recover.merge.compare`),
+        also those that take no part.
     """
 
     name: str
@@ -68,6 +79,7 @@ class Expectation:
 
 def drafts_of(aligned: Alignment) -> list[Draft]:
     """What a merge with the default method does to each of the tensors."""
+    look_at_marks(aligned.models, aligned.names)
     drafts = Decider(aligned.models, DEFAULT_METHOD).drafts(aligned, type_by_name("F16"))
     return list(with_claims(drafts, MEAN))
 
@@ -98,7 +110,7 @@ def expect_merge(
         One per tensor, in the order of the first input.
     """
     sums = [_Sums(draft, models) for draft in drafts]
-    chosen = [each for each in sums if each.witnesses]
+    chosen = [each for each in sums if each.witnesses or each.is_compared]
     if chosen:
         workers = [_Worker(chosen) for _ in range(n_threads or available_cores())]
         sizes = [each.n_weights for each in chosen]
@@ -123,14 +135,25 @@ class _Sums:
         self.sources = [models[source].tensors[draft.name] for source in draft.sources]
         self.n_weights = self.sources[0].n_weights
         self.witnesses = draft.witnesses
+        self.compared = compared_of(draft, models)
+        kinds = [tensor.type for tensor in self.compared]
+        self.is_exact = bool(kinds) and takes_exact_codes(draft, self.compared[0])
+        self.is_compared = bool(unproven(kinds, confines_of(draft), is_exact=self.is_exact))
         self.tallies = np.zeros((n_tiles(self.n_weights), Tally.size_for(len(self.sources))))
         self.likeness = np.zeros((n_tiles(self.n_weights), 3))
+
+    def comparison(self) -> Comparison:
+        """What compares the inputs that take no part with the one that is taken."""
+        confines, noises = confines_of(self.draft), self.draft.compared_noises
+        return compare(self.compared, confines, noises, is_exact=self.is_exact)
 
     def expectation(self) -> Expectation:
         """What the sums mean."""
         draft = self.draft
+        n_unlike = Likeness(*self.likeness.sum(0)).n_contradicted(self.n_weights)
         if not self.witnesses:
-            return Expectation(draft.name, self.n_weights, draft.types, draft.twins, None, (), 0, 0)
+            known = draft.name, self.n_weights, draft.types, draft.twins
+            return Expectation(*known, None, (), 0, 0, n_unlike)
         tally = Tally(self.tallies.sum(0))
         of_source = dict(zip(draft.sources, tally.alone, strict=True))
         alone = errors_alone(draft.twins, draft.descents, of_source)
@@ -143,7 +166,7 @@ class _Sums:
             tuple(float(each / self.n_weights) for each in alone),
             int(tally.n_conflicts) if len(draft.sources) > 1 else 0,
             sum(witness.has_cells for witness in self.witnesses),
-            Likeness(*self.likeness.sum(0)).n_contradicted(self.n_weights),
+            n_unlike,
         )
 
 
@@ -152,17 +175,27 @@ class _Worker:
 
     def __init__(self, sums: Sequence[_Sums]) -> None:
         self._sums = sums
+        self._compared = -1
+        self._comparison: Comparison | None = None
         self._estimate = np.empty(TILE, np.float32)
         self._estimator: TileEstimator | None = None
         self._known: tuple[tuple[Witness, ...], str] = (), ""
 
     def work(self, tile: Tile) -> None:
-        """Estimate the weights of one tile, for the sake of the sums."""
-        sums = self._sums[tile.tensor]
+        """Estimate the weights of one tile, for the sake of the sums, and compare inputs."""
+        sums, index = self._sums[tile.tensor], tile.start // TILE
+        if sums.is_compared:
+            if tile.tensor != self._compared:
+                self._compared = tile.tensor
+                self._comparison = sums.comparison()
+            assert self._comparison is not None
+            sums.likeness[index] = self._comparison.likeness(tile.start, tile.end)
+        if not sums.witnesses:
+            return
         known = sums.witnesses, sums.draft.method
         if self._estimator is None or known != self._known:
             self._known, self._estimator = known, TileEstimator(*known, claims=sums.draft.claims)
-        index, out = tile.start // TILE, self._estimate[: tile.end - tile.start]
+        out = self._estimate[: tile.end - tile.start]
         tally = self._estimator.estimate(sums.sources, tile.start, tile.end, out)
         sums.tallies[index] = tally.array
         if len(sums.sources) > 1:

@@ -40,8 +40,8 @@ def n_not_finite(raw: U8Array, kind: TensorType) -> int:
 def n_broken(evidence: Evidence) -> int:
     """Groups of 16 weights of which an input has NaN or infinite values."""
     decoded = evidence.interval_values, evidence.values
-    total = evidence.scale.sum() + evidence.offset.sum() + sum(each.sum() for each in decoded)
-    if np.isfinite(total):
+    numbers = evidence.scale, evidence.offset, *decoded
+    if np.isfinite(sum(np.add.reduce(each, None) for each in numbers if each.size)):
         return 0
     sound = (np.isfinite(evidence.scale) & np.isfinite(evidence.offset)).all(0)
     for values in decoded:

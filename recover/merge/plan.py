@@ -1,7 +1,6 @@
 """What a merge will do, decided from the headers (and from which tensors are the same bytes)."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +27,7 @@ from recover.inputs.matching import typical_error
 from recover.inputs.open import open_models, reference_of
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.precision import fit_of, source_precision
-from recover.inputs.provenance import searched_tensors
+from recover.inputs.provenance import look_at_marks, searched_tensors
 from recover.inputs.recorded import Input
 from recover.inputs.repeated import describe_repeated
 from recover.merge.calibrated import with_calibration, with_claims
@@ -192,9 +191,22 @@ class MergePlan:
 
     @cached_property
     def digest(self) -> str:
-        """A digest of all that it says."""
-        record = self._record(lambda header: hashlib.sha256(header).hexdigest())
-        return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+        """A digest of what is read and written; all else that it says follows from the inputs."""
+        whole = hashlib.sha256()
+        for part in (
+            __version__,
+            [(each.path, each.fingerprint) for each in self.inputs],
+            [getattr(self, name) for name in _PLAIN],
+            sorted(self.undecided),
+            [(each.path, each.n_bytes, each.header) for each in self.files],
+            None if self.calibration is None else self.calibration.to_json(),
+            None if self.densities is None else sorted(self.densities.items()),
+        ):
+            whole.update(repr(part).encode())
+        for t in self.tensors:
+            told = t.name, t.action, t.sources, t.compared, t.method, t.outtype, t.part, t.position
+            whole.update(repr(told).encode())
+        return whole.hexdigest()
 
     def to_record(self) -> Record:
         """All of it as plain data that JSON can hold; `to_json` has what people read."""
@@ -350,14 +362,15 @@ def plan_merge(
     if not inputs:
         raise UsageError("there are no inputs")
     options = check_options(method, estimate, outtype, snap, calibration, split_max_size)
-    models = open_models(inputs)
+    opened = open_models(inputs)
     output = Path(output)
-    parts = [part for model in models for part in model.parts]
+    parts = [part for model in opened for part in model.parts]
     check_output_path(output, parts if split_max_size is None else ())
-    aligned = align(models, tensors)
+    aligned = align(opened, tensors)
     models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
     models = complete(models, names, warnings)
+    look_at_marks(models, names)
     warnings += [
         f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
         f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
@@ -409,7 +422,7 @@ def plan_merge(
     plan = replace(plan, tensors=with_claims(plan.tensors, estimate))
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
     check_unchanged(parts)
-    plan = replace(plan, inputs=tuple(map(Input.of, models)), warnings=tuple(warnings))
+    plan = replace(plan, inputs=tuple(map(Input.of, opened, models)), warnings=tuple(warnings))
     check_unchanged(parts)
     return plan
 

@@ -12,6 +12,7 @@ from recover.estimators.error_calibration import Claims
 from recover.evidence.buffer import Witness
 from recover.execution.tasks import Record, Target, Task
 from recover.merge.certain import Snapping, snapping_of
+from recover.merge.compare import confines_of
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.records import (
     claims_record,
@@ -62,7 +63,6 @@ class Job:
     @classmethod
     def of(cls, plan: MergePlan, tensor: TensorPlan) -> Self:
         """What a plan has done to a tensor."""
-        compared = (tensor.sources[0], *tensor.compared) if tensor.compared else ()
         return cls(
             action=tensor.action,
             outtype=tensor.outtype,
@@ -73,7 +73,7 @@ class Job:
             n_sources=len(tensor.sources),
             witnesses=tensor.witnesses,
             claims=tensor.claims,
-            confines=tuple(i in tensor.confining for i in compared),
+            confines=confines_of(tensor),
             noises=tensor.compared_noises,
             snapping=snapping_of(plan, tensor),
         )
@@ -130,10 +130,9 @@ def tasks_of(
     """
     for index in indices:
         tensor = plan.tensors[index]
-        job = Job.of(plan, tensor).to_record()
+        job = Job.of(plan, tensor)
         inputs = tuple(
-            plan.inputs[i].of_tensor(tensor.name).to_record()
-            for i in (*tensor.sources, *tensor.compared)
+            plan.inputs[i].of_tensor(tensor.name) for i in (*tensor.sources, *tensor.compared)
         )
         places = [(files[tensor.part], tensor.position, type_by_name(tensor.outtype))]
         if plan.uncertainty is not None and tensor.action != "copy":

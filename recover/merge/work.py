@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -104,10 +105,16 @@ class Worker:
 
     def _turn_to(self, task: Task) -> None:
         self._at = "", ""
-        inputs = [Input.from_record(each) for each in task.inputs]
-        self._models = [self._inputs.model(each) for each in inputs]
+        inputs = [
+            each if isinstance(each, Input) else Input.from_record(cast(Record, each))
+            for each in task.inputs
+        ]
+        self._models = [self._inputs.model(each, task.tensor) for each in inputs]
         tensors = [model.tensors[task.tensor] for model in self._models]
-        self._job = job = Job.from_record(task.job, tensors)
+        job = task.job
+        if not isinstance(job, Job):
+            job = Job.from_record(cast(Record, job), tensors)
+        self._job = job
         self._sources = tensors[: job.n_sources]
         self._outtype = type_by_name(job.outtype)
         self._is_decoded = job.method == FIRST_ALONE
@@ -172,8 +179,9 @@ class Worker:
             # Zero says that a weight is certain, and no estimate is more exact than float32 is.
             least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
             np.maximum(deviation, least, out=deviation)
-        stored = [each.part(start, end) for each in self._sources]
-        self._snapper.apply(evidence, stored, estimate, deviation, sums)
+        if self._snapper.is_on:
+            stored = [each.part(start, end) for each in self._sources]
+            self._snapper.apply(evidence, stored, estimate, deviation, sums)
         return sums
 
     def _n_conflicts(self, evidence: Evidence, estimated: Tally) -> float:
@@ -195,9 +203,8 @@ class Worker:
         """The sums so far: what inputs that take no part contradict."""
         sums = Sums()
         if self._comparison is not None:
-            n_conflicts, likeness = self._comparison.count(start, end)
-            sums.conflicts = float(n_conflicts)
-            sums.add_likeness(likeness)
+            sums.conflicts = float(self._comparison.n_conflicts(start, end))
+            sums.add_likeness(self._comparison.likeness(start, end))
         return sums
 
     def _not_finite(self, start: int, end: int, estimate: F32Array) -> PlanError:

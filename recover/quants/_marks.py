@@ -1,9 +1,11 @@
 """Marks that ggml's encoders leave in blocks: what types share."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
+from recover._compiled.jit import kernel
 from recover.quants.base import GROUP, F32Array, Mask, U8Array
 
 Marks = tuple[Mask, Mask]
@@ -23,25 +25,49 @@ def is_scale(d: F32Array) -> Mask:
     return usable
 
 
-def codes_of(blocks: U8Array, unpack: Unpack) -> U8Array:
-    """Codes (n_blocks, 32) of blocks (n_blocks, type_size) of 32 weights."""
-    n = len(blocks) * 32
-    codes = np.empty(n, np.uint8)
-    scale, offset = np.empty((2, n // GROUP), np.float32)
+class CodeMark(NamedTuple):
+    """The mark of a type of 32 weights a block, as the codes in a block tell."""
+
+    roles: U8Array
+    """(256,) a bit, or none, that each code sets in the sum of its block."""
+    wanted: int
+    """All bits that are set, and no others, in a block with the mark."""
+    is_positive: bool
+    """Whether the scale is positive besides."""
+
+
+def code_mark(*required: tuple[int, ...], never: int | None = None, positive: bool) -> CodeMark:
+    """One code of each group is there, and one code never is."""
+    roles = np.zeros(256, np.uint8)
+    for bit, codes in enumerate(required):
+        roles[list(codes)] = 1 << bit
+    if never is not None:
+        roles[never] = 1 << len(required)
+    return CodeMark(roles, (1 << len(required)) - 1, positive)
+
+
+def marks_of_codes(blocks: U8Array, unpack: Unpack, mark: CodeMark) -> Marks:
+    """The marks of blocks (n_blocks, type_size) of 32 weights."""
+    n_blocks = len(blocks)
+    codes = np.empty(32 * n_blocks, np.uint8)
+    scale, offset = np.empty((2, 32 * n_blocks // GROUP), np.float32)
     unpack(np.ascontiguousarray(blocks).reshape(-1), codes, scale, offset)
-    return codes.reshape(-1, 32)
+    usable, marked = np.empty((2, n_blocks), np.bool_)
+    _find_codes(codes, scale, mark, usable, marked)
+    return usable, marked
 
 
-def marks_extreme(blocks: U8Array, unpack: Unpack) -> Marks:
-    """The mark of Q4_0 and Q5_0: the weight that the scale is fitted to is given code 0."""
-    return is_scale(f16_at(blocks, 0)), (codes_of(blocks, unpack) == 0).any(1)
-
-
-def marks_range(blocks: U8Array, unpack: Unpack, highest: int) -> Marks:
-    """The mark of Q4_1 and Q5_1: a positive scale, code 0 for min and the highest for max."""
-    d, codes = f16_at(blocks, 0), codes_of(blocks, unpack)
-    both = (codes == 0).any(1) & (codes == highest).any(1)
-    return is_scale(d), both & (d > 0)
+@kernel
+def _find_codes(
+    codes: U8Array, scale: F32Array, mark: CodeMark, usable: Mask, marked: Mask
+) -> None:
+    """Fill `usable` and `marked` (n_blocks,); a block has 32 codes, and its scale twice."""
+    for b in range(usable.size):
+        d, found = scale[2 * b], np.uint8(0)
+        for i in range(32 * b, 32 * b + 32):
+            found |= mark.roles[codes[i]]
+        usable[b] = np.isfinite(d) and d != 0
+        marked[b] = found == mark.wanted and (d > 0 or not mark.is_positive)
 
 
 def marks_scales_and_minima(d: F32Array, dmin: F32Array, full: Mask, full_min: Mask) -> Marks:

@@ -8,6 +8,7 @@ and `quantize`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources.abc import Traversable
 from math import prod
 from pickle import PicklingError
@@ -163,7 +164,7 @@ class TensorType:
         """Average number of bits that one weight takes."""
         return 8 * self.type_size / self.block_size
 
-    @property
+    @cached_property
     def is_by_rows(self) -> bool:
         """Whether the bytes of weights depend on the rows that they are in."""
         return self.row_header > 0 or self.rows_interleaved > 1
@@ -199,7 +200,7 @@ class TensorType:
             that are not interleaved with each other.
         """
         if not self.is_by_rows:
-            return self.n_bytes(n_weights)
+            return self._block_bytes(n_weights)
         n_rows, rest = divmod(n_weights, row_length)
         if rest or n_rows % self.rows_interleaved:
             raise QuantError(

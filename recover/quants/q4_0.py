@@ -6,7 +6,7 @@ one).
 
 from recover._compiled.jit import kernel
 from recover.quants._legacy import extreme_code_cells
-from recover.quants._marks import Marks, marks_extreme
+from recover.quants._marks import Marks, code_mark, marks_of_codes
 from recover.quants._signed_32 import pack_signed, quantize_signed, unpack_signed
 from recover.quants.base import (
     F32Array,
@@ -38,9 +38,12 @@ def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw
     pack_signed(integers, d, group, 4, raw)
 
 
+_MARK = code_mark((0,), positive=False)
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q4_0_ref`: d = max / -8, so that max is given code 0."""
-    return marks_extreme(blocks, _unpack)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 # `quantize_row_q4_0_ref`: d = max / -8, code = min(15, int(x / d + 8.5)), d is rounded to f16 last.

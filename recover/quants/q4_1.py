@@ -7,7 +7,7 @@ import numpy as np
 
 from recover._compiled.jit import kernel
 from recover.quants._legacy import range_cells
-from recover.quants._marks import Marks, marks_range
+from recover.quants._marks import Marks, code_mark, marks_of_codes
 from recover.quants._ranged_32 import pack_ranged, quantize_ranged, unpack_ranged
 from recover.quants._search import Steps
 from recover.quants.base import (
@@ -42,9 +42,12 @@ def _pack_integers(integers: I8Array, d: U16Array, m: U16Array, group: int, raw:
     pack_ranged(integers, d, m, group, 4, raw)
 
 
+_MARK = code_mark((0,), (15,), positive=True)
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q4_1_ref`: d = (max - min) / 15, code 0 for min and 15 for max."""
-    return marks_range(blocks, _unpack, 15)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 # `quantize_row_q4_1_ref`: d = (max - min) / 15, code = min(15, int((x - min) / d + 0.5)); d and min

@@ -5,7 +5,7 @@ Block: ``d`` f16, ``qh`` 4 bytes (fifth bits, weight j in bit j), ``qs`` 16 byte
 
 from recover._compiled.jit import kernel
 from recover.quants._legacy import extreme_code_cells
-from recover.quants._marks import Marks, marks_extreme
+from recover.quants._marks import Marks, code_mark, marks_of_codes
 from recover.quants._signed_32 import pack_signed, quantize_signed, unpack_signed
 from recover.quants.base import (
     F32Array,
@@ -37,9 +37,12 @@ def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw
     pack_signed(integers, d, group, 5, raw)
 
 
+_MARK = code_mark((0,), positive=False)
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q5_0_ref`: d = max / -16, so that max is given code 0."""
-    return marks_extreme(blocks, _unpack)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 # `quantize_row_q5_0_ref`: d = max / -16, code = min(31, int(x / d + 16.5)), d is rounded to f16

@@ -7,7 +7,7 @@ import numpy as np
 
 from recover._compiled.jit import kernel
 from recover.quants._legacy import range_cells
-from recover.quants._marks import Marks, marks_range
+from recover.quants._marks import Marks, code_mark, marks_of_codes
 from recover.quants._ranged_32 import quantize_ranged, unpack_ranged
 from recover.quants._search import Steps
 from recover.quants.base import F32Array, FromWeight, ScalarType, U8Array, integer_levels
@@ -27,9 +27,12 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     quantize_ranged(x, imatrix, _STEPS, 5, raw)
 
 
+_MARK = code_mark((0,), (31,), positive=True)
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q5_1_ref`: d = (max - min) / 31, code 0 for min and 31 for max."""
-    return marks_range(blocks, _unpack, 31)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 # `quantize_row_q5_1_ref`: d = (max - min) / 31, code = int((x - min) / d + 0.5); d and min are

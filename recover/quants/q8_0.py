@@ -17,7 +17,7 @@ from recover._compiled.lanes import (
     where,
 )
 from recover.quants._legacy import inverse, write_u16
-from recover.quants._marks import Marks, codes_of, f16_at, is_scale
+from recover.quants._marks import Marks, code_mark, marks_of_codes
 from recover.quants.base import (
     F32Array,
     FromWeight,
@@ -67,11 +67,12 @@ def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw
             store_bytes(raw, 34 * b + 2 + i, load_bytes(stored, 32 * b + i))
 
 
+_MARK = code_mark((1, 255), never=0, positive=True)  # codes count from -128
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q8_0_ref`: d = max(abs) / 127."""
-    d, codes = f16_at(blocks, 0), codes_of(blocks, _unpack)
-    largest = ((codes == 1) | (codes == 255)).any(1)  # codes count from -128
-    return is_scale(d), largest & ~(codes == 0).any(1) & (d > 0)
+    return marks_of_codes(blocks, _unpack, _MARK)
 
 
 def _cells() -> tuple[F32Array, F32Array]:

@@ -1,5 +1,6 @@
 """The command line as scripts use it: exit status, streams, JSON, signals, speed of start."""
 
+import gc
 import json
 import os
 import signal
@@ -20,6 +21,13 @@ RECOVER = (sys.executable, "-m", "recover")
 def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [*RECOVER, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+
+def test_garbage_is_collected_as_before() -> None:
+    before = gc.get_threshold()
+    assert main(["inspect", str(TINY), "-q"]) == 0
+    assert main(["inspect", "missing.gguf", "-q"]) == 1
+    assert gc.get_threshold() == before
 
 
 def test_version_and_usage() -> None:

@@ -109,12 +109,11 @@ def test_strange_settings_leave_no_cells() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"packing_format": "auto_round:auto_awq"},
-        {"quant_method": "awq", "provider": "auto-round"},
         {"rotation_config": {"hadamard": True}},
+        {"packing_format": "auto_round:auto_awq"},  # the arrays are GPTQ's
     ],
 )
-def test_other_layouts_are_refused(settings: dict[str, object]) -> None:
+def test_what_cannot_be_read_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(SafetensorsError):
         matrix(encode(weights_of(1)), **settings)
 
@@ -128,3 +127,33 @@ def test_types_are_shared() -> None:
 
 def test_damaged_arrays() -> None:
     assert check_hostile(encode(weights_of(1, 32, 256)), config=config()) > 20
+
+
+def test_reads_the_layout_of_awq() -> None:
+    weights = weights_of(1)
+    arrays = encode(weights, symmetric=False, v2=True)
+    plain = matrix(arrays, packing_format="auto_round:gptqmodel")
+    words = {leaf: unpacked(arrays[leaf], axis) for leaf, axis in (("qweight", 0), ("qzeros", 1))}
+    repacked = {leaf: interleaved(codes) for leaf, codes in words.items()}
+    repacked["scales"] = arrays["scales"]
+    for settings in (
+        {"packing_format": "auto_round:auto_awq"},
+        {"quant_method": "awq", "provider": "auto-round"},
+    ):
+        found = matrix(repacked, **settings)
+        for part, other in zip(state(found), state(plain), strict=True):
+            assert np.array_equal(part, other)
+
+
+def unpacked(words: Array, axis: int) -> Array:
+    """Codes of 4 bits, the lowest first, along an axis."""
+    moved = np.moveaxis(words.view(np.uint32), axis, -1)
+    fields = (moved[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & np.uint32(15)
+    return np.moveaxis(fields.reshape(*moved.shape[:-1], -1), -1, axis)
+
+
+def interleaved(codes: Array) -> Array:
+    """Words of eight columns in the order of AWQ."""
+    order = codes.reshape(len(codes), -1, 8)[:, :, [0, 2, 4, 6, 1, 3, 5, 7]].astype(np.uint32)
+    shifted = order << np.arange(0, 32, 4, dtype=np.uint32)
+    return np.bitwise_or.reduce(shifted, axis=2).view(np.int32)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from recover.containers.huggingface.formats._grid import Grid
+from recover.containers.huggingface.scaled import ScaledMatrix, Scales
 from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.compressed_tensors import RECIPE, config, encode
@@ -156,12 +157,24 @@ def test_gptq_has_no_cells() -> None:
 
 
 @pytest.mark.parametrize("name", ["SmoothQuantModifier", "AWQModifier"])
-def test_nothing_is_known_of_scaled_columns(name: str) -> None:
-    found = matrix(encode(weights_of(1)), recipe=f"{name}: {{}}\n{RECIPE}")
+def test_nothing_is_known_of_scaled_columns_without_the_scales(name: str) -> None:
+    weights = weights_of(1)
+    columns = np.exp2(np.arange(512) % 3).astype(np.float32)
+    found = matrix_of(encode(weights * columns), config(), f"{name}: {{}}\n{RECIPE}")
+    assert isinstance(found, ScaledMatrix)
     assert not found.has_cells
-    assert found.with_cells() is None
     assert "scaled" in found.label
     assert np.isposinf(state(found).variance).all()
+    original = found.with_scales(Scales(columns, np.zeros_like(columns)))
+    assert original.has_cells
+    assert n_outside(state(original), rounded(weights, "BF16")) == 0
+
+
+def test_scaled_columns_may_have_codes_without_cells() -> None:
+    recipe = "SmoothQuantModifier: {}\nGPTQModifier: {}\n"
+    found = matrix_of(encode(weights_of(1)), config(), recipe)
+    assert isinstance(found, ScaledMatrix)
+    assert not found.stored.has_cells
 
 
 def test_rotated_weights_are_refused() -> None:

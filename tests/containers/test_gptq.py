@@ -12,12 +12,14 @@ from recover.containers.huggingface.formats._compensated import CompensatedMatri
 from recover.errors import SafetensorsError
 from recover.inputs.foreign import measure_ratio
 from recover.quants import F32Array, quantize, type_by_name
+from tests.golden.foreign_files import load
 from tests.support.encoders import gptq
 from tests.support.foreign_modules import heavy_tailed, module_of, state
 from tests.support.layer_inputs import synthetic_inputs
 from tests.support.stated_intervals import tensor_of
 
 N, K = 64, 256
+GOLDEN = load("gptq")
 
 
 def config(n_bits: int = 4, **more: Any) -> dict[str, Any]:
@@ -37,6 +39,17 @@ Weights = tuple[F32Array, F32Array]
 def weights() -> Weights:
     rng = np.random.default_rng(1)
     return heavy_tailed(rng, N, K), synthetic_inputs(rng, 500, K)
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_reads_what_gptqmodel_wrote(case: str) -> None:
+    arrays, original, decoded, settings, _ = GOLDEN[case]
+    matrix = read(arrays, settings)
+    stated = state(matrix)
+    assert np.array_equal(stated.value, decoded.reshape(-1))
+    error = np.square(stated.value - original.reshape(-1), dtype=np.float64).mean()
+    assert 0.6 < stated.variance.mean(dtype=np.float64) / error < 1.2
+    assert ("importance" in case) == (matrix.places is not None)
 
 
 @pytest.mark.parametrize("n_bits", [2, 3, 4, 8])
@@ -133,6 +146,10 @@ class TestRefusals:
         self.refused(arrays, config(group_size=64, rotation="hadamard"), "rotated")
         self.refused(arrays, config(group_size=64, meta={"rotation": "random"}), "rotated")
         read(arrays, config(group_size=64, meta={"rotation": None}))
+
+    def test_other_layouts(self, arrays: dict[str, Any]) -> None:
+        for form in ("gptq_p", "marlin", "bitblas", 5):
+            self.refused(arrays, config(group_size=64, checkpoint_format=form), "layout")
 
     def test_groups_that_are_not_there(self, arrays: dict[str, Any]) -> None:
         for wrong in (-1, 4):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.torchao import encode
@@ -77,7 +78,8 @@ def test_errors_are_as_expected() -> None:
 def test_nothing_is_known_of_scaled_columns() -> None:
     arrays = encode(weights_of(1)) | {"_weight_act_pre_scale": np.ones(512, np.float32)}
     found = matrix_of(arrays)
-    assert not found.has_cells
+    assert isinstance(found, ScaledMatrix)
+    assert found.stored.has_cells
     assert "scaled" in found.label
     assert np.isposinf(state(found).variance).all()
 

@@ -402,6 +402,22 @@ def test_posterior_against_the_naive_twin(mix: tuple[str, ...], rng: np.random.G
     assert worst < 0.1
 
 
+def test_inputs_in_turns(rng: np.random.Generator) -> None:
+    """What is kept of one tensor's inputs is not taken for another's."""
+    x = sample(rng)
+    mixes = (("Q8_0", "Q4_0"), ("Q4_K",), ("Q5_0", "Q4_0"), ("Q8_0", "Q4_0"))
+    evidence = [load(mix, encode(mix, x), x.size) for mix in mixes]
+    found = [run("posterior", each, x.size) for each in evidence]
+    for mix, (estimate, tally) in zip(mixes, found, strict=True):
+        again = load(mix, encode(mix, x), x.size)
+        for _ in range(2):
+            expected, sums = run("posterior", again, x.size)
+            np.testing.assert_array_equal(estimate, expected)
+            np.testing.assert_array_equal(tally.array, sums.array)
+    np.testing.assert_array_equal(found[0][0], found[3][0])
+    assert not np.array_equal(found[0][0], found[2][0])
+
+
 @pytest.mark.parametrize("mix", MIXES, ids="+".join)
 def test_best_is_the_first_input_dequantized(
     mix: tuple[str, ...], rng: np.random.Generator

@@ -7,6 +7,7 @@ quanto itself computes in the floats of the model.
 """
 
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import ml_dtypes
@@ -34,12 +35,6 @@ def to_numpy(tensor: torch.Tensor) -> Array:
     return tensor.numpy()
 
 
-class Model(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(256, 16)
-
-
 def decode(state: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the codes mean that quanto unpacks; it compiles a program for that first."""
     scale = state["layer.weight._scale"].float()
@@ -55,7 +50,8 @@ def main() -> None:
     weights = torch.from_numpy(some_weights(Path(sys.argv[1]), 16, 256))
     cases = {}
     for label, (qtype, kind) in CASES.items():
-        model = Model().to(DTYPES[kind])
+        layers = OrderedDict(layer=torch.nn.Linear(256, 16))
+        model = torch.nn.Sequential(layers).to(DTYPES[kind])
         model.layer.weight.data[:] = weights.to(DTYPES[kind])
         original = model.layer.weight.data.float().numpy().copy()
         quantize(model, weights=qtype)

@@ -8,17 +8,21 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from recover.bounds.plan import plan_bounds
+from recover.bounds.verify import verify_model
 from recover.cli import main
 from recover.containers.huggingface.placing import rotary_order
 from recover.containers.huggingface.scaled import ScaledMatrix, UnscaledMatrix
 from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.errors import PlanError, QuantError
+from recover.evidence.intervals import Intervals
 from recover.inputs.alignment import align
 from recover.inputs.completion import complete
 from recover.inputs.open import open_model
 from recover.inputs.recorded import Input
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
+from recover.quants import TILE
 from tests.support.encoders import awq, gptq
 from tests.support.foreign_modules import Array
 from tests.support.gguf_files import F32Array, Stored, read_weights, stored, write_gguf
@@ -175,9 +179,10 @@ def test_what_was_found_goes_to_a_record_and_back(
     block: Block, awq_folder: Path, tmp_path: Path
 ) -> None:
     model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
-    aligned = align([open_model(model), open_model(awq_folder)])
+    opened = [open_model(model), open_model(awq_folder)]
+    aligned = align(opened)
     _, folder = complete(aligned.models, aligned.names, [])
-    record = json.loads(json.dumps(Input.of(folder).to_record()))
+    record = json.loads(json.dumps(Input.of(opened[1], folder).to_record()))
     again = Input.from_record(record).open()
     for name in ("ffn_down", "ffn_up", "attn_q"):
         one, other = (m.tensors[f"blk.0.{name}.weight"] for m in (folder, again))
@@ -197,6 +202,39 @@ def test_norms_of_awq_are_not_taken(block: Block, awq_folder: Path, tmp_path: Pa
         written = read_weights(output)
         for name, norm in block.norms.items():
             np.testing.assert_array_equal(written[f"blk.0.{name}.weight"], norm)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_bounds_hold_and_say_what_is_no_proof(
+    block: Block, awq_folder: Path, tmp_path: Path, order: int
+) -> None:
+    """Scales from norms are sure, those that were measured are not; such norms confine nothing."""
+    model = write_model(tmp_path / "Q8_0.gguf", block, "Q8_0")
+    plan = plan_bounds([model, awq_folder][::order], n_threads=1)
+    measured = {f"blk.0.{name}.weight" for name in ("attn_v", "attn_output", "ffn_up", "ffn_down")}
+    assert {tensor.name for tensor in plan.tensors if tensor.failures} == measured
+    originals = {name: in_gguf(name, w) for name, w in {**block.matrices, **block.norms}.items()}
+    for tensor in plan.tensors:
+        assert len(tensor.sources) == 2 - (tensor.name in measured or "norm" in tensor.name)
+        x = originals[tensor.name.split(".")[2]].reshape(-1)
+        bounds = Intervals()
+        bounds.turn_to(tensor.sources)
+        for start in range(0, x.size, TILE):
+            end = min(start + TILE, x.size)
+            lower, upper = bounds.bound(start, end)
+            assert (lower <= x[start:end]).all()
+            assert (x[start:end] <= upper).all()
+
+
+def test_verify_does_not_look_at_divided_norms(
+    block: Block, awq_folder: Path, tmp_path: Path
+) -> None:
+    truth = write_model(tmp_path / "F32.gguf", block, "F32")
+    model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
+    result = verify_model(truth, [awq_folder, model], n_threads=1)
+    assert result.is_consistent
+    assert {"blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"} <= set(result.inputs[0].only_model)
+    assert not verify_model(truth, [awq_folder], n_threads=1).is_checked
 
 
 @pytest.mark.parametrize("command", ["inspect", "bounds"])

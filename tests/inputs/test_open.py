@@ -81,7 +81,7 @@ class ToyModel:
         return replace(self, tensors={**self.tensors, **tensors})
 
     @property
-    def layout(self) -> tuple[str, ...]:
+    def left_out(self) -> tuple[str, ...]:
         return ()
 
     def without(self, names: Collection[str]) -> "ToyModel":

@@ -1,6 +1,7 @@
 """The marks that encoders leave, and the number format of the original. libggml encodes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -17,7 +18,9 @@ from recover.inputs.provenance import (
     codes_are_plain,
     encoder_marks,
     has_cells,
+    look_at_marks,
     marks_hold_with_imatrix,
+    marks_of,
 )
 from recover.inspect.files import inspect_file
 from recover.merge.plan import plan_merge
@@ -107,6 +110,25 @@ def test_blocks_without_a_scale_prove_nothing(kind: ScalarType, broken: float) -
     marks = encoder_marks(tensor_of(kind, raw))
     assert marks is not None
     assert (marks.n_blocks, marks.n_without, marks.fraction_without) == (0, 0, 0.0)
+
+
+def test_many_tensors_are_looked_at_at_once(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {}
+    for number in range(600):
+        kind = MARKED[number % len(MARKED)]
+        x = rng.standard_normal((1, 256 * (1 + number % 3)), np.float32)
+        raw = quantize(x, kind)
+        if number % 5 == 0:
+            raw[rng.integers(raw.size, size=raw.size // 2)] = 0x11
+        tensors[str(number)] = tensor_of(kind, raw)
+    expected = {name: encoder_marks(tensor) for name, tensor in tensors.items()}
+    assert len({marks.n_without for marks in expected.values() if marks}) > 3
+    model: Any = SimpleNamespace(tensors=tensors)
+    look_at_marks([model], list(tensors))
+    monkeypatch.setattr("recover.inputs.provenance.encoder_marks", None)  # not looked at again
+    assert {name: marks_of(tensor) for name, tensor in tensors.items()} == expected
 
 
 def test_a_large_tensor_is_sampled_all_over(rng: np.random.Generator) -> None:

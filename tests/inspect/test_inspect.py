@@ -439,6 +439,25 @@ class TestWhatWasCompared:
         assert ("nothing shows it" in sentence) == is_same
         assert ("different models (correlation" in sentence) != is_same
 
+    @pytest.mark.parametrize("size", [1.0, 2.0])
+    def test_inputs_without_cells_beside_the_original(
+        self, make: Make, truth: Weights, tmp_path: Path, size: float
+    ) -> None:
+        """They correlate perfectly, but are further off than their errors: as a merge says."""
+        other = changed(truth, lambda x: size * x)
+        paths = make("BF16"), make("IQ3_S", other)
+        result = inspect(*paths)
+        matrices = {name for name, x in truth.items() if x.ndim > 1}
+        assert set(result.conflicts.unlike) == (matrices if size > 1 else set())
+        assert result.same_original == (size == 1)
+        assert ("something else than the others" in " ".join(result.findings())) == (size > 1)
+        plan = plan_merge(paths, tmp_path / "out.gguf")
+        if size > 1:
+            with pytest.raises(PlanError, match="contradict each other on tensors"):
+                execute_merge(plan, n_threads=2)
+        else:
+            execute_merge(plan, n_threads=2)
+
     def test_floats_are_sampled(self, make: Make, truth: Weights) -> None:
         sentence, *_ = inspect(make("F16"), make("Q4_K")).findings()
         assert "a sample was compared" in sentence

@@ -44,3 +44,17 @@ def make(tmp_path: Path, truth: dict[str, F32Array]) -> Make:
         return write_gguf(tmp_path / f"{name or kind}.gguf", kept, **options)
 
     return make
+
+
+@pytest.fixture
+def unlike(make: Make, truth: dict[str, F32Array], rng: np.random.Generator) -> list[Path]:
+    """Inputs of one original that hold not quite the same tensors."""
+    x = (0.02 * rng.standard_t(8, (4, 16, 512))).astype(np.float32)
+    more = np.concatenate([truth[UP], (0.02 * rng.standard_t(8, (24, 512))).astype(np.float32)])
+    stem, rope = "blk.0.ffn_gate", np.arange(1, 33, dtype=np.float32)
+    apart = {f"{stem}.{i}.weight": stored("Q5_K", each) for i, each in enumerate(x)}
+    return [
+        make("Q5_K", {UP: stored("Q5_K", more), "rope_freqs.weight": stored("F32", rope)} | apart),
+        make("Q4_K", {f"{stem}_exps.weight": stored("Q4_K", x)}),
+        make("Q6_K", {Q: stored("Q6_K", truth[Q].reshape(64, 256)), NORM: None}),
+    ]

@@ -1,5 +1,6 @@
 """Files of one model that do not hold the same tensors are merged as far as they do."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,16 @@ from recover.cli import main
 from recover.errors import PlanError
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
-from tests.support.gguf_files import F32Array, Stored, read_tensors, read_weights, stored
+from tests.support.encoders import fp8
+from tests.support.gguf_files import (
+    F32Array,
+    Stored,
+    read_tensors,
+    read_weights,
+    stored,
+    write_gguf,
+)
+from tests.support.hf_folders import write_arrays
 from tests.support.merging import MATRICES, NORM, UP, Make, Q, merge
 
 EXPERTS = "blk.0.ffn_gate"
@@ -102,6 +112,43 @@ def test_a_transposed_matrix_is_refused(
     other = make("Q4_K", {UP: stored("Q4_K", turned)})
     with pytest.raises(PlanError, match="contradict"):
         merge([make("Q5_K"), other], tmp_path / "out.gguf")
+
+
+ODD = [((3, 40), (3, 40)), ((1, 8), (1, 8)), ((5, 7), (5, 7)), ((47, 40), (48, 40))]
+
+
+@pytest.mark.parametrize(("shape", "in_folder"), ODD)
+@pytest.mark.parametrize("order", [1, -1])
+def test_quantized_without_whole_blocks(
+    tmp_path: Path, shape: tuple[int, int], in_folder: tuple[int, int], order: int
+) -> None:
+    rng = np.random.default_rng(2)
+    x = (0.02 * rng.standard_t(8, in_folder)).astype(np.float16).astype(np.float32)
+    y = (0.02 * rng.standard_t(8, (64, 64))).astype(np.float32)
+    modules = {"model.layers.0.mlp.up_proj": x, "model.layers.0.mlp.gate_proj": y}
+    arrays = {
+        f"{name}.{leaf}": array
+        for name, w in modules.items()
+        for leaf, array in fp8.encode(w, "row").items()
+    }
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_arrays(folder / "model.safetensors", arrays)
+    config = {"model_type": "llama", "num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    own = {UP: stored("F16", x[: shape[0]]), f"{EXPERTS}.weight": stored("Q4_0", y)}
+    inputs = [folder, write_gguf(tmp_path / "q4.gguf", own)][::order]
+    plan = plan_merge(inputs, tmp_path / "out.gguf")
+    execute_merge(plan, n_threads=1)
+    assert np.array_equal(read_weights(plan.output)[UP], x[: shape[0]])
+    (warning,) = [text for text in plan.warnings if "whole blocks of 16" in text]
+    assert str(folder) in warning
+    assert UP in warning
+    assert EXPERTS not in warning
+    plan_bounds(inputs)
+    if shape == in_folder:
+        with pytest.raises(PlanError, match=f"{UP}.*--tensors"):
+            plan_bounds([folder])
 
 
 def test_an_architecture_may_be_missing(make: Make, tmp_path: Path) -> None:

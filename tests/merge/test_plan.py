@@ -23,6 +23,7 @@ from recover.merge.resimulate import with_simulated_densities
 from tests.naive.grids import rounded
 from tests.oracle import libggml
 from tests.support.gguf_files import Stored, stored, write_gguf
+from tests.support.hf_folders import write_folder
 from tests.support.integers import original
 from tests.support.merging import UP, Make, Q
 from tests.support.models import TINY
@@ -85,6 +86,22 @@ def test_inputs_of_all_kinds(
     paths = [make("Q5_K"), make("Q5_K", name="twin"), make("Q4_K", {UP: noise}, name="mixed")]
     paths += [make("F16", {Q: stored("Q6_K", truth[Q])}), make("Q4_0"), make("IQ4_NL")]
     check_same(plan_merge(paths, tmp_path / "out.gguf"))
+
+
+def test_inputs_that_are_aligned(unlike: list[Path], tmp_path: Path) -> None:
+    """Rows and tensors that some lack, experts apart and stacked, other shapes."""
+    plan = plan_merge(unlike, tmp_path / "out.gguf")
+    check_same(plan)
+    for one, other in zip(there_and_back(plan).models, plan.models, strict=True):
+        assert list(one.tensors) == list(other.tensors)
+        assert [each.dims for each in one.tensors.values()] == [
+            each.dims for each in other.tensors.values()
+        ]
+
+
+def test_folders(tiny: list[Path], tmp_path: Path) -> None:
+    folder = write_folder(TINY, tmp_path / "folder", "fp8")
+    check_same(plan_merge([tiny[0], folder], tmp_path / "out.gguf"))
 
 
 def test_integers_that_an_input_was_made_from(rng: np.random.Generator, tmp_path: Path) -> None:

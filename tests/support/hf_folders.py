@@ -67,6 +67,19 @@ def module_name(name: str) -> str:
 
 def write_folder(model: Path, folder: Path, kind: str | None) -> Path:
     """A folder with a Llama's weights, its linear layers in a format; all BF16 if there is none."""
+    return write_parts(folder, *folder_parts(model, kind))
+
+
+def write_parts(folder: Path, arrays: Mapping[str, Array], config: Mapping[str, Any]) -> Path:
+    """A folder with these arrays and this ``config.json``."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    write_arrays(folder / "model.safetensors", arrays)
+    return folder
+
+
+def folder_parts(model: Path, kind: str | None) -> tuple[dict[str, Array], dict[str, Any]]:
+    """What `write_folder` writes: arrays by name, and the configuration."""
     gguf = open_gguf(model)
     arrays: dict[str, Array] = {}
     heads = {
@@ -97,12 +110,10 @@ def write_folder(model: Path, folder: Path, kind: str | None) -> Path:
         "num_attention_heads": heads["attn_q"],
         "num_key_value_heads": heads["attn_k"],
         "rms_norm_eps": float(gguf.get("llama.attention.layer_norm_rms_epsilon")),
+        "vocab_size": arrays["model.embed_tokens.weight"].shape[0],
         "torch_dtype": "bfloat16",
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
     }
     if kind is not None:
         config["quantization_config"] = ENCODERS[kind][1]
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    write_arrays(folder / "model.safetensors", arrays)
-    return folder
+    return arrays, config

@@ -4,6 +4,7 @@ import codecs
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 from recover._text import quoted
@@ -61,7 +62,14 @@ FORMATS = {
     ValueType.INT64: "q",
     ValueType.FLOAT64: "d",
 }
+_SIZES = {kind: struct.calcsize(layout) for kind, layout in FORMATS.items()}
+_VALUE_TYPES = {kind.value: kind for kind in ValueType}
 _MAX_ARRAY_DEPTH = 4
+
+
+@cache
+def _numbers(letter: str, number: int) -> struct.Struct:
+    return struct.Struct(f"<{number}{letter}")
 
 
 class Cursor:
@@ -99,19 +107,35 @@ class Cursor:
 
     def u32(self) -> int:
         """A number of 4 bytes."""
-        return int(U32.unpack_from(self.buffer, self.skip(4))[0])
+        start = self.position
+        if start + 4 > self.size:
+            self.skip(4)
+        self.position = start + 4
+        number: int = U32.unpack_from(self.buffer, start)[0]
+        return number
 
     def u64(self) -> int:
         """A number of 8 bytes."""
-        return int(U64.unpack_from(self.buffer, self.skip(8))[0])
+        start = self.position
+        if start + 8 > self.size:
+            self.skip(8)
+        self.position = start + 8
+        number: int = U64.unpack_from(self.buffer, start)[0]
+        return number
 
     def n(self) -> int:
         """A count or a length."""
-        return int(self.length.unpack_from(self.buffer, self.skip(self.length.size))[0])
+        start, size = self.position, self.length.size
+        if start + size > self.size:
+            self.skip(size)
+        self.position = start + size
+        number: int = self.length.unpack_from(self.buffer, start)[0]
+        return number
 
     def sizes(self, number: int) -> tuple[int, ...]:
         """So many counts."""
-        return tuple(self.n() for _ in range(number))
+        numbers = _numbers(self.length.format[-1], number)
+        return numbers.unpack_from(self.buffer, self.skip(numbers.size))
 
     def count(self, smallest: int, of_what: str, *, n_lengths: int = 0) -> int:
         """A number of items that take at least `smallest` bytes each, and so many lengths."""
@@ -171,17 +195,18 @@ class Cursor:
     def value_type(self) -> ValueType:
         """A known type of values."""
         number = self.u32()
-        try:
-            return ValueType(number)
-        except ValueError:
-            raise GGUFError(f"{self.what}: value type {number} is unknown") from None
+        found = _VALUE_TYPES.get(number)
+        if found is None:
+            raise GGUFError(f"{self.what}: value type {number} is unknown")
+        return found
 
     def skip_value(self, value_type: ValueType, depth: int = 0) -> None:
         """Step over a value without building it."""
-        if value_type == ValueType.STRING:
+        size = _SIZES.get(value_type)
+        if size is not None:
+            self.skip(size)
+        elif value_type == ValueType.STRING:
             self.skip_string()
-        elif value_type != ValueType.ARRAY:
-            self.skip(struct.calcsize(FORMATS[value_type]))
         else:
             self._skip_array(depth)
 
@@ -195,8 +220,7 @@ class Cursor:
             for _ in range(self.count(4, "arrays", n_lengths=1)):
                 self._skip_array(depth + 1)
         else:
-            size = struct.calcsize(FORMATS[element])
-            self.skip(size * self.n())
+            self.skip(_SIZES[element] * self.n())
 
     def _skip_strings(self, number: int) -> None:
         # Vocabularies have 10^5 strings: the position only grows, so that an impossible length

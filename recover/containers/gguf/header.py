@@ -116,12 +116,12 @@ class TensorInfo:
     type: TensorType
     offset: int
 
-    @property
+    @cached_property
     def n_weights(self) -> int:
         """Number of weights."""
         return prod(self.dims)
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """Number of stored bytes."""
         return self.type.tensor_bytes(self.dims)
@@ -269,13 +269,13 @@ def _parse_tensor(cursor: Cursor) -> TensorInfo:
             f"{cursor.what}: rows of {dims[0]} weights are no multiple"
             f" of the {tensor_type.block_size} weights in a {tensor_type.name} block"
         )
+    info = TensorInfo(name, dims, tensor_type, cursor.u64())
     try:
-        tensor_type.tensor_bytes(dims)
+        _ = info.n_bytes
     except QuantError as error:
         raise GGUFError(f"{cursor.what}: {error}") from None
-    offset = cursor.u64()
     cursor.check_end()
-    return TensorInfo(name, dims, tensor_type, offset)
+    return info
 
 
 def _check_extents(tensors: Iterable[TensorInfo], alignment: int, available: int) -> None:

@@ -47,6 +47,8 @@ class GGUFModel(Generic[T]):
         Of the first part, which carries the metadata.
     tensors : mapping of str to T
         Of all parts, in file order; side tensors are with their matrix.
+    header_sizes : tuple of int
+        Bytes in front of the data, of each part.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class GGUFModel(Generic[T]):
     n_bytes: int
     header: Header
     tensors: Mapping[str, T]
+    header_sizes: tuple[int, ...]
 
     @property
     def metadata(self) -> Mapping[str, KeyValue]:
@@ -93,11 +96,6 @@ class GGUFModel(Generic[T]):
             found.update((side.name, side) for side in tensor.side_tensors)
         return MappingProxyType(found)
 
-    @property
-    def layout(self) -> tuple[str, ...]:
-        """Nothing: GGUF files have one."""
-        return ()
-
     @cached_property
     def n_weights(self) -> int:
         """Number of weights in all tensors."""
@@ -107,6 +105,11 @@ class GGUFModel(Generic[T]):
         """The same model with others in the place of some tensors."""
         changed: GGUFModel[StoredTensor] = self
         return replace(changed, tensors=MappingProxyType({**self.tensors, **tensors}))
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
 
     def without(self, names: Collection[str]) -> "GGUFModel[T]":
         """The same model without some tensors."""
@@ -126,8 +129,8 @@ class GGUFModel(Generic[T]):
             If a file cannot be read any more.
         """
         files = []
-        for part in self.parts:
-            header = hashlib.sha256(_header_bytes(part)).hexdigest()
+        for part, n_bytes in zip(self.parts, self.header_sizes, strict=True):
+            header = hashlib.sha256(_first_bytes(part, n_bytes)).hexdigest()
             status = part.stat()
             files.append([str(part.resolve()), status.st_size, status.st_mtime_ns, header])
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
@@ -178,7 +181,8 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFModel[Tensor]:
     except GGUFError as error:
         check_unchanged(parts)
         raise GGUFError(f"{printable(parts[0])}: {error}") from None
-    return GGUFModel(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors))
+    sizes = tuple(header.data_start for header in headers)
+    return GGUFModel(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors), sizes)
 
 
 def _header_of(path: Path, data: U8Array) -> Header:
@@ -189,11 +193,10 @@ def _header_of(path: Path, data: U8Array) -> Header:
         raise GGUFError(described_piece(path.name) or str(error)) from None
 
 
-def _header_bytes(path: Path) -> bytes:
-    """What stands in front of the data of a single GGUF file."""
+def _first_bytes(path: Path, n_bytes: int) -> bytes:
+    """The first bytes of a file, which may have been changed since it was opened."""
     try:
-        data = map_file(path, is_watched=False)
-        return data[: parse_header(data.data).data_start].tobytes()
+        return map_file(path, is_watched=False)[:n_bytes].tobytes()
     except GGUFError as error:
         raise GGUFError(f"{printable(path)}: {error}") from None
 

@@ -58,5 +58,5 @@ class Tensor(BlockTensor):
         QuantError
             If they are not, or the type is stored by rows and they are no whole rows.
         """
-        first, last = (self.type.position(each, self.dims[0]) for each in (start, end))
-        return self.raw[first:last]
+        position, row_length = self.info.type.position, self.info.dims[0]
+        return self.raw[position(start, row_length) : position(end, row_length)]

@@ -18,12 +18,13 @@ from recover.containers.huggingface.architectures import (
 from recover.containers.huggingface.floats import Floats
 from recover.containers.huggingface.formats import Matrix, read_matrix
 from recover.containers.huggingface.modules import FLOATS, Module
+from recover.containers.huggingface.mxfp4 import BLOCKS, SCALES, Mxfp4Blocks, mxfp4_of
 from recover.containers.huggingface.rows import Rows
-from recover.containers.huggingface.tensors import FloatTensor, QuantizedTensor
+from recover.containers.huggingface.tensors import BytesTensor, FloatTensor, QuantizedTensor
 from recover.containers.huggingface.transposed import BlockTransposed
 from recover.containers.model import StoredTensor
 from recover.errors import SafetensorsError
-from recover.quants import IntervalType
+from recover.quants import FloatType, IntervalType
 
 _EXPERT = re.compile(r"(?P<module>.+\.experts)\.(?P<number>\d{1,6})\.(?P<rest>.+)")
 _FUSED = re.compile(r"(?P<module>.+\.experts)\.gate_up_proj(?P<leaf>\.weight|_bias)?")
@@ -32,6 +33,8 @@ _QUERY_OR_KEY = re.compile(r".*\.(?P<which>[qk])_proj\.(weight|bias)")
 _KEYS_AND_VALUES = ".kv_b_proj.weight"
 _NORM = "norm.weight"
 _MAX_EXPERTS = 65_536
+
+_Stored = Floats | Matrix | Mxfp4Blocks
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,10 @@ class _Placer:
             self._place(f"{module.name}.weight", matrix, n_bytes, 2)
         for leaf, tensor in module.tensors.items():
             name = f"{module.name}.{leaf}".lstrip(".")
-            if leaf in used or not tensor.n_weights:
+            if leaf in used or leaf.endswith(SCALES) or not tensor.n_weights:
+                continue
+            if leaf.endswith(BLOCKS):
+                self._place_blocks(module, leaf)
                 continue
             if tensor.dtype in FLOATS:
                 self._place(name, Floats(tensor), tensor.raw.size, len(tensor.shape))
@@ -91,6 +97,12 @@ class _Placer:
                 raise self._unknown(module, name)
             else:
                 self.placed.unplaced.append(name)
+
+    def _place_blocks(self, module: Module, leaf: str) -> None:
+        """Note where the experts of gpt-oss go."""
+        matrix = mxfp4_of(module, leaf)
+        n_bytes = matrix.blocks.raw.size + matrix.scales.raw.size
+        self._place(f"{module.name}.{leaf.removesuffix(BLOCKS)}", matrix, n_bytes, 3)
 
     def _is_needed(self, name: str) -> bool:
         """Whether an array without a known format is part of a weight that has a place."""
@@ -109,7 +121,7 @@ class _Placer:
             f" known format{said}"
         )
 
-    def _place(self, name: str, matrix: Floats | Matrix, n_bytes: int, n_dims: int) -> None:
+    def _place(self, name: str, matrix: _Stored, n_bytes: int, n_dims: int) -> None:
         """Note where an array goes."""
         found = list(self._targets(name, matrix, n_dims))
         if not found:
@@ -130,15 +142,18 @@ class _Placer:
         tied = text_config(self._config).get("tie_word_embeddings") is True
         return tied and name.endswith("lm_head.weight")
 
-    def _targets(
-        self, name: str, matrix: Floats | Matrix, n_dims: int
-    ) -> Iterator[tuple[str, Rows, int]]:
+    def _targets(self, name: str, matrix: _Stored, n_dims: int) -> Iterator[tuple[str, Rows, int]]:
         """Under which names, in which order, and as a stack of how many an array is taken."""
         fused, down = _FUSED.fullmatch(name), _DOWN.fullmatch(name)
         found = fused or down
         if found is not None and isinstance(matrix, Floats):
             leaf = ".bias" if found["leaf"] == "_bias" else ".weight"
             yield from self._of_experts(found["module"], leaf, matrix, is_fused=fused is not None)
+            return
+        if found is not None and isinstance(matrix, Mxfp4Blocks):
+            yield from self._split(
+                found["module"], ".weight", Rows(matrix), matrix.n_experts, fused
+            )
             return
         if self._architecture.norms_add_one and name.endswith(_NORM) and n_dims == 1:
             assert isinstance(matrix, Floats)
@@ -166,22 +181,28 @@ class _Placer:
     ) -> Iterator[tuple[str, Rows, int]]:
         """The parts of one array with all experts: weights (experts, rows, columns) or biases."""
         shape = matrix.tensor.shape
-        n_experts = shape[0]
         is_bias = leaf == ".bias"
         if len(shape) != (2 if is_bias else 3):
             raise SafetensorsError(
                 f"tensor {quoted(matrix.tensor.name)} has {len(shape)} dimensions, not one for the"
                 f" experts and {1 if is_bias else 2} more"
             )
+        n_experts = shape[0]
         rows = Rows(Floats(matrix.tensor, is_column=True) if is_bias else matrix)
         if self._architecture.alternates and not is_bias:  # and inputs come before outputs
             rows = Rows(BlockTransposed(rows, shape[1]))
+        yield from self._split(module, leaf, rows, n_experts, is_fused)
+
+    def _split(
+        self, module: str, leaf: str, rows: Rows, n_experts: int, is_fused: object
+    ) -> Iterator[tuple[str, Rows, int]]:
+        """Experts' weights or biases as they are; or gate and up apart, if they are fused."""
         if not is_fused:
             yield f"{module}.down_proj{leaf}", rows, n_experts
             return
         n_rows = rows.n_rows // n_experts
         if n_rows % 2:
-            raise SafetensorsError(f"tensor {quoted(matrix.tensor.name)}: {n_rows} rows, not even")
+            raise SafetensorsError(f"experts of {quoted(module)}: {n_rows} rows, not even")
         each = np.arange(rows.n_rows).reshape(n_experts, n_rows)
         halves = np.split(each, 2, 1)
         if self._architecture.alternates:
@@ -311,4 +332,5 @@ def _made(name: str, dims: tuple[int, ...], runs: Sequence[Rows], n_bytes: int) 
     if len(kinds) > 1:
         names = " and ".join(sorted(kind.name for kind in kinds))
         raise SafetensorsError(f"tensor {quoted(name)}: experts are stored as {names}")
-    return FloatTensor(name, dims, tuple(runs), n_bytes)
+    kind = FloatTensor if isinstance(runs[0].matrix.type, FloatType) else BytesTensor
+    return kind(name, dims, tuple(runs), n_bytes)

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from recover._text import printable, quoted
+from recover._text import printable
 from recover.containers.huggingface.architectures import Names, architecture_of
 from recover.containers.huggingface.modules import QUANTIZE_CONFIG, modules_of, read_recipe
 from recover.containers.huggingface.placing import Placed, place_tensors
+from recover.containers.huggingface.sizes import check_sizes
 from recover.containers.model import Container, StoredTensor
 from recover.containers.safetensors.reader import CONFIG, open_safetensors
 from recover.errors import RecoverError, SafetensorsError
@@ -38,8 +39,8 @@ class FolderModel:
     variants : mapping of str to sequence of StoredTensor
         Tensors that GGUF files have in several layouts: by the name of one of `tensors` those that
         stand for it in others.
-    unplaced : tuple of str
-        Arrays that have no place in GGUF files of this architecture; vision towers, for instance.
+    left_out : tuple of str
+        Arrays that have no place in GGUF files of this architecture: a vision tower's, say.
     config : mapping of str to Any
         Of ``config.json``.
     """
@@ -50,7 +51,7 @@ class FolderModel:
     metadata: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     variants: Mapping[str, Sequence[StoredTensor]]
-    unplaced: tuple[str, ...]
+    left_out: tuple[str, ...]
     config: Mapping[str, Any]
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -60,12 +61,6 @@ class FolderModel:
     def keys_of(self, prefix: str) -> tuple[str, ...]:
         """The keys that begin with a text."""
         return tuple(key for key in self.metadata if key.startswith(prefix))
-
-    @property
-    def layout(self) -> tuple[str, ...]:
-        """Tensors that are in another layout than when it was opened."""
-        others = (each.name for variants in self.variants.values() for each in variants)
-        return tuple(name for name in others if name in self.tensors)
 
     @cached_property
     def n_weights(self) -> int:
@@ -123,8 +118,8 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
     Raises
     ------
     SafetensorsError
-        If a file cannot be read, the architecture is not known, or a tensor is stored in a way that
-        is not.
+        If a file cannot be read, the architecture is not known, a tensor is stored in a way that is
+        not, or ``config.json`` contradicts the shapes.
     """
     path = Path(path)
     model = open_safetensors(path)
@@ -134,6 +129,7 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
         names = Names(architecture, model.config)
         modules = modules_of(model, read_recipe(folder))
         placed: Placed = place_tensors(modules, architecture, names, model.config)
+        check_sizes(placed.tensors, placed.unplaced, architecture, model.config)
     except RecoverError as error:
         if str(error).startswith(printable(path)):
             raise
@@ -149,7 +145,7 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
         },
         tensors=MappingProxyType(placed.tensors),
         variants=MappingProxyType(placed.variants),
-        unplaced=tuple(quoted(name) for name in placed.unplaced),
+        left_out=tuple(placed.unplaced),
         config=model.config,
     )
 

@@ -18,6 +18,18 @@ class Piece(NamedTuple):
     """Where in the range that was asked for they begin."""
 
 
+class Span(NamedTuple):
+    """Rows that lie close to each other in a stored matrix."""
+
+    start: int
+    end: int
+    """Weights of the matrix from the first of these rows to the last."""
+    rows: NDArray[np.int64]
+    """Which rows of these, in order."""
+    offset: int
+    """Where in the rows the wanted range begins."""
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Rows of a stored matrix, one below the other.
@@ -54,3 +66,15 @@ class Rows:
             first = int(self.order[row]) * length + column
             yield Piece(self.matrix, first, first + upto - at, offset + at - start)
             at = upto
+
+    def span(self, start: int, end: int) -> Span | None:
+        """Where the rows of numbers `start` to `end` lie; None if that is not about one place."""
+        if self.order is None:
+            return None
+        length = self.matrix.row_length
+        first = start // length
+        rows = self.order[first : -(-end // length)]
+        low, high = int(rows.min()), int(rows.max()) + 1
+        if high - low > 2 * rows.size:
+            return None
+        return Span(low * length, high * length, rows - low, start - first * length)

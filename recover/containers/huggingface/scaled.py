@@ -31,10 +31,13 @@ class Scales:
         Of a column: stored over original. Of a row: original over stored.
     deviations : float32 (n,)
         Standard deviations to expect, relative; infinite where nothing is known.
+    is_measured : bool
+        Whether they were found by what is likely, so that three deviations are not sure to hold.
     """
 
     values: F32Array
     deviations: F32Array
+    is_measured: bool = False
 
 
 def no_scales(n: int) -> Scales:
@@ -43,17 +46,8 @@ def no_scales(n: int) -> Scales:
 
 
 @dataclass(frozen=True)
-class ScaledMatrix:
-    """The weights of a module as another original's: nothing is known until the scales are.
-
-    It has what `recover.containers.huggingface.formats.base.Matrix` asks for, and states values
-    without bounds whose errors are not known, so that an estimate takes no notice of them.
-
-    Attributes
-    ----------
-    stored : Matrix
-        What is stored of the scaled weights.
-    """
+class _OfStored:
+    """What a matrix has in common with the one that is stored."""
 
     stored: Matrix
 
@@ -73,11 +67,6 @@ class ScaledMatrix:
         return self.stored.type
 
     @property
-    def has_cells(self) -> bool:
-        """No."""
-        return False
-
-    @property
     def seen_as(self) -> str:
         """See `Matrix`."""
         return self.stored.seen_as
@@ -86,6 +75,25 @@ class ScaledMatrix:
     def leaves(self) -> frozenset[str]:
         """See `Matrix`."""
         return self.stored.leaves
+
+
+@dataclass(frozen=True)
+class ScaledMatrix(_OfStored):
+    """The weights of a module as another original's: nothing is known until the scales are.
+
+    It has what `recover.containers.huggingface.formats.base.Matrix` asks for, and states values
+    without bounds whose errors are not known, so that an estimate takes no notice of them.
+
+    Attributes
+    ----------
+    stored : Matrix
+        What is stored of the scaled weights.
+    """
+
+    @property
+    def has_cells(self) -> bool:
+        """No."""
+        return False
 
     @property
     def label(self) -> str:
@@ -115,7 +123,7 @@ class ScaledMatrix:
 
 
 @dataclass(frozen=True)
-class UnscaledMatrix:
+class UnscaledMatrix(_OfStored):
     """The original's weights: those stored, times the scales of rows, over those of columns.
 
     Bounds are wider by three standard deviations of the scales.
@@ -128,39 +136,13 @@ class UnscaledMatrix:
         (row_length,) and (n_rows,).
     """
 
-    stored: Matrix
     columns: Scales
     rows: Scales
-
-    @property
-    def n_rows(self) -> int:
-        """Outputs."""
-        return self.stored.n_rows
-
-    @property
-    def row_length(self) -> int:
-        """Inputs."""
-        return self.stored.row_length
-
-    @property
-    def type(self) -> IntervalType:
-        """See `Matrix`."""
-        return self.stored.type
 
     @property
     def has_cells(self) -> bool:
         """See `Matrix`."""
         return self.stored.has_cells
-
-    @property
-    def seen_as(self) -> str:
-        """See `Matrix`."""
-        return self.stored.seen_as
-
-    @property
-    def leaves(self) -> frozenset[str]:
-        """See `Matrix`."""
-        return self.stored.leaves
 
     @property
     def label(self) -> str:

@@ -1,9 +1,10 @@
 """Tensors of a folder as GGUF files have them: rows put in order, experts stacked."""
 
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from recover.containers.huggingface.rows import Piece, Rows
 from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.model import BlockTensor
 from recover.errors import QuantError
-from recover.quants import GROUP, F32Array, FloatType, IntervalType, U8Array
+from recover.quants import GROUP, F32Array, IntervalType, TensorType, U8Array
 
 _ROUNDING = {
     "BF16": (np.float32(2.0**-8), np.float32(2.0**-134)),
@@ -22,6 +23,8 @@ _ROUNDING = {
 }
 """How far a number may be from what it is rounded to, relatively and absolutely: half a unit in the
 last place, of 8 or 11 significand bits."""
+
+_ALIGNMENT = 8  # of the largest numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +55,18 @@ class FolderTensor(BlockTensor, ABC):
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """The stored weights of a range, in order."""
+        for run, first, last, at in self._shares(start, end):
+            yield from run.pieces(first, last, at)
+
+    def _shares(self, start: int, end: int) -> Iterator[tuple[Rows, int, int, int]]:
+        """The runs of a range: of each its first weight, one past the last, where they begin."""
         ends = self._ends
         number = int(np.searchsorted(ends, start, "right"))
         at = start
         while at < end:
             first = int(ends[number - 1]) if number else 0
             upto = min(end, int(ends[number]))
-            yield from self.runs[number].pieces(at - first, upto - first, at - start)
+            yield self.runs[number], at - first, upto - first, at - start
             at, number = upto, number + 1
 
     @cached_property
@@ -68,21 +76,26 @@ class FolderTensor(BlockTensor, ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class FloatTensor(FolderTensor):
-    """A tensor that is not quantized."""
+class BytesTensor(FolderTensor):
+    """A tensor whose bytes are those of a type of GGUF."""
 
     @property
-    def type(self) -> FloatType:
+    def type(self) -> TensorType:
         """How it is stored."""
-        return self.runs[0].matrix.type
+        kind: TensorType = self.runs[0].matrix.type
+        return kind
 
     def part(self, start: int, end: int) -> U8Array:
-        """The stored bytes of weights `start` to `end`."""
+        """The stored bytes of weights `start` to `end`, which are whole blocks."""
         parts = [each.matrix.part(each.start, each.end) for each in self.pieces(start, end)]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         # Arrays of safetensors files may begin anywhere.
-        is_aligned = whole.ctypes.data % self.type.type_size == 0
-        return whole if is_aligned else whole.copy()
+        return whole if whole.ctypes.data % _ALIGNMENT == 0 else whole.copy()
+
+
+@dataclass(frozen=True, eq=False)
+class FloatTensor(BytesTensor):
+    """A tensor that is not quantized."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +128,19 @@ class QuantizedTensor(FolderTensor):
         variance: F32Array,
     ) -> None:
         """See `recover.quants.IntervalTensor`; the bounds confine the original's weights."""
-        for matrix, first, last, at in self.pieces(start, end):
+        for run, first, last, at in self._shares(start, end):
             part = slice(at, at + last - first)
-            own = value[part], lower[part], upper[part]
-            matrix.intervals(first, last, *own, variance[part])
-            if matrix.seen_as != "F32":
-                widen(lower[part], upper[part], *_ROUNDING[matrix.seen_as])
+            own = value[part], lower[part], upper[part], variance[part]
+            if (span := run.span(first, last)) is None:
+                for piece in run.pieces(first, last):
+                    within = slice(piece.at, piece.at + piece.end - piece.start)
+                    _state(run.matrix, piece.start, piece.end, [each[within] for each in own])
+                continue
+            stated = np.empty((4, span.end - span.start), np.float32)
+            _state(run.matrix, span.start, span.end, list(stated))
+            by_row = stated.reshape(4, -1, run.matrix.row_length)
+            for each, found in zip(own, by_row, strict=True):
+                each[:] = found[span.rows].reshape(-1)[span.offset : span.offset + last - first]
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `recover.containers.model.StoredTensor.read`."""
@@ -145,6 +165,14 @@ class QuantizedTensor(FolderTensor):
         self.intervals(start, end, *stated)
         groups = stated[:3].reshape(3, -1, GROUP).transpose(1, 0, 2)
         return np.ascontiguousarray(groups).view(np.uint8).reshape(-1)
+
+
+def _state(matrix: Any, start: int, end: int, stated: Sequence[F32Array]) -> None:
+    """What a matrix states of the original's weights."""
+    value, lower, upper, variance = stated
+    matrix.intervals(start, end, value, lower, upper, variance)
+    if matrix.seen_as != "F32":
+        widen(lower, upper, *_ROUNDING[matrix.seen_as])
 
 
 @kernel

@@ -6,6 +6,7 @@ only one code leads to the stored byte.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,13 @@ from numpy.typing import NDArray
 from recover.containers.model import StoredTensor
 from recover.execution.tiles import Tile, available_cores, for_each_tile, whole_rows
 from recover.inputs.originals._fit import reach
-from recover.inputs.originals._requantized import MAX_CODE, is_naive, read_groups, tables
+from recover.inputs.originals._requantized import (
+    MAX_CODE,
+    Tables,
+    is_naive,
+    read_groups,
+    tables,
+)
 from recover.inputs.originals.codes import BLOCK, rounded
 from recover.quants import U8Array, quantize, type_by_name
 
@@ -61,12 +68,12 @@ class Blocks:
 
     tensor: StoredTensor
 
-    @property
+    @cached_property
     def row_length(self) -> int:
         """Weights of a row."""
         return self.tensor.dims[0]
 
-    @property
+    @cached_property
     def n_rows(self) -> int:
         """Number of rows."""
         return self.tensor.n_weights // self.row_length
@@ -118,39 +125,49 @@ def find_second_hand(tensor: StoredTensor, *, n_threads: int | None = None) -> S
         return None
     if not is_naive(blocks.rows(0, 1)):
         return None
-    picked = np.linspace(0, blocks.n_rows - 1, min(blocks.n_rows, _N_SAMPLED_ROWS)).round()
-    rows = [blocks.rows(int(row), int(row) + 1) for row in np.unique(picked)]
-    if not all(map(is_naive, rows)):
+    rows = np.concatenate([blocks.rows(row, row + 1) for row in _picked(blocks.n_rows)])
+    if not is_naive(rows):
         return None
     found = _guess(rows, blocks.row_length)
     return None if found is None else _prove(blocks, found, n_threads)
 
 
-def _guess(rows: list[U8Array], row_length: int) -> SecondHand | None:
-    """The longest group and the chain that explain the sampled rows."""
-    sample = np.concatenate(rows).reshape(-1, 34)
+@cache
+def _picked(n_rows: int) -> tuple[int, ...]:
+    """Evenly spaced rows to be looked at."""
+    places = np.linspace(0, n_rows - 1, min(n_rows, _N_SAMPLED_ROWS)).round()
+    return tuple(np.unique(places).astype(int).tolist())
+
+
+def _guess(rows: U8Array, row_length: int) -> SecondHand | None:
+    """The longest group and the chain that explain sampled rows, uint8 (n_bytes,)."""
+    sample = rows.reshape(-1, 34)
     if np.count_nonzero(sample[:, 2:]) < _FEWEST_NONZERO * 32 * len(sample):
         return None
     n_blocks = row_length // BLOCK
+    n_rows = len(sample) // n_blocks
+    memory = tables()
     for max_code, shortest in _SHORTEST.items():
         for parts in range(1, n_blocks + 1):
             group, rest = divmod(n_blocks, parts)
-            if rest or group * BLOCK < shortest or len(rows) * parts < _FEWEST_GROUPS:
+            if rest or group * BLOCK < shortest or n_rows * parts < _FEWEST_GROUPS:
                 continue
             for chain in CHAINS:
                 guess = SecondHand(chain, group * BLOCK, max_code, 0, 0)
-                if _explains(rows, guess):
-                    is_chance = any(_explains(rows, guess, shift) for shift in _CONTROLS)
+                if _explains(rows, guess, memory):
+                    is_chance = any(_explains(rows, guess, memory, each) for each in _CONTROLS)
                     return None if is_chance else guess
     return None
 
 
-def _explains(rows: list[U8Array], guess: SecondHand, shift: float = 0.0) -> bool:
+def _explains(rows: U8Array, guess: SecondHand, memory: Tables, shift: float = 0.0) -> bool:
     """Whether all rows can be made from integers with scales on the (shifted) grid."""
-    return all(read_second_hand(row, guess, shift).n_unproven >= 0 for row in rows)
+    return read_second_hand(rows, guess, memory, shift).n_unproven >= 0
 
 
-def read_second_hand(raw: U8Array, found: SecondHand, shift: float = 0.0) -> Groups:
+def read_second_hand(
+    raw: U8Array, found: SecondHand, memory: Tables | None = None, shift: float = 0.0
+) -> Groups:
     """What whole groups of stored blocks, raw uint8 (n_bytes,), were made from.
 
     With a shift, their scales are looked for so many steps above the BF16 numbers.
@@ -158,7 +175,7 @@ def read_second_hand(raw: U8Array, found: SecondHand, shift: float = 0.0) -> Gro
     n_weights = raw.size // 34 * BLOCK
     codes, scales = np.zeros(n_weights, np.int16), np.zeros(n_weights // found.group)
     chain = CHAINS.index(found.chain)
-    n_unproven = read_groups(raw, chain, found.max_code, shift, tables(), codes, scales)
+    n_unproven = read_groups(raw, chain, found.max_code, shift, memory or tables(), codes, scales)
     return Groups(codes, scales, n_unproven)
 
 

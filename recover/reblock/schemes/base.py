@@ -106,7 +106,7 @@ def decoded(module: Module, obstacle: str = "") -> Weight | None:
     module : Module
         The arrays.
     obstacle : str
-        Why no type holds it exactly, if it is more than that its levels are no integers.
+        Why no type holds it exactly, if there is more to say than that no scheme does.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def decoded(module: Module, obstacle: str = "") -> Weight | None:
             n_rows=matrix.n_rows,
             row_length=length,
             group=None,
-            obstacle=obstacle or "no type has its levels and scales",
+            obstacle=obstacle or "no scheme keeps the numbers of this format exactly",
             reference=reference,
         ),
         leaves=matrix.leaves,

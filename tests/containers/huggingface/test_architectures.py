@@ -10,6 +10,7 @@ import pytest
 
 from recover.containers.huggingface.reader import FolderModel, open_folder
 from recover.containers.model import StoredTensor
+from recover.inputs.recorded import Input
 from tests.support.random_folders import write_safetensors
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "huggingface"
@@ -50,6 +51,19 @@ def test_tensors_are_those_of_the_converter(name: str, tmp_path: Path) -> None:
         assert kind == "F32"
         assert squeezed(tensor.dims) == squeezed(shape), key
         assert digest(tensor) == sha, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_process_takes_the_same_tensors(name: str, tmp_path: Path) -> None:
+    """Also where the folder has them in several layouts."""
+    known = golden(name)
+    opened = open_folder(folder_of(known, tmp_path / name))
+    model = opened.fitted(known["tensors"])
+    record = json.loads(json.dumps(Input.of(opened, model).to_record()))
+    taken = Input.from_record(record).take(opened).tensors
+    assert dict(taken) == dict(model.tensors)
+    alone = [Input.from_record(record).of_tensor(key).take(opened).tensors[key] for key in taken]
+    assert alone == list(taken.values())
 
 
 def parts_of(tensor: StoredTensor, size: int) -> list[tuple[int, int]]:

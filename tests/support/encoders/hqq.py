@@ -18,12 +18,14 @@ def pack(codes: Array, n_bits: int) -> Array:
     return words.view(np.int32) if n_bits == 3 else words.astype(np.uint8)
 
 
-def _search(x: Array, scale: Array, zero: Array, n: int, axis: int, dtype: type) -> Array:
+def _search(
+    x: Array, scale: Array, zero: Array, n: int, axis: int, dtype: type, n_steps: int
+) -> Array:
     """Zeros that a proximal solver finds, every operation in `dtype`."""
     seen: Array = x.astype(dtype)
     scale, zero = scale.astype(dtype), zero.astype(dtype)
     beta, best = 10.0, np.inf
-    for _ in range(20):
+    for _ in range(n_steps):
         codes = np.clip(np.rint(seen * scale + zero), 0, n)
         decoded = (codes - zero) / scale
         off = (seen - decoded).astype(np.float32)
@@ -46,6 +48,7 @@ def encode(
     *,
     axis: int = 1,
     on_gpu: bool = True,
+    n_steps: int = 20,
 ) -> dict[str, Array]:
     """The arrays of a module; on a GPU the search is done in float16."""
     seen = x.astype(FLOATS[kind]).astype(np.float32)
@@ -59,7 +62,7 @@ def encode(
     if n_bits == 4:
         zero = np.rint(zero)
     dtype = np.float16 if on_gpu else np.float32
-    zero = _search(grouped, scale, zero, n, axis, dtype)
+    zero = _search(grouped, scale, zero, n, axis, dtype, n_steps)
     scale = scale.astype(dtype)
     codes = np.rint(grouped * scale.astype(np.float32) + zero.astype(np.float32))
     return {

@@ -48,6 +48,11 @@ def made(module: Module) -> Made:
     return Made.PLAINLY if named == _ROUNDING else Made.CORRECTING
 
 
+def corrects(module: Module) -> bool:
+    """Whether the recipe names more than scaling and rounding: codes may correct errors."""
+    return bool(frozenset(_MODIFIER.findall(module.recipe)) - _SCALING - _ROUNDING)
+
+
 def made_of_floats(module: Module) -> Made:
     """As `made`, where nobody undoes the scaling of columns.
 

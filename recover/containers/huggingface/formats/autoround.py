@@ -1,4 +1,4 @@
-"""AutoRound: GPTQ's layout (see `recover.containers.huggingface.formats.gptq`), other codes.
+"""AutoRound: the layouts of GPTQ and AWQ (see `gptq` and `awq` beside this), other codes.
 
 Codes are ``clamp(round(x / scale + v) + zero)`` in float32, with a `v` of each weight that signed
 gradient descent has found (auto-round:auto_round/data_type/int.py, algorithms/quantization/
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from recover.containers.huggingface.formats import awq, gptq
 from recover.containers.huggingface.formats._grid import (
     Cells,
     Grid,
@@ -26,16 +27,20 @@ from recover.containers.huggingface.formats._grid import (
     rounding_interval,
     widened,
 )
-from recover.containers.huggingface.formats.gptq import LEAVES, Layout, layout
+from recover.containers.huggingface.formats.gptq import LEAVES
 from recover.containers.huggingface.modules import Module, values
 from recover.quants import IntervalType, U8Array
 
+# In files that are named after the layout.
+_KEYS = "autoround_version", "iters", "enable_minmax_tuning"
 _METHODS = "auto-round", "auto_round", "intel/auto-round"
 _ITERATIONS = 200
 _NOISE = 1.4 / 12
 _END = 0.25
 # With groups of 128: of rounding, and the same with the codes moved.
 _RELATIVE_MSE = {2: 0.26, 3: 0.06, 4: 0.0125, 8: 5e-5}
+
+_Layout = gptq.Layout | awq.Layout
 
 
 @cache
@@ -58,49 +63,54 @@ def read(module: Module) -> Grid | None:
     """The weight of a module that AutoRound quantized."""
     config = module.config
     is_own = config.get("quant_method") in _METHODS
-    is_exported = config.get("provider") == "auto-round" or "autoround_version" in config
+    is_exported = config.get("provider") == "auto-round" or any(key in config for key in _KEYS)
     if "qweight" not in module.tensors or not (is_own or is_exported):
         return None
-    packing = config.get("packing_format")
-    if config.get("quant_method") == "awq" or "awq" in str(packing):
-        raise module.error(
-            "AutoRound's export in AWQ's layout is not supported; take one in its own or GPTQ's"
-        )
     rotations = sorted(key for key in config if "rotation" in key or "hadamard" in key)
     if any(config[key] for key in rotations):
         raise module.error(f"the weights were rotated ({rotations[0]}); take a file without it")
-    found = layout(replace(module, config=_as_gptq(module, str(packing)) if is_own else config))
+    found = _layout(module, is_own=is_own)
     if found is None:
         return None
     if found.row_length % found.n_groups:
         raise module.error(f"{found.n_groups} scales for {found.row_length} columns")
     group = found.row_length // found.n_groups
+    n_bits = _n_bits(found)
     _check_order(module, found.row_length, group)
-    moved = _largest_move(config, found.n_bits)
+    moved = _largest_move(config, n_bits)
     is_exact = str(config.get("scale_dtype", "torch.float16")).endswith("float16")
     is_exact = is_exact and "bfloat16" not in str(config.get("scale_dtype"))
     return Grid(
         n_rows=found.n_rows,
         row_length=found.row_length,
-        type=_type(found.n_bits, is_tuned=moved > 0),
+        type=_type(n_bits, is_tuned=moved > 0),
         has_cells=bool(np.isfinite(moved)),
         seen_as="BF16",
         leaves=LEAVES,
-        label=f"AutoRound {found.n_bits}-bit, groups of {group}"
-        + ("" if moved else ", rounded plainly"),
+        label=f"AutoRound {n_bits}-bit, groups of {group}" + ("" if moved else ", rounded plainly"),
         run=group,
-        n_codes=1 << found.n_bits,
+        n_codes=1 << n_bits,
         codes=lambda start, out: _codes(found, start, out),
         groups=lambda first, last, codes: _groups(found, first, last, is_exact=is_exact),
-        cells=_cells(found.n_bits, moved),
+        cells=_cells(n_bits, moved),
     )
 
 
-def _as_gptq(module: Module, packing: str) -> Mapping[str, Any]:
-    """A configuration of GPTQ with the same layout."""
-    bits = module.integer("act_bits")
-    is_less = ("gptq" in packing and "gptqmodel" not in packing) or (bits or 16) <= 8
-    return {"quant_method": "gptq", "checkpoint_format": "gptq" if is_less else "gptq_v2"}
+def _layout(module: Module, *, is_own: bool) -> _Layout | None:
+    """The arrays, which are those of GPTQ or AWQ."""
+    config, packing = module.config, str(module.config.get("packing_format"))
+    if not is_own:
+        return awq.layout(module) if config.get("quant_method") == "awq" else gptq.layout(module)
+    if "awq" in packing:
+        return awq.layout(replace(module, config={"quant_method": "awq"}))
+    is_named = "gptq" in packing and "gptqmodel" not in packing
+    is_less = is_named or (module.integer("act_bits") or 16) <= 8
+    known_as = {"quant_method": "gptq", "checkpoint_format": "gptq" if is_less else "gptq_v2"}
+    return gptq.layout(replace(module, config=known_as))
+
+
+def _n_bits(found: _Layout) -> int:
+    return found.n_bits if isinstance(found, gptq.Layout) else 4
 
 
 def _check_order(module: Module, row_length: int, group: int) -> None:
@@ -139,7 +149,7 @@ def _cells(n_bits: int, moved: float) -> Cells:
     return cells_of(lower, upper, code, slack=(1e-5, 2e-6), inner=inner, end=end)
 
 
-def _codes(found: Layout, start: int, out: U8Array) -> None:
+def _codes(found: _Layout, start: int, out: U8Array) -> None:
     """Codes of the flattened matrix."""
     first, last = start // found.row_length, -(-(start + out.size) // found.row_length)
     rows = np.empty((last - first, found.row_length), np.uint8)
@@ -148,17 +158,18 @@ def _codes(found: Layout, start: int, out: U8Array) -> None:
     out[:] = rows.reshape(-1)[begin : begin + out.size]
 
 
-def _groups(found: Layout, first: int, last: int, *, is_exact: bool) -> Groups:
+def _groups(found: _Layout, first: int, last: int, *, is_exact: bool) -> Groups:
     rows = first // found.n_groups, -(-last // found.n_groups)
     part = slice(first - rows[0] * found.n_groups, last - rows[0] * found.n_groups)
     step = found.scale_rows(*rows).reshape(-1)[part]
     # one less than 0 is stored as the largest number
-    zeros = found.zeros(*rows) & np.int32((1 << found.n_bits) - 1)
+    zeros = found.zeros(*rows) & np.int32((1 << _n_bits(found)) - 1)
     zero = np.ascontiguousarray(zeros.T).reshape(-1)[part].astype(np.float32)
     size = np.abs(step).astype(np.float64)
     small, large = (size, size) if is_exact else rounding_interval(found.scales.dtype, size)
     limits = widened(np.where(size > 0, small, np.inf), large)
     nothing, row = np.zeros_like(step), np.zeros(len(step), np.int32)
     # what is stored less one, and 0 or more, may have been 0 or 1
-    loose = np.where((zero == 1) & (found.zero_shift == 1), np.float32(0.5), np.float32(0))
+    is_less = isinstance(found, gptq.Layout) and found.zero_shift == 1
+    loose = np.where((zero == 1) & is_less, np.float32(0.5), np.float32(0))
     return Groups(step, nothing, zero, zero - loose, *limits, nothing + np.inf, loose, row)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
 from recover.containers.huggingface.formats._columns import WORDS, unpack_interleaved
-from recover.containers.huggingface.formats._compensated import CompensatedMatrix
 from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
 from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.safetensors.reader import Tensor
@@ -30,8 +29,6 @@ LEAVES = frozenset({"qweight", "qzeros", "scales"})
 
 _NIBBLE_OF_COLUMN = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 _UNCLIPPED = frozenset({"q_proj", "k_proj", "query", "key", "Wqkv"})
-# Keys of AutoRound, which exports this layout, too: it scales nothing, but moves weights to others.
-_AUTO_ROUND = ("iters", "autoround_version", "enable_minmax_tuning")
 
 # Roundings to the encoder's floats, each relative: of the weight times a scale, over another one,
 # and over the step; the latter is what edges are compared with. And of the range of a group, and of
@@ -138,7 +135,7 @@ def layout(module: Module) -> Layout | None:
     return Layout(n_rows, row_length, n_groups, values(qweight), values(qzeros), scales)
 
 
-def read(module: Module) -> ScaledMatrix | CompensatedMatrix | None:
+def read(module: Module) -> ScaledMatrix | None:
     """See `recover.containers.huggingface.formats.Format`."""
     if "scaled_zeros" in module.tensors:
         raise module.error(
@@ -153,26 +150,7 @@ def read(module: Module) -> ScaledMatrix | CompensatedMatrix | None:
             f" {module.integer('group_size')}"
         )
     is_clipped = module.name.rpartition(".")[2] not in _UNCLIPPED
-    if any(key in module.config for key in _AUTO_ROUND):
-        return _rounded(found)
     return ScaledMatrix(AwqMatrix(layout=found, is_clipped=is_clipped))
-
-
-def _rounded(found: Layout) -> CompensatedMatrix:
-    """What AutoRound exports in this layout."""
-    return CompensatedMatrix(
-        n_rows=found.n_rows,
-        row_length=found.row_length,
-        type=awq_type(found.group),
-        seen_as=found.scales.dtype,
-        leaves=LEAVES,
-        label=f"AutoRound 4-bit, AWQ's layout, groups of {found.group}",
-        group=found.group,
-        places=None,
-        codes=found.codes,
-        scales=found.scale_rows,
-        zeros=lambda first, last: found.zeros(first, last).T.astype(np.float32, order="C"),
-    )
 
 
 @dataclass(frozen=True)

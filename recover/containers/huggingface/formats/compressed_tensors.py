@@ -29,11 +29,11 @@ from recover.containers.huggingface.formats._grid import (
     by_code,
     cells_of,
     soft,
-    soft_cells,
     widened,
 )
-from recover.containers.huggingface.formats._recipe import Made, is_closed, made
+from recover.containers.huggingface.formats._recipe import Made, corrects, is_closed, made
 from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
+from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import IntervalType, U8Array
 
@@ -60,17 +60,11 @@ _RELATIVE_MSE = {2: 0.26, 4: 0.0125, 8: 6.7e-5}
 
 
 @cache
-def _type(n_bits: int, how: Made) -> IntervalType:
+def _type(n_bits: int, *, is_corrected: bool = False) -> IntervalType:
     error = _RELATIVE_MSE[n_bits]
-    match how:
-        case Made.PLAINLY:
-            return IntervalType(name=f"INT{n_bits}", relative_mse=error)
-        case Made.SCALED:
-            return IntervalType(name=f"INT{n_bits} scaled", relative_mse=1.0)
-        case _:
-            return IntervalType(
-                name=f"INT{n_bits} corrected", relative_mse=SOFT * error, noise=SOFT / 12
-            )
+    if not is_corrected:
+        return IntervalType(name=f"INT{n_bits}", relative_mse=error)
+    return IntervalType(name=f"INT{n_bits} corrected", relative_mse=SOFT * error, noise=SOFT / 12)
 
 
 @dataclass(frozen=True)
@@ -180,7 +174,7 @@ def _with_scales(
     return Packed(stored, n_rows, row_length, n_bits, scale, n_groups, zeros)
 
 
-def read(module: Module) -> Grid | None:
+def read(module: Module) -> Grid | ScaledMatrix | None:
     """The weight of a module that compressed-tensors stores."""
     found = packed(module)
     if found is None:
@@ -201,7 +195,7 @@ def read(module: Module) -> Grid | None:
     grid = Grid(
         n_rows=found.n_rows,
         row_length=found.row_length,
-        type=_type(n_bits, Made.PLAINLY),
+        type=_type(n_bits),
         has_cells=True,
         seen_as=found.scale.dtype,
         leaves=found.leaves,
@@ -212,15 +206,12 @@ def read(module: Module) -> Grid | None:
         groups=lambda first, last, codes: _groups(found, order, first, last),
         cells=_cells(n_bits, found.scale.dtype, is_asymmetric, is_closed(module)),
     )
-    if how is Made.PLAINLY:
-        return grid
-    nominal = _nominal(n_bits, is_asymmetric)
-    if how is Made.SCALED:
-        unknown = soft_cells(nominal)
-        unknown.variance[:] = np.inf
-        return replace(grid, type=_type(n_bits, how), has_cells=False, cells=unknown)
-    corrected = soft(grid, _type(n_bits, how), nominal, grid.label)
-    return corrected if how is Made.UNKNOWN else replace(corrected, untried=None)
+    is_corrected = corrects(module)
+    if how is Made.UNKNOWN or is_corrected:
+        kind = _type(n_bits, is_corrected=True)
+        corrected = soft(grid, kind, _nominal(n_bits, is_asymmetric), grid.label)
+        grid = replace(corrected, untried=None) if is_corrected else corrected
+    return ScaledMatrix(grid) if how is Made.SCALED else grid
 
 
 def _label(found: Packed, how: Made, *, in_order: bool) -> str:

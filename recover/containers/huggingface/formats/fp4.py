@@ -30,7 +30,7 @@ from recover.containers.huggingface.formats._levels import (
     table_of,
 )
 from recover.containers.huggingface.formats._recipe import Made, is_closed, made_of_floats
-from recover.containers.huggingface.formats.fp8 import e4m3
+from recover.containers.huggingface.formats.fp8 import e4m3, e8m0
 from recover.containers.huggingface.modules import Module, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, U8Array
@@ -195,9 +195,7 @@ def _mx_scales(scale: Tensor) -> _Find:
     codes = scale.raw
 
     def find(first: int, last: int) -> tuple[F32Array, F32Array, F32Array]:
-        exponents = codes[first:last].astype(np.int32)
-        stored = np.ldexp(np.float32(1), exponents - 127)
-        stored[exponents == 255] = np.nan
+        stored = e8m0(codes[first:last])
         unknown = np.full(stored.size, np.inf, np.float32)
         return stored, unknown, unknown
 

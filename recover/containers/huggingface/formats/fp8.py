@@ -212,14 +212,16 @@ def read(module: Module) -> LevelMatrix | None:
     )
 
 
+def e8m0(exponents: NDArray[Any]) -> F32Array:
+    """The powers of two that F8_E8M0 stands for; 255 is no number."""
+    found = np.ldexp(np.float32(1), np.minimum(exponents, 254).astype(np.int32) - 127)
+    powers: F32Array = np.where(exponents == 255, np.float32(np.nan), found)
+    return powers
+
+
 def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """The fields of `Scales` for some of the stored scales, in their shape."""
-    if stored.scale.dtype in _EXPONENTS:
-        exponents = numbers.astype(np.int32)
-        found = np.ldexp(np.float32(1), exponents - 127)
-        found[exponents == 255] = np.nan
-    else:
-        found = as_float32(stored.scale, numbers)
+    found = e8m0(numbers) if stored.scale.dtype in _EXPONENTS else as_float32(stored.scale, numbers)
     arithmetic = np.empty(found.shape, np.uint8)
     # PyTorch divides by a single number in the type of the weights, whatever its own is.
     least = _EITHER if stored.scale.n_weights == 1 else _SINGLE

@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._text import quoted
 from recover.containers.huggingface.formats._columns import WORDS, fields, unpack_columns
 from recover.containers.huggingface.formats._compensated import CompensatedMatrix
 from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
@@ -123,8 +124,13 @@ def read(module: Module) -> CompensatedMatrix | None:
     rotation = _rotation(module)
     if rotation:
         raise module.error(
-            f"the weights were rotated ({rotation}) before they were quantized, so that none of"
-            " them is the original's; leave this folder out"
+            f"the weights were rotated ({quoted(rotation)}) before they were quantized, so that"
+            " none of them is the original's; leave this folder out"
+        )
+    form = module.config.get("checkpoint_format")
+    if form not in (None, "gptq", "gptq_v2"):
+        raise module.error(
+            f"the layout {quoted(str(form)[:40])} is not supported; convert it to gptq or gptq_v2"
         )
     group, places = _groups(module, found)
     order = "" if places is None else ", columns by importance"

@@ -22,7 +22,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats._codes import unpack_fields
 from recover.containers.huggingface.formats._grid import (
@@ -31,10 +30,11 @@ from recover.containers.huggingface.formats._grid import (
     Grid,
     Groups,
     cells_of,
+    floats,
     rounding_interval,
     widened,
 )
-from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
+from recover.containers.huggingface.modules import FLOATS, Module, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, U8Array
 
@@ -190,11 +190,7 @@ def _cells(n_bits: int, n_codes: int) -> Cells:
 
 def _groups(found: _Packed, first: int, last: int) -> Groups:
     """Runs `first` to `last`, which are groups or, if those are strided, weights."""
-    which: NDArray[np.int64] = np.arange(first, last)
-    if found.axis == 0:
-        which %= found.n_groups
-    step = as_float32(found.scale, values(found.scale).reshape(-1)[which])
-    zero = as_float32(found.zero, values(found.zero).reshape(-1)[which])
+    step, zero = (_around(each, first, last) for each in (found.scale, found.zero))
     small, large = widened(*_scale_interval(found.scale, step))
     loose = np.zeros_like(zero)
     if found.zero.dtype != "F32":
@@ -203,6 +199,17 @@ def _groups(found: _Packed, first: int, last: int) -> Groups:
     nothing = np.zeros_like(step)
     table = np.zeros(len(step), np.int32)
     return Groups(step, nothing, zero, zero, small, large, nothing + np.inf, loose, table)
+
+
+def _around(tensor: Tensor, first: int, last: int) -> F32Array:
+    """Numbers `first` to `last` of an array that begins again where it ends."""
+    parts, n = [], tensor.n_weights
+    while first < last:
+        begin = first % n
+        m = min(n - begin, last - first)
+        parts.append(floats(tensor, begin, begin + m))
+        first += m
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _scale_interval(scale: Tensor, step: F32Array) -> tuple[F64, F64]:

@@ -22,10 +22,10 @@ from recover.containers.huggingface.formats._grid import (
     Groups,
     cells_of,
     floats,
-    soft_cells,
     widened,
 )
 from recover.containers.huggingface.modules import FLOATS, Module, values
+from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import IntervalType, U8Array
 
@@ -43,9 +43,7 @@ _RELATIVE_MSE = {2: 0.26, 3: 0.06, 4: 0.0125, 5: 3e-3, 6: 7e-4, 7: 1.7e-4, 8: 6.
 
 
 @cache
-def _type(n_bits: int, *, is_scaled: bool) -> IntervalType:
-    if is_scaled:
-        return IntervalType(name=f"INT{n_bits} scaled (torchao)", relative_mse=1.0)
+def _type(n_bits: int) -> IntervalType:
     return IntervalType(name=f"INT{n_bits} (torchao)", relative_mse=_RELATIVE_MSE[n_bits])
 
 
@@ -59,7 +57,7 @@ class _Stored:
     run: int
 
 
-def read(module: Module) -> Grid | None:
+def read(module: Module) -> Grid | ScaledMatrix | None:
     """The weight of a module that torchao stored as integers."""
     codes = module.tensors.get("_weight_qdata")
     if codes is None or codes.dtype.startswith("F"):
@@ -73,16 +71,12 @@ def read(module: Module) -> Grid | None:
         np.bitwise_xor(raw[start : start + out.size], np.uint8(_HALF), out=out)
 
     has_zeros = stored.zero is not None
-    cells = _cells(n_bits, stored.scale.dtype, has_zeros)
-    if is_scaled:
-        cells = soft_cells(_nominal(has_zeros))
-        cells.variance[:] = np.inf
     note = ", columns scaled" if is_scaled else ""
-    return Grid(
+    grid = Grid(
         n_rows=n_rows,
         row_length=row_length,
-        type=_type(n_bits, is_scaled=is_scaled),
-        has_cells=not is_scaled,
+        type=_type(n_bits),
+        has_cells=True,
         seen_as="BF16" if stored.scale.dtype == "F32" else stored.scale.dtype,
         leaves=LEAVES,
         label=f"torchao int{n_bits}, {_extent(stored)}{note}",
@@ -90,8 +84,9 @@ def read(module: Module) -> Grid | None:
         n_codes=N_CODES,
         codes=codes_of,
         groups=lambda first, last, codes: _groups(stored, first, last),
-        cells=cells,
+        cells=_cells(n_bits, stored.scale.dtype, has_zeros),
     )
+    return ScaledMatrix(grid) if is_scaled else grid
 
 
 def _stored(module: Module) -> _Stored:

@@ -1,0 +1,136 @@
+"""Whether tensors have the shapes that ``config.json`` asks for.
+
+A configuration of another model would have rows of queries and keys put in a wrong order, and hides
+experts that are missing. Sizes that it leaves out, as transformers has defaults for them, are not
+looked at.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from recover._text import quoted, some
+from recover.containers.huggingface.architectures import Architecture, text_config
+from recover.containers.model import StoredTensor
+from recover.errors import SafetensorsError
+
+_LAYER = re.compile(r"blk\.\d+\.")
+_STORED_LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\.")
+_N_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_OF_EXPERTS = ("moe_intermediate_size", "intermediate_size")
+
+
+class _Wanted(NamedTuple):
+    """A size that a configuration states."""
+
+    axis: int
+    """Of the tensor; 0 is the row length."""
+    size: int
+    keys: str
+
+
+def check_sizes(
+    tensors: Mapping[str, StoredTensor],
+    unplaced: list[str],
+    architecture: Architecture,
+    config: Mapping[str, Any],
+) -> None:
+    """Refuse a configuration that contradicts the tensors.
+
+    Parameters
+    ----------
+    tensors : mapping of str to StoredTensor
+        By their names in GGUF files.
+    unplaced : list of str
+        Arrays without a place there.
+    architecture : Architecture
+        Of the model.
+    config : mapping of str to Any
+        Of ``config.json``.
+
+    Raises
+    ------
+    SafetensorsError
+        With the first tensor and the size that contradict each other.
+    """
+    sizes = _Sizes(architecture, text_config(config))
+    for name, tensor in tensors.items():
+        role = _LAYER.sub("", name.removesuffix(".weight"))
+        for axis, size, keys in sizes.of(role):
+            found = tensor.dims[axis] if axis < len(tensor.dims) else 1
+            if found != size:
+                what = ("columns", "rows", "experts")[axis]
+                raise SafetensorsError(
+                    f"tensor {quoted(name)} has {found} {what}, but config.json says {size}"
+                    f" ({keys})"
+                )
+    sizes.check_layers(unplaced)
+
+
+class _Sizes:
+    def __init__(self, architecture: Architecture, config: Mapping[str, Any]) -> None:
+        self._architecture = architecture
+        self._config = config
+
+    def _number(self, *keys: str) -> tuple[int, str] | None:
+        """The first of these sizes that is given, and its key."""
+        found = ((self._config.get(key), key) for key in keys)
+        return next(((value, key) for value, key in found if type(value) is int), None)
+
+    def of(self, role: str) -> Iterator[_Wanted]:
+        """The sizes of tensors of one kind, as far as they are given."""
+        width, n_tokens = self._number("hidden_size"), self._number("vocab_size")
+        inner, of_expert = self._number("intermediate_size"), self._number(*_OF_EXPERTS)
+        n_experts = self._number(*_N_EXPERTS)
+        match role:
+            case "token_embd" | "output":
+                known = [(0, width), (1, n_tokens)]
+            case "output_norm" | "attn_norm" | "attn_qkv" | "ffn_up":
+                known = [(0, width)]
+            case "attn_q":
+                known = [(0, width), (1, self._of_heads("num_attention_heads"))]
+            case "attn_k" | "attn_v":
+                known = [(0, width), (1, self._of_heads("num_key_value_heads"))]
+            case "ffn_gate":
+                known = [(0, width), (1, inner)]
+            case "ffn_down":
+                known = [(0, inner)]
+            case "ffn_gate_exps" | "ffn_up_exps":
+                known = [(0, width), (1, of_expert), (2, n_experts)]
+            case "ffn_down_exps":
+                known = [(0, of_expert), (1, width), (2, n_experts)]
+            case _:
+                known = []
+        for axis, number in known:
+            if number is not None:
+                yield _Wanted(axis, *number)
+
+    def _of_heads(self, key: str) -> tuple[int, str] | None:
+        """Rows of all heads; DeepSeek's have other sizes."""
+        n_heads, head = self._number(key), self._number("head_dim")
+        if n_heads is None or self._architecture.splits_kv:
+            return None
+        if head is not None:
+            return n_heads[0] * head[0], f"{key} x head_dim"
+        width, n_queries = self._number("hidden_size"), self._number("num_attention_heads")
+        if not self._architecture.permutes_heads or width is None or n_queries is None:
+            return None  # they may have a head_dim by default
+        size = n_heads[0] * (width[0] // max(1, n_queries[0]))
+        return size, f"{key} x hidden_size / num_attention_heads"
+
+    def check_layers(self, unplaced: list[str]) -> None:
+        """Refuse layers beyond the last one; those that predict further tokens have no place."""
+        n_layers, more = self._number("num_hidden_layers"), self._number("num_nextn_predict_layers")
+        if n_layers is None:
+            return
+        end = n_layers[0] + (0 if more is None else more[0])
+        beyond = [
+            name
+            for name in unplaced
+            if (match := _STORED_LAYER.match(name)) and int(match[1]) >= end
+        ]
+        if beyond:
+            raise SafetensorsError(
+                f"{some([quoted(name) for name in beyond])}: config.json says that there are"
+                f" {n_layers[0]} layers (num_hidden_layers)"
+            )

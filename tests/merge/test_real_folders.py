@@ -1,0 +1,97 @@
+"""Folders that real programs wrote, merged with files that llama.cpp made of the same model."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import recover
+from recover.containers.huggingface.reader import open_folder
+from recover.containers.huggingface.tensors import FloatTensor, QuantizedTensor
+from tests.golden.make_quantized_folders import MAKERS, PACKAGES
+from tests.support.gguf_files import F32Array, read_weights, squared_error
+from tests.support.hf_folders import write_folder
+from tests.support.interpreters import interpreter_with, run_script
+from tests.support.merging import merge
+from tests.support.models import ROOT, SHARED
+from tests.support.text import write_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.inference]
+
+SCRIPT = ROOT / "tests" / "golden" / "make_quantized_folders.py"
+BESIDE = {"int8": "Q6_K", "mlx8": "Q8_0", "FP8_DYNAMIC": "Q6_K"}
+N_CHUNKS = 8
+
+measure_divergence = partial(recover.measure_divergence, n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def source(llama_29m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in bfloat16 that the programs quantize."""
+    return write_folder(llama_29m, tmp_path_factory.mktemp("source") / "model", None)
+
+
+@pytest.fixture(scope="module")
+def truth(llama_29m: Path) -> dict[str, F32Array]:
+    return read_weights(llama_29m)
+
+
+def decoded(folder: Path) -> dict[str, F32Array]:
+    """What a folder alone says of the weights."""
+    tensors = open_folder(folder).tensors
+    return {
+        name: tensor.read(0, tensor.n_weights).reshape(tensor.dims[::-1])
+        for name, tensor in tensors.items()
+    }
+
+
+def n_outside(folder: Path, truth: dict[str, F32Array]) -> dict[str, int]:
+    """By name of a quantized tensor, how many weights lie outside what it states."""
+    found = {}
+    for name, tensor in open_folder(folder).tensors.items():
+        if isinstance(tensor, QuantizedTensor) and tensor.has_cells:
+            stated = np.empty((4, tensor.n_weights), np.float32)
+            tensor.intervals(0, tensor.n_weights, *stated)
+            w = truth[name].reshape(-1)
+            found[name] = int(np.count_nonzero((w < stated[1]) | (w > stated[2])))
+        elif isinstance(tensor, FloatTensor):
+            np.testing.assert_allclose(
+                tensor.read(0, tensor.n_weights), truth[name].reshape(-1), 2**-11, 2**-25
+            )
+    return found
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_merge_comes_nearer_the_truth(
+    name: str,
+    source: Path,
+    truth: dict[str, F32Array],
+    llama_29m: Path,
+    quantized_29m: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    python = interpreter_with(PACKAGES[MAKERS[name][0]])
+    folder = tmp_path / name
+    run_script(python, SCRIPT, source, folder, name)
+    outside = n_outside(folder, truth)
+    assert len(outside) >= 8 * 7
+    assert not any(outside.values()), outside
+
+    gguf, output = quantized_29m[BESIDE.get(name, "Q4_K_M")], tmp_path / "merged.gguf"
+    merge([gguf, folder], output)
+    alone = decoded(folder)
+    assert {key: w.shape for key, w in alone.items()} == {k: w.shape for k, w in truth.items()}
+    errors = [squared_error(each, truth) for each in (read_weights(gguf), alone)]
+    assert squared_error(read_weights(output), truth) < 0.85 * min(errors)
+
+    plain = write_model(tmp_path / "alone.gguf", llama_29m, alone)
+    merged, *inputs = measure_divergence(
+        [output, gguf, plain], llama_29m, SHARED / "eval.txt", n_chunks=N_CHUNKS
+    )
+    for each in inputs:
+        assert merged.mean_kld < each.mean_kld
+        assert (
+            abs(np.log(merged.ppl / merged.ppl_truth))
+            < abs(np.log(each.ppl / each.ppl_truth)) + 3e-3
+        )

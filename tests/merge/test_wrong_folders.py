@@ -1,0 +1,291 @@
+"""Folders that do not belong to the other inputs, or are damaged, are refused by name."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recover.cli import main
+from recover.containers.safetensors.reader import open_safetensors
+from recover.quants import F32Array
+from tests.support.encoders import compressed_tensors, gptq, mlx
+from tests.support.foreign_modules import Array
+from tests.support.gguf_files import read_weights, squared_error
+from tests.support.hf_folders import folder_parts, write_parts
+from tests.support.models import DATA, ROOT
+from tests.support.random_folders import write_safetensors
+from tests.support.small_llama import N_TOKENS, WIDTH, small_weights, write_small
+
+GOLDEN = ROOT / "tests" / "golden" / "huggingface"
+UP, GATE = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.gate_proj"
+RECIPE = "stage:\n  modifiers:\n    {}:\n      targets: [Linear]\n"
+Arrays = dict[str, Array]
+Config = dict[str, Any]
+Change = Callable[[Arrays, Config], object]
+
+
+class Case:
+    """A GGUF file, and the parts of a folder of the same model."""
+
+    def __init__(self, home: Path, rng: np.random.Generator) -> None:
+        self.home = home
+        self.weights = small_weights(rng)
+        self.gguf = write_small(home / "quantized.gguf", self.weights, "Q6_K")
+        self.output = home / "merged" / "out.gguf"
+        self.output.parent.mkdir()
+
+    def parts(self, kind: str | None, weights: dict[str, F32Array] | None = None) -> Any:
+        model = write_small(self.home / "whole.gguf", weights or self.weights, "F32")
+        return folder_parts(model, kind)
+
+    def write(self, kind: str | None, change: Change | None = None) -> Path:
+        arrays, config = self.parts(kind)
+        if change is not None:
+            change(arrays, config)
+        return write_parts(self.home / "folder", arrays, config)
+
+    def merge(self, folder: Path) -> int:
+        return main(["merge", str(self.gguf), str(folder), "-o", str(self.output)])
+
+    def check_refused(self, folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> None:
+        assert self.merge(folder) not in (None, 0)
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        assert str(folder) in error
+        for word in words:
+            assert word in error
+        assert not list(self.output.parent.iterdir())
+
+
+@pytest.fixture
+def case(tmp_path: Path, rng: np.random.Generator) -> Case:
+    return Case(tmp_path, rng)
+
+
+def error_of(path: Path, truth: dict[str, F32Array]) -> float:
+    return squared_error(read_weights(path), truth)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "nf4", None])
+def test_right_folders_merge(
+    case: Case, kind: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without which the tests below would prove nothing."""
+    assert case.merge(case.write(kind)) == 0, capsys.readouterr().err
+    assert error_of(case.output, case.weights) < error_of(case.gguf, case.weights)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "nf4", None])
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_another_revision(
+    case: Case,
+    kind: str | None,
+    share: float,
+    rng: np.random.Generator,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Weights that were trained further, or others altogether."""
+    other = small_weights(rng)
+    for name, w in other.items():
+        if w.ndim == 2:
+            other[name] = np.float32(share) * w + np.float32(1 - share) * case.weights[name]
+    arrays, config = case.parts(kind, other)
+    folder = write_parts(case.home / "folder", arrays, config)
+    case.check_refused(folder, capsys, str(case.gguf), "contradict")
+
+
+def compensated(case: Case, rng: np.random.Generator, recipe: str) -> Path:
+    """A folder of GPTQ's codes that compressed-tensors stores as it stores rounded ones."""
+    inputs = rng.standard_normal((1024, WIDTH)) @ rng.standard_normal((WIDTH, WIDTH))
+
+    def change(arrays: Arrays, config: Config) -> None:
+        for module in (UP, GATE):
+            w = arrays.pop(f"{module}.weight").astype(np.float32)
+            found = gptq.quantize(w, inputs.astype(np.float32), symmetric=True)
+            made = compressed_tensors.encode(w, 4, 128)
+            made["weight_scale"] = found.scales.astype(made["weight_scale"].dtype)
+            rounded = found.codes - found.zeros[:, found.groups]
+            made["weight_packed"] = mlx.pack((rounded + 8).astype(np.uint8), 4).view(np.int32)
+            arrays |= {f"{module}.{leaf}": array for leaf, array in made.items()}
+        config["quantization_config"] = compressed_tensors.config()
+
+    folder = case.write(None, change)
+    if recipe:
+        (folder / "recipe.yaml").write_text(RECIPE.format(recipe))
+    return folder
+
+
+def test_compensated_codes_without_a_recipe(
+    case: Case, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not taken for rounded ones."""
+    assert case.merge(compensated(case, rng, "")) == 0, capsys.readouterr().err
+    assert error_of(case.output, case.weights) < error_of(case.gguf, case.weights)
+
+
+def test_compensated_codes_under_a_recipe_of_rounded_ones(
+    case: Case, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = compensated(case, rng, "QuantizationModifier")
+    case.check_refused(folder, capsys, "blk.0.ffn_", "contradict")
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_rotated_weights(
+    case: Case, is_told: bool, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rotation, _ = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))
+
+    def change(arrays: Arrays, config: Config) -> None:
+        w = arrays.pop(f"{UP}.weight").astype(np.float32)
+        made = compressed_tensors.encode((w @ rotation).astype(np.float32))
+        arrays |= {f"{UP}.{leaf}": array for leaf, array in made.items()}
+        config["quantization_config"] = compressed_tensors.config()
+
+    folder = case.write(None, change)
+    recipe = "SpinQuantModifier" if is_told else "QuantizationModifier"
+    (folder / "recipe.yaml").write_text(RECIPE.format(recipe))
+    case.check_refused(folder, capsys, "rotated" if is_told else "contradict")
+
+
+def test_pickles(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = case.write("fp8")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    case.check_refused(folder, capsys, "pytorch_model.bin", "pickles")
+
+
+@pytest.mark.parametrize("n_left", [0, 7, 100, -1])
+def test_truncated_shard(case: Case, n_left: int, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = split(case.write("fp8"))
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:n_left])
+    case.check_refused(folder, capsys, shard.name)
+
+
+def split(folder: Path) -> Path:
+    """The same model in two files and an index."""
+    stored = open_safetensors(folder).tensors
+    names = list(stored)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    weight_map = {}
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for file, half in zip(files, halves, strict=True):
+        header, at = {}, 0
+        for name in half:
+            each = stored[name]
+            offsets = [at, at + each.raw.size]
+            header[name] = {
+                "dtype": each.dtype,
+                "shape": list(each.shape),
+                "data_offsets": offsets,
+            }
+            at = offsets[1]
+            weight_map[name] = file
+        text = json.dumps(header).encode()
+        body = b"".join(stored[name].raw.tobytes() for name in half)
+        (folder / file).write_bytes(len(text).to_bytes(8, "little") + text + body)
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_shards_merge(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert case.merge(split(case.write("fp8"))) == 0, capsys.readouterr().err
+
+
+def test_index_names_absent_files(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = split(case.write("fp8"))
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    case.check_refused(folder, capsys, "model-00001-of-00002.safetensors")
+
+
+def test_index_names_absent_tensors(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = split(case.write("fp8"))
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.absent.weight"] = "model-00001-of-00002.safetensors"
+    path.write_text(json.dumps(index))
+    case.check_refused(folder, capsys, "model.absent.weight")
+
+
+def test_no_configuration(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = case.write("fp8")
+    (folder / "config.json").unlink()
+    case.check_refused(folder, capsys, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", 2 * WIDTH),
+        ("intermediate_size", 96),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 1),
+        ("vocab_size", 2 * N_TOKENS),
+        ("head_dim", 32),
+    ],
+)
+def test_configuration_contradicts_the_shapes(
+    case: Case, key: str, value: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = case.write("fp8", lambda _, config: config.update({key: value}))
+    case.check_refused(folder, capsys, key, "config.json")
+
+
+def test_more_layers_than_the_configuration_says(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(arrays: Arrays, _: Config) -> None:
+        arrays |= {name.replace(".0.", ".1."): array for name, array in arrays.items()}
+
+    case.check_refused(case.write("fp8", change), capsys, "layers.1.", "num_hidden_layers")
+
+
+@pytest.mark.parametrize("missing", [0, 1, 3])
+def test_missing_expert(missing: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also the last one, which leaves no gap."""
+    known = json.loads((GOLDEN / "mixtral.json").read_text())
+    for name in list(known["arrays"]):
+        if f"layers.1.block_sparse_moe.experts.{missing}." in name:
+            del known["arrays"][name]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_safetensors(folder / "model.safetensors", known["arrays"])
+    (folder / "config.json").write_text(json.dumps(known["config"]))
+    output = tmp_path / "out.gguf"
+    assert main(["merge", str(DATA / "tiny-llama-3m-Q4_K_M.gguf"), str(folder), "-o", str(output)])
+    error = capsys.readouterr().err
+    assert str(folder) in error
+    assert "blk.1.ffn_" in error
+    assert "expert" in error
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("where", ["code", "scale", "scales"])
+def test_numbers_that_are_none_say_nothing(
+    case: Case, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights are taken from the other inputs, and the user is told."""
+
+    def change(arrays: Arrays, _: Config) -> None:
+        if where == "code":
+            arrays[f"{UP}.weight"].view(np.uint8)[3, 5] = 0x7F
+        else:
+            scales = arrays[f"{UP}.weight_scale_inv"].reshape(-1)
+            scales[: 1 if where == "scale" else None] = np.nan
+
+    folder = case.write("fp8", change)
+    assert case.merge(folder) == 0
+    said = capsys.readouterr().err
+    assert f"tensor 'blk.0.ffn_up.weight' holds NaN or infinite weights in {folder}" in said
+    written, alone = read_weights(case.output), read_weights(case.gguf)
+    name = "blk.0.ffn_up.weight"
+    assert np.all(np.isfinite(written[name]))
+    first = slice(0, 128), slice(0, 128)
+    if where != "code":
+        np.testing.assert_allclose(written[name][first], alone[name][first], atol=3e-3)
+    assert error_of(case.output, case.weights) < error_of(case.gguf, case.weights)
