@@ -95,7 +95,7 @@ def test_pipes_in_a_model_folder(
     (tmp_path / "model.safetensors").write_bytes(safetensors_files.file(header))
     (tmp_path / "config.json").write_text(
         '{"hidden_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 4,'
-        ' "quantization_config": {}}'
+        ' "quantization_config": {"quant_method": "gptq"}}'
     )
     (tmp_path / name).unlink(missing_ok=True)
     pipe(tmp_path / name)
