@@ -135,7 +135,9 @@ def test_wrong_sizes_and_types_are_refused() -> None:
         dequantize(np.zeros(145, np.uint8), type_by_name("Q4_K"))
     with pytest.raises(QuantError, match="I32 holds no weights"):
         dequantize(np.zeros(4, np.uint8), type_by_name("I32"))
-    with pytest.raises(QuantError, match="tensor type 153 is unknown"):
+    with pytest.raises(QuantError, match="tensor type 999 is unknown"):
+        type_by_id(999)
+    with pytest.raises(QuantError, match=r"tensor type 153 is IQ2_KT \(of ik_llama.cpp\)"):
         type_by_id(153)
     with pytest.raises(QuantError, match="'Q9_K' is unknown"):
         type_by_name("Q9_K")
