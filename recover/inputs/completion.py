@@ -8,7 +8,7 @@ tells both (see `recover.inputs.foreign`, `recover.inputs.scaled`).
 
 import base64
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple, cast
@@ -19,7 +19,13 @@ from recover._text import printable, quoted, some
 from recover.containers.huggingface.floats import Floats
 from recover.containers.huggingface.formats._compensated import CompensatedMatrix
 from recover.containers.huggingface.modules import as_float32, values
-from recover.containers.huggingface.scaled import ScaledMatrix, Scales, UnscaledMatrix, no_scales
+from recover.containers.huggingface.scaled import (
+    ScaledMatrix,
+    Scales,
+    UnscaledMatrix,
+    behind_plain,
+    no_scales,
+)
 from recover.containers.huggingface.tensors import FloatTensor, QuantizedTensor
 from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError
@@ -91,39 +97,27 @@ def complete(
                 " scaled before they were quantized, and no other input tells the scales"
             )
             warnings.append(f"{what}: they say nothing")
-            if any(_is_in_none(name, models, number) for name in unknown):
-                raise PlanError(f"{what}; name a GGUF file of the same model as well")
         gone = [*unknown, *completer.divided]
         absent = {name: AbsentTensor(name, model.tensors[name].dims) for name in gone}
         found.append(known.with_tensors(absent) if absent else known)
     lost = [name for name in wanted if all(is_absent(model.tensors[name]) for model in found)]
     if lost:
         raise PlanError(
-            f"{some(list(map(quoted, lost)))}: every input has them only as scaled before they were"
-            " quantized; name a GGUF file of the same model as well"
+            f"{some(list(map(quoted, lost)))}: scaled before they were quantized in every input"
+            " that has them, and no other input tells the scales; name a GGUF file of the same"
+            " model as well"
         )
     return tuple(found)
 
 
-def _is_in_none(name: str, models: Sequence[Model], but: int) -> bool:
-    """Whether no input has a tensor, apart from one of them."""
-    others = (model for i, model in enumerate(models) if i != but)
-    return all(is_absent(model.tensors[name]) for model in others)
-
-
 def without_divided(model: Model) -> Model:
     """The model without norms that may take back scales of its own matrices' columns."""
-    roles = {
-        (match["stem"], match["role"])
+    norms = {
+        norm
         for name, tensor in model.tensors.items()
         if isinstance(tensor, QuantizedTensor) and _is_scaled(tensor)
-        if (match := _LAYER.fullmatch(name)) is not None
-    }
-    norms = {
-        f"{stem}{scaling.norm}.weight"
-        for stem, role in roles
-        for scaling in SCALINGS
-        if isinstance(scaling, ByNorm) and role in scaling.columns
+        for scaling, norm in _scalings_of(name)
+        if isinstance(scaling, ByNorm)
     }
     return model.without(norms) if norms else model
 
@@ -174,18 +168,19 @@ def read_found(record: Mapping[str, Any]) -> Found:
     return Found(record.get("noise"), columns, rows)
 
 
-def _scales_record(scales: Scales | None) -> str | None:
+def _scales_record(scales: Scales | None) -> list[Any] | None:
     if scales is None:
         return None
     both = np.stack([scales.values, scales.deviations]).astype("<f4")
-    return base64.b64encode(both.tobytes()).decode()
+    return [base64.b64encode(both.tobytes()).decode(), scales.is_measured]
 
 
-def _read_scales(text: str | None) -> Scales | None:
-    if text is None:
+def _read_scales(record: Sequence[Any] | None) -> Scales | None:
+    if record is None:
         return None
+    text, is_measured = record
     both = np.frombuffer(base64.b64decode(text, validate=True), "<f4").reshape(2, -1)
-    return Scales(both[0].copy(), both[1].copy())
+    return Scales(both[0].copy(), both[1].copy(), is_measured)
 
 
 def _with(matrix: Any, found: Found) -> Any:
@@ -213,6 +208,7 @@ class _Completer:
         self._columns: dict[str, Scales | None] = {}
         self._rows: dict[str, list[Scales]] = {}
         self._shared: dict[str, list[Scales]] = {}
+        self._with_rows: set[str] = set()  # whose rows were divided by scales
         self.unknown: list[str] = []
         self.divided: set[str] = set()
 
@@ -228,24 +224,38 @@ class _Completer:
             if any(isinstance(run.matrix, CompensatedMatrix) for run in tensor.runs):
                 found[name] = self._noises(name, tensor)
         scaled = [name for name, tensor in tensors.items() if _is_scaled(tensor)]
-        self._find_scales(scaled)
+        self._find_scales(self._of_layers(scaled))
         for name in scaled:
-            if name in self._columns or name in self._shared:  # None: it was not scaled
+            has_columns = name in self._columns or name in self._shared  # None: not scaled
+            if has_columns and (name in self._rows or name not in self._with_rows):
                 found[name] = self._scales_of(name, tensors[name])
             else:
                 self.unknown.append(name)
         return found
 
+    def _of_layers(self, names: Sequence[str]) -> list[str]:
+        """All scaled tensors of the layers of some, since a scale is told by several of them."""
+        stems = {match["stem"] for name in names if (match := _LAYER.fullmatch(name))}
+        return [
+            name
+            for name, tensor in self._model.tensors.items()
+            if isinstance(tensor, QuantizedTensor)
+            and _is_scaled(tensor)
+            and (match := _LAYER.fullmatch(name))
+            and match["stem"] in stems
+        ]
+
     def _known(self, name: str) -> StoredTensor | None:
         """The finest of the other inputs that confines a tensor's weights."""
-        tensors = {
-            i: tensor
-            for i, model in enumerate(self._others)
-            if not is_absent(tensor := model.tensors[name])
+        tensors = [
+            tensor
+            for model in self._others
+            if (tensor := model.tensors.get(name)) is not None
+            and not is_absent(tensor)
             and not isinstance(tensor.type, FloatType)
             and has_cells(model, tensor)
-        }
-        ordered = by_fineness([t.tensors[name] for t in self._others], tensors)
+        ]
+        ordered = by_fineness(tensors, range(len(tensors)))
         return tensors[ordered[0]] if ordered else None
 
     def _noises(self, name: str, tensor: QuantizedTensor) -> list[Found]:
@@ -260,20 +270,13 @@ class _Completer:
 
     def _find_scales(self, names: Sequence[str]) -> None:
         """Scales of columns that norms tell, then those that two matrices share."""
-        for name in names:
-            match = _LAYER.fullmatch(name)
-            if match is None:
-                continue
-            for scaling in SCALINGS:
-                if isinstance(scaling, ByNorm) and match["role"] in scaling.columns:
-                    self._by_norm(name, f"{match['stem']}{scaling.norm}.weight")
-        for name in names:
-            match = _LAYER.fullmatch(name)
-            if match is None:
-                continue
-            for scaling in SCALINGS:
-                if isinstance(scaling, ByRows) and match["role"] == scaling.columns:
-                    self._by_rows(name, f"{match['stem']}{scaling.rows}.weight", scaling)
+        scalings = [(name, *each) for name in names for each in _scalings_of(name)]
+        for name, scaling, norm in scalings:
+            if isinstance(scaling, ByNorm):
+                self._by_norm(name, norm)
+        for name, scaling, behind in scalings:
+            if isinstance(scaling, ByRows):
+                self._by_rows(behind, name, scaling)
 
     def _by_norm(self, name: str, norm: str) -> None:
         """Columns whose scales a norm takes back."""
@@ -282,7 +285,7 @@ class _Completer:
             (
                 tensor
                 for model in self._others
-                if (tensor := model.tensors[norm]).type.name == "F32"
+                if (tensor := model.tensors.get(norm)) is not None and tensor.type.name == "F32"
             ),
             None,
         )
@@ -300,31 +303,30 @@ class _Completer:
                 self.divided.add(norm)
 
     def _by_rows(self, name: str, before_name: str, scaling: ByRows) -> None:
-        """Columns whose scales the rows of the matrix in front take back."""
-        after = cast(QuantizedTensor, self._model.tensors[name])
-        before = self._model.tensors.get(before_name)
-        known, known_before = self._known(name), None
-        if before is not None and not is_absent(before):
-            known_before = self._known(before_name)
-        if known is None or not isinstance(before, QuantizedTensor):
-            return
-        if before.dims[1] != after.dims[0] or len(before.runs) != len(after.runs):
+        """Columns whose scales the last rows of the matrix in front take back."""
+        after, before = (self._model.tensors.get(each) for each in (name, before_name))
+        assert isinstance(before, QuantizedTensor)
+        if after is not None and scaling.only_if_alike and before.dims != after.dims:
             self._columns[name] = None
             return
-        if scaling.only_if_alike and before.dims != after.dims:
-            self._columns[name] = None
+        self._with_rows.add(before_name)
+        known = self._known(name)
+        if known is None or not isinstance(after, QuantizedTensor) or not _is_scaled(after):
             return
-        is_usable = known_before is not None and before_name in self._columns
-        columns = self._columns.get(before_name)
+        n_plain = before.dims[1] - after.dims[0]  # rows of other matrices, in front of those meant
+        if n_plain < 0 or len(before.runs) != len(after.runs):
+            return
+        known_before = self._known(before_name) if before_name in self._columns else None
         shared = []
-        for number, run in enumerate(after.runs):
+        for number, (run, front) in enumerate(zip(after.runs, before.runs, strict=True)):
             sides: list[Any] = [run.matrix.with_scales(None), _bounds_of(known, after, number)]
-            if is_usable and known_before is not None:
-                front = before.runs[number].matrix.with_scales(columns)
-                sides += [front, _bounds_of(known_before, before, number)]
+            if known_before is not None and not n_plain:
+                columns = self._columns[before_name]
+                in_front = _bounds_of(known_before, before, number)
+                sides += [front.matrix.with_scales(columns), in_front]
             shared.append(shared_scales(*sides))
         self._shared[name] = shared
-        self._rows[before_name] = shared
+        self._rows[before_name] = [behind_plain(n_plain, each) for each in shared]
 
     def _scales_of(self, name: str, tensor: QuantizedTensor) -> list[Found]:
         """What was found of each matrix of a tensor."""
@@ -334,6 +336,17 @@ class _Completer:
         columns = self._shared.get(name) or (none if by_norm is None else [by_norm]) * n
         rows: list[Any] = list(self._rows.get(name, [None] * n))
         return [Found(columns=each, rows=row) for each, row in zip(columns, rows, strict=True)]
+
+
+def _scalings_of(name: str) -> Iterator[tuple[ByNorm | ByRows, str]]:
+    """How a matrix is scaled, and the norm in front of it or the matrix behind it."""
+    if (match := _LAYER.fullmatch(name)) is None:
+        return
+    for scaling in SCALINGS:
+        if isinstance(scaling, ByNorm) and match["role"] in scaling.columns:
+            yield scaling, f"{match['stem']}{scaling.norm}.weight"
+        elif isinstance(scaling, ByRows) and match["role"] == scaling.rows:
+            yield scaling, f"{match['stem']}{scaling.columns}.weight"
 
 
 def _is_scaled(tensor: QuantizedTensor) -> bool:

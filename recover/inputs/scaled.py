@@ -85,9 +85,6 @@ Of the architectures llama, mistral, mixtral, qwen2, qwen3 and their mixtures of
 gemma, gemma2 and deepseek2. llm-compressor's AWQ does the same; its SmoothQuant the norms only.
 """
 
-OFFSETS = {"gemma": 1.0, "gemma2": 1.0, "gemma3": 1.0}
-"""What Hugging Face's norms lack of GGUF's, by architecture."""
-
 # Digits of floats, and the least number that they tell from 0.
 _DIGITS = {"F16": 11, "BF16": 8, "F32": 24}
 _LEAST = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}
@@ -114,7 +111,7 @@ def norm_scales(original: F32Array, stored: F32Array, dtype: str, offset: float 
     dtype : str
         How the folder stores it: ``F16``, ``BF16`` or ``F32``.
     offset : float
-        What the folder's norm lacks (see `OFFSETS`).
+        What the folder's norm lacks: 1 for Gemma's (see `Floats.adds_one`).
 
     Returns
     -------

@@ -244,3 +244,68 @@ def test_commands(
     model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
     options = ["--summary"] if command == "bounds" else []
     assert main([command, str(model), str(awq_folder), str(gptq_folder), *options]) == 0
+
+
+@pytest.mark.parametrize("pattern", ["ffn_up", "ffn_down", "attn_v", "attn_q", "ffn_gate"])
+def test_a_part_of_the_tensors(
+    pattern: str, block: Block, awq_folder: Path, tmp_path: Path
+) -> None:
+    """Scales of rows are found beside the matrix behind, also where that one is not asked for."""
+    model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
+    plan = plan_merge([model, awq_folder], tmp_path / "out.gguf", outtype="f32", tensors=pattern)
+    execute_merge(plan, n_threads=1)
+    name = f"blk.0.{pattern}.weight"
+    w = in_gguf(pattern, block.matrices[pattern])
+    off = mean_square(read_weights(plan.output)[name] - w)
+    assert off < 0.8 * mean_square(read_weights(model)[name] - w)
+
+
+@pytest.mark.parametrize("lacking", ["ffn_down", "attn_output"])
+def test_rows_whose_scales_nothing_tells(
+    lacking: str, block: Block, awq_folder: Path, tmp_path: Path
+) -> None:
+    """The rows of the matrix in front were scaled as well: it says nothing either."""
+    some = {name: w for name, w in block.matrices.items() if name != lacking}
+    model = write_model(tmp_path / "Q4_K.gguf", block._replace(matrices=some), "Q4_K")
+    before = {"ffn_down": "ffn_up", "attn_output": "attn_v"}[lacking]
+    plan = plan_merge([model, awq_folder], tmp_path / "out.gguf", tensors=before)
+    (tensor,) = plan.tensors
+    assert tensor.types == ("Q4_K", "absent")
+
+
+FUSED = {"qkv_proj": ("attn_q", "attn_k", "attn_v"), "gate_up_proj": ("ffn_gate", "ffn_up")}
+
+
+def test_fused_matrices(block: Block, tmp_path: Path) -> None:
+    """Of queries, keys and values in one, and of gate and up, the last rows were scaled."""
+    quantized, matrices = awq.quantize(block), block.matrices
+    stem, flat = "model.layers.0.", {}
+    for name, parts in FUSED.items():
+        room = "self_attn." if name == "qkv_proj" else "mlp."
+        for leaf in quantized.arrays[parts[0]]:
+            arrays = [quantized.arrays[part][leaf] for part in parts]
+            flat[f"{stem}{room}{name}.{leaf}"] = np.concatenate(arrays, 1)
+    for name in ("attn_output", "ffn_down"):
+        flat |= {f"{stem}{MODULES[name]}.{k}": a for k, a in quantized.arrays[name].items()}
+    for name, norm in quantized.norms.items():
+        flat[f"{stem}{MODULES[name]}.weight"] = norm.astype(np.float16)
+    folder = tmp_path / "phi3"
+    folder.mkdir()
+    write_arrays(folder / "model.safetensors", flat)
+    config = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+    settings = CONFIG | {"model_type": "phi3", "quantization_config": config}
+    (folder / "config.json").write_text(json.dumps(settings))
+    whole = {
+        "attn_qkv": np.concatenate([matrices[part] for part in FUSED["qkv_proj"]]),
+        "ffn_up": np.concatenate([matrices[part] for part in FUSED["gate_up_proj"]]),
+        **{name: matrices[name] for name in ("attn_output", "ffn_down")},
+    }
+    fused = block._replace(matrices=whole)
+    tensors = {f"blk.0.{name}.weight": stored("Q4_K", w) for name, w in whole.items()}
+    norms = {f"blk.0.{name}.weight": stored("F32", w) for name, w in block.norms.items()}
+    model = write_gguf(tmp_path / "Q4_K.gguf", tensors | norms, architecture="phi3")
+    plan = plan_merge([model, folder], tmp_path / "out.gguf", outtype="f32")
+    execute_merge(plan, n_threads=1)
+    before, after = errors(model, fused), errors(plan.output, fused)
+    for name in whole:
+        assert after[name] < 0.8 * before[name], name

@@ -45,6 +45,16 @@ def no_scales(n: int) -> Scales:
     return Scales(np.ones(n, np.float32), np.zeros(n, np.float32))
 
 
+def behind_plain(n: int, scales: Scales) -> Scales:
+    """Scales behind `n` columns or rows that were not scaled."""
+    plain = no_scales(n)
+    return Scales(
+        np.concatenate([plain.values, scales.values]),
+        np.concatenate([plain.deviations, scales.deviations]),
+        scales.is_measured,
+    )
+
+
 @dataclass(frozen=True)
 class _OfStored:
     """What a matrix has in common with the one that is stored."""
