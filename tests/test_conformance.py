@@ -379,6 +379,7 @@ def test_types_that_are_stored_by_rows(tmp_path: Path, install: Install) -> None
     }
     found = open_gguf(gguf(tmp_path / "rows.gguf", tensors)).tensors
     assert np.array_equal(found["rows"].raw, raw)
+    assert found["rows"].n_bytes == raw.size
     assert np.array_equal(found["rows"].part(4 * 64, 8 * 64), raw[160:])
     assert np.array_equal(found["after"].read(0, 4), after)
     with pytest.raises(QuantError, match="64 weights are no whole number of 4 rows of 64"):

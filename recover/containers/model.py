@@ -108,7 +108,7 @@ class BlockTensor:
     @property
     def n_bytes(self: StoredTensor) -> int:
         """Number of stored bytes."""
-        return self.type.n_bytes(self.n_weights)
+        return self.type.tensor_bytes(self.dims)
 
     @property
     def scales(self) -> F32Array | None:

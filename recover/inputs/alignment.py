@@ -106,7 +106,7 @@ def align(models: Sequence[Model], pattern: str | None = None) -> Alignment:
     fitter = _Fitter(reference, wanted, models)
     aligned = [fitter.fit(model) for model in models]
     fitter.check_held(aligned)
-    ordered = [each for name in names for each in (name, *fitter.followers_of(name))]
+    ordered = [each for name in names for each in fitter.pieces_of(name)]
     full = tuple(
         model.with_tensors(
             {
@@ -124,7 +124,7 @@ def align(models: Sequence[Model], pattern: str | None = None) -> Alignment:
         for model in aligned
         if model.left_out
     ]
-    return Alignment(full, tuple(ordered), dict(fitter.followers), (*warnings, *fitter.warnings))
+    return Alignment(full, tuple(ordered), fitter.followers, (*warnings, *fitter.warnings))
 
 
 def _selected(reference: Model, models: Sequence[Model], pattern: str | None) -> list[str]:
@@ -248,9 +248,9 @@ class _Fitter:
             self.dims[name] = (length, last - first)
         return ends
 
-    def followers_of(self, name: str) -> list[str]:
-        """The tensors with the further rows of one."""
-        return [each for each, first in self.followers.items() if first == name]
+    def pieces_of(self, name: str) -> list[str]:
+        """A tensor, and those with its further rows."""
+        return [name, *(_name_of(name, first) for first in self._cuts[name][:-1])]
 
     def fit(self, model: Model) -> Model:
         """The same model with tensors of the shapes that are wanted."""

@@ -21,7 +21,7 @@ from recover.containers.model import Container, StoredTensor
 from recover.errors import GGUFError
 from recover.quants import U8Array
 
-__all__ = ["CONTAINER", "GGUFModel", "Tensor", "map_file", "open_gguf"]
+__all__ = ["CONTAINER", "GGUFModel", "Tensor", "open_gguf"]
 
 T = TypeVar("T", bound=StoredTensor, covariant=True)
 

@@ -107,14 +107,15 @@ QUANTIZE_CONFIG = "quantize_config.json"
 """What AutoGPTQ writes beside the weights."""
 
 _CONFIG_KEYS = ("quantization_config", "quantization", "compression_config")
-_RECIPE, _MOST_RECIPE = "recipe.yaml", 1 << 20
+RECIPE = "recipe.yaml"
+_MOST_RECIPE = 1 << 20
 _PARAMETER = ".weight."
 
 
 def read_recipe(folder: Path) -> str:
     """The text of ``recipe.yaml``; empty if there is none that can be read."""
     try:
-        return bytes(read_bytes(folder / _RECIPE, _MOST_RECIPE)).decode("utf-8", "replace")
+        return bytes(read_bytes(folder / RECIPE, _MOST_RECIPE)).decode("utf-8", "replace")
     except UnreadableError:
         return ""
 

@@ -30,7 +30,6 @@ _EXPERT = re.compile(r"(?P<module>.+\.experts)\.(?P<number>\d{1,6})\.(?P<rest>.+
 _FUSED = re.compile(r"(?P<module>.+\.experts)\.gate_up_proj(?P<leaf>\.weight|_bias)?")
 _DOWN = re.compile(r"(?P<module>.+\.experts)\.down_proj(?P<leaf>\.weight|_bias)?")
 _QUERY_OR_KEY = re.compile(r".*\.(?P<which>[qk])_proj\.(weight|bias)")
-_KEYS_AND_VALUES = ".kv_b_proj.weight"
 _NORM = "norm.weight"
 _MAX_EXPERTS = 65_536
 
@@ -60,7 +59,6 @@ class Placed:
 class _Part:
     """Part of a tensor."""
 
-    name: str
     rows: Rows
     n_bytes: int
     n_dims: int
@@ -86,7 +84,9 @@ class _Placer:
             self._place(f"{module.name}.weight", matrix, n_bytes, 2)
         for leaf, tensor in module.tensors.items():
             name = f"{module.name}.{leaf}".lstrip(".")
-            if leaf in used or leaf.endswith(SCALES) or not tensor.n_weights:
+            if leaf in used or not tensor.n_weights:
+                continue
+            if leaf.endswith(SCALES) and leaf.removesuffix(SCALES) + BLOCKS in module.tensors:
                 continue
             if leaf.endswith(BLOCKS):
                 self._place_blocks(module, leaf)
@@ -135,7 +135,7 @@ class _Placer:
             if target is None or self._is_tied(own):
                 self.placed.unplaced.append(name)
                 continue
-            part = _Part(target, rows, n_bytes // len(found), n_dims, expert, n_stacked)
+            part = _Part(rows, n_bytes // len(found), n_dims, expert, n_stacked)
             self._parts.setdefault(target, []).append(part)
 
     def _is_tied(self, name: str) -> bool:
@@ -319,7 +319,9 @@ def _in_order(name: str, parts: Sequence[_Part]) -> list[_Part]:
     if None in by_expert or len(by_expert) < len(parts):
         raise SafetensorsError(f"tensor {quoted(name)}: several arrays become this one")
     missing = next((i for i in range(len(parts)) if i not in by_expert), None)
-    if missing is not None or len(parts) > _MAX_EXPERTS:
+    if len(parts) > _MAX_EXPERTS:
+        raise SafetensorsError(f"tensor {quoted(name)}: more than {_MAX_EXPERTS} experts")
+    if missing is not None:
         raise SafetensorsError(f"tensor {quoted(name)}: expert {missing} is missing")
     return [by_expert[i] for i in range(len(parts))]
 

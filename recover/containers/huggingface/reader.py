@@ -12,11 +12,16 @@ from typing import Any
 
 from recover._text import printable
 from recover.containers.huggingface.architectures import Names, architecture_of
-from recover.containers.huggingface.modules import QUANTIZE_CONFIG, modules_of, read_recipe
+from recover.containers.huggingface.modules import (
+    QUANTIZE_CONFIG,
+    RECIPE,
+    modules_of,
+    read_recipe,
+)
 from recover.containers.huggingface.placing import Placed, place_tensors
 from recover.containers.huggingface.sizes import check_sizes
 from recover.containers.model import Container, StoredTensor
-from recover.containers.safetensors.reader import CONFIG, open_safetensors
+from recover.containers.safetensors.reader import CONFIG, INDEX, open_safetensors
 from recover.errors import RecoverError, SafetensorsError
 
 
@@ -41,8 +46,6 @@ class FolderModel:
         stand for it in others.
     left_out : tuple of str
         Arrays that have no place in GGUF files of this architecture: a vision tower's, say.
-    config : mapping of str to Any
-        Of ``config.json``.
     """
 
     path: Path
@@ -52,7 +55,6 @@ class FolderModel:
     tensors: Mapping[str, StoredTensor]
     variants: Mapping[str, Sequence[StoredTensor]]
     left_out: tuple[str, ...]
-    config: Mapping[str, Any]
 
     def get(self, key: str, default: Any = None) -> Any:
         """What it says under a key; `default` if nothing."""
@@ -134,7 +136,7 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
         if str(error).startswith(printable(path)):
             raise
         raise SafetensorsError(f"{printable(path)}: {error}") from None
-    beside = [folder / name for name in (CONFIG, QUANTIZE_CONFIG)]
+    beside = [folder / name for name in (CONFIG, QUANTIZE_CONFIG, RECIPE, INDEX)]
     return FolderModel(
         path=path,
         parts=(*model.parts, *(each for each in beside if each.is_file())),
@@ -146,7 +148,6 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
         tensors=MappingProxyType(placed.tensors),
         variants=MappingProxyType(placed.variants),
         left_out=tuple(placed.unplaced),
-        config=model.config,
     )
 
 

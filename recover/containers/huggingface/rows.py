@@ -36,7 +36,7 @@ class Rows:
 
     Attributes
     ----------
-    matrix : Floats, Matrix or BlockTransposed
+    matrix : Floats, Matrix, Mxfp4Blocks or BlockTransposed
         As stored.
     order : int64 (n_rows,) or None
         Which of its rows; None for all of them, in their order.

@@ -1,6 +1,5 @@
 """Tensors of a folder as GGUF files have them: rows put in order, experts stacked."""
 
-from abc import ABC
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +27,7 @@ _ALIGNMENT = 8  # of the largest numbers
 
 
 @dataclass(frozen=True, eq=False)
-class FolderTensor(BlockTensor, ABC):
+class FolderTensor(BlockTensor):
     """A tensor of a folder (see `recover.containers.model.StoredTensor`).
 
     Attributes

@@ -72,3 +72,22 @@ def test_damaged(change: str, rng: np.random.Generator, tmp_path: Path) -> None:
         stored[f"{STEM}down_proj_blocks"] = blocks.astype(np.int32)
     with pytest.raises(SafetensorsError, match="down_proj_"):
         open_folder(write(tmp_path / "model", stored))
+
+
+def test_scales_without_blocks_are_named(rng: np.random.Generator, tmp_path: Path) -> None:
+    _, scales = arrays(rng)
+    stored = {
+        "model.norm.weight": np.ones(64, np.float32),
+        f"{STEM}down_proj_scales": scales,
+    }
+    model = open_folder(write(tmp_path / "model", stored))
+    assert model.left_out == (f"{STEM}down_proj_scales",)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "quantize_config.json"])
+def test_a_fingerprint_knows_what_tells_of_formats(name: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", {"model.norm.weight": np.ones(64, np.float32)})
+    (folder / name).write_text("{}")
+    before = open_folder(folder).fingerprint()
+    (folder / name).write_text('{"bits": 4}')
+    assert open_folder(folder).fingerprint() != before

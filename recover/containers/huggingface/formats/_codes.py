@@ -48,34 +48,6 @@ def unpack_rows(
 
 
 @kernel
-def unpack_columns(
-    packed: NDArray[np.uint8], n_bits: int, row_length: int, start: int, codes: U8Array
-) -> None:
-    """Codes of up to 8 bits in 32-bit words along the columns of the stored array.
-
-    As `unpack_rows`; what is a row of the matrix is a column here.
-
-    Parameters
-    ----------
-    packed : uint8 (row_length * n_bits / 32, n_rows, 4)
-        Little-endian words; code k of row n begins at bit ``k * n_bits`` of column n.
-    """
-    n, i = codes.size, 0
-    mask = np.uint32((1 << n_bits) - 1)
-    row, column = start // row_length, start % row_length
-    while i < n:
-        m = min(n - i, row_length - column)
-        for k in range(m):
-            bit = (column + k) * n_bits
-            at, shift = bit >> 3, bit & 7
-            word = np.uint32(packed[at >> 2, row, at & 3])
-            if shift + n_bits > 8:
-                word |= np.uint32(packed[(at + 1) >> 2, row, (at + 1) & 3]) << np.uint32(8)
-            codes[i + k] = np.uint8((word >> np.uint32(shift)) & mask)
-        i, row, column = i + m, row + 1, 0
-
-
-@kernel
 def unpack_fields(
     packed: NDArray[np.uint8], n_bits: int, highest: int, span: int, start: int, codes: U8Array
 ) -> None:
