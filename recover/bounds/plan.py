@@ -127,7 +127,7 @@ def plan_bounds(
     Parameters
     ----------
     inputs : sequence of path-like
-        GGUF files quantized from the same original.
+        GGUF files or Hugging Face folders quantized from the same original.
     output : path-like, optional
         Safetensors file for ``<tensor>.lower`` and ``<tensor>.upper``; none for statistics alone.
     dtype : {"f32", "f16"}
@@ -150,7 +150,7 @@ def plan_bounds(
     """
     if dtype not in DTYPES:
         raise PlanError(f"bounds cannot be stored as {dtype!r}; known are {', '.join(DTYPES)}")
-    models = open_inputs(inputs)
+    models = open_models(inputs)
     path = None if output is None else Path(output)
     if path is not None:
         check_output_path(path, [part for model in models for part in model.parts])
@@ -235,13 +235,6 @@ def _checked(
         )
         for tensor in plans
     ]
-
-
-def open_inputs(inputs: Sequence[str | os.PathLike[str]]) -> tuple[Model, ...]:
-    """Open inputs; `PlanError` if there are none."""
-    if not inputs:
-        raise PlanError("there are no inputs")
-    return open_models(inputs)
 
 
 def _may_confine(model: Model, tensor: StoredTensor) -> bool:

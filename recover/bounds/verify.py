@@ -266,9 +266,9 @@ def verify_model(
     Parameters
     ----------
     model : path-like
-        GGUF file whose weights are looked at.
+        GGUF file or Hugging Face folder whose weights are looked at.
     inputs : sequence of path-like
-        GGUF files, for instance those that it was merged from.
+        GGUF files or Hugging Face folders, for instance those that it was merged from.
     n_threads, progress : optional
         See `recover.execution.tiles`.
 
@@ -282,8 +282,6 @@ def verify_model(
         If a file cannot be read, or the files have no weights in common, or shapes differ.
     """
     checked, others = open_model(model), tuple(map(without_divided, open_models(inputs)))
-    if not others:
-        raise PlanError("there are no inputs")
     checks = [_Check(checked, other) for other in others]
     jobs = [(check, pair) for check in checks for pair in range(len(check.pairs))]
     sizes = [check.pairs[pair][0].n_weights for check, pair in jobs]

@@ -56,9 +56,9 @@ def calibrate(
     Parameters
     ----------
     inputs : sequence of path-like
-        GGUF files quantized from `truth`.
+        GGUF files or Hugging Face folders quantized from `truth`.
     truth : path-like
-        GGUF file of the original.
+        GGUF file or Hugging Face folder of the original.
     constrained : bool
         Whether weights are to be 0 or more and add up to 1.
     by_role : bool

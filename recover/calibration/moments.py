@@ -133,7 +133,7 @@ def survey(
     Parameters
     ----------
     inputs : sequence of path-like
-        GGUF files quantized from `truth`.
+        GGUF files or Hugging Face folders quantized from `truth`.
     truth : path-like
         The original, in any type that can be decoded.
     n_threads, progress : optional

@@ -132,7 +132,7 @@ def evaluate_models(
     Parameters
     ----------
     models : sequence of path-like
-        GGUF files.
+        GGUF files or Hugging Face folders.
     truth : path-like
         The original, in any type that can be decoded.
     by : {"tensor", "type", "role"}

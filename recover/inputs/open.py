@@ -67,9 +67,12 @@ def open_models(paths: Iterable[str | os.PathLike[str]]) -> tuple[Model, ...]:
     Raises
     ------
     GGUFError, PlanError
-        As `open_model` does.
+        As `open_model` does; and a `PlanError` if there are none.
     """
-    return tuple(open_model(path) for path in without_further_parts(paths))
+    models = tuple(open_model(path) for path in without_further_parts(paths))
+    if not models:
+        raise PlanError("there are no inputs")
+    return models
 
 
 @cache

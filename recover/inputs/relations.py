@@ -106,7 +106,7 @@ def find_relations(
     Parameters
     ----------
     models : sequence of Model
-        The opened files (see `recover.bounds.plan.open_inputs`).
+        The opened files (see `recover.inputs.alignment.align`).
     descents : mapping of str to sequence of Descent
         By the names of the tensors to be looked at: who was quantized from whom.
     redundant : sequence of Descent

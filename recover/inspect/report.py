@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from recover._text import quoted, some
-from recover.bounds.plan import open_inputs
 from recover.execution.tiles import Progress
 from recover.inputs.alignment import align
 from recover.inputs.completion import complete
 from recover.inputs.descent import ESTIMATED
+from recover.inputs.open import open_models
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.relations import (
     ANOTHER_MODEL,
@@ -218,7 +218,7 @@ def inspect_files(
     Parameters
     ----------
     paths : sequence of path-like
-        GGUF files. Several must have the same tensors.
+        GGUF files or Hugging Face folders.
     n_threads, progress : optional
         See `recover.execution.tiles`.
 
@@ -231,7 +231,7 @@ def inspect_files(
     GGUFError, PlanError
         If a file cannot be read, or tensors or shapes differ.
     """
-    opened = open_inputs(paths)
+    opened = open_models(paths)
     reports = tuple(inspect_model(model) for model in opened)
     if len(opened) == 1:
         return Inspection(reports)

@@ -98,8 +98,6 @@ class Snapper:
 
         Only where this `is_on`.
 
-        Only where this `is_on`.
-
         Parameters
         ----------
         evidence : Evidence

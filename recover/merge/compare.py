@@ -268,9 +268,9 @@ def confines_of(draft: Draft) -> tuple[bool, ...]:
     return tuple(i in draft.confining for i in inputs)
 
 
-def takes_exact_codes(draft: Draft, taken: StoredTensor) -> bool:
+def takes_exact_codes(taken: StoredTensor, *, is_known: bool) -> bool:
     """Whether what is taken are codes whose decoded weights are the original's."""
-    return draft.is_known and not isinstance(taken.type, FloatType)
+    return is_known and not isinstance(taken.type, FloatType)
 
 
 def _error_of(evidence: Evidence, k: int) -> float:

@@ -96,7 +96,7 @@ def expect_merge(
     Parameters
     ----------
     models : sequence of Model
-        Opened inputs with the same tensors (see `recover.bounds.plan.open_inputs`).
+        Inputs with the same tensors (see `recover.inputs.alignment.align`).
     drafts : sequence of Draft
         What a merge does to them (see `drafts_of`).
     n_threads : int, optional
@@ -137,7 +137,7 @@ class _Sums:
         self.witnesses = draft.witnesses
         self.compared = compared_of(draft, models)
         kinds = [tensor.type for tensor in self.compared]
-        self.is_exact = bool(kinds) and takes_exact_codes(draft, self.compared[0])
+        self.is_exact = bool(kinds) and takes_exact_codes(self.compared[0], is_known=draft.is_known)
         self.is_compared = bool(unproven(kinds, confines_of(draft), is_exact=self.is_exact))
         self.tallies = np.zeros((n_tiles(self.n_weights), Tally.size_for(len(self.sources))))
         self.likeness = np.zeros((n_tiles(self.n_weights), 3))

@@ -1,6 +1,6 @@
 """Where the tensors of a merge go: every byte of the output has its place beforehand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -100,9 +100,7 @@ def lay_out_output(
         for part, layout in enumerate(layouts)
         for position in layout.positions
     )
-    places: list[Place] = []
-    for i, draft in enumerate(drafts):
-        places.append(_behind(drafts[i - 1], places[-1]) if draft.follows else next(starts))
+    places = _places_of(drafts, starts, [output_type_of(draft) for draft in drafts])
     files = tuple(
         FilePlan(path, layout.header, layout.n_bytes)
         for path, layout in zip(paths, layouts, strict=True)
@@ -122,9 +120,16 @@ def whole_tensors(drafts: Sequence[Draft]) -> list[Draft]:
     return list(whole.values())
 
 
-def _behind(draft: Draft, place: Place) -> Place:
-    """The place of what follows a draft."""
-    return Place(place.position + output_type_of(draft).n_bytes(draft.n_weights), place.part)
+def _places_of(
+    drafts: Sequence[Draft], starts: Iterable[Place], kinds: Sequence[TensorType]
+) -> list[Place]:
+    """The place of each draft, by where whole tensors start: further rows are behind the others."""
+    starts, places = iter(starts), list[Place]()
+    end = Place(0, 0)
+    for draft, kind in zip(drafts, kinds, strict=True):
+        places.append(end if draft.follows else next(starts))
+        end = Place(places[-1].position + kind.n_bytes(draft.n_weights), places[-1].part)
+    return places
 
 
 def lay_out_deviations(
@@ -154,14 +159,10 @@ def lay_out_deviations(
         [(draft.name, draft.dims, bf16) for draft in whole_tensors(told)],
         metadata_source(models).header.alignment,
     )
-    starts, positions = iter(layout.positions), dict[str, int]()
-    for i, draft in enumerate(told):
-        before = told[i - 1]
-        positions[draft.name] = (
-            positions[before.name] + bf16.n_bytes(before.n_weights)
-            if draft.follows
-            else next(starts)
-        )
+    starts = (Place(position, 0) for position in layout.positions)
+    places = _places_of(told, starts, [bf16] * len(told))
+    names = (draft.name for draft in told)
+    positions = {name: place.position for name, place in zip(names, places, strict=True)}
     return SecondOutput(path, layout.header, layout.n_bytes, MappingProxyType(positions))
 
 

@@ -22,6 +22,7 @@ from recover.merge.compare import (
     compare_unproven,
     count_conflicts,
     step_for,
+    takes_exact_codes,
 )
 from recover.merge.exact import count_rounded, rounded_away
 from recover.merge.finite import n_broken, n_not_finite
@@ -30,7 +31,6 @@ from recover.merge.tasks import Job
 from recover.quants import (
     TILE,
     F32Array,
-    FloatType,
     TensorType,
     quantize,
     type_by_name,
@@ -195,9 +195,9 @@ class Worker:
         compared = tensors[self._job.n_sources :]
         if not compared:
             return None
-        inputs = [tensors[0], *compared]
-        is_exact = not isinstance(inputs[0].type, FloatType) and self._job.is_known
-        return compare(inputs, self._job.confines, self._job.noises, is_exact=is_exact)
+        job, inputs = self._job, [tensors[0], *compared]
+        is_exact = takes_exact_codes(inputs[0], is_known=job.is_known)
+        return compare(inputs, job.confines, job.noises, is_exact=is_exact)
 
     def _compare(self, start: int, end: int) -> Sums:
         """The sums so far: what inputs that take no part contradict."""

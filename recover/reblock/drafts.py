@@ -12,8 +12,7 @@ from recover.containers.gguf.header import MAX_DIMS
 from recover.containers.huggingface.modules import FLOATS
 from recover.containers.safetensors.reader import Tensor
 from recover.errors import ReblockError
-from recover.inputs.originals.packing import I8Array
-from recover.quants import F32Array, type_by_name
+from recover.quants import F32Array, I8Array, type_by_name
 from recover.reblock.floats import F64Array, converted, copied, decode_floats, stored_as_float
 from recover.reblock.integers import (
     IntegerRows,

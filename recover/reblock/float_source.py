@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._text import quoted, some
-from recover.containers.gguf.header import MAX_DIMS, ValueType, encode_key_value
+from recover.containers.gguf.header import ValueType, encode_key_value
 from recover.containers.gguf.metadata import derived_metadata
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.safetensors.reader import open_safetensors
@@ -129,10 +129,6 @@ def _read_safetensors(path: Path) -> _Opened:
                     f"tensor {quoted(each.name)} is {each.dtype}, for which GGUF has no type"
                 )
             dims = each.shape[::-1] or (1,)
-            if len(dims) > MAX_DIMS:
-                raise ReblockError(
-                    f"tensor {quoted(each.name)} has {len(dims)} dimensions, more than {MAX_DIMS}"
-                )
             yield _Stored(name=each.name, dims=dims, type_name=each.dtype, raw=each.raw)
 
     def metadata(tensors: list[SourceTensor]) -> list[bytes]:

@@ -19,8 +19,8 @@ from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, encode_key_value
 from recover.containers.mapping import map_file
 from recover.errors import GGUFError, ReblockError
-from recover.inputs.originals.packing import I8Array, transpose
-from recover.quants import F32Array, type_by_name
+from recover.inputs.originals.packing import transpose
+from recover.quants import F32Array, I8Array, type_by_name
 from recover.reblock.floats import F64Array, converted, decode_floats
 from recover.reblock.integers import IntegerRows, Request, settle
 from recover.reblock.jax_pickle import PickledArray, QuantizedWeight, parse_pickle

@@ -4,7 +4,8 @@ import numpy as np
 
 from recover.containers.huggingface.formats.awq import LEAVES, columns, layout
 from recover.containers.huggingface.modules import Module
-from recover.inputs.originals.packing import I8Array, interleaved_nibbles
+from recover.inputs.originals.packing import interleaved_nibbles
+from recover.quants import I8Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
 from recover.reblock.schemes.base import Weight, zero_range

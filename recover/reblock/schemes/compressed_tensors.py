@@ -15,8 +15,8 @@ from recover.containers.huggingface.formats.compressed_tensors import (
     packed,
 )
 from recover.containers.huggingface.modules import Module, as_float32, values
-from recover.inputs.originals.packing import I8Array, nibbles_along_rows
-from recover.quants import F32Array
+from recover.inputs.originals.packing import nibbles_along_rows
+from recover.quants import F32Array, I8Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
 from recover.reblock.schemes.base import (

@@ -12,6 +12,7 @@ from recover.containers.huggingface.formats.fp8 import (
     SCALE_LEAVES,
     as_matrix,
     e4m3,
+    e8m0,
     find_scale,
     parse,
 )
@@ -55,8 +56,7 @@ def read(module: Module) -> Weight | None:
 def _scale_values(scale: Tensor) -> F64Array:
     """Scales as a matrix."""
     if scale.dtype == "F8_E8M0":
-        exponents = scale.raw.astype(np.float64) - 127
-        found = np.where(scale.raw == 255, np.nan, np.exp2(exponents))
+        found = e8m0(scale.raw).astype(np.float64)
     else:
         found = decode_floats(scale.raw, scale.dtype)
     return found.reshape(as_matrix(scale))

@@ -4,7 +4,8 @@ import numpy as np
 
 from recover.containers.huggingface.formats.gptq import LEAVES, groups_of_columns, layout
 from recover.containers.huggingface.modules import Module
-from recover.inputs.originals.packing import I8Array, bytes_along_columns, nibbles_along_columns
+from recover.inputs.originals.packing import bytes_along_columns, nibbles_along_columns
+from recover.quants import I8Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
 from recover.reblock.schemes.base import (
