@@ -352,8 +352,9 @@ class TestBounds:
         both = total([one, two])
         assert both.n_conflicts == 0
         assert both.mean_width is not None
-        for each in (one, two):
-            alone = total([each]).mean_width
+        widths = [total([each]).mean_width for each in (one, two)]
+        assert widths[1] is not None
+        for alone in widths:
             assert alone is None or both.mean_width < 0.8 * alone
 
 

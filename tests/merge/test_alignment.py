@@ -198,4 +198,5 @@ def test_commands(
     if command == "bounds":
         output = ["--summary"]
     assert main([command, *inputs, *output]) == 0
-    assert UP in capsys.readouterr().out or command == "merge"
+    printed = capsys.readouterr()
+    assert UP in (printed.err if command == "merge" else printed.out)

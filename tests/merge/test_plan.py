@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recover import InputError, PlanError
+from recover import GGUFError, InputError, PlanError
 from recover.calibration.fit import calibrate
 from recover.estimators import error_calibration
 from recover.inputs.originals.origin import RecoveredTensor
@@ -167,7 +167,7 @@ def test_a_changed_input_is_refused(make: Make, tmp_path: Path, change: str) -> 
     raw, status = bytearray(paths[1].read_bytes()), paths[1].stat()
     if change == "name":
         shutil.move(paths[1], tmp_path / "elsewhere.gguf")
-        with pytest.raises(Exception, match="there is no such file"):
+        with pytest.raises(GGUFError, match="there is no such file"):
             MergePlan.from_record(record)
         return
     if change == "bytes":

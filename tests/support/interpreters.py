@@ -22,12 +22,18 @@ def _has(python: str, packages: tuple[str, ...]) -> bool:
 
 
 def interpreter_with(packages: Sequence[str]) -> str:
-    """An interpreter that finds these packages; the test is skipped if there is none."""
+    """An interpreter that finds these packages.
+
+    The test is skipped if none is named, and fails if none of those that are has them.
+    """
     named = [each for each in os.environ.get(VARIABLE, "").split(os.pathsep) if each]
     for python in (sys.executable, *named):
         if _has(python, tuple(packages)):
             return python
-    pytest.skip(f"no interpreter of {VARIABLE} has {', '.join(packages)}")
+    missing = f"no interpreter of {VARIABLE} has {', '.join(packages)}"
+    if named:
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 def run_script(python: str, script: Path, *arguments: str | Path) -> None:
