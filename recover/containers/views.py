@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recover.containers.model import BlockTensor, StoredTensor
-from recover.quants import F32Array, TensorType, U8Array
+from recover.quants import F32Array, Stated, TensorType, U8Array
 
 
 class Span(NamedTuple):
@@ -87,20 +87,11 @@ class View(BlockTensor):
             tensor.read(first, last, out[at : at + last - first])
         return out
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.quants.IntervalTensor`."""
         for tensor, first, last, at in self._pieces(start, end):
             stating: Any = tensor
-            part = slice(at, at + last - first)
-            stating.intervals(first, last, value[part], lower[part], upper[part], variance[part])
+            stating.intervals(first, last, out.part(at, at + last - first))
 
     def _pieces(self, start: int, end: int) -> Iterator[tuple[StoredTensor, int, int, int]]:
         """Tensors and ranges of them that make up a range, and where they are in it."""

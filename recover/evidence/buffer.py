@@ -30,6 +30,7 @@ from recover.quants import (
     IntervalTensor,
     IntervalType,
     ScalarType,
+    Stated,
     TensorType,
     U8Array,
     VectorType,
@@ -305,8 +306,8 @@ class EvidenceBuffer:
         for tensor, (kind, has_cells), row in zip(tensors, proves, self._row_of, strict=True):
             if isinstance(kind, IntervalType):
                 stated = tile.interval_values, tile.interval_lower, tile.interval_upper
-                rows = [each[row] for each in (*stated, tile.interval_variance)]
-                cast(IntervalTensor, tensor).intervals(start, end, *rows)
+                out = Stated(*(each[row] for each in (*stated, tile.interval_variance)))
+                cast(IntervalTensor, tensor).intervals(start, end, out)
                 if not has_cells:
                     tile.interval_lower[row] = -np.inf
                     tile.interval_upper[row] = np.inf

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from recover._compiled.jit import inner, kernel
 from recover.containers.huggingface.formats.base import Matrix
 from recover.containers.huggingface.scaled import Scales
-from recover.quants import F32Array
+from recover.quants import F32Array, Stated
 
 F64Array = NDArray[np.float64]
 
@@ -78,14 +78,13 @@ class Side:
     def read(self) -> Iterator[tuple[int, tuple[F32Array, ...]]]:
         """First row of each part; bounds by the one input and by the other."""
         row_length = self.matrix.row_length
-        buffers = np.empty((0, 0), np.float32)
+        stated = Stated.of(0)
         for first, last in self.parts():
             start, end = first * row_length, last * row_length
-            if buffers.shape[1] != end - start:
-                buffers = np.empty((4, end - start), np.float32)
-            value, lower, upper, variance = buffers
-            self.matrix.intervals(start, end, value, lower, upper, variance)
-            yield first, (lower, upper, *self.bounds(start, end))
+            if stated.value.size != end - start:
+                stated = Stated.of(end - start)
+            self.matrix.intervals(start, end, stated)
+            yield first, (stated.lower, stated.upper, *self.bounds(start, end))
 
 
 def most_likely(sides: Sequence[Side], n: int) -> Scales:

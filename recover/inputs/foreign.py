@@ -16,7 +16,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import EvidenceBuffer, Witness
 from recover.inputs.provenance import is_foreign
 from recover.inputs.samples import runs
-from recover.quants import GROUP, F32Array, IntervalTensor, IntervalType, ScalarType
+from recover.quants import GROUP, F32Array, IntervalTensor, IntervalType, ScalarType, Stated
 
 TYPICAL_NOISE = 1.45 / 12
 """Of compensated codes, where nothing tells more; in units of the squared scale."""
@@ -120,10 +120,10 @@ def _said_by(known: StoredTensor, start: int, end: int) -> tuple[F32Array, float
 
 def _stated_by(tensor: IntervalTensor, start: int, end: int) -> tuple[F32Array, float]:
     """The same of a tensor that states intervals."""
-    value, lower, upper, variance = np.empty((4, end - start), np.float32)
-    tensor.intervals(start, end, value, lower, upper, variance)
-    known = variance[np.isfinite(variance)]
-    return value, float(np.sum(known, dtype=np.float64))
+    stated = Stated.of(end - start)
+    tensor.intervals(start, end, stated)
+    known = stated.variance[np.isfinite(stated.variance)]
+    return stated.value, float(np.sum(known, dtype=np.float64))
 
 
 def _squared_scales(tensor: StoredTensor, start: int, end: int) -> float:

@@ -32,7 +32,7 @@ from recover.quants.base import (
     U16Array,
     VectorType,
 )
-from recover.quants.interval import IntervalTensor, IntervalType
+from recover.quants.interval import IntervalTensor, IntervalType, Stated
 from recover.quants.variants import DEFAULT as DEFAULT_QUANTIZER
 from recover.quants.variants import quantizer_names, variant_encoder
 
@@ -50,6 +50,7 @@ __all__ = [
     "Mask",
     "OpaqueType",
     "ScalarType",
+    "Stated",
     "TensorType",
     "U8Array",
     "U16Array",

@@ -6,7 +6,9 @@ weights, but a value between two bounds. GGUF has no such type; containers of ot
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
 
 from recover.quants.base import GROUP, F32Array, TensorType
 
@@ -45,6 +47,37 @@ class IntervalType(TensorType):
     alike: TensorType | None = None
 
 
+class Stated(NamedTuple):
+    """What is known of n weights, to be filled.
+
+    Attributes
+    ----------
+    value : float32 (n,)
+        The decoded weights.
+    lower, upper : float32 (n,)
+        Bounds that are sure to hold, all rounding included; infinite on a side that is open.
+    variance : float32 (n,)
+        The mean square error to expect of each value; infinite where nothing is known.
+        `IntervalType.noise` times the square of the step of the weight.
+    """
+
+    value: F32Array
+    lower: F32Array
+    upper: F32Array
+    variance: F32Array
+
+    @classmethod
+    def of(cls, n: int) -> Self:
+        """Memory for `n` weights."""
+        return cls(*np.empty((4, n), np.float32))
+
+    def part(self, start: int, end: int) -> "Stated":
+        """Of weights `start` to `end`; a view."""
+        value, lower, upper, variance = self
+        part = slice(start, end)
+        return Stated(value[part], lower[part], upper[part], variance[part])
+
+
 class IntervalTensor(Protocol):
     """A tensor of an `IntervalType`.
 
@@ -61,28 +94,14 @@ class IntervalTensor(Protocol):
     @property
     def has_cells(self) -> bool: ...  # noqa: D102
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """What is known of weights `start` to `end`, which are whole groups of 16.
 
         Parameters
         ----------
         start, end : int
             The range.
-        value : float32 (end - start,)
-            To be filled with the decoded weights.
-        lower, upper : float32 (end - start,)
-            To be filled with bounds that are sure to hold, all rounding included; infinite on a
-            side that is open.
-        variance : float32 (end - start,)
-            To be filled with the mean square error to expect of each value; infinite where nothing
-            is known. `IntervalType.noise` times the square of the step of the weight.
+        out : Stated
+            To be filled, of ``end - start`` weights.
         """
         ...

@@ -28,7 +28,7 @@ from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.estimators.error_calibration import find_claims
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Witness
-from recover.quants import TILE, F32Array, ScalarType, quantize, type_by_name
+from recover.quants import TILE, F32Array, ScalarType, Stated, quantize, type_by_name
 from tests.benchmarks import foreign_rows
 from tests.benchmarks.record import write_record
 from tests.support.foreign_modules import n_outside, rounded, state
@@ -61,7 +61,7 @@ def timed(matrix: Matrix) -> float:
     start = time.process_time()
     for first in range(0, n, TILE):
         last = min(first + TILE, n)
-        matrix.intervals(first, last, *stated[:, : last - first])
+        matrix.intervals(first, last, Stated(*stated[:, : last - first]))
     return time.process_time() - start
 
 

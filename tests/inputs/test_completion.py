@@ -22,7 +22,7 @@ from recover.inputs.open import open_model
 from recover.inputs.recorded import Input
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
-from recover.quants import TILE
+from recover.quants import TILE, Stated
 from tests.support.encoders import awq, gptq
 from tests.support.foreign_modules import Array
 from tests.support.gguf_files import F32Array, Stored, read_weights, stored, write_gguf
@@ -134,7 +134,7 @@ def test_scales_hold(block: Block, awq_folder: Path, tmp_path: Path) -> None:
         assert isinstance(tensor, QuantizedTensor)
         assert tensor.has_cells
         value, lower, upper, variance = np.empty((4, w.size), np.float32)
-        tensor.intervals(0, w.size, value, lower, upper, variance)
+        tensor.intervals(0, w.size, Stated(value, lower, upper, variance))
         x = in_gguf(name, w).reshape(-1)
         n_outside += int(np.count_nonzero((x < lower) | (x > upper)))
     assert n_outside <= 3  # of 655,360: three deviations

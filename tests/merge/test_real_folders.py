@@ -9,6 +9,7 @@ import pytest
 import recover
 from recover.containers.huggingface.reader import open_folder
 from recover.containers.huggingface.tensors import FloatTensor, QuantizedTensor
+from recover.quants import Stated
 from tests.golden.make_quantized_folders import MAKERS, PACKAGES
 from tests.support.gguf_files import F32Array, read_weights, squared_error
 from tests.support.hf_folders import write_folder
@@ -52,7 +53,7 @@ def n_outside(folder: Path, truth: dict[str, F32Array]) -> dict[str, int]:
     for name, tensor in open_folder(folder).tensors.items():
         if isinstance(tensor, QuantizedTensor) and tensor.has_cells:
             stated = np.empty((4, tensor.n_weights), np.float32)
-            tensor.intervals(0, tensor.n_weights, *stated)
+            tensor.intervals(0, tensor.n_weights, Stated(*stated))
             w = truth[name].reshape(-1)
             found[name] = int(np.count_nonzero((w < stated[1]) | (w > stated[2])))
         elif isinstance(tensor, FloatTensor):

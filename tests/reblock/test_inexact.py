@@ -10,6 +10,7 @@ import pytest
 from recover.containers.huggingface.modules import modules_of
 from recover.containers.safetensors.reader import open_safetensors
 from recover.errors import SafetensorsError
+from recover.quants import Stated
 from recover.reblock.execute import ReblockResult
 from tests.support.encoders import bitsandbytes, hqq
 from tests.support.foreign_modules import heavy_tailed
@@ -163,7 +164,7 @@ def test_other_formats(kind: str, rng: np.random.Generator, tmp_path: Path) -> N
         method = "bitsandbytes"
         arrays = bitsandbytes.encode_int8(w) if kind == "int8" else bitsandbytes.encode(w, kind)
     stated = np.empty((4, N * K), np.float32)
-    matrix_of(arrays).intervals(0, N * K, *stated)
+    matrix_of(arrays).intervals(0, N * K, Stated(*stated))
     truth = stated[0].reshape(N, K).astype(np.float64)
     assert np.square(truth - w).mean() < 0.2 * np.square(w).mean()
     config = {"quantization_config": {"quant_method": method}}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recover.containers.huggingface.formats import Matrix
 from recover.containers.huggingface.modules import Module
 from recover.containers.safetensors.reader import Tensor
-from recover.quants import TILE, F32Array
+from recover.quants import TILE, F32Array, Stated
 
 Array = NDArray[Any]
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -44,20 +44,13 @@ def module_of(
     return Module("layer", tensors, config or {}, recipe)
 
 
-class Stated(NamedTuple):
-    value: F32Array
-    lower: F32Array
-    upper: F32Array
-    variance: F32Array
-
-
 def state(matrix: Matrix, start: int = 0, end: int | None = None) -> Stated:
     """What a matrix states of a range, tile by tile; flat."""
     end = matrix.n_rows * matrix.row_length if end is None else end
     all_of_it = Stated(*np.full((4, end - start), np.nan, np.float32))
     for first in range(start, end, TILE):
         last = min(first + TILE, end)
-        matrix.intervals(first, last, *(each[first - start : last - start] for each in all_of_it))
+        matrix.intervals(first, last, all_of_it.part(first - start, last - start))
     return all_of_it
 
 

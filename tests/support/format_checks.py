@@ -13,6 +13,7 @@ from recover.containers.huggingface.rows import Rows
 from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.containers.safetensors.reader import BITS, Tensor
 from recover.errors import SafetensorsError
+from recover.quants import Stated
 from tests.support.foreign_modules import Array, module_of, n_outside, state
 
 _RANGES = (0, 1), (5, 6), (3, 130), (126, 131), (1, 1025)
@@ -52,7 +53,7 @@ def check_widened(matrix: Matrix, original: Array) -> None:
     """No original lies outside of what a folder's tensor states, whatever the encoder saw."""
     tensor = QuantizedTensor("weight", original.shape[::-1], (Rows(matrix),), 0)
     stated = np.empty((4, original.size), np.float32)
-    tensor.intervals(0, original.size, *stated)
+    tensor.intervals(0, original.size, Stated(*stated))
     assert np.all((stated[1] <= original.reshape(-1)) & (original.reshape(-1) <= stated[2]))
 
 

@@ -19,7 +19,7 @@ from recover.evidence.densities import (
     density,
     end_codes,
 )
-from recover.quants import F32Array, IntervalType, ScalarType, U8Array, type_by_name
+from recover.quants import F32Array, IntervalType, ScalarType, Stated, U8Array, type_by_name
 
 _SQUARE = 0.2
 """Mean of z**2 (see `recover.evidence.densities`) where the largest weight has an end code."""
@@ -33,16 +33,9 @@ class GridStated:
     tensor: Tensor
     has_cells: bool = True
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.quants.IntervalTensor`."""
+        value, lower, upper, variance = out
         kind = self.tensor.type
         evidence = EvidenceBuffer([Witness(kind)]).read([self.tensor], start, end)
         take_one(evidence, 0, value)
@@ -112,16 +105,9 @@ class ColumnScaled:
     steps: F32Array
     has_cells: bool = True
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.quants.IntervalTensor`."""
+        value, lower, upper, variance = out
         q = self.codes[start:end].astype(np.float64)
         step = self.steps.astype(np.float64)[np.arange(start, end) % self.steps.size]
         slack = np.abs(q * step) * 2.0**-20 + 1e-30

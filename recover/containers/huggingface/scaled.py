@@ -13,7 +13,7 @@ import numpy as np
 
 from recover._compiled.jit import kernel
 from recover.containers.huggingface.formats.base import Matrix
-from recover.quants import F32Array, IntervalType
+from recover.quants import F32Array, IntervalType, Stated
 
 _DEVIATIONS = np.float32(3)
 _ULPS = np.float32(2.0**-21)
@@ -110,18 +110,10 @@ class ScaledMatrix(_OfStored):
         """For people."""
         return self.stored.label
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `Matrix.intervals`."""
-        self.stored.intervals(start, end, value, lower, upper, variance)
-        lower[:], upper[:], variance[:] = -np.inf, np.inf, np.inf
+        self.stored.intervals(start, end, out)
+        out.lower[:], out.upper[:], out.variance[:] = -np.inf, np.inf, np.inf
 
     def with_scales(self, columns: Scales | None, rows: Scales | None = None) -> "UnscaledMatrix":
         """The original's weights, by scales (row_length,) and (n_rows,); None if there are none."""
@@ -159,20 +151,12 @@ class UnscaledMatrix(_OfStored):
         """For people."""
         return f"{self.stored.label}, scales undone"
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `Matrix.intervals`."""
-        self.stored.intervals(start, end, value, lower, upper, variance)
+        self.stored.intervals(start, end, out)
         columns = self.columns.values, self.columns.deviations
         rows = self.rows.values, self.rows.deviations
-        _unscale(start, columns, rows, value, lower, upper, variance)
+        _unscale(start, columns, rows, *out)
 
 
 @kernel

@@ -1,6 +1,6 @@
 """Tensors of a folder as GGUF files have them: rows put in order, experts stacked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from recover.containers.huggingface.rows import Piece, Rows
 from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.model import BlockTensor
 from recover.errors import QuantError
-from recover.quants import GROUP, F32Array, IntervalType, TensorType, U8Array
+from recover.quants import GROUP, F32Array, IntervalType, Stated, TensorType, U8Array
 
 _ROUNDING = {
     "BF16": (np.float32(2.0**-8), np.float32(2.0**-134)),
@@ -117,29 +117,20 @@ class QuantizedTensor(FolderTensor):
         """How it is stored, for people."""
         return ", ".join(dict.fromkeys(run.matrix.label for run in self.runs))
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.quants.IntervalTensor`; the bounds confine the original's weights."""
         for run, first, last, at in self._shares(start, end):
-            part = slice(at, at + last - first)
-            own = value[part], lower[part], upper[part], variance[part]
+            own = out.part(at, at + last - first)
             if (span := run.span(first, last)) is None:
                 for piece in run.pieces(first, last):
-                    within = slice(piece.at, piece.at + piece.end - piece.start)
-                    _state(run.matrix, piece.start, piece.end, [each[within] for each in own])
+                    within = own.part(piece.at, piece.at + piece.end - piece.start)
+                    _state(run.matrix, piece.start, piece.end, within)
                 continue
-            stated = np.empty((4, span.end - span.start), np.float32)
-            _state(run.matrix, span.start, span.end, list(stated))
-            by_row = stated.reshape(4, -1, run.matrix.row_length)
-            for each, found in zip(own, by_row, strict=True):
-                each[:] = found[span.rows].reshape(-1)[span.offset : span.offset + last - first]
+            stated = Stated.of(span.end - span.start)
+            _state(run.matrix, span.start, span.end, stated)
+            for each, found in zip(own, stated, strict=True):
+                by_row = found.reshape(-1, run.matrix.row_length)[span.rows].reshape(-1)
+                each[:] = by_row[span.offset : span.offset + last - first]
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `recover.containers.model.StoredTensor.read`."""
@@ -149,9 +140,11 @@ class QuantizedTensor(FolderTensor):
                 f" ({self.label}), so that it holds no weights of the original; merge the folder"
                 " with a GGUF file of the same model, which tells the scales"
             )
-        value = np.empty(end - start, np.float32) if out is None else out
-        self.intervals(start, end, value, *np.empty((3, end - start), np.float32))
-        return value
+        stated = Stated.of(end - start)
+        if out is not None:
+            stated = stated._replace(value=out)
+        self.intervals(start, end, stated)
+        return stated.value
 
     def part(self, start: int, end: int) -> U8Array:
         """What it states of weights `start` to `end`, which are whole groups of 16.
@@ -160,18 +153,17 @@ class QuantizedTensor(FolderTensor):
         """
         if start % GROUP or end % GROUP:
             raise QuantError(f"weights {start} to {end} are no whole groups of {GROUP}")
-        stated = np.empty((4, end - start), np.float32)
-        self.intervals(start, end, *stated)
-        groups = stated[:3].reshape(3, -1, GROUP).transpose(1, 0, 2)
-        return np.ascontiguousarray(groups).view(np.uint8).reshape(-1)
+        stated = Stated.of(end - start)
+        self.intervals(start, end, stated)
+        groups = [each.reshape(-1, GROUP) for each in (stated.value, stated.lower, stated.upper)]
+        return np.stack(groups, 1).view(np.uint8).reshape(-1)
 
 
-def _state(matrix: Any, start: int, end: int, stated: Sequence[F32Array]) -> None:
+def _state(matrix: Any, start: int, end: int, out: Stated) -> None:
     """What a matrix states of the original's weights."""
-    value, lower, upper, variance = stated
-    matrix.intervals(start, end, value, lower, upper, variance)
+    matrix.intervals(start, end, out)
     if matrix.seen_as != "F32":
-        widen(lower, upper, *_ROUNDING[matrix.seen_as])
+        widen(out.lower, out.upper, *_ROUNDING[matrix.seen_as])
 
 
 @kernel

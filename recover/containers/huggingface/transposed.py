@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recover.containers.huggingface.rows import Rows
-from recover.quants import F32Array, FloatType, IntervalType, U8Array
+from recover.quants import FloatType, IntervalType, Stated, U8Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,24 +67,14 @@ class BlockTransposed:
             parts.append(turned[first:last].reshape(-1))
         return np.concatenate(parts)
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.containers.huggingface.formats.base.Matrix`."""
         for block, first, last, at in self._blocks(start, end):
-            stated = np.empty((4, block[1] - block[0]), np.float32)
+            stated = Stated.of(block[1] - block[0])
             for matrix, begin, stop, place in self.rows.pieces(*block):
-                part = slice(place, place + stop - begin)
-                matrix.intervals(begin, stop, *(each[part] for each in stated))
-            for out, each in zip((value, lower, upper, variance), stated, strict=True):
-                turned = each.reshape(self.n_rows_each, -1).T.reshape(-1)
-                out[at : at + last - first] = turned[first:last]
+                matrix.intervals(begin, stop, stated.part(place, place + stop - begin))
+            for own, each in zip(out.part(at, at + last - first), stated, strict=True):
+                own[:] = each.reshape(self.n_rows_each, -1).T.reshape(-1)[first:last]
 
     def _blocks(self, start: int, end: int) -> Iterator[tuple[tuple[int, int], int, int, int]]:
         """Blocks that overlap a range: the block, its part, and where that is in the range."""

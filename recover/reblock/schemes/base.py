@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats import read_matrix
 from recover.containers.huggingface.modules import Module
+from recover.quants import Stated
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows, row_chunks
 
@@ -119,9 +120,9 @@ def decoded(module: Module, obstacle: str = "") -> Weight | None:
     matrix, length = found, found.row_length
 
     def reference(first: int, last: int) -> F64Array:
-        stated = np.empty((4, (last - first) * length), np.float32)
-        matrix.intervals(first * length, last * length, *stated)
-        return stated[0].reshape(last - first, length).astype(np.float64)
+        stated = Stated.of((last - first) * length)
+        matrix.intervals(first * length, last * length, stated)
+        return stated.value.reshape(last - first, length).astype(np.float64)
 
     return Weight(
         stored_as=matrix.label,

@@ -14,6 +14,7 @@ import pytest
 from recover.containers.huggingface.reader import FolderModel, open_folder
 from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.containers.safetensors.reader import open_safetensors
+from recover.quants import Stated
 from tests.support.foreign_modules import Array
 from tests.support.gguf_files import read_weights, squared_error, stored, write_gguf
 from tests.support.hf_folders import ENCODERS, write_parts
@@ -62,7 +63,7 @@ def test_originals_lie_within_bounds(name: str, kind: str, tmp_path: Path) -> No
             np.testing.assert_array_equal(tensor.read(0, tensor.n_weights), w)
             continue
         stated = np.empty((4, tensor.n_weights), np.float32)
-        tensor.intervals(0, tensor.n_weights, *stated)
+        tensor.intervals(0, tensor.n_weights, Stated(*stated))
         assert tensor.has_cells
         assert np.all((stated[1] <= w) & (w <= stated[2])), key
         n_quantized += 1
@@ -105,14 +106,14 @@ def test_any_range_states_the_same(name: str, size: int, tmp_path: Path) -> None
     assert len(stating) >= 8
     for tensor in stating:
         whole = np.empty((4, tensor.n_weights), np.float32)
-        tensor.intervals(0, tensor.n_weights, *whole)
+        tensor.intervals(0, tensor.n_weights, Stated(*whole))
         for start in range(0, tensor.n_weights, size):
             end = min(start + size, tensor.n_weights)
             part = np.empty((4, end - start), np.float32)
-            tensor.intervals(start, end, *part)
+            tensor.intervals(start, end, Stated(*part))
             np.testing.assert_array_equal(part, whole[:, start:end])
         for piece in tensor.pieces(0, tensor.n_weights):
             n = piece.end - piece.start
             own = np.empty((4, n), np.float32)
-            piece.matrix.intervals(piece.start, piece.end, *own)
+            piece.matrix.intervals(piece.start, piece.end, Stated(*own))
             np.testing.assert_array_equal(own[0], whole[0, piece.at : piece.at + n])

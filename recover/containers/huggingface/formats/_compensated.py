@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats._columns import state_groups, state_scattered
-from recover.quants import F32Array, IntervalType, U8Array
+from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 TYPICAL_NOISE = 1.4 / 12
 """Mean square error in units of the squared scale: 1.3 to 1.7 times that of rounded weights."""
@@ -62,23 +62,15 @@ class CompensatedMatrix:
         """The same, with the error that was measured beside another input."""
         return replace(self, noise=noise)
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `Matrix.intervals`."""
-        lower[:], upper[:] = -np.inf, np.inf
+        out.lower[:], out.upper[:] = -np.inf, np.inf
         first, last = start // self.row_length, -(-end // self.row_length)
         codes = np.empty((last - first, self.row_length), np.uint8)
         self.codes(first, last, codes)
         table = codes, self.scales(first, last), self.zeros(first, last)
         noise, begin = np.float32(self.noise), start - first * self.row_length
         if self.places is None:
-            state_groups(*table, self.group, noise, begin, value, variance)
+            state_groups(*table, self.group, noise, begin, out.value, out.variance)
         else:
-            state_scattered(*table, self.places, noise, begin, value, variance)
+            state_scattered(*table, self.places, noise, begin, out.value, out.variance)

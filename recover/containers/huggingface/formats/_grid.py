@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from recover._compiled.jit import inner, kernel
 from recover.containers.huggingface.modules import as_float32, values
 from recover.containers.safetensors.reader import Tensor
-from recover.quants import F32Array, IntervalType, U8Array
+from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 F64 = NDArray[np.float64]
 N_CODES = 256
@@ -66,15 +66,6 @@ class Cells(NamedTuple):
     the zero."""
 
 
-class Said(NamedTuple):
-    """What `Matrix.intervals` fills."""
-
-    value: F32Array
-    lower: F32Array
-    upper: F32Array
-    variance: F32Array
-
-
 @inner
 def _tabulate(g: int, first: int, last: int, groups: Groups, cells: Cells, table: F32Array) -> None:
     """What codes of group `g` say: value, lower, upper, variance (4, `last` or more)."""
@@ -105,7 +96,7 @@ def _tabulate(g: int, first: int, last: int, groups: Groups, cells: Cells, table
 
 
 @inner
-def _look_up(codes: U8Array, table: F32Array, said: Said, at: int) -> None:
+def _look_up(codes: U8Array, table: F32Array, said: Stated, at: int) -> None:
     """What a table has for some codes, written from `at` on."""
     n = codes.size
     value, lower = said.value[at : at + n], said.lower[at : at + n]
@@ -126,7 +117,7 @@ def state(
     n_codes: int,
     groups: Groups,
     cells: Cells,
-    said: Said,
+    said: Stated,
 ) -> None:
     """What codes say of their weights; groups are runs of so many weights, the first begun before.
 
@@ -204,24 +195,14 @@ class Grid:
         """
         return self if self.has_cells else self.untried
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.containers.huggingface.formats.Matrix`."""
         with np.errstate(all="ignore"):
             for first in range(start, end, _PIECE):
                 last = min(first + _PIECE, end)
-                part = slice(first - start, last - start)
-                said = Said(value[part], lower[part], upper[part], variance[part])
-                self._state(first, last, said)
+                self._state(first, last, out.part(first - start, last - start))
 
-    def _state(self, start: int, end: int, said: Said) -> None:
+    def _state(self, start: int, end: int, said: Stated) -> None:
         first, last = start // self.run, -(-end // self.run)
         begin = first * self.run if self.by_codes else start
         codes = np.empty((last * self.run if self.by_codes else end) - begin, np.uint8)

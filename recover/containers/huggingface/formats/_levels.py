@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
 from recover.containers.huggingface.formats._grid import SOFT
-from recover.quants import F32Array, IntervalType, U8Array
+from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 N_CODES = 256
 
@@ -69,15 +69,6 @@ class Runs(NamedTuple):
         return -(-self.row_length // self.width)
 
 
-class Stated(NamedTuple):
-    """What is to be filled: see `recover.quants.IntervalTensor`."""
-
-    value: F32Array
-    lower: F32Array
-    upper: F32Array
-    variance: F32Array
-
-
 @dataclass(frozen=True, kw_only=True)
 class LevelMatrix:
     """A matrix of levels times scales: see `recover.containers.huggingface.formats.base.Matrix`.
@@ -98,20 +89,12 @@ class LevelMatrix:
     label: str
     tell: Callable[[int, int, Stated], None]
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.containers.huggingface.formats.base.Matrix`."""
-        self.tell(start, end, Stated(value, lower, upper, variance))
+        self.tell(start, end, out)
         if not self.has_cells:
-            lower[:], upper[:] = -np.inf, np.inf
-            variance *= np.float32(SOFT)
+            out.lower[:], out.upper[:] = -np.inf, np.inf
+            out.variance[:] *= np.float32(SOFT)
 
 
 def deviation_of(n: int) -> float:

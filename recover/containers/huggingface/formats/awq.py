@@ -23,7 +23,7 @@ from recover.containers.huggingface.formats._columns import WORDS, unpack_interl
 from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
 from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.safetensors.reader import Tensor
-from recover.quants import F32Array, IntervalType, U8Array
+from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 LEAVES = frozenset({"qweight", "qzeros", "scales"})
 
@@ -203,15 +203,7 @@ class AwqMatrix:
         """For people."""
         return f"AWQ 4-bit, groups of {self.layout.group}"
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `Matrix.intervals`."""
         row_length = self.row_length
         first, last = start // row_length, -(-end // row_length)
@@ -220,7 +212,6 @@ class AwqMatrix:
         zeros = self.layout.zeros(first, last).T.astype(np.float32, order="C")
         scales = self.layout.scale_rows(first, last)
         unit = np.float32(_UNIT[self.seen_as])
-        out = value, lower, upper, variance
         begin = start - first * row_length
         _state(codes, (scales, zeros), self.layout.group, self.is_clipped, unit, begin, out)
 
@@ -233,7 +224,7 @@ def _state(
     is_clipped: bool,
     unit: np.float32,
     begin: int,
-    out: tuple[F32Array, F32Array, F32Array, F32Array],
+    out: Stated,
 ) -> None:
     """Fill `out` from flat position `begin` of rows of codes (n, row_length) on.
 

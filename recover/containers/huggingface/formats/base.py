@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from recover.quants import F32Array, IntervalType
+from recover.quants import IntervalType, Stated
 
 
 class Matrix(Protocol):
@@ -40,24 +40,16 @@ class Matrix(Protocol):
     @property
     def label(self) -> str: ...  # noqa: D102
 
-    def intervals(
-        self,
-        start: int,
-        end: int,
-        value: F32Array,
-        lower: F32Array,
-        upper: F32Array,
-        variance: F32Array,
-    ) -> None:
+    def intervals(self, start: int, end: int, out: Stated) -> None:
         """What is known of weights `start` to `end` of the flattened matrix, row by row.
 
         Parameters
         ----------
         start, end : int
             The range; of any length, and within rows.
-        value, lower, upper, variance : float32 (end - start,)
-            To be filled (see `recover.quants.IntervalTensor`). `value` is what the format's own
-            programs decode. `lower` and `upper` confine what the encoder saw (see `seen_as`), its
-            arithmetic included.
+        out : Stated
+            To be filled (see `recover.quants.Stated`). The values are what the format's own
+            programs decode. The bounds confine what the encoder saw (see `seen_as`), its arithmetic
+            included.
         """
         ...

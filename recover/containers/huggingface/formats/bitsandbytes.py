@@ -24,7 +24,6 @@ from recover.containers.huggingface.formats._levels import (
     LevelMatrix,
     Runs,
     Scales,
-    Stated,
     deviation_of,
     nearest_cells,
     split_pairs,
@@ -33,7 +32,7 @@ from recover.containers.huggingface.formats._levels import (
     table_of,
 )
 from recover.containers.huggingface.modules import Module, values
-from recover.quants import F32Array, IntervalType
+from recover.quants import F32Array, IntervalType, Stated
 
 NF4 = IntervalType(name="NF4", relative_mse=8.49e-3)
 NF4_NESTED = IntervalType(name="NF4", relative_mse=8.5e-3)

@@ -20,7 +20,6 @@ from recover.containers.huggingface.formats._levels import (
     LevelMatrix,
     Runs,
     Scales,
-    Stated,
     deviation_of,
     nearest_cells,
     rounded_twice,
@@ -33,7 +32,7 @@ from recover.containers.huggingface.formats._recipe import Made, is_closed, made
 from recover.containers.huggingface.formats.fp8 import e4m3, e8m0
 from recover.containers.huggingface.modules import Module, values
 from recover.containers.safetensors.reader import Tensor
-from recover.quants import F32Array, IntervalType, U8Array
+from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 NVFP4 = IntervalType(name="NVFP4 (folder)", relative_mse=9e-3)
 MXFP4 = IntervalType(name="MXFP4 (folder)", relative_mse=1.3e-2)

@@ -25,7 +25,6 @@ from recover.containers.huggingface.formats._levels import (
     LevelMatrix,
     Runs,
     Scales,
-    Stated,
     nearest_cells,
     rounded_twice,
     state,
@@ -34,7 +33,7 @@ from recover.containers.huggingface.formats._levels import (
 from recover.containers.huggingface.formats._recipe import Made, is_searched, made_of_floats
 from recover.containers.huggingface.modules import Module, as_float32, values
 from recover.containers.safetensors.reader import Tensor
-from recover.quants import F32Array, IntervalType, U8Array
+from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 FP8 = IntervalType(name="FP8", relative_mse=7.0e-4)
 FP8_E5M2 = IntervalType(name="FP8_E5M2", relative_mse=2.75e-3)

@@ -11,13 +11,12 @@ from recover.containers.huggingface.formats._levels import (
     LevelMatrix,
     Runs,
     Scales,
-    Stated,
     nearest_cells,
     state,
     table_of,
 )
 from recover.containers.huggingface.modules import Module, values
-from recover.quants import F32Array, IntervalType
+from recover.quants import F32Array, IntervalType, Stated
 
 LLM_INT8 = IntervalType(name="LLM.int8", relative_mse=5.9e-5)
 
