@@ -15,6 +15,15 @@ from numpy.typing import NDArray
 
 from recover._text import quoted, some
 from recover.containers.gguf.header import ValueType, encode_key_value
+from recover.containers.huggingface.architectures import (
+    EXPERT,
+    MAX_EXPERTS,
+    QUERY_OR_KEY,
+    Architecture,
+    Names,
+    size_of,
+    text_config,
+)
 from recover.containers.safetensors.reader import Model
 from recover.errors import ReblockError
 from recover.reblock.drafts import Draft, permuted, stacked
@@ -24,12 +33,8 @@ from recover.reblock.rope import rope_factors, rope_scaling
 from recover.reblock.schemes.base import FloatRows
 from recover.reblock.sentencepiece import load_vocabulary
 
-_EXPERT = re.compile(r"(?P<module>.+\.experts)\.(?P<number>\d+)\.(?P<rest>.+)")
-_QUERY_OR_KEY = re.compile(r".*\.(?P<which>[qk])_proj\.(weight|bias)")
 # Constants that llama.cpp computes itself.
 _DROPPED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.rotary_emb)")
-_MAX_EXPERTS = 65_536
-_MAX_LAYERS = 4_096
 
 # By --arch: the architecture in gguf-py, and the one for models with experts.
 _ARCHITECTURES = {
@@ -102,14 +107,14 @@ def apply_architecture(
     if arch not in _ARCHITECTURES:
         raise ReblockError(f"{quoted(arch)} is only for checkpoints, not for safetensors")
     config = _text_config(model.config)
-    n_layers = _size(config, "num_hidden_layers", _MAX_LAYERS)
-    has_experts = any(_EXPERT.fullmatch(draft.name) for draft in drafts)
+    has_experts = any(EXPERT.fullmatch(draft.name) for draft in drafts)
     name = _ARCHITECTURES[arch][has_experts]
+    names = Names(Architecture(name), config)
     merged = _with_experts([draft for draft in drafts if not _DROPPED.fullmatch(draft.name)])
     if name == "LLAMA":
         merged = [_reordered(draft, config) for draft in merged]
     void: list[str] = []
-    renamed = list(_renamed(merged, name, n_layers, void))
+    renamed = list(_renamed(merged, name, names, void))
     factors = rope_factors(config)
     if not all(has_place(factor.name, name) for factor in factors):
         raise ReblockError(
@@ -126,18 +131,10 @@ def apply_architecture(
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = config.get("text_config")
-    found = inner if isinstance(inner, dict) else config
+    found = text_config(config)
     if not found:
         raise ReblockError("there is no config.json, which --arch needs")
     return found
-
-
-def _size(config: Mapping[str, Any], key: str, most: int = 1 << 31) -> int:
-    value = config.get(key)
-    if type(value) is not int or not 0 < value <= most:
-        raise ReblockError(f"config.json: {key} is {quoted(str(value))}, not a number up to {most}")
-    return value
 
 
 def _with_experts(drafts: Sequence[Draft]) -> list[Draft]:
@@ -145,12 +142,12 @@ def _with_experts(drafts: Sequence[Draft]) -> list[Draft]:
     experts: dict[str, dict[int, Draft]] = {}
     order: dict[str, Draft | None] = {}
     for draft in drafts:
-        match = _EXPERT.fullmatch(draft.name)
+        match = EXPERT.fullmatch(draft.name)
         if match is None:
             order[draft.name] = draft
             continue
-        number = int(match["number"][:9])
-        if number >= _MAX_EXPERTS:
+        number = int(match["number"])
+        if number >= MAX_EXPERTS:
             raise ReblockError(f"tensor {quoted(draft.name)}: too many experts")
         name = f"{match['module']}.{match['rest']}"
         experts.setdefault(name, {})[number] = draft
@@ -174,12 +171,12 @@ def _reordered(draft: Draft, config: Mapping[str, Any]) -> Draft:
     Mirrors `LlamaModel.permute` of its converter: inside a head, row (i, j) of the two halves j
     becomes row 2 i + j.
     """
-    match = _QUERY_OR_KEY.fullmatch(draft.name)
+    match = QUERY_OR_KEY.fullmatch(draft.name)
     if match is None:
         return draft
-    n_heads = _size(config, "num_attention_heads")
+    n_heads = size_of(config, "num_attention_heads")
     if match["which"] == "k" and config.get("num_key_value_heads") is not None:
-        n_heads = _size(config, "num_key_value_heads")
+        n_heads = size_of(config, "num_key_value_heads")
     n_rows = draft.dims[-1]
     if n_rows % (2 * n_heads):
         raise ReblockError(f"tensor {quoted(draft.name)}: {n_rows} rows for {n_heads} heads")
@@ -208,16 +205,11 @@ def _gguf_name(name: str) -> str:
     return gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[name]]
 
 
-def _renamed(drafts: Sequence[Draft], name: str, n_layers: int, void: list[str]) -> Iterator[Draft]:
+def _renamed(drafts: Sequence[Draft], name: str, names: Names, void: list[str]) -> Iterator[Draft]:
     """Tensors by their new names, without biases of zeros, which are named in `void`."""
-    import gguf
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name], n_layers)
     seen: dict[str, str] = {}
     for draft in drafts:
-        own = draft.name.removeprefix("language_model.")
-        own = own.replace(".gate.e_score_correction_bias", ".gate.e_score_correction.bias")
-        found = names.get_name(key=own, try_suffixes=(".weight", ".bias"))
+        found = names.of(draft.name)
         if found is None:
             raise ReblockError(f"tensor {quoted(draft.name)} has no place in architecture {name}")
         if seen.setdefault(found, draft.name) != draft.name:
@@ -252,14 +244,14 @@ def _metadata(model: Model, config: Mapping[str, Any], name: str) -> Iterator[by
         yield encode_key_value(key, kind, value)
     tokenizer = model.parts[0].parent / "tokenizer.model"
     if tokenizer.exists():
-        yield from load_vocabulary(tokenizer).metadata(_size(config, "vocab_size"))
+        yield from load_vocabulary(tokenizer).metadata(size_of(config, "vocab_size"))
     else:
         yield encode_key_value("tokenizer.ggml.model", ValueType.STRING, "none")
 
 
 def _hyper_parameters(config: Mapping[str, Any], name: str) -> dict[str, int | float | bool]:
-    n_heads = _size(config, "num_attention_heads")
-    head_size = _size(config, "hidden_size") // n_heads
+    n_heads = size_of(config, "num_attention_heads")
+    head_size = size_of(config, "hidden_size") // n_heads
     found: dict[str, int | float | bool] = {
         "rope.dimension_count": head_size,
         "attention.head_count_kv": n_heads,
@@ -273,9 +265,9 @@ def _hyper_parameters(config: Mapping[str, Any], name: str) -> dict[str, int | f
         elif not is_integer and abs(value) < 1e38:
             found[key] = float(value)
     if name == "DEEPSEEK2":
-        rope = _size(config, "qk_rope_head_dim")
-        found["attention.key_length"] = _size(config, "qk_nope_head_dim") + rope
-        found["attention.value_length"] = _size(config, "v_head_dim")
+        rope = size_of(config, "qk_rope_head_dim")
+        found["attention.key_length"] = size_of(config, "qk_nope_head_dim") + rope
+        found["attention.value_length"] = size_of(config, "v_head_dim")
         found["attention.head_count_kv"] = n_heads
         found["rope.dimension_count"] = rope
         found["expert_weights_norm"] = config.get("norm_topk_prob") is True

@@ -20,6 +20,13 @@ from recover._text import quoted
 from recover.errors import SafetensorsError
 
 _MAX_LAYERS = 4_096
+MAX_EXPERTS = 65_536
+"""Far more than models have."""
+
+EXPERT = re.compile(r"(?P<module>.+\.experts)\.(?P<number>\d{1,9})\.(?P<rest>.+)")
+"""Names of what belongs to one expert."""
+QUERY_OR_KEY = re.compile(r".*\.(?P<which>[qk])_proj\.(weight|bias)")
+"""Names of what makes queries or keys."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from recover._text import quoted
 from recover.containers.huggingface.architectures import (
+    EXPERT,
+    MAX_EXPERTS,
+    QUERY_OR_KEY,
     Architecture,
     Names,
     size_of,
@@ -26,12 +29,9 @@ from recover.containers.model import StoredTensor
 from recover.errors import SafetensorsError
 from recover.quants import FloatType, IntervalType
 
-_EXPERT = re.compile(r"(?P<module>.+\.experts)\.(?P<number>\d{1,6})\.(?P<rest>.+)")
 _FUSED = re.compile(r"(?P<module>.+\.experts)\.gate_up_proj(?P<leaf>\.weight|_bias)?")
 _DOWN = re.compile(r"(?P<module>.+\.experts)\.down_proj(?P<leaf>\.weight|_bias)?")
-_QUERY_OR_KEY = re.compile(r".*\.(?P<which>[qk])_proj\.(weight|bias)")
 _NORM = "norm.weight"
-_MAX_EXPERTS = 65_536
 
 _Stored = Floats | Matrix | Mxfp4Blocks
 
@@ -107,7 +107,7 @@ class _Placer:
     def _is_needed(self, name: str) -> bool:
         """Whether an array without a known format is part of a weight that has a place."""
         stem = name.partition(".weight")[0] if ".weight" in name else name.rpartition(".")[0]
-        match = _EXPERT.fullmatch(f"{stem}.weight")
+        match = EXPERT.fullmatch(f"{stem}.weight")
         own = f"{stem}.weight" if match is None else f"{match['module']}.{match['rest']}"
         leaf = name.removeprefix(stem)
         return "weight" in leaf and self._names.of(own) is not None
@@ -127,7 +127,7 @@ class _Placer:
         if not found:
             self.placed.unplaced.append(name)
         for own, rows, n_stacked in found:
-            match = _EXPERT.fullmatch(own)
+            match = EXPERT.fullmatch(own)
             expert = None if match is None else int(match["number"])
             if match is not None:
                 own = f"{match['module']}.{match['rest']}"
@@ -159,7 +159,7 @@ class _Placer:
             assert isinstance(matrix, Floats)
             yield name, Rows(Floats(matrix.tensor, adds_one=True)), 1
             return
-        match = _QUERY_OR_KEY.fullmatch(name)
+        match = QUERY_OR_KEY.fullmatch(name)
         if match is not None and self._architecture.permutes_heads:
             if n_dims == 1:
                 assert isinstance(matrix, Floats)
@@ -172,7 +172,7 @@ class _Placer:
 
     def _n_heads(self, which: str) -> int:
         key = "num_key_value_heads" if which == "k" else "num_attention_heads"
-        if key not in text_config(self._config):
+        if text_config(self._config).get(key) is None:
             key = "num_attention_heads"
         return size_of(self._config, key)
 
@@ -319,8 +319,8 @@ def _in_order(name: str, parts: Sequence[_Part]) -> list[_Part]:
     if None in by_expert or len(by_expert) < len(parts):
         raise SafetensorsError(f"tensor {quoted(name)}: several arrays become this one")
     missing = next((i for i in range(len(parts)) if i not in by_expert), None)
-    if len(parts) > _MAX_EXPERTS:
-        raise SafetensorsError(f"tensor {quoted(name)}: more than {_MAX_EXPERTS} experts")
+    if len(parts) > MAX_EXPERTS:
+        raise SafetensorsError(f"tensor {quoted(name)}: more than {MAX_EXPERTS} experts")
     if missing is not None:
         raise SafetensorsError(f"tensor {quoted(name)}: expert {missing} is missing")
     return [by_expert[i] for i in range(len(parts))]
