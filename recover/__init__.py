@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from recover.quantize.execute import execute_quantize
     from recover.quantize.plan import plan_quantize
     from recover.quants import dequantize
-    from recover.reblock.dispatch import open_source
+    from recover.reblock.dispatch import open_original
     from recover.reblock.execute import execute_reblock
     from recover.reblock.plan import plan_reblock
 
@@ -64,7 +64,7 @@ __all__ = [
     "load_calibration",
     "measure_divergence",
     "open_gguf",
-    "open_source",
+    "open_original",
     "plan_bounds",
     "plan_merge",
     "plan_quantize",
@@ -84,7 +84,7 @@ _HOME = {
     "load_calibration": "recover.calibration.weights",
     "measure_divergence": "recover.evaluate.divergence",
     "open_gguf": "recover.containers.gguf.reader",
-    "open_source": "recover.reblock.dispatch",
+    "open_original": "recover.reblock.dispatch",
     "plan_bounds": "recover.bounds.plan",
     "plan_merge": "recover.merge.plan",
     "plan_quantize": "recover.quantize.plan",

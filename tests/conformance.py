@@ -24,7 +24,7 @@ from recover.evidence.densities import (
     density,
     end_codes,
     likelihood,
-    share,
+    tempering,
 )
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
@@ -377,7 +377,7 @@ def check_weights_lie_in_their_cells(kind: TensorType) -> None:
         raw = quantize(x, kind, importance)
         tensor = Tensor(TensorInfo("x", x.shape[::-1], kind, 0), raw)
         intervals = Intervals()
-        intervals.turn_to([tensor])
+        intervals.look_at([tensor])
         lower, upper = intervals.bound(0, x.size)
         assert (lower <= x.reshape(-1)).all()
         assert (x.reshape(-1) <= upper).all()
@@ -476,14 +476,14 @@ def check_density(kind: TensorType) -> None:
 
 def check_what_it_counts(kind: TensorType) -> None:
     assert isinstance(kind, ScalarType | VectorType)
-    assert share(kind, []) == 1
-    shares = [share(kind, [kind] * n) for n in (0, 1, 3, 7, 20)]
+    assert tempering(kind, []) == 1
+    shares = [tempering(kind, [kind] * n) for n in (0, 1, 3, 7, 20)]
     assert all(a >= b > 0 for a, b in pairwise(shares))
     for other in all_types():
         if isinstance(other, ScalarType | VectorType) and other is not kind:
-            assert 0 < share(kind, [other]) <= 1
-            assert 0 < share(kind, [other], has_cells=False) <= 3
-            assert share(other, [kind]) == 1 or share(kind, [other]) == 1
+            assert 0 < tempering(kind, [other]) <= 1
+            assert 0 < tempering(kind, [other], has_cells=False) <= 3
+            assert tempering(other, [kind]) == 1 or tempering(kind, [other]) == 1
 
 
 def check_likelihood(kind: TensorType) -> None:

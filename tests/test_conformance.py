@@ -29,7 +29,7 @@ from recover import (
 from recover.cli import main
 from recover.containers.gguf.header import ValueType, encode_key_value, lay_out
 from recover.errors import GGUFError, QuantError
-from recover.evidence.densities import correlation, density, likelihood, share
+from recover.evidence.densities import correlation, density, likelihood, tempering
 from recover.quants import (
     OpaqueType,
     ScalarType,
@@ -240,11 +240,11 @@ def test_a_table_may_tell_of_types_that_do_not_know_it(tmp_path: Path) -> None:
     counts = {"pairs of coarser": {"Q2_K": 0.5}, "unproven of coarser": {"Q4_0": 1.5}}
     path.write_text(json.dumps(counts | {"pairs": {"Q8_0": 0.75}, "correlations": {"IQ3_S": 0.25}}))
     finer = replace(TOY, densities=path)
-    assert share(q2, [finer]) == 0.5
-    assert share(q2, [TOY]) == 1
-    assert share(finer, [type_by_name("Q8_0")]) == 0.75
-    assert share(q4, [finer]) == 1
-    assert share(q4, [finer], has_cells=False) == 1.5
+    assert tempering(q2, [finer]) == 0.5
+    assert tempering(q2, [TOY]) == 1
+    assert tempering(finer, [type_by_name("Q8_0")]) == 0.75
+    assert tempering(q4, [finer]) == 1
+    assert tempering(q4, [finer], has_cells=False) == 1.5
     vector = replace(VECTOR, densities=path)
     assert isinstance(iq3, VectorType)
     assert correlation(iq3, vector) == correlation(vector, iq3) == 0.25

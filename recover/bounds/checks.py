@@ -187,7 +187,7 @@ class _Worker:
 
     def _sample(self, job: _Job) -> NDArray[np.float64]:
         """Runs of blocks: how many were encoded, come back, and are expected to."""
-        self._intervals.turn_to([job.tensor])
+        self._intervals.look_at([job.tensor])
         rng = np.random.default_rng(0)
         rows = []
         for start, end in _runs(job.tensor.n_weights, job.kind.block_size):

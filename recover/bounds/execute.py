@@ -196,7 +196,7 @@ class _Worker:
         """Bound the weights of one tile."""
         tensor = self._plan.tensors[tile.tensor]
         if tensor is not self._tensor:
-            self._intervals.turn_to(tensor.sources)
+            self._intervals.look_at(tensor.sources)
             self._tensor = tensor
         figures = self._figures[tile.tensor][tile.start // TILE]
         if self._output is None and self._measure_at_once(tile, figures):

@@ -19,7 +19,7 @@ from recover.execution.output import check_output_path
 from recover.execution.tiles import Progress
 from recover.inputs.alignment import align, is_absent
 from recover.inputs.completion import complete, is_measured
-from recover.inputs.matching import find_twins
+from recover.inputs.matching import find_duplicates
 from recover.inputs.open import open_models
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.merge.decide import Decider
@@ -254,12 +254,12 @@ def _holds_weights(name: str, models: Sequence[Model]) -> bool:
 
 def _plan_tensor(name: str, models: Sequence[Model], decider: Decider) -> TensorPlan:
     stored = [model.tensors[name] for model in models]
-    twins = find_twins(stored)
+    duplicate_of = find_duplicates(stored)
     left_out = _not_of_the_original(name, models, decider) if _is_matrix(stored[0]) else {}
     sources = tuple(
         tensor
         for i, (model, tensor) in enumerate(zip(models, stored, strict=True))
-        if twins[i] == i and i not in left_out and _may_confine(model, tensor)
+        if duplicate_of[i] == i and i not in left_out and _may_confine(model, tensor)
     )
     types = tuple(each.type.name for each in stored)
     why = tuple(f"{printable(models[i].path)}: {text}" for i, text in left_out.items())

@@ -386,8 +386,8 @@ class _Worker:
         if tile.tensor != self._index:
             self._index = tile.tensor
             # A quantized model stands for what was quantized: its cells are its rounding.
-            self._ours.turn_to([ours])
-            self._theirs.turn_to([theirs] if confines(check.other, theirs) else [])
+            self._ours.look_at([ours])
+            self._theirs.look_at([theirs] if confines(check.other, theirs) else [])
         weights = self._weights[: tile.end - tile.start]
         ours.read(tile.start, tile.end, weights)
         bounds = self._theirs.bound(tile.start, tile.end)

@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from recover._compiled.jit import kernel
 from recover._text import printable, quoted
 from recover.calibration.simulate import Counts
-from recover.calibration.weights import Source
+from recover.calibration.weights import InputFile
 from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.model import Model, StoredTensor
 from recover.errors import CalibrationError
 from recover.estimators.uncorrected import UncorrectedTileEstimator
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import align, is_absent
 from recover.inputs.completion import complete
-from recover.inputs.matching import find_twins, typical_error
+from recover.inputs.matching import find_duplicates, typical_error
 from recover.inputs.open import open_model, open_models
-from recover.inputs.provenance import has_cells, witness_of
+from recover.inputs.provenance import has_cells, source_of
 from recover.inputs.relations import ANOTHER_MODEL, find_relations
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
 
@@ -85,7 +85,7 @@ class Places:
     kind : ScalarType
         The type.
     has_cells, weighted : bool
-        How it was made (see `recover.evidence.buffer.Witness`).
+        How it was made (see `recover.evidence.buffer.Source`).
     counts : Counts
         Of the true weights.
     """
@@ -102,9 +102,9 @@ class Survey:
 
     Attributes
     ----------
-    inputs : tuple of Source
+    inputs : tuple of InputFile
         In their order.
-    truth : Source
+    truth : InputFile
         The original.
     paths : tuple of Path
         All files that were read.
@@ -114,8 +114,8 @@ class Survey:
         By type.
     """
 
-    inputs: tuple[Source, ...]
-    truth: Source
+    inputs: tuple[InputFile, ...]
+    truth: InputFile
     paths: tuple[Any, ...]
     moments: tuple[Moments, ...]
     places: tuple[Places, ...]
@@ -208,7 +208,7 @@ class _Job:
 
     models: tuple[Model, ...]
     tensors: tuple[StoredTensor, ...]
-    witnesses: tuple[Witness, ...]
+    sources: tuple[Source, ...]
     truth: StoredTensor
     truth_path: str
 
@@ -217,7 +217,7 @@ def _job(name: str, models: Sequence[Model], truth: Model) -> _Job | None:
     """None for a tensor that needs no combination."""
     tensors = [model.tensors[name] for model in models]
     distinct = sorted(
-        (i for i in set(find_twins(tensors)) if not is_absent(tensors[i])),
+        (i for i in set(find_duplicates(tensors)) if not is_absent(tensors[i])),
         key=lambda i: (typical_error(tensors[i].type), tensors[i].type.name),
     )
     if len(distinct) < 2 or isinstance(tensors[distinct[0]].type, FloatType | OpaqueType):
@@ -238,15 +238,15 @@ def _job(name: str, models: Sequence[Model], truth: Model) -> _Job | None:
     return _Job(
         models=tuple(models[i] for i in distinct),
         tensors=tuple(tensors[i] for i in distinct),
-        witnesses=tuple(witness_of(models[i], tensors[i]) for i in distinct),
+        sources=tuple(source_of(models[i], tensors[i]) for i in distinct),
         truth=original,
         truth_path=path,
     )
 
 
-def _source(model: Model) -> Source:
+def _source(model: Model) -> InputFile:
     counts = dict(sorted(Counter(each.type.name for each in model.tensors.values()).items()))
-    return Source(name=printable(model.path.name), n_bytes=model.n_bytes, types=counts)
+    return InputFile(name=printable(model.path.name), n_bytes=model.n_bytes, types=counts)
 
 
 def _check_finite(gram: F64Array, job: _Job) -> None:
@@ -300,17 +300,17 @@ class _Pass:
 
     def _worker(self) -> Callable[[Tile], None]:
         n = min(TILE, max(job.truth.n_weights for job in self._jobs))
-        n_inputs = max(len(job.witnesses) for job in self._jobs)
+        n_inputs = max(len(job.sources) for job in self._jobs)
         memory, estimate = np.empty((2, n), np.float32)
         decoded = np.empty(n_inputs * n, np.float32)
-        known: tuple[Witness, ...] = self._jobs[0].witnesses
+        known: tuple[Source, ...] = self._jobs[0].sources
         estimator = UncorrectedTileEstimator(known, _METHOD)
 
         def work(tile: Tile) -> None:
             nonlocal known, estimator
             job = self._jobs[tile.tensor]
-            if job.witnesses != known:
-                known = job.witnesses
+            if job.sources != known:
+                known = job.sources
                 estimator = UncorrectedTileEstimator(known, _METHOD)
             size = tile.end - tile.start
             truth = job.truth.read(tile.start, tile.end, memory[:size])
@@ -337,7 +337,7 @@ class _Sample:
         self._n_parts: Counter[_Key] = Counter()
         self._n_passed: Counter[_Key] = Counter()
         for job in jobs:
-            for each in job.witnesses:
+            for each in job.sources:
                 if isinstance(each.type, ScalarType):
                     key = _key(each)
                     counts = Counts(each.type, is_hard=each.has_cells)
@@ -355,20 +355,20 @@ class _Sample:
         """Count the weights of one tensor."""
         memory = np.empty(min(_COUNTED, job.truth.n_weights), np.float32)
         for start in range(0, job.truth.n_weights, _COUNTED):
-            wanted = [k for k, each in enumerate(job.witnesses) if self._is_turn(each)]
+            wanted = [k for k, each in enumerate(job.sources) if self._is_turn(each)]
             end = min(start + _COUNTED, job.truth.n_weights)
             end -= (end - start) % _SUPERBLOCK
             if wanted and end > start:
                 truth = job.truth.read(start, end, memory[: end - start])
                 for k in wanted:
-                    tensor, counts = job.tensors[k], self._places[_key(job.witnesses[k])].counts
+                    tensor, counts = job.tensors[k], self._places[_key(job.sources[k])].counts
                     counts.add(tensor.unscaled(truth, start), tensor.part(start, end))
 
-    def _is_turn(self, witness: Witness) -> bool:
+    def _is_turn(self, source: Source) -> bool:
         """Whether the next part of a type is one that is counted."""
-        if not isinstance(witness.type, ScalarType):
+        if not isinstance(source.type, ScalarType):
             return False
-        key = _key(witness)
+        key = _key(source)
         number = self._n_passed[key]
         self._n_passed[key] += 1
         every = -(-self._n_parts[key] * _COUNTED // _MOST_COUNTED)
@@ -378,8 +378,8 @@ class _Sample:
 _Key = tuple[str, bool, bool]
 
 
-def _key(witness: Witness) -> _Key:
-    return witness.type.name, witness.has_cells, witness.weighted
+def _key(source: Source) -> _Key:
+    return source.type.name, source.has_cells, source.weighted
 
 
 @kernel

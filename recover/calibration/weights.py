@@ -20,7 +20,7 @@ from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.calibration._document import Field, read_document
 from recover.errors import CalibrationError
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.evidence.densities import ABOVE, BELOW, DEGREE, SHAPE
 from recover.execution.output import OutputFile
 from recover.quants import ScalarType
@@ -38,7 +38,7 @@ _FURTHEST = 1024.0
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """A file that took part in the fit: its name, its size, and how many tensors have which type.
 
     Nothing else is kept of it, in particular no folder.
@@ -113,7 +113,7 @@ class FittedDensity:
         Name of the type.
     has_cells, weighted : bool
         Whether its codes confine the weights, and whether an importance matrix was used (see
-        `recover.evidence.buffer.Witness`).
+        `recover.evidence.buffer.Source`).
     n_weights : tuple of int
         For each class of code, the weights that were counted; with too few, the class keeps the
         simulated density.
@@ -134,9 +134,9 @@ class Calibration:
 
     Attributes
     ----------
-    inputs : tuple of Source
+    inputs : tuple of InputFile
         In their order.
-    truth : Source
+    truth : InputFile
         The original.
     constrained : bool
         Whether the weights are not negative and add up to 1.
@@ -158,8 +158,8 @@ class Calibration:
         That made it.
     """
 
-    inputs: tuple[Source, ...]
-    truth: Source
+    inputs: tuple[InputFile, ...]
+    truth: InputFile
     constrained: bool
     by_role: bool
     n_depths: int
@@ -223,14 +223,14 @@ class Calibration:
             f" it knows {', '.join(known) or 'none'}"
         )
 
-    def with_density(self, witness: Witness) -> Witness:
-        """A witness with its density; unchanged if its codes stand for several weights."""
-        if not isinstance(witness.type, ScalarType):
-            return witness
+    def with_density(self, source: Source) -> Source:
+        """A source with its density; unchanged if its codes stand for several weights."""
+        if not isinstance(source.type, ScalarType):
+            return source
         rows = self.density_for(
-            witness.type.name, has_cells=witness.has_cells, weighted=witness.weighted
+            source.type.name, has_cells=source.has_cells, weighted=source.weighted
         )
-        return replace(witness, density=rows)
+        return replace(source, density=rows)
 
     @cached_property
     def _by_key(self) -> dict[tuple[tuple[str, ...], str | None, int | None], Combination]:
@@ -350,9 +350,9 @@ def _refuse_twice(keys: Sequence[object], what: str) -> None:
         raise CalibrationError(f"is damaged: {what}: {quoted(str(key))}")
 
 
-def _source(field: Field) -> Source:
+def _source(field: Field) -> InputFile:
     types = field["types"].pairs()
-    return Source(
+    return InputFile(
         name=field["name"].text(),
         n_bytes=field["n_bytes"].integer(0),
         types={name: count.integer(0) for name, count in types.items()},

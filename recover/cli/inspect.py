@@ -90,7 +90,7 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
             optional(each.mse_ratio, ".3f"),
         )
         for each in result.expectations
-        if verbose or any(each.twins)
+        if verbose or any(each.duplicate_of)
     ]
     print_table("Together", columns, rows)
     say(f"identical in all files: {n_identical} of {len(result.expectations)} tensors")

@@ -79,13 +79,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import print_json, progress_bar, warn
-    from recover.reblock.dispatch import open_source
+    from recover.reblock.dispatch import open_original
     from recover.reblock.execute import execute_reblock
     from recover.reblock.integers import Request
     from recover.reblock.plan import plan_reblock
 
     outtype = None if args.type == "auto" else args.type.upper()
-    source = open_source(
+    source = open_original(
         args.source,
         Request(outtype=outtype, allow_inexact=args.allow_inexact),
         second_hand=args.second_hand,

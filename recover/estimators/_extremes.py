@@ -34,15 +34,15 @@ def has_extreme(q: Any, scalars: Scalars, pair: int) -> Any:
 
 
 @bare_inner
-def pin(scalars: Scalars, block: Superblock, start: int) -> None:
+def fix_extremes(scalars: Scalars, block: Superblock, start: int) -> None:
     """Narrow the bounds of weights that alone in their block have an extreme code.
 
-    See `recover.evidence.cells`. Fills in `odds` and what is `pinned`.
+    See `recover.evidence.cells`. Fills in `odds` and what is `fixed`.
     """
     n = scalars.codes.size // scalars.noise.size
     for at in range(0, 256, 16):
-        store(block.pinned_low, at, splat(-_FAR))
-        store(block.pinned_high, at, splat(_FAR))
+        store(block.fixed_low, at, splat(-_FAR))
+        store(block.fixed_high, at, splat(_FAR))
     for pair in range(0, 4 * scalars.noise.size, 2):
         for b in range(8 if scalars.extremes[pair] >= 0 else 0):
             at = pair // 4 * n + 16 * start + 32 * b
@@ -55,8 +55,8 @@ def pin(scalars: Scalars, block: Superblock, start: int) -> None:
                 i = first_lane(first, second)
                 _pin_one(scalars, pair // 4, at + i, block, 32 * b + i)
     for at in range(0, 256, 16):
-        store(block.low, at, larger(load(block.low, at), load(block.pinned_low, at)))
-        store(block.high, at, smaller(load(block.high, at), load(block.pinned_high, at)))
+        store(block.low, at, larger(load(block.low, at), load(block.fixed_low, at)))
+        store(block.high, at, smaller(load(block.high, at), load(block.fixed_high, at)))
 
 
 @bare_inlined
@@ -70,9 +70,9 @@ def _n_bits(bits: Any) -> int:
 
 @bare_inlined
 def _pin_one(scalars: Scalars, k: int, at: int, block: Superblock, i: int) -> None:
-    """See `pin`; weight `i`, of which input `k` says the code at `at`."""
+    """See `fix_extremes`; weight `i`, of which input `k` says the code at `at`."""
     level, g = scalars.levels[256 * k + scalars.codes[at]], at // 16
     value = level * scalars.scale[g] + scalars.offset[g]
     error = abs(level) * scalars.scale_error[g] + scalars.offset_error[g]
-    block.pinned_low[i] = max(block.pinned_low[i], value - error)
-    block.pinned_high[i] = min(block.pinned_high[i], value + error)
+    block.fixed_low[i] = max(block.fixed_low[i], value - error)
+    block.fixed_high[i] = min(block.fixed_high[i], value + error)

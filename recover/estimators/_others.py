@@ -20,7 +20,7 @@ from recover._compiled.lanes import (
     store,
     where,
 )
-from recover.estimators._product_tables import BEND_UNIT, CENTER_UNIT, Others
+from recover.estimators._product_tables import CENTER_UNIT, CURVATURE_UNIT, Others
 from recover.estimators._superblock import OUTLIER, Superblock, center_value
 from recover.quants import F32Array
 
@@ -28,14 +28,14 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
 _DEVIATIONS = np.float32(4)
-# Of the spread of weights around what a vector type says, see `_trust`.
+# Of the variance of weights around what a vector type says, see `_trust`.
 _VARIES, _SHARED, _LEAST_SPREAD = np.float32(0.04), np.float32(0.02), np.float32(0.1)
-# In a block of 32 with an outlier: the spread, over what is typical of weights as large.
+# In a block of 32 with an outlier: the variance, over what is typical of weights as large.
 _BESIDE_OUTLIER = np.float32(1.5)
 
 
 @bare_inner
-def hear_others(
+def accumulate_others(
     others: Others, block: Superblock, start: int, n_groups: int, prior: np.float32, noise: Any
 ) -> None:
     """Take the inputs that are not scalar into account.
@@ -44,33 +44,33 @@ def hear_others(
     which the others are seen. Few vectors fit an outlier: a vector type is farther off it and the
     weights that share 32 with it.
     """
-    typical = others.spread[start]
+    typical = others.variance[start]
     beside, noises = block.each[:16], block.each[16:32]
     store(block.each, 16, noise)
     _find_outliers(block, n_groups, prior, beside)
-    spread = typical
+    variance = typical
     if prior > _ZERO and typical > _ZERO:
         total, error, n_seen = splat(_ZERO), _ZERO, 0
         for i in range(n_groups):
             if beside[i] == _ZERO:
-                off = center_value(block, i) - load(others.said, 16 * (start + i))
+                off = center_value(block, i) - load(others.mean, 16 * (start + i))
                 total, error, n_seen = fused(off, off, total), error + noises[i], n_seen + 1
         if n_seen > 0:
             error /= np.float32(n_seen)
             seen = add_up(total) / np.float32(16 * n_seen) - error
-            spread += _trust(error / typical) * (max(seen, _LEAST_SPREAD * typical) - typical)
+            variance += _trust(error / typical) * (max(seen, _LEAST_SPREAD * typical) - typical)
     for i in range(n_groups):
-        own = typical * beside[i] if beside[i] > _ZERO else spread
+        own = typical * beside[i] if beside[i] > _ZERO else variance
         if own > _ZERO and own < min(_FAR, _ONE / prior):
-            precision = others.share * (_ONE / own - prior)
-            center = load(others.said, 16 * (start + i)) * (others.share / own / precision)
+            precision = others.tempering * (_ONE / own - prior)
+            center = load(others.mean, 16 * (start + i)) * (others.tempering / own / precision)
             if precision > _ZERO:
                 _add_normal(block, i, center, precision)
 
 
 @bare_inlined
 def _find_outliers(block: Superblock, n_groups: int, prior: np.float32, beside: F32Array) -> None:
-    """Fill `beside` (16,): the spread, over what is typical, of groups that share 32 with one.
+    """Fill `beside` (16,): the variance, over what is typical, of groups that share 32 with one.
 
     0 for other groups.
     """
@@ -86,28 +86,28 @@ def _find_outliers(block: Superblock, n_groups: int, prior: np.float32, beside: 
 
 
 @bare_inlined
-def _add_normal(block: Superblock, i: int, said: Any, precision: np.float32) -> None:
-    """Add a normal density around `said` to those of group `i`."""
+def _add_normal(block: Superblock, i: int, mean: Any, precision: np.float32) -> None:
+    """Add a normal density around `mean` to those of group `i`."""
     at, unit = 16 * i, block.unit[i]
     reach = _DEVIATIONS * np.sqrt(_ONE / precision)
     low, high = load(block.low, at), load(block.high, at)
-    near, far = said - reach, said + reach
-    sound = (near < high) & (far > low)
-    store(block.low, at, where(sound, larger(near, low), low))
-    store(block.high, at, where(sound, smaller(far, high), high))
-    told = where(sound, splat(BEND_UNIT * unit * unit * precision), splat(_ZERO))
-    off = said * (CENTER_UNIT * block.per_unit[i]) - load(block.center, at)
-    store(block.slope, at, fused(off, told, load(block.slope, at)))
-    store(block.bend, at, load(block.bend, at) - told)
+    below, above = mean - reach, mean + reach
+    sound = (below < high) & (above > low)
+    store(block.low, at, where(sound, larger(below, low), low))
+    store(block.high, at, where(sound, smaller(above, high), high))
+    curvature = where(sound, splat(CURVATURE_UNIT * unit * unit * precision), splat(_ZERO))
+    off = mean * (CENTER_UNIT * block.per_unit[i]) - load(block.center, at)
+    store(block.gradient, at, fused(off, curvature, load(block.gradient, at)))
+    store(block.curvature, at, load(block.curvature, at) - curvature)
 
 
 @bare_inlined
 def _trust(ratio: np.float32) -> np.float32:
-    """How far a superblock's own spread counts against that of the type.
+    """How far a superblock's own variance counts against that of the type.
 
-    `ratio` is the variance of the scalar input it is seen by over the typical spread. Variances of
-    the types' spread between superblocks, of its estimate from 256 weights, and of the part of the
-    errors that inputs share.
+    `ratio` is the variance of the scalar input it is seen by over the typical variance. Three
+    things are weighed: how much the variance of a type varies between superblocks, how well 256
+    weights tell it, and the part of the errors that inputs share.
     """
     one = np.float32(1) + ratio
     return _VARIES / (_VARIES + np.float32(2 / 256) * one * one + _SHARED * ratio * ratio)

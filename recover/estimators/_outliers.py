@@ -6,13 +6,13 @@ import numpy as np
 
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import add_up, fused, largest_lane, load, splat, store, where
-from recover.estimators._product_tables import BEND_UNIT, Scalars, Spans
-from recover.estimators._spans import begin_with_spans, hear_spans
+from recover.estimators._product_tables import CURVATURE_UNIT, Scalars, Spans
+from recover.estimators._spans import accumulate_spans, begin_with_spans
 from recover.estimators._superblock import (
     OUTLIER,
     Superblock,
+    accumulate_any,
     center_value,
-    hear_any,
     replace_first,
 )
 
@@ -84,7 +84,7 @@ def begin_again(
         # Where all else is lost in the noise everything is an outlier.
         block.limit[i] = OUTLIER * width if width > _ZERO else -_ONE
     for k in range(scalars.noise.size):
-        hear_any(scalars, k, block, start, k == 0)
+        accumulate_any(scalars, k, block, start, k == 0)
         if k == 0:
             replace_first(scalars, block, start)
     if spans is not None:
@@ -92,10 +92,12 @@ def begin_again(
     for i in range(n_groups):
         limit = block.limit[i]
         more = where(_squares(block, i) > limit, splat(prior), splat(prior - OUTLIER / limit))
-        more = more * (block.unit[i] * block.unit[i] * BEND_UNIT)  # the prior of all is to come
-        center, slope = load(block.center, 16 * i), load(block.slope, 16 * i)
-        store(block.slope, 16 * i, fused(center, more, slope))
-        store(block.bend, 16 * i, load(block.bend, 16 * i) + more)
+        more = more * (
+            block.unit[i] * block.unit[i] * CURVATURE_UNIT
+        )  # the prior of all is to come
+        center, gradient = load(block.center, 16 * i), load(block.gradient, 16 * i)
+        store(block.gradient, 16 * i, fused(center, more, gradient))
+        store(block.curvature, 16 * i, load(block.curvature, 16 * i) + more)
     if spans is not None:
-        hear_spans(spans, block, start)
+        accumulate_spans(spans, block, start)
     store(block.limit, 0, splat(_FAR))

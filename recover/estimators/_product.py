@@ -29,31 +29,31 @@ from recover._compiled.lanes import (
     store,
     where,
 )
-from recover.estimators._extremes import has_extreme, pin
-from recover.estimators._others import hear_others
+from recover.estimators._extremes import fix_extremes, has_extreme
+from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import (
     ATOMS,
-    BEND_UNIT,
     CENTER_UNIT,
+    CURVATURE_UNIT,
     N_COLUMNS,
-    Asks,
     H,
     Others,
+    Outputs,
     Scalars,
     Spans,
 )
 from recover.estimators._spans import (
+    accumulate_spans,
     add_errors,
     begin_with_spans,
     finest_value,
-    hear_spans,
     prove_spans,
 )
 from recover.estimators._superblock import (
     Superblock,
+    accumulate,
     first_value,
-    hear,
     is_finite,
     new_superblock,
     open_superblock,
@@ -139,7 +139,7 @@ def _mode(odd: Any, even: Any) -> Any:
 @bare_inlined
 def _cells(scalars: Scalars, spans: Spans | None, block: Superblock, start: int, i: int) -> Any:
     """The proven bounds of group `i` of a superblock."""
-    low, high = load(block.pinned_low, 16 * i), load(block.pinned_high, 16 * i)
+    low, high = load(block.fixed_low, 16 * i), load(block.fixed_high, 16 * i)
     for k in range(scalars.noise.size):
         at = k * (scalars.codes.size // scalars.noise.size // 16) + start + i
         if scalars.scale[at] != _ZERO and is_finite(scalars, at):
@@ -155,7 +155,8 @@ def _atom(
 ) -> Any:
     """Place over h of the atoms of input `k` in group `i`, and their mass over the density there.
 
-    Of n weights with an extreme code any may be the one that is exactly there; of one see `pin`.
+    Of n weights with an extreme code any may be the one that is exactly there; of one see
+    `fix_extremes`.
     """
     q = load_bytes(scalars.codes, at)
     rows, row = scalars.rows, N_COLUMNS * k + ATOMS
@@ -181,12 +182,15 @@ def _density(block: Superblock, i: int, prior: np.float32) -> Any:
     """
     at, unit, per_unit = 16 * i, block.unit[i], block.per_unit[i]
     low, high, center = load(block.low, at), load(block.high, at), load(block.center, at)
-    belief = -prior * unit * unit * BEND_UNIT
-    slope, bend = fused(center, belief, load(block.slope, at)), load(block.bend, at) + belief
+    belief = -prior * unit * unit * CURVATURE_UNIT
+    gradient, curvature = (
+        fused(center, belief, load(block.gradient, at)),
+        load(block.curvature, at) + belief,
+    )
     total, width = low + high, high - low
     across = width * (_HALF * per_unit)
     off = total * (_HALF * per_unit * CENTER_UNIT) - center
-    odd, even = fused(bend, off, slope) * across, bend * across * across
+    odd, even = fused(curvature, off, gradient) * across, curvature * across * across
     return total * _HALF, width, across, odd, even
 
 
@@ -197,7 +201,7 @@ def _estimate(
     prior: np.float32,
     start: int,
     out: F32Array,
-    asks: Asks,
+    outputs: Outputs,
     plain: bool,
 ) -> bool:
     """Estimates of a superblock; whether all of them are good."""
@@ -215,21 +219,21 @@ def _estimate(
             estimate = fused(across * m1, unit / m0, middle)
         else:
             place = m1 / m0
-            if asks.mode:
+            if outputs.mode:
                 place = _mode(odd, even)
             on_atom = splat(_ZERO)
-            for k in range(asks.atoms.size):
-                if asks.atoms[k] and block.inverse[16 * k + i] != _ZERO:
+            for k in range(outputs.atoms.size):
+                if outputs.atoms[k] and block.inverse[16 * k + i] != _ZERO:
                     t, mass = _atom(scalars, k, block, k * n + at, i, middle, width * _HALF)
                     mass = mass * _exp(t * (odd + even * t))
                     m0, m1 = m0 + mass, fused(mass, t, m1)
-                    if asks.mode:  # an atom with more than half of the mass
+                    if outputs.mode:  # an atom with more than half of the mass
                         on_atom = where(mass > on_atom, mass, on_atom)
                         place = where(on_atom + on_atom > m0, t, place)
                     else:
                         place = m1 / m0
             estimate = fused(across * place, unit, middle)
-            if asks.mode:  # often on an edge
+            if outputs.mode:  # often on an edge
                 low, high = load(block.low, 16 * i), load(block.high, 16 * i)
                 estimate = larger(low, smaller(high, estimate))
         store(out, at, estimate)
@@ -238,10 +242,15 @@ def _estimate(
 
 @bare_inner
 def _estimate_other(
-    scalars: Scalars, block: Superblock, prior: np.float32, start: int, out: F32Array, asks: Asks
+    scalars: Scalars,
+    block: Superblock,
+    prior: np.float32,
+    start: int,
+    out: F32Array,
+    outputs: Outputs,
 ) -> bool:
     """See `_estimate`; with atoms, or modes."""
-    return _estimate(scalars, block, prior, start, out, asks, False)
+    return _estimate(scalars, block, prior, start, out, outputs, False)
 
 
 @bare_inlined
@@ -265,11 +274,11 @@ def _sharpen(block: Superblock, prior: np.float32) -> None:
         steep = ~_is_mild(total, even) & (width < _FAR)
         if not any_lane(steep):
             continue
-        bend = even * np.float32(16 / H**2)
+        curvature = even * np.float32(16 / H**2)
         top = _mode(odd, even) * np.float32(H)
-        fall = abs(fused(bend, top, odd * np.float32(8 / H)))
-        bend = where(bend < _ZERO, -bend, splat(_ZERO))
-        reach = splat(np.float32(16)) / (fall + sqrt(fused(fall, fall, bend * np.float32(16))))
+        fall = abs(fused(curvature, top, odd * np.float32(8 / H)))
+        curvature = where(curvature < _ZERO, -curvature, splat(_ZERO))
+        reach = splat(np.float32(16)) / (fall + sqrt(fused(fall, fall, curvature * np.float32(16))))
         steep = steep & (reach > _ZERO)
         half, low, high = width * _HALF, load(block.low, 16 * i), load(block.high, 16 * i)
         near, far = fused(half, top - reach, middle), fused(half, top + reach, middle)
@@ -278,7 +287,7 @@ def _sharpen(block: Superblock, prior: np.float32) -> None:
 
 
 @bare_inner
-def _settle(
+def _resolve_empty(
     scalars: Scalars,
     spans: Spans | None,
     block: Superblock,
@@ -322,15 +331,15 @@ def _expect(
     prior: np.float32,
     start: int,
     out: F32Array,
-    asks: Asks,
+    outputs: Outputs,
 ) -> None:
     """The errors to expect in a superblock, whose estimates are there."""
-    n, n_scalars, errors = out.size, scalars.noise.size, asks.errors
-    for i in range(min(16, asks.n_groups - start)):
+    n, n_scalars, errors = out.size, scalars.noise.size, outputs.errors
+    for i in range(min(16, outputs.n_groups - start)):
         g, at = start + i, 16 * (start + i)
-        error = _variance(scalars, spans, block, prior, start, i, asks)
-        if asks.deviation.size > 0:
-            store(asks.deviation, at, sqrt(error))
+        error = _variance(scalars, spans, block, prior, start, i, outputs)
+        if outputs.deviation.size > 0:
+            store(outputs.deviation, at, sqrt(error))
         estimate = load(out, at)
         store(errors, 0, load(errors, 0) + error)
         for k in range(n_scalars):
@@ -356,7 +365,7 @@ def _variance(
     prior: np.float32,
     start: int,
     i: int,
-    asks: Asks,
+    outputs: Outputs,
 ) -> Any:
     """The variance of the posterior in group `i` of a superblock, and what stands for it."""
     n = scalars.codes.size // scalars.noise.size
@@ -364,7 +373,7 @@ def _variance(
     m0, m1, m2 = _moments(odd, even)
     half = width * _HALF
     for k in range(scalars.noise.size):
-        if asks.atoms[k] and block.inverse[16 * k + i] != _ZERO:
+        if outputs.atoms[k] and block.inverse[16 * k + i] != _ZERO:
             at = k * n + 16 * (start + i)
             place, mass = _atom(scalars, k, block, at, i, middle, half)
             mass = mass * _exp(place * (odd + even * place))
@@ -372,7 +381,7 @@ def _variance(
     mean, unit = m1 / m0, half * np.float32(H)
     error = unit * unit * (m2 / m0 - mean * mean)
     good = (width > _floor(prior)) & (abs(fused(unit, mean, middle)) < _FAR)
-    known = asks.variance[start + i] if asks.variance[start + i] < _FAR else _ZERO
+    known = outputs.variance[start + i] if outputs.variance[start + i] < _FAR else _ZERO
     error = where(good, error, splat(known))
     if any_lane(~good):
         lower, upper = _cells(scalars, spans, block, start, i)
@@ -386,11 +395,11 @@ def integrate(
     spans: Spans | None,
     others: Others | None,
     out: F32Array,
-    asks: Asks,
+    outputs: Outputs,
     tally: NDArray[np.float64],
 ) -> None:
     """Estimates, their standard deviation if that is asked for, and the tally."""
-    _integrate(scalars, spans, others, new_superblock(scalars.noise.size), out, asks, tally)
+    _integrate(scalars, spans, others, new_superblock(scalars.noise.size), out, outputs, tally)
 
 
 @bare_kernel
@@ -400,31 +409,31 @@ def _integrate(
     others: Others | None,
     block: Superblock,
     out: F32Array,
-    asks: Asks,
+    outputs: Outputs,
     tally: NDArray[np.float64],
 ) -> None:
-    n_groups = asks.n_groups
+    n_groups = outputs.n_groups
     stride = 1  # every so many superblocks are looked at for the errors to expect
-    if asks.deviation.size == 0:
-        stride = max(1, _n_effective(asks.variance) // 16 // _N_SAMPLED)
+    if outputs.deviation.size == 0:
+        stride = max(1, _n_effective(outputs.variance) // 16 // _N_SAMPLED)
     n_conflicts, n_sampled = 0, 0
     for start in range(0, n_groups, 16):
         here = min(16, n_groups - start)
-        prior = _gather(scalars, spans, others, block, start, here, asks)
-        if asks.plain:
-            all_good = _estimate(scalars, block, prior, start, out, asks, True)
+        prior = _gather(scalars, spans, others, block, start, here, outputs)
+        if outputs.plain:
+            all_good = _estimate(scalars, block, prior, start, out, outputs, True)
         else:
-            all_good = _estimate_other(scalars, block, prior, start, out, asks)
+            all_good = _estimate_other(scalars, block, prior, start, out, outputs)
         if not all_good:
             _sharpen(block, prior)
-            _estimate_other(scalars, block, prior, start, out, asks)
-            n_conflicts += _settle(scalars, spans, block, prior, start, out)
+            _estimate_other(scalars, block, prior, start, out, outputs)
+            n_conflicts += _resolve_empty(scalars, spans, block, prior, start, out)
         if start // 16 % stride == 0:
-            _expect(scalars, spans, others, block, prior, start, out, asks)
+            _expect(scalars, spans, others, block, prior, start, out, outputs)
             n_sampled += here
     tally[1] += n_conflicts
-    for k in range(asks.errors.size // 16):
-        total = add_up(load(asks.errors, 16 * k)) * (n_groups / n_sampled)
+    for k in range(outputs.errors.size // 16):
+        total = add_up(load(outputs.errors, 16 * k)) * (n_groups / n_sampled)
         tally[0 if k == 0 else 1 + k] += total
 
 
@@ -436,15 +445,15 @@ def _gather(
     block: Superblock,
     start: int,
     here: int,
-    asks: Asks,
+    outputs: Outputs,
 ) -> np.float32:
     """Take all inputs into account in a superblock of so many groups; the prior's precision."""
     noise = open_superblock(scalars, block, start)
-    total = add_up(hear(scalars, _FIRST, block, start, True))
+    total = add_up(accumulate(scalars, _FIRST, block, start, True))
     if any_lane(load(block.inverse, 0) == _ZERO):
         total += replace_first(scalars, block, start)
     for k in range(1, scalars.noise.size):
-        hear(scalars, k, block, start, False)
+        accumulate(scalars, k, block, start, False)
     if spans is not None:
         squares, noise = begin_with_spans(spans, scalars, block, start, noise)
         total += add_up(squares)
@@ -452,11 +461,11 @@ def _gather(
     if is_uneven(block):
         begin_again(scalars, spans, block, start, here, prior)
     elif spans is not None:
-        hear_spans(spans, block, start)
-    if not asks.plain:
-        pin(scalars, block, start)
+        accumulate_spans(spans, block, start)
+    if not outputs.plain:
+        fix_extremes(scalars, block, start)
     if others is not None:
-        hear_others(others, block, start, here, prior, noise)
+        accumulate_others(others, block, start, here, prior, noise)
     return prior
 
 

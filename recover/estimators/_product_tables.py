@@ -14,7 +14,7 @@ from recover.quants import F32Array, U8Array
 
 H = 0.4262
 """Distance of the nodes of the rule of `recover.estimators._product`."""
-BEND_UNIT, CENTER_UNIT = np.float32(H * H / 16), np.float32(2 / H)
+CURVATURE_UNIT, CENTER_UNIT = np.float32(H * H / 16), np.float32(2 / H)
 """Second derivatives of a log density are kept in the first unit, places at which the first one is
 taken in the second and the first one in the product: so they lead to an eighth of what the log
 density differs by at the inner nodes of the rule."""
@@ -69,18 +69,18 @@ class Others(NamedTuple):
     ----------
     values : float32 (V * n,)
         What each says.
-    said : float32 (n,)
+    mean : float32 (n,)
         What they say together.
-    spread : float32 (n / 16,)
+    variance : float32 (n / 16,)
         Typical variance of weights around that.
-    share : float
-        What it counts beside the scalar inputs.
+    tempering : float
+        The power to which this density is taken beside the scalar inputs.
     """
 
     values: F32Array
-    said: F32Array
-    spread: F32Array
-    share: np.float32
+    mean: F32Array
+    variance: F32Array
+    tempering: np.float32
 
 
 class Spans(NamedTuple):
@@ -94,8 +94,8 @@ class Spans(NamedTuple):
         Mean square error in units of the squared step.
     densities : float32 (I * 16,)
         Of weights with both bounds, without a lower one, without an upper one and with neither: the
-        derivatives of the log density at 0, the first and the second, in `BEND_UNIT`, and the reach
-        below and above.
+        derivatives of the log density at 0, the first and the second, in `CURVATURE_UNIT`, and the
+        reach below and above.
     lead : bool
         Whether the first of them is taken where the inputs contradict each other.
     """
@@ -111,7 +111,10 @@ class Spans(NamedTuple):
 
 # Columns of a row: numbers of one input that the kernels need in a small piece of memory.
 LEVEL, NEAR, NEAR_END, FAR_OFF, FAR_END = range(5)
-SLOPE, BEND = 5, 9  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
+GRADIENT, CURVATURE = (
+    5,
+    9,
+)  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
 ATOMS = 14  # lowest, highest
 N_COLUMNS = ATOMS + 2
 
@@ -183,7 +186,7 @@ def tabulate_intervals(evidence: Evidence) -> Spans | None:
     """What the kernels need of the interval inputs, if there are any."""
     if len(evidence.interval_values) == 0:
         return None
-    units = np.array([BEND_UNIT, 2 * BEND_UNIT, 1, 1], np.float32)
+    units = np.array([CURVATURE_UNIT, 2 * CURVATURE_UNIT, 1, 1], np.float32)
     return Spans(
         evidence.interval_values.reshape(-1),
         evidence.interval_lower.reshape(-1),
@@ -221,15 +224,19 @@ def _describe(
         simple = simple and near[q] == near[last] and far[q] == far[first]
     row[LEVEL], row[NEAR], row[FAR_OFF] = levels[0], near[last], far[first]
     row[NEAR_END], row[FAR_END] = near[first], far[last]
-    # The slope of c u + d u**2 is c + 2 d u; what is added to c and d varies with z = p + r q.
+    # The gradient of c u + d u**2 is c + 2 d u; what is added to c and d varies with z = p + r q.
     p, r = -np.float32(first + last) / (last - first), np.float32(2) / (last - first)
-    unit, twice = BEND_UNIT, 2 * BEND_UNIT
+    unit, twice = CURVATURE_UNIT, 2 * CURVATURE_UNIT
     c, d = unit * density[INTERIOR, 0], twice * density[INTERIOR, 1]
     cz, dz = unit * density[VARYING, 0], twice * density[VARYING, 1]
-    row[SLOPE], row[SLOPE + 1] = c + cz * p, cz * r
-    row[SLOPE + 2], row[SLOPE + 3] = unit * density[LOWEST, 0], unit * density[HIGHEST, 0]
-    row[BEND], row[BEND + 1], row[BEND + 2] = d + dz * p * p, 2 * dz * p * r, dz * r * r
-    row[BEND + 3], row[BEND + 4] = twice * density[LOWEST, 1], twice * density[HIGHEST, 1]
+    row[GRADIENT], row[GRADIENT + 1] = c + cz * p, cz * r
+    row[GRADIENT + 2], row[GRADIENT + 3] = unit * density[LOWEST, 0], unit * density[HIGHEST, 0]
+    row[CURVATURE], row[CURVATURE + 1], row[CURVATURE + 2] = (
+        d + dz * p * p,
+        2 * dz * p * r,
+        dz * r * r,
+    )
+    row[CURVATURE + 3], row[CURVATURE + 4] = twice * density[LOWEST, 1], twice * density[HIGHEST, 1]
     row[ATOMS], row[ATOMS + 1] = density[LOWEST, ATOM], density[HIGHEST, ATOM]
     return simple
 
@@ -239,8 +246,8 @@ def has_atoms(scalars: Scalars) -> NDArray[np.bool_]:
     return scalars.extremes[::4] >= 0
 
 
-class Asks(NamedTuple):
-    """What is asked, and what is told besides the estimates.
+class Outputs(NamedTuple):
+    """What is to be computed, and where it goes besides the estimates.
 
     Attributes
     ----------

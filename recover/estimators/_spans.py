@@ -10,7 +10,7 @@ import numpy as np
 
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import add_up, any_lane, fused, load, splat, sqrt, store, where
-from recover.estimators._product_tables import BEND_UNIT, CENTER_UNIT, Scalars, Spans
+from recover.estimators._product_tables import CENTER_UNIT, CURVATURE_UNIT, Scalars, Spans
 from recover.estimators._superblock import OUTLIER_ERROR, Superblock, center_value, first_value
 from recover.quants import F32Array
 
@@ -62,7 +62,7 @@ def begin_with_spans(
 
 
 @bare_inner
-def hear_spans(spans: Spans, block: Superblock, start: int) -> None:
+def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
     """Add what the interval inputs say of a superblock.
 
     The density of outliers (see `Superblock.limit`) is a narrow normal one.
@@ -70,26 +70,26 @@ def hear_spans(spans: Spans, block: Superblock, start: int) -> None:
     n = spans.values.size // spans.noise.size
     for j in range(spans.noise.size):
         per_noise = _ONE / spans.noise[j]
-        close = -BEND_UNIT * per_noise / OUTLIER_ERROR
+        close = -CURVATURE_UNIT * per_noise / OUTLIER_ERROR
         for i in range(16):
             at = j * n + 16 * (start + i)
             value, variance = load(spans.values, at), load(spans.variance, at)
             step = sqrt(variance * per_noise)
             ratio = splat(block.unit[i]) / step
             usable = _is_usable(value, variance) & (abs(ratio) < _FAR)
-            slope, bend, near, far = _density_of(spans, j, at)
+            gradient, curvature, below, above = _density_of(spans, j, at)
             _confine(block, 16 * i, load(spans.lower, at), load(spans.upper, at))
-            near = where(usable, fused(near, step, value), -_FAR)
-            far = where(usable, fused(far, step, value), _FAR)
-            _confine(block, 16 * i, near, far)
+            below = where(usable, fused(below, step, value), -_FAR)
+            above = where(usable, fused(above, step, value), _FAR)
+            _confine(block, 16 * i, below, above)
             center = center_value(block, i)
             outlier = center * center > block.limit[i]
-            slope, bend = where(outlier, _ZERO, slope), where(outlier, close, bend)
-            slope = fused(bend, (center - value) / step, slope) * (ratio * CENTER_UNIT)
-            slope = where(usable, slope, _ZERO)
-            bend = where(usable, bend * ratio * ratio, _ZERO)
-            store(block.slope, 16 * i, load(block.slope, 16 * i) + slope)
-            store(block.bend, 16 * i, load(block.bend, 16 * i) + bend)
+            gradient, curvature = where(outlier, _ZERO, gradient), where(outlier, close, curvature)
+            gradient = fused(curvature, (center - value) / step, gradient) * (ratio * CENTER_UNIT)
+            gradient = where(usable, gradient, _ZERO)
+            curvature = where(usable, curvature * ratio * ratio, _ZERO)
+            store(block.gradient, 16 * i, load(block.gradient, 16 * i) + gradient)
+            store(block.curvature, 16 * i, load(block.curvature, 16 * i) + curvature)
 
 
 @bare_inlined
@@ -113,11 +113,11 @@ def _choose(table: F32Array, at: int, no_lower: Any, no_upper: Any) -> Any:
 
 
 @bare_inlined
-def _confine(block: Superblock, at: int, near: Any, far: Any) -> None:
+def _confine(block: Superblock, at: int, below: Any, above: Any) -> None:
     """Narrow the bounds of a group; NaN says nothing."""
     low, high = load(block.low, at), load(block.high, at)
-    store(block.low, at, where(near > low, near, low))
-    store(block.high, at, where(far < high, far, high))
+    store(block.low, at, where(below > low, below, low))
+    store(block.high, at, where(above < high, above, high))
 
 
 @bare_inlined

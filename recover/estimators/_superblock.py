@@ -24,16 +24,16 @@ from recover._compiled.lanes import (
     where,
 )
 from recover.estimators._product_tables import (
-    BEND,
-    BEND_UNIT,
     CENTER_UNIT,
+    CURVATURE,
+    CURVATURE_UNIT,
     FAR_END,
     FAR_OFF,
+    GRADIENT,
     LEVEL,
     N_COLUMNS,
     NEAR,
     NEAR_END,
-    SLOPE,
     Scalars,
 )
 from recover.quants import F32Array
@@ -94,12 +94,12 @@ class Superblock(NamedTuple):
         What the first usable input says, or 0, in units and `CENTER_UNIT`.
     low, high : float32 (256,)
         Bounds of the weights.
-    slope, bend : float32 (256,)
+    gradient, curvature : float32 (256,)
         Derivatives of the log density at `center`: the first, which has no share of the prior, and
         the second.
     limit : float32 (16,)
         Squares of weights beyond which they are taken for outliers.
-    pinned_low, pinned_high : float32 (256,)
+    fixed_low, fixed_high : float32 (256,)
         Bounds of the weights that are known but for rounding; infinite for the others.
     odds : float32 (K * 16,)
         Of each input, each of two pairs of extreme codes and each block of 32: the odds of a weight
@@ -117,11 +117,11 @@ class Superblock(NamedTuple):
     center: F32Array
     low: F32Array
     high: F32Array
-    slope: F32Array
-    bend: F32Array
+    gradient: F32Array
+    curvature: F32Array
     limit: F32Array
-    pinned_low: F32Array
-    pinned_high: F32Array
+    fixed_low: F32Array
+    fixed_high: F32Array
     odds: F32Array
     each: F32Array
 
@@ -152,7 +152,7 @@ def new_superblock(n_scalars: int) -> Superblock:
         sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 7 * 16
         block = Superblock(*(np.empty(n, np.float32) for n in sizes))
         _memory.blocks[n_scalars] = block
-    block.limit[:], block.pinned_low[:], block.pinned_high[:] = _FAR, -_FAR, _FAR
+    block.limit[:], block.fixed_low[:], block.fixed_high[:] = _FAR, -_FAR, _FAR
     return block
 
 
@@ -194,8 +194,8 @@ def replace_first(scalars: Scalars, block: Superblock, start: int) -> np.float32
         store(block.center, at, center * (CENTER_UNIT * block.per_unit[i]))
         store(block.low, at, splat(-_FAR))
         store(block.high, at, splat(_FAR))
-        store(block.slope, at, splat(_ZERO))
-        store(block.bend, at, splat(_ZERO))
+        store(block.gradient, at, splat(_ZERO))
+        store(block.curvature, at, splat(_ZERO))
     return add_up(total)
 
 
@@ -234,7 +234,9 @@ def _confine(
 
 
 @bare_inlined
-def _add_density(block: Superblock, i: int, level: Any, slope: Any, bend: Any, first: bool) -> Any:
+def _add_density(
+    block: Superblock, i: int, level: Any, gradient: Any, curvature: Any, first: bool
+) -> Any:
     """Add a density to those of group `i`, given where the input at hand says `level`.
 
     Returns what the first input says.
@@ -244,31 +246,31 @@ def _add_density(block: Superblock, i: int, level: Any, slope: Any, bend: Any, f
     if first:
         center = fused(level, block.scale[i], splat(each[_ZERO_SAYS + i]))
         store(block.center, at, center * (CENTER_UNIT * block.per_unit[i]))
-        slope = slope * CENTER_UNIT
+        gradient = gradient * CENTER_UNIT
     else:
         place = fused(load(block.center, at), each[_PER_UNIT + i], splat(each[_ZERO_AT + i]))
-        slope = fused(bend, place - level, slope)
-        slope = fused(slope, each[_TIMES + i], load(block.slope, at))
-        bend = fused(bend, each[_SQUARE + i], load(block.bend, at))
-    store(block.slope, at, slope)
-    store(block.bend, at, bend)
+        gradient = fused(curvature, place - level, gradient)
+        gradient = fused(gradient, each[_TIMES + i], load(block.gradient, at))
+        curvature = fused(curvature, each[_SQUARE + i], load(block.curvature, at))
+    store(block.gradient, at, gradient)
+    store(block.curvature, at, curvature)
     return center
 
 
 @bare_inlined
-def _hear_simple(
+def _accumulate_simple(
     scalars: Scalars, k: int, block: Superblock, start: int, first: bool, varies: bool
 ) -> Any:
-    """See `hear`; for levels that are consecutive integers and count from that of code 0."""
+    """See `accumulate`; for levels that are consecutive integers and count from that of code 0."""
     rows, row = scalars.rows, N_COLUMNS * k
     lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
     # The end codes reach as far as codes beyond them would.
     before = np.float32(lowest_code) + (rows[row + NEAR_END] - rows[row + NEAR])
     beyond = np.float32(highest_code) + (rows[row + FAR_END] - rows[row + FAR_OFF])
-    c0, c1 = rows[row + SLOPE], rows[row + SLOPE + 1]
-    c_lowest, c_highest = rows[row + SLOPE + 2], rows[row + SLOPE + 3]
-    d0, d1, d2 = rows[row + BEND], rows[row + BEND + 1], rows[row + BEND + 2]
-    d_lowest, d_highest = rows[row + BEND + 3], rows[row + BEND + 4]
+    c0, c1 = rows[row + GRADIENT], rows[row + GRADIENT + 1]
+    c_lowest, c_highest = rows[row + GRADIENT + 2], rows[row + GRADIENT + 3]
+    d0, d1, d2 = rows[row + CURVATURE], rows[row + CURVATURE + 1], rows[row + CURVATURE + 2]
+    d_lowest, d_highest = rows[row + CURVATURE + 3], rows[row + CURVATURE + 4]
     at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
     for i in range(16):
         if block.inverse[16 * k + i] == _ZERO:
@@ -279,25 +281,25 @@ def _hear_simple(
         below = fused(where(lowest, splat(before), q), scale, splat(block.each[_ZERO_FROM + i]))
         above = fused(where(highest, splat(beyond), q), scale, splat(block.each[_ZERO_TO + i]))
         _confine(block, 16 * i, below, above, scale, first)
-        slope, bend = fused(q, c1, splat(c0)), splat(d0)
+        gradient, curvature = fused(q, c1, splat(c0)), splat(d0)
         if varies:
-            bend = fused(q, fused(q, d2, splat(d1)), bend)
-        slope = where(lowest, c_lowest, where(highest, c_highest, slope))
-        bend = where(lowest, d_lowest, where(highest, d_highest, bend))
-        center = _add_density(block, i, q, slope, bend, first)
+            curvature = fused(q, fused(q, d2, splat(d1)), curvature)
+        gradient = where(lowest, c_lowest, where(highest, c_highest, gradient))
+        curvature = where(lowest, d_lowest, where(highest, d_highest, curvature))
+        center = _add_density(block, i, q, gradient, curvature, first)
         total = fused(center, center, total)
     return total
 
 
 @bare_inner
-def hear_any(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
-    """As `hear`, for any levels, from tables.
+def accumulate_any(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
+    """As `accumulate`, for any levels, from tables.
 
     The density of outliers (see `Superblock.limit`) is a narrow normal one.
     """
     rows, row = scalars.rows, N_COLUMNS * k
     _prepare(scalars, k, block, False)
-    close = -BEND_UNIT / (OUTLIER_ERROR * scalars.noise[k])
+    close = -CURVATURE_UNIT / (OUTLIER_ERROR * scalars.noise[k])
     lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
     at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
     for i in range(16):
@@ -310,38 +312,40 @@ def hear_any(scalars: Scalars, k: int, block: Superblock, start: int, first: boo
         below = fused(level + gather(scalars.near, code + 256 * k), scale, splat(zero))
         above = fused(level + gather(scalars.far, code + 256 * k), scale, splat(zero))
         _confine(block, 16 * i, below, above, scale, first)
-        slope = fused(q, rows[row + SLOPE + 1], splat(rows[row + SLOPE]))
-        slope = where(highest, rows[row + SLOPE + 3], slope)
-        slope = where(lowest, rows[row + SLOPE + 2], slope)
-        bend = fused(q, rows[row + BEND + 2], splat(rows[row + BEND + 1]))
-        bend = fused(q, bend, splat(rows[row + BEND]))
-        bend = where(highest, rows[row + BEND + 4], bend)
-        bend = where(lowest, rows[row + BEND + 3], bend)
+        gradient = fused(q, rows[row + GRADIENT + 1], splat(rows[row + GRADIENT]))
+        gradient = where(highest, rows[row + GRADIENT + 3], gradient)
+        gradient = where(lowest, rows[row + GRADIENT + 2], gradient)
+        curvature = fused(q, rows[row + CURVATURE + 2], splat(rows[row + CURVATURE + 1]))
+        curvature = fused(q, curvature, splat(rows[row + CURVATURE]))
+        curvature = where(highest, rows[row + CURVATURE + 4], curvature)
+        curvature = where(lowest, rows[row + CURVATURE + 3], curvature)
         size = load(block.center, 16 * i) * (block.unit[i] * (_ONE / CENTER_UNIT))
         outlier = size * size > block.limit[i]
-        slope, bend = where(outlier, _ZERO, slope), where(outlier, close, bend)
-        center = _add_density(block, i, level, slope, bend, first)
+        gradient, curvature = where(outlier, _ZERO, gradient), where(outlier, close, curvature)
+        center = _add_density(block, i, level, gradient, curvature, first)
         total = fused(center, center, total)
     return total
 
 
 @bare_inner
-def _hear_varying(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
-    """See `_hear_simple`."""
-    return _hear_simple(scalars, k, block, start, first, True)
+def _accumulate_varying(
+    scalars: Scalars, k: int, block: Superblock, start: int, first: bool
+) -> Any:
+    """See `_accumulate_simple`."""
+    return _accumulate_simple(scalars, k, block, start, first, True)
 
 
 @bare_inlined
-def hear(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
+def accumulate(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
     """Add what scalar input `k` says of a superblock; if it is the first, begin with that.
 
     Returns sums of squares of what the first input says.
     """
     if not scalars.simple[k]:
-        return hear_any(scalars, k, block, start, k == 0)
+        return accumulate_any(scalars, k, block, start, k == 0)
     _prepare(scalars, k, block, True)
     if scalars.varies[k]:
-        total = _hear_varying(scalars, k, block, start, k == 0)
+        total = _accumulate_varying(scalars, k, block, start, k == 0)
     else:
-        total = _hear_simple(scalars, k, block, start, first, False)
+        total = _accumulate_simple(scalars, k, block, start, first, False)
     return total

@@ -1,4 +1,4 @@
-"""What is known of an estimator: everything that other code asks of it."""
+"""What is known of an estimator: everything that other code outputs of it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from recover.errors import PlanError
 from recover.estimators import methods
 from recover.estimators._request import Request
 from recover.estimators.tally import Tally
-from recover.evidence.buffer import Evidence, Witness
+from recover.evidence.buffer import Evidence, Source
 from recover.quants import F32Array
 
 WEIGHTS, DENSITIES = "weights", "densities"
@@ -27,8 +27,8 @@ class Calibration(Protocol):
     ) -> tuple[float, ...]:
         """Weights of inputs with these types."""
 
-    def with_density(self, witness: Witness) -> Witness:
-        """A witness with its density."""
+    def with_density(self, source: Source) -> Source:
+        """A source with its density."""
 
 
 class Estimate(Protocol):
@@ -43,29 +43,29 @@ class Calibrate(Protocol):
 
     def __call__(
         self,
-        witnesses: Sequence[Witness],
+        sources: Sequence[Source],
         calibration: Calibration,
         role: str | None,
         depth: float | None,
-    ) -> tuple[Witness, ...]:
-        """The witnesses on a tensor, with what the calibration says of them.
+    ) -> tuple[Source, ...]:
+        """The sources on a tensor, with what the calibration says of them.
 
         `role` is what the tensor does, `depth` its layer over the number of layers. A
         `CalibrationError` is raised if the calibration does not know their types.
         """
 
 
-def _never(witness: Witness) -> bool:
+def _never(source: Source) -> bool:
     return False
 
 
 def _unchanged(
-    witnesses: Sequence[Witness],
+    sources: Sequence[Source],
     calibration: Calibration,
     role: str | None,
     depth: float | None,
-) -> tuple[Witness, ...]:
-    return tuple(witnesses)
+) -> tuple[Source, ...]:
+    return tuple(sources)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Estimator:
     calibrated : str or None
         What it takes from a calibration: `WEIGHTS`, `DENSITIES` or (the default) nothing.
     calibrate : callable
-        How it does so (see `Calibrate`). Default: the witnesses stay as they are.
+        How it does so (see `Calibrate`). Default: the sources stay as they are.
     gains_alone : callable
-        ``gains_alone(witness)``: whether its estimate from a single input is better than what that
+        ``gains_alone(source)``: whether its estimate from a single input is better than what that
         one is decoded to. Default: it never is.
     """
 
@@ -108,7 +108,7 @@ class Estimator:
     takes_first: bool = False
     calibrated: str | None = None
     calibrate: Calibrate = _unchanged
-    gains_alone: Callable[[Witness], bool] = _never
+    gains_alone: Callable[[Source], bool] = _never
 
 
 _FUNCTIONS = "estimate", "calibrate", "gains_alone"
@@ -149,12 +149,12 @@ def _source(name: str) -> object:
     return found
 
 
-def method_for(witnesses: Sequence[Witness], method: str) -> str:
+def method_for(sources: Sequence[Source], method: str) -> str:
     """Name of the estimator that a tensor needs, where `method` is asked for.
 
     One input alone is decoded, unless its codes say more than its decoded values do.
     """
-    if len(witnesses) > 1 or estimator(method).gains_alone(witnesses[0]):
+    if len(sources) > 1 or estimator(method).gains_alone(sources[0]):
         return method
     return home.FIRST_ALONE
 

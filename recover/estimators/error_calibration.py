@@ -29,7 +29,7 @@ from recover.estimators._request import MEAN
 from recover.estimators.base import estimator
 from recover.estimators.tally import Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.inputs.matching import typical_error
 from recover.quants import (
     F32Array,
@@ -50,7 +50,7 @@ _N_LOOKED_AT = 256  # superblocks whose kurtosis is taken
 
 
 @dataclass(frozen=True)
-class Claims:
+class ErrorCalibration:
     """Measured over expected errors, of weights with light tails and of weights with heavy ones.
 
     Attributes
@@ -120,12 +120,14 @@ def sample_name(kind: TensorType, importance: int) -> str:
 
 
 @cache
-def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEAN) -> Claims:
+def calibrate_errors(
+    sources: tuple[Source, ...], method: str, estimate: str = MEAN
+) -> ErrorCalibration:
     """What the errors that an estimator expects of a set of inputs are to be multiplied by.
 
     Parameters
     ----------
-    witnesses : tuple of Witness
+    sources : tuple of Source
         The inputs.
     method : str
         Name of the estimator.
@@ -134,51 +136,53 @@ def find_claims(witnesses: tuple[Witness, ...], method: str, estimate: str = MEA
 
     Returns
     -------
-    Claims
+    ErrorCalibration
         All 1 for a method that takes the first input, and where the sample does not have (enough
         of) a type, or an encoder.
     """
-    alone, merged, kurtosis = np.ones((2, len(witnesses))), np.ones(2), np.zeros(2)
-    names = _sample_names(witnesses)
-    in_sample = all(map(_is_in_sample, witnesses, names))
+    alone, merged, kurtosis = np.ones((2, len(sources))), np.ones(2), np.zeros(2)
+    names = _sample_names(sources)
+    in_sample = all(map(_is_in_sample, sources, names))
     is_known = in_sample and len(set(names)) == len(names)
-    is_foreign = any(witness.noise is not None for witness in witnesses)
+    is_foreign = any(source.noise is not None for source in sources)
     if estimator(method).takes_first or not is_known or is_foreign:
-        return _claims(merged, alone, kurtosis, is_measured=False)
+        return _error_calibration(merged, alone, kurtosis, is_measured=False)
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
-    plain = [replace(witness, density=None) for witness in witnesses]
+    plain = [replace(source, density=None) for source in sources]
     tile = UncorrectedTileEstimator(plain, method, estimate)
     for half in range(2):
         x = _half_of(WEIGHTS, half).reshape(-1)
-        tensors = _tensors(witnesses, names, half)
+        tensors = _tensors(sources, names, half)
         out = np.empty(x.size, np.float32)
         # With deviations, so that all weights count.
         tally = tile.estimate_from(tile.read(tensors, 0, x.size), out, np.empty_like(out))
         errors = [_square_error(tensor.read(0, x.size), x) for tensor in tensors]
         alone[half] = tile.by_place(np.array(errors)) / tally.alone
         merged[half], kurtosis[half] = _square_error(out, x) / tally.variance, kurtosis_of(out)
-    return _claims(merged, alone, kurtosis)
+    return _error_calibration(merged, alone, kurtosis)
 
 
-def _claims(
+def _error_calibration(
     merged: NDArray[np.float64],
     alone: NDArray[np.float64],
     kurtosis: NDArray[np.float64],
     *,
     is_measured: bool = True,
-) -> Claims:
+) -> ErrorCalibration:
     """What arrays of these shapes say, as plain data."""
     rows = tuple(tuple(map(float, row)) for row in alone)
-    return Claims(tuple(map(float, merged)), rows, tuple(map(float, kurtosis)), is_measured)
+    return ErrorCalibration(
+        tuple(map(float, merged)), rows, tuple(map(float, kurtosis)), is_measured
+    )
 
 
-def _is_in_sample(witness: Witness, name: str) -> bool:
-    if isinstance(witness.type, IntervalType):
+def _is_in_sample(source: Source, name: str) -> bool:
+    if isinstance(source.type, IntervalType):
         return bool(name)
-    return name in _sample() or (witness.side_scaled and witness.type.largest_beside is not None)
+    return name in _sample() or (source.side_scaled and source.type.largest_beside is not None)
 
 
-def _tensors(witnesses: Sequence[Witness], names: Sequence[str], half: int) -> list[StoredTensor]:
+def _tensors(sources: Sequence[Source], names: Sequence[str], half: int) -> list[StoredTensor]:
     """What the sample has of inputs, light tails (0) or heavy ones (1).
 
     Where an input does not tell the error of its codes, the finest of the others does, as in a
@@ -186,14 +190,14 @@ def _tensors(witnesses: Sequence[Witness], names: Sequence[str], half: int) -> l
     """
     tensors = [
         _folder_sample.stored_half(name, half)
-        if isinstance(witness.type, IntervalType)
-        else _stored_half(name, witness.type, half)
-        for name, witness in zip(names, witnesses, strict=True)
+        if isinstance(source.type, IntervalType)
+        else _stored_half(name, source.type, half)
+        for name, source in zip(names, sources, strict=True)
     ]
     known = [
         tensor
-        for tensor, witness in zip(tensors, witnesses, strict=True)
-        if witness.has_cells and not isinstance(tensor.type, VectorType)
+        for tensor, source in zip(tensors, sources, strict=True)
+        if source.has_cells and not isinstance(tensor.type, VectorType)
     ]
     finest = min(known, key=lambda tensor: typical_error(tensor.type), default=None)
     return [
@@ -204,36 +208,36 @@ def _tensors(witnesses: Sequence[Witness], names: Sequence[str], half: int) -> l
     ]
 
 
-def _sample_names(witnesses: Sequence[Witness]) -> list[str]:
+def _sample_names(sources: Sequence[Source]) -> list[str]:
     """What in the sample is like each input; of an interval type empty if there is nothing.
 
     Inputs with one importance matrix get the same number, but not if they are of one type.
     """
-    matrices = list(dict.fromkeys(each.imatrix for each in witnesses if _is_weighed(each)))
+    matrices = list(dict.fromkeys(each.imatrix for each in sources if _is_weighed(each)))
     names: list[str] = []
-    for witness in witnesses:
-        if isinstance(witness.type, IntervalType):
-            settings = _folder_sample.settings_like(witness.type)
+    for source in sources:
+        if isinstance(source.type, IntervalType):
+            settings = _folder_sample.settings_like(source.type)
             names.append(next((name for name in settings if name not in names), ""))
             continue
-        if witness.side_scaled:
-            names.append(_side_scaled_name(witness.type.name))
+        if source.side_scaled:
+            names.append(_side_scaled_name(source.type.name))
             continue
-        if not _is_weighed(witness):
-            names.append(sample_name(witness.type, 0))
+        if not _is_weighed(source):
+            names.append(sample_name(source.type, 0))
             continue
-        n, first = _n_importances(witness.type), matrices.index(witness.imatrix)
+        n, first = _n_importances(source.type), matrices.index(source.imatrix)
         numbers = [1 + (first + i) % n for i in range(n)]
-        candidates = [sample_name(witness.type, number) for number in numbers]
+        candidates = [sample_name(source.type, number) for number in numbers]
         free = [name for name in candidates if name not in names]
         names.append((free or candidates)[0])
     return names
 
 
-def _is_weighed(witness: Witness) -> bool:
+def _is_weighed(source: Source) -> bool:
     """Whether an importance matrix changed what the encoder made."""
-    refits = isinstance(witness.type, ScalarType) and not witness.has_cells
-    return (witness.weighted or refits) and _n_importances(witness.type) > 0
+    refits = isinstance(source.type, ScalarType) and not source.has_cells
+    return (source.weighted or refits) and _n_importances(source.type) > 0
 
 
 def _n_importances(kind: TensorType) -> int:

@@ -66,7 +66,7 @@ class Tally:
     def alone(self) -> NDArray[np.float64]:
         """The square error that each input alone is expected to have: float64 (n_inputs,), a view.
 
-        `TileEstimator` gives them in the order of the witnesses. An estimator has them in the order
+        `TileEstimator` gives them in the order of the sources. An estimator has them in the order
         of the evidence: scalar inputs first.
         """
         return self.array[_N_FIRST:]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from recover.estimators._request import MEAN
-from recover.estimators.error_calibration import Claims, find_claims
+from recover.estimators.error_calibration import ErrorCalibration, calibrate_errors
 from recover.estimators.tally import Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
-from recover.evidence.buffer import Evidence, Witness
+from recover.evidence.buffer import Evidence, Source
 from recover.quants import F32Array
 
 __all__ = ["Tally", "TileEstimator"]
@@ -19,28 +19,30 @@ class TileEstimator(UncorrectedTileEstimator):
 
     Parameters
     ----------
-    witnesses, method, estimate
+    sources, method, estimate
         As of `UncorrectedTileEstimator`.
-    claims : Claims, optional
-        What `recover.estimators.error_calibration.find_claims` says of the inputs, if known; it
+    error_calibration : ErrorCalibration, optional
+        What `recover.estimators.error_calibration` says of the inputs, if known; it
         takes a while.
     """
 
     def __init__(
         self,
-        witnesses: Sequence[Witness],
+        sources: Sequence[Source],
         method: str,
         estimate: str = MEAN,
         *,
-        claims: Claims | None = None,
+        error_calibration: ErrorCalibration | None = None,
     ) -> None:
-        super().__init__(witnesses, method, estimate)
-        self._claims = claims or find_claims(tuple(witnesses), method, estimate)
+        super().__init__(sources, method, estimate)
+        self._error_calibration = error_calibration or calibrate_errors(
+            tuple(sources), method, estimate
+        )
 
     def estimate_from(
         self, evidence: Evidence, out: F32Array, deviation: F32Array | None = None
     ) -> Tally:
         """Estimate what evidence tells; `alone` of the tally is in the order of the evidence."""
         tally = super().estimate_from(evidence, out, deviation)
-        self._claims.correct(tally, out, deviation)
+        self._error_calibration.correct(tally, out, deviation)
         return tally

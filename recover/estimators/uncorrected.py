@@ -9,7 +9,7 @@ from recover.containers.model import ArrayTensor, StoredTensor
 from recover.estimators._request import MEAN, Request
 from recover.estimators.base import estimator
 from recover.estimators.tally import Tally
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.quants import F32Array, IntervalTensor, U8Array
 
 _NOT_ASKED_FOR = np.empty(0, np.float32)
@@ -22,7 +22,7 @@ class UncorrectedTileEstimator:
 
     Parameters
     ----------
-    witnesses : sequence of Witness
+    sources : sequence of Source
         The inputs, in any order.
     method : str
         Name of the estimator.
@@ -46,11 +46,11 @@ class UncorrectedTileEstimator:
 
     evidence: Evidence
 
-    def __init__(self, witnesses: Sequence[Witness], method: str, estimate: str = MEAN) -> None:
+    def __init__(self, sources: Sequence[Source], method: str, estimate: str = MEAN) -> None:
         self.estimator = estimator(method)
-        self._witnesses = tuple(witnesses)
+        self._sources = tuple(sources)
         self._asked_for = estimate
-        self._buffer = EvidenceBuffer(self._witnesses)
+        self._buffer = EvidenceBuffer(self._sources)
 
     def estimate(
         self,
@@ -65,7 +65,7 @@ class UncorrectedTileEstimator:
         Parameters
         ----------
         inputs : sequence of StoredTensor, IntervalTensor or of uint8 arrays
-            The tensor in each input, or all of its stored bytes, in the order of the witnesses.
+            The tensor in each input, or all of its stored bytes, in the order of the sources.
         start, end : int
             Whole blocks of every type, at most `recover.quants.TILE` weights.
         out : float32 (end - start,)
@@ -76,11 +76,11 @@ class UncorrectedTileEstimator:
         Returns
         -------
         Tally
-            Of these weights; its `alone` is in the order of the witnesses.
+            Of these weights; its `alone` is in the order of the sources.
         """
         self.read(inputs, start, end)
         tally = self.estimate_from(self.evidence, out, deviation)
-        tally.alone[:] = self._buffer.by_witness(tally.alone)
+        tally.alone[:] = self._buffer.by_source(tally.alone)
         return tally
 
     def read(
@@ -88,8 +88,8 @@ class UncorrectedTileEstimator:
     ) -> Evidence:
         """The evidence on weights `start` to `end`, until the next tile (see `estimate`)."""
         tensors = [
-            _tensor_of(each, witness) if isinstance(each, np.ndarray) else each
-            for each, witness in zip(inputs, self._witnesses, strict=True)
+            _tensor_of(each, source) if isinstance(each, np.ndarray) else each
+            for each, source in zip(inputs, self._sources, strict=True)
         ]
         self.evidence = self._buffer.read(tensors, start, end)
         return self.evidence
@@ -98,21 +98,21 @@ class UncorrectedTileEstimator:
         self, evidence: Evidence, out: F32Array, deviation: F32Array | None = None
     ) -> Tally:
         """Estimate what evidence tells; `alone` of the tally is in the order of the evidence."""
-        tally = Tally.zeros(len(self._witnesses))
+        tally = Tally.zeros(len(self._sources))
         request = Request(self._asked_for, _NOT_ASKED_FOR if deviation is None else deviation)
         self.estimator.estimate(evidence, out, tally, request)
         return tally
 
     def by_place(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Figures in the order of the witnesses, put into that of the evidence."""
+        """Figures in the order of the sources, put into that of the evidence."""
         return self._buffer.by_place(figures)
 
-    def decode(self, witness: int, out: F32Array) -> None:
+    def decode(self, source: int, out: F32Array) -> None:
         """What an input says of the last tile (see `EvidenceBuffer.decode`)."""
-        self._buffer.decode(self.evidence, witness, out)
+        self._buffer.decode(self.evidence, source, out)
 
 
-def _tensor_of(raw: NDArray[np.uint8], witness: Witness) -> ArrayTensor:
+def _tensor_of(raw: NDArray[np.uint8], source: Source) -> ArrayTensor:
     """Stored bytes as a tensor."""
-    n_weights = raw.size // witness.type.type_size * witness.type.block_size
-    return ArrayTensor("", (n_weights,), witness.type, raw)
+    n_weights = raw.size // source.type.type_size * source.type.block_size
+    return ArrayTensor("", (n_weights,), source.type, raw)

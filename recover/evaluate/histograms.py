@@ -20,7 +20,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.errors import EvaluationError
 from recover.estimators import FIRST_ALONE, TileEstimator
 from recover.evaluate.errors import ModelErrors
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.evidence.cells import intersect_cells
 from recover.execution.tiles import (
     OneCount,
@@ -31,7 +31,7 @@ from recover.execution.tiles import (
     n_tiles,
 )
 from recover.inputs.open import open_model
-from recover.inputs.provenance import witness_of
+from recover.inputs.provenance import source_of
 from recover.quants import TILE, F32Array, FloatType, ScalarType
 
 F64Array = NDArray[np.float64]
@@ -166,10 +166,10 @@ def _collect_model(
                 " when it was compared"
             )
         is_float = isinstance(tensor.type, FloatType)
-        witness = None if is_float else witness_of(model, tensor)
-        own, variance = collector.collect(tensor, original, witness)
+        source = None if is_float else source_of(model, tensor)
+        own, variance = collector.collect(tensor, original, source)
         types[each.type] = own + types[each.type] if each.type in types else own
-        if witness is not None:
+        if source is not None:
             expected[each.name] = math.sqrt(variance)
     return ModelDistributions(result.path, tuple(types[name] for name in sorted(types)), expected)
 
@@ -182,11 +182,11 @@ class _Collector:
         self._progress = progress
 
     def collect(
-        self, tensor: StoredTensor, truth: StoredTensor, witness: Witness | None
+        self, tensor: StoredTensor, truth: StoredTensor, source: Source | None
     ) -> tuple[TypeDistribution, float]:
         """The distribution of one tensor's errors, and the variance to expect of them."""
         sums = _TileSums(n_tiles(tensor.n_weights))
-        workers = [_Worker(tensor, truth, witness, sums) for _ in range(self._n_threads)]
+        workers = [_Worker(tensor, truth, source, sums) for _ in range(self._n_threads)]
         for_each_tile([tensor.n_weights], [each.work for each in workers], self._progress)
         own = TypeDistribution(
             type=tensor.type.name,
@@ -203,9 +203,9 @@ def _sum_of(parts: Sequence[Counts]) -> Counts:
     return np.sum(parts, axis=0)
 
 
-def _confines(witness: Witness) -> bool:
+def _confines(source: Source) -> bool:
     """Whether codes are bounded by their cells; those of vector types never are."""
-    return witness.has_cells and isinstance(witness.type, ScalarType)
+    return source.has_cells and isinstance(source.type, ScalarType)
 
 
 class _TileSums:
@@ -220,13 +220,13 @@ class _Worker:
     """Takes tiles of one tensor, on one thread."""
 
     def __init__(
-        self, tensor: StoredTensor, truth: StoredTensor, witness: Witness | None, sums: _TileSums
+        self, tensor: StoredTensor, truth: StoredTensor, source: Source | None, sums: _TileSums
     ) -> None:
         self._tensor = tensor
         self._truth = truth
         self._sums = sums
-        self._estimator = None if witness is None else TileEstimator([witness], FIRST_ALONE)
-        self._has_cells = witness is not None and _confines(witness)
+        self._estimator = None if source is None else TileEstimator([source], FIRST_ALONE)
+        self._has_cells = source is not None and _confines(source)
         self._scratch = np.empty((4, min(TILE, tensor.n_weights)), np.float32)
         self.errors = np.zeros(2 * N_MAGNITUDES, np.int64)
         self.n_by_weight = np.zeros(N_WEIGHT_BINS, np.int64)

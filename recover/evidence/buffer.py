@@ -20,7 +20,7 @@ from recover.evidence.densities import (
     interval_density,
     likelihood,
     normal_density,
-    share,
+    tempering,
 )
 from recover.evidence.rounding import bound_errors, rounding_of, scale_up
 from recover.quants import (
@@ -78,7 +78,7 @@ class Evidence(NamedTuple):
     likelihood: F32Array
     """(V, 4): centre of what a value says of the weight, over the value; its variance, over the
     variance above (see `recover.evidence.densities.likelihood`); what it counts beside the other
-    inputs (see `recover.evidence.densities.share`); and its variance, over that of the weights."""
+    inputs (see `recover.evidence.densities.tempering`); its variance, over that of the weights."""
     correlation: NDArray[np.float64]
     """(V, V): how the errors of the other inputs go together (see
     `recover.evidence.densities.correlation`)."""
@@ -103,7 +103,7 @@ class Evidence(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Witness:
+class Source:
     """One input's part in the evidence on one tensor.
 
     Attributes
@@ -121,7 +121,7 @@ class Witness:
         encoder than llama.cpp's wrote (see `recover.inputs.foreign`): they are off by a normal
         error, and prove no cells.
     weight : float or None
-        What it weighs by a calibration; all witnesses have one, or none has.
+        What it weighs by a calibration; all sources have one, or none has.
     density : tuple of 4 tuples of 5 floats, or None
         What its codes say of the weights by a calibration (see
         `recover.evidence.densities.density`).
@@ -145,17 +145,17 @@ class EvidenceBuffer:
 
     Parameters
     ----------
-    witnesses : sequence of Witness
+    sources : sequence of Source
         One per input, in any order.
     """
 
-    def __init__(self, witnesses: Sequence[Witness]) -> None:
-        self._types = [witness.type for witness in witnesses]
-        self._proves = [witness.has_cells for witness in witnesses]
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._types = [source.type for source in sources]
+        self._proves = [source.has_cells for source in sources]
         for kind in self._types:
             if not isinstance(kind, _KINDS):
                 raise QuantError(f"type {kind.name} gives no evidence to combine")
-        scalars = [(w.type, w) for w in witnesses if isinstance(w.type, ScalarType)]
+        scalars = [(w.type, w) for w in sources if isinstance(w.type, ScalarType)]
         kinds = [kind for kind, _ in scalars]
         intervals = [kind for kind in self._types if isinstance(kind, IntervalType)]
         others = [kind for kind in self._types if isinstance(kind, VectorType)]
@@ -166,10 +166,10 @@ class EvidenceBuffer:
         open_end = np.full(256, np.inf, np.float32)
 
         beside = [
-            [other.type for j, other in enumerate(witnesses) if j != i and other.noise is None]
-            for i in range(len(witnesses))
+            [other.type for j, other in enumerate(sources) if j != i and other.noise is None]
+            for i in range(len(sources))
         ]
-        places = list(zip(witnesses, beside, strict=True))
+        places = list(zip(sources, beside, strict=True))
         beside_intervals = [b for w, b in places if isinstance(w.type, IntervalType)]
         n_weights, n_groups = n_scalars * TILE, n_scalars * (TILE // GROUP)
         self._whole = Evidence(
@@ -215,34 +215,34 @@ class EvidenceBuffer:
             ).reshape(n_intervals, *SHAPE),
             finest=_finest(kinds, intervals),
         )
-        known = [w.weight for w in witnesses if w.weight is not None]
+        known = [w.weight for w in sources if w.weight is not None]
         if known:
             self._whole = self._whole._replace(weights=self.by_place(np.array(known)))
         self._tile, self._n_weights = self._whole, -1
 
-    def by_witness(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Figures (K + I + V,) in the order of the evidence, put into that of the witnesses."""
+    def by_source(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Figures (K + I + V,) in the order of the evidence, put into that of the sources."""
         return figures[self._order]
 
     def by_place(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Figures (K + I + V,) in the order of the witnesses, put into that of the evidence."""
+        """Figures (K + I + V,) in the order of the sources, put into that of the evidence."""
         placed = np.empty_like(figures)
         placed[self._order] = figures
         return placed
 
-    def decode(self, evidence: Evidence, witness: int, out: F32Array) -> None:
+    def decode(self, evidence: Evidence, source: int, out: F32Array) -> None:
         """What one input says: its decoded values, but for the rounding of side scales.
 
         Parameters
         ----------
         evidence : Evidence
             From `load` or `read`.
-        witness : int
-            Number of the input, in the order of the witnesses.
+        source : int
+            Number of the input, in the order of the sources.
         out : float32 (n,)
             To be filled.
         """
-        take_one(evidence, int(self._order[witness]), out)
+        take_one(evidence, int(self._order[source]), out)
 
     def load(self, raws: Sequence[U8Array], n_weights: int) -> Evidence:
         """Unpack one tile; not of interval inputs, which have no bytes (see `read`).
@@ -250,7 +250,7 @@ class EvidenceBuffer:
         Parameters
         ----------
         raws : sequence of uint8 arrays
-            The stored bytes of these weights in each input, in the order of the witnesses.
+            The stored bytes of these weights in each input, in the order of the sources.
         n_weights : int
             At most `TILE`; whole blocks of every type.
 
@@ -297,7 +297,7 @@ class EvidenceBuffer:
     def read(
         self, tensors: Sequence[StoredTensor | IntervalTensor], start: int, end: int
     ) -> Evidence:
-        """Unpack weights `start` to `end` of tensors, in the order of the witnesses.
+        """Unpack weights `start` to `end` of tensors, in the order of the sources.
 
         As `load` does, and times the tensors' scales; interval inputs state their intervals.
         """
@@ -334,7 +334,7 @@ def _kind_of(kind: TensorType) -> type[TensorType]:
 
 
 def _order_of(types: Sequence[TensorType], rows: Sequence[int]) -> list[int]:
-    """For each witness, its place in evidence: scalar inputs first, then intervals."""
+    """For each source, its place in evidence: scalar inputs first, then intervals."""
     kinds = [_kind_of(kind) for kind in types]
     before = {kind: sum(map(kinds.count, _KINDS[:i])) for i, kind in enumerate(_KINDS)}
     return [before[kind] + row for kind, row in zip(kinds, rows, strict=True)]
@@ -359,24 +359,29 @@ def _unpack(tile: Evidence, kind: TensorType, row: int, raw: U8Array) -> None:
         typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
 
 
-def _density(witness: Witness, kind: ScalarType, beside: Sequence[TensorType]) -> F32Array:
+def _density(source: Source, kind: ScalarType, beside: Sequence[TensorType]) -> F32Array:
     """The calibrated density if there is one, otherwise the simulated one."""
-    if witness.noise is not None:
-        return normal_density(witness.noise)
-    if witness.density is None:
-        return density(kind, weighted=witness.weighted, has_cells=witness.has_cells, beside=beside)
-    table = np.array(witness.density, np.float64)
-    table[:, :DEGREE] *= share(kind, beside)
+    if source.noise is not None:
+        return normal_density(source.noise)
+    if source.density is None:
+        return density(kind, weighted=source.weighted, has_cells=source.has_cells, beside=beside)
+    table = np.array(source.density, np.float64)
+    table[:, :DEGREE] *= tempering(kind, beside)
     return table.astype(np.float32)
 
 
 def _likelihood(kind: VectorType, beside: Sequence[TensorType]) -> tuple[float, ...]:
     gain, variance = likelihood(kind)
-    return gain, variance / kind.relative_mse, share(kind, beside), variance / (gain**2 + variance)
+    return (
+        gain,
+        variance / kind.relative_mse,
+        tempering(kind, beside),
+        variance / (gain**2 + variance),
+    )
 
 
-def _extremes(witness: Witness, kind: ScalarType) -> list[tuple[int, int]]:
-    known = kind.extremes if witness.has_cells else ()
+def _extremes(source: Source, kind: ScalarType) -> list[tuple[int, int]]:
+    known = kind.extremes if source.has_cells else ()
     return [*known, *[(-1, -1)] * (2 - len(known))]
 
 

@@ -15,11 +15,11 @@ cells tell.) A weight is looked for within the reach: the cell or, where that is
 were seen.
 
 Inputs of one original share some of their errors, those of one type most of their search: together
-they say less than independent ones. The logarithms of their densities are therefore multiplied by a
-share, which was found where what is claimed of the error is what is measured: for several inputs of
+they say less than independent ones. Their densities are therefore tempered: raised to a power,
+which was found where what is claimed of the error is what is measured: for several inputs of
 one type, and for the coarser of two types. Codes that prove nothing, of an encoder that fits the
 scale last, have a density that is nearly flat within soft edges, which tells more beside another
-than its quadratic logarithm does: their share may exceed 1.
+than its quadratic logarithm does: their power may exceed 1.
 
 Each type has a table of its own, ``recover/data/densities/NAME.json``, which is made by
 `recover.calibration.simulate` and ``python -m tests.golden.make_densities``; a type of another
@@ -99,7 +99,7 @@ def density(
         table = np.array(table_of(kind)[which])
     else:
         table = _untold_density(kind, has_cells=has_cells)
-    table[:, :DEGREE] *= share(kind, beside, has_cells=has_cells)
+    table[:, :DEGREE] *= tempering(kind, beside, has_cells=has_cells)
     return table.astype(np.float32)
 
 
@@ -121,7 +121,7 @@ def interval_density(kind: IntervalType, beside: Sequence[TensorType] = ()) -> F
         table[INTERIOR] = 0, 0, 0, -np.inf, np.inf
     else:
         table[:VARYING, [0, 1, BELOW, ABOVE]] = kind.density
-    table[:, :DEGREE] *= share(kind, beside)
+    table[:, :DEGREE] *= tempering(kind, beside)
     return table.astype(np.float32)
 
 
@@ -146,22 +146,26 @@ def _untold_density(kind: ScalarType, *, has_cells: bool) -> NDArray[np.float64]
     return table
 
 
-def share(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool = True) -> float:
-    """What the density of an input counts beside others; 1 if it is the only one."""
-    own, others = _shares_as(kind), [_shares_as(other) for other in beside]
+def tempering(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool = True) -> float:
+    """The power to which an input's density is raised beside others; 1 if it is the only one."""
+    own, others = _tempered_as(kind), [_tempered_as(other) for other in beside]
     if own is None:
         return 1.0
     known = [other for other in others if other is not None]
-    shared = min((_share_of_pair(own, each, has_cells=has_cells) for each in known), default=1.0)
-    return float(shared * _share_of_alike(own, 1 + sum(each.name == own.name for each in known)))
+    shared = min(
+        (_tempering_of_pair(own, each, has_cells=has_cells) for each in known), default=1.0
+    )
+    return float(
+        shared * _tempering_of_alike(own, 1 + sum(each.name == own.name for each in known))
+    )
 
 
-def _shares_as(kind: TensorType) -> TensorType | None:
-    """The type whose shares hold for one; None if it shares no errors with any."""
+def _tempered_as(kind: TensorType) -> TensorType | None:
+    """The type whose tempering holds for one; None if it shares no errors with any."""
     return kind.alike if isinstance(kind, IntervalType) else kind
 
 
-def _share_of_pair(kind: TensorType, other: TensorType, *, has_cells: bool) -> float:
+def _tempering_of_pair(kind: TensorType, other: TensorType, *, has_cells: bool) -> float:
     """What one of two inputs counts, as its own table tells or, if it does not, the other's."""
     which = "pairs" if has_cells or "unproven" not in table_of(kind) else "unproven"
     known = table_of(kind).get(which, {}).get(other.name)
@@ -170,13 +174,13 @@ def _share_of_pair(kind: TensorType, other: TensorType, *, has_cells: bool) -> f
     return float(known)
 
 
-def _share_of_alike(kind: TensorType, n_alike: int) -> float:
+def _tempering_of_alike(kind: TensorType, n_alike: int) -> float:
     """What one of several inputs of one type counts."""
-    shares = [1.0, *table_of(kind).get("shares", [1.0] * len(N_ALIKE))]
+    powers = [1.0, *table_of(kind).get("shares", [1.0] * len(N_ALIKE))]
     places = np.log([1, *N_ALIKE])
     if n_alike > N_ALIKE[-1]:  # as 1 / n from there on
-        return shares[-1] * N_ALIKE[-1] / n_alike
-    return float(np.exp(np.interp(np.log(n_alike), places, np.log(shares))))
+        return powers[-1] * N_ALIKE[-1] / n_alike
+    return float(np.exp(np.interp(np.log(n_alike), places, np.log(powers))))
 
 
 def likelihood(kind: VectorType) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from recover.containers.model import StoredTensor
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.evidence.cells import intersect_cells
 from recover.quants import TILE, F32Array, FloatType, IntervalTensor, IntervalType, ScalarType
 
@@ -26,21 +26,21 @@ class Intervals:
 
     def __init__(self) -> None:
         self._lower, self._upper = np.empty((2, TILE), np.float32)
-        self._witnesses: list[Witness] = []
+        self._sources: list[Source] = []
         self._buffer = EvidenceBuffer([])
         self._confining: list[StoredTensor | IntervalTensor] = []
         self._floats: list[StoredTensor] = []
 
-    def turn_to(self, sources: Sequence[StoredTensor | IntervalTensor]) -> None:
-        """Look at a tensor from now on; `sources` are those inputs that confine its weights."""
+    def look_at(self, tensors: Sequence[StoredTensor | IntervalTensor]) -> None:
+        """Look at a tensor from now on; `tensors` are those inputs that confine its weights."""
         kinds = ScalarType, IntervalType
-        self._confining = [each for each in sources if isinstance(each.type, kinds)]
+        self._confining = [each for each in tensors if isinstance(each.type, kinds)]
         self._floats = [
-            cast(StoredTensor, each) for each in sources if isinstance(each.type, FloatType)
+            cast(StoredTensor, each) for each in tensors if isinstance(each.type, FloatType)
         ]
-        witnesses = [Witness(each.type) for each in self._confining]
-        if witnesses != self._witnesses:
-            self._buffer, self._witnesses = EvidenceBuffer(witnesses), witnesses
+        sources = [Source(each.type) for each in self._confining]
+        if sources != self._sources:
+            self._buffer, self._sources = EvidenceBuffer(sources), sources
 
     def bound(self, start: int, end: int) -> tuple[F32Array, F32Array]:
         """Bounds (n,) of weights `start` to `end`, at most `TILE` of them and whole blocks.

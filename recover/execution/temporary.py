@@ -23,7 +23,7 @@ _listeners: list[Callable[[str], None]] = []
 
 
 def tell_of_removals(listener: Callable[[str], None] | None) -> None:
-    """Let a callable hear of every file that is removed; None: nobody."""
+    """Tell a callable of every file that is removed; None: nobody."""
     _listeners[:] = [] if listener is None else [listener]
 
 

@@ -358,7 +358,7 @@ def _bounds_of(
 ) -> Callable[[int, int], Any]:
     """Bounds of the weights of one of the matrices of a stack, by another input."""
     intervals = Intervals()
-    intervals.turn_to([known])
+    intervals.look_at([known])
     offset = number * prod(tensor.dims[:2])
 
     def bounds(start: int, end: int) -> Any:

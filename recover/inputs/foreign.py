@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from recover.containers.model import Model, StoredTensor
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.inputs.provenance import is_foreign
 from recover.inputs.samples import runs
 from recover.quants import GROUP, F32Array, IntervalTensor, IntervalType, ScalarType, Stated
@@ -128,6 +128,6 @@ def _stated_by(tensor: IntervalTensor, start: int, end: int) -> tuple[F32Array, 
 
 def _squared_scales(tensor: StoredTensor, start: int, end: int) -> float:
     """The squared scales of a range of weights, summed over the weights."""
-    evidence = EvidenceBuffer([Witness(tensor.type)]).read([tensor], start, end)
+    evidence = EvidenceBuffer([Source(tensor.type)]).read([tensor], start, end)
     scale = evidence.scale[0].astype(np.float64)
     return GROUP * float(scale @ scale)

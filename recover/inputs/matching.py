@@ -80,16 +80,16 @@ def contradicts(other: StoredTensor, finest: StoredTensor) -> bool:
     return False
 
 
-def find_twins(tensors: Sequence[StoredTensor]) -> tuple[int, ...]:
+def find_duplicates(tensors: Sequence[StoredTensor]) -> tuple[int, ...]:
     """For each tensor the index of the first one of the same type with the same bytes.
 
     Where scales are beside any of them, with the same weights.
     """
-    twins: list[int] = []
+    duplicate_of: list[int] = []
     for i, tensor in enumerate(tensors):
-        same = (j for j in dict.fromkeys(twins) if _same(tensors[j], tensor))
-        twins.append(next(same, i))
-    return tuple(twins)
+        same = (j for j in dict.fromkeys(duplicate_of) if _same(tensors[j], tensor))
+        duplicate_of.append(next(same, i))
+    return tuple(duplicate_of)
 
 
 def _same(one: StoredTensor, other: StoredTensor) -> bool:

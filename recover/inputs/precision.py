@@ -168,7 +168,7 @@ def fit_of(name: str, models: Sequence[Model], format_name: str, intervals: Inte
     n_scales, n_fitting = np.sum([(0, 0), *counts], axis=0).tolist()
     found = np.zeros(4)
     if confining:
-        intervals.turn_to(confining)
+        intervals.look_at(confining)
         n_weights = confining[0].n_weights
         last = max(n_weights - _RUN, 0) // _RUN * _RUN
         for start in np.unique(np.linspace(0, last, _N_RUNS).astype(np.int64) // _RUN * _RUN):

@@ -38,7 +38,7 @@ import numpy as np
 
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.quants import (
     FloatType,
     IntervalTensor,
@@ -221,7 +221,7 @@ def imatrix_of(model: Model) -> dict[str, Any]:
 
 def has_cells(model: Model, tensor: StoredTensor) -> bool:
     """Whether the codes of a tensor confine the original weights (see `recover.evidence.cells`)."""
-    return witness_of(model, tensor).has_cells
+    return source_of(model, tensor).has_cells
 
 
 def confines(model: Model, tensor: StoredTensor) -> bool:
@@ -229,14 +229,14 @@ def confines(model: Model, tensor: StoredTensor) -> bool:
     return isinstance(tensor.type, FloatType) or has_cells(model, tensor)
 
 
-def witness_of(model: Model, tensor: StoredTensor) -> Witness:
-    """A tensor of a model as a witness: whether its codes prove something, and how it was made."""
+def source_of(model: Model, tensor: StoredTensor) -> Source:
+    """A tensor of a model as a source: whether its codes prove something, and how it was made."""
     kind = tensor.type
     if isinstance(kind, IntervalType):
-        return Witness(kind, has_cells=cast(IntervalTensor, tensor).has_cells)
+        return Source(kind, has_cells=cast(IntervalTensor, tensor).has_cells)
     marks = marks_of(tensor)
     has_marks = marks is None or marks.n_without == 0
-    return _witness(
+    return _source(
         kind,
         _has_cells(model, kind, has_marks=has_marks),
         uses_imatrix(model) or not (has_marks or marks_hold_with_imatrix(kind)),
@@ -246,11 +246,11 @@ def witness_of(model: Model, tensor: StoredTensor) -> Witness:
 
 
 @cache
-def _witness(
+def _source(
     kind: TensorType, has_cells: bool, weighted: bool, imatrix: str, side_scaled: bool
-) -> Witness:
-    """Tensors that are alike share a witness, which is found and compared in no time then."""
-    return Witness(
+) -> Source:
+    """Tensors that are alike share a source, which is found and compared in no time then."""
+    return Source(
         kind,
         has_cells=has_cells,
         weighted=weighted,

@@ -20,7 +20,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Bounds, Intervals
 from recover.inputs.alignment import is_absent
 from recover.inputs.descent import Descent
-from recover.inputs.matching import find_twins
+from recover.inputs.matching import find_duplicates
 from recover.inputs.provenance import confines
 from recover.inputs.samples import Sample, Sampler, rounded, runs
 from recover.quants import TILE, FloatType, OpaqueType
@@ -124,11 +124,13 @@ def find_relations(
         present = {i: tensor for i, tensor in enumerate(tensors) if not is_absent(tensor)}
         if any(isinstance(tensor.type, OpaqueType) for tensor in present.values()):
             continue
-        twins = find_twins(tensors)
+        duplicate_of = find_duplicates(tensors)
         common = [pair for pair in pairs if {pair.first, pair.second} <= set(present)]
         for pair in common:
             pair.n_tensors += 1
-        differing = [pair for pair in common if twins[pair.first] != twins[pair.second]]
+        differing = [
+            pair for pair in common if duplicate_of[pair.first] != duplicate_of[pair.second]
+        ]
         if not differing:
             continue
         confined = [confines(*each) for each in zip(models, tensors, strict=True)]
@@ -170,7 +172,7 @@ def explained_by_rounding(models: Sequence[Model], inputs: Mapping[str, Sequence
         for start in range(0, tensors[0].n_weights, TILE):
             bounds: list[Bounds] = []
             for i in chosen:
-                intervals.turn_to([tensors[i]])
+                intervals.look_at([tensors[i]])
                 lower, upper = intervals.bound(start, min(start + TILE, tensors[0].n_weights))
                 bounds.append((lower.copy(), upper.copy()))
             for i, j in itertools.combinations(range(len(chosen)), 2):

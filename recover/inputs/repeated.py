@@ -16,24 +16,27 @@ def is_same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def describe_repeated(models: Sequence[Model], twins: Mapping[str, Sequence[int]]) -> list[str]:
+def describe_repeated(
+    models: Sequence[Model], duplicate_of: Mapping[str, Sequence[int]]
+) -> list[str]:
     """A warning for each input that has the weights of an earlier one.
 
     Parameters
     ----------
     models : sequence of Model
         The inputs.
-    twins : mapping of str to sequence of int
+    duplicate_of : mapping of str to sequence of int
         By name of a tensor, for each input the first one with the same bytes. Copies are told by
         quantized tensors: those of floats are alike in all quantizations of a model.
     """
     is_quantized = any(
-        not isinstance(models[0].tensors[name].type, FloatType | OpaqueType) for name in twins
+        not isinstance(models[0].tensors[name].type, FloatType | OpaqueType)
+        for name in duplicate_of
     )
     found = []
     for other in range(1, len(models)):
         first = next(
-            (i for i in range(other) if all(t[i] == t[other] for t in twins.values())), other
+            (i for i in range(other) if all(t[i] == t[other] for t in duplicate_of.values())), other
         )
         if first == other:
             continue

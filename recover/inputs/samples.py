@@ -54,7 +54,7 @@ class Sample:
         self.type: TensorType = tensor.type
         self.raw: U8Array = tensor.part(start, end)
         self.values: F32Array = tensor.read(start, end)
-        intervals.turn_to([tensor] if confines else [])
+        intervals.look_at([tensor] if confines else [])
         lower, upper = intervals.bound(start, end)
         self.lower, self.upper = lower.copy(), upper.copy()
         broken = ~(np.abs(self.values) < _LARGEST)

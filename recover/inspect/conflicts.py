@@ -108,14 +108,14 @@ def count_conflicts(
     sampled = [
         each
         for each in expectations
-        if not each.is_compared and _n_confining(models, each.name, each.twins) > 1
+        if not each.is_compared and _n_confining(models, each.name, each.duplicate_of) > 1
     ]
     found = [
         (e.name, e.n_conflicts, e.n_conflicts / e.n_weights) for e in compared if e.n_conflicts
     ]
     found.sort(key=lambda each: -each[2])
     refused = [e.name for e in compared if is_refused(e.n_conflicts, e.n_weights)]
-    inputs = {draft.name: draft.sources for draft in drafts if draft.name in refused}
+    inputs = {draft.name: draft.used for draft in drafts if draft.name in refused}
     if refused and explained_by_rounding(models, inputs):
         refused = []
     unlike = [e.name for e in expectations if is_refused(e.n_unlike, e.n_weights)]
@@ -126,13 +126,13 @@ def count_conflicts(
         tensors=tuple(found),
         refused=(*refused, *unlike),
         unlike=tuple(unlike),
-        is_same=not any(any(each.twins) for each in expectations),
+        is_same=not any(any(each.duplicate_of) for each in expectations),
     )
 
 
-def _n_confining(models: Sequence[Model], name: str, twins: Sequence[int]) -> int:
+def _n_confining(models: Sequence[Model], name: str, duplicate_of: Sequence[int]) -> int:
     """Inputs with different bytes of a tensor whose numbers or codes confine its weights."""
-    return sum(confines(models[i], models[i].tensors[name]) for i in set(twins))
+    return sum(confines(models[i], models[i].tensors[name]) for i in set(duplicate_of))
 
 
 def conflict_share(each: Expectation) -> str:

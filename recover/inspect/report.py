@@ -84,7 +84,7 @@ class Inspection:
     @property
     def identical_tensors(self) -> tuple[str, ...]:
         """Tensors that have the same bytes in all files."""
-        return tuple(each.name for each in self.expectations if not any(each.twins))
+        return tuple(each.name for each in self.expectations if not any(each.duplicate_of))
 
     def findings(self) -> list[str]:
         """What is to be said of the files together, a line each."""
@@ -196,7 +196,7 @@ class Inspection:
                     {
                         "name": each.name,
                         "types": list(each.types),
-                        "twins": list(each.twins),
+                        "twins": list(each.duplicate_of),
                         "conflict_fraction": each.n_conflicts / each.n_weights,
                         "expected_rmse": None if each.variance is None else each.variance**0.5,
                         "expected_mse_ratio": each.mse_ratio,

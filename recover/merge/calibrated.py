@@ -12,8 +12,8 @@ from recover.calibration.weights import Calibration
 from recover.containers.gguf.names import layer_of, role_of
 from recover.errors import CalibrationError
 from recover.estimators import estimator
-from recover.estimators.error_calibration import find_claims
-from recover.evidence.buffer import Witness
+from recover.estimators.error_calibration import calibrate_errors
+from recover.evidence.buffer import Source
 from recover.merge.decide import Draft
 
 AnyDraft = TypeVar("AnyDraft", bound=Draft)
@@ -49,32 +49,32 @@ def with_calibration(
         layer = layer_of(tensor.name)
         depth = None if layer is None else layer / n_all
         try:
-            witnesses = calibrate(tensor.witnesses, calibration, role_of(tensor.name), depth)
+            sources = calibrate(tensor.sources, calibration, role_of(tensor.name), depth)
         except CalibrationError as error:
             raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
-        changed.append(replace(tensor, witnesses=witnesses))
+        changed.append(replace(tensor, sources=sources))
     return tuple(changed)
 
 
-def with_densities(tensor: AnyDraft, give: Callable[[Witness], Witness]) -> AnyDraft:
-    """A tensor whose witnesses `give` a density, those apart whose codes llama.cpp did not make."""
-    witnesses = (each if each.noise is not None else give(each) for each in tensor.witnesses)
-    return replace(tensor, witnesses=tuple(witnesses))
+def with_densities(tensor: AnyDraft, give: Callable[[Source], Source]) -> AnyDraft:
+    """A tensor whose sources `give` a density, those apart whose codes llama.cpp did not make."""
+    sources = (each if each.noise is not None else give(each) for each in tensor.sources)
+    return replace(tensor, sources=tuple(sources))
 
 
-def with_claims(tensors: Sequence[AnyDraft], estimate: str) -> tuple[AnyDraft, ...]:
+def with_error_calibration(tensors: Sequence[AnyDraft], estimate: str) -> tuple[AnyDraft, ...]:
     """The tensors with what the errors are worth that are expected of their estimates.
 
     Parameters
     ----------
     tensors : sequence of AnyDraft
-        Their methods, and what their witnesses weigh, are decided.
+        Their methods, and what their sources weigh, are decided.
     estimate : {"mean", "map"}
         What is asked of the estimators.
     """
     return tuple(
-        replace(tensor, claims=find_claims(tensor.witnesses, tensor.method, estimate))
-        if tensor.action != "copy" and tensor.witnesses
+        replace(tensor, error_calibration=calibrate_errors(tensor.sources, tensor.method, estimate))
+        if tensor.action != "copy" and tensor.sources
         else tensor
         for tensor in tensors
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recover._text import quoted, some
-from recover.evidence.buffer import Evidence, Witness
+from recover.evidence.buffer import Evidence, Source
 from recover.evidence.cells import intersect_cells
 from recover.evidence.lattice import count_without, snap
 from recover.inputs.precision import UNEXPLAINED, scales_without_bf16
@@ -72,16 +72,16 @@ class Snapper:
         self._bounds = np.empty((2, 0), np.float32)
         self._deviation = np.empty(0, np.float32)
         self._how: Snapping | None = None
-        self._witnesses: tuple[Witness, ...] = ()
+        self._sources: tuple[Source, ...] = ()
 
     @property
     def is_on(self) -> bool:
         """Whether there is anything to count, or to set, in the tensor at hand."""
         return self._how is not None
 
-    def turn_to(self, how: Snapping | None, witnesses: tuple[Witness, ...]) -> None:
+    def look_at(self, how: Snapping | None, sources: tuple[Source, ...]) -> None:
         """Look at another tensor from now on."""
-        self._how, self._witnesses = how, witnesses
+        self._how, self._sources = how, sources
         if how is not None and not self._bounds.size:
             self._bounds = np.empty((2, TILE), np.float32)
             self._deviation = np.empty(TILE, np.float32)
@@ -141,13 +141,13 @@ class Snapper:
 
     def _count_scales(self, stored: Sequence[U8Array]) -> tuple[int, int]:
         """Scales of the tile that come from one weight each, and those no bf16 number explains."""
-        counts = [_scales(raw, each) for raw, each in zip(stored, self._witnesses, strict=True)]
+        counts = [_scales(raw, each) for raw, each in zip(stored, self._sources, strict=True)]
         n_scales, n_foreign = np.sum(counts, axis=0).tolist()
         return n_scales, n_foreign
 
 
-def _scales(raw: U8Array, witness: Witness) -> tuple[int, int]:
-    return scales_without_bf16(raw, witness.type) if witness.has_cells else (0, 0)
+def _scales(raw: U8Array, source: Source) -> tuple[int, int]:
+    return scales_without_bf16(raw, source.type) if source.has_cells else (0, 0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from recover._text import printable, quoted, some
 from recover.errors import PlanError
 from recover.estimators import FIRST_ALONE
 from recover.inputs.relations import explained_by_rounding, find_relations
-from recover.merge.calibrated import with_claims
+from recover.merge.calibrated import with_error_calibration
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import sentence
 from recover.merge.sums import Totals
@@ -125,7 +125,7 @@ def _contradictions(plan: MergePlan, sums: Totals) -> list[_Contradiction]:
     """The tensors on which inputs contradict each other, but for rounding; the worst first."""
     conflicts = {i: int(each.conflicts) for i, each in sorted(sums.items())}
     disputed = [plan.tensors[i] for i, n in conflicts.items() if n]
-    inputs = {tensor.name: (*tensor.sources, *tensor.compared) for tensor in disputed}
+    inputs = {tensor.name: (*tensor.used, *tensor.compared) for tensor in disputed}
     if inputs and explained_by_rounding(plan.models, inputs):
         conflicts = dict.fromkeys(conflicts, 0)
     found = []
@@ -138,7 +138,7 @@ def _contradictions(plan: MergePlan, sums: Totals) -> list[_Contradiction]:
 def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[int]]:
     """The plan that decodes the finest input of some tensors, and their indices where it differs.
 
-    The other inputs stay among the sources: they are compared, and their expected errors told.
+    The other inputs stay among those used: they are compared, and their expected errors told.
     """
     changed = {
         i
@@ -149,6 +149,6 @@ def with_finest_alone(plan: MergePlan, names: Set[str]) -> tuple[MergePlan, set[
         replace(tensor, method=FIRST_ALONE) if i in changed else tensor
         for i, tensor in enumerate(plan.tensors)
     ]
-    tensors = with_claims(alone, plan.estimate) if changed else plan.tensors
+    tensors = with_error_calibration(alone, plan.estimate) if changed else plan.tensors
     undecided = plan.undecided | {plan.tensors[i].name for i in changed}
     return replace(plan, tensors=tensors, undecided=undecided), changed

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recover._compiled.jit import kernel
 from recover.containers.model import Model, StoredTensor
 from recover.estimators._combine import group_variances, sum_variance
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness, take_one
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
@@ -166,7 +166,7 @@ class Comparison:
         Whether its decoded weights are the original's; otherwise its cells count.
     confining : sequence of StoredTensor
         Inputs whose numbers or codes prove bounds; `taken` among them if it does and is not exact.
-    others : sequence of (StoredTensor, Witness)
+    others : sequence of (StoredTensor, Source)
         Inputs that prove none, and how they were made.
     """
 
@@ -175,16 +175,16 @@ class Comparison:
         taken: StoredTensor,
         is_exact: bool,
         confining: Sequence[StoredTensor],
-        others: Sequence[tuple[StoredTensor, Witness]],
+        others: Sequence[tuple[StoredTensor, Source]],
     ) -> None:
         self._taken = taken
         self._is_exact = is_exact
-        self._others = [(tensor, EvidenceBuffer([witness])) for tensor, witness in others]
+        self._others = [(tensor, EvidenceBuffer([source])) for tensor, source in others]
         self._own: EvidenceBuffer | None = None
         if others and not is_exact and isinstance(taken.type, _SAID):
-            self._own = EvidenceBuffer([Witness(taken.type)])
+            self._own = EvidenceBuffer([Source(taken.type)])
         self._intervals = Intervals()
-        self._intervals.turn_to(confining)
+        self._intervals.look_at(confining)
 
     def n_conflicts(self, start: int, end: int) -> int:
         """Of weights `start` to `end` those that an input with bounds contradicts."""
@@ -228,7 +228,7 @@ def compare(
     confines : sequence of bool
         Whether their numbers or codes prove bounds.
     noises : sequence of float or None
-        As of a `Witness`, of those that are no floats.
+        As of a `Source`, of those that are no floats.
     is_exact : bool
         Whether the decoded weights of the first one are the original's.
     """
@@ -239,7 +239,7 @@ def compare(
     ]
     kinds = [tensor.type for tensor in inputs]
     others = [
-        (inputs[i], Witness(kinds[i], noise=noises[i]))
+        (inputs[i], Source(kinds[i], noise=noises[i]))
         for i in unproven(kinds, confines, is_exact=is_exact)
     ]
     return Comparison(inputs[0], is_exact, confining, others)
@@ -258,13 +258,13 @@ def unproven(kinds: Sequence[TensorType], confines: Sequence[bool], *, is_exact:
 
 def compared_of(draft: Draft, models: Sequence[Model]) -> list[StoredTensor]:
     """The tensors that `compare` is given of a draft: what is taken, then the others."""
-    inputs = (draft.sources[0], *draft.compared) if draft.compared else ()
+    inputs = (draft.used[0], *draft.compared) if draft.compared else ()
     return [models[i].tensors[draft.name] for i in inputs]
 
 
 def confines_of(draft: Draft) -> tuple[bool, ...]:
     """Whether they prove bounds."""
-    inputs = (draft.sources[0], *draft.compared) if draft.compared else ()
+    inputs = (draft.used[0], *draft.compared) if draft.compared else ()
     return tuple(i in draft.confining for i in inputs)
 
 

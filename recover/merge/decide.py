@@ -10,15 +10,15 @@ from recover._text import printable, quoted
 from recover.containers.model import GGML_DIMS, Model, StoredTensor
 from recover.errors import PlanError
 from recover.estimators import DEFAULT_METHOD, FIRST_ALONE, estimator, method_for
-from recover.estimators.error_calibration import Claims
+from recover.estimators.error_calibration import ErrorCalibration
 from recover.estimators.uncorrected import UncorrectedTileEstimator
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.inputs.alignment import Alignment, is_absent
 from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import foreign_noise, measure_noise
-from recover.inputs.matching import by_fineness, contradicts, find_twins
-from recover.inputs.provenance import is_foreign, is_plain, is_searched, witness_of
+from recover.inputs.matching import by_fineness, contradicts, find_duplicates
+from recover.inputs.provenance import is_foreign, is_plain, is_searched, source_of
 from recover.inputs.samples import Sampler
 from recover.merge.lineage import declared_parents
 from recover.quants import (
@@ -45,9 +45,9 @@ class Draft:
         ``copy`` (stored bytes), ``convert`` (one input, decoded) or ``merge``.
     types : tuple of str
         How each input stores it, in the order of the inputs.
-    sources : tuple of int
+    used : tuple of int
         Inputs that take part, finest first.
-    twins : tuple of int
+    duplicate_of : tuple of int
         For each input, the first input with the same bytes.
     outtype : str
         How the output stores it.
@@ -60,18 +60,18 @@ class Draft:
     is_known : bool
         Whether the input that is taken has the original's weights: nothing is estimated.
     noises : tuple of float or None
-        For each of the sources the mean square error of its codes, in units of the squared scale,
+        For each of those the mean square error of its codes, in units of the squared scale,
         if another encoder than llama.cpp's made them.
-    witnesses : tuple of Witness
-        The sources, as the evidence on the weights; empty if `is_known`.
+    sources : tuple of Source
+        They, as the evidence on the weights; empty if `is_known`.
     confining : tuple of int
         Where inputs are compared, those whose numbers or codes prove bounds: of these and of the
-        first source.
+        first of `used`.
     compared_noises : tuple of float or None
-        As `noises`, where inputs are compared: of the first source and of these.
-    claims : Claims or None
+        As `noises`, where inputs are compared: of the first of `used` and of these.
+    error_calibration : ErrorCalibration or None
         What the errors that the estimator expects are worth; None where nothing is estimated, and
-        until all is known that decides on it (see `recover.merge.calibrated.with_claims`).
+        until all is known that decides on it (see `recover.merge.calibrated`).
     follows : str
         The tensor whose further rows these are; empty for a tensor of its own.
     """
@@ -80,18 +80,18 @@ class Draft:
     dims: tuple[int, ...]
     action: str
     types: tuple[str, ...]
-    sources: tuple[int, ...]
-    twins: tuple[int, ...]
+    used: tuple[int, ...]
+    duplicate_of: tuple[int, ...]
     outtype: str
     method: str
     compared: tuple[int, ...]
     descents: tuple[Descent, ...]
     is_known: bool
     noises: tuple[float | None, ...]
-    witnesses: tuple[Witness, ...]
+    sources: tuple[Source, ...]
     confining: tuple[int, ...]
     compared_noises: tuple[float | None, ...]
-    claims: Claims | None
+    error_calibration: ErrorCalibration | None
     follows: str = ""
 
     @property
@@ -100,15 +100,15 @@ class Draft:
         return math.prod(self.dims)
 
 
-def _present(tensors: Sequence[StoredTensor], twins: Sequence[int]) -> list[int]:
+def _present(tensors: Sequence[StoredTensor], duplicate_of: Sequence[int]) -> list[int]:
     """The inputs that have a tensor, every content once."""
-    return [i for i in sorted(set(twins)) if not is_absent(tensors[i])]
+    return [i for i in sorted(set(duplicate_of)) if not is_absent(tensors[i])]
 
 
-def _with_noise(witness: Witness, noise: float | None) -> Witness:
+def _with_noise(source: Source, noise: float | None) -> Source:
     if noise is None:
-        return witness
-    return replace(witness, has_cells=False, weighted=False, noise=noise)
+        return source
+    return replace(source, has_cells=False, weighted=False, noise=noise)
 
 
 def _is_copied(tensor: StoredTensor, *, one_dimensional: bool) -> bool:
@@ -140,8 +140,8 @@ class Decider:
         self._sampler = Sampler()
         self._declared = declared_parents(models)
         self._name = ""
-        self._witnesses: dict[int, Witness] = {}
-        self._shared: dict[tuple[Witness, ...], tuple[Witness, ...]] = {}
+        self._sources: dict[int, Source] = {}
+        self._shared: dict[tuple[Source, ...], tuple[Source, ...]] = {}
 
     def drafts(self, aligned: Alignment, outtype: TensorType) -> list[Draft]:
         """What happens to each tensor; further rows of one are stored as its first ones are.
@@ -172,8 +172,8 @@ class Decider:
             If the inputs' types do not fit together.
         """
         tensors = [model.tensors[name] for model in self._models]
-        twins = find_twins(tensors)
-        distinct = by_fineness(tensors, _present(tensors, twins))
+        duplicate_of = find_duplicates(tensors)
+        distinct = by_fineness(tensors, _present(tensors, duplicate_of))
         kinds = {tensor.type.name for tensor in tensors if not is_absent(tensor)}
         if isinstance(tensors[distinct[0]].type, OpaqueType) and len(kinds) > 1:
             raise PlanError(
@@ -186,7 +186,7 @@ class Decider:
         one_dimensional = sum(dim > 1 for dim in finest.dims) <= 1
         if finest.dims[0] % outtype.block_size:
             outtype = type_by_name("F16")
-        sources, compared = distinct[:1], distinct[1:]
+        used, compared = distinct[:1], distinct[1:]
         action = "convert"
         if _is_copied(finest, one_dimensional=one_dimensional):
             action, outtype = "copy", finest.type
@@ -206,44 +206,43 @@ class Decider:
             if one_dimensional:
                 outtype = type_by_name("F32")
             if originals := [i for i in distinct if tensors[i].is_original]:
-                sources = originals[:1]
+                used = originals[:1]
             elif len(distinct) > 1 and not estimator(self._method).takes_first:
-                sources, action = distinct, "merge"
-            if len(sources) == 1 and outtype is tensors[sources[0]].type:
+                used, action = distinct, "merge"
+            if len(used) == 1 and outtype is tensors[used[0]].type:
                 action = "copy"
-            compared = [i for i in distinct if i not in sources]
+            compared = [i for i in distinct if i not in used]
         if isinstance(finest.type, OpaqueType):
             compared = []
-        is_known = self._is_known(name, sources, descents)
-        noises = (None,) * len(sources) if is_known else self._noises(name, sources)
+        is_known = self._is_known(name, used, descents)
+        noises = (None,) * len(used) if is_known else self._noises(name, used)
         return Draft(
             name,
             finest.dims,
             action,
             tuple(tensor.type.name for tensor in tensors),
-            tuple(sources),
-            twins,
+            tuple(used),
+            duplicate_of,
             outtype.name,
-            FIRST_ALONE if is_known else self._method_for(name, sources),
+            FIRST_ALONE if is_known else self._method_for(name, used),
             tuple(compared),
             descents,
             is_known,
             noises,
-            () if is_known else self._witnesses_of(name, sources, noises),
-            self._confining(name, [sources[0], *compared]) if compared else (),
-            self._typical_noises(name, [sources[0], *compared]) if compared else (),
+            () if is_known else self._sources_of(name, used, noises),
+            self._confining(name, [used[0], *compared]) if compared else (),
+            self._typical_noises(name, [used[0], *compared]) if compared else (),
             None,
         )
 
-    def _witnesses_of(
-        self, name: str, sources: Sequence[int], noises: Sequence[float | None]
-    ) -> tuple[Witness, ...]:
-        """The inputs that take part, as witnesses; tensors that are alike share one tuple."""
-        witnesses = tuple(
-            _with_noise(self._witness(name, i), noise)
-            for i, noise in zip(sources, noises, strict=True)
+    def _sources_of(
+        self, name: str, used: Sequence[int], noises: Sequence[float | None]
+    ) -> tuple[Source, ...]:
+        """The inputs that take part, as sources; tensors that are alike share one tuple."""
+        sources = tuple(
+            _with_noise(self._source(name, i), noise) for i, noise in zip(used, noises, strict=True)
         )
-        return self._shared.setdefault(witnesses, witnesses)
+        return self._shared.setdefault(sources, sources)
 
     def _confining(self, name: str, inputs: Iterable[int]) -> tuple[int, ...]:
         """Which of some inputs give an interval for each weight."""
@@ -251,7 +250,7 @@ class Decider:
             i
             for i in inputs
             if isinstance(self._models[i].tensors[name].type, FloatType)
-            or self._witness(name, i).has_cells
+            or self._source(name, i).has_cells
         )
 
     def _typical_noises(self, name: str, inputs: Iterable[int]) -> tuple[float | None, ...]:
@@ -259,54 +258,52 @@ class Decider:
         models = [self._models[i] for i in inputs]
         return tuple(foreign_noise(model, model.tensors[name]) for model in models)
 
-    def _noises(self, name: str, sources: Sequence[int]) -> tuple[float | None, ...]:
+    def _noises(self, name: str, used: Sequence[int]) -> tuple[float | None, ...]:
         """The errors of codes that another encoder than llama.cpp's made; None for all others."""
-        tensors = {i: self._models[i].tensors[name] for i in sources}
-        foreign = [i for i in sources if is_foreign(self._models[i], tensors[i])]
+        tensors = {i: self._models[i].tensors[name] for i in used}
+        foreign = [i for i in used if is_foreign(self._models[i], tensors[i])]
         known = [
-            tensors[i]
-            for i in sources
-            if i not in foreign and isinstance(tensors[i].type, ScalarType)
+            tensors[i] for i in used if i not in foreign and isinstance(tensors[i].type, ScalarType)
         ]
         return tuple(
             measure_noise(tensors[i], known[0] if known else None) if i in foreign else None
-            for i in sources
+            for i in used
         )
 
-    def _is_known(self, name: str, sources: Sequence[int], descents: Sequence[Descent]) -> bool:
+    def _is_known(self, name: str, used: Sequence[int], descents: Sequence[Descent]) -> bool:
         """Whether the one input that is taken has the original's weights, so nothing is estimated.
 
         Codes that another encoder than llama.cpp's made, and 4-bit floats, are taken for the
         original if other inputs were quantized from them.
         """
-        tensor = self._models[sources[0]].tensors[name]
+        tensor = self._models[used[0]].tensors[name]
         if isinstance(tensor.type, FloatType | OpaqueType) or tensor.is_original:
             return True
-        if len(sources) > 1 or not any(sources[0] in each.parents for each in descents):
+        if len(used) > 1 or not any(used[0] in each.parents for each in descents):
             return False
-        model = self._models[sources[0]]
+        model = self._models[used[0]]
         if not (isinstance(tensor.type, ScalarType) and tensor.type.is_even):
             return tensor.type.is_native
         return not is_searched(model) and not is_plain(tensor)
 
-    def _method_for(self, name: str, sources: Sequence[int]) -> str:
+    def _method_for(self, name: str, used: Sequence[int]) -> str:
         """Name of the estimator."""
-        return method_for([self._witness(name, i) for i in sources], self._method)
+        return method_for([self._source(name, i) for i in used], self._method)
 
-    def _witness(self, name: str, source: int) -> Witness:
-        """An input's tensor as a witness; asked for again, its bytes are not looked at again."""
+    def _source(self, name: str, number: int) -> Source:
+        """An input's tensor as a source; asked for again, its bytes are not looked at again."""
         if name != self._name:
             self._name = name
-            self._witnesses.clear()
-        if source not in self._witnesses:
-            model = self._models[source]
-            self._witnesses[source] = witness_of(model, model.tensors[name])
-        return self._witnesses[source]
+            self._sources.clear()
+        if number not in self._sources:
+            model = self._models[number]
+            self._sources[number] = source_of(model, model.tensors[name])
+        return self._sources[number]
 
     def descents(self, name: str) -> tuple[Descent, ...]:
         """Which inputs' tensors of that name were made from others'."""
         tensors = [model.tensors[name] for model in self._models]
-        present = _present(tensors, find_twins(tensors))
+        present = _present(tensors, find_duplicates(tensors))
         return self._descents_among(name, by_fineness(tensors, present))
 
     def _descents_among(self, name: str, distinct: Sequence[int]) -> tuple[Descent, ...]:
@@ -344,8 +341,8 @@ class Decider:
     def _estimate(self, name: str, inputs: Sequence[int], start: int, end: int) -> F32Array:
         """What a merge of some inputs makes of a range of weights."""
         tensors = [self._models[i].tensors[name] for i in inputs]
-        witnesses = [self._witness(name, i) for i in inputs]
+        sources = [self._source(name, i) for i in inputs]
         out = np.empty(end - start, np.float32)
-        method = method_for(witnesses, DEFAULT_METHOD)
-        UncorrectedTileEstimator(witnesses, method).estimate(tensors, start, end, out)
+        method = method_for(sources, DEFAULT_METHOD)
+        UncorrectedTileEstimator(sources, method).estimate(tensors, start, end, out)
         return out

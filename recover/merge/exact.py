@@ -31,7 +31,7 @@ def warnings_of(plan: "MergePlan", totals: Totals) -> list[str]:
 def _not_finite(plan: "MergePlan", totals: Totals) -> list[str]:
     return [
         f"tensor {quoted(plan.tensors[index].name)} of"
-        f" {printable(plan.models[plan.tensors[index].sources[0]].path)} holds"
+        f" {printable(plan.models[plan.tensors[index].used[0]].path)} holds"
         f" {sums.not_finite:,} NaN or infinite values, which were copied"
         for index, sums in sorted(totals.items())
         if sums.not_finite
@@ -54,7 +54,7 @@ def _rounded(plan: "MergePlan", totals: Totals) -> list[str]:
 
 
 def _source(plan: "MergePlan", tensor: "TensorPlan") -> StoredTensor:
-    return plan.models[tensor.sources[0]].tensors[tensor.name]
+    return plan.models[tensor.used[0]].tensors[tensor.name]
 
 
 def _is_exact(tensor: StoredTensor) -> bool:
@@ -79,8 +79,8 @@ def unquantized_warnings(models: Sequence[Model], drafts: Sequence[Draft]) -> li
     matrices = [tensor for tensor in drafts if sum(dim > 1 for dim in tensor.dims) > 1]
     n_weights = sum(tensor.n_weights for tensor in matrices)
     lines = []
-    for source, model in enumerate(models):
-        taken = [tensor for tensor in matrices if _is_taken_alone(tensor, source, model)]
+    for number, model in enumerate(models):
+        taken = [tensor for tensor in matrices if _is_taken_alone(tensor, number, model)]
         if 2 * sum(tensor.n_weights for tensor in taken) <= n_weights:
             continue
         path, which = printable(model.path), "its tensors"
@@ -92,10 +92,10 @@ def unquantized_warnings(models: Sequence[Model], drafts: Sequence[Draft]) -> li
     return lines
 
 
-def _is_taken_alone(tensor: Draft, source: int, model: Model) -> bool:
+def _is_taken_alone(tensor: Draft, number: int, model: Model) -> bool:
     """Whether an input's floats are taken, while another input has something else."""
     is_float = isinstance(model.tensors[tensor.name].type, FloatType)
-    is_alone = len(set(tensor.twins)) > 1 and tensor.sources == (source,)
+    is_alone = len(set(tensor.duplicate_of)) > 1 and tensor.used == (number,)
     return is_float and is_alone
 
 

@@ -245,8 +245,8 @@ def _watch(
 def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
     """The inputs that have NaN or infinite values of a tensor."""
     found = []
-    for source in tensor.sources:
-        model = plan.models[source]
+    for number in tensor.used:
+        model = plan.models[number]
         stored = model.tensors[tensor.name]
         for start in range(0, tensor.n_weights, TILE):
             end = min(start + TILE, tensor.n_weights)
@@ -277,8 +277,8 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
         n_exact, tally = n_exact + sums.certain, sums.estimated
         n_merged += n_weights * merged
         expected, n_conflicts = expected + tally.variance, n_conflicts + sums.conflicts * merged
-        of_source = dict(zip(tensor.sources, tally.alone, strict=True))
-        alone += errors_alone(tensor.twins, tensor.descents, of_source)
+        of_input = dict(zip(tensor.used, tally.alone, strict=True))
+        alone += errors_alone(tensor.duplicate_of, tensor.descents, of_input)
         rmse = math.sqrt(max(tally.variance, 0) / n_weights)
         results.append(TensorResult(tensor, rmse, contradicted, sums.rounded))
     best = float(alone.min())

@@ -7,11 +7,11 @@ import numpy as np
 
 from recover.containers.model import Model
 from recover.estimators import DEFAULT_METHOD, MEAN, Tally, TileEstimator
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import Alignment
 from recover.inputs.provenance import look_at_marks
-from recover.merge.calibrated import with_claims
+from recover.merge.calibrated import with_error_calibration
 from recover.merge.compare import (
     Comparison,
     Likeness,
@@ -39,7 +39,7 @@ class Expectation:
         Number of weights.
     types : tuple of str
         How each input stores it.
-    twins : tuple of int
+    duplicate_of : tuple of int
         For each input, the first input with the same bytes.
     variance : float or None
         Expected mean square error of the merged weights; None where nothing is estimated (the
@@ -58,7 +58,7 @@ class Expectation:
     name: str
     n_weights: int
     types: tuple[str, ...]
-    twins: tuple[int, ...]
+    duplicate_of: tuple[int, ...]
     variance: float | None
     alone: tuple[float, ...]
     n_conflicts: int
@@ -81,7 +81,7 @@ def drafts_of(aligned: Alignment) -> list[Draft]:
     """What a merge with the default method does to each of the tensors."""
     look_at_marks(aligned.models, aligned.names)
     drafts = Decider(aligned.models, DEFAULT_METHOD).drafts(aligned, type_by_name("F16"))
-    return list(with_claims(drafts, MEAN))
+    return list(with_error_calibration(drafts, MEAN))
 
 
 def expect_merge(
@@ -110,7 +110,7 @@ def expect_merge(
         One per tensor, in the order of the first input.
     """
     sums = [_Sums(draft, models) for draft in drafts]
-    chosen = [each for each in sums if each.witnesses or each.is_compared]
+    chosen = [each for each in sums if each.sources or each.is_compared]
     if chosen:
         workers = [_Worker(chosen) for _ in range(n_threads or available_cores())]
         sizes = [each.n_weights for each in chosen]
@@ -132,14 +132,14 @@ class _Sums:
 
     def __init__(self, draft: Draft, models: Sequence[Model]) -> None:
         self.draft = draft
-        self.sources = [models[source].tensors[draft.name] for source in draft.sources]
-        self.n_weights = self.sources[0].n_weights
-        self.witnesses = draft.witnesses
+        self.used = [models[i].tensors[draft.name] for i in draft.used]
+        self.n_weights = self.used[0].n_weights
+        self.sources = draft.sources
         self.compared = compared_of(draft, models)
         kinds = [tensor.type for tensor in self.compared]
         self.is_exact = bool(kinds) and takes_exact_codes(self.compared[0], is_known=draft.is_known)
         self.is_compared = bool(unproven(kinds, confines_of(draft), is_exact=self.is_exact))
-        self.tallies = np.zeros((n_tiles(self.n_weights), Tally.size_for(len(self.sources))))
+        self.tallies = np.zeros((n_tiles(self.n_weights), Tally.size_for(len(self.used))))
         self.likeness = np.zeros((n_tiles(self.n_weights), 3))
 
     def comparison(self) -> Comparison:
@@ -151,21 +151,21 @@ class _Sums:
         """What the sums mean."""
         draft = self.draft
         n_unlike = Likeness(*self.likeness.sum(0)).n_contradicted(self.n_weights)
-        if not self.witnesses:
-            known = draft.name, self.n_weights, draft.types, draft.twins
+        if not self.sources:
+            known = draft.name, self.n_weights, draft.types, draft.duplicate_of
             return Expectation(*known, None, (), 0, 0, n_unlike)
         tally = Tally(self.tallies.sum(0))
-        of_source = dict(zip(draft.sources, tally.alone, strict=True))
-        alone = errors_alone(draft.twins, draft.descents, of_source)
+        of_input = dict(zip(draft.used, tally.alone, strict=True))
+        alone = errors_alone(draft.duplicate_of, draft.descents, of_input)
         return Expectation(
             draft.name,
             self.n_weights,
             draft.types,
-            draft.twins,
+            draft.duplicate_of,
             tally.variance / self.n_weights,
             tuple(float(each / self.n_weights) for each in alone),
-            int(tally.n_conflicts) if len(draft.sources) > 1 else 0,
-            sum(witness.has_cells for witness in self.witnesses),
+            int(tally.n_conflicts) if len(draft.used) > 1 else 0,
+            sum(source.has_cells for source in self.sources),
             n_unlike,
         )
 
@@ -179,7 +179,7 @@ class _Worker:
         self._comparison: Comparison | None = None
         self._estimate = np.empty(TILE, np.float32)
         self._estimator: TileEstimator | None = None
-        self._known: tuple[tuple[Witness, ...], str] = (), ""
+        self._known: tuple[tuple[Source, ...], str] = (), ""
 
     def work(self, tile: Tile) -> None:
         """Estimate the weights of one tile, for the sake of the sums, and compare inputs."""
@@ -190,13 +190,16 @@ class _Worker:
                 self._comparison = sums.comparison()
             assert self._comparison is not None
             sums.likeness[index] = self._comparison.likeness(tile.start, tile.end)
-        if not sums.witnesses:
+        if not sums.sources:
             return
-        known = sums.witnesses, sums.draft.method
+        known = sums.sources, sums.draft.method
         if self._estimator is None or known != self._known:
-            self._known, self._estimator = known, TileEstimator(*known, claims=sums.draft.claims)
+            self._known, self._estimator = (
+                known,
+                TileEstimator(*known, error_calibration=sums.draft.error_calibration),
+            )
         out = self._estimate[: tile.end - tile.start]
-        tally = self._estimator.estimate(sums.sources, tile.start, tile.end, out)
+        tally = self._estimator.estimate(sums.used, tile.start, tile.end, out)
         sums.tallies[index] = tally.array
-        if len(sums.sources) > 1:
+        if len(sums.used) > 1:
             sums.likeness[index] = compare_unproven(self._estimator.evidence)

@@ -71,7 +71,7 @@ def read_sums(plan: MergePlan, index: int, record: Any) -> Sums:
         If no merge of that tensor has such sums.
     """
     tensor, sums = plan.tensors[index], Sums.from_record(record)
-    n_inputs, tally = len(tensor.sources), sums.estimated
+    n_inputs, tally = len(tensor.used), sums.estimated
     is_estimated = tensor.action != "copy" and not tensor.is_known
     if tally is None and is_estimated:
         raise ValueError("there are no sums of what is estimated")

@@ -30,7 +30,7 @@ from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import look_at_marks, searched_tensors
 from recover.inputs.recorded import Input
 from recover.inputs.repeated import describe_repeated
-from recover.merge.calibrated import with_calibration, with_claims
+from recover.merge.calibrated import with_calibration, with_error_calibration
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
 from recover.merge.layout import (
@@ -66,7 +66,10 @@ _FORMAT = "recover.merge.plan/1"
 _PLAIN = ("method", "estimate", "source_format", "snaps", "decides")
 
 # Of a tensor's plan, what is left out as JSON: it follows from the inputs and the other entries.
-_UNTOLD = ("witnesses", "confining", "compared_noises", "claims", "follows")
+_UNTOLD = ("sources", "confining", "compared_noises", "error_calibration", "follows")
+
+# Keys of the JSON that are not the names of attributes.
+_KEYS = {"used": "sources", "duplicate_of": "twins"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class TensorPlan(Draft):
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        document = {key: value for key, value in vars(self).items() if key not in _UNTOLD}
+        told = {key: value for key, value in vars(self).items() if key not in _UNTOLD}
+        document = {_KEYS.get(key, key): value for key, value in told.items()}
         return document | {"descents": [asdict(each) for each in self.descents]}
 
 
@@ -185,7 +189,7 @@ class MergePlan:
 
     def may_decide(self, tensor: TensorPlan) -> bool:
         """Whether cells may be so narrow that they hold a single number of the source's format."""
-        finest = self.models[tensor.sources[0]].tensors[tensor.name].type
+        finest = self.models[tensor.used[0]].tensors[tensor.name].type
         quantized = isinstance(finest, ScalarType) and typical_error(finest) < _TOO_COARSE
         return quantized and estimator(self.method).decides and self.decides
 
@@ -204,7 +208,7 @@ class MergePlan:
         ):
             whole.update(repr(part).encode())
         for t in self.tensors:
-            told = t.name, t.action, t.sources, t.compared, t.method, t.outtype, t.part, t.position
+            told = t.name, t.action, t.used, t.compared, t.method, t.outtype, t.part, t.position
             whole.update(repr(told).encode())
         return whole.hexdigest()
 
@@ -384,7 +388,7 @@ def plan_merge(
     drafts = decider.drafts(aligned, type_by_name(outtype))
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
-    warnings += describe_repeated(models, {draft.name: draft.twins for draft in drafts})
+    warnings += describe_repeated(models, {draft.name: draft.duplicate_of for draft in drafts})
     files, places = lay_out_output(models, drafts, output, options)
     warnings += unquantized_warnings(models, drafts)
     if split_max_size is not None:
@@ -419,7 +423,7 @@ def plan_merge(
         n_all = n_layers(names)
         changed = with_calibration(plan.tensors, method, options.calibration, n_all)
         plan = replace(plan, tensors=changed)
-    plan = replace(plan, tensors=with_claims(plan.tensors, estimate))
+    plan = replace(plan, tensors=with_error_calibration(plan.tensors, estimate))
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
     check_unchanged(parts)
     plan = replace(plan, inputs=tuple(map(Input.of, opened, models)), warnings=tuple(warnings))
@@ -431,14 +435,14 @@ def _foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str
     """A warning for each input whose codes another program than llama.cpp gave."""
     names: dict[int, list[str]] = {}
     for draft in drafts:
-        for source, noise in zip(draft.sources, draft.noises, strict=True):
+        for number, noise in zip(draft.used, draft.noises, strict=True):
             if noise is not None:
-                names.setdefault(source, []).append(quoted(draft.name))
+                names.setdefault(number, []).append(quoted(draft.name))
     return [
-        f"{printable(models[source].path)}: another program than llama.cpp gave the codes of"
+        f"{printable(models[number].path)}: another program than llama.cpp gave the codes of"
         f" {some(tensors)} (GPTQ and AWQ, for instance): they prove no bounds, and how far off they"
         " are is estimated"
-        for source, tensors in sorted(names.items())
+        for number, tensors in sorted(names.items())
     ]
 
 
@@ -466,7 +470,7 @@ def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) ->
     intervals = Intervals()
     fits = {
         each.name: fit_of(
-            each.name, [plan.models[i] for i in each.sources], plan.source_format, intervals
+            each.name, [plan.models[i] for i in each.used], plan.source_format, intervals
         )
         for each in plan.tensors
         if each.action != "copy" and plan.significand_bits(each)

@@ -9,8 +9,8 @@ from typing import Any
 
 from recover.containers.model import Model
 from recover.errors import PlanError
-from recover.estimators.error_calibration import Claims
-from recover.evidence.buffer import Witness
+from recover.estimators.error_calibration import ErrorCalibration
+from recover.evidence.buffer import Source
 from recover.inputs.descent import Descent
 from recover.merge.decide import Draft
 from recover.merge.layout import FilePlan, SecondOutput
@@ -31,18 +31,18 @@ def plain(value: Any) -> Any:
     return list(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
-def witness_record(witness: Witness) -> Record:
-    """A witness; what is as usual is left out."""
+def source_record(source: Source) -> Record:
+    """A source; what is as usual is left out."""
     told = {
         each.name: value
-        for each in fields(Witness)
-        if each.name != "type" and (value := getattr(witness, each.name)) != each.default
+        for each in fields(Source)
+        if each.name != "type" and (value := getattr(source, each.name)) != each.default
     }
-    return {"type": witness.type.name, **told}
+    return {"type": source.type.name, **told}
 
 
-def read_witness(record: Record, kind: TensorType) -> Witness:
-    """A witness; `kind` is the type of the tensor that it stands for.
+def read_source(record: Record, kind: TensorType) -> Source:
+    """A source; `kind` is the type of the tensor that it stands for.
 
     Raises
     ------
@@ -52,19 +52,19 @@ def read_witness(record: Record, kind: TensorType) -> Witness:
     told = {name: tuples(value) for name, value in record.items()}
     if told.pop("type") != kind.name:
         raise PlanError(f"a tensor is {kind.name}, but {record['type']} was planned")
-    return Witness(kind, **told)
+    return Source(kind, **told)
 
 
-def claims_record(claims: Claims | None) -> Record | None:
+def error_calibration_record(error_calibration: ErrorCalibration | None) -> Record | None:
     """What expected errors are worth."""
-    return None if claims is None else asdict(claims)
+    return None if error_calibration is None else asdict(error_calibration)
 
 
-def read_claims(record: Record | None) -> Claims | None:
-    """The opposite of `claims_record`."""
+def read_error_calibration(record: Record | None) -> ErrorCalibration | None:
+    """The opposite of `error_calibration_record`."""
     if record is None:
         return None
-    return Claims(**{name: tuples(value) for name, value in record.items()})
+    return ErrorCalibration(**{name: tuples(value) for name, value in record.items()})
 
 
 def descent_record(descent: Descent) -> Record:
@@ -83,19 +83,19 @@ def tensor_record(tensor: Draft) -> Record:
     """What happens to a tensor."""
     return vars(tensor) | {
         "descents": [descent_record(each) for each in tensor.descents],
-        "witnesses": [witness_record(each) for each in tensor.witnesses],
-        "claims": claims_record(tensor.claims),
+        "sources": [source_record(each) for each in tensor.sources],
+        "error_calibration": error_calibration_record(tensor.error_calibration),
     }
 
 
 def read_tensor(record: Record, models: Sequence[Model]) -> dict[str, Any]:
     """The opposite of `tensor_record`: attributes by name. `models` are the opened inputs."""
-    witnesses = record["witnesses"]
-    kinds = [models[i].tensors[record["name"]].type for i in record["sources"] if witnesses]
+    sources = record["sources"]
+    kinds = [models[i].tensors[record["name"]].type for i in record["used"] if sources]
     return {name: tuples(value) for name, value in record.items()} | {
         "descents": read_descents(record["descents"]),
-        "witnesses": tuple(read_witness(*each) for each in zip(witnesses, kinds, strict=True)),
-        "claims": read_claims(record["claims"]),
+        "sources": tuple(read_source(*each) for each in zip(sources, kinds, strict=True)),
+        "error_calibration": read_error_calibration(record["error_calibration"]),
     }
 
 

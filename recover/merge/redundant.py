@@ -64,29 +64,29 @@ def describe(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
     ]
     taken: dict[int, list[str]] = {}
     for draft in drafts:
-        kind = models[draft.sources[0]].tensors[draft.name].type
+        kind = models[draft.used[0]].tensors[draft.name].type
         if draft.is_known and draft.descents and not isinstance(kind, FloatType | OpaqueType):
-            taken.setdefault(draft.sources[0], []).append(quoted(draft.name))
+            taken.setdefault(draft.used[0], []).append(quoted(draft.name))
     lines += [
-        f"{printable(models[source].path)} is taken for the original in {some(tensors)}, as others"
+        f"{printable(models[number].path)} is taken for the original in {some(tensors)}, as others"
         " were quantized from it; should it be a quantization itself, its error is not counted"
-        for source, tensors in taken.items()
+        for number, tensors in taken.items()
     ]
     return lines
 
 
 def errors_alone(
-    twins: Sequence[int], descents: Sequence[Descent], of_source: Mapping[int, float]
+    duplicate_of: Sequence[int], descents: Sequence[Descent], of_input: Mapping[int, float]
 ) -> list[float]:
     """The square error to expect of each input alone.
 
     Parameters
     ----------
-    twins : sequence of int
+    duplicate_of : sequence of int
         For each input the first one with the same bytes.
     descents : sequence of Descent
         What was made from which inputs: it is off at least as far.
-    of_source : mapping of int to float
+    of_input : mapping of int to float
         The errors of those that take part.
 
     Returns
@@ -97,13 +97,13 @@ def errors_alone(
     parents = {descent.child: descent.parents for descent in descents}
 
     def of(number: int) -> float:
-        if number in of_source:
-            return of_source[number]
+        if number in of_input:
+            return of_input[number]
         if number in parents:
-            return max(of(twins[parent]) for parent in parents[number])
-        return max(of_source.values())
+            return max(of(duplicate_of[parent]) for parent in parents[number])
+        return max(of_input.values())
 
-    return [of(twin) for twin in twins]
+    return [of(number) for number in duplicate_of]
 
 
 def _rounding(models: Sequence[Model], draft: Draft, descent: Descent) -> str:
@@ -117,7 +117,7 @@ def _rounding(models: Sequence[Model], draft: Draft, descent: Descent) -> str:
 
 def _has_its_own(models: Sequence[Model], draft: Draft, child: int) -> bool:
     """Whether an input has bytes of a matrix that the inputs before it do not have."""
-    own = draft.twins[child] == child and len(set(draft.twins)) > 1
+    own = draft.duplicate_of[child] == child and len(set(draft.duplicate_of)) > 1
     opaque = isinstance(models[child].tensors[draft.name].type, OpaqueType)
     return own and _is_matrix(draft) and not opaque
 

@@ -16,7 +16,7 @@ from recover.errors import PlanError, UsageError
 from recover.estimators import estimator
 from recover.estimators.base import DENSITIES
 from recover.estimators.uncorrected import UncorrectedTileEstimator
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.evidence.densities import density
 from recover.merge.calibrated import with_densities
 from recover.merge.plan import MergePlan, TensorPlan
@@ -75,22 +75,22 @@ def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
 
 
 def _with_density(tensor: TensorPlan, densities: Mapping[Key, Density]) -> TensorPlan:
-    """A tensor whose witnesses have the densities that were simulated for them."""
+    """A tensor whose sources have the densities that were simulated for them."""
     if tensor.action != "merge":
         return tensor
 
-    def give(witness: Witness) -> Witness:
-        rows = densities.get(_key(witness, tensor.witnesses))
-        return witness if rows is None else replace(witness, density=rows)
+    def give(source: Source) -> Source:
+        rows = densities.get(_key(source, tensor.sources))
+        return source if rows is None else replace(source, density=rows)
 
     return with_densities(tensor, give)
 
 
-def _key(witness: Witness, others: Sequence[Witness]) -> Key:
-    """Under which a witness's density is found, next to all of a tensor."""
-    n_alike = sum(other.type is witness.type for other in others)
-    weighted = witness.weighted or not witness.has_cells or n_alike > 1
-    return witness.type.name, weighted, witness.has_cells
+def _key(source: Source, others: Sequence[Source]) -> Key:
+    """Under which a source's density is found, next to all of a tensor."""
+    n_alike = sum(other.type is source.type for other in others)
+    weighted = source.weighted or not source.has_cells or n_alike > 1
+    return source.type.name, weighted, source.has_cells
 
 
 def _fit(key: Key, counts: Counts) -> Density:
@@ -109,9 +109,9 @@ def _is_whole(tensor: TensorPlan) -> bool:
 def _kinds(plan: MergePlan, tensor: TensorPlan) -> dict[Key, tuple[StoredTensor, ScalarType]]:
     """A tensor's sources of scalar types, by the key of their densities."""
     return {
-        _key(witness, tensor.witnesses): (plan.models[source].tensors[tensor.name], witness.type)
-        for source, witness in zip(tensor.sources, tensor.witnesses, strict=True)
-        if isinstance(witness.type, ScalarType)
+        _key(source, tensor.sources): (plan.models[i].tensors[tensor.name], source.type)
+        for i, source in zip(tensor.used, tensor.sources, strict=True)
+        if isinstance(source.type, ScalarType)
     }
 
 
@@ -124,7 +124,7 @@ def _sample(
         n_rows = tensor.n_weights // row
         rows = max(1, min(_CHUNK // row, n_rows))
         n_chunks = max(1, round(min(share, 1) * n_rows / rows))
-        estimates = UncorrectedTileEstimator(tensor.witnesses, plan.method)
+        estimates = UncorrectedTileEstimator(tensor.sources, plan.method)
         for start in np.linspace(0, n_rows - rows, n_chunks).astype(int):
             first = int(start) * row
             drawn = _draw(plan, tensor, estimates, first, first + rows * row)
@@ -135,9 +135,9 @@ def _draw(
     plan: MergePlan, tensor: TensorPlan, estimates: UncorrectedTileEstimator, start: int, end: int
 ) -> F32Array:
     """Weights drawn around their estimates, evenly, with the deviation to expect."""
-    sources = [plan.models[source].tensors[tensor.name] for source in tensor.sources]
+    inputs = [plan.models[i].tensors[tensor.name] for i in tensor.used]
     out, deviation = np.empty((2, end - start), np.float32)
-    estimates.estimate(sources, start, end, out, deviation)
+    estimates.estimate(inputs, start, end, out, deviation)
     generator = np.random.Generator(np.random.Philox(key=[SEED, start]))
     noise = generator.uniform(-(3**0.5), 3**0.5, out.size).astype(np.float32)
     return np.nan_to_num(out + noise * deviation)

@@ -8,19 +8,19 @@ from typing import Self
 from recover._version import __version__
 from recover.containers.model import StoredTensor
 from recover.errors import PlanError
-from recover.estimators.error_calibration import Claims
-from recover.evidence.buffer import Witness
+from recover.estimators.error_calibration import ErrorCalibration
+from recover.evidence.buffer import Source
 from recover.execution.tasks import Record, Target, Task
 from recover.merge.certain import Snapping, snapping_of
 from recover.merge.compare import confines_of
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.records import (
-    claims_record,
+    error_calibration_record,
     plain,
-    read_claims,
-    read_witness,
+    read_error_calibration,
+    read_source,
+    source_record,
     tuples,
-    witness_record,
 )
 from recover.quants import TILE, type_by_name
 
@@ -31,18 +31,18 @@ class Job:
 
     Attributes
     ----------
-    action, outtype, method, is_known, witnesses, claims
+    action, outtype, method, is_known, sources, claims
         As of `recover.merge.plan.TensorPlan`.
     estimate : str
         As of `recover.merge.plan.MergePlan`.
     n_weights : int
         Of the whole tensor.
-    n_sources : int
+    n_used : int
         So many of a task's inputs take part, the finest first; the others are compared.
     confines : tuple of bool
         Where inputs are compared, whether the first one's and theirs prove bounds.
     noises : tuple of float or None
-        As of their witnesses (see `recover.merge.compare.compare`).
+        As of their sources (see `recover.merge.compare.compare`).
     snapping : Snapping or None
         How weights are set to numbers of the source's format; None if they cannot be.
     """
@@ -53,9 +53,9 @@ class Job:
     estimate: str
     is_known: bool
     n_weights: int
-    n_sources: int
-    witnesses: tuple[Witness, ...]
-    claims: Claims | None
+    n_used: int
+    sources: tuple[Source, ...]
+    error_calibration: ErrorCalibration | None
     confines: tuple[bool, ...]
     noises: tuple[float | None, ...]
     snapping: Snapping | None
@@ -70,9 +70,9 @@ class Job:
             estimate=plan.estimate,
             is_known=tensor.is_known,
             n_weights=tensor.n_weights,
-            n_sources=len(tensor.sources),
-            witnesses=tensor.witnesses,
-            claims=tensor.claims,
+            n_used=len(tensor.used),
+            sources=tensor.sources,
+            error_calibration=tensor.error_calibration,
             confines=confines_of(tensor),
             noises=tensor.compared_noises,
             snapping=snapping_of(plan, tensor),
@@ -82,8 +82,8 @@ class Job:
         """Plain data."""
         record: Record = vars(self) | {
             "version": __version__,
-            "witnesses": [witness_record(each) for each in self.witnesses],
-            "claims": claims_record(self.claims),
+            "sources": [source_record(each) for each in self.sources],
+            "error_calibration": error_calibration_record(self.error_calibration),
             "snapping": None if self.snapping is None else asdict(self.snapping),
         }
         return {name: plain(value) for name, value in record.items()}
@@ -102,11 +102,11 @@ class Job:
                 f"a task was planned by version {record['version']} of this program, which is"
                 f" {__version__}; use one version everywhere"
             )
-        told, snapping = record["witnesses"], record["snapping"]
+        told, snapping = record["sources"], record["snapping"]
         kinds = [tensor.type for tensor in tensors[: len(told)]]
         known = {
-            "witnesses": tuple(read_witness(*each) for each in zip(told, kinds, strict=True)),
-            "claims": read_claims(record["claims"]),
+            "sources": tuple(read_source(*each) for each in zip(told, kinds, strict=True)),
+            "error_calibration": read_error_calibration(record["error_calibration"]),
             "snapping": None if snapping is None else Snapping(**snapping),
         }
         return cls(**{each.name: tuples(record[each.name]) for each in fields(cls)} | known)
@@ -132,7 +132,7 @@ def tasks_of(
         tensor = plan.tensors[index]
         job = Job.of(plan, tensor)
         inputs = tuple(
-            plan.inputs[i].of_tensor(tensor.name) for i in (*tensor.sources, *tensor.compared)
+            plan.inputs[i].of_tensor(tensor.name) for i in (*tensor.used, *tensor.compared)
         )
         places = [(files[tensor.part], tensor.position, type_by_name(tensor.outtype))]
         if plan.uncertainty is not None and tensor.action != "copy":

@@ -12,7 +12,7 @@ from recover.containers.mapping import check_faults, check_unchanged, faults
 from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError, QuantError
 from recover.estimators import FIRST_ALONE, Tally, TileEstimator
-from recover.evidence.buffer import Evidence, Witness
+from recover.evidence.buffer import Evidence, Source
 from recover.execution.tasks import PlacedFile, Record, Target, Task, Writer
 from recover.inputs.recorded import Input, OpenInputs
 from recover.merge.certain import Snapper
@@ -56,7 +56,7 @@ class Worker:
         self._snapper = Snapper()
         self._encoded = np.empty(TILE * 4, np.uint8)
         self._models: list[Model] = []
-        self._known: tuple[tuple[Witness, ...], str, str] = (), "", ""
+        self._known: tuple[tuple[Source, ...], str, str] = (), "", ""
         self._at: tuple[str, str] = "", ""
 
     def work(self, task: Task, files: Mapping[Path, Writer]) -> Record:
@@ -84,7 +84,7 @@ class Worker:
             If a weight is not finite in any input, or does not fit into the output's type.
         """
         if (task.plan, task.tensor) != self._at:
-            self._turn_to(task)
+            self._begin(task)
         if task.start % TILE or (task.end % TILE and task.end != self._job.n_weights):
             raise PlanError(f"weights {task.start:,} to {task.end:,} are no whole tiles")
         sums = []
@@ -103,7 +103,7 @@ class Worker:
         """
         check_unchanged([part for model in self._models for part in model.parts])
 
-    def _turn_to(self, task: Task) -> None:
+    def _begin(self, task: Task) -> None:
         self._at = "", ""
         inputs = [
             each if isinstance(each, Input) else Input.from_record(cast(Record, each))
@@ -115,18 +115,18 @@ class Worker:
         if not isinstance(job, Job):
             job = Job.from_record(cast(Record, job), tensors)
         self._job = job
-        self._sources = tensors[: job.n_sources]
+        self._used = tensors[: job.n_used]
         self._outtype = type_by_name(job.outtype)
         self._is_decoded = job.method == FIRST_ALONE
         self._comparison = self._comparison_of(tensors)
         if len(task.outputs) > 1 and not self._deviation.size:
             self._deviation = np.empty(TILE, np.float32)
         if job.action != "copy" and not job.is_known:
-            self._snapper.turn_to(job.snapping, job.witnesses)
-            known = job.witnesses, job.method, job.estimate
+            self._snapper.look_at(job.snapping, job.sources)
+            known = job.sources, job.method, job.estimate
             if known != self._known:
                 self._known = known
-                self._estimator = TileEstimator(*known, claims=job.claims)
+                self._estimator = TileEstimator(*known, error_calibration=job.error_calibration)
         self._at = task.plan, task.tensor
 
     def _write_tile(self, task: Task, files: Mapping[Path, Writer], start: int, end: int) -> Sums:
@@ -136,7 +136,7 @@ class Worker:
 
         weights, *deviations = task.outputs
         if self._job.action == "copy":
-            raw = self._sources[0].part(start, end)
+            raw = self._used[0].part(start, end)
             write(weights, self._outtype, raw.data)
             sums = self._compare(start, end)
             sums.not_finite = n_not_finite(raw, self._outtype)
@@ -152,7 +152,7 @@ class Worker:
         write(weights, self._outtype, encoded.data)
         rounded = rounded_away(estimate, encoded, self._outtype)
         if rounded or sums.estimated is not None:
-            sums.tally(len(self._sources)).variance += rounded
+            sums.tally(len(self._used)).variance += rounded
         if self._job.is_known:
             sums.rounded += count_rounded(estimate, encoded, self._outtype)
         for output in deviations:
@@ -164,23 +164,23 @@ class Worker:
         """Estimate the weights of one tile; their sums."""
         sums = self._compare(start, end)
         if self._job.is_known:
-            self._sources[0].read(start, end, estimate)
+            self._used[0].read(start, end, estimate)
             deviation[:] = 0
             return sums
-        estimated = self._estimator.estimate(self._sources, start, end, estimate, deviation)
+        estimated = self._estimator.estimate(self._used, start, end, estimate, deviation)
         evidence, sums.estimated = self._estimator.evidence, estimated
         sums.broken = n_broken(evidence)
         if self._job.action == "merge":
             sums.conflicts += self._n_conflicts(evidence, estimated)
             sums.add_likeness(compare_unproven(evidence))
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
-            self._sources[0].read(start, end, estimate)
+            self._used[0].read(start, end, estimate)
         if deviation.size:
             # Zero says that a weight is certain, and no estimate is more exact than float32 is.
             least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
             np.maximum(deviation, least, out=deviation)
         if self._snapper.is_on:
-            stored = [each.part(start, end) for each in self._sources]
+            stored = [each.part(start, end) for each in self._used]
             self._snapper.apply(evidence, stored, estimate, deviation, sums)
         return sums
 
@@ -192,7 +192,7 @@ class Worker:
 
     def _comparison_of(self, tensors: list[StoredTensor]) -> Comparison | None:
         """What compares the inputs that take no part with the one that is taken; None if none."""
-        compared = tensors[self._job.n_sources :]
+        compared = tensors[self._job.n_used :]
         if not compared:
             return None
         job, inputs = self._job, [tensors[0], *compared]
@@ -210,7 +210,7 @@ class Worker:
     def _not_finite(self, start: int, end: int, estimate: F32Array) -> PlanError:
         """Say why a tile cannot be stored."""
         name = quoted(self._at[1])
-        for model, tensor in zip(self._models, self._sources, strict=False):
+        for model, tensor in zip(self._models, self._used, strict=False):
             if not np.isfinite(tensor.read(start, end)).all():
                 what = f"tensor {name} holds NaN or infinite weights"
                 return PlanError(f"{printable(model.path)}: {what}")

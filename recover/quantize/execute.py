@@ -118,7 +118,7 @@ class _Worker:
     def work(self, tile: Tile) -> None:
         """Write the bytes of one tile."""
         if tile.tensor != self._index:
-            self._turn_to(tile.tensor)
+            self._begin(tile.tensor)
         try:
             if self._tensor.action == "quantize":
                 weights = self._weights[: tile.end - tile.start]
@@ -131,7 +131,7 @@ class _Worker:
         position = self._tensor.position + self._outtype.n_bytes(tile.start)
         self._output.write_at(position, encoded.data)
 
-    def _turn_to(self, index: int) -> None:
+    def _begin(self, index: int) -> None:
         self._index = index
         self._means_of = (-1, 0)
         self._tensor = self._plan.tensors[index]

@@ -9,10 +9,10 @@ from recover.reblock.grok import is_checkpoint, open_grok
 from recover.reblock.integers import Request
 from recover.reblock.metadata import with_metadata_of, with_vocabulary_told
 from recover.reblock.quantized_safetensors import holds_integers, open_integers
-from recover.reblock.source import Source
+from recover.reblock.source import Original
 
 
-def open_source(
+def open_original(
     path: Path,
     request: Request,
     *,
@@ -22,7 +22,7 @@ def open_source(
     float_type: str | None = None,
     like: Path | None = None,
     n_threads: int | None = None,
-) -> Source:
+) -> Original:
     """Open whatever can be re-blocked.
 
     Parameters
@@ -46,7 +46,7 @@ def open_source(
 
     Returns
     -------
-    Source
+    Original
 
     Raises
     ------
@@ -68,7 +68,7 @@ def _opened(
     hparams: Path | None,
     float_type: str | None,
     n_threads: int | None,
-) -> Source:
+) -> Original:
     """The source with metadata of its own."""
     is_grok = is_checkpoint(path) and not second_hand
     if not is_grok:
@@ -93,6 +93,6 @@ def _opened(
         from recover.reblock.second_hand import open_second_hand
 
         return open_second_hand(path, request.outtype, n_threads=n_threads)
-    from recover.reblock.float_source import open_float_source
+    from recover.reblock.float_source import open_float_original
 
-    return open_float_source(path, request.outtype, n_threads=n_threads)
+    return open_float_original(path, request.outtype, n_threads=n_threads)

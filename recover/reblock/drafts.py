@@ -18,13 +18,13 @@ from recover.reblock.integers import (
     IntegerRows,
     Request,
     check_row_length,
+    exact_tensor,
     flat_reference,
     inexact,
-    settle,
 )
 from recover.reblock.schemes import Weight
 from recover.reblock.schemes.base import FloatRows
-from recover.reblock.source import SourceTensor
+from recover.reblock.source import OriginalTensor
 
 Rows = IntegerRows | FloatRows
 _LARGEST_HEAD = 1 << 25
@@ -126,7 +126,7 @@ def _dims(tensor: Tensor) -> tuple[int, ...]:
     return tensor.shape[::-1] or (1,)
 
 
-def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> SourceTensor:
+def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> OriginalTensor:
     """Decide the type.
 
     Parameters
@@ -145,7 +145,7 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> SourceTen
     """
     name, dims, rows = draft.name, draft.dims, draft.rows
     if isinstance(rows, IntegerRows):
-        return settle(name, dims, draft.stored_as, rows, request, draft.note)
+        return exact_tensor(name, dims, draft.stored_as, rows, request, draft.note)
     reference = flat_reference(rows.row_length, rows.reference)
     if draft.is_float and draft.plain is not None:
         reference = _flat_floats(draft.plain)

@@ -15,7 +15,7 @@ from recover.execution.output import OutputFile
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.quants import F32Array, U8Array, dequantize, types_of_integers
 from recover.reblock.plan import ReblockPlan
-from recover.reblock.source import SourceTensor
+from recover.reblock.source import OriginalTensor
 
 F64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -27,7 +27,7 @@ class TensorResult:
 
     Attributes
     ----------
-    tensor : SourceTensor
+    tensor : OriginalTensor
         What was written.
     verified : bool
         Whether every written weight was decoded again and compared with the source.
@@ -42,7 +42,7 @@ class TensorResult:
         Largest error of a weight, if `verified`.
     """
 
-    tensor: SourceTensor
+    tensor: OriginalTensor
     verified: bool
     exact: bool
     n_different: int
@@ -239,7 +239,7 @@ class _Tally:
         return float(np.sqrt(self.squared_error / self.squared_weight))
 
 
-def _judge(tensor: SourceTensor, tally: _Tally) -> TensorResult:
+def _judge(tensor: OriginalTensor, tally: _Tally) -> TensorResult:
     """The result of a tensor; a broken promise is an error."""
     verified = tally.n_compared == tensor.n_weights
     exact = (tally.n_different == 0 if verified else tensor.exact) and tensor.proven
@@ -280,7 +280,7 @@ class _Worker:
                 tile, tensor, np.frombuffer(self._output.read_at(position, n_bytes), np.uint8)
             )
 
-    def _check(self, tile: Tile, tensor: SourceTensor, written: U8Array) -> None:
+    def _check(self, tile: Tile, tensor: OriginalTensor, written: U8Array) -> None:
         """Compare what stands in the file with the source."""
         tally = self._tallies[tile.tensor]
         if tensor.reference is None:

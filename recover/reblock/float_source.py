@@ -29,7 +29,7 @@ from recover.quants import OpaqueType, TensorType, U8Array, type_by_name
 from recover.reblock.floats import copied
 from recover.reblock.integers import by_rows, flat_reference
 from recover.reblock.metadata import file_type_entries
-from recover.reblock.source import Source, SourceTensor
+from recover.reblock.source import Original, OriginalTensor
 
 _PROVEN = (
     "every number of a tensor with a group is an integer code of at most 128 times the F16 scale of"
@@ -53,7 +53,9 @@ class _Stored:
     raw: U8Array
 
 
-def open_float_source(path: Path, outtype: str | None, *, n_threads: int | None = None) -> Source:
+def open_float_original(
+    path: Path, outtype: str | None, *, n_threads: int | None = None
+) -> Original:
     """Open a float model and look for the integer grids in it.
 
     Parameters
@@ -67,7 +69,7 @@ def open_float_source(path: Path, outtype: str | None, *, n_threads: int | None 
 
     Returns
     -------
-    Source
+    Original
         Tensors without a grid, or whose grid no type holds exactly, are copied. A tensor with rows
         off the grid is copied, too, unless a type is wanted: then its rows are written as two
         tensors, ``NAME.grid_rows`` and ``NAME.float_rows`` with ``NAME.float_row_index``.
@@ -84,10 +86,10 @@ def open_float_source(path: Path, outtype: str | None, *, n_threads: int | None 
     tensors = [
         tensor
         for each in stored
-        for tensor in _settle(each, outtype and outtype.upper(), n_threads)
+        for tensor in _output_tensors(each, outtype and outtype.upper(), n_threads)
     ]
     has_grid = any(tensor.group is not None for tensor in tensors)
-    return Source(
+    return Original(
         path=path,
         parts=parts,
         metadata=tuple(metadata(tensors)),
@@ -96,7 +98,7 @@ def open_float_source(path: Path, outtype: str | None, *, n_threads: int | None 
     )
 
 
-_Opened = tuple[tuple[Path, ...], Iterator[_Stored], Callable[[list[SourceTensor]], list[bytes]]]
+_Opened = tuple[tuple[Path, ...], Iterator[_Stored], Callable[[list[OriginalTensor]], list[bytes]]]
 
 
 def _read_gguf(path: Path) -> _Opened:
@@ -111,7 +113,7 @@ def _read_gguf(path: Path) -> _Opened:
         for each in model.stored.values()
     )
 
-    def metadata(tensors: list[SourceTensor]) -> list[bytes]:
+    def metadata(tensors: list[OriginalTensor]) -> list[bytes]:
         return derived_metadata(model.metadata, ("split.",), file_type_entries(tensors))
 
     return model.parts, stored, metadata
@@ -131,7 +133,7 @@ def _read_safetensors(path: Path) -> _Opened:
             dims = each.shape[::-1] or (1,)
             yield _Stored(name=each.name, dims=dims, type_name=each.dtype, raw=each.raw)
 
-    def metadata(tensors: list[SourceTensor]) -> list[bytes]:
+    def metadata(tensors: list[OriginalTensor]) -> list[bytes]:
         kind = model.config.get("model_type")
         architecture = kind if isinstance(kind, str) and kind else "unknown"
         entries = [
@@ -148,7 +150,9 @@ def _known(dtype: str) -> TensorType | None:
     return type_by_name(dtype) if dtype in ("I8", "I16", "I32", "I64", "F64") else None
 
 
-def _settle(stored: _Stored, outtype: str | None, n_threads: int | None) -> Iterator[SourceTensor]:
+def _output_tensors(
+    stored: _Stored, outtype: str | None, n_threads: int | None
+) -> Iterator[OriginalTensor]:
     """The output tensors of one tensor."""
     is_matrix = sum(dim > 1 for dim in stored.dims) > 1 and stored.dims[0] % BLOCK == 0
     floats = Floats(stored.raw, stored.type_name, stored.dims[0])
@@ -175,7 +179,7 @@ def _settle(stored: _Stored, outtype: str | None, n_threads: int | None) -> Iter
         yield from _split(stored, floats, grid, name)
 
 
-def _kept(stored: _Stored, reason: str) -> SourceTensor:
+def _kept(stored: _Stored, reason: str) -> OriginalTensor:
     kept = copied(stored.name, stored.dims, stored.type_name, stored.raw)
     return replace(kept, reason=reason)
 
@@ -209,7 +213,7 @@ def _exact_type(grid: Grid, wanted: str | None) -> tuple[str, str]:
     return "", f"{wanted} does not hold it exactly; {' and '.join(names)} would"
 
 
-def _split(stored: _Stored, floats: Floats, grid: Grid, name: str) -> Iterator[SourceTensor]:
+def _split(stored: _Stored, floats: Floats, grid: Grid, name: str) -> Iterator[OriginalTensor]:
     """The rows on the grid and the others as tensors of their own."""
     is_on = np.ones(floats.n_rows, np.bool_)
     is_on[grid.off_rows] = False
@@ -221,7 +225,7 @@ def _split(stored: _Stored, floats: Floats, grid: Grid, name: str) -> Iterator[S
     def encode(first: int, last: int, out: U8Array) -> None:
         out[:] = lines[grid.off_rows[first:last]].reshape(-1)
 
-    yield SourceTensor(
+    yield OriginalTensor(
         name=f"{stored.name}.float_rows",
         dims=(floats.row_length, grid.off_rows.size),
         stored_as=stored.type_name,
@@ -245,7 +249,7 @@ def _on_grid(
     type_name: str,
     rows: NDArray[np.int64] | None,
     name: str,
-) -> SourceTensor:
+) -> OriginalTensor:
     """A tensor of the rows that are on the grid: all of them if `rows` is None."""
     outtype, length = type_by_name(type_name), floats.row_length
 
@@ -269,7 +273,7 @@ def _on_grid(
         return products(words, floats.type_name, runs.scales, stored.name).reshape(-1, length)
 
     dims = stored.dims if rows is None else (length, rows.size)
-    return SourceTensor(
+    return OriginalTensor(
         name=name,
         dims=dims,
         stored_as=stored.type_name,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from recover._text import quoted
 from recover.errors import QuantError, ReblockError
 from recover.quants import TensorType, U8Array, quantize, type_by_name
-from recover.reblock.source import SourceTensor
+from recover.reblock.source import OriginalTensor
 
 F64Array = NDArray[np.float64]
 
@@ -26,14 +26,14 @@ def _decoded(raw: U8Array, dtype: str) -> F64Array:
     return raw.view({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[dtype]).astype(np.float64)
 
 
-def copied(name: str, dims: tuple[int, ...], dtype: str, raw: U8Array) -> SourceTensor:
+def copied(name: str, dims: tuple[int, ...], dtype: str, raw: U8Array) -> OriginalTensor:
     """A tensor whose bytes are taken as they are."""
     outtype = type_by_name(dtype)
 
     def encode(start: int, end: int, out: U8Array) -> None:
         out[:] = raw[outtype.n_bytes(start) : outtype.n_bytes(end)]
 
-    return SourceTensor(
+    return OriginalTensor(
         name=name,
         dims=dims,
         stored_as=dtype,
@@ -56,7 +56,7 @@ def stored_as_float(
     reason: str,
     reference: Callable[[int, int], F64Array],
     exact: bool = False,
-) -> SourceTensor:
+) -> OriginalTensor:
     """A tensor that is computed in float64 and rounded to `outtype` (through float32)."""
 
     def encode(start: int, end: int, out: U8Array) -> None:
@@ -67,7 +67,7 @@ def stored_as_float(
         except QuantError as error:
             raise ReblockError(f"tensor {quoted(name)}: {error}") from None
 
-    return SourceTensor(
+    return OriginalTensor(
         name=name,
         dims=dims,
         stored_as=stored_as,
@@ -86,7 +86,7 @@ def converted(
     dtype: str,
     outtype: TensorType,
     read: Callable[[int, int], F64Array],
-) -> SourceTensor:
+) -> OriginalTensor:
     """A tensor of floats in another type; exact if that has every number of the first."""
     exact = dtype == outtype.name or (outtype.name == "F32" and dtype in ("F16", "BF16"))
     return stored_as_float(

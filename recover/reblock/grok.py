@@ -22,10 +22,10 @@ from recover.errors import GGUFError, ReblockError
 from recover.inputs.originals.packing import transpose
 from recover.quants import F32Array, I8Array, type_by_name
 from recover.reblock.floats import F64Array, converted, decode_floats
-from recover.reblock.integers import IntegerRows, Request, settle
+from recover.reblock.integers import IntegerRows, Request, exact_tensor
 from recover.reblock.jax_pickle import PickledArray, QuantizedWeight, parse_pickle
 from recover.reblock.sentencepiece import load_vocabulary
-from recover.reblock.source import Source, SourceTensor
+from recover.reblock.source import Original, OriginalTensor
 
 _FILE_NAME = re.compile(r"tensor(\d{5})_000")
 _SLOTS = (
@@ -86,7 +86,7 @@ def open_grok(
     *,
     hparams: Path | None = None,
     float_type: str = "F32",
-) -> Source:
+) -> Original:
     """Open a Grok-1 checkpoint.
 
     Parameters
@@ -103,7 +103,7 @@ def open_grok(
 
     Returns
     -------
-    Source
+    Original
 
     Raises
     ------
@@ -127,7 +127,7 @@ def open_grok(
     )
     parts = [shard.path for shard in shards]
     parts += [each for each in (tokenizer, hparams) if each is not None]
-    return Source(
+    return Original(
         path=path,
         parts=tuple(parts),
         metadata=tuple(_metadata(sizes, replaced, tensors, tokenizer)),
@@ -242,7 +242,7 @@ def _dims(shard: _Shard, n_dims: int) -> tuple[int, ...]:
     return shard.shape
 
 
-def _tensor(name: str, shard: _Shard, request: Request, float_type: str) -> SourceTensor:
+def _tensor(name: str, shard: _Shard, request: Request, float_type: str) -> OriginalTensor:
     try:
         if isinstance(shard.content, QuantizedWeight):
             return _integer_tensor(name, shard.content, request)
@@ -251,7 +251,7 @@ def _tensor(name: str, shard: _Shard, request: Request, float_type: str) -> Sour
         raise ReblockError(f"{printable(shard.path)}: {error}") from None
 
 
-def _float_tensor(name: str, array: PickledArray, float_type: str) -> SourceTensor:
+def _float_tensor(name: str, array: PickledArray, float_type: str) -> OriginalTensor:
     dtype = {"f4": "F32", "f2": "F16", "bfloat16": "BF16"}.get(array.dtype)
     if dtype is None:
         raise ReblockError(f"tensor {quoted(name)}: integers without scales")
@@ -279,7 +279,7 @@ def _float_tensor(name: str, array: PickledArray, float_type: str) -> SourceTens
     )
 
 
-def _integer_tensor(name: str, content: QuantizedWeight, request: Request) -> SourceTensor:
+def _integer_tensor(name: str, content: QuantizedWeight, request: Request) -> OriginalTensor:
     weight, scales = content.weight, content.scales
     *stack, row_length, n_columns = weight.shape if len(weight.shape) > 1 else (0, 0)
     if weight.dtype != "i1" or scales.dtype != "bfloat16" or len(weight.shape) not in (2, 3):
@@ -298,7 +298,7 @@ def _integer_tensor(name: str, content: QuantizedWeight, request: Request) -> So
         scales.values.reshape(-1, n_groups, n_columns),
     )
     dims = (row_length, n_columns, *stack)
-    return settle(name, dims, "int8 x bf16", rows, request, "the scale is exact in float16")
+    return exact_tensor(name, dims, "int8 x bf16", rows, request, "the scale is exact in float16")
 
 
 def _rows(weight: I8Array, words: np.ndarray[Any, Any]) -> IntegerRows:
@@ -359,7 +359,7 @@ def _read_hparams(path: Path) -> dict[str, Any]:
 def _metadata(
     sizes: _Sizes,
     replaced: Mapping[str, Any],
-    tensors: list[SourceTensor],
+    tensors: list[OriginalTensor],
     tokenizer: Path | None,
 ) -> Iterator[bytes]:
     head_size = replaced.get("attention.key_length", HYPER_PARAMETERS["attention.key_length"])

@@ -20,7 +20,7 @@ from recover.quants import (
     types_of_integers,
 )
 from recover.reblock.floats import stored_as_float
-from recover.reblock.source import SourceTensor
+from recover.reblock.source import OriginalTensor
 
 F64Array = NDArray[np.float64]
 
@@ -83,20 +83,20 @@ class IntegerRows:
     reference: Callable[[int, int], F64Array]
 
 
-def settle(
+def exact_tensor(
     name: str,
     dims: tuple[int, ...],
     stored_as: str,
     rows: IntegerRows,
     request: Request,
     reason: str = "",
-) -> SourceTensor:
+) -> OriginalTensor:
     """The output tensor of rows of integers: exact if any type can be.
 
     Parameters
     ----------
     name, dims, stored_as
-        See `SourceTensor`.
+        See `OriginalTensor`.
     rows : IntegerRows
         What is to be stored.
     request : Request
@@ -113,7 +113,7 @@ def settle(
     outtype, obstacle = _exact_type(rows, request.outtype)
     if outtype is not None:
         formula = "code x scale" if rows.offsets is None else "code x scale + offset"
-        return SourceTensor(
+        return OriginalTensor(
             name=name,
             dims=dims,
             stored_as=stored_as,
@@ -138,7 +138,7 @@ def inexact(
     row_length: int,
     reference: Callable[[int, int], F64Array],
     request: Request,
-) -> SourceTensor:
+) -> OriginalTensor:
     """A tensor that no type holds exactly: refused, or stored as what the user allows.
 
     Raises
@@ -245,7 +245,7 @@ def _packer(rows: IntegerRows, outtype: TensorType) -> Callable[[int, int, U8Arr
 def by_rows(
     row_length: int, outtype: TensorType, encode_rows: Callable[[int, int, U8Array], None]
 ) -> Callable[[int, int, U8Array], None]:
-    """`SourceTensor.encode` from a function of whole rows: ends of rows are encoded and cut."""
+    """`OriginalTensor.encode` from a function of whole rows: ends of rows are encoded and cut."""
 
     def encode(start: int, end: int, out: U8Array) -> None:
         first, last = start // row_length, -(-end // row_length)
@@ -263,7 +263,7 @@ def by_rows(
 def flat_reference(
     row_length: int, reference: Callable[[int, int], F64Array]
 ) -> Callable[[int, int], F64Array]:
-    """`SourceTensor.reference` from a function of whole rows."""
+    """`OriginalTensor.reference` from a function of whole rows."""
 
     def flat(start: int, end: int) -> F64Array:
         first, last = start // row_length, -(-end // row_length)

@@ -13,7 +13,7 @@ from recover.containers.gguf.reader import open_gguf
 from recover.containers.model import Model
 from recover.errors import ReblockError
 from recover.quants import TensorType
-from recover.reblock.source import Source, SourceTensor
+from recover.reblock.source import Original, OriginalTensor
 
 _TOKENS = "tokenizer.ggml.tokens"
 # What a model's folder may have of a vocabulary, and is not read.
@@ -22,7 +22,7 @@ _READ_WITH_ARCH = "tokenizer.model"
 _DROPPED = ("split.", IMATRIX_PREFIX, "recover.", "general.file_type")
 
 
-def file_type_entries(tensors: Iterable[SourceTensor]) -> list[tuple[str, ValueType, Any]]:
+def file_type_entries(tensors: Iterable[OriginalTensor]) -> list[tuple[str, ValueType, Any]]:
     """What most weights are stored as, if there is a number for it."""
     counts: Counter[TensorType] = Counter()
     for tensor in tensors:
@@ -36,19 +36,19 @@ def file_type_entries(tensors: Iterable[SourceTensor]) -> list[tuple[str, ValueT
     return entries
 
 
-def with_metadata_of(source: Source, path: Path) -> Source:
+def with_metadata_of(source: Original, path: Path) -> Original:
     """A source whose output gets metadata and vocabulary from a GGUF file of the same model.
 
     Parameters
     ----------
-    source : Source
+    source : Original
         The model.
     path : Path
         For instance a quantization of it.
 
     Returns
     -------
-    Source
+    Original
 
     Raises
     ------
@@ -73,7 +73,7 @@ def with_metadata_of(source: Source, path: Path) -> Source:
     )
 
 
-def _check(source: Source, model: Model) -> None:
+def _check(source: Original, model: Model) -> None:
     """Refuse metadata of another model."""
     path, arch = printable(model.path), str(model.get("general.architecture"))
     if encode_key_value("general.architecture", ValueType.STRING, arch) not in source.metadata:
@@ -101,11 +101,11 @@ def _sizes(dims: Sequence[int]) -> list[int]:
     return [dim for dim in dims if dim > 1]
 
 
-def _some_names(tensors: Sequence[SourceTensor]) -> str:
+def _some_names(tensors: Sequence[OriginalTensor]) -> str:
     return some([quoted(tensor.name) for tensor in tensors])
 
 
-def with_vocabulary_told(source: Source) -> Source:
+def with_vocabulary_told(source: Original) -> Original:
     """A source that says so if its output will have no vocabulary."""
     key = _TOKENS.encode()
     if any(entry[8:].startswith(key) for entry in source.metadata):

@@ -9,7 +9,7 @@ from recover.containers.gguf.header import DEFAULT_ALIGNMENT, lay_out
 from recover.errors import PlanError
 from recover.execution.output import check_output_path
 from recover.reblock.integers import tile_size
-from recover.reblock.source import Source
+from recover.reblock.source import Original
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class ReblockPlan:
 
     Attributes
     ----------
-    source : Source
+    source : Original
         The opened original.
     output : Path
         GGUF file to be written.
@@ -32,7 +32,7 @@ class ReblockPlan:
         Size of the output.
     """
 
-    source: Source
+    source: Original
     output: Path
     report: Path
     header: bytes
@@ -50,12 +50,12 @@ class ReblockPlan:
         return [tile_size(tensor.dims[0]) for tensor in self.source.tensors]
 
 
-def plan_reblock(source: Source, output: str | os.PathLike[str]) -> ReblockPlan:
+def plan_reblock(source: Original, output: str | os.PathLike[str]) -> ReblockPlan:
     """Decide where everything goes; nothing is written.
 
     Parameters
     ----------
-    source : Source
+    source : Original
         From one of the functions that open sources.
     output : path-like
         GGUF file to be written; the report is written beside it (``OUT.gguf.report.json``).

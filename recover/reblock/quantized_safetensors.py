@@ -18,7 +18,7 @@ from recover.reblock.drafts import Draft, draft_copy, draft_floats, draft_weight
 from recover.reblock.integers import Request
 from recover.reblock.schemes import Weight, all_schemes
 from recover.reblock.schemes.base import decoded
-from recover.reblock.source import Source
+from recover.reblock.source import Original
 
 CONDITIONS = (
     "the scheme and its parameters are what config.json and the tensors' names and shapes say",
@@ -51,7 +51,7 @@ def _is_weight(tensor: Tensor) -> bool:
     return tensor.dtype not in (*FLOATS, "F64") and "weight" in leaf
 
 
-def open_integers(model: Model, request: Request, arch: str | None = None) -> Source:
+def open_integers(model: Model, request: Request, arch: str | None = None) -> Original:
     """Read the integer weights of a model.
 
     Parameters
@@ -65,7 +65,7 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> So
 
     Returns
     -------
-    Source
+    Original
 
     Raises
     ------
@@ -88,7 +88,7 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> So
     beside = [
         folder / name for name in (CONFIG, QUANTIZE_CONFIG, INDEX) if (folder / name).is_file()
     ]
-    return Source(
+    return Original(
         path=model.path,
         parts=(*model.parts, *beside),
         metadata=tuple(metadata),

@@ -27,10 +27,10 @@ from recover.inputs.originals.requantized import (
 from recover.quants import TensorType, U8Array, type_by_name
 from recover.reblock.floats import copied
 from recover.reblock.integers import by_rows, flat_reference
-from recover.reblock.source import Source, SourceTensor
+from recover.reblock.source import Original, OriginalTensor
 
 
-def open_second_hand(path: Path, outtype: str | None, *, n_threads: int | None = None) -> Source:
+def open_second_hand(path: Path, outtype: str | None, *, n_threads: int | None = None) -> Original:
     """Open a GGUF file and look for the integers that its Q8_0 tensors were made from.
 
     Parameters
@@ -44,7 +44,7 @@ def open_second_hand(path: Path, outtype: str | None, *, n_threads: int | None =
 
     Returns
     -------
-    Source
+    Original
         Other tensors, and those whose origin is not found, are copied.
 
     Raises
@@ -56,7 +56,8 @@ def open_second_hand(path: Path, outtype: str | None, *, n_threads: int | None =
     if all(each.type.name != "Q8_0" for each in model.tensors.values()):
         raise ReblockError(f"{printable(path)}: holds no Q8_0 tensor; there is nothing to undo")
     found = [
-        _settle(each, outtype and outtype.upper(), n_threads) for each in model.stored.values()
+        _output_tensors(each, outtype and outtype.upper(), n_threads)
+        for each in model.stored.values()
     ]
     chains = {chain for _, chain in found if chain is not None}
     tensors = tuple(tensor for tensor, _ in found)
@@ -64,7 +65,7 @@ def open_second_hand(path: Path, outtype: str | None, *, n_threads: int | None =
     largest = max(tensors, key=lambda tensor: tensor.n_weights)
     if chains and largest.outtype.file_type is not None:
         entries.append(("general.file_type", ValueType.UINT32, largest.outtype.file_type))
-    return Source(
+    return Original(
         path=path,
         parts=model.parts,
         metadata=tuple(derived_metadata(model.metadata, ("split.",), entries)),
@@ -82,9 +83,9 @@ def _conditions(chains: set[str]) -> Iterator[str]:
     yield "the scale of a group is the coarsest that explains its bytes"
 
 
-def _settle(
+def _output_tensors(
     tensor: StoredTensor, outtype: str | None, n_threads: int | None
-) -> tuple[SourceTensor, str | None]:
+) -> tuple[OriginalTensor, str | None]:
     """The output tensor, and the chain if its origin was found."""
     found = None
     if tensor.type.name == "Q8_0":
@@ -101,7 +102,7 @@ def _settle(
     return _recovered(tensor, found, type_by_name(wanted), what), found.chain
 
 
-def _kept(tensor: StoredTensor, reason: str) -> SourceTensor:
+def _kept(tensor: StoredTensor, reason: str) -> OriginalTensor:
     """A tensor whose bytes are taken as they are."""
     if tensor.type.name == "Q8_0" and not reason:
         reason = "copied: its bytes do not prove integers times a BF16 scale per group"
@@ -113,7 +114,7 @@ def _kept(tensor: StoredTensor, reason: str) -> SourceTensor:
 
 def _recovered(
     tensor: StoredTensor, found: SecondHand, outtype: TensorType, what: str
-) -> SourceTensor:
+) -> OriginalTensor:
     blocks, length = Blocks(tensor), tensor.dims[0]
 
     def groups_of(first: int, last: int) -> tuple[U8Array, Groups]:
@@ -144,7 +145,7 @@ def _recovered(
             " same bytes"
         )
     )
-    return SourceTensor(
+    return OriginalTensor(
         name=tensor.name,
         dims=tensor.dims,
         stored_as="Q8_0",

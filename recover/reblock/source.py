@@ -11,7 +11,7 @@ from recover.quants import TensorType, U8Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceTensor:
+class OriginalTensor:
     """One tensor of the output, and how its bytes come from the source.
 
     Attributes
@@ -59,7 +59,7 @@ class SourceTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Original:
     """A model to be re-blocked.
 
     Attributes
@@ -70,7 +70,7 @@ class Source:
         All files that are read; none of them may be overwritten.
     metadata : tuple of bytes
         Encoded key-value entries of the output (`recover.containers.gguf.header.encode_key_value`).
-    tensors : tuple of SourceTensor
+    tensors : tuple of OriginalTensor
         In output order.
     conditions : tuple of str
         What every claim of exactness rests on, for the report.
@@ -81,6 +81,6 @@ class Source:
     path: Path
     parts: tuple[Path, ...]
     metadata: tuple[bytes, ...]
-    tensors: tuple[SourceTensor, ...]
+    tensors: tuple[OriginalTensor, ...]
     conditions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

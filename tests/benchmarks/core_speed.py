@@ -16,7 +16,7 @@ import numpy as np
 
 from recover.containers.gguf.reader import open_gguf
 from recover.estimators import DEFAULT_METHOD, TileEstimator, method_names
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from recover.quants import TILE, U8Array, quantize, type_by_name
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
-    witnesses = [Witness(type_by_name(name)) for name in KINDS]
-    estimator = TileEstimator(witnesses, args.method)
+    sources = [Source(type_by_name(name)) for name in KINDS]
+    estimator = TileEstimator(sources, args.method)
     out, encoded = np.empty(TILE, np.float32), np.empty(2 * TILE, np.uint8)
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         inputs = [Path(scratch) / f"{name}.gguf" for name in NAMES]

@@ -25,9 +25,9 @@ from recover.containers.gguf.reader import open_gguf
 from recover.containers.huggingface.formats import Matrix
 from recover.containers.huggingface.rows import Rows
 from recover.containers.huggingface.tensors import QuantizedTensor
-from recover.estimators.error_calibration import find_claims
+from recover.estimators.error_calibration import calibrate_errors
 from recover.estimators.uncorrected import UncorrectedTileEstimator
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.quants import TILE, F32Array, ScalarType, Stated, quantize, type_by_name
 from tests.benchmarks import foreign_rows
 from tests.benchmarks.record import write_record
@@ -94,9 +94,9 @@ class Cases:
     def merge(self, names: Sequence[str], method: str) -> dict[str, float]:
         """Mean square error, that which is expected, also corrected, and the share of conflicts."""
         inputs = [[_of_folder(each) for each in self[name]] for name in names]
-        witnesses = [Witness(each[0].type, has_cells=_has_cells(each[0])) for each in inputs]
-        estimator = UncorrectedTileEstimator(witnesses, method)
-        claims = find_claims(tuple(witnesses), method)
+        sources = [Source(each[0].type, has_cells=_has_cells(each[0])) for each in inputs]
+        estimator = UncorrectedTileEstimator(sources, method)
+        error_calibration = calibrate_errors(tuple(sources), method)
         error = expected = corrected = conflicts = 0.0
         for w, *tensors in zip(self.matrices, *inputs, strict=True):
             for start in range(0, w.size, TILE):
@@ -106,7 +106,7 @@ class Cases:
                 error += squares(out - part)
                 expected += tally.variance
                 conflicts += tally.n_conflicts
-                claims.correct(tally, out)
+                error_calibration.correct(tally, out)
                 corrected += tally.variance
         sums = {
             "error": error,

@@ -16,7 +16,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.merge.compare import compare_unproven, count_conflicts
 from recover.quants import TILE, dequantize, type_by_name
 from tests.oracle import libggml
@@ -51,7 +51,7 @@ def main() -> None:
     ]
     changed = [low_rank(x, rng) for x in matrices]
     for one, two in PAIRS:
-        buffer = EvidenceBuffer([Witness(type_by_name(name)) for name in (one, two)])
+        buffer = EvidenceBuffer([Source(type_by_name(name)) for name in (one, two)])
         n = sum(
             count_conflicts(buffer.load([encode(one, x), encode(two, y)], x.size), 1)
             for x, y in zip(matrices, changed, strict=True)
@@ -60,7 +60,7 @@ def main() -> None:
         print(f"{one} + {two}: {n} of {n_weights:,} weights contradicted ({n / n_weights:.2g})")
     for name in (*LEGACY, *VECTOR):
         kind, fine = type_by_name(name), type_by_name("Q4_K")
-        buffer = EvidenceBuffer([Witness(fine), Witness(kind, has_cells=False, weighted=True)])
+        buffer = EvidenceBuffer([Source(fine), Source(kind, has_cells=False, weighted=True)])
         correlation, difference = 1.0, 0.0
         for x in matrices:
             importance = rng.lognormal(size=x.shape[1:]).astype(np.float32)

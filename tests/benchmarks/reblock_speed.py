@@ -23,7 +23,7 @@ from gguf import GGMLQuantizationType
 
 from recover.quants import dequantize
 from recover.reblock.integers import tile_size
-from recover.reblock.source import SourceTensor
+from recover.reblock.source import OriginalTensor
 from tests.benchmarks.merge_speed import measure
 from tests.support.reblock_files import example
 from tests.support.reblock_sources import SOURCES
@@ -31,7 +31,7 @@ from tests.support.reblock_sources import SOURCES
 EXAMPLE = Path(__file__).parents[2] / "examples" / "make_grok_checkpoint.py"
 
 
-def seconds(tensor: SourceTensor, *, verify: bool) -> float:
+def seconds(tensor: OriginalTensor, *, verify: bool) -> float:
     """Time for all tiles of a tensor."""
     step = tile_size(tensor.dims[0])
     out = np.empty(tensor.outtype.n_bytes(step), np.uint8)

@@ -28,7 +28,7 @@ TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 
 def bounds(w: F32Array, name: str) -> Any:
     intervals = Intervals()
-    intervals.turn_to([tensor_of(quantize(w, type_by_name(name)), name, w.size)])
+    intervals.look_at([tensor_of(quantize(w, type_by_name(name)), name, w.size)])
     return intervals.bound
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.gguf.tensor import Tensor
 from recover.estimators import Request, Tally, estimator
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.quants import F32Array, IntervalTensor, quantize, type_by_name
 from tests.support.stated_intervals import state, tensor_of
 
@@ -34,7 +34,7 @@ def merge(
     inputs: Sequence[Tensor | IntervalTensor], method: str, n: int
 ) -> tuple[F32Array, float, float]:
     """Estimates, the mean square error to expect, and the seconds that the estimator takes."""
-    evidence = EvidenceBuffer([Witness(each.type) for each in inputs]).read(inputs, 0, n)
+    evidence = EvidenceBuffer([Source(each.type) for each in inputs]).read(inputs, 0, n)
     out, seconds = np.empty(n, np.float32), []
     for _ in range(_N_RUNS):
         tally, start = Tally.zeros(len(inputs)), time.process_time()

@@ -43,7 +43,7 @@ def tensor_of(kind: str, x: F32Array) -> Tensor:
 
 def intersect(tensors: list[Tensor]) -> tuple[F32Array, F32Array]:
     intervals = Intervals()
-    intervals.turn_to(tensors)
+    intervals.look_at(tensors)
     lower, upper = intervals.bound(0, tensors[0].n_weights)
     return lower.copy(), upper.copy()
 

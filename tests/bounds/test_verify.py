@@ -73,7 +73,7 @@ def test_float32_arithmetic_is_allowed(make: Callable[..., Path], truth: F32Arra
     """A few units in the last place beyond the proven bounds, but no more."""
     finer = make("Q6_K")
     intervals = Intervals()
-    intervals.turn_to([open_gguf(finer).tensors[UP]])
+    intervals.look_at([open_gguf(finer).tensors[UP]])
     lower, upper = (bound.reshape(truth.shape) for bound in intervals.bound(0, truth.size))
     ends = np.where(np.isfinite(upper), upper, np.where(np.isfinite(lower), lower, truth))
     away = np.where(np.isfinite(upper), 1, -1) * np.abs(ends)

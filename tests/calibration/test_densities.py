@@ -18,7 +18,7 @@ from recover.calibration import moments
 from recover.calibration.moments import survey
 from recover.calibration.simulate import Counts
 from recover.calibration.weights import Calibration
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.evidence.densities import ABOVE, ATOM, BELOW, DEGREE, density
 from recover.quants import ScalarType, dequantize, type_by_name
 from recover.quants import quantize as encode
@@ -138,7 +138,7 @@ class TestDensities:
         rows = tuple(map(tuple, density(kind, weighted=True).astype(np.float64).tolist()))
         x = np.random.default_rng(0).standard_normal((1, 256)).astype(np.float32)
         given_, shipped = (
-            EvidenceBuffer([Witness(kind, weighted=True, density=each)] * 3)
+            EvidenceBuffer([Source(kind, weighted=True, density=each)] * 3)
             .load([encode(x, kind)] * 3, 256)
             .density
             for each in (rows, None)

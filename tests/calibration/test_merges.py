@@ -20,7 +20,7 @@ from recover import (
 )
 from recover.calibration.weights import Calibration
 from recover.estimators import TileEstimator
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.quants import dequantize, type_by_name
 from recover.quants import quantize as encode
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
@@ -87,9 +87,9 @@ class TestMerge:
         raws = [encode(x, kind) for kind in kinds]
         raws[0][:272][:2] = (0, 0x7E)  # the scale of the first block is NaN
         weights = (0.7, 0.2, 0.1)
-        witnesses = [Witness(kind, weight=w) for kind, w in zip(kinds, weights, strict=True)]
+        sources = [Source(kind, weight=w) for kind, w in zip(kinds, weights, strict=True)]
         out = np.empty(x.size, np.float32)
-        tally = TileEstimator(witnesses, "linear").estimate(raws, 0, x.size, out)
+        tally = TileEstimator(sources, "linear").estimate(raws, 0, x.size, out)
         decoded = np.stack([dequantize(r, k) for r, k in zip(raws, kinds, strict=True)])
         expected = np.array(weights) @ decoded.astype(np.float64)
         expected[:32] = (np.array(weights[1:]) / 0.3) @ decoded[1:, :32]

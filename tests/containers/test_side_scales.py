@@ -217,11 +217,11 @@ class TestMerge:
             write_gguf(tmp_path / "two.gguf", {UP: Stored("NVFP4", blocks.reshape(raw.shape))}),
         ]
         result = merge(paths, tmp_path / "out.gguf", outtype="f32")
-        assert result.plan.tensors[0].twins == (0, 0)
+        assert result.plan.tensors[0].duplicate_of == (0, 0)
         expected = nvfp4.decode(raw, scale)
         assert np.array_equal(read_weights(tmp_path / "out.gguf")[UP], expected)
 
-    def test_files_that_differ_in_the_side_scale_alone_are_no_twins(
+    def test_files_that_differ_in_the_side_scale_alone_are_no_duplicates(
         self, tmp_path: Path, truth: dict[str, F32Array]
     ) -> None:
         one, two = with_scales(truth[UP], UP), with_scales(truth[UP], UP)
@@ -289,7 +289,7 @@ class TestBounds:
         model = open_gguf(make("scaled"))
         intervals = Intervals()
         for name, x in truth.items():
-            intervals.turn_to([model.tensors[name]])
+            intervals.look_at([model.tensors[name]])
             lower, upper = intervals.bound(0, x.size)
             flat = x.reshape(-1)
             assert np.all((lower <= flat) & (flat <= upper))
@@ -325,7 +325,7 @@ class TestBounds:
     def check_sound(self, folder: Path, x: F32Array, tensors: dict[str, Stored]) -> None:
         """The bounds of the stored tensor hold the weights that it was made from."""
         intervals = Intervals()
-        intervals.turn_to([open_gguf(write_gguf(folder / "m.gguf", tensors)).tensors[UP]])
+        intervals.look_at([open_gguf(write_gguf(folder / "m.gguf", tensors)).tensors[UP]])
         lower, upper = intervals.bound(0, x.size)
         flat = x.reshape(-1)
         assert np.all((lower <= flat) & (flat <= upper))
@@ -337,7 +337,7 @@ class TestBounds:
         tensors["blk.0.ffn_up.scale"].rows[:] = 3e38
         tensor = open_gguf(write_gguf(tmp_path / "m.gguf", tensors)).tensors[UP]
         intervals = Intervals()
-        intervals.turn_to([tensor])
+        intervals.look_at([tensor])
         with np.errstate(all="raise"):
             lower, upper = intervals.bound(0, tensor.n_weights)
             assert not np.isfinite(tensor.read(0, tensor.n_weights)).all()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from recover.estimators import Tally, TileEstimator, estimator
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.evidence.cells import intersect_cells
 from recover.quants import F32Array, ScalarType, TensorType, U8Array, dequantize, type_by_name
 from tests.oracle import libggml
@@ -30,10 +30,10 @@ def _encode(kind: TensorType, x: F32Array) -> U8Array:
 
 def _estimate(method: str, mix: Sequence[str], x: F32Array) -> tuple[F32Array, F32Array, Tally]:
     """Estimates, deviations and the tally."""
-    witnesses = [Witness(type_by_name(name)) for name in mix]
-    raws = [_encode(each.type, x) for each in witnesses]
+    sources = [Source(type_by_name(name)) for name in mix]
+    raws = [_encode(each.type, x) for each in sources]
     out, deviation = np.full((2, x.size), np.nan, np.float32)
-    tally = TileEstimator(witnesses, method).estimate(raws, 0, x.size, out, deviation)
+    tally = TileEstimator(sources, method).estimate(raws, 0, x.size, out, deviation)
     return out, deviation, tally
 
 
@@ -46,7 +46,7 @@ def check_facts(method: str) -> None:
     assert known.sees_conflicts or not known.decides
     assert known.calibrated in {"weights", "densities", None}
     if known.takes_first:
-        assert not any(known.gains_alone(Witness(type_by_name(name))) for name in MIXES[0])
+        assert not any(known.gains_alone(Source(type_by_name(name))) for name in MIXES[0])
 
 
 def check_estimates(method: str) -> None:
@@ -67,10 +67,10 @@ def check_cells(method: str) -> None:
         return
     x = _draw()
     for mix in MIXES:
-        witnesses = [Witness(type_by_name(name)) for name in mix]
-        raws = [_encode(each.type, x) for each in witnesses]
+        sources = [Source(type_by_name(name)) for name in mix]
+        raws = [_encode(each.type, x) for each in sources]
         out, lower, upper = np.empty((3, x.size), np.float32)
-        tile = TileEstimator(witnesses, method)
+        tile = TileEstimator(sources, method)
         tally = tile.estimate(raws, 0, x.size, out)
         intersect_cells(tile.evidence, lower, upper)
         assert tally.n_conflicts == 0
@@ -131,10 +131,10 @@ def check_sums(method: str) -> None:
     x = _draw()
     half = x.size // 2
     for mix in MIXES:
-        witnesses = [Witness(type_by_name(name)) for name in mix]
-        raws = [_encode(each.type, x) for each in witnesses]
+        sources = [Source(type_by_name(name)) for name in mix]
+        raws = [_encode(each.type, x) for each in sources]
         whole, parts, deviation = np.empty((3, x.size), np.float32)
-        tile = TileEstimator(witnesses, method)
+        tile = TileEstimator(sources, method)
         expected = tile.estimate(raws, 0, x.size, whole, deviation)
         row = np.zeros((2, 3 + Tally.size_for(len(mix))))[1]
         tally = Tally(row[3:])  # as a part of the sums of others

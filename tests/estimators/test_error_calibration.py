@@ -6,27 +6,26 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from recover.estimators import Tally, TileEstimator
-from recover.estimators import error_calibration as claims
-from recover.estimators.error_calibration import WEIGHTS, find_claims, kurtosis_of, sample_name
-from recover.evidence.buffer import Witness
+from recover.estimators import Tally, TileEstimator, error_calibration
+from recover.estimators.error_calibration import WEIGHTS, calibrate_errors, kurtosis_of, sample_name
+from recover.evidence.buffer import Source
 from recover.quants import ScalarType, TensorType, VectorType, all_types, type_by_name
 from tests.golden import make_sample
 
 QUANTIZED = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
 
 
-def witness(text: str) -> Witness:
+def source(text: str) -> Source:
     """For instance ``Q4_0``, or ``Q4_0 im`` if made with an importance matrix of that name."""
     name, _, imatrix = text.partition(" ")
     kind = type_by_name(name)
     refits = isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix
-    return Witness(kind, not (imatrix and refits), bool(imatrix), imatrix)
+    return Source(kind, not (imatrix and refits), bool(imatrix), imatrix)
 
 
 @pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: kind.name)
 def test_the_sample_is_made_again(kind: TensorType) -> None:
-    sample = claims._sample()
+    sample = error_calibration._sample()
     x = make_sample.draw()
     np.testing.assert_array_equal(sample[WEIGHTS], x)
     n_rows = 4 if isinstance(kind, VectorType) else len(x)  # these take long
@@ -42,9 +41,9 @@ def test_the_sample_is_made_again(kind: TensorType) -> None:
 @pytest.mark.parametrize(("half", "share"), [(0, 0.0), (1, 1.0), (None, -0.5)])
 def test_sums_and_deviations_are_corrected(half: int | None, share: float) -> None:
     """As those of the half of the sample that has such tails, or a little beyond it."""
-    inputs = witness("Q4_1"), witness("Q4_K")
-    found = find_claims(inputs, "posterior")
-    x = claims._sample()[WEIGHTS].reshape(2, -1)
+    inputs = source("Q4_1"), source("Q4_K")
+    found = calibrate_errors(inputs, "posterior")
+    x = error_calibration._sample()[WEIGHTS].reshape(2, -1)
     estimate = np.resize(np.array([1, -1], np.float32), 4096) if half is None else x[half]
     if half is not None:
         found = replace(found, kurtosis=tuple(kurtosis_of(each) for each in x))
@@ -94,12 +93,12 @@ def test_corrected_errors_are_those_of_other_random_weights(
     """
     seed = 5
     x = np.split(make_sample.draw(seed), 2)[half]
-    inputs = tuple(witness(text) for text in texts)
+    inputs = tuple(source(text) for text in texts)
     number = {"": 0, "a": 1, "b": 2}
     raws = [make_sample.encode(x, each.type, number[each.imatrix], seed) for each in inputs]
     out, deviation = np.empty((2, x.size), np.float32)
     tally = TileEstimator(inputs, method).estimate(raws, 0, x.size, out, deviation)
-    light, heavy = find_claims(inputs, method).merged
+    light, heavy = calibrate_errors(inputs, method).merged
     noise = 0.05 + 0.25 * abs(np.log(heavy / light)) if half else 0.03  # of 65,536 weights
     assert tally.variance == pytest.approx(np.sum((out - x.reshape(-1)) ** 2.0), rel=noise)
 
@@ -107,7 +106,7 @@ def test_corrected_errors_are_those_of_other_random_weights(
 def test_errors_of_the_mode() -> None:
     """It may lie at the edge of a cell."""
     x = make_sample.draw(5)
-    inputs = (witness("Q8_0"), witness("Q6_K"))
+    inputs = (source("Q8_0"), source("Q6_K"))
     raws = [make_sample.encode(x, each.type, 0) for each in inputs]
     out, deviation = np.empty((2, x.size), np.float32)
     estimator = TileEstimator(inputs, "posterior", "map")
@@ -117,7 +116,7 @@ def test_errors_of_the_mode() -> None:
 
 def test_one_importance_matrix_or_two() -> None:
     one, two = (
-        find_claims((witness("Q5_K a"), witness(other)), "posterior").merged[0]
+        calibrate_errors((source("Q5_K a"), source(other)), "posterior").merged[0]
         for other in ("Q5_1 a", "Q5_1 b")
     )
     assert one / two > 1.1  # with one matrix the two types share more of their errors
@@ -125,18 +124,18 @@ def test_one_importance_matrix_or_two() -> None:
 
 def test_codes_for_several_weights_prove_nothing_but_need_no_importance_matrix() -> None:
     """Vector types have no cells, in whatever way they were made."""
-    kind, other = type_by_name("IQ3_S"), witness("Q2_K")
+    kind, other = type_by_name("IQ3_S"), source("Q2_K")
     unproven, proven = (
-        find_claims((Witness(kind, has_cells=has_cells), other), "posterior").merged[0]
+        calibrate_errors((Source(kind, has_cells=has_cells), other), "posterior").merged[0]
         for has_cells in (False, True)
     )
-    searched = find_claims((witness("IQ3_S a"), other), "posterior").merged[0]
+    searched = calibrate_errors((source("IQ3_S a"), other), "posterior").merged[0]
     assert unproven == proven != searched
 
 
 def test_nothing_is_claimed_of_what_the_sample_does_not_have() -> None:
-    many = tuple(witness(f"Q4_0 {name}") for name in "abcde")
-    for inputs, method in ((many, "posterior"), ((witness("Q4_K"),), "best")):
-        found = find_claims(inputs, method)
+    many = tuple(source(f"Q4_0 {name}") for name in "abcde")
+    for inputs, method in ((many, "posterior"), ((source("Q4_K"),), "best")):
+        found = calibrate_errors(inputs, method)
         assert found.merged == (1, 1)
         assert found.alone == ((1,) * len(inputs),) * 2

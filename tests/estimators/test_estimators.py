@@ -1,4 +1,4 @@
-"""Estimators against float64 twins, on blocks that libggml encoded; and rules they must keep."""
+"""Estimators against float64 references, on blocks of libggml; and rules they must keep."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from recover._compiled import lanes
 from recover._compiled.jit import bare_kernel
 from recover.estimators import Request, Tally, _product, estimator
 from recover.estimators._product_tables import H
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.evidence.cells import intersect_cells
 from recover.evidence.densities import (
     ABOVE,
@@ -26,7 +26,7 @@ from recover.evidence.densities import (
     density,
     end_codes,
     likelihood,
-    share,
+    tempering,
 )
 from recover.quants import (
     F32Array,
@@ -80,7 +80,7 @@ def encode(mix: tuple[str, ...], x: NDArray[np.float32]) -> list[U8Array]:
 
 
 def load(mix: tuple[str, ...], raws: list[U8Array], n_weights: int) -> Evidence:
-    return EvidenceBuffer([Witness(type_by_name(name)) for name in mix]).load(raws, n_weights)
+    return EvidenceBuffer([Source(type_by_name(name)) for name in mix]).load(raws, n_weights)
 
 
 def run(method: str, evidence: Evidence, n: int, estimate: str = "mean") -> tuple[F32Array, Tally]:
@@ -161,15 +161,15 @@ def order(mix: tuple[str, ...]) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("mix", MIXES, ids="+".join)
 @pytest.mark.parametrize("method", ["linear", "midpoint"])
-def test_against_the_naive_twin(
+def test_against_the_naive_reference(
     method: str, mix: tuple[str, ...], rng: np.random.Generator
 ) -> None:
     x = sample(rng)
     mix = order(mix)
     raws = encode(mix, x)
     out, _ = run(method, load(mix, raws, x.size), x.size)
-    twin = getattr(naive, method)
-    expected = np.array([twin(sayings) for sayings in say(mix, raws, x.size)])
+    reference = getattr(naive, method)
+    expected = np.array([reference(sayings) for sayings in say(mix, raws, x.size)])
     scale = np.abs(x).reshape(-1, 256).max(axis=1).repeat(256)
     # 2e-9: float16 scales have no more precision than that on the row of tiny weights
     close = np.abs(out - expected) <= 3e-6 * scale + 2e-9
@@ -192,7 +192,7 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
             spreads = np.mean(values.reshape(-1, 256) ** 2, axis=1) * typical
             sharpness, noise = first_of(scalars)
             spreads = spreads_of(scalars[0][0], gain * values, spreads, sharpness, noise)
-            counts = share(kind, beside)
+            counts = tempering(kind, beside)
             spreads = np.maximum(spreads, 1e-30)
             precisions = counts * np.maximum(1 / spreads - sharpness.repeat(8), 0)
             heard = np.where(precisions > 0, precisions, np.inf).repeat(32)
@@ -343,22 +343,25 @@ def test_rule_of_the_posterior() -> None:
     nodes = np.arange(-2, 3) * H
     weights = np.array([outer, inner, 1, inner, outer])
     dense = np.linspace(-1, 1, 20001)
-    for slope, bend in itertools.product((0, 0.5, 1, 2), (0, -1, -4, -10, 1)):
+    for gradient, curvature in itertools.product((0, 0.5, 1, 2), (0, -1, -4, -10, 1)):
         right, left = (
-            about_exp(np.float32((end * slope * H + bend * H**2 / 2) / 8)) for end in (1, -1)
+            about_exp(np.float32((end * gradient * H + curvature * H**2 / 2) / 8))
+            for end in (1, -1)
         )
         product = right * left
         density = np.array([left**2 * product, left, 1, right, right**2 * product])
         found = []
         for t, mass in (
             (nodes, weights * density),
-            (dense, np.exp(slope * dense + bend * dense**2 / 2)),
+            (dense, np.exp(gradient * dense + curvature * dense**2 / 2)),
         ):
             mean = np.sum(mass * t) / mass.sum()
             found.append((mean, np.sum(mass * (t - mean) ** 2) / mass.sum()))
         (mean, variance), (true_mean, true_variance) = found
         assert abs(mean - true_mean) < 0.025 * true_variance**0.5
-        assert variance == pytest.approx(true_variance, rel=1.5e-3 if slope == bend == 0 else 0.05)
+        assert variance == pytest.approx(
+            true_variance, rel=1.5e-3 if gradient == curvature == 0 else 0.05
+        )
 
 
 def about_exp(y: np.float32) -> float:
@@ -374,7 +377,9 @@ def call_exp(y: F32Array, out: F32Array) -> None:
 
 
 @pytest.mark.parametrize("mix", MIXES[:-1], ids="+".join)
-def test_posterior_against_the_naive_twin(mix: tuple[str, ...], rng: np.random.Generator) -> None:
+def test_posterior_against_the_naive_reference(
+    mix: tuple[str, ...], rng: np.random.Generator
+) -> None:
     x = sample(rng)
     x[3] = 0  # on tiny weights float32 and float16 have no precision to compare
     mix = order(mix)
@@ -392,10 +397,10 @@ def test_posterior_against_the_naive_twin(mix: tuple[str, ...], rng: np.random.G
     for i in range(0, x.size, 3):
         if not beliefs[i] or not prior[i] or pinned[i]:
             continue
-        twin = naive.posterior(beliefs[i], float(lower[i]), float(upper[i]), float(prior[i]))
-        if twin is None or twin[1] < 1e-14:  # no place but within rounding
+        reference = naive.posterior(beliefs[i], float(lower[i]), float(upper[i]), float(prior[i]))
+        if reference is None or reference[1] < 1e-14:  # no place but within rounding
             continue
-        deviation = abs(out[i] - twin[0]) / twin[1] ** 0.5
+        deviation = abs(out[i] - reference[0]) / reference[1] ** 0.5
         worst, total, n_compared = max(worst, deviation), total + deviation**2, n_compared + 1
     assert n_compared > 1000
     assert (total / n_compared) ** 0.5 < 0.01  # standard deviations

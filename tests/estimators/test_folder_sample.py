@@ -14,8 +14,8 @@ from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.containers.model import StoredTensor
 from recover.estimators import Tally, TileEstimator
 from recover.estimators import _folder_sample as folders
-from recover.estimators.error_calibration import find_claims
-from recover.evidence.buffer import Witness
+from recover.estimators.error_calibration import calibrate_errors
+from recover.evidence.buffer import Source
 from recover.quants import F32Array, IntervalType, quantize, type_by_name
 from tests.golden import make_sample, make_sample_folders
 from tests.support.foreign_modules import module_of
@@ -67,15 +67,15 @@ def inputs_of(names: Sequence[str], half: int) -> list[StoredTensor]:
     ]
 
 
-def witness(tensor: StoredTensor) -> Witness:
-    return Witness(tensor.type, has_cells=getattr(tensor, "has_cells", True))
+def source(tensor: StoredTensor) -> Source:
+    return Source(tensor.type, has_cells=getattr(tensor, "has_cells", True))
 
 
 def run(names: Sequence[str], method: str, half: int) -> tuple[F32Array, F32Array, Tally]:
     """Estimates less the weights, deviations, the tally."""
     tensors, x = inputs_of(names, half), weights(half).reshape(-1)
     out, deviation = np.empty((2, x.size), np.float32)
-    estimator = TileEstimator(list(map(witness, tensors)), method)
+    estimator = TileEstimator(list(map(source, tensors)), method)
     tally = estimator.estimate(tensors, 0, x.size, out, deviation)
     return out - x, deviation, tally
 
@@ -142,7 +142,7 @@ def test_the_setting_whose_errors_are_most_alike_is_taken() -> None:
 def test_two_inputs_of_a_name_are_two_settings() -> None:
     """Which hardly differ, so that both say little more than one."""
     kind = folders.stored_half("NF4", 0).type
-    known = find_claims((Witness(kind), Witness(kind)), "linear")
+    known = calibrate_errors((Source(kind), Source(kind)), "linear")
     assert known.is_measured
     assert known.merged[0] > 1.8
 
@@ -150,15 +150,15 @@ def test_two_inputs_of_a_name_are_two_settings() -> None:
 def test_nothing_is_claimed_of_what_the_sample_does_not_have() -> None:
     kind = folders.stored_half("NF4", 0).type
     unknown = IntervalType(name="NF5", relative_mse=1e-3)
-    q4_k = Witness(type_by_name("Q4_K"))
-    assert not find_claims((Witness(unknown), q4_k), "posterior").is_measured
-    assert not find_claims((Witness(kind),) * 3, "posterior").is_measured
+    q4_k = Source(type_by_name("Q4_K"))
+    assert not calibrate_errors((Source(unknown), q4_k), "posterior").is_measured
+    assert not calibrate_errors((Source(kind),) * 3, "posterior").is_measured
 
 
 def test_errors_of_compensated_codes_are_found_beside_the_finest_input() -> None:
     kind = folders.stored_half("GPTQ4-g128", 0).type
-    gptq, known = Witness(kind, has_cells=False), Witness(type_by_name("Q6_K"))
-    found = find_claims((gptq, known), "posterior")
+    gptq, known = Source(kind, has_cells=False), Source(type_by_name("Q6_K"))
+    found = calibrate_errors((gptq, known), "posterior")
     assert found.alone[0][1] == pytest.approx(1, abs=0.02)
-    alone = find_claims((gptq, replace(gptq)), "posterior")
+    alone = calibrate_errors((gptq, replace(gptq)), "posterior")
     assert not alone.is_measured  # the sample has one of a kind

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from recover.estimators import Tally, TileEstimator, method_for
-from recover.evidence.buffer import Witness
+from recover.evidence.buffer import Source
 from recover.evidence.densities import ABOVE, BELOW, DEGREE, density, end_codes
 from recover.quants import (
     TILE,
@@ -93,40 +93,40 @@ def encode(name: str, x: F32Array, importance: F32Array | None = None) -> U8Arra
 
 def run(
     method: str,
-    witnesses: Sequence[Witness],
+    sources: Sequence[Source],
     raws: list[U8Array],
     *,
     estimate: str = "mean",
 ) -> tuple[F32Array, F32Array, Tally]:
     """Estimates, deviations and the tally, as a merge has them."""
-    estimator, kind = TileEstimator(witnesses, method, estimate), witnesses[0].type
+    estimator, kind = TileEstimator(sources, method, estimate), sources[0].type
     n = raws[0].size // kind.type_size * kind.block_size
     out, deviation = np.empty((2, n), np.float32)
-    tally = Tally.zeros(len(witnesses))
+    tally = Tally.zeros(len(sources))
     for start in range(0, n, TILE):
         end = min(start + TILE, n)
         tally += estimator.estimate(raws, start, end, out[start:end], deviation[start:end])
     return out, deviation, tally
 
 
-def plain(*names: str) -> list[Witness]:
-    return [Witness(type_by_name(name)) for name in names]
+def plain(*names: str) -> list[Source]:
+    return [Source(type_by_name(name)) for name in names]
 
 
 def squared(values: F32Array, truth: F32Array) -> float:
     return float(np.sum((values.astype(np.float64) - truth.reshape(-1)) ** 2))
 
 
-def check(witnesses: Sequence[Witness], raws: list[U8Array], truth: F32Array, limit: float) -> None:
-    decoded = [dequantize(raw, each.type) for raw, each in zip(raws, witnesses, strict=True)]
+def check(sources: Sequence[Source], raws: list[U8Array], truth: F32Array, limit: float) -> None:
+    decoded = [dequantize(raw, each.type) for raw, each in zip(raws, sources, strict=True)]
     best = min(squared(each, truth) for each in decoded)
-    out, _, tally = run("posterior", witnesses, raws)
+    out, _, tally = run("posterior", sources, raws)
     ratio = squared(out, truth) / best
     assert tally.n_conflicts == 0
     assert ratio <= limit
     assert tally.variance / tally.alone.min() == pytest.approx(ratio, rel=0.03)
     for method in ("linear", "midpoint"):
-        other, _, tally = run(method, witnesses, raws)
+        other, _, tally = run(method, sources, raws)
         assert ratio <= 1.005 * squared(other, truth) / best
         if (
             len(raws) <= 8
@@ -160,8 +160,8 @@ def test_legacy_codes_of_an_importance_matrix(
     *proven, last = names
     columns = rng.lognormal(size=1024).astype(np.float32)
     searched = encode(last, weights.reshape(-1, 1024), columns)
-    witnesses = [*plain(*proven), Witness(type_by_name(last), has_cells=False)]
-    check(witnesses, [*(encoded(name) for name in proven), searched], weights, limit)
+    sources = [*plain(*proven), Source(type_by_name(last), has_cells=False)]
+    check(sources, [*(encoded(name) for name in proven), searched], weights, limit)
 
 
 def never_worse(names: Sequence[str], x: F32Array) -> None:
@@ -262,7 +262,7 @@ def test_uploads_of_one_type(
     x = weights.reshape(-1, 1024)
     others = [rng.lognormal(size=1024).astype(np.float32) for _ in range(n - 1)]
     raws = [encode(name, x), *(encode(name, x, each) for each in others)]
-    searched = Witness(type_by_name(name), weighted=True)
+    searched = Source(type_by_name(name), weighted=True)
     check([*plain(name), *[searched] * (n - 1)], raws, weights, limit)
 
 
@@ -276,7 +276,7 @@ def test_one_input_is_never_worse_than_its_decoded_values(
 ) -> None:
     """By the method that a merge chooses for it."""
     raw = encoded(kind.name)
-    method = method_for([Witness(kind)], "posterior")
+    method = method_for([Source(kind)], "posterior")
     ratio = squared(run(method, plain(kind.name), [raw])[0], weights) / squared(
         dequantize(raw, kind), weights
     )
@@ -284,7 +284,7 @@ def test_one_input_is_never_worse_than_its_decoded_values(
     is_native = kind.name in ("MXFP4", "NVFP4", "TQ1_0", "TQ2_0")  # models are published in these
     assert (method == "posterior") == (kind.relative_mse > 0.006 and not is_native)
     if isinstance(kind, ScalarType):  # what an importance matrix adds is not worth the risk
-        assert method_for([Witness(kind, weighted=True)], "posterior") == "best"
+        assert method_for([Source(kind, weighted=True)], "posterior") == "best"
 
 
 def test_intervals_hold_as_much_as_they_say(weights: F32Array) -> None:

@@ -14,8 +14,8 @@ import recover.estimators as home
 from recover import PlanError
 from recover.cli import main
 from recover.estimators import Request, Tally, estimator, method_for, method_names
-from recover.estimators.error_calibration import find_claims
-from recover.evidence.buffer import Evidence, Witness
+from recover.estimators.error_calibration import calibrate_errors
+from recover.evidence.buffer import Evidence, Source
 from recover.quants import F32Array, type_by_name
 from tests.estimators.conformance import CHECKS
 from tests.support.models import TINY
@@ -68,10 +68,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     estimator.cache_clear()
-    find_claims.cache_clear()
+    calibrate_errors.cache_clear()
     yield asked
     estimator.cache_clear()
-    find_claims.cache_clear()
+    calibrate_errors.cache_clear()
 
 
 def test_names(installed: list[str]) -> None:
@@ -91,7 +91,7 @@ def test_names(installed: list[str]) -> None:
 
 def test_defaults() -> None:
     """What an estimator does not say of itself."""
-    known, inputs = estimator("toy"), [Witness(type_by_name("Q2_K"))]
+    known, inputs = estimator("toy"), [Source(type_by_name("Q2_K"))]
     assert known.summary == "the plain mean"
     facts = known.has_mode, known.sees_conflicts, known.decides, known.takes_first
     assert facts == (False,) * 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.evidence.cells import intersect_cells
 from recover.quants import TILE, ScalarType, all_types
 from tests.oracle import libggml
@@ -30,7 +30,7 @@ def count_violations(
 ) -> tuple[int, float]:
     """Originals outside their cell, and the share of two-sided cells."""
     raw = libggml.quantize(kind.type_id, x.reshape(-1, ROW), imatrix)
-    buffer = EvidenceBuffer([Witness(kind)])
+    buffer = EvidenceBuffer([Source(kind)])
     lower, upper = np.empty((2, x.size), np.float32)
     for start in range(0, x.size, TILE):
         end = min(start + TILE, x.size)
@@ -100,7 +100,7 @@ def test_refitted_scales_do_break_the_cells(rng: np.random.Generator) -> None:
     for kind in refitted:
         assert count_violations(kind, x, weights)[0] > 0
         raw = libggml.quantize(kind.type_id, x.reshape(-1, ROW), weights)
-        evidence = EvidenceBuffer([Witness(kind, has_cells=False)]).load(
+        evidence = EvidenceBuffer([Source(kind, has_cells=False)]).load(
             [raw[: kind.n_bytes(TILE)]], TILE
         )
         lower, upper = np.empty((2, TILE), np.float32)
@@ -125,7 +125,7 @@ def test_extreme_weights_are_known_but_for_rounding(
     x = draw("normal", 16 * ROW, rng)
     raw = libggml.quantize(kind.type_id, x.reshape(-1, ROW), None)
     lower, upper = np.empty((2, x.size), np.float32)
-    intersect_cells(EvidenceBuffer([Witness(kind)]).load([raw], x.size), lower, upper)
+    intersect_cells(EvidenceBuffer([Source(kind)]).load([raw], x.size), lower, upper)
     known = upper - lower < 2.5e-3 * np.abs(x).reshape(-1, 32).max(axis=1).repeat(32)
     per_block = known.reshape(-1, 32).sum(axis=1)
     assert per_block.max() == len(kind.extremes)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.calibration.shares import find_likelihood, find_pair_share, find_shares
 from recover.calibration.simulate import importance, simulate, student_t
+from recover.calibration.tempering import find_likelihood, find_pair_tempering, find_tempering
 from recover.evidence.densities import (
     ABOVE,
     ATOM,
@@ -16,7 +16,7 @@ from recover.evidence.densities import (
     density,
     end_codes,
     likelihood,
-    share,
+    tempering,
 )
 from recover.quants import ScalarType, VectorType, all_types, dequantize, type_by_name
 from tests.golden.make_densities import encode
@@ -65,8 +65,8 @@ def test_shipped_likelihoods_are_found_again(kind: VectorType) -> None:
 
 def test_shipped_shares_are_found_again() -> None:
     kind = scalar("Q5_K")
-    shipped = [share(kind, [kind] * (n - 1)) for n in (2, 4, 8)]
-    np.testing.assert_allclose(find_shares(kind, seed=77), shipped, rtol=0.2)
+    shipped = [tempering(kind, [kind] * (n - 1)) for n in (2, 4, 8)]
+    np.testing.assert_allclose(find_tempering(kind, seed=77), shipped, rtol=0.2)
 
 
 def test_shares_of_the_coarser_of_two_types_are_found_again() -> None:
@@ -74,24 +74,24 @@ def test_shares_of_the_coarser_of_two_types_are_found_again() -> None:
     for fine, coarse in (("Q3_K", "Q2_K"), ("Q4_K", "IQ3_S"), ("Q3_K", "IQ2_XS")):
         first, second = quantized(fine), quantized(coarse)
         raws = [encode(kind, x) for kind in (first, second)]
-        again = find_pair_share(first, second, raws, x)
-        assert again == pytest.approx(share(second, [first]), abs=0.1)
+        again = find_pair_tempering(first, second, raws, x)
+        assert again == pytest.approx(tempering(second, [first]), abs=0.1)
         assert again < 0.95
-        assert share(first, [second]) == 1  # the finer one counts in full
+        assert tempering(first, [second]) == 1  # the finer one counts in full
 
 
 def test_shares_beside_several() -> None:
     """The least of those beside each, and that of inputs of its own type."""
     q2, q3, iq3, q8 = (type_by_name(name) for name in ("Q2_K", "Q3_K", "IQ3_S", "Q8_0"))
-    assert share(q2, []) == share(q2, [q8]) == 1
-    both = share(q2, [q3, iq3, q8])
-    assert both == min(share(q2, [q3]), share(q2, [iq3])) < 1
-    assert share(q2, [q2, q3]) == pytest.approx(share(q2, [q2]) * share(q2, [q3]))
+    assert tempering(q2, []) == tempering(q2, [q8]) == 1
+    both = tempering(q2, [q3, iq3, q8])
+    assert both == min(tempering(q2, [q3]), tempering(q2, [iq3])) < 1
+    assert tempering(q2, [q2, q3]) == pytest.approx(tempering(q2, [q2]) * tempering(q2, [q3]))
 
 
 def test_shares_fall_with_the_number_of_inputs() -> None:
     for kind in SCALAR:
-        shares = [share(kind, [kind] * (n - 1)) for n in (1, 2, 3, 4, 6, 8, 12, 20)]
+        shares = [tempering(kind, [kind] * (n - 1)) for n in (1, 2, 3, 4, 6, 8, 12, 20)]
         assert shares[0] == 1
         assert all(a >= b > 0 for a, b in pairwise(shares))
 

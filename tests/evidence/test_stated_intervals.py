@@ -10,7 +10,7 @@ from scipy.stats import truncnorm
 from recover.containers.gguf.tensor import Tensor
 from recover.errors import QuantError
 from recover.estimators import Request, Tally, TileEstimator, estimator, method_names
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Witness
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.evidence.cells import intersect_cells
 from recover.evidence.densities import (
     ABOVE,
@@ -21,7 +21,7 @@ from recover.evidence.densities import (
     VARYING,
     density,
     interval_density,
-    share,
+    tempering,
 )
 from recover.evidence.intervals import Intervals
 from recover.merge.compare import compare_unproven, count_conflicts
@@ -77,14 +77,14 @@ def stated(mix: Sequence[str], x: F32Array) -> list[GridStated]:
     return [state(quantize(x, type_by_name(name)), name, x.size) for name in mix]
 
 
-def read(inputs: Sequence[Input], n: int, witnesses: Sequence[Witness] = ()) -> Evidence:
-    witnesses = witnesses or [Witness(each.type) for each in inputs]
-    return EvidenceBuffer(witnesses).read(inputs, 0, n)
+def read(inputs: Sequence[Input], n: int, sources: Sequence[Source] = ()) -> Evidence:
+    sources = sources or [Source(each.type) for each in inputs]
+    return EvidenceBuffer(sources).read(inputs, 0, n)
 
 
-def order(witnesses: Sequence[Witness]) -> list[int]:
-    """The place of each witness in evidence."""
-    places = EvidenceBuffer(witnesses).by_witness(np.arange(len(witnesses), dtype=np.float64))
+def order(sources: Sequence[Source]) -> list[int]:
+    """The place of each source in evidence."""
+    places = EvidenceBuffer(sources).by_source(np.arange(len(sources), dtype=np.float64))
     return [int(place) for place in places]
 
 
@@ -152,15 +152,15 @@ def test_posterior_of_one_density_is_that_of_the_grid(
     x = sample(rng)
     tables = [even_table(scalar(name)) for name in mix]
     plain = grids(mix, x)
-    witnesses = [
-        Witness(each.type, density=tuple(map(tuple, table.tolist())))
+    sources = [
+        Source(each.type, density=tuple(map(tuple, table.tolist())))
         for each, table in zip(plain, tables, strict=True)
     ]
     others = [
         GridStated(type_with(scalar(name), table), each)
         for name, each, table in zip(mix, plain, tables, strict=True)
     ]
-    grid, other = read(plain, x.size, witnesses), read(others, x.size)
+    grid, other = read(plain, x.size, sources), read(others, x.size)
     expected, tally, deviation = run("posterior", grid, estimate, deviation=True)
     out, other_tally, other_deviation = run("posterior", other, estimate, deviation=True)
     typical = np.repeat(np.sqrt(grid.scale[0] ** 2 / 12), 16)
@@ -238,8 +238,8 @@ def test_intervals_beside_other_inputs(
     assert np.all((lower <= x.reshape(-1)) & (x.reshape(-1) <= upper))
     if method != "linear":
         assert np.all((lower <= out) & (out <= upper))
-    slots = np.array(order([Witness(each.type) for each in mixed]))
-    grid_slots = np.array(order([Witness(each.type) for each in plain]))
+    slots = np.array(order([Source(each.type) for each in mixed]))
+    grid_slots = np.array(order([Source(each.type) for each in plain]))
     np.testing.assert_allclose(mixed_tally.alone[slots], tally.alone[grid_slots], rtol=0.08)
     assert mixed_tally.variance == pytest.approx(tally.variance, rel=0.1)
 
@@ -293,7 +293,9 @@ def test_steps_that_fit_no_grid(columns: tuple[F32Array, list[ColumnScaled]]) ->
             assert np.all((lower <= out) & (out <= upper))
 
 
-def test_posterior_against_the_naive_twin(columns: tuple[F32Array, list[ColumnScaled]]) -> None:
+def test_posterior_against_the_naive_reference(
+    columns: tuple[F32Array, list[ColumnScaled]],
+) -> None:
     """A normal prior as wide as the superblock of the finest input, cut at the bounds."""
     x, inputs = columns
     evidence = read(inputs, x.size)
@@ -301,13 +303,13 @@ def test_posterior_against_the_naive_twin(columns: tuple[F32Array, list[ColumnSc
     values = evidence.interval_values[0].astype(np.float64).reshape(-1, 256)
     sigma = np.sqrt(np.mean(values**2, axis=1)).repeat(256)
     lower, upper = bounds(evidence)
-    twin = truncnorm(lower / sigma, upper / sigma, scale=sigma)
+    reference = truncnorm(lower / sigma, upper / sigma, scale=sigma)
     width = (upper - lower).astype(np.float64)
     seen = np.isfinite(width) & (width > 1e-3 * np.sqrt(evidence.interval_variance[0]))
     assert np.mean(seen) > 0.9
-    off = np.abs(out - twin.mean())[seen] / width[seen]
+    off = np.abs(out - reference.mean())[seen] / width[seen]
     assert np.sqrt(np.mean(off**2)) < 1e-3
-    ratio = deviation[seen] / twin.std()[seen]
+    ratio = deviation[seen] / reference.std()[seen]
     np.testing.assert_allclose(np.median(ratio), 1, atol=0.01)
 
 
@@ -378,8 +380,8 @@ def test_inputs_without_cells_prove_nothing(
     columns: tuple[F32Array, list[ColumnScaled]],
 ) -> None:
     x, inputs = columns
-    witnesses = [Witness(each.type, has_cells=False) for each in inputs]
-    evidence = read(inputs, x.size, witnesses)
+    sources = [Source(each.type, has_cells=False) for each in inputs]
+    evidence = read(inputs, x.size, sources)
     lower, upper = bounds(evidence)
     assert np.all(np.isneginf(lower) & np.isposinf(upper))
     linear, _, _ = run("linear", evidence)
@@ -391,7 +393,7 @@ def test_inputs_without_cells_prove_nothing(
     assert tally.variance == pytest.approx(np.sum(1 / precision), rel=0.02)
     other = ColumnScaled(inputs[1].type, -inputs[1].codes, inputs[1].steps)
     assert compare_unproven(evidence).n_unlike == 0
-    assert compare_unproven(read([inputs[0], other], x.size, witnesses)).n_unlike == x.size
+    assert compare_unproven(read([inputs[0], other], x.size, sources)).n_unlike == x.size
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -402,10 +404,10 @@ def test_a_merge_takes_intervals(method: str, rng: np.random.Generator) -> None:
     inputs: list[Input] = [state(raws[0], "Q4_0", x.size), tensor_of(raws[1], "Q6_K", x.size)]
     expected, sums, _ = run(method, read(inputs, x.size))
     out = np.empty(x.size, np.float32)
-    witnesses = [Witness(each.type) for each in inputs]
-    tally = TileEstimator(witnesses, method).estimate(inputs, 0, x.size, out)
+    sources = [Source(each.type) for each in inputs]
+    tally = TileEstimator(sources, method).estimate(inputs, 0, x.size, out)
     np.testing.assert_array_equal(out, expected)
-    np.testing.assert_allclose(tally.alone, sums.alone[order(witnesses)])
+    np.testing.assert_allclose(tally.alone, sums.alone[order(sources)])
     assert tally.alone[0] > 4 * tally.alone[1] > 0
 
 
@@ -419,32 +421,32 @@ def test_slots_and_the_finest() -> None:
         ((iq3, fine), (1, 0), 0),
     )
     for kinds, slots, finest in cases:
-        witnesses = [Witness(kind) for kind in kinds]
-        assert tuple(order(witnesses)) == slots
-        assert EvidenceBuffer(witnesses)._views(16).finest == finest
+        sources = [Source(kind) for kind in kinds]
+        assert tuple(order(sources)) == slots
+        assert EvidenceBuffer(sources)._views(16).finest == finest
 
 
 def test_intervals_have_no_bytes() -> None:
     kind = IntervalType(name="I8", relative_mse=1e-4)
     with pytest.raises(QuantError, match="type I8 has no bytes to unpack"):
-        EvidenceBuffer([Witness(kind)]).load([np.zeros(16, np.uint8)], 16)
+        EvidenceBuffer([Source(kind)]).load([np.zeros(16, np.uint8)], 16)
 
 
 def test_shares() -> None:
     """An interval type counts as the type that it is like, or as independent of all others."""
     q6, alike = type_by_name("Q6_K"), stated_type("Q6_K")
     own = IntervalType(name="own", relative_mse=1e-4)
-    assert share(alike, [alike]) == share(q6, [q6]) == share(q6, [alike]) < 1
-    assert share(own, [own, own, q6]) == 1
+    assert tempering(alike, [alike]) == tempering(q6, [q6]) == tempering(q6, [alike]) < 1
+    assert tempering(own, [own, own, q6]) == 1
     assert interval_density(own)[0].tolist() == [0, 0, 0, -math.inf, math.inf]
     single, several = interval_density(alike), interval_density(alike, [q6])
-    np.testing.assert_allclose(several[:, :2], single[:, :2] * share(q6, [q6]), rtol=1e-6)
+    np.testing.assert_allclose(several[:, :2], single[:, :2] * tempering(q6, [q6]), rtol=1e-6)
 
 
 def test_bounds_of_intervals_and_grids_together(rng: np.random.Generator) -> None:
     x = sample(rng)
     intervals = Intervals()
-    intervals.turn_to(grids(("Q6_K", "Q4_K"), x))
+    intervals.look_at(grids(("Q6_K", "Q4_K"), x))
     expected = [each.copy() for each in intervals.bound(0, x.size)]
-    intervals.turn_to([*stated(("Q6_K",), x), *grids(("Q4_K",), x)])
+    intervals.look_at([*stated(("Q6_K",), x), *grids(("Q4_K",), x)])
     np.testing.assert_array_equal(intervals.bound(0, x.size), expected)

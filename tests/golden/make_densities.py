@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from recover.calibration import shares, simulate
+from recover.calibration import simulate, tempering
 from recover.evidence.densities import forget_tables, table_of
 from recover.quants import (
     F32Array,
@@ -74,7 +74,7 @@ def alone(kind: Kind) -> Table:
     }
     if isinstance(kind, VectorType):
         x = simulate.student_t()(0)
-        likelihood = shares.find_likelihood(dequantize(encode(kind, x), kind), x)
+        likelihood = tempering.find_likelihood(dequantize(encode(kind, x), kind), x)
         return table | {"likelihood": rounded(likelihood)}
     draw = simulate.student_t(as_trained=kind.scales_are_coarse)
     for name, weighted in (("plain", False), ("weighted", True)):
@@ -90,7 +90,7 @@ def correlations(kind: VectorType, kinds: Iterable[VectorType]) -> dict[str, flo
     found = {}
     for other in kinds:
         raw = encode(other, x, importance if other is kind else None)
-        correlation = shares.find_correlation(mine, dequantize(raw, other), x)
+        correlation = tempering.find_correlation(mine, dequantize(raw, other), x)
         found[other.name] = float(f"{correlation:.6g}")
     return found
 
@@ -102,8 +102,8 @@ def beside(kind: Kind, kinds: Collection[Kind], encoder: Encoder, told: Collecti
     """
     table: Table = {}
     for name, find in (
-        ("pairs", shares.find_pair_shares),
-        ("unproven", shares.find_unproven_shares),
+        ("pairs", tempering.find_tempering_of_pairs),
+        ("unproven", tempering.find_unproven_tempering_of_pairs),
     ):
         mine: dict[str, float] = {}
         coarser: dict[str, float] = {}
@@ -138,7 +138,7 @@ def make(wanted: Collection[Kind], kinds: Collection[Kind]) -> None:
     vectors = [kind for kind in kinds if isinstance(kind, VectorType)]
     for kind in wanted:
         if isinstance(kind, ScalarType):
-            tables[kind]["shares"] = rounded(shares.find_shares(kind))
+            tables[kind]["shares"] = rounded(tempering.find_tempering(kind))
         else:
             tables[kind]["correlations"] = correlations(kind, vectors)
     write()

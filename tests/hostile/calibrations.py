@@ -5,10 +5,10 @@ from recover.calibration.weights import (
     Combination,
     FittedDensity,
     Gain,
-    Source,
+    InputFile,
 )
 
-SOURCE = Source("a.gguf", 10, {"Q8_0": 2})
+SOURCE = InputFile("a.gguf", 10, {"Q8_0": 2})
 GAIN = Gain(0.5, (0.4, 0.6), 5)
 ROW = (0.0, -1.0, 0.0, -0.5, 0.5)
 VARYING = (0.5, -1.0, 0.0, 0.0, 0.0)

@@ -218,7 +218,7 @@ def test_bounds_hold_and_say_what_is_no_proof(
         assert len(tensor.sources) == 2 - (tensor.name in measured or "norm" in tensor.name)
         x = originals[tensor.name.split(".")[2]].reshape(-1)
         bounds = Intervals()
-        bounds.turn_to(tensor.sources)
+        bounds.look_at(tensor.sources)
         for start in range(0, x.size, TILE):
             end = min(start + TILE, x.size)
             lower, upper = bounds.bound(start, end)

@@ -163,7 +163,7 @@ def test_cells_of_a_file(tmp_path: Path, rng: np.random.Generator) -> None:
     ]
     plan = plan_merge([plain.path, silent.path], tmp_path / "out.gguf")
     (merged,) = plan.tensors
-    has_cells_of = {i: w.has_cells for i, w in zip(merged.sources, merged.witnesses, strict=True)}
+    has_cells_of = {i: w.has_cells for i, w in zip(merged.used, merged.sources, strict=True)}
     assert has_cells_of == {0: True, 1: False}
     assert [str(silent.path) in warning for warning in plan.warnings] == [True]
 

@@ -28,7 +28,7 @@ N = 4096
 
 def bounds(w: F32Array, name: str) -> Any:
     intervals = Intervals()
-    intervals.turn_to([tensor_of(quantize(w, type_by_name(name)), name, w.size)])
+    intervals.look_at([tensor_of(quantize(w, type_by_name(name)), name, w.size)])
     return intervals.bound
 
 

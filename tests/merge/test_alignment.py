@@ -54,7 +54,7 @@ def test_types_say_what_is_absent(make: Make, tmp_path: Path) -> None:
     plan = plan_merge([make("Q5_K", {UP: None}), make("Q4_K")], tmp_path / "out.gguf")
     by_name = {tensor.name: tensor for tensor in plan.tensors}
     assert by_name[UP].types == ("absent", "Q4_K")
-    assert by_name[UP].sources == (1,)
+    assert by_name[UP].used == (1,)
     assert by_name[Q].types == ("Q5_K", "Q4_K")
 
 

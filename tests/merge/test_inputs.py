@@ -25,17 +25,17 @@ from tests.support.gguf_files import (
 from tests.support.merging import COMBINING, MATRICES, NORM, UP, Make, Q, merge, merged
 
 
-class TestTwins:
+class TestDuplicates:
     def test_an_input_given_twice_counts_once(self, make: Make, tmp_path: Path) -> None:
         fine, coarse = make("Q5_K"), make("Q4_K")
         copy = make("Q5_K", name="copy")
         plan = plan_merge([fine, coarse, copy, fine], tmp_path / "out.gguf")
-        assert [tensor.twins for tensor in plan.tensors] == [
+        assert [tensor.duplicate_of for tensor in plan.tensors] == [
             (0, 1, 0, 0),
             (0, 0, 0, 0),
             (0, 1, 0, 0),
         ]
-        assert all(len(tensor.sources) <= 2 for tensor in plan.tensors)
+        assert all(len(tensor.used) <= 2 for tensor in plan.tensors)
         assert plan.warnings == (
             f"{copy} has the same weights as {fine}, byte for byte: it counts once",
             f"{fine} is given more than once: it counts once",
@@ -61,14 +61,14 @@ class TestTwins:
         assert result.expected_mse_ratio == 1
         assert [each.plan.action for each in result.tensors] == ["convert", "copy", "convert"]
 
-    def test_one_tensor_of_another_type_is_no_twin(
+    def test_one_tensor_of_another_type_is_no_duplicate(
         self, make: Make, tmp_path: Path, truth: dict[str, F32Array]
     ) -> None:
         mixed = make("Q5_K", {UP: stored("Q6_K", truth[UP])}, name="mixed")
         plan = plan_merge([make("Q5_K"), mixed], tmp_path / "out.gguf")
         by_name = {tensor.name: tensor for tensor in plan.tensors}
-        assert (by_name[Q].action, by_name[Q].sources) == ("convert", (0,))
-        assert (by_name[UP].action, by_name[UP].sources) == ("merge", (1, 0))
+        assert (by_name[Q].action, by_name[Q].used) == ("convert", (0,))
+        assert (by_name[UP].action, by_name[UP].used) == ("merge", (1, 0))
 
 
 class TestMismatches:

@@ -81,9 +81,9 @@ def test_calibrations_and_densities(tiny: list[Path], tmp_path: Path) -> None:
 def test_inputs_of_all_kinds(
     make: Make, truth: dict[str, Any], rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    """Twins, children, floats, foreign codes, importance matrices."""
+    """Duplicates, children, floats, foreign codes, importance matrices."""
     noise = stored("Q4_K", truth[UP] + 0.001 * rng.standard_normal(truth[UP].shape))
-    paths = [make("Q5_K"), make("Q5_K", name="twin"), make("Q4_K", {UP: noise}, name="mixed")]
+    paths = [make("Q5_K"), make("Q5_K", name="reference"), make("Q4_K", {UP: noise}, name="mixed")]
     paths += [make("F16", {Q: stored("Q6_K", truth[Q])}), make("Q4_0"), make("IQ4_NL")]
     check_same(plan_merge(paths, tmp_path / "out.gguf"))
 
@@ -141,17 +141,22 @@ def test_nothing_is_measured_once_it_is_planned(
     merged = [tensor for tensor in plan.tensors if tensor.action == "merge"]
     assert merged
     for tensor in merged:
-        assert tensor.claims is not None
-        assert tensor.claims.is_measured
-        assert min(tensor.claims.merged) > 0
-    copied = [tensor.claims for tensor in plan.tensors if tensor.action == "copy"]
+        assert tensor.error_calibration is not None
+        assert tensor.error_calibration.is_measured
+        assert min(tensor.error_calibration.merged) > 0
+    copied = [tensor.error_calibration for tensor in plan.tensors if tensor.action == "copy"]
     assert copied == [None] * len(copied)
     before = execute_merge(plan).expected_mse_ratio
     for module in (calibrated, error_calibration):
-        monkeypatch.delattr(module, "find_claims")
+        monkeypatch.delattr(module, "calibrate_errors")
     doubled = [
-        replace(each, claims=replace(each.claims, merged=tuple(2 * m for m in each.claims.merged)))
-        if each.claims is not None
+        replace(
+            each,
+            error_calibration=replace(
+                each.error_calibration, merged=tuple(2 * m for m in each.error_calibration.merged)
+            ),
+        )
+        if each.error_calibration is not None
         else each
         for each in plan.tensors
     ]
@@ -189,8 +194,8 @@ def test_records_that_are_no_plan(make: Make, tmp_path: Path) -> None:
     damaged: list[Any] = [None, [], {}, "plan", record | {"parts": []}, record | {"tensors": 5}]
     damaged += [{key: value for key, value in record.items() if key != name} for name in record]
     wrong_type = json.loads(json.dumps(record))
-    merged = next(each for each in wrong_type["tensors"] if each["witnesses"])
-    merged["witnesses"][0]["type"] = "Q6_K"
+    merged = next(each for each in wrong_type["tensors"] if each["sources"])
+    merged["sources"][0]["type"] = "Q6_K"
     with pytest.raises(PlanError, match="a tensor is Q5_K, but Q6_K was planned"):
         MergePlan.from_record(wrong_type)
     for each in damaged:

@@ -148,7 +148,7 @@ def test_inputs_that_are_compared(
     """With force, the finest input is taken where they contradict each other."""
     other = stored("Q4_K", truth[UP][::-1].copy())
     paths = [make("Q6_K"), make("Q4_K", {UP: other}), make("F16", {Q: stored("Q5_K", truth[Q])})]
-    paths += [make("IQ4_NL", name="twin"), make("IQ4_NL")]
+    paths += [make("IQ4_NL", name="reference"), make("IQ4_NL")]
     result, _ = both(paths, tmp_path, force=True)
     assert any(tensor.compared for tensor in result.plan.tensors)
 

@@ -1,4 +1,4 @@
-"""Slow float64 twins of the estimators, one weight at a time in plain Python.
+"""Slow float64 references of the estimators, one weight at a time in plain Python.
 
 They know nothing of the package.
 

@@ -1,4 +1,4 @@
-"""Slow float64 twins of the named quantizers; they know nothing of the package."""
+"""Slow float64 references of the named quantizers; they know nothing of the package."""
 
 import numpy as np
 from numpy.typing import NDArray

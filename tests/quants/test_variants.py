@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recover import evaluate_models, open_gguf, plan_merge
 from recover.cli import main
 from recover.errors import QuantError
-from recover.evidence.buffer import EvidenceBuffer, Witness
+from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.evidence.cells import intersect_cells
 from recover.quants import (
     DEFAULT_QUANTIZER,
@@ -180,7 +180,7 @@ def test_originals_lie_in_their_cells(
     kind = cell_of(variant, scalar(name))
     x = draw(what, TILE, rng)
     raw = quantize(x.reshape(-1, ROW), kind, quantizer=variant)
-    evidence = EvidenceBuffer([Witness(kind)]).load([raw], TILE)
+    evidence = EvidenceBuffer([Source(kind)]).load([raw], TILE)
     lower, upper = np.empty((2, TILE), np.float32)
     intersect_cells(evidence, lower, upper)
     assert np.all((lower <= x) & (x <= upper))
@@ -241,7 +241,7 @@ def test_quantize_command(name: str, type_name: str, tmp_path: Path) -> None:
     assert open_gguf(special).get("recover.quantizer") == name
     plan = plan_merge([special, plain], tmp_path / "out.gguf")
     merged = next(tensor for tensor in plan.tensors if tensor.action == "merge")
-    assert merged.witnesses[merged.sources.index(0)].has_cells == (name == "k-lsq")
+    assert merged.sources[merged.used.index(0)].has_cells == (name == "k-lsq")
 
 
 def test_quantize_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
-from recover.reblock.dispatch import open_source
+from recover.reblock.dispatch import open_original
 from recover.reblock.integers import Request
 from tests.oracle.llama_cpp import LlamaModel
 from tests.support.gguf_files import write_out
@@ -402,7 +402,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
         options = ["--layers", "1", "--embd", "512", "--ff", str(n_ff), "--experts", "2"]
         options += ["--down-groups", "1", "--output-groups", "1"]
         example().write_checkpoint(folder, example().parser().parse_args([str(folder), *options]))
-        source = open_source(folder, Request(), hparams=folder / "hparams.json")
+        source = open_original(folder, Request(), hparams=folder / "hparams.json")
         tensor = source.tensors[1]
         assert tensor.dims == (512, n_ff, 2)
         step = 256 * 512
@@ -418,7 +418,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [(32, 96), (0, 64 * 3 + 32), (64 * 255 + 32, 64 * 257)])
 def test_any_range_of_blocks(checkpoint: Path, cut: tuple[int, int]) -> None:
-    source = open_source(checkpoint, Request(), hparams=checkpoint / "hparams.json")
+    source = open_original(checkpoint, Request(), hparams=checkpoint / "hparams.json")
     tensor = next(each for each in source.tensors if each.name == "blk.3.ffn_gate_exps.weight")
     whole = np.empty(tensor.outtype.n_bytes(tensor.n_weights), np.uint8)
     tensor.encode(0, tensor.n_weights, whole)

@@ -10,7 +10,7 @@ from gguf import GGUFReader
 
 from recover.cli.reblock import _TYPES
 from recover.quants import types_of_integers
-from recover.reblock.dispatch import open_source
+from recover.reblock.dispatch import open_original
 from recover.reblock.integers import Request
 from tests.support.quantized_folders import (
     BF16,
@@ -195,7 +195,7 @@ def test_awq(has_config: bool, outtype: str, rng: np.random.Generator, tmp_path:
     config = {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemm"}}
     source = model(tmp_path / "m", named("a", tensors), config if has_config else None)
     check(source, tmp_path / "a.gguf", {"a.weight": (outtype, truth)})
-    tensor = open_source(source, Request()).tensors[0]
+    tensor = open_original(source, Request()).tensors[0]
     start, end = 5 * K, 13 * K  # rows that are no whole words
     out = np.empty(tensor.outtype.n_bytes(end - start), np.uint8)
     tensor.encode(start, end, out)

@@ -11,7 +11,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from recover.reblock.dispatch import open_source
+from recover.reblock.dispatch import open_original
 from recover.reblock.execute import ReblockResult, execute_reblock
 from recover.reblock.integers import Request
 from recover.reblock.plan import plan_reblock
@@ -44,7 +44,7 @@ def reblock(
 ) -> ReblockResult:
     """Everything that the command does, in this process."""
     request = Request(outtype=outtype, allow_inexact=allow_inexact)
-    plan = plan_reblock(open_source(source, request, **options), output)
+    plan = plan_reblock(open_original(source, request, **options), output)
     return execute_reblock(plan, verify=verify, n_threads=2)
 
 

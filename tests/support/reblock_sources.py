@@ -11,21 +11,21 @@ from recover.containers.huggingface.modules import Module
 from recover.containers.safetensors.reader import Tensor
 from recover.reblock.drafts import draft_weight, finished
 from recover.reblock.grok import _rows
-from recover.reblock.integers import Request, settle
+from recover.reblock.integers import Request, exact_tensor
 from recover.reblock.schemes import all_schemes
-from recover.reblock.source import SourceTensor
+from recover.reblock.source import OriginalTensor
 
 K = 4096
 Array = NDArray[Any]
 
 
-def grok(n_weights: float) -> SourceTensor:
+def grok(n_weights: float) -> OriginalTensor:
     """A matrix with as many columns as Grok-1's have rows, and fewer rows."""
     rng = np.random.default_rng(1)
     n_columns = max(64, int(n_weights / 6144))
     codes = rng.integers(-128, 128, (1, 6144, n_columns), np.int8)
     scales = rng.integers(0x3C00, 0x3D00, (1, 1, n_columns)).astype(np.uint16)
-    return settle("t", (6144, n_columns), "int8 x bf16", _rows(codes, scales), Request())
+    return exact_tensor("t", (6144, n_columns), "int8 x bf16", _rows(codes, scales), Request())
 
 
 def stored(name: str, dtype: str, values: Array) -> Tensor:
@@ -34,7 +34,7 @@ def stored(name: str, dtype: str, values: Array) -> Tensor:
     return Tensor(name, dtype, values.shape, raw, Path("memory"))
 
 
-def quantized(leaves: dict[str, tuple[str, Array]], **config: Any) -> SourceTensor:
+def quantized(leaves: dict[str, tuple[str, Array]], **config: Any) -> OriginalTensor:
     """The output tensor of a module."""
     tensors = {leaf: stored(leaf, *each) for leaf, each in leaves.items()}
     module = Module("t", tensors, config)
@@ -57,7 +57,7 @@ def n_rows(n_weights: float) -> int:
     return max(64, int(n_weights / K / 64) * 64)
 
 
-def int4(n_weights: float) -> SourceTensor:
+def int4(n_weights: float) -> OriginalTensor:
     """compressed-tensors, groups of 32."""
     n = n_rows(n_weights)
     shape = "I64", np.array([n, K])
@@ -65,21 +65,21 @@ def int4(n_weights: float) -> SourceTensor:
     return quantized({**packed, "weight_shape": shape})
 
 
-def gptq(n_weights: float) -> SourceTensor:
+def gptq(n_weights: float) -> OriginalTensor:
     """Asymmetric, groups of 128."""
     n = n_rows(n_weights)
     codes = {"qweight": words(K // 8, n), "qzeros": words(K // 128, n // 8)}
     return quantized({**codes, "scales": halves(K // 128, n)}, quant_method="gptq")
 
 
-def awq(n_weights: float) -> SourceTensor:
+def awq(n_weights: float) -> OriginalTensor:
     """Groups of 128."""
     n = n_rows(n_weights)
     codes = {"qweight": words(K, n // 8), "qzeros": words(K // 128, n // 8)}
     return quantized({**codes, "scales": halves(K // 128, n)}, quant_method="awq")
 
 
-def mlx(n_weights: float) -> SourceTensor:
+def mlx(n_weights: float) -> OriginalTensor:
     """Groups of 64."""
     n = n_rows(n_weights)
     leaves = {"weight": ("U32", words(n, K // 8)[1])}
@@ -87,7 +87,7 @@ def mlx(n_weights: float) -> SourceTensor:
     return quantized({**leaves, **numbers}, group_size=64)
 
 
-SOURCES: dict[str, Callable[[float], SourceTensor]] = {
+SOURCES: dict[str, Callable[[float], OriginalTensor]] = {
     "Grok-1 int8 -> Q8_0": grok,
     "compressed-tensors int4 -> Q4_0": int4,
     "GPTQ 4-bit -> Q5_0": gptq,

@@ -7,7 +7,7 @@ import numpy as np
 
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
-from recover.evidence.buffer import EvidenceBuffer, Witness, take_one
+from recover.evidence.buffer import EvidenceBuffer, Source, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.densities import (
     ABOVE,
@@ -37,7 +37,7 @@ class GridStated:
         """See `recover.quants.IntervalTensor`."""
         value, lower, upper, variance = out
         kind = self.tensor.type
-        evidence = EvidenceBuffer([Witness(kind)]).read([self.tensor], start, end)
+        evidence = EvidenceBuffer([Source(kind)]).read([self.tensor], start, end)
         take_one(evidence, 0, value)
         intersect_cells(evidence, lower, upper)
         squares = np.square(evidence.scale[0]) * np.float32(evidence.noise[0])

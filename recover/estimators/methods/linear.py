@@ -15,7 +15,7 @@ from recover.estimators._combine import combine, combine_weighted, sum_variance
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators.base import WEIGHTS, Calibration
 from recover.estimators.tally import Tally
-from recover.evidence.buffer import Evidence, Witness
+from recover.evidence.buffer import Evidence, Source
 from recover.quants import GROUP, F32Array
 
 SUMMARY = "the mean weighted by inverse variance, or by the weights of a calibration"
@@ -34,14 +34,14 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
 
 
 def calibrate(
-    witnesses: Sequence[Witness],
+    sources: Sequence[Source],
     calibration: Calibration,
     role: str | None,
     depth: float | None,
-) -> tuple[Witness, ...]:
-    """The witnesses with their weights, unless llama.cpp did not make all of their codes."""
-    if any(witness.noise is not None for witness in witnesses):
-        return tuple(witnesses)
-    weights = calibration.weights_for([each.type.name for each in witnesses], role, depth)
-    pairs = zip(witnesses, weights, strict=True)
-    return tuple(replace(witness, weight=weight) for witness, weight in pairs)
+) -> tuple[Source, ...]:
+    """The sources with their weights, unless llama.cpp did not make all of their codes."""
+    if any(source.noise is not None for source in sources):
+        return tuple(sources)
+    weights = calibration.weights_for([each.type.name for each in sources], role, depth)
+    pairs = zip(sources, weights, strict=True)
+    return tuple(replace(source, weight=weight) for source, weight in pairs)

@@ -13,11 +13,17 @@ import numpy as np
 
 from recover.estimators._combine import group_variances, sum_variance
 from recover.estimators._product import integrate
-from recover.estimators._product_tables import Asks, Others, has_atoms, tabulate, tabulate_intervals
+from recover.estimators._product_tables import (
+    Others,
+    Outputs,
+    has_atoms,
+    tabulate,
+    tabulate_intervals,
+)
 from recover.estimators._request import MODE, Request, fill_deviation
 from recover.estimators.base import DENSITIES, Calibration
 from recover.estimators.tally import Tally
-from recover.evidence.buffer import Evidence, Witness, typical_variance
+from recover.evidence.buffer import Evidence, Source, typical_variance
 from recover.evidence.densities import SHAPE
 from recover.inputs.matching import typical_error
 from recover.quants import GROUP, F32Array, ScalarType
@@ -56,45 +62,45 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
     group_variances(evidence, evidence.finest, variance)
     others = None
     if len(evidence.values) > 0:
-        said, spread = np.empty_like(estimates), np.empty_like(variance)
-        _predict(evidence, said, spread)
-        share = evidence.likelihood[:, 2].min()
-        others = Others(evidence.values.reshape(-1), said, spread, share)
+        mean, around = np.empty_like(estimates), np.empty_like(variance)
+        _predict(evidence, mean, around)
+        tempering = evidence.likelihood[:, 2].min()
+        others = Others(evidence.values.reshape(-1), mean, around, tempering)
     scalars = tabulate(evidence)
     errors = np.zeros((1 + tally.n_inputs) * GROUP, np.float32)
     is_mode, atoms = request.estimate == MODE, has_atoms(scalars)
-    asks = Asks(
+    outputs = Outputs(
         is_mode, not (is_mode or atoms.any()), atoms, variance, deviation, errors, n // GROUP
     )
-    integrate(scalars, tabulate_intervals(evidence), others, estimates, asks, tally.array)
+    integrate(scalars, tabulate_intervals(evidence), others, estimates, outputs, tally.array)
     if missing:
         out[:] = estimates[:n]
         request.deviation[:] = deviation[: request.deviation.size]
 
 
 def calibrate(
-    witnesses: Sequence[Witness],
+    sources: Sequence[Source],
     calibration: Calibration,
     role: str | None,
     depth: float | None,
-) -> tuple[Witness, ...]:
-    """The witnesses with their densities, those apart whose codes llama.cpp did not make."""
+) -> tuple[Source, ...]:
+    """The sources with their densities, those apart whose codes llama.cpp did not make."""
     return tuple(
-        each if each.noise is not None else calibration.with_density(each) for each in witnesses
+        each if each.noise is not None else calibration.with_density(each) for each in sources
     )
 
 
-def gains_alone(witness: Witness) -> bool:
+def gains_alone(source: Source) -> bool:
     """Whether the posterior of one input is better than its decoded values.
 
     Where an encoder weighed the errors, and with 4-bit floats, whose cells are wide at the ends, a
     tensor with outliers may lose more than the others gain.
     """
-    if isinstance(witness.type, ScalarType) and (
-        witness.weighted or not witness.has_cells or not witness.type.is_even
+    if isinstance(source.type, ScalarType) and (
+        source.weighted or not source.has_cells or not source.type.is_even
     ):
         return False
-    return typical_error(witness.type) > _FINE_ALONE and not witness.type.is_native
+    return typical_error(source.type) > _FINE_ALONE and not source.type.is_native
 
 
 def _estimate_unproven(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
@@ -149,14 +155,14 @@ def _predict(evidence: Evidence, out: F32Array, variance: F32Array) -> None:
     Their densities are normal, so it is the best linear prediction from decoded values times their
     gain, whose errors go together as they did in the simulation.
     """
-    gains, spreads = evidence.likelihood[:, [0, 3]].astype(np.float64).T
-    told = 1 - spreads  # of the variance of the weights
-    deviations = np.sqrt(spreads)
-    among = told[:, None] - spreads + evidence.correlation * np.outer(deviations, deviations)
-    weights = np.linalg.lstsq(among, told, rcond=None)[0]
+    gains, residual = evidence.likelihood[:, [0, 3]].astype(np.float64).T
+    explained = 1 - residual  # of the variance of the weights
+    deviations = np.sqrt(residual)
+    among = explained[:, None] - residual + evidence.correlation * np.outer(deviations, deviations)
+    weights = np.linalg.lstsq(among, explained, rcond=None)[0]
     np.einsum("vn,v->n", evidence.values, (weights * gains).astype(np.float32), out=out)
     # The variance of the weights is what the first input says.
     first = evidence.values[0]
-    typical_variance(first, gains[0] ** 2 / told[0] * (1 - weights @ told), variance)
+    typical_variance(first, gains[0] ** 2 / explained[0] * (1 - weights @ explained), variance)
     broken = ~np.isfinite(variance)
     out.reshape(-1, GROUP)[broken] = first.reshape(-1, GROUP)[broken]

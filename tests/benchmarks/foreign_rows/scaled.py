@@ -87,7 +87,7 @@ def _scales(block: int, beside: str) -> dict[str, tuple[Scales | None, Scales | 
 
     def bounds(name: str) -> Any:
         intervals = Intervals()
-        intervals.turn_to([_known(original.matrices[name], beside)])
+        intervals.look_at([_known(original.matrices[name], beside)])
         return intervals.bound
 
     first, second = (

@@ -1,4 +1,6 @@
-"""What types say together: shares of likelihoods, errors of vector types, from simulated weights.
+"""What types say together, from simulated weights.
+
+That is the exponents of likelihoods, and how errors of vector types go together.
 
 Makes the rest of what `recover.evidence.densities` ships (see `recover.calibration.simulate`).
 """
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from recover.calibration.simulate import CHUNK, SEED, importance, student_t
 from recover.estimators import DEFAULT_METHOD
 from recover.estimators.uncorrected import UncorrectedTileEstimator
-from recover.evidence.buffer import Evidence, Witness
+from recover.evidence.buffer import Evidence, Source
 from recover.evidence.densities import (
     DEGREE,
     N_ALIKE,
@@ -29,12 +31,14 @@ from recover.quants import (
 )
 
 _N_BISECTIONS = 8
-_MOST_UNPROVEN_SHARE = 2.5
-_LEAST_PAIR_SHARE, _CLOSE = 0.25, 0.01  # a claim is close enough to what is measured
+_MOST_UNPROVEN = 2.5
+_LEAST_OF_PAIR, _CLOSE = 0.25, 0.01  # a claim is close enough to what is measured
 
 
-def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
-    """The shares (see `recover.evidence.densities.share`) for each of `N_ALIKE` inputs of a type.
+def find_tempering(kind: ScalarType, *, seed: int = SEED) -> list[float]:
+    """The exponents for each of `N_ALIKE` inputs of a type.
+
+    See `recover.evidence.densities.tempering`.
 
     The inputs differ in their importance matrix, drawn per column from lognormal(0, 1); the first
     has none.
@@ -46,24 +50,26 @@ def find_shares(kind: ScalarType, *, seed: int = SEED) -> list[float]:
     has_cells = not kind.refits_scale_with_imatrix
     weighted = density(kind, has_cells=has_cells, weighted=True)
     tables = [weighted if has_cells else density(kind), *[weighted] * (max(N_ALIKE) - 1)]
-    witnesses = [Witness(kind), *[Witness(kind, has_cells)] * (max(N_ALIKE) - 1)]
-    shares: list[float] = []
+    sources = [Source(kind), *[Source(kind, has_cells)] * (max(N_ALIKE) - 1)]
+    exponents: list[float] = []
     for n_alike in N_ALIKE:
-        tile = UncorrectedTileEstimator(witnesses[:n_alike], DEFAULT_METHOD)
+        tile = UncorrectedTileEstimator(sources[:n_alike], DEFAULT_METHOD)
         tile.read(raws[:n_alike], 0, x.size)
 
-        def ratio(share: float, n: int = n_alike, tile: UncorrectedTileEstimator = tile) -> float:
-            scaled = np.stack([_times(table, share) for table in tables[:n]])
+        def ratio(
+            exponent: float, n: int = n_alike, tile: UncorrectedTileEstimator = tile
+        ) -> float:
+            scaled = np.stack([_times(table, exponent) for table in tables[:n]])
             evidence = tile.evidence._replace(density=scaled)
             return _claim_over_measured(tile, evidence, errors[:n], x)
 
         # Among cells estimates are the better the more the densities count.
         least = 1 - _CLOSE if has_cells else 1.0
-        shares.append(_share(ratio, 1 / n_alike, shares[-1] if shares else 1.0, least))
-    return shares
+        exponents.append(_largest(ratio, 1 / n_alike, exponents[-1] if exponents else 1.0, least))
+    return exponents
 
 
-def find_pair_shares(
+def find_tempering_of_pairs(
     kinds: Sequence[ScalarType | VectorType], encode: Callable[[TensorType, F32Array], U8Array]
 ) -> dict[str, dict[str, float]]:
     """What the coarser of two types counts beside the finer, by their names.
@@ -75,7 +81,7 @@ def find_pair_shares(
     encode : Callable
         Encodes weights (n_rows, ne0) as a type; returns the bytes.
     """
-    shares: dict[str, dict[str, float]] = {kind.name: {} for kind in kinds}
+    exponents: dict[str, dict[str, float]] = {kind.name: {} for kind in kinds}
     for as_trained in (False, True):
         x = student_t(as_trained=as_trained)(0)
         raws = {kind.name: encode(kind, x) for kind in kinds}
@@ -86,22 +92,22 @@ def find_pair_shares(
                 continue
             if fine.relative_mse < coarse.relative_mse:
                 pair = [raws[kind.name] for kind in (fine, coarse)]
-                shares[coarse.name][fine.name] = find_pair_share(fine, coarse, pair, x)
-    return shares
+                exponents[coarse.name][fine.name] = find_pair_tempering(fine, coarse, pair, x)
+    return exponents
 
 
-def find_unproven_shares(
+def find_unproven_tempering_of_pairs(
     kinds: Sequence[ScalarType | VectorType], encode: Callable[[TensorType, F32Array], U8Array]
 ) -> dict[str, dict[str, float]]:
     """What an input whose codes prove nothing counts beside one of a finer type, by their names.
 
-    See `find_pair_shares`; the first type's encoder has an importance matrix.
+    See `find_tempering_of_pairs`; the first type's encoder has an importance matrix.
     """
-    shares: dict[str, dict[str, float]] = {}
+    exponents: dict[str, dict[str, float]] = {}
     for kind in kinds:
         if not (isinstance(kind, ScalarType) and kind.refits_scale_with_imatrix):
             continue
-        shares[kind.name] = {}
+        exponents[kind.name] = {}
         for other in kinds:
             if other.relative_mse >= kind.relative_mse:
                 continue
@@ -111,56 +117,56 @@ def find_unproven_shares(
             alike = isinstance(other, ScalarType) and other.refits_scale_with_imatrix
             raw = quantize(x, other, columns) if alike else encode(other, x)
             raws = [quantize(x, kind, columns), raw]
-            shares[kind.name][other.name] = find_unproven_share(kind, other, raws, x)
-    return shares
+            exponents[kind.name][other.name] = find_unproven_tempering(kind, other, raws, x)
+    return exponents
 
 
-def find_unproven_share(
+def find_unproven_tempering(
     kind: ScalarType, other: ScalarType | VectorType, raws: Sequence[U8Array], x: F32Array
 ) -> float:
     """What `kind` without cells counts beside a finer type, given the bytes of `x` as both."""
     alike = isinstance(other, ScalarType) and other.refits_scale_with_imatrix
-    pair = (Witness(kind, has_cells=False), Witness(other, has_cells=not alike))
+    pair = (Source(kind, has_cells=False), Source(other, has_cells=not alike))
     ratio = _ratio_of_pair(pair, 0, raws, x)
-    return _share(ratio, _LEAST_PAIR_SHARE, _MOST_UNPROVEN_SHARE)
+    return _largest(ratio, _LEAST_OF_PAIR, _MOST_UNPROVEN)
 
 
 def _is_coarse(kind: TensorType) -> bool:
     return isinstance(kind, ScalarType) and kind.scales_are_coarse
 
 
-def find_pair_share(
+def find_pair_tempering(
     fine: ScalarType | VectorType,
     coarse: ScalarType | VectorType,
     raws: Sequence[U8Array],
     x: F32Array,
 ) -> float:
     """What the coarser of two types counts beside the finer, given the bytes of `x` as both."""
-    ratio = _ratio_of_pair((Witness(fine), Witness(coarse)), 1, raws, x)
+    ratio = _ratio_of_pair((Source(fine), Source(coarse)), 1, raws, x)
     at_most = ratio(1.0)
     if at_most > 1 - _CLOSE:
         return 1.0
     # Hard cells remain whatever the density counts: where it hardly matters it counts in full.
-    if ratio(_LEAST_PAIR_SHARE) - at_most < (1 - at_most) / 2:
+    if ratio(_LEAST_OF_PAIR) - at_most < (1 - at_most) / 2:
         return 1.0
-    return _share(ratio, _LEAST_PAIR_SHARE, 1.0)
+    return _largest(ratio, _LEAST_OF_PAIR, 1.0)
 
 
 def _ratio_of_pair(
-    pair: tuple[Witness, Witness], counted: int, raws: Sequence[U8Array], x: F32Array
+    pair: tuple[Source, Source], counted: int, raws: Sequence[U8Array], x: F32Array
 ) -> Callable[[float], float]:
     """Claimed over measured error of two inputs, by what the density of one of them counts."""
     tile = UncorrectedTileEstimator(pair, DEFAULT_METHOD)
     evidence = tile.read(raws, 0, x.size)
     errors = [_error(dequantize(raw, w.type), x) for raw, w in zip(raws, pair, strict=True)]
 
-    def ratio(share: float) -> float:
-        shares = [share if i == counted else 1.0 for i in range(2)]
+    def ratio(exponent: float) -> float:
+        exponents = [exponent if i == counted else 1.0 for i in range(2)]
         told, densities = evidence.likelihood.copy(), evidence.density.copy()
         vectors, scalars = iter(told), iter(densities)
-        for witness, counts in zip(pair, shares, strict=True):
-            if isinstance(witness.type, ScalarType):
-                table = density(witness.type, has_cells=witness.has_cells)
+        for source, counts in zip(pair, exponents, strict=True):
+            if isinstance(source.type, ScalarType):
+                table = density(source.type, has_cells=source.has_cells)
                 next(scalars)[:] = _times(table, counts)
             else:
                 next(vectors)[2] = counts
@@ -170,14 +176,14 @@ def _ratio_of_pair(
     return ratio
 
 
-def _times(table: F32Array, share: float) -> F32Array:
+def _times(table: F32Array, exponent: float) -> F32Array:
     scaled = table.copy()
-    scaled[:, :DEGREE] *= share
+    scaled[:, :DEGREE] *= exponent
     return scaled
 
 
-def _share(ratio: Callable[[float], float], low: float, high: float, least: float = 1) -> float:
-    """The largest share up to `high` with which the claim is `least` times what is measured."""
+def _largest(ratio: Callable[[float], float], low: float, high: float, least: float = 1) -> float:
+    """The largest exponent up to `high` with which the claim is `least` times what is measured."""
     if ratio(high) >= least:
         return high
     for _ in range(_N_BISECTIONS):
