@@ -121,6 +121,9 @@ def _rows() -> Iterator[tuple[int, str, Project]]:
 TYPES_ELSEWHERE = tuple(_rows())
 """Number, name and project of each."""
 
+AMBIGUOUS = (41, 42)
+"""Numbers that other programs gave to types of other sizes before llama.cpp had them."""
+
 
 def described_elsewhere(type_id: int) -> str | None:
     """What a number means elsewhere, and the way out; None if it means nothing that is known."""
