@@ -10,7 +10,7 @@ from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, fill_soft, variances
+from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants._trellis import SCALES, fill_group
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
@@ -34,7 +34,14 @@ def _unpack(raw: U8Array, levels: F32Array, scale: F32Array) -> None:
                 fill_group(seed, levels[at : at + 8], False)
 
 
-_ERRORS = variances(((2, 13.1), (24, 13.4), (46, 14.1), (78, 10.8), (97, 8.7)))
+_ERRORS = errors(
+    8,
+    ((11, 8.4), (18, 9.2), (25, 10.4), (32, 12.6), (40, 15.9), (47, 20.9), (55, 27.4), (62, 34)),
+    (
+        *((2, 1), (7, 0.989), (16, 0.978), (27, 0.986), (39, 0.969)),
+        *((52, 0.894), (67, 0.744), (82, 0.56), (99, 0.443)),
+    ),
+)
 
 
 def _state(raw: U8Array, stated: Stated) -> None:

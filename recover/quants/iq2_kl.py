@@ -11,7 +11,7 @@ from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
 from recover.quants._fields import half, word
 from recover.quants._hidden_scales import IK, SUPERBLOCK
-from recover.quants._soft import LEVELS, fill_soft, variances
+from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -72,7 +72,11 @@ def _unpack(raw: U8Array, levels: F32Array, scale: F32Array) -> None:
                 levels[at], levels[at + 1] = PAIRS[code, 0], PAIRS[code, 1]
 
 
-_ERRORS = variances(((0, 5.91), (127, 5.91)))
+_ERRORS = errors(
+    2,
+    ((1, 3.22), (9, 4.77), (17, 6.03), (27, 9.74), (35, 14), (46, 15.2), (53, 21.5)),
+    ((1, 1), (10, 0.674), (13, 0.745), (25, 0.666), (40, 0.457), (53, 0.417)),
+)
 
 
 def _state(raw: U8Array, stated: Stated) -> None:

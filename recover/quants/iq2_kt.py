@@ -12,7 +12,7 @@ from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, fill_soft, variances
+from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, SCALES, fill_group
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
@@ -34,18 +34,13 @@ def _unpack(raw: U8Array, is_first: bool, levels: F32Array, scale: F32Array) -> 
                 fill_group(word(block, 8 + 2 * g), levels[at : at + 8], is_first)
 
 
-_ERRORS = variances(
+_ERRORS = errors(
+    8,
+    ((11, 7.08), (18, 7.73), (25, 8.77), (32, 10.6), (40, 13.4), (47, 17.6), (55, 23), (62, 28.6)),
     (
-        (2, 12.77),
-        (8, 12.56),
-        (17, 12.58),
-        (29, 13.07),
-        (42, 13.39),
-        (56, 12.91),
-        (71, 11.13),
-        (86, 9.04),
-        (101, 8.12),
-    )
+        *((2, 1), (7, 0.989), (16, 0.978), (27, 0.986), (39, 0.969)),
+        *((52, 0.894), (67, 0.744), (82, 0.56), (99, 0.443)),
+    ),
 )
 
 

@@ -13,7 +13,7 @@ from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, fill_soft, variances
+from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
@@ -56,18 +56,13 @@ def _add_signs(
                 lower[at] = 0
 
 
-_ERRORS = variances(
+_ERRORS = errors(
+    8,
+    ((11, 3.8), (17, 3.93), (24, 4.47), (32, 5.38), (40, 6.86), (47, 9.12), (54, 12.1), (62, 15.4)),
     (
-        (2, 5.7),
-        (8, 5.45),
-        (17, 6.57),
-        (29, 6.39),
-        (42, 5.38),
-        (56, 4.48),
-        (71, 3.74),
-        (86, 3.46),
-        (101, 3.25),
-    )
+        *((2, 1), (8, 0.96), (16, 1.125), (27, 1.083), (39, 0.879)),
+        *((52, 0.703), (66, 0.544), (82, 0.434), (99, 0.362)),
+    ),
 )
 
 

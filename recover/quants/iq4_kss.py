@@ -10,7 +10,7 @@ import numpy as np
 from recover._compiled.jit import kernel
 from recover.quants._fields import add_shift, four_bits_16, word
 from recover.quants._hidden_scales import IK, LEVELS_4, SUPERBLOCK, UNIFORM, read_unit, tables_of
-from recover.quants._soft import LEVELS, fill_soft, variances
+from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -38,7 +38,14 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array) -> None:
 
 
 _LEVELS = tables_of(LEVELS_4, 4, UNIFORM)[0]
-_ERRORS = variances(((0, 5.4), (127, 5.4)))
+_ERRORS = errors(
+    4,
+    ((16, 5.82), (31, 6.27), (49, 6.65), (69, 6.78), (87, 7.17)),
+    (
+        *((1, 1), (7, 0.82), (16, 1.127), (26, 0.763), (40, 0.748)),
+        *((53, 0.71), (67, 0.708), (84, 0.729), (112, 0.656)),
+    ),
+)
 
 
 def _state(raw: U8Array, stated: Stated) -> None:

@@ -14,7 +14,7 @@ from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, fill_soft, variances
+from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
@@ -46,18 +46,13 @@ def _unpack(
                 fill_group(seed + 32768 * (sh & 1), levels[at : at + 4], is_first)
 
 
-_ERRORS = variances(
+_ERRORS = errors(
+    4,
+    ((13, 2.45), (22, 2.96), (31, 3.81), (41, 5.05), (50, 6.77), (59, 9.81), (69, 15.8)),
     (
-        (2, 4.18),
-        (8, 4.12),
-        (17, 3.91),
-        (29, 3.5),
-        (42, 3.08),
-        (56, 2.75),
-        (71, 2.44),
-        (86, 2.24),
-        (102, 1.95),
-    )
+        *((2, 1), (7, 0.984), (16, 0.913), (27, 0.786), (39, 0.645)),
+        *((52, 0.513), (67, 0.396), (82, 0.308), (100, 0.217)),
+    ),
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, fill_soft, variances
+from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -27,7 +27,7 @@ def _unpack(raw: U8Array, levels: F32Array, scale: F32Array) -> None:
             levels[32 * b + 16 + j] = np.float32((byte >> 4 | (high & 12) << 2) - 32)
 
 
-_ERRORS = variances(((0, 0.27), (32, 0.27)))
+_ERRORS = errors(1, ((0, 0.27),))
 
 
 def _state(raw: U8Array, stated: Stated) -> None:
