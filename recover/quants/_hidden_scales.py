@@ -18,7 +18,7 @@ import numpy as np
 
 from recover._compiled.float16 import f32_from_bits, read_f16
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import gather, load_bytes, store
+from recover._compiled.lanes import add_up, gather, load_bytes, store, where
 from recover.quants._fields import double_word
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Hidden, Stated
@@ -85,36 +85,34 @@ class Unit(NamedTuple):
 class Places(NamedTuple):
     """Where in their cells weights lie: measured on trained weights, in units of a cell's width.
 
-    Of a cell with one edge the width is twice the distance of its level to the edge. The densities
-    are what a code alone says: the distribution of the weights is taken out.
+    Of a cell with one edge the width is twice the distance of its level to the edge. There the
+    density is normal.
     """
 
     noise: float = 1 / 12
     """Mean square error where the cell has two edges."""
-    end_noise: float = 1 / 12
-    """The same where it has one."""
     curve: float = 0.0
-    """Coefficient of the square in the logarithm of the density, where the cell has two edges."""
-    end_slope: float = 0.0
-    """The same of the distance beyond the level, where the cell has one edge."""
-    end_curve: float = -6.0
-    """The same of its square."""
+    """Coefficient of the square in the logarithm of the density there. It is what a code alone
+    says: the distribution of the weights is taken out."""
+    end_noise: float = 1 / 12
+    """Mean square error where the cell has one edge."""
+    end_growth: float = 0.0
+    """That grows as this power of the size of the group's levels."""
+    size: float = 1.0
+    """Their usual root mean square."""
 
     @property
     def density(self) -> tuple[tuple[float, ...], ...]:
         """As of an `IntervalType`, whose steps follow from the errors."""
-        width = (self.end_noise / self.noise) ** 0.5
-        slope, curve, reach = self.end_slope * width, self.end_curve * width**2, _REACH / width
+        normal, reach = -0.5 / self.noise, 4 * self.noise**0.5
         return (
             (0.0, self.curve, -np.inf, np.inf),
-            (-slope, curve, -reach, np.inf),
-            (slope, curve, -np.inf, reach),
+            (0.0, normal, -reach, np.inf),
+            (0.0, normal, -np.inf, reach),
         )
 
 
 UNIFORM = Places()
-
-_REACH = 2.0  # of a cell with one edge, in widths
 
 
 def tables_of(levels: tuple[int, ...], shift: int | None, places: Places) -> F32Array:
@@ -179,10 +177,17 @@ def fill_ranges(
 
 
 @kernel
-def fill_stated(codes: U8Array, scale: F32Array, tables: F32Array, stated: Stated) -> None:
+def fill_stated(
+    codes: U8Array,
+    scale: F32Array,
+    tables: F32Array,
+    growth: tuple[np.float32, np.float32],
+    stated: Stated,
+) -> None:
     """Values ``scale * level``, and the cells if the codes were chosen with these scales.
 
-    A scale of 0, or one that is broken, proves nothing.
+    A scale of 0, or one that is broken, proves nothing. `growth` has half the power and the square
+    of the size of `Places`.
     """
     value, lower, upper, variance = stated
     for g in range(scale.size):
@@ -199,17 +204,29 @@ def fill_stated(codes: U8Array, scale: F32Array, tables: F32Array, stated: State
         slack = abs(s) * _ABSOLUTE
         store(lower, 16 * g, below - slack)
         store(upper, 16 * g, above + slack)
-        store(variance, 16 * g, gather(tables[3], q) * (s * s))
+        level, error = gather(tables[0], q), gather(tables[3], q) * (s * s)
+        if growth[0] > 0:
+            size = add_up(level * level) / (np.float32(16) * growth[1])
+            factor = min(max(size, np.float32(0.1)), np.float32(10)) ** growth[0]
+            is_open = (gather(tables[1], q) == -_FAR) | (gather(tables[2], q) == _FAR)
+            error = where(is_open, error * factor, error)
+        store(variance, 16 * g, error)
 
 
 Unpack = Callable[[U8Array, U8Array, F32Array], None]
 
 
-def _state(unpack: Unpack, tables: F32Array, raw: U8Array, stated: Stated) -> None:
+def _state(
+    unpack: Unpack,
+    tables: F32Array,
+    growth: tuple[np.float32, np.float32],
+    raw: U8Array,
+    stated: Stated,
+) -> None:
     n = stated.value.size
     codes, scale = np.empty(n, np.uint8), np.empty(n // 16, np.float32)
     unpack(raw, codes, scale)
-    fill_stated(codes, scale, tables, stated)
+    fill_stated(codes, scale, tables, growth, stated)
 
 
 def _ranges(
@@ -260,6 +277,7 @@ def hidden_scale_type(
         for low, high in (reach, usual)
     )
     tables = tables_of(levels, shift, places)
+    growth = np.float32(places.end_growth / 2), np.float32(places.size**2)
     return BlockIntervals(
         name=name,
         type_id=type_id,
@@ -271,6 +289,6 @@ def hidden_scale_type(
         relative_mse=relative_mse,
         noise=places.noise,
         density=places.density,
-        state=partial(_state, unpack, tables),
+        state=partial(_state, unpack, tables, growth),
         hidden=Hidden(possible, typical),
     )

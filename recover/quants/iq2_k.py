@@ -39,5 +39,5 @@ IQ2_K = hidden_scale_type(
     usual=(0.919, 1.015),
     file_types={138: "IQ2_K"},
     relative_mse=0.0947,
-    places=Places(noise=0.0661, end_noise=0.0616, curve=-2.9, end_slope=-0.27, end_curve=-8.7),
+    places=Places(0.0661, -2.9, 0.0572, 2.3, 14.6),
 )

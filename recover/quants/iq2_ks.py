@@ -40,6 +40,6 @@ IQ2_KS = hidden_scale_type(
     usual=(0.961, 1.012),
     file_types={147: "IQ2_KS"},
     relative_mse=0.124,
-    places=Places(noise=0.07, end_noise=0.06, curve=-2.8, end_slope=0.0, end_curve=-9.0),
+    places=Places(0.07, -2.8, 0.056, 2.3, 14.6),
     row_header=2,
 )

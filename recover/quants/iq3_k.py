@@ -43,5 +43,5 @@ IQ3_K = hidden_scale_type(
     usual=(0.952, 1.018),
     file_types={139: "IQ3_K", 146: "IQ3_KL"},
     relative_mse=0.019,
-    places=Places(noise=0.0615, end_noise=0.053, curve=-5.4, end_slope=0.79, end_curve=-9.5),
+    places=Places(0.0615, -5.4, 0.0474, 2.2, 29.0),
 )

@@ -41,6 +41,6 @@ IQ3_KS = hidden_scale_type(
     usual=(0.982, 1.016),
     file_types={154: "IQ3_KS"},
     relative_mse=0.0259,
-    places=Places(noise=0.072, end_noise=0.0443, curve=-2.7, end_slope=0.41, end_curve=-11.2),
+    places=Places(0.072, -2.7, 0.0318, 3.2, 26.2),
     row_header=2,
 )

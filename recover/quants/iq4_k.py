@@ -40,5 +40,5 @@ IQ4_K = hidden_scale_type(
     usual=(0.987, 1.013),
     file_types={140: "IQ4_K"},
     relative_mse=0.00442,
-    places=Places(noise=0.0641, end_noise=0.0185, curve=-5.0, end_slope=0.48, end_curve=-27.8),
+    places=Places(0.0641, -5.0, 0.0149, 4.6, 59.0),
 )

@@ -37,6 +37,6 @@ IQ4_KS = hidden_scale_type(
     usual=(0.996, 1.004),
     file_types={145: "IQ4_KS"},
     relative_mse=0.00593,
-    places=Places(noise=0.0659, end_noise=0.0469, curve=-4.0, end_slope=1.13, end_curve=-9.8),
+    places=Places(0.0659, -4.0, 0.0402, 1.7, 53.0),
     row_header=4,
 )

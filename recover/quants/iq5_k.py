@@ -42,5 +42,5 @@ IQ5_K = hidden_scale_type(
     usual=(0.989, 1.011),
     file_types={141: "IQ5_K"},
     relative_mse=0.00111,
-    places=Places(noise=0.0633, end_noise=0.028, curve=-6.2, end_slope=0.38, end_curve=-18.1),
+    places=Places(0.0633, -6.2, 0.0258, 3.5, 59.0),
 )

@@ -39,6 +39,6 @@ IQ5_KS = hidden_scale_type(
     usual=(0.996, 1.004),
     file_types={150: "IQ5_KS"},
     relative_mse=0.00143,
-    places=Places(noise=0.0679, end_noise=0.0195, curve=-4.2, end_slope=0.24, end_curve=-25.8),
+    places=Places(0.0679, -4.2, 0.0128, 4.2, 52.8),
     row_header=4,
 )

@@ -111,5 +111,5 @@ IQ6_K = hidden_scale_type(
     usual=(0.993, 1.007),
     file_types={142: "IQ6_K"},
     relative_mse=0.00024,
-    places=Places(noise=0.0556, end_noise=0.015, curve=-8.2, end_slope=0.0, end_curve=-34.0),
+    places=Places(0.0556, -8.2, 0.013, 4.0, 58.5),
 )
