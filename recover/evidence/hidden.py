@@ -89,11 +89,22 @@ class HiddenScales:
         possible = np.ascontiguousarray(self._possible[:, :, :n_blocks])
         ranges = np.ascontiguousarray(self._usual[:, :, :n_blocks])
         cells = tile.interval_lower, tile.interval_upper
-        for _ in range(_N_ROUNDS):
-            for place in range(len(self._rows)):
-                _narrow(place, self._rows, cells, (lower, upper), possible, ranges)
+        self._narrow_all(cells, (lower, upper), possible, ranges)
+        if _take_back(self._rows, cells, (lower, upper), possible, ranges):
+            self._narrow_all(cells, (lower, upper), possible, ranges)
         for place, row in enumerate(self._rows):
             spread(cells[0][row], cells[1][row], *ranges[:, place])
+
+    def _narrow_all(
+        self,
+        cells: tuple[F32Array, F32Array],
+        known: tuple[F32Array, F32Array],
+        possible: F32Array,
+        ranges: F32Array,
+    ) -> None:
+        for _ in range(_N_ROUNDS):
+            for place in range(len(self._rows)):
+                _narrow(place, self._rows, cells, known, possible, ranges)
 
 
 @kernel
@@ -125,13 +136,7 @@ def _narrow(
     for b in range(ranges.shape[2]):
         start, end = SUPERBLOCK * b, min(SUPERBLOCK * (b + 1), n)
         for i in range(start, end):
-            low, high = known[0][i], known[1][i]
-            for k in range(rows.size):
-                if k != place:
-                    a, z = ranges[0, k, b], ranges[1, k, b]
-                    low = max(low, least_place(cells[0][rows[k], i], a, z))
-                    high = min(high, -least_place(-cells[1][rows[k], i], a, z))
-            lower[i - start], upper[i - start] = low, high
+            lower[i - start], upper[i - start] = _bounds(place, rows, cells, known, ranges, i)
         own = cells[0][rows[place], start:end], cells[1][rows[place], start:end]
         least, most = _left(own, lower, upper, ranges[0, place, b], ranges[1, place, b])
         if least > most:  # what is usual is excluded
@@ -140,6 +145,48 @@ def _narrow(
             if left[0] <= left[1]:
                 least, most = left
         ranges[0, place, b], ranges[1, place, b] = least, most
+
+
+@inner
+def _bounds(
+    place: int,
+    rows: NDArray[np.int64],
+    cells: tuple[F32Array, F32Array],
+    known: tuple[F32Array, F32Array],
+    ranges: F32Array,
+    i: int,
+) -> tuple[np.float32, np.float32]:
+    """What all inputs but one say of a weight."""
+    low, high, b = known[0][i], known[1][i], i // SUPERBLOCK
+    for k in range(rows.size):
+        if k != place:
+            a, z = ranges[0, k, b], ranges[1, k, b]
+            low = max(low, least_place(cells[0][rows[k], i], a, z))
+            high = min(high, -least_place(-cells[1][rows[k], i], a, z))
+    return low, high
+
+
+@kernel
+def _take_back(
+    rows: NDArray[np.int64],
+    cells: tuple[F32Array, F32Array],
+    known: tuple[F32Array, F32Array],
+    possible: F32Array,
+    ranges: F32Array,
+) -> bool:
+    """Where the inputs contradict each other, take all ratios that are possible; whether any do.
+
+    What is usual of one input may have excluded what is true of another one.
+    """
+    found = False
+    for b in range(ranges.shape[2]):
+        for i in range(SUPERBLOCK * b, min(SUPERBLOCK * (b + 1), known[0].size)):
+            low, high = _bounds(-1, rows, cells, known, ranges, i)
+            if low > high:
+                ranges[:, :, b] = possible[:, :, b]
+                found = True
+                break
+    return found
 
 
 @inner

@@ -22,7 +22,7 @@ from recover.containers.model import ArrayTensor, StoredTensor
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence import densities
 from recover.evidence.buffer import Source
-from recover.quants import BlockIntervals, quantize, type_by_name
+from recover.quants import BlockIntervals, F32Array, quantize, type_by_name
 
 OUT = Path(__file__).parents[2] / "recover" / "data" / "densities"
 MAINLINE = (
@@ -33,16 +33,18 @@ _LEAST, _N_STEPS = 0.3, 6
 _GOOD = 0.005
 
 
-def inputs_of(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, list[StoredTensor]]]:
+def inputs_of(folder: Path) -> tuple[dict[str, F32Array], dict[str, list[StoredTensor]]]:
     """The weights of each matrix, and how each type stores them."""
-    truth = {t.name: t.read(0, t.n_weights) for t in open_gguf(folder / "ik-truth.gguf").tensors.values()}
+    truth = {
+        t.name: t.read(0, t.n_weights) for t in open_gguf(folder / "ik-truth.gguf").tensors.values()
+    }
     found: dict[str, list[StoredTensor]] = {}
     for path in sorted(folder.glob("ik-*.gguf")):
         name = path.stem.removeprefix("ik-")
         tensors = open_gguf(path).tensors
         if name != "truth" and not name.endswith("R4"):
             found[name] = [tensors[each] for each in truth]
-    dims = {t.name: t.dims for t in open_gguf(folder / "ik-truth.gguf").tensors.values()}
+    dims = {name: each.dims for name, each in originals.items()}
     for name in MAINLINE:
         kind = type_by_name(name)
         found[name] = [
@@ -52,13 +54,15 @@ def inputs_of(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, list[Store
     return truth, found
 
 
-def claim(truth: Sequence[np.ndarray], tensors: Sequence[Sequence[StoredTensor]]) -> float:
+def claim(truth: Sequence[F32Array], tensors: Sequence[Sequence[StoredTensor]]) -> float:
     """The posterior's expected over its measured error."""
     expected = measured = 0.0
     for place, x in enumerate(truth):
         inputs = [each[place] for each in tensors]
         sources = [
-            Source(t.type, has_cells=t.type.has_cells if isinstance(t.type, BlockIntervals) else True)
+            Source(
+                t.type, has_cells=t.type.has_cells if isinstance(t.type, BlockIntervals) else True
+            )
             for t in inputs
         ]
         out = np.empty(x.size, np.float32)
@@ -66,6 +70,10 @@ def claim(truth: Sequence[np.ndarray], tensors: Sequence[Sequence[StoredTensor]]
         expected += tally.variance
         measured += float(np.sum(np.square(out - x, dtype=np.float64)))
     return expected / measured
+
+
+def _pair(one: str, other: str) -> tuple[str, str]:
+    return min(one, other), max(one, other)
 
 
 def main(folder: Path) -> None:
@@ -78,19 +86,19 @@ def main(folder: Path) -> None:
     known = densities._tempering_of_pair
 
     def pair(kind, other, *, has_cells):  # type: ignore[no-untyped-def]
-        names = tuple(sorted((kind.name, other.name)))
+        names = _pair(kind.name, other.name)
         return powers.get(names) or known(kind, other, has_cells=has_cells)
 
     densities._tempering_of_pair = pair
     for one, other in combinations(found, 2):
         if one not in forks and other not in forks:
             continue
-        names = tuple(sorted((one, other)))
+        names = _pair(one, other)
         low, high = _LEAST, 1.0
         for step in range(_N_STEPS):
             powers[names] = high if step == 0 else (low + high) / 2
             got = claim(list(truth.values()), (found[one], found[other]))
-            if got > 1 - _GOOD and step == 0 or abs(got - 1) < _GOOD:
+            if (got > 1 - _GOOD and step == 0) or abs(got - 1) < _GOOD:
                 break
             if got < 1:
                 high = powers[names]
