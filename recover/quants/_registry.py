@@ -103,7 +103,11 @@ def forget_types_of_others() -> None:
 
 
 def _names(kinds: Iterable[TensorType]) -> str:
-    return ", ".join(kind.name for kind in kinds)
+    """Names of llama.cpp's types, and how many there are of other programs."""
+    kinds = list(kinds)
+    own = [kind.name for kind in kinds if not kind.writer]
+    n_others = len(kinds) - len(own)
+    return ", ".join(own) + (f" and {n_others} types of other programs" if n_others else "")
 
 
 def _order(kind: TensorType) -> tuple[bool, int, str]:

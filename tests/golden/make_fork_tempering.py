@@ -35,9 +35,8 @@ _GOOD = 0.005
 
 def inputs_of(folder: Path) -> tuple[dict[str, F32Array], dict[str, list[StoredTensor]]]:
     """The weights of each matrix, and how each type stores them."""
-    truth = {
-        t.name: t.read(0, t.n_weights) for t in open_gguf(folder / "ik-truth.gguf").tensors.values()
-    }
+    originals = open_gguf(folder / "ik-truth.gguf").tensors
+    truth = {name: each.read(0, each.n_weights) for name, each in originals.items()}
     found: dict[str, list[StoredTensor]] = {}
     for path in sorted(folder.glob("ik-*.gguf")):
         name = path.stem.removeprefix("ik-")

@@ -11,6 +11,7 @@ from math import prod
 from recover._text import quoted
 from recover.errors import GGUFError, QuantError
 from recover.quants import TensorType, is_ambiguous, types_by_id
+from recover.quants._elsewhere import AMBIGUOUS
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def _told(tensor: TensorInfo, room: int, alignment: int) -> TensorInfo:
     for each in whole:
         if _takes(each) is not None and 0 <= room - each.n_bytes < alignment:
             return each
-    if len(known) > 1 and any(room < each.n_bytes for each in whole[:1]):
-        return whole[0]  # the check of the extents says what is missing
+    if number not in AMBIGUOUS:
+        return whole[0]  # the check of the extents says what is missing, if anything is
     sizes = " or ".join(f"{_takes(each)} as {each.type.name}" for each in whole)
     raise GGUFError(
         f"tensor {quoted(tensor.name)}: tensor type {number} means different types to different"

@@ -1,0 +1,65 @@
+"""Golden rows of ik_llama.cpp's types, and files of them."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover.quants import F32Array, TensorType, U8Array, type_by_name
+from tests.hostile.builder import gguf, tensor
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "ik.npz"
+
+
+class Rows(NamedTuple):
+    """Some rows as that program stores them."""
+
+    kind: TensorType
+    raw: U8Array
+    """(n_rows, row_bytes)"""
+    original: F32Array
+    """(n_rows, row_length)"""
+    decoded: str
+    """A digest; see `tests.golden.make_ik`."""
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The types."""
+    with np.load(GOLDEN) as golden:
+        return tuple(sorted(name.removesuffix(".raw") for name in golden if name.endswith(".raw")))
+
+
+@cache
+def rows_of(name: str) -> Rows:
+    """The rows of a type."""
+    with np.load(GOLDEN) as golden:
+        original: NDArray[np.float32] = golden[f"{name}.original"]
+        if original.dtype != np.float32:
+            original = (original.astype(np.uint32) << 16).view(np.float32)
+        raw = golden[f"{name}.raw"]
+        return Rows(type_by_name(name), raw, original, str(golden[f"{name}.decoded"]))
+
+
+class Part(NamedTuple):
+    """A tensor of a file."""
+
+    name: str
+    dims: tuple[int, ...]
+    number: int
+    raw: bytes
+    room: int = -1
+    """Bytes up to the next one, if they are not those of `raw`, padded."""
+
+
+def file_of(parts: Sequence[Part]) -> bytes:
+    """A GGUF file of tensors with any numbers and sizes."""
+    infos, data = [], b""
+    for part in parts:
+        infos.append(tensor(part.name, dims=part.dims, kind=part.number, offset=len(data)))
+        room = part.room if part.room >= 0 else -(-len(part.raw) // 32) * 32
+        data += part.raw[:room].ljust(room, b"\0")
+    return gguf([], infos, data)
