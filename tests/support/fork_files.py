@@ -63,3 +63,31 @@ def file_of(parts: Sequence[Part]) -> bytes:
         room = part.room if part.room >= 0 else -(-len(part.raw) // 32) * 32
         data += part.raw[:room].ljust(room, b"\0")
     return gguf([], infos, data)
+
+
+def interleave(name: str, raw: U8Array, table: NDArray[np.int64]) -> U8Array:
+    """Rows (n_rows, row_bytes) of plain blocks without headers as a type interleaves them.
+
+    Parameters
+    ----------
+    name : str
+        The type.
+    raw : uint8 (n_rows, row_bytes)
+        Rows of the plain type.
+    table : int64 (n_together, n_bits)
+        Where the bits of a row's block go.
+    """
+    kind = type_by_name(name)
+    blocks = raw.reshape(-1, len(table), raw.shape[1] // kind.type_size, kind.type_size)
+    bits = np.unpackbits(blocks.swapaxes(1, 2), axis=-1, bitorder="little")
+    mixed = np.empty((*bits.shape[:2], table.size), np.uint8)
+    mixed[..., table.reshape(-1)] = bits.reshape(*bits.shape[:2], -1)
+    return np.packbits(mixed, axis=-1, bitorder="little").reshape(raw.shape)
+
+
+def table_of(name: str) -> NDArray[np.int64]:
+    """The table of bits of an interleaved type."""
+    with np.load(GOLDEN.parents[2] / "recover" / "data" / "interleaved.npz") as tables:
+        steps = tables[name]
+        found: NDArray[np.int64] = np.cumsum(steps, dtype=np.int64).reshape(steps.shape)
+        return found
