@@ -290,5 +290,5 @@ def hidden_scale_type(
         noise=places.noise,
         density=places.density,
         state=partial(_state, unpack, tables, growth),
-        hidden=Hidden(possible, typical),
+        hidden=Hidden(possible, typical, reach, usual),
     )

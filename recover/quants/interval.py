@@ -97,6 +97,10 @@ class Hidden(NamedTuple):
     """All that were ever found, with a margin."""
     usual: "Ranges"
     """Those of trained weights."""
+    reach: tuple[float, float]
+    """The first two where d is no coarse number."""
+    usual_reach: tuple[float, float]
+    """The same of the others."""
 
 
 Ranges = Callable[[U8Array, F32Array, F32Array], None]
