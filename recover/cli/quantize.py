@@ -90,18 +90,7 @@ def _type_name(text: str) -> str:
             f"{text!r} is a mix of types in llama.cpp: take {main}, and --tensor-type for the"
             " tensors that are to have another type"
         )
-    what = "is read, but not written: take one" if _is_read(name) else "is none"
-    raise ArgumentTypeError(f"{text!r} {what} of {', '.join(_TYPES)}")
-
-
-def _is_read(name: str) -> bool:
-    """Whether files with a type are inputs, though none are written."""
-    from recover.quants import type_by_name
-
-    try:
-        return type_by_name(name) is not None
-    except QuantError:
-        return False
+    raise ArgumentTypeError(f"{text!r} is none of {', '.join(_TYPES)}")
 
 
 def _tensor_type(text: str) -> tuple[str, str]:
