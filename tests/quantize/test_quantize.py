@@ -15,6 +15,7 @@ from recover.cli.quantize import _NAMES, _QUANTIZERS, _TYPES
 from recover.containers.gguf.reader import open_gguf
 from recover.errors import PlanError
 from recover.quantize.execute import execute_quantize
+from recover.quantize.mixes import MIXES
 from recover.quantize.plan import plan_quantize
 from recover.quants import ScalarType, all_types, quantizer_names, type_by_name, types_of_files
 from tests.golden.make_quantized import FTYPES
@@ -122,8 +123,7 @@ def test_types_of_the_command_line_are_those_of_the_library(
     assert set(_TYPES) == set(FILE_TYPES)
     kinds = [kind for kind in all_types() if isinstance(kind, ScalarType)]
     assert set(_QUANTIZERS) == {name for kind in kinds for name in quantizer_names(kind)}
-    named = {name.removesuffix("_M"): number for name, number in FTYPES.items()}
-    assert named.items() <= FILE_TYPES.items()
+    assert {"F16": 1, **{mix.name: mix.file_type for mix in MIXES.values()}} == FTYPES
 
 
 def odd_model(path: Path, rng: np.random.Generator) -> Path:
