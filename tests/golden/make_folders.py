@@ -72,6 +72,59 @@ MODELS: dict[str, tuple[str, dict[str, int | bool]]] = {
     ),
     "gpt_oss": ("GptOssConfig", {"num_local_experts": 4, "head_dim": 16}),
 }
+NORMS_1 = ("rms_norm", "rms_norm_1", "rms_norm_2", "rms_norm_3")
+NORMS_2 = ("pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm")
+GROK = {
+    **SMALL,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "rms_norm_eps": 1e-5,
+    "head_dim": 16,
+    "embedding_multiplier_scale": 8.0,
+    "output_multiplier_scale": 0.5,
+}
+LISTED: dict[str, tuple[dict[str, Any], dict[str, list[int]], dict[str, list[int]]]] = {
+    "grok_1": (
+        {**GROK, "architectures": ["GrokForCausalLM"], "model_type": "grok"},
+        {"transformer.in_out_embed": [64, 64], "transformer.rms_norm": [64], "lm_head": [64, 64]},
+        {
+            **{f"transformer.decoder_layer.#.{norm}": [64] for norm in NORMS_1},
+            "transformer.decoder_layer.#.multi_head_attention.query": [64, 64],
+            "transformer.decoder_layer.#.multi_head_attention.key": [32, 64],
+            "transformer.decoder_layer.#.multi_head_attention.value": [32, 64],
+            "transformer.decoder_layer.#.multi_head_attention.linear": [64, 64],
+            "transformer.decoder_layer.#.router": [4, 64],
+            **{f"transformer.decoder_layer.#.moe.{i}.linear": [96, 64] for i in range(4)},
+            **{f"transformer.decoder_layer.#.moe.{i}.linear_v": [96, 64] for i in range(4)},
+            **{f"transformer.decoder_layer.#.moe.{i}.linear_1": [64, 96] for i in range(4)},
+        },
+    ),
+    "grok_2": (
+        {
+            **GROK,
+            "architectures": ["Grok1ForCausalLM"],
+            "model_type": "git",
+            "moe_intermediate_size": 32,
+        },
+        {"model.embed_tokens": [64, 64], "model.norm": [64], "lm_head": [64, 64]},
+        {
+            **{f"model.layers.#.{norm}": [64] for norm in NORMS_2},
+            "model.layers.#.self_attn.q_proj": [64, 64],
+            "model.layers.#.self_attn.k_proj": [32, 64],
+            "model.layers.#.self_attn.v_proj": [32, 64],
+            "model.layers.#.self_attn.o_proj": [64, 64],
+            "model.layers.#.mlp.gate_proj": [96, 64],
+            "model.layers.#.mlp.up_proj": [96, 64],
+            "model.layers.#.mlp.down_proj": [64, 96],
+            "model.layers.#.block_sparse_moe.gate": [4, 64],
+            **{f"model.layers.#.block_sparse_moe.experts.{i}.w1": [32, 64] for i in range(4)},
+            **{f"model.layers.#.block_sparse_moe.experts.{i}.w3": [32, 64] for i in range(4)},
+            **{f"model.layers.#.block_sparse_moe.experts.{i}.w2": [64, 32] for i in range(4)},
+        },
+    ),
+}
+"""Models that transformers does not have: configuration, and shapes of weights, once and per
+layer."""
 TOKENIZER = {
     "model": {"vocab": {str(i): i for i in range(SMALL["vocab_size"])}},
     "added_tokens": [],
@@ -91,6 +144,8 @@ enum.EnumMeta.__getattr__ = unknown  # type: ignore[attr-defined]  # there is no
 
 def save(name: str, folder: Path) -> dict[str, list[Any]]:
     """A model as transformers saves it, with other numbers; returns types and shapes by name."""
+    if name in LISTED:
+        return save_listed(name, folder)
     kind, options = MODELS[name]
     config = getattr(transformers, kind)(**{**SMALL, **options})
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -101,6 +156,19 @@ def save(name: str, folder: Path) -> dict[str, list[Any]]:
     header.pop("__metadata__", None)
     arrays = {key: [entry["dtype"], entry["shape"]] for key, entry in header.items()}
     write_safetensors(file, arrays)
+    return arrays
+
+
+def save_listed(name: str, folder: Path) -> dict[str, list[Any]]:
+    """The same of a model that transformers does not have."""
+    config, once, per_layer = LISTED[name]
+    layers = [str(i) for i in range(config["num_hidden_layers"])]
+    shapes = once | {key.replace("#", i): each for i in layers for key, each in per_layer.items()}
+    arrays = {f"{key}.weight": ["BF16", shape] for key, shape in shapes.items()}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").touch()
+    write_safetensors(folder / "model.safetensors", arrays)
     return arrays
 
 
@@ -135,7 +203,7 @@ def digests(path: Path) -> dict[str, list[object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", default=list(MODELS))
+    parser.add_argument("names", nargs="*", default=[*MODELS, *LISTED])
     arguments = parser.parse_args()
     for name in arguments.names:
         with tempfile.TemporaryDirectory() as temporary:
