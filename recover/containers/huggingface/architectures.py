@@ -163,12 +163,15 @@ class Names:
         name : str
             For instance ``model.layers.0.self_attn.q_proj.weight``.
         """
-        own = _PREFIX.sub("", name)
+        own = _PREFIX.sub(r"\1", name)
         own = own.replace(".gate.e_score_correction_bias", ".gate.e_score_correction.bias")
         own = _SINKS.sub(r"\1.weight", own)
         found: str | None = self._map.get_name(own, try_suffixes=(".weight", ".bias"))
         return found
 
 
-_PREFIX = re.compile(r"^(language_model\.(?=model\.|lm_head)|model\.language_model\.(?=model\.))")
+_PREFIX = re.compile(
+    r"^(?:language_model\.(?=model\.|lm_head)|(model\.)language_model\.(?:model\.)?)"
+)
+"""Of the language model in one that also sees; newer folders have the second form."""
 _SINKS = re.compile(r"(\.self_attn\.sinks)$")
