@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recover._text import printable, quoted, some
+from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.errors import PlanError
 from recover.estimators import FIRST_ALONE
 from recover.inputs.relations import explained_by_rounding, find_relations
@@ -14,6 +15,7 @@ from recover.merge.calibrated import with_error_calibration
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import sentence
 from recover.merge.sums import Totals
+from recover.quants import TILE
 
 # Quantizations of one original contradict each other on no weight at all.
 _TOLERATED_SHARE = 1e-5
@@ -79,7 +81,7 @@ def contradicted(plan: MergePlan, sums: Totals, *, force: bool) -> tuple[set[str
         raise PlanError(
             f"the inputs contradict each other on tensors {named}: they are not quantized from the"
             " same original, or by an unknown quantizer; recover inspect says which and how they"
-            " differ, --force takes the finest input there"
+            f" differ, --force takes the finest input there ({_paths(plan)})"
         )
     warnings = [
         f"tensor {quoted(tensor.name)}: the inputs contradict each other on about"
@@ -98,6 +100,46 @@ def contradicted(plan: MergePlan, sums: Totals, *, force: bool) -> tuple[set[str
                 f" {how}, whatever it is of"
             )
     return names - broken, warnings
+
+
+def _paths(plan: MergePlan) -> str:
+    return f"the inputs are {some([printable(model.path) for model in plan.models])}"
+
+
+def broken_inputs(plan: MergePlan, tensor: TensorPlan, *, only_folders: bool = False) -> list[str]:
+    """The inputs that have NaN or infinite values of a tensor."""
+    found = []
+    for number in tensor.used:
+        model = plan.models[number]
+        stored = model.tensors[tensor.name]
+        if only_folders and not isinstance(stored, QuantizedTensor):
+            continue
+        for start in range(0, tensor.n_weights, TILE):
+            end = min(start + TILE, tensor.n_weights)
+            if not np.isfinite(stored.read(start, end)).all():
+                found.append(printable(model.path))
+                break
+    return found
+
+
+def check_broken(plan: MergePlan, sums: Totals) -> None:
+    """Refuse folders whose quantized tensors hold NaN or infinite weights, as damaged ones do.
+
+    Raises
+    ------
+    PlanError
+        If there are any.
+    """
+    for i, each in sums.items():
+        tensor = plan.tensors[i]
+        if not each.broken:
+            continue
+        if damaged := broken_inputs(plan, tensor, only_folders=True):
+            raise PlanError(
+                f"{some(damaged)}: tensor {quoted(tensor.name)} holds NaN or infinite weights, as"
+                " scales of damaged files give them; load it again, or go on with what the other"
+                " inputs say there with --force"
+            )
 
 
 def is_refused(n_contradicted: int, n_weights: int) -> bool:

@@ -41,7 +41,9 @@ def n_broken(evidence: Evidence) -> int:
     """Groups of 16 weights of which an input has NaN or infinite values."""
     decoded = evidence.interval_values, evidence.values
     numbers = evidence.scale, evidence.offset, *decoded
-    if np.isfinite(sum(np.add.reduce(each, None) for each in numbers if each.size)):
+    with np.errstate(invalid="ignore"):  # of infinite numbers of both signs
+        total = sum(np.add.reduce(each, None) for each in numbers if each.size)
+    if np.isfinite(total):
         return 0
     sound = (np.isfinite(evidence.scale) & np.isfinite(evidence.offset)).all(0)
     for values in decoded:

@@ -21,7 +21,8 @@ from recover.containers.huggingface.modules import (
 from recover.containers.huggingface.placing import Placed, place_tensors
 from recover.containers.huggingface.sizes import check_sizes
 from recover.containers.model import Container, StoredTensor
-from recover.containers.safetensors.reader import CONFIG, INDEX, open_safetensors
+from recover.containers.safetensors.folder import INDEX
+from recover.containers.safetensors.reader import CONFIG, open_safetensors
 from recover.errors import RecoverError, SafetensorsError
 
 
@@ -131,7 +132,7 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
         names = Names(architecture, model.config)
         modules = modules_of(model, read_recipe(folder))
         placed: Placed = place_tensors(modules, architecture, names, model.config)
-        check_sizes(placed.tensors, placed.unplaced, architecture, model.config)
+        check_sizes(placed, architecture, model.config, is_whole=path.is_dir())
     except RecoverError as error:
         if str(error).startswith(printable(path)):
             raise
