@@ -13,6 +13,7 @@ import numpy as np
 from recover._text import printable, quoted, some
 from recover.execution.local import Threads
 from recover.execution.output import OutputFile, OutputFiles
+from recover.execution.stacks import stack_of, stacks
 from recover.execution.tasks import Executor, Record, Take, Task, Watch
 from recover.execution.tiles import Progress, available_cores
 from recover.inputs.recorded import OpenInputs
@@ -24,7 +25,7 @@ from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
 from recover.merge.sums import Totals
 from recover.merge.tallies import Tallies
-from recover.merge.tasks import tasks_of
+from recover.merge.tasks import kind_of, tasks_of
 from recover.merge.work import Worker
 from recover.quants import GROUP, TILE
 
@@ -242,17 +243,22 @@ def _watch(
     return watch
 
 
-def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
-    """The inputs that have NaN or infinite values of a tensor."""
-    found = []
-    for number in tensor.used:
-        model = plan.models[number]
-        stored = model.tensors[tensor.name]
-        for start in range(0, tensor.n_weights, TILE):
-            end = min(start + TILE, tensor.n_weights)
-            if not np.isfinite(stored.read(start, end)).all():
-                found.append(printable(model.path))
-                break
+def _broken_inputs(plan: MergePlan, indices: Sequence[int]) -> dict[int, list[str]]:
+    """By index of some tensors, the inputs that have NaN or infinite values of them."""
+    found: dict[int, list[str]] = {index: [] for index in indices}
+    told = ((i, plan.tensors[i].n_weights, kind_of(plan, plan.tensors[i])) for i in indices)
+    for numbers in stacks(told):
+        tensors = [plan.tensors[index] for index in numbers]
+        for used in tensors[0].used:
+            model = plan.models[used]
+            stored = stack_of([model.tensors[each.name] for each in tensors])
+            is_sound = np.ones(len(tensors), np.bool_)
+            for start in range(0, stored.n_weights, TILE):
+                finite = np.isfinite(stored.read(start, min(start + TILE, stored.n_weights)))
+                is_sound &= finite.reshape(len(tensors), -1).all(1)
+            for index, sound in zip(numbers, is_sound, strict=True):
+                if not sound:
+                    found[index].append(printable(model.path))
     return found
 
 
@@ -262,6 +268,7 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
     warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
+    broken = _broken_inputs(plan, [i for i, sums in sorted(totals.items()) if sums.broken])
     for index, tensor in enumerate(plan.tensors):
         sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
         contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
@@ -271,7 +278,7 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
         if sums.broken:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * sums.broken:,} weights"
+                f" {some(broken[index])}: on {GROUP * sums.broken:,} weights"
                 " only the other inputs were taken"
             )
         n_exact, tally = n_exact + sums.certain, sums.estimated
