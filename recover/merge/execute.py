@@ -256,6 +256,7 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
     warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
+    broken = broken_inputs(plan, [i for i, sums in sorted(totals.items()) if sums.broken])
     for index, tensor in enumerate(plan.tensors):
         sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
         contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
@@ -265,7 +266,7 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
         if sums.broken:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(broken_inputs(plan, tensor))}: on {GROUP * sums.broken:,} weights"
+                f" {some(broken[index])}: on {GROUP * sums.broken:,} weights"
                 " only the other inputs were taken"
             )
         n_exact, tally = n_exact + sums.certain, sums.estimated
