@@ -31,6 +31,7 @@ from recover.errors import SafetensorsError
 from recover.quants import FloatType, IntervalType
 
 _FUSED = re.compile(r"(?P<module>.+\.experts)\.gate_up_proj(?P<leaf>\.weight|_bias)?")
+_FUSED_EACH = re.compile(r"(?P<module>.+\.experts\.\d+)\.gate_up_proj\.weight")
 _DOWN = re.compile(r"(?P<module>.+\.experts)\.down_proj(?P<leaf>\.weight|_bias)?")
 _NORM = "norm.weight"
 
@@ -154,6 +155,9 @@ class _Placer:
                 found["module"], ".weight", Rows(matrix), matrix.n_experts, fused
             )
             return
+        if each := _FUSED_EACH.fullmatch(name):
+            yield from self._split_each(each["module"], matrix)
+            return
         if self._architecture.norms_add_one and name.endswith(_NORM) and n_dims == 1:
             assert isinstance(matrix, Floats)
             yield name, Rows(Floats(matrix.tensor, adds_one=True)), 1
@@ -208,6 +212,17 @@ class _Placer:
             halves = [each[:, 0::2], each[:, 1::2]]
         for which, half in zip(("gate_proj", "up_proj"), halves, strict=True):
             yield f"{module}.{which}{leaf}", Rows(rows.matrix, half.reshape(-1)), n_experts
+
+    def _split_each(self, module: str, matrix: _Stored) -> Iterator[tuple[str, Rows, int]]:
+        """Gate and up of one expert, which are fused."""
+        if self._architecture.alternates or matrix.n_rows % 2:
+            raise SafetensorsError(
+                f"experts of {quoted(module)}: it is not known how gate and up of"
+                f" {matrix.n_rows} rows are fused"
+            )
+        halves = np.split(np.arange(matrix.n_rows), 2)
+        for which, half in zip(("gate_proj", "up_proj"), halves, strict=True):
+            yield f"{module}.{which}.weight", Rows(matrix, half), 1
 
     def finish(self) -> Placed:
         """All tensors."""
