@@ -201,14 +201,15 @@ def _off(grid: Grid) -> str:
 
 def _exact_type(grid: Grid, wanted: str | None) -> tuple[str, str]:
     """The smallest type that holds a grid, or the wanted one; and what stands against it."""
-    names = types_for(grid.reach)
+    size = grid.reach, grid.largest, grid.run_length
+    names = types_for(*size)
     if grid.n_inexact:
         return "", f"the scales of {grid.n_inexact} runs are no F16 numbers"
     if not names:
         return "", "a block has codes 128 and -128, and no type holds both"
     if wanted is None:
         return names[0], ""
-    if holds(wanted, grid.reach):
+    if holds(wanted, *size):
         return wanted, ""
     return "", f"{wanted} does not hold it exactly; {' and '.join(names)} would"
 

@@ -11,6 +11,7 @@ from recover.inputs.originals._fit import (
     INEXACT,
     MAX_CODE,
     NONE,
+    OFF_GRID,
     ON_GRID,
     PATCHED,
     STORAGES,
@@ -86,6 +87,8 @@ class Grid:
         What nearly all of its runs are.
     reach : int
         The largest magnitude of a code, or one more (see `recover.inputs.originals._fit.reach`).
+    largest : int
+        The largest magnitude of a code.
     off_rows : int64 (n,)
         Rows with weights off the grid, ascending.
     n_off : int
@@ -99,6 +102,7 @@ class Grid:
     run_length: int
     expected: Expected
     reach: int
+    largest: int
     off_rows: NDArray[np.int64]
     n_off: int
     n_failed: int
@@ -279,7 +283,7 @@ def _prove(
     """Read every run of the tensor, a tile at a time."""
     runs_per_row = floats.row_length // run_length
     is_off = np.zeros(floats.n_rows, np.bool_)
-    sums: list[tuple[int, int, int, int]] = []
+    sums: list[tuple[int, int, int, int, int]] = []
 
     def work(tile: Tile) -> None:
         words = floats.words(tile.start, tile.end)
@@ -288,13 +292,15 @@ def _prove(
         first = tile.start // floats.row_length
         is_off[first : first + len(status)] = ((status == NONE) | (status == PATCHED)).any(1)
         n_failed, n_inexact = (int(np.count_nonzero(status == kind)) for kind in (NONE, INEXACT))
-        sums.append((runs.n_off, n_failed, n_inexact, int(reach(runs.codes))))
+        far = int(np.abs(runs.codes[runs.codes != OFF_GRID]).max(initial=0))
+        sums.append((runs.n_off, n_failed, n_inexact, int(reach(runs.codes)), far))
 
     workers = [work] * (n_threads or available_cores())
     for_each_tile([floats.n_weights], workers, steps=[whole_rows(floats.row_length)])
-    n_off, n_failed, n_inexact, _ = (sum(each) for each in zip(*sums, strict=True))
+    n_off, n_failed, n_inexact = (sum(each) for each in list(zip(*sums, strict=True))[:3])
     n_runs = floats.n_rows * runs_per_row
     if n_failed > _MOST_FAILED_RUNS * n_runs or n_off > _MOST_OFF_WEIGHTS * floats.n_weights:
         return None
-    largest = max(each[3] for each in sums)
-    return Grid(run_length, expected, largest, np.flatnonzero(is_off), n_off, n_failed, n_inexact)
+    far, largest = max(each[3] for each in sums), max(each[4] for each in sums)
+    off_rows = np.flatnonzero(is_off)
+    return Grid(run_length, expected, far, largest, off_rows, n_off, n_failed, n_inexact)
