@@ -12,9 +12,18 @@ from recover.containers.huggingface.modules import (
     modules_of,
     read_quantization,
 )
+from recover.containers.huggingface.stacks import matrices_of, parameters_apart
 from recover.containers.safetensors.reader import CONFIG, INDEX, Model, Tensor
 from recover.errors import ReblockError, SafetensorsError
-from recover.reblock.drafts import Draft, draft_copy, draft_floats, draft_weight, finished
+from recover.reblock.blocks import with_scales
+from recover.reblock.drafts import (
+    Draft,
+    draft_copy,
+    draft_floats,
+    draft_weight,
+    finished,
+    stacked,
+)
 from recover.reblock.integers import Request
 from recover.reblock.schemes import Weight, all_schemes
 from recover.reblock.schemes.base import decoded
@@ -73,6 +82,7 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> Or
         If a tensor is damaged, of an unknown scheme, or has no exact type.
     """
     warnings: list[str] = []
+    left_out: list[str] = []
     try:
         drafts = list(_drafts(model))
         if arch is None:
@@ -80,8 +90,12 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> Or
         else:
             from recover.reblock.architectures import apply_architecture
 
-            drafts, metadata, warnings = apply_architecture(model, drafts, arch)
-        tensors = [finished(draft, request, norms_as_f32=arch is not None) for draft in drafts]
+            drafts, metadata, warnings, left_out = apply_architecture(model, drafts, arch)
+        tensors = [
+            tensor
+            for draft in drafts
+            for tensor in with_scales(finished(draft, request, norms_as_f32=arch is not None))
+        ]
     except (ReblockError, SafetensorsError) as error:
         raise ReblockError(f"{printable(model.path)}: {error}") from None
     folder = model.parts[0].parent
@@ -95,19 +109,33 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> Or
         tensors=tuple(tensors),
         conditions=CONDITIONS,
         warnings=tuple(warnings),
+        left_out=tuple(left_out),
     )
 
 
 def _drafts(model: Model) -> Iterator[Draft]:
     method = read_quantization(model).get("quant_method")
-    for module in modules_of(model, recipe=""):
-        weight = _weight(module, _reason(method))
-        used = frozenset() if weight is None else weight.leaves
-        if weight is not None:
-            yield draft_weight(f"{module.name}.weight".lstrip("."), weight)
-        for leaf, tensor in module.tensors.items():
-            if leaf not in used and tensor.n_weights:
-                yield _plain(tensor, method)
+    for whole in modules_of(model, recipe=""):
+        rest, parameters = parameters_apart(whole)
+        for module in (rest, *parameters):
+            name = f"{module.name}.weight".lstrip(".") if module is rest else module.name
+            draft, used = _draft(name, module, _reason(method))
+            if draft is not None:
+                yield draft
+            for leaf, tensor in module.tensors.items():
+                if leaf not in used and tensor.n_weights:
+                    yield _plain(tensor, method)
+
+
+def _draft(name: str, module: Module, obstacle: str) -> tuple[Draft | None, frozenset[str]]:
+    """The draft of a module's weight, or stack of weights, and the arrays that it is made of."""
+    matrices = matrices_of(module)
+    weights = [_weight(each, obstacle) for each in ([module] if matrices is None else matrices)]
+    found = [weight for weight in weights if weight is not None]
+    if not found or len(found) < len(weights):
+        return None, frozenset()
+    drafts = [draft_weight(name, weight) for weight in found]
+    return drafts[0] if matrices is None else stacked(name, drafts), found[0].leaves
 
 
 def _weight(module: Module, obstacle: str) -> Weight | None:
