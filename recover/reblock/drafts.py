@@ -12,9 +12,11 @@ from recover.containers.gguf.header import MAX_DIMS
 from recover.containers.huggingface.modules import FLOATS
 from recover.containers.safetensors.reader import Tensor
 from recover.errors import ReblockError
+from recover.inputs.originals.grid import Floats
 from recover.quants import F32Array, I8Array, U8Array, type_by_name
 from recover.reblock.blocks import BlockRows, block_tensor, joined_blocks
 from recover.reblock.floats import F64Array, converted, copied, decode_floats, stored_as_float
+from recover.reblock.grids import GridRows, on_grid
 from recover.reblock.integers import (
     IntegerRows,
     Request,
@@ -159,7 +161,7 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> OriginalT
         as_f32 = norms_as_f32 and is_vector and draft.stored_as in FLOATS
         outtype = type_by_name("F32" if as_f32 else draft.stored_as)
         if draft.plain is not None and outtype.name == draft.stored_as:
-            return copied(name, dims, draft.stored_as, draft.plain.raw)
+            return replace(copied(name, dims, outtype.name, draft.plain.raw), reason=draft.note)
         return converted(name, dims, draft.stored_as, outtype, reference)
     obstacle = rows.obstacle
     if not obstacle and request.outtype not in (None, "BF16"):
@@ -186,6 +188,18 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> OriginalT
         reference=reference,
         exact=True,
     )
+
+
+def with_grid(draft: Draft, request: Request, n_threads: int | None) -> Draft:
+    """A tensor of floats as the integers behind it, if there are any."""
+    tensor = draft.plain
+    if tensor is None or len(draft.dims) < 2:
+        return draft
+    floats = Floats(tensor.raw, tensor.dtype, draft.dims[0])
+    found = on_grid(draft.name, floats, request, n_threads)
+    if not isinstance(found, GridRows):
+        return replace(draft, note=found if isinstance(found, str) else found.said)
+    return replace(draft, rows=found.rows, is_float=False, plain=None, note=found.said)
 
 
 def _flat_floats(tensor: Tensor) -> Callable[[int, int], F64Array]:

@@ -70,6 +70,13 @@ class IntegerRows:
     reference : Callable
         ``reference(first, last) -> float64 (last - first, row_length)``: code times scale plus
         offset, by plain NumPy from the source.
+    scales_are_f16 : bool
+        Whether it is known that scales and offsets are float16 numbers, or to be rounded to them.
+    obstacle : str
+        Why some weights are no code times a scale, so that they get the nearest one; empty if all
+        are.
+    run_length : int or None
+        Weights that share a scale in the source, if they are more than `group`.
     """
 
     n_rows: int
@@ -81,6 +88,14 @@ class IntegerRows:
     scales: Callable[[int, int], F32Array]
     offsets: Callable[[int, int], F32Array] | None = None
     reference: Callable[[int, int], F64Array]
+    scales_are_f16: bool = False
+    obstacle: str = ""
+    run_length: int | None = None
+
+    @property
+    def formula(self) -> str:
+        """What a weight is, for people."""
+        return "code x scale" if self.offsets is None else "code x scale + offset"
 
 
 def exact_tensor(
@@ -111,47 +126,27 @@ def exact_tensor(
     """
     check_row_length(name, rows.row_length)
     outtype, obstacle = _type_of_codes(rows, request.outtype)
-    if outtype is not None and (obstacle := _beyond_f16(rows)):
-        if request.allow_inexact and request.outtype == outtype.name:
-            return _rounded_scales(name, dims, stored_as, rows, outtype, obstacle)
-        outtype = None
     if outtype is not None:
-        formula = "code x scale" if rows.offsets is None else "code x scale + offset"
-        return OriginalTensor(
-            name=name,
-            dims=dims,
-            stored_as=stored_as,
-            outtype=outtype,
-            group=rows.group,
-            exact=True,
-            reason="; ".join(filter(None, (f"{outtype.name} holds {formula}", reason))),
-            encode=by_rows(rows.row_length, outtype, _packer(rows, outtype)),
-            reference=flat_reference(rows.row_length, rows.reference),
-        )
+        is_kept, said = True, f"{outtype.name} holds {rows.formula}"
+        if rows.obstacle:
+            said, obstacle = rows.obstacle, rows.obstacle
+        elif not rows.scales_are_f16 and (obstacle := _beyond_f16(rows)):
+            is_kept = request.outtype == outtype.name
+            said = f"every code is kept, but scales are rounded to float16: {obstacle}"
+        if not obstacle or (request.allow_inexact and is_kept):
+            return OriginalTensor(
+                name=name,
+                dims=dims,
+                stored_as=stored_as,
+                outtype=outtype,
+                group=rows.run_length or rows.group,
+                exact=not obstacle,
+                reason="; ".join(filter(None, (said, reason))),
+                encode=by_rows(rows.row_length, outtype, _packer(rows, outtype)),
+                reference=flat_reference(rows.row_length, rows.reference),
+            )
     return inexact(
         name, dims, stored_as, rows.group, obstacle, rows.row_length, rows.reference, request
-    )
-
-
-def _rounded_scales(
-    name: str,
-    dims: tuple[int, ...],
-    stored_as: str,
-    rows: IntegerRows,
-    outtype: TensorType,
-    obstacle: str,
-) -> OriginalTensor:
-    """A tensor whose codes are kept, while its scales are rounded to float16."""
-    return OriginalTensor(
-        name=name,
-        dims=dims,
-        stored_as=stored_as,
-        outtype=outtype,
-        group=rows.group,
-        exact=False,
-        reason=f"every code is kept, but scales are rounded to float16: {obstacle}",
-        encode=by_rows(rows.row_length, outtype, _packer(rows, outtype)),
-        reference=flat_reference(rows.row_length, rows.reference),
     )
 
 

@@ -23,7 +23,9 @@ from recover.reblock.drafts import (
     draft_weight,
     finished,
     stacked,
+    with_grid,
 )
+from recover.reblock.grids import CONDITIONS as GRID_CONDITIONS
 from recover.reblock.integers import Request
 from recover.reblock.schemes import Weight, all_schemes
 from recover.reblock.schemes.base import decoded
@@ -60,8 +62,10 @@ def _is_weight(tensor: Tensor) -> bool:
     return tensor.dtype not in (*FLOATS, "F64") and "weight" in leaf
 
 
-def open_integers(model: Model, request: Request, arch: str | None = None) -> Original:
-    """Read the integer weights of a model.
+def open_integers(
+    model: Model, request: Request, arch: str | None = None, n_threads: int | None = None
+) -> Original:
+    """Read the integer weights of a model: those that it stores, else those behind its floats.
 
     Parameters
     ----------
@@ -71,6 +75,8 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> Or
         What the user wants.
     arch : str, optional
         Architecture whose names and metadata the output gets; default: the model's own names.
+    n_threads : int, optional
+        For the search for integers in floats.
 
     Returns
     -------
@@ -84,7 +90,10 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> Or
     warnings: list[str] = []
     left_out: list[str] = []
     try:
+        is_quantized = holds_integers(model)
         drafts = list(_drafts(model))
+        if not is_quantized:
+            drafts = [with_grid(draft, request, n_threads) for draft in drafts]
         if arch is None:
             metadata = _own_metadata(model)
         else:
@@ -107,7 +116,7 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> Or
         parts=(*model.parts, *beside),
         metadata=tuple(metadata),
         tensors=tuple(tensors),
-        conditions=CONDITIONS,
+        conditions=CONDITIONS if is_quantized else GRID_CONDITIONS,
         warnings=tuple(warnings),
         left_out=tuple(left_out),
     )

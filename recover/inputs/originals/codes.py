@@ -110,16 +110,23 @@ def pack_codes(
 
 
 def products(
-    words: NDArray[Any], type_name: str, scales: NDArray[np.float64], name: str
+    stored: NDArray[np.float64], type_name: str, scales: NDArray[np.float64], name: str
 ) -> NDArray[np.float64]:
     """Code times scale of stored floats, by NumPy alone: codes by rounding, then checked.
+
+    Parameters
+    ----------
+    stored : float64 (n,)
+        See `as_float64`.
+    type_name, scales, name
+        Their type, the scales of their runs, and the tensor that they are of.
 
     Raises
     ------
     ReblockError
         If a product, rounded to the stored type, is not the stored number.
     """
-    values = as_float64(words, type_name).reshape(scales.size, -1)
+    values = stored.reshape(scales.size, -1)
     steps = np.where(scales > 0, scales, 1.0)[:, None]
     exact = np.rint(values / steps) * scales[:, None]
     if not np.array_equal(rounded(exact, type_name), values):
