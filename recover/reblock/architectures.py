@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from recover._text import quoted, some
 from recover.containers.gguf.header import ValueType, encode_key_value
 from recover.containers.huggingface.architectures import (
-    EXPERT,
     MAX_LAYERS,
     Names,
     architecture_by_key,
@@ -33,6 +32,7 @@ _OTHER_PARTS = re.compile(
     r"(model\.)?(vision_tower|vision_model|vision_embedder|visual|image_newline|audio_tower|audio|"
     r"embed_vision|embed_audio|mm_projector|multi_modal_projector|sam_model|projector)\b.*"
 )
+_EXPERTS = re.compile(r"\.(experts|switch_mlp)\.")
 _MORE_TOKENS = re.compile(r"(?:model\.)?mtp\..*")
 _LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\..*")
 
@@ -127,7 +127,7 @@ def apply_architecture(model: Model, drafts: Sequence[Draft], arch: str) -> Appl
         raise ReblockError(f"{quoted(arch)} is only for checkpoints, not for safetensors")
     config = _text_config(model.config)
     drafts, warnings, left_out = _of_language(drafts, config)
-    has_experts = any(EXPERT.fullmatch(draft.name) for draft in drafts)
+    has_experts = any(_EXPERTS.search(draft.name) for draft in drafts)
     name = _ARCHITECTURES[arch][has_experts]
     architecture = architecture_by_key(name)
     names = Names(architecture, config)
