@@ -266,7 +266,8 @@ def _with_nearest(
     scales[has_none] = np.abs(groups[has_none]).max(1) / most
     steps = np.where(scales > 0, scales, 1.0)[:, None]
     codes[is_off] = np.clip(np.rint(groups / steps), -most, most)[is_off]
-    if not integers.is_symmetric:  # blocks do not have the lowest code of both signs
+    if not integers.is_symmetric:  # no block has the lowest code of both signs
         both = (codes.max(1) == most) & (codes.min(1) == -most)
-        codes[both] = np.minimum(codes[both], most - 1)
+        is_off &= both[:, None] & (np.abs(codes) == most)
+        codes[is_off] -= np.sign(codes[is_off])
     return codes.reshape(-1), scales

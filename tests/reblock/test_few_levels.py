@@ -26,7 +26,7 @@ def bitnet(rng: np.random.Generator, scale: float) -> tuple[dict[str, Array], Ar
     """Transformers' layout: codes plus 1 of four rows, a quarter of all apart, in a byte."""
     codes = rng.integers(-1, 2, (N, K))
     quarters = (codes + 1).reshape(4, N // 4, K).astype(np.uint8)
-    packed = sum(quarter << (2 * i) for i, quarter in enumerate(quarters))
+    packed = np.bitwise_or.reduce([each << (2 * i) for i, each in enumerate(quarters)])
     return {"weight": packed, "weight_scale": np.array([scale], BF16)}, codes
 
 

@@ -89,7 +89,8 @@ def test_experts_of_mlx(rng: np.random.Generator, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.switch_mlp.gate_proj"
     words = pack(codes, 4, 2).view(np.uint32)
     tensors = {"weight": words, "scales": scales, "biases": biases}
-    config = {"quantization": {"group_size": 64, "bits": 4}, "model_type": "qwen3_moe"}
+    config: dict[str, Any] = {"quantization": {"group_size": 64, "bits": 4}}
+    config |= {"model_type": "qwen3_moe"}
     config |= {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": K}
     source = model(tmp_path / "m", named(name, tensors), {**config, "vocab_size": 64})
     scale, bias = (spread(x.astype(np.float64), K) for x in (scales, biases))
