@@ -11,14 +11,19 @@ Who plans and who adds up stay where they are; an `Executor` brings tasks to tho
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, Self
 
 from recover._files import write_all
 from recover._text import printable
+from recover.containers.places import Place
 from recover.errors import OutputError
+from recover.execution.locks import locked_range
+from recover.execution.output import weave
 
 Record = dict[str, Any]
 """Plain data that JSON can hold."""
@@ -41,11 +46,17 @@ def _record_of(value: Recordable | Record) -> Record:
     return value if isinstance(value, dict) else value.to_record()
 
 
+WEIGHTS, DEVIATIONS = "weights", "deviations"
+
+
 class Target(NamedTuple):
-    """Where the bytes of a task go, in one file."""
+    """Where weights of a task's tensor go, in one file."""
 
     path: Path
-    position: int
+    place: Place
+    """Of more weights than the task's, perhaps; the number of its file means nothing."""
+    what: str = WEIGHTS
+    """These, or their ``deviations``."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,9 @@ class Task:
         """Plain data."""
         return vars(self) | {
             "inputs": [_record_of(each) for each in self.inputs],
-            "outputs": [[str(each.path), each.position] for each in self.outputs],
+            "outputs": [
+                [str(each.path), each.place.to_record(), each.what] for each in self.outputs
+            ],
             "job": _record_of(self.job),
         }
 
@@ -90,7 +103,10 @@ class Task:
     @classmethod
     def from_record(cls, record: Record) -> Self:
         """From what `to_record` gave, perhaps by way of JSON."""
-        outputs = tuple(Target(Path(path), position) for path, position in record["outputs"])
+        outputs = tuple(
+            Target(Path(path), Place.from_record(place), what)
+            for path, place, what in record["outputs"]
+        )
         return cls(**record | {"inputs": tuple(record["inputs"]), "outputs": outputs})
 
 
@@ -111,11 +127,7 @@ class Executor(Protocol):
         """
 
 
-class Writer(Protocol):
-    """Something that takes the bytes of a file."""
-
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position; from any thread."""
+_WEAVING = Lock()  # of the threads of a process; others wait for the range
 
 
 class PlacedFile:
@@ -146,9 +158,34 @@ class PlacedFile:
         OutputError
             If the file is not there, or too small, or cannot be written.
         """
-        n_bytes = memoryview(data).nbytes
+        with self._opened(position, memoryview(data).nbytes) as descriptor:
+            write_all(descriptor, data, position)
+        self.written.append((position, memoryview(data).nbytes, zlib.crc32(data)))
+
+    def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
+        """Write `size` bytes at a byte position, the next `step` bytes behind it, and so on.
+
+        What is between stays as it is, also if other processes write there in the same way.
+
+        Raises
+        ------
+        OutputError
+            As `write_at` does.
+        """
+        n_bytes = (data.nbytes // size - 1) * step + size
+        with (
+            _WEAVING,
+            self._opened(position, n_bytes) as descriptor,
+            locked_range(descriptor, position, n_bytes),
+        ):
+            weave(descriptor, position, data, size, step)
+        self.written.append((position, data.nbytes, zlib.crc32(data)))
+
+    @contextmanager
+    def _opened(self, position: int, n_bytes: int) -> Iterator[int]:
+        """The descriptor of the file, if it can hold bytes there."""
         try:
-            flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+            flags = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
             descriptor = os.open(self._path, flags)
             try:
                 status = os.fstat(descriptor)
@@ -158,11 +195,10 @@ class PlacedFile:
                         f" it has {status.st_size:,} bytes, and bytes {position:,} to"
                         f" {position + n_bytes:,} are to be written"
                     )
-                write_all(descriptor, data, position)
+                yield descriptor
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise OutputError(
                 f"{printable(self._path)}: cannot be written: {error.strerror}"
             ) from None
-        self.written.append((position, n_bytes, zlib.crc32(data)))

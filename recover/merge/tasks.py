@@ -7,10 +7,11 @@ from typing import Self
 
 from recover._version import __version__
 from recover.containers.model import StoredTensor
+from recover.containers.places import whole_place
 from recover.errors import PlanError
 from recover.estimators.error_calibration import ErrorCalibration
 from recover.evidence.buffer import Source
-from recover.execution.tasks import Record, Target, Task
+from recover.execution.tasks import DEVIATIONS, Record, Target, Task
 from recover.merge.certain import Snapping, snapping_of
 from recover.merge.compare import confines_of
 from recover.merge.plan import MergePlan, TensorPlan
@@ -22,7 +23,7 @@ from recover.merge.records import (
     source_record,
     tuples,
 )
-from recover.quants import TILE, type_by_name
+from recover.quants import TILE
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Job:
         As of their sources (see `recover.merge.compare.compare`).
     snapping : Snapping or None
         How weights are set to numbers of the source's format; None if they cannot be.
+    shift : float
+        As of `recover.merge.plan.TensorPlan`.
     """
 
     action: str
@@ -59,6 +62,7 @@ class Job:
     confines: tuple[bool, ...]
     noises: tuple[float | None, ...]
     snapping: Snapping | None
+    shift: float
 
     @classmethod
     def of(cls, plan: MergePlan, tensor: TensorPlan) -> Self:
@@ -76,6 +80,7 @@ class Job:
             confines=confines_of(tensor),
             noises=tensor.compared_noises,
             snapping=snapping_of(plan, tensor),
+            shift=tensor.shift,
         )
 
     def to_record(self) -> Record:
@@ -134,19 +139,21 @@ def tasks_of(
         inputs = tuple(
             plan.inputs[i].of_tensor(tensor.name) for i in (*tensor.used, *tensor.compared)
         )
-        places = [(files[tensor.part], tensor.position, type_by_name(tensor.outtype))]
+        places = [Target(files[place.file], place) for place in tensor.places]
         if plan.uncertainty is not None and tensor.action != "copy":
             position = plan.uncertainty.positions[tensor.name]
-            places.append((files[-1], position, type_by_name("BF16")))
+            (second,) = whole_place(0, position, tensor.n_weights)
+            places.append(Target(files[-1], second, DEVIATIONS))
         for start in range(0, tensor.n_weights, n_tiles * TILE):
+            end = min(start + n_tiles * TILE, tensor.n_weights)
             yield Task(
                 plan=plan.digest,
                 tensor=tensor.name,
                 start=start,
-                end=min(start + n_tiles * TILE, tensor.n_weights),
+                end=end,
                 inputs=inputs,
                 outputs=tuple(
-                    Target(path, position + kind.n_bytes(start)) for path, position, kind in places
+                    each for each in places if each.place.start < end and start < each.place.end
                 ),
                 job=job,
             )

@@ -10,10 +10,11 @@ import numpy as np
 from recover._text import printable, quoted
 from recover.containers.mapping import check_faults, check_unchanged, faults
 from recover.containers.model import Model, StoredTensor
+from recover.containers.places import Writer, pieces_of, put, within
 from recover.errors import PlanError, QuantError
 from recover.estimators import FIRST_ALONE, Tally, TileEstimator
 from recover.evidence.buffer import Evidence, Source
-from recover.execution.tasks import PlacedFile, Record, Target, Task, Writer
+from recover.execution.tasks import DEVIATIONS, WEIGHTS, PlacedFile, Record, Task
 from recover.inputs.recorded import Input, OpenInputs
 from recover.merge.certain import Snapper
 from recover.merge.compare import (
@@ -32,6 +33,7 @@ from recover.quants import (
     TILE,
     F32Array,
     TensorType,
+    U8Array,
     quantize,
     type_by_name,
 )
@@ -119,7 +121,8 @@ class Worker:
         self._outtype = type_by_name(job.outtype)
         self._is_decoded = job.method == FIRST_ALONE
         self._comparison = self._comparison_of(tensors)
-        if len(task.outputs) > 1 and not self._deviation.size:
+        self._deviates = any(each.what == DEVIATIONS for each in task.outputs)
+        if self._deviates and not self._deviation.size:
             self._deviation = np.empty(TILE, np.float32)
         if job.action != "copy" and not job.is_known:
             self._snapper.look_at(job.snapping, job.sources)
@@ -130,34 +133,37 @@ class Worker:
         self._at = task.plan, task.tensor
 
     def _write_tile(self, task: Task, files: Mapping[Path, Writer], start: int, end: int) -> Sums:
-        def write(output: Target, kind: TensorType, data: memoryview) -> None:
-            before = kind.n_bytes(start) - kind.n_bytes(task.start)
-            files[output.path].write_at(output.position + before, data)
+        def write(what: str, kind: TensorType, data: U8Array) -> None:
+            places = {each.place: each.path for each in task.outputs if each.what == what}
+            for place, first, last in within(tuple(places), start, end):
+                own = data[kind.n_bytes(first - start) : kind.n_bytes(last - start)]
+                put(pieces_of(place, kind, first, last), own, kind, files[places[place]])
 
-        weights, *deviations = task.outputs
         if self._job.action == "copy":
             raw = self._used[0].part(start, end)
-            write(weights, self._outtype, raw.data)
+            write(WEIGHTS, self._outtype, raw)
             sums = self._compare(start, end)
             sums.not_finite = n_not_finite(raw, self._outtype)
             return sums
         estimate = self._estimate[: end - start]
-        deviation = self._deviation[: estimate.size] if deviations else self._deviation[:0]
+        deviation = self._deviation[: estimate.size] if self._deviates else self._deviation[:0]
         sums = self._fill(start, end, estimate, deviation)
+        if self._job.shift:
+            estimate += np.float32(self._job.shift)
         encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
         try:
             quantize(estimate, self._outtype, out=encoded)
         except QuantError:
             raise self._not_finite(start, end, estimate) from None
-        write(weights, self._outtype, encoded.data)
+        write(WEIGHTS, self._outtype, encoded)
         rounded = rounded_away(estimate, encoded, self._outtype)
         if rounded or sums.estimated is not None:
             sums.tally(len(self._used)).variance += rounded
         if self._job.is_known:
             sums.rounded += count_rounded(estimate, encoded, self._outtype)
-        for output in deviations:
+        if self._deviates:
             bf16 = type_by_name(_BF16)
-            write(output, bf16, quantize(deviation, bf16).data)
+            write(DEVIATIONS, bf16, quantize(deviation, bf16))
         return sums
 
     def _fill(self, start: int, end: int, estimate: F32Array, deviation: F32Array) -> Sums:
