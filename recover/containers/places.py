@@ -255,7 +255,15 @@ def within(places: tuple[Place, ...], start: int, end: int) -> Iterator[tuple[Pl
 def rows_behind(
     places: tuple[Place, ...], first: int, n: int, kind: TensorType
 ) -> tuple[Place, ...]:
-    """The places of `n` weights of a tensor from one on, as those of a tensor of their own."""
+    """The places of `n` weights of a tensor from one on, as those of a tensor of their own.
+
+    Raises
+    ------
+    PlanError
+        If some of them do not follow each other in the file.
+    """
+    if first == 0 and n == max(place.end for place in places):
+        return places
     found = []
     for place, start, end in within(places, first, first + n):
         if place.axes:

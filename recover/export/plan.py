@@ -4,8 +4,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from recover._text import printable, quoted
 from recover.containers.gguf.side_scales import folded
 from recover.containers.huggingface.folder_layout import (
@@ -15,26 +13,22 @@ from recover.containers.huggingface.folder_layout import (
     lay_out_folder,
     plain_kind,
 )
-from recover.containers.huggingface.writing import Written, write_as_folder, write_as_gguf
+from recover.containers.huggingface.writing import (
+    Written,
+    stored_kind,
+    write_as_folder,
+    write_as_gguf,
+)
 from recover.containers.mapping import check_unchanged
 from recover.containers.model import Model, StoredTensor
-from recover.errors import PlanError, QuantError, UsageError
+from recover.errors import PlanError, UsageError
 from recover.execution.folder import check_output_folder
 from recover.inputs.open import open_model
 from recover.inputs.precision import source_precision
-from recover.quants import (
-    FloatType,
-    OpaqueType,
-    TensorType,
-    U8Array,
-    dequantize,
-    quantize,
-)
+from recover.quants import OpaqueType, TensorType
 
 OUTTYPES = tuple(name.lower() for name in ("BF16", "F16", "F32"))
 NAMES = ("huggingface", "gguf")
-
-_SMALL = 1 << 22  # weights of vectors that are looked at
 
 
 @dataclass(frozen=True)
@@ -212,9 +206,7 @@ def _plan_gguf(
         max_shard_size,
     )
     sides = folded(model.tensors.values())
-    warnings = [f"{printable(model.path)}: {sides}"] if sides else []
-    if written.config is not None and "tokenizer.json" not in written.beside:
-        warnings.append("the folder gets no tokenizer; take one with --config")
+    warnings = [*([f"{printable(model.path)}: {sides}"] if sides else []), *written.warnings]
     check_unchanged(model.parts)
     return ExportPlan(
         path=model.path,
@@ -243,24 +235,5 @@ def _own_precision(model: Model) -> str:
 def _exported(tensor: StoredTensor, kind: TensorType, written: Written) -> ExportedTensor:
     shift = -1.0 if tensor.name in written.lowered else 0.0
     arrays = tuple(share.array for share in written.shares[tensor.name])
-    kept = kind_of_vector(tensor, kind, shift)
+    kept = stored_kind(tensor, kind, shift)
     return ExportedTensor(tensor.name, tensor, kept, shift, arrays)
-
-
-def kind_of_vector(tensor: StoredTensor, kind: TensorType, shift: float) -> TensorType:
-    """How a folder stores a tensor: vectors of floats that a type does not hold stay F32."""
-    is_vector = sum(dim > 1 for dim in tensor.dims) <= 1 and tensor.n_weights <= _SMALL
-    if not is_vector or not isinstance(tensor.type, FloatType) or kind.name == "F32":
-        return kind
-    weights = tensor.read(0, tensor.n_weights) + np.float32(shift)
-    if np.isfinite(weights).all() and _holds(kind, weights):
-        return kind
-    return plain_kind("F32")
-
-
-def _holds(kind: TensorType, weights: np.ndarray) -> bool:
-    try:
-        encoded: U8Array = quantize(weights, kind)
-    except QuantError:
-        return False
-    return bool((dequantize(encoded, kind) == weights).all())

@@ -11,6 +11,7 @@ from recover._version import __version__
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, derived_metadata
 from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
+from recover.containers.huggingface.folder_layout import FolderLayout
 from recover.containers.model import Model
 from recover.containers.places import FilePlan, Place, rows_behind, whole_place
 from recover.errors import PlanError
@@ -81,6 +82,11 @@ def lay_out_output(
         for path, layout in zip(paths, layouts, strict=True)
     )
     return files, places
+
+
+def places_in_folder(drafts: Sequence[Draft], layout: FolderLayout) -> list[Places]:
+    """The places of each tensor in the shards of a folder."""
+    return _places_of(drafts, layout.places, [output_type_of(draft) for draft in drafts])
 
 
 def whole_tensors(drafts: Sequence[Draft]) -> list[Draft]:

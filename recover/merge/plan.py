@@ -19,6 +19,7 @@ from recover.containers.places import FilePlan, Place
 from recover.errors import PlanError, UsageError
 from recover.estimators import DEFAULT_METHOD, MEAN, estimator
 from recover.evidence.lattice import SIGNIFICAND_BITS
+from recover.execution.folder import check_output_folder
 from recover.execution.output import check_output_path
 from recover.inputs.alignment import align
 from recover.inputs.completion import complete
@@ -32,14 +33,16 @@ from recover.inputs.repeated import describe_repeated
 from recover.merge.calibrated import with_calibration, with_error_calibration
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
+from recover.merge.folder import as_folder
 from recover.merge.layout import (
     SecondOutput,
     large_tensors,
     lay_out_deviations,
     lay_out_output,
+    places_in_folder,
 )
 from recover.merge.lineage import merged_before
-from recover.merge.options import check_options
+from recover.merge.options import check_options, folder_options
 from recover.merge.records import (
     Record,
     as_text,
@@ -175,6 +178,11 @@ class MergePlan:
     def n_bytes(self) -> int:
         """Size of the output, of all parts together."""
         return sum(part.n_bytes for part in self.parts)
+
+    @property
+    def n_parts(self) -> int:
+        """Number of files with weights."""
+        return sum(part.path.suffix in (".gguf", ".safetensors") for part in self.parts)
 
     @property
     def files(self) -> tuple[FilePlan, ...]:
@@ -329,6 +337,8 @@ def plan_merge(
     tensors: str | None = None,
     calibration: Calibration | str | os.PathLike[str] | None = None,
     split_max_size: int | None = None,
+    max_shard_size: int | None = None,
+    config: str | os.PathLike[str] | None = None,
 ) -> MergePlan:
     """Decide what a merge does; nothing is written.
 
@@ -337,7 +347,7 @@ def plan_merge(
     inputs : sequence of path-like
         Models quantized from the same original. Metadata comes from the first GGUF file.
     output : path-like
-        GGUF file to be written.
+        GGUF file to be written; or a Hugging Face folder, if it is one or ends in a slash.
     method : str
         Name of an estimator (`recover.estimators.method_names`).
     estimate : {"mean", "map"}
@@ -358,6 +368,11 @@ def plan_merge(
     split_max_size : int, optional
         Most bytes of tensors in a file: write parts ``...-00001-of-0000N.gguf`` as
         ``llama-gguf-split`` makes them, even if there is only one.
+    max_shard_size : int, optional
+        Of a folder, most bytes of weights in a file; default 5 GB.
+    config : path-like, optional
+        Of a folder, another one whose ``config.json`` and tokenizer are taken; default: rebuilt
+        from the metadata.
 
     Returns
     -------
@@ -377,10 +392,22 @@ def plan_merge(
     if not inputs:
         raise UsageError("there are no inputs")
     options = check_options(method, estimate, outtype, snap, calibration, split_max_size)
+    to_folder = folder_options(
+        output,
+        outtype,
+        max_shard_size,
+        config,
+        split_max_size=split_max_size,
+        uncertainty=uncertainty,
+        tensors=tensors,
+    )
     opened = open_models(inputs)
     output = Path(output)
     parts = [part for model in opened for part in model.parts]
-    check_output_path(output, parts if split_max_size is None else ())
+    if to_folder is not None:
+        check_output_folder(output, parts, replaces=True)
+    else:
+        check_output_path(output, parts if split_max_size is None else ())
     aligned = align(opened, tensors)
     models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
@@ -400,7 +427,12 @@ def plan_merge(
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
     warnings += describe_repeated(models, {draft.name: draft.duplicate_of for draft in drafts})
-    files, places = lay_out_output(models, drafts, output, options)
+    if to_folder is not None:
+        drafts, layout, more = as_folder(models, drafts, output, outtype, to_folder)
+        files, places = layout.files, places_in_folder(drafts, layout)
+        warnings += more
+    else:
+        files, places = lay_out_output(models, drafts, output, options)
     warnings += unquantized_warnings(models, drafts)
     if split_max_size is not None:
         for file in files:
@@ -409,9 +441,9 @@ def plan_merge(
     plan = MergePlan(
         models=models,
         inputs=(),
-        output=files[0].path,
+        output=files[0].path if to_folder is None else output,
         parts=files,
-        is_folder=False,
+        is_folder=to_folder is not None,
         method=method,
         estimate=estimate,
         source_format="unknown",

@@ -122,7 +122,7 @@ class Rebuilt:
 def rebuilt_of(said: Said) -> Rebuilt | None:
     """How the configuration of a GGUF model is rebuilt; None if its architecture is not known."""
     name = said.architecture
-    if name == "llama" and (said.get("expert_count") or 0) > 0:
+    if name == "llama" and said.has(".ffn_gate_inp.weight"):
         name = "mixtral"
     if name == "deepseek2" and said.has("exp_probs_b.bias"):
         name = "deepseek3"

@@ -145,6 +145,10 @@ def _candidates(
         high = round(1 - 1 / below, 3)
         yield _Llama3(factor, 1.0, high, round(slope * (high - 1)))
         return
+    if inner.size == 1:  # any range that gives this wave its factor
+        (only,) = inner
+        for high in (4.0, 2.0, 8.0, 16.0):
+            yield _Llama3(factor, 1.0, high, round(waves[only] * (1 + smooth[only] * (high - 1))))
     if inner.size == 0 and (factors == 1).any():  # between the last wave that stays and the next
         last = int(np.flatnonzero(factors == 1)[-1])
         ratio = float(waves[last + 1] / waves[last]) ** (1 / 3)

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from recover._files import MissingError, UnreadableError, read_bytes
 from recover._json import MOST_BYTES, JSONError, parse_object
 from recover._text import printable, quoted, some
@@ -37,7 +39,16 @@ from recover.containers.huggingface.naming import (
 from recover.containers.huggingface.sizes import N_EXPERTS, check_sizes
 from recover.containers.model import Model, StoredTensor
 from recover.containers.safetensors.reader import CONFIG
-from recover.errors import PlanError, SafetensorsError
+from recover.errors import PlanError, QuantError, SafetensorsError
+from recover.quants import (
+    F32Array,
+    FloatType,
+    TensorType,
+    U8Array,
+    dequantize,
+    quantize,
+    type_by_name,
+)
 
 GENERATION = "generation_config.json"
 BESIDE = (
@@ -58,6 +69,7 @@ BESIDE = (
 
 _NORM = re.compile(r".*norm\.weight")
 _MOST_BESIDE = 1 << 28  # bytes of one of them
+_SMALL = 1 << 22  # weights of vectors that are looked at
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,13 @@ class Written:
     config: Config | None
     beside: Mapping[str, bytes]
     parts: tuple[Path, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is missing of the folder."""
+        if self.config is None or {"tokenizer.json", "tokenizer.model"} & set(self.beside):
+            return []
+        return ["the folder gets no tokenizer; take one with --config"]
 
     def others(self, dtype: str) -> dict[str, bytes]:
         """All files beside the weights, which are mostly of a type."""
@@ -252,3 +271,22 @@ def _check_layers(tensors: Iterable[str], config: Mapping[str, Any]) -> None:
             "there is no tensor 'output.weight', but config.json says that it is not the embedding"
             " (tie_word_embeddings)"
         )
+
+
+def stored_kind(tensor: StoredTensor, kind: TensorType, shift: float) -> TensorType:
+    """How a folder stores a tensor: vectors of floats that a type does not hold stay F32."""
+    is_vector = sum(dim > 1 for dim in tensor.dims) <= 1 and tensor.n_weights <= _SMALL
+    if not is_vector or not isinstance(tensor.type, FloatType) or kind.name == "F32":
+        return kind
+    weights = tensor.read(0, tensor.n_weights) + np.float32(shift)
+    if np.isfinite(weights).all() and _holds(kind, weights):
+        return kind
+    return type_by_name("F32")
+
+
+def _holds(kind: TensorType, weights: F32Array) -> bool:
+    try:
+        encoded: U8Array = quantize(weights, kind)
+    except QuantError:
+        return False
+    return bool((dequantize(encoded, kind) == weights).all())
