@@ -141,6 +141,14 @@ def size_of(config: Mapping[str, Any], key: str, most: int = 1 << 31) -> int:
     return value
 
 
+def gguf_name(architecture: Architecture) -> str:
+    """What ``general.architecture`` calls it in GGUF files."""
+    import gguf
+
+    name: str = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.key]]
+    return name
+
+
 class Names:
     """Names in GGUF files.
 
