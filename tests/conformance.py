@@ -113,6 +113,7 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_encoding_again
     if isinstance(kind, ScalarType | VectorType):
         yield check_what_it_counts
+        yield check_integers
     if isinstance(kind, FloatType):
         yield check_numbers_that_are_rounded_to_it
     if isinstance(kind, VectorType):
@@ -121,7 +122,6 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_tables
         yield check_decoding_is_scale_times_level
         yield check_unpacking_in_parts
-        yield check_integers
         yield check_levels_lie_in_their_cells
         yield check_weights_lie_in_their_cells
         yield check_noise
@@ -342,7 +342,7 @@ def check_unpacking_in_parts(kind: TensorType) -> None:
 
 def check_integers(kind: TensorType) -> None:
     """They come back: times the scale, plus the offset, rounded once."""
-    assert isinstance(kind, ScalarType)
+    assert isinstance(kind, ScalarType | VectorType)
     held, rng = kind.integers, np.random.default_rng(4)
     if held is None:
         return

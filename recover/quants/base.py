@@ -93,6 +93,21 @@ class Integers:
         """The largest magnitude that is held, of one sign, where scales may be negative."""
         return 1 << (self.n_bits - 1)
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether it holds the same integers of both signs."""
+        return self.lowest == -self.highest
+
+    def holds(self, reach: int, largest: int) -> bool:
+        """Whether it holds integers with scales that may be negative.
+
+        Parameters
+        ----------
+        reach, largest : int
+            The largest magnitude; the first is one more if a block has it with both signs.
+        """
+        return largest <= self.highest if self.is_symmetric else reach <= self.reach
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TensorType:
@@ -392,13 +407,14 @@ class VectorType(TensorType):
         ``decode(raw: uint8 (n_blocks * type_size,), out: float32 (n,))``.
     relative_mse : float
         As in `ScalarType`.
-    densities : Traversable or None
+    densities, integers
         As in `ScalarType`.
     """
 
     decode: Callable[[U8Array, F32Array], None]
     relative_mse: float
     densities: Traversable | None = None
+    integers: Integers | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
