@@ -32,13 +32,14 @@ from recover.quants.base import (
     U16Array,
     VectorType,
 )
-from recover.quants.interval import IntervalTensor, IntervalType, Stated
+from recover.quants.interval import ROUNDED, IntervalTensor, IntervalType, Stated
 from recover.quants.variants import DEFAULT as DEFAULT_QUANTIZER
 from recover.quants.variants import quantizer_names, variant_encoder
 
 __all__ = [
     "DEFAULT_QUANTIZER",
     "GROUP",
+    "ROUNDED",
     "TILE",
     "F32Array",
     "FloatType",
