@@ -227,7 +227,7 @@ def test_what_is_beside_a_model_is_no_matter(
 
 
 def test_rows_that_pad_the_vocabulary(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    """Embeddings of more rows than ``vocab_size`` are common; the others' rows are taken."""
+    """Embeddings of more rows than ``vocab_size`` are common; what all have is looked at."""
 
     def change(arrays: Arrays, _: object) -> None:
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -239,6 +239,18 @@ def test_rows_that_pad_the_vocabulary(home: Home, capsys: pytest.CaptureFixture[
     assert "has 72 rows, not 64" in capsys.readouterr().err
     truth = read_weights(home.truth)["token_embd.weight"]
     np.testing.assert_allclose(read_weights(output)["token_embd.weight"], truth, 2**-11, 2**-25)
+
+    for pair in ([folder, home.gguf], [home.gguf, folder]):
+        assert main(["verify", *map(str, pair)]) == 0
+        assert (
+            f"only {folder} has 'token_embd.weight[64:]', 'output.weight[64:]': not compared"
+            in (capsys.readouterr().out)
+        )
+    report = str(home.output / "a.html")
+    assert main(["evaluate", str(home.gguf), "--truth", str(folder), "--report", report]) == 0
+    said = capsys.readouterr().err
+    for name in ("token_embd.weight", "output.weight"):
+        assert f"as many rows of {name!r}: the figures are of those that both have" in said
 
 
 def test_plans_of_other_models_are_refused(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
