@@ -263,6 +263,27 @@ def test_plans_of_other_models_are_refused(home: Home, capsys: pytest.CaptureFix
     assert main([*command, "--force"]) == 0
 
 
+def test_calibrations_by_tensors_of_another_model_are_refused(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A merged adapter changes some matrices only; so does a shard of another download."""
+
+    def change(arrays: Arrays, _: object) -> None:
+        one, two = UP, "model.layers.0.mlp.gate_proj"
+        for leaf in ("weight", "weight_scale_inv"):
+            names = f"{one}.{leaf}", f"{two}.{leaf}"
+            arrays[names[0]], arrays[names[1]] = arrays[names[1]], arrays[names[0]]
+
+    folder, output = home.write(change), home.output / "c.json"
+    command = ["calibrate", str(home.gguf), str(folder), "--truth", str(home.truth)]
+    assert main([*command, "-o", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert f"{folder}: was not quantized from {home.truth}" in error
+    assert "'blk.0.ffn_gate.weight', 'blk.0.ffn_up.weight'" in error
+    assert "leave it out" in error
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("is_truth", [True, False])
 def test_another_architecture_is_no_truth(
     home: Home, is_truth: bool, capsys: pytest.CaptureFixture[str]
