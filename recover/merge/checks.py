@@ -1,6 +1,6 @@
 """Whether the inputs of a merge belong together: what a look tells, and what was counted."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,11 +10,13 @@ from recover._text import printable, quoted, some
 from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.errors import PlanError
 from recover.estimators import FIRST_ALONE
+from recover.execution.stacks import stack_of, stacks
 from recover.inputs.relations import explained_by_rounding, find_relations
 from recover.merge.calibrated import with_error_calibration
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import sentence
 from recover.merge.sums import Totals
+from recover.merge.tasks import kind_of
 from recover.quants import TILE
 
 # Quantizations of one original contradict each other on no weight at all.
@@ -106,19 +108,27 @@ def _paths(plan: MergePlan) -> str:
     return f"the inputs are {some([printable(model.path) for model in plan.models])}"
 
 
-def broken_inputs(plan: MergePlan, tensor: TensorPlan, *, only_folders: bool = False) -> list[str]:
-    """The inputs that have NaN or infinite values of a tensor."""
-    found = []
-    for number in tensor.used:
-        model = plan.models[number]
-        stored = model.tensors[tensor.name]
-        if only_folders and not isinstance(stored, QuantizedTensor):
-            continue
-        for start in range(0, tensor.n_weights, TILE):
-            end = min(start + TILE, tensor.n_weights)
-            if not np.isfinite(stored.read(start, end)).all():
-                found.append(printable(model.path))
-                break
+def broken_inputs(
+    plan: MergePlan, indices: Sequence[int], *, only_folders: bool = False
+) -> dict[int, list[str]]:
+    """By index of some tensors, the inputs that have NaN or infinite values of them."""
+    found: dict[int, list[str]] = {index: [] for index in indices}
+    told = ((i, plan.tensors[i].n_weights, kind_of(plan, plan.tensors[i])) for i in indices)
+    for numbers in stacks(told):
+        tensors = [plan.tensors[index] for index in numbers]
+        for used in tensors[0].used:
+            model = plan.models[used]
+            each = [model.tensors[tensor.name] for tensor in tensors]
+            if only_folders and not isinstance(each[0], QuantizedTensor):
+                continue
+            stored = stack_of(each)
+            is_sound = np.ones(len(tensors), np.bool_)
+            for start in range(0, stored.n_weights, TILE):
+                finite = np.isfinite(stored.read(start, min(start + TILE, stored.n_weights)))
+                is_sound &= finite.reshape(len(tensors), -1).all(1)
+            for index, sound in zip(numbers, is_sound, strict=True):
+                if not sound:
+                    found[index].append(printable(model.path))
     return found
 
 
@@ -130,15 +140,13 @@ def check_broken(plan: MergePlan, sums: Totals) -> None:
     PlanError
         If there are any.
     """
-    for i, each in sums.items():
-        tensor = plan.tensors[i]
-        if not each.broken:
-            continue
-        if damaged := broken_inputs(plan, tensor, only_folders=True):
+    indices = [i for i, each in sorted(sums.items()) if each.broken]
+    for i, damaged in broken_inputs(plan, indices, only_folders=True).items():
+        if damaged:
             raise PlanError(
-                f"{some(damaged)}: tensor {quoted(tensor.name)} holds NaN or infinite weights, as"
-                " scales of damaged files give them; load it again, or go on with what the other"
-                " inputs say there with --force"
+                f"{some(damaged)}: tensor {quoted(plan.tensors[i].name)} holds NaN or infinite"
+                " weights, as scales of damaged files give them; load it again, or go on with what"
+                " the other inputs say there with --force"
             )
 
 

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recover._text import quoted, some
+from recover.execution.folder import OutputFolder
 from recover.execution.local import Threads
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.tasks import Executor, Record, Take, Task, Watch
@@ -137,7 +139,8 @@ def execute_merge(
     progress : callable, optional
         ``progress(n_weights_done, n_weights)``, called from this thread.
     force : bool
-        Write the output even if the inputs contradict each other.
+        Write the output even if the inputs contradict each other, and replace a model's folder that
+        is there already.
     resume : bool
         After an error or a signal, keep what is complete, beside the output; go on with what an
         interrupted execution of the same plan has kept.
@@ -167,7 +170,7 @@ def execute_merge(
         before = 0.0 if unfinished is None else unfinished.seconds
         tallies = Tallies(plan, {} if unfinished is None else unfinished.done)
         indices = [i for i in range(len(plan.tensors)) if i not in tallies.done]
-        outputs = stack.enter_context(_outputs(plan, unfinished))
+        outputs = stack.enter_context(_outputs(plan, unfinished, replaces=force))
         for file, output in zip(plan.files, outputs.files, strict=True):
             output.write_at(0, file.header)
         save_if_due = None
@@ -191,10 +194,25 @@ def execute_merge(
     return _result(plan, seconds, tallies.totals, warnings)
 
 
-def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
+def _outputs(plan: MergePlan, unfinished: Unfinished | None, *, replaces: bool) -> OutputFiles:
     """All files of a plan; those of one that can be resumed lie where it says."""
     inputs = [part for model in plan.models for part in model.parts]
-    outputs = OutputFiles(
+    if plan.is_folder:
+        partial = None if unfinished is None else unfinished.partial_folder
+        outputs: OutputFiles = OutputFolder(
+            plan.output, plan.parts, inputs, replaces=replaces, partial=partial
+        )
+    else:
+        outputs = _single_files(plan, unfinished, inputs)
+    if unfinished is not None and unfinished.done:
+        outputs.keep()
+    return outputs
+
+
+def _single_files(
+    plan: MergePlan, unfinished: Unfinished | None, inputs: Sequence[Path]
+) -> OutputFiles:
+    return OutputFiles(
         [
             OutputFile(
                 file.path,
@@ -206,9 +224,6 @@ def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
         ],
         len(plan.parts),
     )
-    if unfinished is not None and unfinished.done:
-        outputs.keep()
-    return outputs
 
 
 def _threads(plan: MergePlan, outputs: OutputFiles, n_threads: int) -> Threads:
@@ -256,6 +271,7 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
     warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
+    broken = broken_inputs(plan, [i for i, sums in sorted(totals.items()) if sums.broken])
     for index, tensor in enumerate(plan.tensors):
         sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
         contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
@@ -265,7 +281,7 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
         if sums.broken:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(broken_inputs(plan, tensor))}: on {GROUP * sums.broken:,} weights"
+                f" {some(broken[index])}: on {GROUP * sums.broken:,} weights"
                 " only the other inputs were taken"
             )
         n_exact, tally = n_exact + sums.certain, sums.estimated

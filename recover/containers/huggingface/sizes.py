@@ -16,7 +16,8 @@ from recover.errors import SafetensorsError
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _STORED_LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\.")
-_N_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+N_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""What ``config.json`` calls the number of experts."""
 _OF_EXPERTS = ("moe_intermediate_size", "intermediate_size")
 
 
@@ -87,7 +88,7 @@ class _Sizes:
         """The sizes of tensors of one kind, as far as they are given."""
         width, n_tokens = self._number("hidden_size"), self._number("vocab_size")
         inner, of_expert = self._number("intermediate_size"), self._number(*_OF_EXPERTS)
-        n_experts = self._number(*_N_EXPERTS)
+        n_experts = self._number(*N_EXPERTS)
         match role:
             case "token_embd" | "output":
                 known = [(0, width)]

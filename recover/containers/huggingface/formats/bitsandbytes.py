@@ -35,10 +35,10 @@ from recover.containers.huggingface.formats._levels import (
 from recover.containers.huggingface.modules import Module, values
 from recover.quants import F32Array, IntervalType, Stated
 
-NF4 = IntervalType(name="NF4", relative_mse=8.49e-3)
-NF4_NESTED = IntervalType(name="NF4", relative_mse=8.5e-3)
+NF4 = IntervalType(name="NF4", relative_mse=8.49e-3, is_uniform=True)
+NF4_NESTED = IntervalType(name="NF4", relative_mse=8.5e-3, is_uniform=True)
 """With bounds that are wider, by what the scales of scales leave open."""
-FP4 = IntervalType(name="FP4", relative_mse=1.5e-2)
+FP4 = IntervalType(name="FP4", relative_mse=1.5e-2, is_uniform=True)
 
 _STATE = "weight.quant_state.bitsandbytes__"
 _SEEN_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
