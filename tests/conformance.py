@@ -43,6 +43,7 @@ from recover.quants import (
     quantize,
     type_by_id,
     type_by_name,
+    types_by_id,
     types_of_files,
 )
 
@@ -133,7 +134,8 @@ def check_names(kind: TensorType) -> None:
     assert type_by_name(kind.name.lower()) is kind
     if kind.type_id is not None:
         assert 0 <= kind.type_id < 2**32
-        assert type_by_id(kind.type_id) is kind
+        assert kind in types_by_id(kind.type_id)
+        assert kind.is_alternative or type_by_id(kind.type_id) is kind
 
 
 def check_pickle(kind: TensorType) -> None:

@@ -12,8 +12,9 @@ from recover.containers.huggingface.modules import (
     modules_of,
     read_quantization,
 )
-from recover.containers.huggingface.stacks import matrices_of, parameters_apart
-from recover.containers.safetensors.reader import CONFIG, INDEX, Model, Tensor
+from recover.containers.huggingface.parameters import matrices_of, parameters_apart
+from recover.containers.safetensors.folder import INDEX
+from recover.containers.safetensors.reader import CONFIG, Model, Tensor
 from recover.errors import ReblockError, SafetensorsError
 from recover.reblock.blocks import with_scales
 from recover.reblock.drafts import (

@@ -106,7 +106,8 @@ def as_float32(tensor: Tensor, numbers: NDArray[Any]) -> F32Array:
 QUANTIZE_CONFIG = "quantize_config.json"
 """What AutoGPTQ writes beside the weights."""
 
-_CONFIG_KEYS = ("quantization_config", "quantization", "compression_config")
+QUANTIZATION_KEYS = ("quantization_config", "quantization", "compression_config")
+"""Where ``config.json`` tells how weights are quantized."""
 RECIPE = "recipe.yaml"
 _MOST_RECIPE = 1 << 20
 _PARAMETER = ".weight."
@@ -152,7 +153,7 @@ def read_quantization(model: Model) -> Mapping[str, Any]:
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entry of ``config.json`` that tells how weights are quantized; empty if there is none."""
     for part in (config, config.get("text_config")):
-        for key in _CONFIG_KEYS:
+        for key in QUANTIZATION_KEYS:
             found = part.get(key) if isinstance(part, Mapping) else None
             if isinstance(found, dict):
                 return found

@@ -1,104 +1,108 @@
-"""Parameters and stacks of matrices as modules of their own.
+"""Quantized experts of a layer in one array each, taken apart: every one is a module of its own.
 
-What is stored as a parameter of a module, such as the experts ``gate_up_proj`` with the scales
-``gate_up_proj_scale_inv``, becomes a module with the names that most programs give such arrays. A
-stack has one more dimension than a matrix, in the codes as well as in the scales.
+MLX stacks what other programs store by expert: ``X.switch_mlp.up_proj.weight`` (experts, rows,
+words), its scales and biases likewise. FP8 folders of fused experts have ``X.experts.gate_up_proj``
+(experts, rows, columns) beside ``X.experts.gate_up_proj_scale_inv``. (Sources: mlx-lm,
+``models/switch_layers.py``; transformers, ``integrations/finegrained_fp8.py``.)
 """
 
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-import numpy as np
-
+from recover._text import quoted
 from recover.containers.huggingface.architectures import MAX_EXPERTS
-from recover.containers.huggingface.modules import FLOATS, Module, values
+from recover.containers.huggingface.modules import FLOATS, Module
 from recover.containers.safetensors.reader import Tensor
+from recover.errors import SafetensorsError
 
-_OF_PARAMETERS = {
-    "": "weight",
-    "_scale": "weight_scale",
-    "_weight_scale": "weight_scale",
-    "_scale_inv": "weight_scale_inv",
-    "_weight_scale_inv": "weight_scale_inv",
-    "_scale_2": "weight_scale_2",
-    "_weight_scale_2": "weight_scale_2",
-    "_global_scale": "weight_global_scale",
-    "_packed": "weight_packed",
-    "_blocks": "weight_blocks",
-    "_scales": "weight_scales",
-    "_input_scale": "input_scale",
-}
-# Their number of dimensions, of one matrix.
-_N_DIMS = {"weight": 2, "weight_packed": 2, "qweight": 2, "weight_blocks": 3}
-_SHAPE = "weight_shape"
+_SWITCH = re.compile(r"(?P<stem>.+)\.switch_mlp\.(?P<rest>gate_proj|up_proj|down_proj)")
+_STACK = re.compile(r"(?P<stem>.+\.experts)\.(?P<rest>(gate|up|down|gate_up)_proj)")
+_FUSED = re.compile(r"(?P<rest>gate_up_proj|down_proj)(?P<more>_scale_inv|_scale|_input_scale)?")
+_LEAVES = {None: "weight", "_scale_inv": "weight_scale_inv", "_scale": "weight_scale"}
+_BIAS = "bias"
 
 
-def parameters_apart(module: Module) -> tuple[Module, list[Module]]:
-    """The module without its quantized parameters, and these, each as a module of its own.
+def unstacked(modules: Iterable[Module]) -> Iterator[Module]:
+    """Modules of which none has a stack of quantized weights.
 
-    What is one has a name and beside it scales whose names begin with it.
-    """
-    tensors, found = dict(module.tensors), []
-    for parameter in _parameters(module.tensors):
-        own = {
-            usual: tensors.pop(parameter + ending)
-            for ending, usual in _OF_PARAMETERS.items()
-            if parameter + ending in tensors
-        }
-        name = f"{module.name}.{parameter}".lstrip(".")
-        found.append(replace(module, name=name, tensors=own))
-    return replace(module, tensors=tensors), found
-
-
-def _parameters(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of parameters that are stored as codes with scales."""
-    found = []
-    for leaf, tensor in tensors.items():
-        if tensor.dtype in FLOATS or leaf == "weight":
-            continue
-        name = leaf.removesuffix("_blocks").removesuffix("_packed")
-        scales = (name + ending for ending in _OF_PARAMETERS if "scale" in ending)
-        if name != "weight" and any(scale in tensors for scale in scales):
-            found.append(name)
-    return found
-
-
-def matrices_of(module: Module) -> list[Module] | None:
-    """The matrices of a stack, each as a module; None of a module with no more than one matrix.
-
-    Arrays that are no stack themselves, such as one scale of all, belong to every matrix.
+    Parameters
+    ----------
+    modules : iterable of Module
+        All of a folder.
 
     Raises
     ------
     SafetensorsError
-        If there are more than `MAX_EXPERTS`.
+        If arrays of a stack do not have as many experts as its weights.
     """
-    stacked = [
-        tensor
-        for leaf, tensor in module.tensors.items()
-        if leaf in _N_DIMS and len(tensor.shape) == _N_DIMS[leaf] + 1 and tensor.dtype not in FLOATS
-    ]
-    if len(stacked) != 1 or not stacked[0].n_weights:
-        return None
-    n = stacked[0].shape[0]
-    if n > MAX_EXPERTS:
-        raise module.error(f"a stack of {n} matrices; at most {MAX_EXPERTS} are read")
-    return [
-        replace(
-            module,
-            name=f"{module.name}[{i}]",
-            tensors={leaf: _part(leaf, each, i, n) for leaf, each in module.tensors.items()},
-        )
-        for i in range(n)
-    ]
+    for each in modules:
+        module = _renamed(each)
+        match = _STACK.fullmatch(module.name)
+        if match is not None and _is_stack(module.tensors.get("weight")):
+            yield from _of_stack(module, match["stem"], match["rest"])
+        elif module.name.endswith(".experts"):
+            yield from _of_fused(module)
+        else:
+            yield module
 
 
-def _part(leaf: str, tensor: Tensor, i: int, n: int) -> Tensor:
-    """What matrix `i` of `n` has of an array."""
-    if leaf == _SHAPE:
-        sizes = values(tensor).reshape(-1)[-2:]
-        return replace(tensor, shape=(sizes.size,), raw=np.array(sizes).view(np.uint8))
-    if not tensor.shape or tensor.shape[0] != n:
-        return tensor
-    size = tensor.raw.size // n
-    return replace(tensor, shape=tensor.shape[1:], raw=tensor.raw[i * size : (i + 1) * size])
+def _renamed(module: Module) -> Module:
+    """A module of MLX's under the name that the experts have elsewhere."""
+    match = _SWITCH.fullmatch(module.name)
+    if match is None:
+        return module
+    stem = re.sub(r"\.block_sparse_moe$", ".mlp", match["stem"])
+    return replace(module, name=f"{stem}.experts.{match['rest']}")
+
+
+def _is_stack(tensor: Tensor | None) -> bool:
+    """Whether an array holds the codes of matrices."""
+    return tensor is not None and len(tensor.shape) == 3 and tensor.dtype not in FLOATS
+
+
+def _of_fused(module: Module) -> Iterator[Module]:
+    """The modules of arrays whose names end with what they are, and what is left of the module."""
+    stacks: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for leaf in module.tensors:
+        match = _FUSED.fullmatch(leaf)
+        if match is not None and _is_stack(module.tensors.get(match["rest"])):
+            own = _LEAVES.get(match["more"], "input_scale")
+            stacks[match["rest"]][own] = module.tensors[leaf]
+    taken = {id(tensor) for stack in stacks.values() for tensor in stack.values()}
+    left = {leaf: each for leaf, each in module.tensors.items() if id(each) not in taken}
+    if left:
+        yield replace(module, tensors=left)
+    for name, stack in stacks.items():
+        yield from _of_stack(replace(module, tensors=stack), module.name, name)
+
+
+def _of_stack(module: Module, stem: str, name: str) -> Iterator[Module]:
+    """The modules of a stack, whose biases are no stack of matrices and stay together."""
+    stacked = {leaf: each for leaf, each in module.tensors.items() if leaf != _BIAS}
+    if len(stacked) < len(module.tensors):
+        bias = {_BIAS: module.tensors[_BIAS]}
+        yield replace(module, name=f"{stem}.{name}", tensors=bias)
+    n_experts = stacked["weight"].shape[0]
+    _check(stacked, n_experts)
+    for number in range(n_experts):
+        own = {leaf: _part(each, number) for leaf, each in stacked.items()}
+        yield replace(module, name=f"{stem}.{number}.{name}", tensors=own)
+
+
+def _check(tensors: Mapping[str, Tensor], n_experts: int) -> None:
+    """Refuse arrays of other sizes."""
+    for tensor in tensors.values():
+        if not tensor.shape or tensor.shape[0] != n_experts or not 0 < n_experts <= MAX_EXPERTS:
+            raise SafetensorsError(
+                f"tensor {quoted(tensor.name)} has the shape {list(tensor.shape)}, but there are"
+                f" {n_experts} experts beside it"
+            )
+
+
+def _part(tensor: Tensor, number: int) -> Tensor:
+    """What an array holds of one expert."""
+    size = tensor.raw.size // tensor.shape[0]
+    part = tensor.raw[number * size : (number + 1) * size]
+    return replace(tensor, shape=tensor.shape[1:], raw=part)
