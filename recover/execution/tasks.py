@@ -24,7 +24,7 @@ from recover._text import printable
 from recover.containers.places import Place
 from recover.errors import OutputError
 from recover.execution.locks import locked_range
-from recover.execution.output import weave
+from recover.execution.weaving import weave
 
 Record = dict[str, Any]
 """Plain data that JSON can hold."""
