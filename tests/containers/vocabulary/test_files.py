@@ -48,7 +48,7 @@ def test_special_tokens(tmp_path: Path) -> None:
     assert added == {
         "<|begin|>": True,
         "<|end|>": True,
-        "<|tool|>": False,
+        "<tool>": False,
         "<b>": False,
         "\t\t\t\t": False,
     }
