@@ -68,6 +68,29 @@ def test_pieces_there_and_back(tmp_path: Path) -> None:
             assert again.encode(text, around=True) == llama.encode(text, around=True), text
 
 
+def test_pieces_of_their_own_file(tmp_path: Path) -> None:
+    more = {"padding_token_id": 3, "add_eos_token": True, "add_bos_token": True}
+    path = vocabularies.write_pieces(tmp_path / "a.gguf", **more)
+    before = metadata(path)
+    folder = folder_of(path, tmp_path / "folder", len(before["tokenizer.ggml.tokens"]))
+    after = {key: value for key, _, value in vocabulary_entries(folder, "llama")}
+    assert after.pop("tokenizer.ggml.add_sep_token") is False
+    kinds, scores = (f"tokenizer.ggml.{name}" for name in ("token_type", "scores"))
+    special = [i for i, kind in enumerate(before[kinds]) if kind in (2, 3, 4)]
+    for i in special:  # as the converter has added tokens
+        assert after[scores][i] == -1000.0
+        assert after[kinds][i] == max(before[kinds][i], 3)
+        after[scores][i], after[kinds][i] = before[scores][i], before[kinds][i]
+    assert after == before
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (folder / name).unlink()
+    alone = {key: value for key, _, value in vocabulary_entries(folder)}
+    for name in ("bos", "eos", "unknown", "padding"):
+        key = f"tokenizer.ggml.{name}_token_id"
+        assert alone[key] == before[key]
+    assert alone["tokenizer.ggml.tokens"] == before["tokenizer.ggml.tokens"]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "expected"),
     [
