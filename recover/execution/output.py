@@ -11,8 +11,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-import numpy as np
-
 from recover import _stopping as stopping
 from recover._files import write_all
 from recover._text import printable
@@ -25,7 +23,6 @@ from recover.execution.publish import (
     put_in_place,
     sync_folder,
 )
-from recover.execution.tasks import checksums
 from recover.execution.temporary import create, remove_stale
 
 _WORTH_ADVICE = 1 << 16  # bytes at once: of fewer, advice takes longer than writing
@@ -372,23 +369,6 @@ def _publish(files: Sequence[OutputFile], n_parts: int) -> None:
         ) from None
     except OSError as error:
         raise files[0]._error(error) from None
-
-
-def weave(descriptor: int, position: int, data: memoryview, size: int, step: int) -> None:
-    """Write `size` bytes of an open file, the next `step` bytes behind them, and so on."""
-    n = data.nbytes // size
-    n_bytes = (n - 1) * step + size
-    between = bytearray(n * step)
-    at = 0
-    while at < n_bytes:
-        found = os.pread(descriptor, n_bytes - at, position + at)
-        if not found:
-            break
-        between[at : at + len(found)] = found
-        at += len(found)
-    rows = np.frombuffer(between, np.uint8).reshape(n, step)
-    rows[:, :size] = np.frombuffer(data, np.uint8).reshape(n, size)
-    write_all(descriptor, memoryview(between)[:n_bytes], position)
 
 
 def partial_path(path: Path, key: str) -> Path:
