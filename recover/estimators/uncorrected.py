@@ -51,6 +51,8 @@ class UncorrectedTileEstimator:
         self._sources = tuple(sources)
         self._asked_for = estimate
         self._buffer = EvidenceBuffer(self._sources)
+        places = self._buffer.by_place(np.arange(len(self._sources), dtype=np.float64))
+        self._placed = tuple(self._sources[int(i)] for i in places)
 
     def estimate(
         self,
@@ -99,7 +101,8 @@ class UncorrectedTileEstimator:
     ) -> Tally:
         """Estimate what evidence tells; `alone` of the tally is in the order of the evidence."""
         tally = Tally.zeros(len(self._sources))
-        request = Request(self._asked_for, _NOT_ASKED_FOR if deviation is None else deviation)
+        deviation = _NOT_ASKED_FOR if deviation is None else deviation
+        request = Request(self._asked_for, deviation, self._placed)
         self.estimator.estimate(evidence, out, tally, request)
         return tally
 
