@@ -43,6 +43,7 @@ from recover.quants import (
     quantize,
     type_by_id,
     type_by_name,
+    types_by_id,
     types_of_files,
 )
 
@@ -109,6 +110,7 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_encoding_again
     if isinstance(kind, ScalarType | VectorType):
         yield check_what_it_counts
+        yield check_integers
     if isinstance(kind, FloatType):
         yield check_numbers_that_are_rounded_to_it
     if isinstance(kind, VectorType):
@@ -117,7 +119,6 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_tables
         yield check_decoding_is_scale_times_level
         yield check_unpacking_in_parts
-        yield check_integers
         yield check_levels_lie_in_their_cells
         yield check_weights_lie_in_their_cells
         yield check_noise
@@ -133,7 +134,8 @@ def check_names(kind: TensorType) -> None:
     assert type_by_name(kind.name.lower()) is kind
     if kind.type_id is not None:
         assert 0 <= kind.type_id < 2**32
-        assert type_by_id(kind.type_id) is kind
+        assert kind in types_by_id(kind.type_id)
+        assert kind.is_alternative or type_by_id(kind.type_id) is kind
 
 
 def check_pickle(kind: TensorType) -> None:
@@ -342,7 +344,7 @@ def check_unpacking_in_parts(kind: TensorType) -> None:
 
 def check_integers(kind: TensorType) -> None:
     """They come back: times the scale, plus the offset, rounded once."""
-    assert isinstance(kind, ScalarType)
+    assert isinstance(kind, ScalarType | VectorType)
     held, rng = kind.integers, np.random.default_rng(4)
     if held is None:
         return

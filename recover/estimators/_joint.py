@@ -41,8 +41,12 @@ _Sums = NDArray[np.float64]
 
 
 def correct(
-    network: Network, evidence: Evidence, estimate: F32Array, deviation: F32Array
-) -> NDArray[np.float64]:
+    network: Network,
+    evidence: Evidence,
+    estimate: F32Array,
+    deviation: F32Array,
+    n_tensors: int = 1,
+) -> _Sums:
     """Correct the posterior's estimates and deviations of a tile of whole superblocks.
 
     Weights stay in the cells of all inputs. Groups of which an input says nothing (its scale is 0,
@@ -55,11 +59,13 @@ def correct(
     evidence : Evidence
         Of scalar inputs alone.
     estimate, deviation : float32 (n,)
-        The posterior's; n is a multiple of 256.
+        The posterior's.
+    n_tensors : int
+        How many tensors of whole superblocks lie one behind the other.
 
     Returns
     -------
-    float64 (1 + n_inputs,)
+    float64 (n_tensors, 1 + n_inputs)
         What is added to the square errors to expect: that of the estimates, that of each input.
     """
     inputs = inputs_of(evidence)
@@ -70,7 +76,7 @@ def correct(
         np.empty(256 * (PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs), np.float32),
         np.empty(16 * (PER_GROUP + PER_GROUP_AND_INPUT * n_inputs), np.float32),
     )
-    sums = np.zeros(1 + n_inputs)
+    sums = np.zeros((n_tensors, 1 + n_inputs))
     posterior, bounds = (estimate, deviation), (lower, upper)
     _correct_all(network, inputs, posterior, bounds, told, new_means(), new_scratch(network), sums)
     return sums
@@ -88,6 +94,7 @@ def _correct_all(
     sums: _Sums,
 ) -> None:
     """One superblock after the other."""
+    size = posterior[0].size // len(sums)
     for start in range(0, posterior[0].size, 256):
         usable = describe(inputs, start, posterior, bounds, means, *told)
         if usable:
@@ -95,7 +102,8 @@ def _correct_all(
         for g in range(16):
             at = start + 16 * g
             if usable and is_like_others(means, g):
-                _settle(inputs, at, posterior, bounds, means.unit[g], g, scratch, sums)
+                part = sums[start // size]
+                _settle(inputs, at, posterior, bounds, means.unit[g], g, scratch, part)
             else:
                 _confine(posterior[0], at, load(bounds[0], at), load(bounds[1], at))
 

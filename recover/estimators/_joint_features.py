@@ -106,8 +106,8 @@ class Means(NamedTuple):
         Step of the first input; 0 if one of the inputs cannot be used.
     total, square : float32 (16,)
         Sums of the means, and of their squares.
-    size : float32 (1,)
-        Root mean square of the means.
+    size : float32 (16,)
+        The first is the root mean square of the means.
     """
 
     low: F32Array
@@ -122,8 +122,7 @@ class Means(NamedTuple):
 
 def new_means() -> Means:
     """Scratch memory."""
-    rows = [np.empty(16, np.float32) for _ in Means._fields[:-1]]
-    return Means(*rows, np.empty(1, np.float32))
+    return Means(*(np.empty(16, np.float32) for _ in Means._fields))
 
 
 @bare_inlined

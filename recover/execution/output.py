@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 import stat
-import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from recover.execution.publish import (
     put_in_place,
     sync_folder,
 )
+from recover.execution.tasks import checksums
 from recover.execution.temporary import create, remove_stale
 
 _WORTH_ADVICE = 1 << 16  # bytes at once: of fewer, advice takes longer than writing
@@ -128,14 +128,18 @@ class OutputFile:
                     raise
         os.ftruncate(self._descriptor, self.n_bytes)
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position; callable from several threads at once."""
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
+        """Write `data` at a byte position; callable from several threads at once.
+
+        Each of so many pieces of one size has a checksum of its own.
+        """
         try:
             n_bytes = write_all(self._descriptor, data, position) - position
         except OSError as error:
             raise self._error(error) from None
         if self._partial is not None:
-            self.take_note(position, n_bytes, zlib.crc32(data))
+            for piece in checksums(position, data, n_pieces):
+                self.take_note(*piece)
         if n_bytes >= _WORTH_ADVICE and hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk, while the work goes on, and keeps them
             # meanwhile: less is left to flush at the end.

@@ -1,7 +1,8 @@
 """Tasks: pieces of a plan's work that a thread, a process or another machine can do alone.
 
 A task names what it needs: inputs by path and fingerprint, a tensor, a range of its weights, and
-where in which files the bytes go. It is small, goes to JSON and back, and pickles. No array does:
+where in which files the bytes go. Small tensors that are alike are one task (see
+`recover.execution.stacks`). It is small, goes to JSON and back, and pickles. No array does:
 who does a task maps the inputs and writes its own range of the output. What a task gives is plain
 data, too.
 
@@ -11,7 +12,7 @@ Who plans and who adds up stay where they are; an `Executor` brings tasks to tho
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -42,24 +43,25 @@ def _record_of(value: Recordable | Record) -> Record:
 
 
 class Target(NamedTuple):
-    """Where the bytes of a task go, in one file."""
+    """Where the bytes of a task go, in one file: those of each tensor."""
 
     path: Path
-    position: int
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done to a range of one tensor's weights.
+    """What is done to a range of one tensor's weights, or to several tensors that are alike.
 
     Attributes
     ----------
     plan : str
         Digest of the plan that it is a piece of.
-    tensor : str
-        Name of the tensor.
+    tensors : tuple of str
+        Names of the tensors.
     start, end : int
-        Its weights: whole tiles, but for the end of the tensor.
+        The weights of each: whole tiles, but for the end of the tensor; all, if there are several
+        tensors.
     inputs : tuple of Input, or of their records
         The inputs that take part (see `recover.inputs.recorded.Input`).
     outputs : tuple of Target
@@ -69,18 +71,24 @@ class Task:
     """
 
     plan: str
-    tensor: str
+    tensors: tuple[str, ...]
     start: int
     end: int
     inputs: tuple[Recordable | Record, ...]
     outputs: tuple[Target, ...]
     job: Recordable | Record
 
+    @property
+    def n_weights(self) -> int:
+        """How many weights something is done to."""
+        return (self.end - self.start) * len(self.tensors)
+
     def to_record(self) -> Record:
         """Plain data."""
         return vars(self) | {
+            "tensors": list(self.tensors),
             "inputs": [_record_of(each) for each in self.inputs],
-            "outputs": [[str(each.path), each.position] for each in self.outputs],
+            "outputs": [[str(each.path), list(each.positions)] for each in self.outputs],
             "job": _record_of(self.job),
         }
 
@@ -90,8 +98,9 @@ class Task:
     @classmethod
     def from_record(cls, record: Record) -> Self:
         """From what `to_record` gave, perhaps by way of JSON."""
-        outputs = tuple(Target(Path(path), position) for path, position in record["outputs"])
-        return cls(**record | {"inputs": tuple(record["inputs"]), "outputs": outputs})
+        outputs = tuple(Target(Path(path), tuple(each)) for path, each in record["outputs"])
+        told = {name: tuple(record[name]) for name in ("tensors", "inputs")}
+        return cls(**record | told | {"outputs": outputs})
 
 
 class Executor(Protocol):
@@ -114,8 +123,35 @@ class Executor(Protocol):
 class Writer(Protocol):
     """Something that takes the bytes of a file."""
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position; from any thread."""
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
+        """Write `data` at a byte position; from any thread.
+
+        Where checksums are kept, each of so many pieces of one size has its own.
+        """
+
+
+def write_pieces(file: Writer, positions: Sequence[int], data: memoryview) -> None:
+    """Write pieces of one size, that lie one behind the other in `data`, to their positions."""
+    n_bytes = data.nbytes // len(positions)
+    first = 0
+    for i, position in enumerate(positions, 1):
+        if i == len(positions) or positions[i] != position + n_bytes:
+            file.write_at(positions[first], data[first * n_bytes : i * n_bytes], i - first)
+            first = i
+
+
+def checksums(
+    position: int, data: bytes | memoryview, n_pieces: int
+) -> Iterator[tuple[int, int, int]]:
+    """Position, number of bytes, and CRC-32 of pieces of one size that were written there."""
+    view = memoryview(data)
+    n_bytes = view.nbytes // n_pieces
+    if n_pieces == 1:
+        yield position, n_bytes, zlib.crc32(view)
+        return
+    view = view.cast("B")
+    for at in range(0, n_pieces * n_bytes, n_bytes):
+        yield position + at, n_bytes, zlib.crc32(view[at : at + n_bytes])
 
 
 class PlacedFile:
@@ -138,8 +174,8 @@ class PlacedFile:
         self.written: list[tuple[int, int, int]] = []
         self._path = path
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position.
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
+        """Write `data`, so many pieces of one size, at a byte position.
 
         Raises
         ------
@@ -165,4 +201,4 @@ class PlacedFile:
             raise OutputError(
                 f"{printable(self._path)}: cannot be written: {error.strerror}"
             ) from None
-        self.written.append((position, n_bytes, zlib.crc32(data)))
+        self.written += checksums(position, data, n_pieces)

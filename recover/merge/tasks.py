@@ -1,6 +1,6 @@
 """The tasks of a merge: what is done to a tensor, apart from the plan of all of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -10,6 +10,7 @@ from recover.containers.model import StoredTensor
 from recover.errors import PlanError
 from recover.estimators.error_calibration import ErrorCalibration
 from recover.evidence.buffer import Source
+from recover.execution.stacks import can_be_stacked, stacks
 from recover.execution.tasks import Record, Target, Task
 from recover.merge.certain import Snapping, snapping_of
 from recover.merge.compare import confines_of
@@ -27,7 +28,7 @@ from recover.quants import TILE, type_by_name
 
 @dataclass(frozen=True)
 class Job:
-    """What is done to the weights of one tensor.
+    """What is done to the weights of a tensor, or of each of several that are alike.
 
     Attributes
     ----------
@@ -115,7 +116,7 @@ class Job:
 def tasks_of(
     plan: MergePlan, indices: Sequence[int], files: Sequence[Path], n_tiles: int = 1
 ) -> Iterator[Task]:
-    """The tasks of some tensors, in order.
+    """The tasks of some tensors, in about their order.
 
     Parameters
     ----------
@@ -128,25 +129,52 @@ def tasks_of(
     n_tiles : int
         So many tiles are one task.
     """
-    for index in indices:
-        tensor = plan.tensors[index]
-        job = Job.of(plan, tensor)
-        inputs = tuple(
-            plan.inputs[i].of_tensor(tensor.name) for i in (*tensor.used, *tensor.compared)
-        )
-        places = [(files[tensor.part], tensor.position, type_by_name(tensor.outtype))]
-        if plan.uncertainty is not None and tensor.action != "copy":
-            position = plan.uncertainty.positions[tensor.name]
-            places.append((files[-1], position, type_by_name("BF16")))
-        for start in range(0, tensor.n_weights, n_tiles * TILE):
+    told = ((i, plan.tensors[i].n_weights, kind_of(plan, plan.tensors[i])) for i in indices)
+    for stack in stacks(told):
+        tensors = [plan.tensors[index] for index in stack]
+        first = tensors[0]
+        job, n_weights = Job.of(plan, first), first.n_weights
+        inputs = tuple(plan.inputs[i].of_tensor(first.name) for i in (*first.used, *first.compared))
+        positions = tuple(each.position for each in tensors)
+        places = [(files[first.part], positions, type_by_name(first.outtype))]
+        if plan.uncertainty is not None and first.action != "copy":
+            positions = tuple(plan.uncertainty.positions[each.name] for each in tensors)
+            places.append((files[-1], positions, type_by_name("BF16")))
+        for start in range(0, n_weights, n_tiles * TILE):
             yield Task(
                 plan=plan.digest,
-                tensor=tensor.name,
+                tensors=tuple(each.name for each in tensors),
                 start=start,
-                end=min(start + n_tiles * TILE, tensor.n_weights),
+                end=min(start + n_tiles * TILE, n_weights),
                 inputs=inputs,
                 outputs=tuple(
-                    Target(path, position + kind.n_bytes(start)) for path, position, kind in places
+                    Target(path, tuple(each + kind.n_bytes(start) for each in positions))
+                    for path, positions, kind in places
                 ),
                 job=job,
             )
+
+
+def kind_of(plan: MergePlan, tensor: TensorPlan) -> Hashable:
+    """What tensors have in common that are one task; None of one that is a task of its own."""
+    inputs, is_copied = (*tensor.used, *tensor.compared), tensor.action == "copy"
+    for i in inputs:
+        if tensor.name in plan.inputs[i].made:
+            return None
+        stored = plan.models[i].tensors[tensor.name]
+        if not can_be_stacked(stored, is_copied=is_copied and not tensor.compared):
+            return None
+    return (
+        tensor.part,
+        tensor.action,
+        tensor.outtype,
+        tensor.method,
+        tensor.is_known,
+        inputs,
+        len(tensor.used),
+        tensor.types,
+        tensor.sources,
+        tensor.confining,
+        tensor.compared_noises,
+        tensor.name in plan.undecided,
+    )

@@ -17,13 +17,14 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover.estimators._joint import correct
 from recover.estimators._joint_net import Layer, Network, Round, layer
 from recover.estimators._request import Request
 from recover.estimators.base import DENSITIES
 from recover.estimators.methods import posterior
-from recover.estimators.tally import Tally
+from recover.estimators.tally import ALONE
 from recover.evidence.buffer import Evidence, Source
 from recover.quants import F32Array, ScalarType
 
@@ -39,18 +40,19 @@ calibrate = posterior.calibrate
 gains_alone = posterior.gains_alone
 
 
-def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
+def estimate_each(
+    evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
+) -> None:
     """See `recover.estimators`."""
     name = network_name(request.sources)
-    n = out.size // _SUPERBLOCK * _SUPERBLOCK
-    if name is None or n < out.size:
-        posterior.estimate(evidence, out, tally, request)
+    if name is None or out.size % _SUPERBLOCK:
+        posterior.estimate_each(evidence, out, tallies, request)
         return
     deviation = request.deviation if request.deviation.size else np.empty_like(out)
-    posterior.estimate(evidence, out, tally, request._replace(deviation=deviation))
-    tally.array[[0, *range(2, tally.array.size)]] += correct(
-        network(name), evidence, out, deviation
-    )
+    posterior.estimate_each(evidence, out, tallies, request._replace(deviation=deviation))
+    more = correct(network(name), evidence, out, deviation, len(tallies))
+    tallies[:, 0] += more[:, 0]
+    tallies[:, ALONE:] += more[:, 1:]
 
 
 def network_name(sources: Sequence[Source]) -> str | None:
