@@ -70,6 +70,11 @@ def network_name(sources: Sequence[Source]) -> str | None:
     return name if name in _index() else None
 
 
+def network_names() -> tuple[str, ...]:
+    """Names of all networks."""
+    return tuple(_index())
+
+
 def _is_usual(source: Source) -> bool:
     """Whether an input is as in the simulation: of llama.cpp's encoder, with densities of ours."""
     return (
