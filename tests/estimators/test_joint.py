@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 
 from recover._compiled.jit import bare_kernel
-from recover.estimators import Tally, TileEstimator
 from recover.estimators._joint_net import Network, Scratch, infer, new_scratch
 from recover.estimators.methods.joint import network, network_name, network_names
 from recover.estimators.uncorrected import UncorrectedTileEstimator
-from recover.evidence.buffer import Source
-from recover.evidence.cells import intersect_cells
-from recover.quants import F32Array, U8Array, quantize, type_by_name
+from recover.quants import F32Array
 from tests.naive import joint_network
 from tests.oracle.weights import gguf_weights
+from tests.support.joint_inputs import encode, hard_weights, run, sources_of
 from tests.support.models import DATA, TINY
 
 FOLDER = DATA / "joint"
@@ -28,30 +26,6 @@ def weights() -> F32Array:
     rows = [x.reshape(-1, 256) for x in gguf_weights(TINY) if x.shape[1] % 256 == 0]
     whole = np.concatenate(rows)
     return np.ascontiguousarray(whole[np.random.default_rng(1).permutation(len(whole))[:N_ROWS]])
-
-
-def sources_of(name: str) -> list[Source]:
-    types, _, weighted = name.partition(" ")
-    return [
-        Source(type_by_name(each), weighted=bool(weighted), imatrix=weighted)
-        for each in types.split("+")
-    ]
-
-
-def encode(sources: list[Source], x: F32Array) -> list[U8Array]:
-    importance = np.random.default_rng(2).lognormal(0, 1, x.shape[1]).astype(np.float32)
-    return [quantize(x, each.type, importance if each.weighted else None) for each in sources]
-
-
-def run(
-    method: str, sources: list[Source], raws: list[U8Array], n: int
-) -> tuple[F32Array, F32Array, Tally, bool]:
-    """Estimates, deviations, the tally, and whether the estimates are in all cells."""
-    out, deviation, lower, upper = np.empty((4, n), np.float32)
-    tile = TileEstimator(sources, method)
-    tally = tile.estimate(raws, 0, n, out, deviation)
-    intersect_cells(tile.evidence, lower, upper)
-    return out, deviation, tally, bool(np.all((lower <= out) & (out <= upper)))
 
 
 def square_error(values: F32Array, x: F32Array) -> float:
@@ -107,23 +81,6 @@ def test_which_network_serves_which_inputs() -> None:
     five = sources_of("Q8_0+Q6_K+Q5_K+Q4_K+Q2_K")
     assert network_name([replace(five[0], weighted=True), *five[1:]]) is not None
     assert network_name(()) is None
-
-
-def hard_weights() -> dict[str, F32Array]:
-    rng = np.random.default_rng(3)
-    shape = 64, 256
-    x = (0.05 * rng.standard_normal(shape)).astype(np.float32)
-    blocks = rng.normal(0, 0.2, (64, 8)).astype(np.float32).repeat(32, 1)
-    return {
-        "sparse": np.where(rng.random(shape) < 0.9, np.float32(0), x),
-        "dead rows": x * (rng.random((64, 1)) < 0.5).astype(np.float32),
-        "heavy tails": (0.02 * rng.standard_t(2, shape)).astype(np.float32),
-        "outliers": np.where(rng.random(shape) < 0.005, 50 * x, x),
-        "one sign": abs(x) + np.float32(0.01),
-        "blocks of one sign": x + blocks,
-        "tiny": x * np.float32(1e-4),
-        "zeros": np.zeros(shape, np.float32),
-    }
 
 
 @pytest.mark.parametrize("kind", hard_weights())
