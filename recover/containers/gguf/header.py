@@ -14,7 +14,7 @@ as well (https://github.com/ggml-org/llama.cpp/pull/2821).
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
@@ -109,19 +109,21 @@ class TensorInfo:
         How the weights are stored.
     offset : int
         Bytes from the start of the data section.
+    n_weights : int
+        Number of weights.
     """
 
     name: str
     dims: tuple[int, ...]
     type: TensorType
     offset: int
+    n_weights: int = field(init=False, compare=False, repr=False)
 
-    @cached_property
-    def n_weights(self) -> int:
-        """Number of weights."""
-        return prod(self.dims)
+    def __post_init__(self) -> None:
+        # There may be many tensors, and a `cached_property` takes its time.
+        object.__setattr__(self, "n_weights", prod(self.dims))
 
-    @cached_property
+    @property
     def n_bytes(self) -> int:
         """Number of stored bytes."""
         return self.type.tensor_bytes(self.dims)
