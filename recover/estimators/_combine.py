@@ -292,3 +292,13 @@ def combine_weighted(
 def take_finest(evidence: Evidence, out: F32Array) -> None:
     """The finest input alone: exactly what dequantizing it gives."""
     take_one(evidence, evidence.finest, out)
+
+
+@kernel
+def square_difference(one: F32Array, other: F32Array) -> float:
+    """Of two inputs' weights, float32 (n,), summed."""
+    total = 0.0
+    for i in range(one.size):
+        off = np.float64(one[i]) - np.float64(other[i])
+        total += off * off
+    return total
