@@ -13,7 +13,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError, QuantError
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
-from recover.inputs.completion import without_divided
+from recover.inputs.completion import check_unscaled, with_known_scales, without_divided
 from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.quants import (
@@ -281,7 +281,15 @@ def verify_model(
     GGUFError, PlanError
         If a file cannot be read, or the files have no weights in common, or shapes differ.
     """
-    checked, others = open_model(model), tuple(map(without_divided, open_models(inputs)))
+    checked = open_model(model)
+    stored = [each.fitted(checked.tensors.keys()) for each in open_models(inputs)]
+    checked = checked.fitted({name for each in stored for name in each.tensors})
+    check_unscaled(checked, checked.tensors)
+    norms = [without_divided(each) for each in stored]  # without those that scales changed
+    others = [
+        each.without(each.tensors.keys() - kept.tensors.keys())
+        for each, kept in zip(with_known_scales(stored), norms, strict=True)
+    ]
     checks = [_Check(checked, other) for other in others]
     jobs = [(check, pair) for check in checks for pair in range(len(check.pairs))]
     sizes = [check.pairs[pair][0].n_weights for check, pair in jobs]

@@ -125,6 +125,7 @@ def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import message, print_json, progress_bar, warn
     from recover.estimators.base import estimator
+    from recover.merge.checks import check_relations
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
 
@@ -150,6 +151,8 @@ def run(args: Namespace) -> int:
         message(args, f"{plan.method}: {summary}")
     warn(args, plan.warnings)
     if args.dry_run:
+        if not args.force:
+            check_relations(plan)
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
     with progress_bar(args, "merging") as progress:

@@ -5,8 +5,8 @@ order, experts in tensors of their own, matrices transposed or two of them woven
 these are arrays with strides: a place says where in a file the weight with certain coordinates is.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -122,14 +122,59 @@ class Pieces(NamedTuple):
 class Writer(Protocol):
     """Something that takes the bytes of a file."""
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position; from any thread."""
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
+        """Write `data` at a byte position; from any thread.
+
+        Where checksums are kept, each of so many pieces of one size has its own.
+        """
 
     def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
         """Write `size` bytes at a byte position, the next `step` bytes behind it, and so on.
 
         What is between stays as it is. From any thread.
         """
+
+
+def put_all(
+    targets: Sequence[tuple[Place, Writer]], kind: TensorType, start: int, end: int, data: U8Array
+) -> None:
+    """Write the bytes of weights `start` to `end` to the places that they have.
+
+    Where tensors of one size follow each other in a file, they are written at once.
+    """
+    waiting: list[tuple[Writer, int, int, int]] = []  # file, position, and bytes from and to
+
+    def flush() -> None:
+        if waiting:
+            file, position, begin, _ = waiting[0]
+            file.write_at(position, data[begin : waiting[-1][3]].data, len(waiting))
+        waiting.clear()
+
+    for place, file in targets:
+        first, last = max(start, place.start), min(end, place.end)
+        if first >= last:
+            continue
+        begin, stop = kind.n_bytes(first - start), kind.n_bytes(last - start)
+        pieces = pieces_of(place, kind, first, last)
+        if pieces.order is not None:
+            put(pieces, data[begin:stop], kind, file)
+            continue
+        piece = file, pieces.pieces[0].position, begin, stop
+        if waiting and not _follows(waiting[-1], piece):
+            flush()
+        waiting.append(piece)
+    flush()
+
+
+def _follows(before: tuple[Writer, int, int, int], piece: tuple[Writer, int, int, int]) -> bool:
+    """Whether a piece is as large as the one in front of it, and right behind it."""
+    n_bytes = before[3] - before[2]
+    return piece == (before[0], before[1] + n_bytes, before[3], before[3] + n_bytes)
+
+
+def behind(place: Place, n_weights: int) -> Place:
+    """The place of weights that have so many others in front of them."""
+    return replace(place, start=place.start + n_weights, end=place.end + n_weights)
 
 
 def put(pieces: Pieces, data: U8Array, kind: TensorType, writer: Writer) -> None:

@@ -13,6 +13,7 @@ from recover._compiled.lanes import (
     store,
     to_f32,
 )
+from recover.estimators.tally import ALONE
 from recover.evidence.buffer import Evidence, take_one
 from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._decode import is_affine
@@ -56,6 +57,18 @@ def sum_variance(variance: F32Array) -> float:
     for g in range(variance.size):
         total += np.float64(variance[g]) if variance[g] < np.inf else 0.0
     return 16 * total
+
+
+@kernel
+def add_variance(variance: F32Array, tallies: NDArray[np.float64], column: int) -> None:
+    """Add the sums over the weights of tensors to a column (n_tensors, ...).
+
+    Tensors of one size lie one behind the other in the variance (n / 16,), as `sum_variance` has
+    it.
+    """
+    n = variance.size // tallies.shape[0]
+    for i in range(tallies.shape[0]):
+        tallies[i, column] += sum_variance(variance[i * n : (i + 1) * n])
 
 
 @inner
@@ -118,22 +131,23 @@ def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
 
 
 def combine(
-    evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
+    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
 ) -> None:
     """The mean of the inputs weighted by inverse variance.
 
-    Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tally[2:]`` the
+    Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tallies[:, 2:]`` the
     expected variance of each input alone. Where no input has a usable variance (scales are 0), the
     first that is not broken is taken. Beside interval inputs, whose errors differ from weight to
     weight, each weight has weights of its own.
     """
-    _combine_by_group(evidence, out, variance, tally)
+    _combine_by_group(evidence, out, variance, tallies)
     n_scalars, n_proven = len(evidence.scale), len(evidence.interval_values)
-    if not n_proven or tally.size == 3:
+    n_inputs = tallies.shape[1] - ALONE
+    if not n_proven or n_inputs == 1:
         return
     total, weighted = np.zeros((2, out.size), np.float32)
     value, own = np.empty_like(out), np.empty_like(variance)
-    for k in range(tally.size - 2):
+    for k in range(n_inputs):
         take_one(evidence, k, value)
         if n_scalars <= k < n_scalars + n_proven:
             each = evidence.interval_variance[k - n_scalars]
@@ -170,15 +184,15 @@ def _divide(weighted: F32Array, total: F32Array, out: F32Array, variance: F32Arr
 
 @kernel
 def _combine_by_group(
-    evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
+    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
 ) -> None:
     """As `combine`, with weights that each 16 share."""
-    n_inputs = tally.size - 2
+    n_inputs = tallies.shape[1] - ALONE
     weights = np.empty((n_inputs, variance.size), np.float32)
     total = np.zeros_like(variance)
     for k in range(n_inputs):
         group_variances(evidence, k, variance)
-        tally[2 + k] += sum_variance(variance)
+        add_variance(variance, tallies, ALONE + k)
         _precisions(variance, weights[k], total)
     for k in range(n_inputs):
         _normalize(weights[k], total)
@@ -213,21 +227,21 @@ def _add_all(evidence: Evidence, weights: F32Array, out: F32Array) -> None:
 
 @kernel
 def combine_weighted(
-    evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
+    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
 ) -> None:
     """The sum of the inputs times the weights of a calibration.
 
     Fills and adds to the same as `combine`; the variance is that of independent errors. Where an
     input's bytes are broken, the others take over its weight.
     """
-    n_inputs = tally.size - 2
+    n_inputs = tallies.shape[1] - ALONE
     weights = np.zeros((n_inputs, variance.size), np.float32)
     total = np.zeros_like(variance)
     expected = np.zeros_like(variance)
     for k in range(n_inputs):
         weight = np.float32(evidence.weights[k])
         group_variances(evidence, k, variance)
-        tally[2 + k] += sum_variance(variance)
+        add_variance(variance, tallies, ALONE + k)
         for g in range(variance.size):
             if variance[g] < np.inf:
                 weights[k, g] = weight

@@ -396,45 +396,54 @@ def integrate(
     others: Others | None,
     out: F32Array,
     outputs: Outputs,
-    tally: NDArray[np.float64],
+    tallies: NDArray[np.float64],
 ) -> None:
-    """Estimates, their standard deviation if that is asked for, and the tally."""
-    _integrate(scalars, spans, others, new_superblock(scalars.noise.size), out, outputs, tally)
+    """Estimates, their standard deviation if that is asked for, and the sums of each tensor.
+
+    Tensors of one size lie one behind the other; a row of `tallies` (n_tensors, 2 + n_inputs) is
+    the array of a tensor's `Tally`.
+    """
+    block = new_superblock(scalars.noise.size)
+    _integrate_each(scalars, spans, others, block, out, outputs, tallies)
 
 
 @bare_kernel
-def _integrate(
+def _integrate_each(
     scalars: Scalars,
     spans: Spans | None,
     others: Others | None,
     block: Superblock,
     out: F32Array,
     outputs: Outputs,
-    tally: NDArray[np.float64],
+    tallies: NDArray[np.float64],
 ) -> None:
-    n_groups = outputs.n_groups
-    stride = 1  # every so many superblocks are looked at for the errors to expect
-    if outputs.deviation.size == 0:
-        stride = max(1, _n_effective(outputs.variance) // 16 // _N_SAMPLED)
-    n_conflicts, n_sampled = 0, 0
-    for start in range(0, n_groups, 16):
-        here = min(16, n_groups - start)
-        prior = _gather(scalars, spans, others, block, start, here, outputs)
-        if outputs.plain:
-            all_good = _estimate(scalars, block, prior, start, out, outputs, True)
-        else:
-            all_good = _estimate_other(scalars, block, prior, start, out, outputs)
-        if not all_good:
-            _sharpen(block, prior)
-            _estimate_other(scalars, block, prior, start, out, outputs)
-            n_conflicts += _resolve_empty(scalars, spans, block, prior, start, out)
-        if start // 16 % stride == 0:
-            _expect(scalars, spans, others, block, prior, start, out, outputs)
-            n_sampled += here
-    tally[1] += n_conflicts
-    for k in range(outputs.errors.size // 16):
-        total = add_up(load(outputs.errors, 16 * k)) * (n_groups / n_sampled)
-        tally[0 if k == 0 else 1 + k] += total
+    size, n_groups = outputs.variance.size // tallies.shape[0], outputs.n_groups // tallies.shape[0]
+    for each in range(tallies.shape[0]):
+        stride = 1  # every so many superblocks are looked at for the errors to expect
+        if outputs.deviation.size == 0:
+            variance = outputs.variance[each * size : (each + 1) * size]
+            stride = max(1, _n_effective(variance) // 16 // _N_SAMPLED)
+        outputs.errors[:] = _ZERO
+        first, last = each * size, each * size + n_groups
+        n_conflicts, n_sampled = 0, 0
+        for start in range(first, last, 16):
+            here = min(16, last - start)
+            prior = _gather(scalars, spans, others, block, start, here, outputs)
+            if outputs.plain:
+                all_good = _estimate(scalars, block, prior, start, out, outputs, True)
+            else:
+                all_good = _estimate_other(scalars, block, prior, start, out, outputs)
+            if not all_good:
+                _sharpen(block, prior)
+                _estimate_other(scalars, block, prior, start, out, outputs)
+                n_conflicts += _resolve_empty(scalars, spans, block, prior, start, out)
+            if (start - first) // 16 % stride == 0:
+                _expect(scalars, spans, others, block, prior, start, out, outputs)
+                n_sampled += here
+        tallies[each, 1] += n_conflicts
+        for k in range(outputs.errors.size // 16):
+            total = add_up(load(outputs.errors, 16 * k)) * (n_groups / n_sampled)
+            tallies[each, 0 if k == 0 else 1 + k] += total
 
 
 @bare_inlined

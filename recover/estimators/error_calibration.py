@@ -8,11 +8,14 @@ holds of the very set of inputs at hand; expected errors are then multiplied by 
 expected ones. These depend on the tails of the weights: half of the sample has heavy ones, and the
 kurtosis of the estimates tells where between (or beyond) both halves the weights at hand are.
 
+Beside folders the sample's weights are rounded to BF16, as nearly all originals of folders were:
+their encoders cast other weights first, which 8 bits show.
+
 The sample, ``recover/data/sample.npz``, is made by ``python -m tests.golden.make_sample``; what
 formats of Hugging Face folders make of its weights is in `recover.estimators._folder_sample`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -27,7 +30,7 @@ from recover.containers.model import ArrayTensor, StoredTensor
 from recover.estimators import _folder_sample
 from recover.estimators._request import MEAN
 from recover.estimators.base import estimator
-from recover.estimators.tally import Tally
+from recover.estimators.tally import ALONE, VARIANCE
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.inputs.matching import typical_error
@@ -38,7 +41,9 @@ from recover.quants import (
     TensorType,
     U8Array,
     VectorType,
+    dequantize,
     quantize,
+    type_by_name,
 )
 
 WEIGHTS = "weights"
@@ -46,6 +51,7 @@ WEIGHTS = "weights"
 tails."""
 
 _SHARES = -0.5, 1.5  # of what heavy tails change: as far as weights may be beyond the sample's
+_FINE = 3e-3  # relative errors of types whose codes rounding to BF16 changes
 _N_LOOKED_AT = 256  # superblocks whose kurtosis is taken
 
 
@@ -72,43 +78,69 @@ class ErrorCalibration:
 
     def correct(
         self,
-        tally: Tally,
+        tallies: NDArray[np.float64],
         estimate: F32Array,
         deviation: F32Array | None = None,
     ) -> None:
-        """Multiply sums of errors, and standard deviations."""
+        """Multiply sums of errors, and standard deviations.
+
+        Parameters
+        ----------
+        tallies : float64 (n_tensors, 2 + n_inputs)
+            The arrays of the tallies of tensors of one size.
+        estimate, deviation : float32 (n,)
+            Of all of them, one behind the other.
+        """
         if not self.is_measured:
             return
         light, heavy = self.kurtosis
-        share = 0.0
+        shares = np.zeros(len(tallies))
         if heavy > light:
             least, most = _SHARES
-            beyond = (kurtosis_of(estimate) - light) / (heavy - light)
-            share = np.float64(min(max(beyond, least), most))
-        merged, alone = (
-            each[0] * (each[1] / each[0]) ** share
-            for each in (np.array(self.merged), np.array(self.alone))
-        )
-        tally.variance *= merged
-        tally.alone[:] *= alone
-        if deviation is not None:
-            deviation *= np.float32(merged**0.5)
+            beyond = (kurtosis_of(estimate, len(tallies)) - light) / (heavy - light)
+            shares = np.clip(beyond, least, most)
+        (first, last), (alone, alone_last) = np.array(self.merged), np.array(self.alone)
+        of_merged, of_alone = last / first, alone_last / alone
+        rows = None if deviation is None else deviation.reshape(len(tallies), -1)
+        for i, share in enumerate(shares):
+            merged = first * of_merged**share
+            tallies[i, VARIANCE] *= merged
+            tallies[i, ALONE:] *= alone * of_alone**share
+            if rows is not None:
+                rows[i] *= np.float32(merged**0.5)
 
 
-def kurtosis_of(values: F32Array) -> float:
-    """The mean of some superblocks' fourth moments over their squared second ones; 3 if normal."""
-    superblocks = values[: values.size // 256 * 256].reshape(-1, 256)
-    step = max(1, len(superblocks) // _N_LOOKED_AT)
-    squares = np.square(superblocks[::step], dtype=np.float64)
-    mean = np.add.reduce(squares, 1) / 256
+def kurtosis_of(values: F32Array, n_tensors: int = 1) -> NDArray[np.float64]:
+    """How heavy the tails of some tensors are.
+
+    Parameters
+    ----------
+    values : float32 (n,)
+        Tensors of one size, one behind the other.
+    n_tensors : int
+        How many there are.
+
+    Returns
+    -------
+    float64 (n_tensors,)
+        The mean of some superblocks' fourth moments over their squared second ones; 3 if normal.
+    """
+    rows = values.reshape(n_tensors, -1)
+    n_superblocks = rows.shape[1] // 256
+    superblocks = rows[:, : 256 * n_superblocks].reshape(n_tensors, n_superblocks, 256)
+    step = max(1, n_superblocks // _N_LOOKED_AT)
+    squares = np.square(superblocks[:, ::step], dtype=np.float64)
+    mean = np.add.reduce(squares, 2) / 256
     known = (mean > 0) & (mean < np.inf)
-    n_known = np.count_nonzero(known)
-    if not n_known:
-        return 3.0
-    if n_known < len(known):
-        squares, mean = squares[known], mean[known]
-    fourth = np.add.reduce(np.square(squares), 1) / 256
-    return float(np.add.reduce(fourth / np.square(mean)) / n_known)
+    n_known = np.add.reduce(known, 1, dtype=np.int64)
+    fourth = np.add.reduce(np.square(squares), 2) / 256
+    relative = np.zeros_like(fourth)
+    np.divide(fourth, np.square(mean), out=relative, where=known)
+    kurtosis = np.full(n_tensors, 3.0)
+    np.divide(np.add.reduce(relative, 1), n_known, out=kurtosis, where=n_known > 0)
+    for i in np.flatnonzero((n_known > 0) & (n_known < known.shape[1])):
+        kurtosis[i] = np.add.reduce(relative[i, known[i]]) / n_known[i]
+    return kurtosis
 
 
 def sample_name(kind: TensorType, importance: int) -> str:
@@ -150,15 +182,17 @@ def calibrate_errors(
     # A calibrated density fits its own quantizer, the shipped ones that of the sample.
     plain = [replace(source, density=None) for source in sources]
     tile = UncorrectedTileEstimator(plain, method, estimate)
+    beside_folders = any(isinstance(source.type, IntervalType) for source in sources)
     for half in range(2):
-        x = _half_of(WEIGHTS, half).reshape(-1)
-        tensors = _tensors(sources, names, half)
+        x = _half_of(_sample_beside_folders() if beside_folders else _sample(), WEIGHTS, half)
+        x = x.reshape(-1)
+        tensors = _tensors(sources, names, half, beside_folders=beside_folders)
         out = np.empty(x.size, np.float32)
         # With deviations, so that all weights count.
         tally = tile.estimate_from(tile.read(tensors, 0, x.size), out, np.empty_like(out))
         errors = [_square_error(tensor.read(0, x.size), x) for tensor in tensors]
         alone[half] = tile.by_place(np.array(errors)) / tally.alone
-        merged[half], kurtosis[half] = _square_error(out, x) / tally.variance, kurtosis_of(out)
+        merged[half], kurtosis[half] = _square_error(out, x) / tally.variance, kurtosis_of(out)[0]
     return _error_calibration(merged, alone, kurtosis)
 
 
@@ -182,7 +216,9 @@ def _is_in_sample(source: Source, name: str) -> bool:
     return name in _sample() or (source.side_scaled and source.type.largest_beside is not None)
 
 
-def _tensors(sources: Sequence[Source], names: Sequence[str], half: int) -> list[StoredTensor]:
+def _tensors(
+    sources: Sequence[Source], names: Sequence[str], half: int, *, beside_folders: bool
+) -> list[StoredTensor]:
     """What the sample has of inputs, light tails (0) or heavy ones (1).
 
     Where an input does not tell the error of its codes, the finest of the others does, as in a
@@ -191,7 +227,7 @@ def _tensors(sources: Sequence[Source], names: Sequence[str], half: int) -> list
     tensors = [
         _folder_sample.stored_half(name, half)
         if isinstance(source.type, IntervalType)
-        else _stored_half(name, source.type, half)
+        else _stored_half(name, source.type, half, beside_folders=beside_folders)
         for name, source in zip(names, sources, strict=True)
     ]
     known = [
@@ -249,11 +285,16 @@ def _square_error(values: F32Array, x: F32Array) -> float:
     return float(np.sum((values - x.astype(np.float64)) ** 2))
 
 
-def _stored_half(name: str, kind: TensorType, half: int) -> ArrayTensor:
+def _stored_half(
+    name: str, kind: TensorType, half: int, *, beside_folders: bool = False
+) -> ArrayTensor:
     """What the sample has of that name as a tensor, light tails (0) or heavy ones (1)."""
-    n_weights = _half_of(WEIGHTS, half).size
+    n_weights = _half_of(_sample(), WEIGHTS, half).size
     if name != _side_scaled_name(kind.name):
-        return ArrayTensor(name, (n_weights,), kind, _half_of(name, half))
+        sample = _sample()
+        if beside_folders and name == kind.name and typical_error(kind) < _FINE:
+            sample = {name: _encoded_beside_folders(kind)}
+        return ArrayTensor(name, (n_weights,), kind, _half_of(sample, name, half))
     raw, scales = _side_scaled(kind)
     n_bytes = kind.n_bytes(n_weights)
     stored = raw[half * n_bytes : (half + 1) * n_bytes]
@@ -276,9 +317,9 @@ def _side_scaled(kind: TensorType) -> tuple[U8Array, F32Array]:
     return raw, np.array([scale], np.float32)
 
 
-def _half_of(name: str, half: int) -> NDArray[Any]:
-    """Of what the sample has of that name, the part with light tails (0) or heavy ones (1)."""
-    array = _sample()[name]
+def _half_of(sample: Mapping[str, NDArray[Any]], name: str, half: int) -> NDArray[Any]:
+    """Of what a sample has of that name, the part with light tails (0) or heavy ones (1)."""
+    array = sample[name]
     n = len(array) // 2
     return array[half * n : (half + 1) * n]
 
@@ -290,3 +331,18 @@ def _sample() -> dict[str, NDArray[Any]]:
     for array in sample.values():
         array.flags.writeable = False  # as the bytes of files are: kernels are compiled for either
     return sample
+
+
+@cache
+def _sample_beside_folders() -> dict[str, NDArray[Any]]:
+    """The weights rounded to BF16."""
+    bf16, x = type_by_name("BF16"), _sample()[WEIGHTS]
+    return {WEIGHTS: dequantize(quantize(x, bf16), bf16).reshape(x.shape)}
+
+
+@cache
+def _encoded_beside_folders(kind: TensorType) -> U8Array:
+    """What a plain encoder makes of these."""
+    raw = quantize(_sample_beside_folders()[WEIGHTS], kind)
+    raw.flags.writeable = False
+    return raw

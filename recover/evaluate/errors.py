@@ -27,6 +27,7 @@ from recover.execution.tiles import (
     for_each_tile,
     n_tiles,
 )
+from recover.inputs.completion import check_unscaled
 from recover.inputs.open import open_model, open_models
 from recover.quants import TILE, F32Array, FloatType, OpaqueType
 
@@ -151,10 +152,13 @@ def evaluate_models(
     EvaluationError
         If a tensor is missing from the truth, has another shape there, or holds NaN or infinities.
     """
-    opened = open_models(models)
     original = open_model(truth)
+    opened = [model.fitted(original.tensors.keys()) for model in open_models(models)]
     names = _compared(opened)
+    original = original.fitted(names)
+    check_unscaled(original, names)
     for model in opened:
+        check_unscaled(model, names)
         _check_match(model, original, names)
     n_weights = 2 * sum(
         tensor.n_weights
@@ -179,6 +183,13 @@ def _compared(models: Iterable[Model]) -> set[str]:
 
 def _check_match(model: Model, truth: Model, names: set[str]) -> None:
     here, there = printable(model.path), printable(truth.path)
+    kinds = [each.get("general.architecture") for each in (model, truth)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise EvaluationError(
+            f"{here}: its architecture is {quoted(str(kinds[0]))}, but {there} is of"
+            f" {quoted(str(kinds[1]))}, which lays tensors out in another way; name an original of"
+            " the same one"
+        )
     for name, tensor in model.tensors.items():
         if name not in names:
             continue
@@ -196,6 +207,19 @@ def _check_match(model: Model, truth: Model, names: set[str]) -> None:
         raise EvaluationError(f"{here}: has no tensor that can be compared with {there}")
 
 
+def _not_finite(models: Iterable[Model], name: str) -> EvaluationError:
+    """Of a tensor that holds NaN or infinite weights in any of these."""
+    paths = [printable(model.path) for model in models if _is_broken(model.tensors[name])]
+    return EvaluationError(
+        f"{' and '.join(paths)}: tensor {quoted(name)} holds NaN or infinite weights"
+    )
+
+
+def _is_broken(tensor: StoredTensor) -> bool:
+    ends = ((at, min(at + TILE, tensor.n_weights)) for at in range(0, tensor.n_weights, TILE))
+    return any(not np.isfinite(tensor.read(start, end)).all() for start, end in ends)
+
+
 def _evaluate_model(
     model: Model, truth: Model, names: set[str], by: GroupBy, comparer: "_Comparer"
 ) -> ModelErrors:
@@ -205,6 +229,8 @@ def _evaluate_model(
     own: list[tuple[StoredTensor, _Errors, _Errors | None]] = []
     for tensor in tensors:
         errors = comparer.first_pass(tensor, truth.tensors[tensor.name])
+        if not np.isfinite(errors.square_error):
+            raise _not_finite([model, truth], tensor.name)
         group = None
         if by != "tensor":
             key = tensor.type.name if by == "type" else role_of(tensor.name)
@@ -319,8 +345,6 @@ class _Comparer:
 
         self._run(tensor, truth, count)
         square_error, square_truth, n_exact = sums[:, :3].sum(axis=0)
-        if not np.isfinite(square_error):
-            raise EvaluationError(f"tensor {quoted(tensor.name)} holds NaN or infinite weights")
         return _Errors(
             n_weights=tensor.n_weights,
             n_exact=int(n_exact),

@@ -141,7 +141,8 @@ def collect_distributions(
     EvaluationError
         If a file is not any more what it was when it was compared.
     """
-    original = open_model(truth)
+    names = {tensor.name for result in results for tensor in result.tensors}
+    original = open_model(truth).fitted(names)
     report = OneCount(progress, sum(each.total.n_weights for each in results))
     collector = _Collector(n_threads or available_cores(), report)
     return [_collect_model(result, original, collector) for result in results]
@@ -150,7 +151,7 @@ def collect_distributions(
 def _collect_model(
     result: ModelErrors, truth: Model, collector: "_Collector"
 ) -> ModelDistributions:
-    model = open_model(result.path)
+    model = open_model(result.path).fitted([each.name for each in result.tensors])
     types: dict[str, TypeDistribution] = {}
     expected: dict[str, float] = {}
     for each in result.tensors:

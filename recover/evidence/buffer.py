@@ -220,9 +220,10 @@ class EvidenceBuffer:
             self._whole = self._whole._replace(weights=self.by_place(np.array(known)))
         self._tile, self._n_weights = self._whole, -1
 
-    def by_source(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Figures (K + I + V,) in the order of the evidence, put into that of the sources."""
-        return figures[self._order]
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """The place of each source in the evidence (K + I + V,)."""
+        return self._order
 
     def by_place(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
         """Figures (K + I + V,) in the order of the sources, put into that of the evidence."""
@@ -325,8 +326,23 @@ class EvidenceBuffer:
         return tile
 
 
+_INTERVALS = "interval_values", "interval_lower", "interval_upper", "interval_variance"
+_BY_WEIGHT = ("codes", "values", *_INTERVALS)
+_BY_GROUP = ("scale", "offset", "scale_error", "offset_error", "variance")
+"""Fields of evidence with one entry for each weight, or for each group of 16."""
+
 _KINDS = ScalarType, IntervalType, VectorType
 """The kinds of inputs, in the order of their slots in a tally."""
+
+
+def part_of(evidence: Evidence, start: int, end: int) -> Evidence:
+    """A copy of the evidence on weights `start` to `end`, which are whole groups."""
+    weights, groups = slice(start, end), slice(start // GROUP, end // GROUP)
+    parts = dict.fromkeys(_BY_WEIGHT, weights) | dict.fromkeys(_BY_GROUP, groups)
+    fields: dict[str, Any] = {
+        name: np.ascontiguousarray(getattr(evidence, name)[:, part]) for name, part in parts.items()
+    }
+    return evidence._replace(**fields)
 
 
 def _kind_of(kind: TensorType) -> type[TensorType]:

@@ -113,15 +113,18 @@ def normal_density(noise: float) -> F32Array:
 def interval_density(kind: IntervalType, beside: Sequence[TensorType] = ()) -> F32Array:
     """As `density`, by the bounds of a weight: both, no lower one, no upper one, neither.
 
-    A reach may be infinite: the weight is then looked for between its bounds.
+    A reach may be infinite: the weight is then looked for between its bounds. Of weights with both
+    bounds the column `ATOM` has the power to which the density is raised that has the variance of
+    the weight between its bounds; 0 if another density is known.
     """
     table = normal_density(kind.noise).astype(np.float64)
     table[VARYING] = table[INTERIOR]
+    power = tempering(kind, beside)
     if kind.density is None:
-        table[INTERIOR] = 0, 0, 0, -np.inf, np.inf
+        table[INTERIOR] = 0, 0, 0 if kind.is_uniform else power, -np.inf, np.inf
     else:
         table[:VARYING, [0, 1, BELOW, ABOVE]] = kind.density
-    table[:, :DEGREE] *= tempering(kind, beside)
+    table[:, :DEGREE] *= power
     return table.astype(np.float32)
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-import numpy as np
-
 from recover import _stopping as stopping
 from recover._files import write_all
 from recover._text import printable
@@ -25,6 +23,7 @@ from recover.execution.publish import (
     put_in_place,
     sync_folder,
 )
+from recover.execution.tasks import checksums, weave
 from recover.execution.temporary import create, remove_stale
 
 _WORTH_ADVICE = 1 << 16  # bytes at once: of fewer, advice takes longer than writing
@@ -145,14 +144,18 @@ class OutputFile:
                     raise
         os.ftruncate(self._descriptor, self.n_bytes)
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position; callable from several threads at once."""
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
+        """Write `data` at a byte position; callable from several threads at once.
+
+        Each of so many pieces of one size has a checksum of its own.
+        """
         try:
             n_bytes = write_all(self._descriptor, data, position) - position
         except OSError as error:
             raise self._error(error) from None
         if self._takes_notes:
-            self.take_note(position, n_bytes, zlib.crc32(data))
+            for piece in checksums(position, data, n_pieces):
+                self.take_note(*piece)
         if n_bytes >= _WORTH_ADVICE and hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk, while the work goes on, and keeps them
             # meanwhile: less is left to flush at the end.
@@ -367,23 +370,6 @@ def _publish(files: Sequence[OutputFile], n_parts: int) -> None:
         ) from None
     except OSError as error:
         raise files[0]._error(error) from None
-
-
-def weave(descriptor: int, position: int, data: memoryview, size: int, step: int) -> None:
-    """Write `size` bytes of an open file, the next `step` bytes behind them, and so on."""
-    n = data.nbytes // size
-    n_bytes = (n - 1) * step + size
-    between = bytearray(n * step)
-    at = 0
-    while at < n_bytes:
-        found = os.pread(descriptor, n_bytes - at, position + at)
-        if not found:
-            break
-        between[at : at + len(found)] = found
-        at += len(found)
-    rows = np.frombuffer(between, np.uint8).reshape(n, step)
-    rows[:, :size] = np.frombuffer(data, np.uint8).reshape(n, size)
-    write_all(descriptor, memoryview(between)[:n_bytes], position)
 
 
 def partial_path(path: Path, key: str) -> Path:

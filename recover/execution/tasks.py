@@ -1,7 +1,8 @@
 """Tasks: pieces of a plan's work that a thread, a process or another machine can do alone.
 
 A task names what it needs: inputs by path and fingerprint, a tensor, a range of its weights, and
-where in which files the bytes go. It is small, goes to JSON and back, and pickles. No array does:
+where in which files the bytes go. Small tensors that are alike are one task (see
+`recover.execution.stacks`). It is small, goes to JSON and back, and pickles. No array does:
 who does a task maps the inputs and writes its own range of the output. What a task gives is plain
 data, too.
 
@@ -18,12 +19,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, Protocol, Self
 
+import numpy as np
+
 from recover._files import write_all
 from recover._text import printable
 from recover.containers.places import Place
 from recover.errors import OutputError
 from recover.execution.locks import locked_range
-from recover.execution.output import weave
 
 Record = dict[str, Any]
 """Plain data that JSON can hold."""
@@ -50,27 +52,29 @@ WEIGHTS, DEVIATIONS = "weights", "deviations"
 
 
 class Target(NamedTuple):
-    """Where weights of a task's tensor go, in one file."""
+    """Where weights of a task's tensors go, in one file."""
 
     path: Path
     place: Place
-    """Of more weights than the task's, perhaps; the number of its file means nothing."""
+    """Of weights of its tensors one behind the other, perhaps of more than the task's; the number
+    of its file means nothing."""
     what: str = WEIGHTS
     """These, or their ``deviations``."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done to a range of one tensor's weights.
+    """What is done to a range of one tensor's weights, or to several tensors that are alike.
 
     Attributes
     ----------
     plan : str
         Digest of the plan that it is a piece of.
-    tensor : str
-        Name of the tensor.
+    tensors : tuple of str
+        Names of the tensors.
     start, end : int
-        Its weights: whole tiles, but for the end of the tensor.
+        The weights of each: whole tiles, but for the end of the tensor; all, if there are several
+        tensors.
     inputs : tuple of Input, or of their records
         The inputs that take part (see `recover.inputs.recorded.Input`).
     outputs : tuple of Target
@@ -80,16 +84,22 @@ class Task:
     """
 
     plan: str
-    tensor: str
+    tensors: tuple[str, ...]
     start: int
     end: int
     inputs: tuple[Recordable | Record, ...]
     outputs: tuple[Target, ...]
     job: Recordable | Record
 
+    @property
+    def n_weights(self) -> int:
+        """How many weights something is done to."""
+        return (self.end - self.start) * len(self.tensors)
+
     def to_record(self) -> Record:
         """Plain data."""
         return vars(self) | {
+            "tensors": list(self.tensors),
             "inputs": [_record_of(each) for each in self.inputs],
             "outputs": [
                 [str(each.path), each.place.to_record(), each.what] for each in self.outputs
@@ -107,7 +117,8 @@ class Task:
             Target(Path(path), Place.from_record(place), what)
             for path, place, what in record["outputs"]
         )
-        return cls(**record | {"inputs": tuple(record["inputs"]), "outputs": outputs})
+        told = {name: tuple(record[name]) for name in ("tensors", "inputs")}
+        return cls(**record | told | {"outputs": outputs})
 
 
 class Executor(Protocol):
@@ -130,6 +141,37 @@ class Executor(Protocol):
 _WEAVING = Lock()  # of the threads of a process; others wait for the range
 
 
+def checksums(
+    position: int, data: bytes | memoryview, n_pieces: int
+) -> Iterator[tuple[int, int, int]]:
+    """Position, number of bytes, and CRC-32 of pieces of one size that were written there."""
+    view = memoryview(data)
+    n_bytes = view.nbytes // n_pieces
+    if n_pieces == 1:
+        yield position, n_bytes, zlib.crc32(view)
+        return
+    view = view.cast("B")
+    for at in range(0, n_pieces * n_bytes, n_bytes):
+        yield position + at, n_bytes, zlib.crc32(view[at : at + n_bytes])
+
+
+def weave(descriptor: int, position: int, data: memoryview, size: int, step: int) -> None:
+    """Write `size` bytes of an open file, the next `step` bytes behind them, and so on."""
+    n = data.nbytes // size
+    n_bytes = (n - 1) * step + size
+    between = bytearray(n * step)
+    at = 0
+    while at < n_bytes:
+        found = os.pread(descriptor, n_bytes - at, position + at)
+        if not found:
+            break
+        between[at : at + len(found)] = found
+        at += len(found)
+    rows = np.frombuffer(between, np.uint8).reshape(n, step)
+    rows[:, :size] = np.frombuffer(data, np.uint8).reshape(n, size)
+    write_all(descriptor, memoryview(between)[:n_bytes], position)
+
+
 class PlacedFile:
     """A file that another process has created: bytes are put at their places in it.
 
@@ -150,8 +192,8 @@ class PlacedFile:
         self.written: list[tuple[int, int, int]] = []
         self._path = path
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position.
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
+        """Write `data`, so many pieces of one size, at a byte position.
 
         Raises
         ------
@@ -160,7 +202,7 @@ class PlacedFile:
         """
         with self._opened(position, memoryview(data).nbytes) as descriptor:
             write_all(descriptor, data, position)
-        self.written.append((position, memoryview(data).nbytes, zlib.crc32(data)))
+        self.written += checksums(position, data, n_pieces)
 
     def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
         """Write `size` bytes at a byte position, the next `step` bytes behind it, and so on.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._text import printable, quoted, some
+from recover._text import quoted, some
 from recover.execution.folder import OutputFolder
 from recover.execution.local import Threads
 from recover.execution.output import OutputFile, OutputFiles
@@ -19,7 +19,13 @@ from recover.execution.tasks import Executor, Record, Take, Task, Watch
 from recover.execution.tiles import Progress, available_cores
 from recover.inputs.recorded import OpenInputs
 from recover.merge.certain import find_withdrawal, to_estimate_again, without_certainty
-from recover.merge.checks import check_relations, contradicted, with_finest_alone
+from recover.merge.checks import (
+    broken_inputs,
+    check_broken,
+    check_relations,
+    contradicted,
+    with_finest_alone,
+)
 from recover.merge.exact import warnings_of
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
@@ -28,7 +34,7 @@ from recover.merge.sums import Totals
 from recover.merge.tallies import Tallies
 from recover.merge.tasks import tasks_of
 from recover.merge.work import Worker
-from recover.quants import GROUP, TILE
+from recover.quants import GROUP
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,8 @@ def execute_merge(
         places, take = [file.place for file in outputs.files], _taking(outputs, tallies)
         watch = _watch(plan, indices, progress, save_if_due)
         executor.run(tasks_of(plan, indices, places), take, watch)
+        if not force:
+            check_broken(plan, tallies.totals)
         names, warnings = contradicted(plan, tallies.totals, force=force)
         withdrawal = find_withdrawal(tallies.totals)
         warnings += withdrawal.warnings(plan)
@@ -257,26 +265,13 @@ def _watch(
     return watch
 
 
-def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
-    """The inputs that have NaN or infinite values of a tensor."""
-    found = []
-    for number in tensor.used:
-        model = plan.models[number]
-        stored = model.tensors[tensor.name]
-        for start in range(0, tensor.n_weights, TILE):
-            end = min(start + TILE, tensor.n_weights)
-            if not np.isfinite(stored.read(start, end)).all():
-                found.append(printable(model.path))
-                break
-    return found
-
-
 def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]) -> MergeResult:
     """Turn the sums into what people read."""
     results: list[TensorResult] = []
     warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
+    broken = broken_inputs(plan, [i for i, sums in sorted(totals.items()) if sums.broken])
     for index, tensor in enumerate(plan.tensors):
         sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
         contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
@@ -286,7 +281,7 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
         if sums.broken:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * sums.broken:,} weights"
+                f" {some(broken[index])}: on {GROUP * sums.broken:,} weights"
                 " only the other inputs were taken"
             )
         n_exact, tally = n_exact + sums.certain, sums.estimated

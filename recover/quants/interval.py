@@ -32,8 +32,12 @@ class IntervalType(TensorType):
         Where weights lie between their bounds: where both are finite, where the lower one is
         infinite, and where the upper one is. With ``u = (x - value) / step``: the coefficients of
         ``u`` and ``u**2`` in the logarithm of the density, and how far `u` reaches below and above
-        0 (see `recover.evidence.densities`). None for a uniform density between the bounds, and a
-        normal one with the variance where one of them is infinite.
+        0 (see `recover.evidence.densities`). None for a density that has the stated variance:
+        between two bounds a normal one around their middle (a uniform one if they tell as much),
+        otherwise a normal one around the value.
+    is_uniform : bool
+        Whether weights are anywhere between two bounds, whatever the variance: where that is less
+        than a uniform one since small weights are more frequent than large ones.
     alike : TensorType or None
         Beside others the density counts what that type's would, and errors are shared with inputs
         of that type. None if the errors are independent of all others.
@@ -44,6 +48,7 @@ class IntervalType(TensorType):
     relative_mse: float
     noise: float = 1 / 12
     density: tuple[tuple[float, ...], ...] | None = None
+    is_uniform: bool = False
     alike: TensorType | None = None
 
 

@@ -12,7 +12,8 @@ from recover.containers.huggingface.modules import (
     modules_of,
     read_quantization,
 )
-from recover.containers.safetensors.reader import CONFIG, INDEX, Model, Tensor
+from recover.containers.safetensors.folder import INDEX
+from recover.containers.safetensors.reader import CONFIG, Model, Tensor
 from recover.errors import ReblockError, SafetensorsError
 from recover.reblock.drafts import Draft, draft_copy, draft_floats, draft_weight, finished
 from recover.reblock.integers import Request

@@ -27,7 +27,7 @@ class Memory:
         self.data = np.full(n_bytes, 0xEE, np.uint8)
         self.n_calls = 0
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
         raw = np.frombuffer(data, np.uint8)
         self.data[position : position + raw.size] = raw
         self.n_calls += 1

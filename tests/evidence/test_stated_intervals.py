@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 from scipy.stats import truncnorm
 
 from recover.containers.gguf.tensor import Tensor
@@ -84,8 +85,7 @@ def read(inputs: Sequence[Input], n: int, sources: Sequence[Source] = ()) -> Evi
 
 def order(sources: Sequence[Source]) -> list[int]:
     """The place of each source in evidence."""
-    places = EvidenceBuffer(sources).by_source(np.arange(len(sources), dtype=np.float64))
-    return [int(place) for place in places]
+    return [int(place) for place in EvidenceBuffer(sources).order]
 
 
 def run(
@@ -313,6 +313,35 @@ def test_posterior_against_the_naive_reference(
     np.testing.assert_allclose(np.median(ratio), 1, atol=0.01)
 
 
+def truncated_spread(inverse: float) -> float:
+    """Variance of a normal density of variance 1 / `inverse` between -1 and 1."""
+    return float(truncnorm(-(inverse**0.5), inverse**0.5, scale=inverse**-0.5).var())
+
+
+@pytest.mark.parametrize("reach", [0.55, 0.7, 1.0, 2.0])
+def test_bounds_that_are_wider_than_the_errors(reach: float, rng: np.random.Generator) -> None:
+    """The density between them has the variance that is stated, as the naive reference's."""
+    x = rng.standard_normal((64, 512), np.float32)
+    steps = np.full(512, 1 / 40, np.float32)
+    fine = round_columns(x, 100, 1e-5)
+    kind = IntervalType(name="wide", relative_mse=1e-4)
+    codes = np.rint(x / steps).astype(np.int64).reshape(-1)
+    wide = ColumnScaled(kind, codes, steps, reach=reach)
+    evidence = read([wide, fine], x.size)
+    out, _, deviation = run("posterior", evidence, deviation=True)
+    half = reach * steps[0]
+    inverse = brentq(lambda c: truncated_spread(c) - 1 / 12 / reach**2, 1e-3, 1e3)
+    scale = half * inverse**-0.5
+    lower, upper = bounds(evidence)
+    middle = evidence.interval_values[0].astype(np.float64)
+    reference = truncnorm((lower - middle) / scale, (upper - middle) / scale, middle, scale)
+    width = upper - lower
+    seen = width > 0.1 * half
+    off = (out - reference.mean())[seen] / width[seen]
+    assert np.sqrt(np.mean(off**2)) < 0.01
+    assert np.median(deviation[seen] / reference.std()[seen]) == pytest.approx(1, abs=0.02)
+
+
 def test_default_density_at_open_ends(rng: np.random.Generator) -> None:
     """Clipped weights are looked for around their value, on the inner side of which is a bound."""
     x = rng.standard_normal((64, 256), np.float32)
@@ -392,8 +421,8 @@ def test_inputs_without_cells_prove_nothing(
     assert np.mean((out - mean) ** 2 * precision) < 0.02**2
     assert tally.variance == pytest.approx(np.sum(1 / precision), rel=0.02)
     other = ColumnScaled(inputs[1].type, -inputs[1].codes, inputs[1].steps)
-    assert compare_unproven(evidence).n_unlike == 0
-    assert compare_unproven(read([inputs[0], other], x.size, sources)).n_unlike == x.size
+    assert compare_unproven(evidence)[0, 0] == 0
+    assert compare_unproven(read([inputs[0], other], x.size, sources))[0, 0] == x.size
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -438,7 +467,9 @@ def test_shares() -> None:
     own = IntervalType(name="own", relative_mse=1e-4)
     assert tempering(alike, [alike]) == tempering(q6, [q6]) == tempering(q6, [alike]) < 1
     assert tempering(own, [own, own, q6]) == 1
-    assert interval_density(own)[0].tolist() == [0, 0, 0, -math.inf, math.inf]
+    assert interval_density(own)[0].tolist() == [0, 0, 1, -math.inf, math.inf]
+    uniform = IntervalType(name="own", relative_mse=1e-4, is_uniform=True)
+    assert interval_density(uniform)[0].tolist() == [0, 0, 0, -math.inf, math.inf]
     single, several = interval_density(alike), interval_density(alike, [q6])
     np.testing.assert_allclose(several[:, :2], single[:, :2] * tempering(q6, [q6]), rtol=1e-6)
 

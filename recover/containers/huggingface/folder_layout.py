@@ -13,7 +13,7 @@ from recover._version import __version__
 from recover.containers.gguf.parts import cut
 from recover.containers.huggingface.naming import Share
 from recover.containers.places import Axis, FilePlan, Place
-from recover.containers.safetensors.reader import INDEX
+from recover.containers.safetensors.folder import INDEX
 from recover.containers.safetensors.writer import lay_out
 from recover.errors import PlanError
 from recover.quants import TensorType, type_by_name

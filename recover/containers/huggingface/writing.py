@@ -36,6 +36,7 @@ from recover.containers.huggingface.naming import (
     Sharing,
     Sizes,
 )
+from recover.containers.huggingface.placing import Placed
 from recover.containers.huggingface.sizes import N_EXPERTS, check_sizes
 from recover.containers.model import Model, StoredTensor
 from recover.containers.safetensors.reader import CONFIG
@@ -220,7 +221,7 @@ def _files_of(
     for key in (*QUANTIZATION_KEYS, "dtype"):
         config.pop(key, None)
     try:
-        check_sizes(tensors, [], known, config)
+        check_sizes(Placed(tensors=dict(tensors)), known, config, is_whole=False)
         _check_layers(tensors, config)
     except SafetensorsError as error:
         raise SafetensorsError(f"{shown} contradicts the model: {error}") from None

@@ -48,15 +48,7 @@ def _type(n_bits: int, *, is_tuned: bool) -> IntervalType:
     error = _RELATIVE_MSE[n_bits]
     if not is_tuned:
         return IntervalType(name=f"AutoRound{n_bits} untuned", relative_mse=error)
-    reach = 4 * _NOISE**0.5
-    row = 0.0, -0.5 / _NOISE, -reach, reach
-    within = *row[:2], -np.inf, np.inf
-    return IntervalType(
-        name=f"AutoRound{n_bits}",
-        relative_mse=12 * _NOISE * error,
-        noise=_NOISE,
-        density=(within, row, row),
-    )
+    return IntervalType(name=f"AutoRound{n_bits}", relative_mse=12 * _NOISE * error, noise=_NOISE)
 
 
 def read(module: Module) -> Grid | None:

@@ -34,8 +34,10 @@ from recover.containers.huggingface.modules import Module, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, Stated, U8Array
 
-NVFP4 = IntervalType(name="NVFP4 (folder)", relative_mse=9e-3)
-MXFP4 = IntervalType(name="MXFP4 (folder)", relative_mse=1.3e-2)
+NVFP4 = IntervalType(name="NVFP4 (folder)", relative_mse=9e-3, is_uniform=True)
+NVFP4_FITTED = IntervalType(name="NVFP4 (folder)", relative_mse=8.99e-3, is_uniform=True)
+"""With scales that are sure to be fitted to the largest weights, which closes the end cells."""
+MXFP4 = IntervalType(name="MXFP4 (folder)", relative_mse=1.3e-2, is_uniform=True)
 
 _GLOBAL_LEAVES = ("weight_scale_2", "weight_global_scale")
 _ACTIVATION_LEAVES = ("input_scale", "input_global_scale", "output_scale")
@@ -114,10 +116,11 @@ def read(module: Module) -> LevelMatrix | None:
     module.take("weight_scale", (scale.dtype,), 2)
     module.expect("weight_scale", (n_rows, row_length // block))
     find = _nv_scales(module, scale) if is_nv else _mx_scales(scale)
+    kind = (NVFP4_FITTED if is_closed(module) else NVFP4) if is_nv else MXFP4
     return LevelMatrix(
         n_rows=n_rows,
         row_length=row_length,
-        type=NVFP4 if is_nv else MXFP4,
+        type=kind,
         has_cells=how is not Made.CORRECTING,
         seen_as="BF16",
         leaves=_mlx_floats.LEAVES.union({leaf, "weight_scale"}, _GLOBAL_LEAVES, _ACTIVATION_LEAVES),
