@@ -18,7 +18,7 @@ from recover.estimators import DEFAULT_METHOD
 from recover.execution.output import check_output_path
 from recover.execution.tiles import Progress
 from recover.inputs.alignment import align, is_absent
-from recover.inputs.completion import complete, is_measured
+from recover.inputs.completion import complete, is_measured, is_tried
 from recover.inputs.matching import find_duplicates
 from recover.inputs.open import open_models
 from recover.inputs.provenance import confines, uses_imatrix
@@ -280,6 +280,8 @@ def _not_of_the_original(name: str, models: Sequence[Model], decider: Decider) -
     for i, model in enumerate(models):
         if is_measured(model.tensors[name]):
             found[i] = "was scaled, by scales that are not stored but only measured beside others"
+        elif is_tried(model.tensors[name]):
+            found[i] = "has codes of which only other inputs tell that they were rounded plainly"
     for descent in decider.descents(name):
         parents = [models[i].tensors[name] for i in descent.parents]
         if not all(isinstance(parent.type, FloatType) for parent in parents):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
-from recover._text import printable, quoted
+from recover._text import printable, quoted, some
 from recover.calibration.simulate import Counts
 from recover.calibration.weights import InputFile
 from recover.containers.gguf.names import layer_of, n_layers, role_of
@@ -30,7 +30,7 @@ from recover.inputs.completion import complete
 from recover.inputs.matching import find_duplicates, typical_error
 from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import has_cells, source_of
-from recover.inputs.relations import ANOTHER_MODEL, find_relations
+from recover.inputs.relations import ANOTHER_MODEL, SOME_TENSORS_DIFFER, find_relations
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
 
 F64Array = NDArray[np.float64]
@@ -41,7 +41,7 @@ _SUPERBLOCK = 256
 _COUNTED = 1 << 16  # weights that are counted in one go, and whose neighbours may be left out
 _MOST_COUNTED = 1 << 23  # weights of a type
 _METHOD = "linear"  # whose weights are fitted
-_N_LOOKED_AT = 6  # tensors that tell whether the inputs were quantized from the truth
+_N_LOOKED_AT = 32  # tensors that tell whether the inputs were quantized from the truth
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,13 @@ def _check_truth(models: Sequence[Model], original: Model, names: Sequence[str])
                 f"{printable(models[relation.second - 1].path)}: was not quantized from {path},"
                 f" but from another model (conflicts on {relation.conflict_fraction:.2%} of the"
                 " weights)"
+            )
+        if relation.first == 0 and relation.kind == SOME_TENSORS_DIFFER:
+            raise CalibrationError(
+                f"{printable(models[relation.second - 1].path)}: was not quantized from {path}"
+                f" ({relation.kind}): they contradict each other on"
+                f" {some(list(map(quoted, relation.tensors)))}; leave it out, or name the original"
+                " of all inputs"
             )
 
 

@@ -19,35 +19,55 @@ _QUANTIZERS = ("llama.cpp", "k-lsq", "q4_0-rmse")
 
 
 class Types:
-    """Names of the types that files are made of; they are loaded when somebody asks for them."""
+    """Names of the types that files are made of; they are loaded when somebody asks for them.
+
+    Parameters
+    ----------
+    mixes : bool
+        Whether the names of mixes are among them.
+    """
+
+    def __init__(self, *, mixes: bool) -> None:
+        self._mixes = mixes
 
     def __contains__(self, name: object) -> bool:
+        from recover.quantize.mixes import MIXES
         from recover.quants import makes_files, type_by_name
 
+        if self._mixes and name in MIXES:
+            return True
         try:  # those of other packages are looked at only for a name that is none of ours
             return makes_files(type_by_name(str(name)))
         except QuantError:
             return False
 
     def __iter__(self) -> Iterator[str]:
-        """As GGUF numbers them; floats last, the smallest first."""
+        """As GGUF numbers them; floats last, the smallest first; then the mixes."""
+        from recover.quantize.mixes import MIXES
         from recover.quants import FloatType, all_types, makes_files
 
         kinds = sorted(all_types(), key=lambda each: isinstance(each, FloatType) and each.type_size)
-        return (kind.name for kind in kinds if makes_files(kind))
+        names = [kind.name for kind in kinds if makes_files(kind)]
+        mixes = [name for name in MIXES if name not in names] if self._mixes else []
+        return iter([*names, *mixes])
 
 
-_TYPES = Types()
+_TYPES, _NAMES = Types(mixes=False), Types(mixes=True)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("input", metavar="INPUT", type=Path, help="GGUF file")
     parser.add_argument(
-        "type", metavar="TYPE", type=_type_name, choices=_TYPES, help="one of %(choices)s"
+        "type", metavar="TYPE", type=_type_or_mix, choices=_NAMES, help="one of %(choices)s"
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", type=Path, help="GGUF file to write"
+    )
+    parser.add_argument(
+        "--mix",
+        action="store_true",
+        help="where TYPE is both a type and a mix of llama.cpp's (Q2_K, Q6_K, IQ4_XS): the mix",
     )
     parser.add_argument(
         "--imatrix", metavar="FILE", type=Path, help="importance matrix (GGUF, or the older format)"
@@ -80,17 +100,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def _type_name(text: str) -> str:
+def _type_name(text: str, known: Types = _TYPES) -> str:
+    from recover.quants import all_types
+
     name = text.upper()
-    if name in _TYPES:
+    if name in known:
         return name
-    main, _, size = name.rpartition("_")
-    if main in _TYPES and size in ("XS", "S", "M", "L", "XL"):
-        raise ArgumentTypeError(
-            f"{text!r} is a mix of types in llama.cpp: take {main}, and --tensor-type for the"
-            " tensors that are to have another type"
-        )
-    raise ArgumentTypeError(f"{text!r} is none of {', '.join(_TYPES)}")
+    names = {each for kind in all_types() for each in (kind.name, *kind.file_types.values())}
+    told = f"{name} is read, not written" if name in names else f"{text!r} is unknown"
+    raise ArgumentTypeError(f"{told}; take one of {', '.join(known)}")
+
+
+def _type_or_mix(text: str) -> str:
+    return _type_name(text, _NAMES)
 
 
 def _tensor_type(text: str) -> tuple[str, str]:
@@ -115,6 +137,7 @@ def run(args: Namespace) -> int:
         allow_requantize=args.allow_requantize,
         leave_output_tensor=args.leave_output_tensor,
         quantizer=args.quantizer,
+        mix=args.mix,
     )
     warn(args, plan.warnings)
     if args.dry_run:

@@ -7,6 +7,7 @@ made by ``python -m tests.golden.make_sample_folders``.
 """
 
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from importlib.resources import as_file, files
@@ -32,17 +33,31 @@ COLUMNS = "columns"
 deviations of these, float32 (2, row_length)."""
 
 _NAME = "sample_folders.safetensors"
+_ONE_BIT = np.log(5)  # of mean square errors; a little more than four times
 
 
 def settings_like(kind: IntervalType) -> list[str]:
-    """Settings of a type's name in the sample, those first whose errors are the most alike."""
-    names = [name for name, setting in _settings().items() if setting["type"] == kind.name]
+    """Settings of a type in the sample, those first whose errors are the most alike.
+
+    If there are none of its name, those of names that differ in the number of bits, by one at most.
+    """
 
     def unlikeness(name: str) -> float:
         own = stored_half(name, 0).type.relative_mse
         return abs(float(np.log(own / kind.relative_mse)))
 
+    all_types = {name: setting["type"] for name, setting in _settings().items()}
+    names = [name for name, other in all_types.items() if other == kind.name]
+    if not names:
+        family = _family(kind.name)
+        names = [name for name, other in all_types.items() if _family(other) == family]
+        names = [name for name in names if unlikeness(name) <= _ONE_BIT]
     return sorted(names, key=unlikeness)
+
+
+def _family(type_name: str) -> str:
+    """The name without the number of bits at its end."""
+    return re.sub(r"-?[0-9.]+$", "", type_name)
 
 
 @cache

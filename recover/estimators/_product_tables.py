@@ -96,6 +96,9 @@ class Spans(NamedTuple):
         Of weights with both bounds, without a lower one, without an upper one and with neither: the
         derivatives of the log density at 0, the first and the second, in `CURVATURE_UNIT`, and the
         reach below and above.
+    fitted : float32 (I,)
+        Whether weights with both bounds have a density with the variance that is stated: a normal
+        one, raised to this power, or if it is negative a uniform one; 0 if `densities` has it.
     lead : bool
         Whether the first of them is taken where the inputs contradict each other.
     """
@@ -106,6 +109,7 @@ class Spans(NamedTuple):
     variance: F32Array
     noise: F32Array
     densities: F32Array
+    fitted: F32Array
     lead: bool
 
 
@@ -194,6 +198,7 @@ def tabulate_intervals(evidence: Evidence) -> Spans | None:
         evidence.interval_variance.reshape(-1),
         evidence.interval_noise.astype(np.float32),
         (evidence.interval_density[:, :, [0, 1, BELOW, ABOVE]] * units).reshape(-1),
+        evidence.interval_density[:, INTERIOR, ATOM],
         evidence.finest >= len(evidence.codes),
     )
 

@@ -24,8 +24,8 @@ from recover._compiled.lanes import (
     to_f32,
     where,
 )
-from recover.evidence.buffer import Evidence
 from recover.evidence.edges import edge_above, edge_below, find_extremes
+from recover.evidence.tile import Evidence
 from recover.quants import F32Array, U8Array
 
 STRIP = 256

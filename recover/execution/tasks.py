@@ -12,14 +12,19 @@ Who plans and who adds up stay where they are; an `Executor` brings tasks to tho
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, Self
 
 from recover._files import write_all
 from recover._text import printable
+from recover.containers.places import Place
 from recover.errors import OutputError
+from recover.execution.locks import locked_range
+from recover.execution.pieces import checksums, weave
 
 Record = dict[str, Any]
 """Plain data that JSON can hold."""
@@ -42,11 +47,17 @@ def _record_of(value: Recordable | Record) -> Record:
     return value if isinstance(value, dict) else value.to_record()
 
 
+WEIGHTS, DEVIATIONS = "weights", "deviations"
+
+
 class Target(NamedTuple):
-    """Where the bytes of a task go, in one file: those of each tensor."""
+    """Where weights of a task's tensors go, in one file."""
 
     path: Path
-    positions: tuple[int, ...]
+    places: tuple[Place, ...]
+    """Of each tensor, perhaps of more weights than the task's; numbers of files mean nothing."""
+    what: str = WEIGHTS
+    """These, or their ``deviations``."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,10 @@ class Task:
         return vars(self) | {
             "tensors": list(self.tensors),
             "inputs": [_record_of(each) for each in self.inputs],
-            "outputs": [[str(each.path), list(each.positions)] for each in self.outputs],
+            "outputs": [
+                [str(each.path), [place.to_record() for place in each.places], each.what]
+                for each in self.outputs
+            ],
             "job": _record_of(self.job),
         }
 
@@ -98,7 +112,10 @@ class Task:
     @classmethod
     def from_record(cls, record: Record) -> Self:
         """From what `to_record` gave, perhaps by way of JSON."""
-        outputs = tuple(Target(Path(path), tuple(each)) for path, each in record["outputs"])
+        outputs = tuple(
+            Target(Path(path), tuple(map(Place.from_record, places)), what)
+            for path, places, what in record["outputs"]
+        )
         told = {name: tuple(record[name]) for name in ("tensors", "inputs")}
         return cls(**record | told | {"outputs": outputs})
 
@@ -120,38 +137,7 @@ class Executor(Protocol):
         """
 
 
-class Writer(Protocol):
-    """Something that takes the bytes of a file."""
-
-    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
-        """Write `data` at a byte position; from any thread.
-
-        Where checksums are kept, each of so many pieces of one size has its own.
-        """
-
-
-def write_pieces(file: Writer, positions: Sequence[int], data: memoryview) -> None:
-    """Write pieces of one size, that lie one behind the other in `data`, to their positions."""
-    n_bytes = data.nbytes // len(positions)
-    first = 0
-    for i, position in enumerate(positions, 1):
-        if i == len(positions) or positions[i] != position + n_bytes:
-            file.write_at(positions[first], data[first * n_bytes : i * n_bytes], i - first)
-            first = i
-
-
-def checksums(
-    position: int, data: bytes | memoryview, n_pieces: int
-) -> Iterator[tuple[int, int, int]]:
-    """Position, number of bytes, and CRC-32 of pieces of one size that were written there."""
-    view = memoryview(data)
-    n_bytes = view.nbytes // n_pieces
-    if n_pieces == 1:
-        yield position, n_bytes, zlib.crc32(view)
-        return
-    view = view.cast("B")
-    for at in range(0, n_pieces * n_bytes, n_bytes):
-        yield position + at, n_bytes, zlib.crc32(view[at : at + n_bytes])
+_WEAVING = Lock()  # of the threads of a process; others wait for the range
 
 
 class PlacedFile:
@@ -182,9 +168,34 @@ class PlacedFile:
         OutputError
             If the file is not there, or too small, or cannot be written.
         """
-        n_bytes = memoryview(data).nbytes
+        with self._opened(position, memoryview(data).nbytes) as descriptor:
+            write_all(descriptor, data, position)
+        self.written += checksums(position, data, n_pieces)
+
+    def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
+        """Write `size` bytes at a byte position, the next `step` bytes behind it, and so on.
+
+        What is between stays as it is, also if other processes write there in the same way.
+
+        Raises
+        ------
+        OutputError
+            As `write_at` does.
+        """
+        n_bytes = (data.nbytes // size - 1) * step + size
+        with (
+            _WEAVING,
+            self._opened(position, n_bytes) as descriptor,
+            locked_range(descriptor, position, n_bytes),
+        ):
+            weave(descriptor, position, data, size, step)
+        self.written.append((position, data.nbytes, zlib.crc32(data)))
+
+    @contextmanager
+    def _opened(self, position: int, n_bytes: int) -> Iterator[int]:
+        """The descriptor of the file, if it can hold bytes there."""
         try:
-            flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+            flags = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
             descriptor = os.open(self._path, flags)
             try:
                 status = os.fstat(descriptor)
@@ -194,11 +205,10 @@ class PlacedFile:
                         f" it has {status.st_size:,} bytes, and bytes {position:,} to"
                         f" {position + n_bytes:,} are to be written"
                     )
-                write_all(descriptor, data, position)
+                yield descriptor
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise OutputError(
                 f"{printable(self._path)}: cannot be written: {error.strerror}"
             ) from None
-        self.written += checksums(position, data, n_pieces)

@@ -1,9 +1,10 @@
 """What folders do not say of their own tensors, found beside the other inputs.
 
 Codes that make up for the errors of others (GPTQ, EXL2) are off by more than rounding; how much
-more differs from tensor to tensor. AWQ and SmoothQuant scale columns and rows of matrices; the
-norms that take that back are all that they leave of the scales. Another input of the same original
-tells both (see `recover.inputs.foreign`, `recover.inputs.scaled`).
+more differs from tensor to tensor. Of some codes nobody says whether they do. AWQ and SmoothQuant
+scale columns and rows of matrices; the norms that take that back are all that they leave of the
+scales. Another input of the same original tells all of it (see `recover.inputs.foreign`,
+`recover.inputs.scaled`).
 """
 
 import base64
@@ -18,6 +19,7 @@ import numpy as np
 from recover._text import printable, quoted, some
 from recover.containers.huggingface.floats import Floats
 from recover.containers.huggingface.formats._compensated import CompensatedMatrix
+from recover.containers.huggingface.formats._grid import Grid
 from recover.containers.huggingface.modules import as_float32, values
 from recover.containers.huggingface.scaled import (
     ScaledMatrix,
@@ -30,8 +32,9 @@ from recover.containers.huggingface.tensors import FloatTensor, QuantizedTensor
 from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError
 from recover.evidence.intervals import Intervals
-from recover.inputs.alignment import AbsentTensor, is_absent
-from recover.inputs.foreign import measure_ratio
+from recover.inputs.alignment import AbsentTensor, align, is_absent
+from recover.inputs.foreign import is_rounded_plainly, measure_ratio
+from recover.inputs.generations import with_generations
 from recover.inputs.matching import by_fineness
 from recover.inputs.provenance import has_cells
 from recover.inputs.scaled import (
@@ -55,6 +58,8 @@ class Found(NamedTuple):
     columns: Scales | None = None
     """Of a `ScaledMatrix`; both are None if nothing was scaled."""
     rows: Scales | None = None
+    is_plain: bool = False
+    """Of a `Grid` of which nobody says it: codes are plainly rounded weights."""
 
 
 Completions = Mapping[str, Sequence[Found]]
@@ -88,6 +93,7 @@ def complete(
     """
     found: list[Model] = []
     wanted = list(names)
+    models = with_generations(models, wanted, warnings)
     for number, model in enumerate(models):
         completer = _Completer(models, number)
         known = completed(model, completer.look_at(wanted))
@@ -115,11 +121,67 @@ def without_divided(model: Model) -> Model:
     norms = {
         norm
         for name, tensor in model.tensors.items()
-        if isinstance(tensor, QuantizedTensor) and _is_scaled(tensor)
+        if is_scaled(tensor)
         for scaling, norm in _scalings_of(name)
         if isinstance(scaling, ByNorm)
     }
     return model.without(norms) if norms else model
+
+
+def with_known_scales(models: Sequence[Model]) -> tuple[Model, ...]:
+    """The models, with the matrices unscaled of which another one proves the scales.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        The inputs, as they are stored.
+
+    Returns
+    -------
+    tuple of Model
+        In the same order. Matrices whose scales are unknown, or only likely, are as they were.
+
+    Raises
+    ------
+    PlanError
+        If there are such matrices, and the inputs cannot be of one original.
+    """
+    scaled = [
+        [name for name, tensor in model.tensors.items() if is_scaled(tensor)] for model in models
+    ]
+    if len(models) < 2 or not any(scaled):
+        return tuple(models)
+    aligned = align(models)
+    found = []
+    for number, (model, names) in enumerate(zip(models, scaled, strict=True)):
+        here = [name for name in names if name in aligned.names]
+        completions = _Completer(aligned.models, number).look_at(here)
+        known = {
+            name: tensor
+            for name, of_runs in completions.items()
+            if not is_measured(
+                tensor := completed_tensor(cast(QuantizedTensor, model.tensors[name]), of_runs)
+            )
+        }
+        found.append(model.with_tensors(known) if known else model)
+    return tuple(found)
+
+
+def check_unscaled(model: Model, names: Iterable[str]) -> None:
+    """Refuse to take the weights of a model for the original's where they are not.
+
+    Raises
+    ------
+    PlanError
+        If columns of any of these tensors were scaled.
+    """
+    scaled = [name for name in names if name in model.tensors and is_scaled(model.tensors[name])]
+    if scaled:
+        raise PlanError(
+            f"{printable(model.path)}: columns of {some(list(map(quoted, scaled)))} were scaled"
+            " before they were quantized, so that they are no weights of the original; merge the"
+            " folder with a GGUF file of the same model, which tells the scales"
+        )
 
 
 def is_measured(tensor: StoredTensor) -> bool:
@@ -127,6 +189,11 @@ def is_measured(tensor: StoredTensor) -> bool:
     found = found_of(tensor) if isinstance(tensor, QuantizedTensor) else ()
     sides = [side for each in found for side in (each.columns, each.rows) if side is not None]
     return any(side.is_measured for side in sides)
+
+
+def is_tried(tensor: StoredTensor) -> bool:
+    """Whether its bounds are cells that others do not contradict, so that they are no proof."""
+    return isinstance(tensor, QuantizedTensor) and any(each.is_plain for each in found_of(tensor))
 
 
 def completed(model: Model, completions: Completions) -> Model:
@@ -158,6 +225,7 @@ def found_record(found: Found) -> dict[str, Any]:
         "noise": found.noise,
         "columns": _scales_record(found.columns),
         "rows": _scales_record(found.rows),
+        "is_plain": found.is_plain or None,
     }
     return {name: each for name, each in record.items() if each is not None}
 
@@ -165,7 +233,7 @@ def found_record(found: Found) -> dict[str, Any]:
 def read_found(record: Mapping[str, Any]) -> Found:
     """The opposite of `found_record`."""
     columns, rows = (_read_scales(record.get(name)) for name in ("columns", "rows"))
-    return Found(record.get("noise"), columns, rows)
+    return Found(record.get("noise"), columns, rows, record.get("is_plain", False))
 
 
 def _scales_record(scales: Scales | None) -> list[Any] | None:
@@ -186,6 +254,8 @@ def _read_scales(record: Sequence[Any] | None) -> Scales | None:
 def _with(matrix: Any, found: Found) -> Any:
     if isinstance(matrix, CompensatedMatrix) and found.noise is not None:
         return matrix.with_noise(found.noise)
+    if isinstance(matrix, Grid) and found.is_plain:
+        return matrix.with_cells()
     if isinstance(matrix, ScaledMatrix) and found.columns is not None:
         return matrix.with_scales(found.columns, found.rows)
     return matrix
@@ -194,6 +264,8 @@ def _with(matrix: Any, found: Found) -> Any:
 def _found_of(matrix: Any) -> Found:
     if isinstance(matrix, CompensatedMatrix):
         return Found(noise=matrix.noise)
+    if isinstance(matrix, Grid):
+        return Found(is_plain=matrix.is_tried)
     if isinstance(matrix, UnscaledMatrix):
         return Found(columns=matrix.columns, rows=matrix.rows)
     return Found()
@@ -223,7 +295,9 @@ class _Completer:
         for name, tensor in tensors.items():
             if any(isinstance(run.matrix, CompensatedMatrix) for run in tensor.runs):
                 found[name] = self._noises(name, tensor)
-        scaled = [name for name, tensor in tensors.items() if _is_scaled(tensor)]
+            elif self._is_plain(name, tensor):
+                found[name] = [Found(is_plain=True)] * len(tensor.runs)
+        scaled = [name for name, tensor in tensors.items() if is_scaled(tensor)]
         self._find_scales(self._of_layers(scaled))
         for name in scaled:
             has_columns = name in self._columns or name in self._shared  # None: not scaled
@@ -239,10 +313,7 @@ class _Completer:
         return [
             name
             for name, tensor in self._model.tensors.items()
-            if isinstance(tensor, QuantizedTensor)
-            and _is_scaled(tensor)
-            and (match := _LAYER.fullmatch(name))
-            and match["stem"] in stems
+            if is_scaled(tensor) and (match := _LAYER.fullmatch(name)) and match["stem"] in stems
         ]
 
     def _known(self, name: str) -> StoredTensor | None:
@@ -267,6 +338,14 @@ class _Completer:
             else Found()
             for run in tensor.runs
         ]
+
+    def _is_plain(self, name: str, tensor: QuantizedTensor) -> bool:
+        """Whether only another input tells that codes are plainly rounded weights, and it does."""
+        known = self._known(name)
+        if known is None or not all(_is_untried(run.matrix) for run in tensor.runs):
+            return False
+        tried = completed_tensor(tensor, [Found(is_plain=True)] * len(tensor.runs))
+        return is_rounded_plainly(tried, known)
 
     def _find_scales(self, names: Sequence[str]) -> None:
         """Scales of columns that norms tell, then those that two matrices share."""
@@ -311,7 +390,7 @@ class _Completer:
             return
         self._with_rows.add(before_name)
         known = self._known(name)
-        if known is None or not isinstance(after, QuantizedTensor) or not _is_scaled(after):
+        if known is None or not isinstance(after, QuantizedTensor) or not is_scaled(after):
             return
         n_plain = before.dims[1] - after.dims[0]  # rows of other matrices, in front of those meant
         if n_plain < 0 or len(before.runs) != len(after.runs):
@@ -349,8 +428,14 @@ def _scalings_of(name: str) -> Iterator[tuple[ByNorm | ByRows, str]]:
             yield scaling, f"{match['stem']}{scaling.columns}.weight"
 
 
-def _is_scaled(tensor: QuantizedTensor) -> bool:
-    return all(isinstance(run.matrix, ScaledMatrix) for run in tensor.runs)
+def _is_untried(matrix: Any) -> bool:
+    return isinstance(matrix, Grid) and matrix.untried is not None
+
+
+def is_scaled(tensor: StoredTensor) -> bool:
+    """Whether columns of a tensor were scaled, and it is not known by what."""
+    runs = tensor.runs if isinstance(tensor, QuantizedTensor) else ()
+    return bool(runs) and all(isinstance(run.matrix, ScaledMatrix) for run in runs)
 
 
 def _bounds_of(

@@ -1,7 +1,9 @@
 """How far codes of other encoders than llama.cpp's are off (see `recover.inputs.provenance`).
 
 Such codes confine the weights to no cells that are known: those of GPTQ, for instance, round
-weights that were moved to make up for the errors of others.
+weights that were moved to make up for the errors of others. Where nobody says whether they were,
+the cells of plain rounding are tried against another input: of plainly rounded weights none
+contradicts it, of moved ones half a percent (beside Q2_K) to a tenth (beside Q8_0).
 
 Each code is taken to be off by a normal error. In units of the squared scale its variance is 1/12
 if the codes are rounded weights, and more if they are compensated, as GPTQ's are. Beside an input
@@ -15,6 +17,7 @@ import numpy as np
 
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import EvidenceBuffer, Source
+from recover.evidence.intervals import Intervals
 from recover.inputs.provenance import is_foreign
 from recover.inputs.samples import runs
 from recover.quants import GROUP, F32Array, IntervalTensor, IntervalType, ScalarType, Stated
@@ -23,6 +26,8 @@ TYPICAL_NOISE = 1.45 / 12
 """Of compensated codes, where nothing tells more; in units of the squared scale."""
 
 _N_RUNS = 16
+_FEWEST_TRIED = 8192  # weights; of moved ones at least 30 contradict
+_MOST_CONFLICTS = 1e-4
 _SMALLEST_NOISE, _LARGEST_NOISE = 1 / 12, 4 / 12
 _LIMITS = 1 / 1.4, 4 / 1.4
 # Relative deviations: of what is typical, and of the known error of another input.
@@ -93,6 +98,30 @@ def _compare(
         difference += float(off @ off)
         other += squares
     return own, difference, other
+
+
+def is_rounded_plainly(tried: IntervalTensor, known: StoredTensor) -> bool:
+    """Whether the cells of plain rounding are those of codes of which nobody says how they came.
+
+    Parameters
+    ----------
+    tried : IntervalTensor
+        With these cells.
+    known : StoredTensor
+        The same weights from an encoder whose codes confine them.
+
+    Returns
+    -------
+    bool
+        False if there are too few weights to tell.
+    """
+    intervals, n_bounded, n_conflicts = Intervals(), 0, 0
+    intervals.look_at([tried, known])
+    for start, end in runs(known.n_weights, _N_RUNS):
+        lower, upper = intervals.bound(start, end)
+        n_bounded += int(np.count_nonzero(np.isfinite(lower) & np.isfinite(upper)))
+        n_conflicts += int(np.count_nonzero(lower > upper))
+    return n_bounded >= _FEWEST_TRIED and n_conflicts <= _MOST_CONFLICTS * n_bounded
 
 
 def _relative(own: float, difference: float, other: float, typical: float) -> float:

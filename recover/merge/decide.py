@@ -74,6 +74,8 @@ class Draft:
         until all is known that decides on it (see `recover.merge.calibrated`).
     follows : str
         The tensor whose further rows these are; empty for a tensor of its own.
+    shift : float
+        What is added to the weights, in float32, before they are stored.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Draft:
     compared_noises: tuple[float | None, ...]
     error_calibration: ErrorCalibration | None
     follows: str = ""
+    shift: float = 0.0
 
     @property
     def n_weights(self) -> int:

@@ -48,7 +48,9 @@ def n_broken(evidence: Evidence, n_tensors: int = 1) -> NDArray[np.int64]:
     """
     decoded = evidence.interval_values, evidence.values
     numbers = evidence.scale, evidence.offset, *decoded
-    if np.isfinite(sum(np.add.reduce(each, None) for each in numbers if each.size)):
+    with np.errstate(invalid="ignore"):  # of infinite numbers of both signs
+        total = sum(np.add.reduce(each, None) for each in numbers if each.size)
+    if np.isfinite(total):
         return np.zeros(n_tensors, np.int64)
     sound = (np.isfinite(evidence.scale) & np.isfinite(evidence.offset)).all(0)
     for values in decoded:

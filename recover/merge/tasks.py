@@ -7,11 +7,12 @@ from typing import Self
 
 from recover._version import __version__
 from recover.containers.model import StoredTensor
+from recover.containers.places import Place
 from recover.errors import PlanError
 from recover.estimators.error_calibration import ErrorCalibration
 from recover.evidence.buffer import Source
 from recover.execution.stacks import can_be_stacked, stacks
-from recover.execution.tasks import Record, Target, Task
+from recover.execution.tasks import DEVIATIONS, Record, Target, Task
 from recover.merge.certain import Snapping, snapping_of
 from recover.merge.compare import confines_of
 from recover.merge.plan import MergePlan, TensorPlan
@@ -23,7 +24,7 @@ from recover.merge.records import (
     source_record,
     tuples,
 )
-from recover.quants import TILE, type_by_name
+from recover.quants import TILE
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Job:
         As of their sources (see `recover.merge.compare.compare`).
     snapping : Snapping or None
         How weights are set to numbers of the source's format; None if they cannot be.
+    shift : float
+        As of `recover.merge.plan.TensorPlan`.
     """
 
     action: str
@@ -60,6 +63,7 @@ class Job:
     confines: tuple[bool, ...]
     noises: tuple[float | None, ...]
     snapping: Snapping | None
+    shift: float
 
     @classmethod
     def of(cls, plan: MergePlan, tensor: TensorPlan) -> Self:
@@ -77,6 +81,7 @@ class Job:
             confines=confines_of(tensor),
             noises=tensor.compared_noises,
             snapping=snapping_of(plan, tensor),
+            shift=tensor.shift,
         )
 
     def to_record(self) -> Record:
@@ -135,21 +140,24 @@ def tasks_of(
         first = tensors[0]
         job, n_weights = Job.of(plan, first), first.n_weights
         inputs = tuple(plan.inputs[i].of_tensor(first.name) for i in (*first.used, *first.compared))
-        positions = tuple(each.position for each in tensors)
-        places = [(files[first.part], positions, type_by_name(first.outtype))]
+        columns = zip(*(tensor.places for tensor in tensors), strict=True)
+        targets = [Target(files[column[0].file], column) for column in columns]
         if plan.uncertainty is not None and first.action != "copy":
-            positions = tuple(plan.uncertainty.positions[each.name] for each in tensors)
-            places.append((files[-1], positions, type_by_name("BF16")))
+            positions = [plan.uncertainty.positions[tensor.name] for tensor in tensors]
+            second = tuple(Place(0, position, 0, n_weights) for position in positions)
+            targets.append(Target(files[-1], second, DEVIATIONS))
         for start in range(0, n_weights, n_tiles * TILE):
+            end = min(start + n_tiles * TILE, n_weights)
             yield Task(
                 plan=plan.digest,
                 tensors=tuple(each.name for each in tensors),
                 start=start,
-                end=min(start + n_tiles * TILE, n_weights),
+                end=end,
                 inputs=inputs,
                 outputs=tuple(
-                    Target(path, tuple(each + kind.n_bytes(start) for each in positions))
-                    for path, positions, kind in places
+                    each
+                    for each in targets
+                    if each.places[0].start < end and start < each.places[0].end
                 ),
                 job=job,
             )
@@ -158,6 +166,8 @@ def tasks_of(
 def kind_of(plan: MergePlan, tensor: TensorPlan) -> Hashable:
     """What tensors have in common that are one task; None of one that is a task of its own."""
     inputs, is_copied = (*tensor.used, *tensor.compared), tensor.action == "copy"
+    if len(tensor.places) > 1 or tensor.places[0].axes:
+        return None
     for i in inputs:
         if tensor.name in plan.inputs[i].made:
             return None
@@ -166,6 +176,7 @@ def kind_of(plan: MergePlan, tensor: TensorPlan) -> Hashable:
             return None
     return (
         tensor.part,
+        tensor.shift,
         tensor.action,
         tensor.outtype,
         tensor.method,

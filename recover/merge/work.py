@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from recover._text import printable, quoted
 from recover.containers.mapping import check_faults, check_unchanged, faults
 from recover.containers.model import Model, StoredTensor
+from recover.containers.places import Writer, pieces_of, put, put_all, within
 from recover.errors import PlanError, QuantError
 from recover.estimators import FIRST_ALONE, Tally, TileEstimator
 from recover.estimators.tally import CONFLICTS
 from recover.evidence.buffer import Evidence, Source
 from recover.execution.stacks import stack_of
-from recover.execution.tasks import PlacedFile, Record, Target, Task, Writer, write_pieces
+from recover.execution.tasks import DEVIATIONS, WEIGHTS, PlacedFile, Record, Task
 from recover.inputs.recorded import Input, OpenInputs
 from recover.merge.certain import Snapper
 from recover.merge.compare import (
@@ -129,7 +130,8 @@ class Worker:
         self._outtype = type_by_name(job.outtype)
         self._is_decoded = job.method == FIRST_ALONE
         self._comparison = self._comparison_of(tensors)
-        if len(task.outputs) > 1 and not self._deviation.size:
+        self._deviates = any(each.what == DEVIATIONS for each in task.outputs)
+        if self._deviates and not self._deviation.size:
             self._deviation = np.empty(TILE, np.float32)
         if job.action != "copy" and not job.is_known:
             self._snapper.look_at(job.snapping, job.sources)
@@ -144,31 +146,40 @@ class Worker:
     ) -> list[Sums]:
         """Write a tile of a tensor, or several tensors one behind the other; the sums of each."""
 
-        def write(output: Target, kind: TensorType, data: memoryview) -> None:
-            before = kind.n_bytes(start) - kind.n_bytes(task.start)
-            write_pieces(files[output.path], [each + before for each in output.positions], data)
+        def write(what: str, kind: TensorType, data: U8Array) -> None:
+            for target in task.outputs:
+                file = files[target.path]
+                if target.what != what:
+                    continue
+                if self._n > 1:
+                    put_all([place.position for place in target.places], data, file)
+                    continue
+                for place, first, last in within(target.places, start, end):
+                    own = data[kind.n_bytes(first - start) : kind.n_bytes(last - start)]
+                    put(pieces_of(place, kind, first, last), own, kind, file)
 
-        weights, *deviations = task.outputs
         if self._job.action == "copy":
             raw = self._used[0].part(start, end)
-            write(weights, self._outtype, raw.data)
+            write(WEIGHTS, self._outtype, raw)
             sums = self._compare(start, end)
             for own, n_bad in zip(sums, n_not_finite(raw, self._outtype, self._n), strict=True):
                 own.not_finite = int(n_bad)
             return sums
         estimate = self._estimate[: end - start]
-        deviation = self._deviation[: estimate.size] if deviations else self._deviation[:0]
+        deviation = self._deviation[: estimate.size] if self._deviates else self._deviation[:0]
         sums = self._fill(start, end, estimate, deviation)
+        if self._job.shift:
+            estimate += np.float32(self._job.shift)
         encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
         try:
             quantize(estimate, self._outtype, out=encoded)
         except QuantError:
             raise self._not_finite(task, start, end, estimate) from None
-        write(weights, self._outtype, encoded.data)
+        write(WEIGHTS, self._outtype, encoded)
         self._add_rounding(sums, estimate, encoded)
-        for output in deviations:
+        if self._deviates:
             bf16 = type_by_name(_BF16)
-            write(output, bf16, quantize(deviation, bf16).data)
+            write(DEVIATIONS, bf16, quantize(deviation, bf16))
         return sums
 
     def _add_rounding(self, sums: Sequence[Sums], estimate: F32Array, encoded: U8Array) -> None:

@@ -144,7 +144,7 @@ class _Worker:
         row_length = self._tensor.dims[0]
         encoded = self._encoded[: self._outtype.n_bytes(weights.size)]
         if self._importance is None:
-            special = self._tensor.outtype == self._plan.outtype
+            special = self._tensor.outtype == self._plan.base
             quantizer = self._plan.quantizer if special else DEFAULT_QUANTIZER
             length = min(row_length, weights.size)
             rows = weights.reshape(-1, length)

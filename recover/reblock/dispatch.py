@@ -83,16 +83,14 @@ def _opened(
         return open_grok(path, request, hparams=hparams, float_type=float_type or "F32")
     if not second_hand and (path.is_dir() or path.suffix == ".safetensors"):
         model = open_safetensors(path)
-        if holds_integers(model):
-            return open_integers(model, request, arch)
+        if holds_integers(model) or arch is not None:
+            return open_integers(model, request, arch, n_threads)
     if arch is not None:
-        raise PlanError(
-            f"{printable(path)}: holds no integer weights in safetensors, which --arch is for"
-        )
+        raise PlanError(f"{printable(path)}: is no model in safetensors, which --arch is for")
     if second_hand:
         from recover.reblock.second_hand import open_second_hand
 
         return open_second_hand(path, request.outtype, n_threads=n_threads)
     from recover.reblock.float_source import open_float_original
 
-    return open_float_original(path, request.outtype, n_threads=n_threads)
+    return open_float_original(path, request, n_threads=n_threads)

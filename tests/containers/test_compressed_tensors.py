@@ -143,8 +143,8 @@ def test_without_a_recipe_cells_are_there_to_be_tried() -> None:
     assert np.isinf(stated.lower).all()
     assert np.isinf(stated.upper).all()
     tried = found.with_cells()
-    assert tried is not None
     assert tried.has_cells
+    assert tried.is_tried
     assert n_outside(state(tried), rounded(weights, "BF16")) == 0
     assert np.array_equal(state(tried).value, stated.value)
 
@@ -152,7 +152,7 @@ def test_without_a_recipe_cells_are_there_to_be_tried() -> None:
 def test_gptq_has_no_cells() -> None:
     found = matrix(encode(weights_of(1)), recipe="GPTQModifier: {}\nQuantizationModifier: {}")
     assert not found.has_cells
-    assert found.with_cells() is None
+    assert found.with_cells() is found
     assert np.isfinite(state(found).variance).all()
 
 

@@ -57,6 +57,24 @@ def test_no_weight_is_larger_than_the_largest(rng: np.random.Generator) -> None:
     assert np.all(stated.lower >= -largest)
 
 
+def test_one_weight_alone_with_an_outermost_code_is_the_largest(rng: np.random.Generator) -> None:
+    """Of several any may be, so that they have the usual bounds."""
+    w = heavy_tailed(rng, 200, 512)
+    w[7, 5:8] = np.abs(w[7]).max() * np.array([1, 0.999, -0.999])
+    seen, matrix = rounded(w, "F16"), matrix_of(encode_int8(w))
+    stated = state(matrix)
+    is_end = np.abs(stated.value).reshape(w.shape) >= 126.9 / 127 * np.abs(seen).max(1)[:, None]
+    width = (stated.upper - stated.lower).reshape(w.shape) / np.abs(seen)
+    for row in range(len(w)):
+        is_alone = np.count_nonzero(is_end[row]) == 1
+        assert np.all((width[row, is_end[row]] < 1e-5) == is_alone)
+    assert not np.any(width[~is_end] < 1e-5)
+    assert is_end[7].sum() > 3
+    assert n_outside(stated, seen) == 0
+    part = state(matrix, 7 * 512 + 6, 30 * 512 + 9)  # rows that are begun and not finished
+    np.testing.assert_array_equal(part.lower, stated.lower[7 * 512 + 6 : 30 * 512 + 9])
+
+
 def test_orders_of_tiles_are_refused(rng: np.random.Generator) -> None:
     arrays = encode_int8(heavy_tailed(rng, 16, 64))
     without = {leaf: each for leaf, each in arrays.items() if leaf != "weight_format"}

@@ -18,7 +18,7 @@ from recover.estimators.error_calibration import calibrate_errors
 from recover.evidence.buffer import Source
 from recover.quants import F32Array, IntervalType, quantize, type_by_name
 from tests.golden import make_sample, make_sample_folders
-from tests.support.foreign_modules import module_of
+from tests.support.foreign_modules import module_of, rounded
 from tests.support.stated_intervals import tensor_of
 
 SEED = 5
@@ -31,15 +31,21 @@ SETS = (
     ("HQQ4-g64", "Q4_K"),
     ("INT4-g128", "Q4_K"),
     ("LLM.int8", "Q8_0"),
+    ("INT8-rows", "Q8_0"),
+    ("INT8-rows", "Q6_K"),
+    ("torchao-int8", "Q8_0"),
+    ("qint8", "Q8_0"),
+    ("HQQ8-g64", "Q8_0"),
+    ("MLX8-g64", "Q8_0"),
     ("GPTQ4-g128", "Q4_K"),
     ("GPTQ4-g128", "AWQ4-g128", "NF4", "Q4_K"),
 )
-_BY_PRODUCTS = "GPTQ", "AWQ"  # of matrices: the last bits of these differ among machines
+_BY_PRODUCTS = "GPTQ", "EXL2", "AWQ"  # of matrices: the last bits of these differ among machines
 
 
 @cache
 def weights(half: int) -> F32Array:
-    return np.split(make_sample.draw(SEED), 2)[half]
+    return rounded(np.split(make_sample.draw(SEED), 2)[half], "BF16")
 
 
 @cache
@@ -108,7 +114,7 @@ def test_corrected_errors_are_those_of_other_random_weights(
         assert tally.variance == pytest.approx(squares[method], rel=0.05 if half else 0.03)
         assert tally.n_conflicts == 0
     assert np.sum(deviation**2.0) == pytest.approx(tally.variance, rel=2e-3)
-    assert squares["posterior"] <= 1.005 * min(squares.values())
+    assert squares["posterior"] <= 1.001 * min(squares.values())
 
 
 @pytest.mark.parametrize("names", SETS, ids="+".join)
@@ -118,7 +124,7 @@ def test_deviations_are_the_errors(names: tuple[str, ...]) -> None:
     order = np.argsort(deviation, kind="stable")
     for part in np.array_split(order, 4):
         measured = np.sum(off[part] ** 2.0) / np.sum(deviation[part] ** 2.0)
-        assert measured == pytest.approx(1, abs=0.2)
+        assert measured == pytest.approx(1, abs=0.25)
     assert np.mean(np.abs(off) <= 2 * deviation) > 0.94
     assert 0.55 < np.mean(np.abs(off) <= deviation) < 0.72  # uniform, normal: 0.58, 0.68
 

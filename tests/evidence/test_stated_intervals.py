@@ -147,7 +147,10 @@ def even_table(kind: ScalarType) -> F32Array:
 def test_posterior_of_one_density_is_that_of_the_grid(
     mix: tuple[str, ...], estimate: str, rng: np.random.Generator
 ) -> None:
-    """Where both are told the same of the density they say the same."""
+    """Where both are told the same of the density they say the same.
+
+    But for weights that grids' reaches leave no place for: reaches of intervals are not used there.
+    """
     x = sample(rng)
     tables = [even_table(scalar(name)) for name in mix]
     plain = grids(mix, x)
@@ -164,7 +167,7 @@ def test_posterior_of_one_density_is_that_of_the_grid(
     out, other_tally, other_deviation = run("posterior", other, estimate, deviation=True)
     typical = np.repeat(np.sqrt(grid.scale[0] ** 2 / 12), 16)
     off = np.abs(out - expected)[typical > 0] / typical[typical > 0]
-    assert np.mean(off <= 2e-3) > 0.999
+    assert np.mean(off <= 2e-3) > 0.998
     assert np.sqrt(np.mean(off**2)) < 0.02
     if estimate == "mean":
         np.testing.assert_allclose(other_tally.array, tally.array, rtol=2e-3)
@@ -437,7 +440,11 @@ def test_shares() -> None:
     own = IntervalType(name="own", relative_mse=1e-4)
     assert tempering(alike, [alike]) == tempering(q6, [q6]) == tempering(q6, [alike]) < 1
     assert tempering(own, [own, own, q6]) == 1
-    assert interval_density(own)[0].tolist() == [0, 0, 0, -math.inf, math.inf]
+    assert interval_density(own)[0].tolist() == [0, 0, -1, -math.inf, math.inf]
+    normal = IntervalType(name="own", relative_mse=1e-4, noise=0.1)
+    assert interval_density(normal)[0].tolist() == [0, 0, 1, -math.inf, math.inf]
+    uniform = IntervalType(name="own", relative_mse=1e-4, is_uniform=True)
+    assert interval_density(uniform)[0].tolist() == [0, 0, 0, -math.inf, math.inf]
     single, several = interval_density(alike), interval_density(alike, [q6])
     np.testing.assert_allclose(several[:, :2], single[:, :2] * tempering(q6, [q6]), rtol=1e-6)
 

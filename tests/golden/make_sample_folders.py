@@ -1,7 +1,8 @@
 """Makes the sample of folders: ``python -m tests.golden.make_sample_folders``.
 
 That is ``recover/data/sample_folders.safetensors`` (see `recover.estimators._folder_sample`). The
-weights are those of `tests.golden.make_sample`, encoded by `tests.support.encoders`.
+weights are those of `tests.golden.make_sample`, rounded to BF16 and encoded by
+`tests.support.encoders`.
 """
 
 import json
@@ -29,12 +30,13 @@ from tests.support.encoders import (
     quanto,
     torchao,
 )
-from tests.support.foreign_modules import Array, module_of
+from tests.support.foreign_modules import Array, module_of, rounded
 from tests.support.hf_folders import write_arrays
 from tests.support.layer_inputs import synthetic_inputs
 
 SAMPLE = Path(make_sample.SAMPLE).with_name("sample_folders.safetensors")
 _N_TOKENS = 600
+_FITTED = {"config_groups": {"group_0": {"weights": {"observer": "memoryless_minmax"}}}}
 # Of scales that are found beside Q4_K, relative.
 _SHARED_DEVIATION, _NORM_DEVIATION = 0.0045, 0.0004
 
@@ -61,6 +63,10 @@ def _gptq(n_bits: int) -> Setting:
     return Setting(encode, {"quant_method": "gptq", "bits": n_bits, "group_size": 128})
 
 
+def _exl2(n_bits: int) -> Setting:
+    return Setting(lambda w: gptq.exl2(w, _inputs(w.shape[1]), (n_bits,)).arrays)
+
+
 def _awq(w: F32Array) -> Mapping[str, Array]:
     """Half of the groups of columns has scales that two matrices share, as half a llama's weights.
 
@@ -76,9 +82,10 @@ def _awq(w: F32Array) -> Mapping[str, Array]:
     return {**arrays, COLUMNS: found.astype(np.float32)}
 
 
-def _int(n_bits: int, group: int | str) -> Setting:
+def _int(n_bits: int, group: int | str, *, is_known: bool = True) -> Setting:
     encode = partial(compressed_tensors.encode, n_bits=n_bits, group=group)
-    return Setting(encode, compressed_tensors.config("minmax"), compressed_tensors.RECIPE)
+    recipe = compressed_tensors.RECIPE if is_known else ""
+    return Setting(encode, compressed_tensors.config("minmax"), recipe)
 
 
 def _mlx(n_bits: int) -> Setting:
@@ -92,17 +99,23 @@ def _hqq(n_bits: int) -> Setting:
 ALL: dict[str, Setting] = {
     "FP8-block": Setting(fp8.encode),
     "FP8-row": Setting(partial(fp8.encode, extent="row", arithmetic="BF16")),
+    "FP8-e5m2": Setting(partial(fp8.encode, extent="row", kind="e5m2")),
     "NF4-nested": Setting(bitsandbytes.encode),
     "NF4": Setting(partial(bitsandbytes.encode, nested=False)),
     "FP4-nested": Setting(partial(bitsandbytes.encode, kind="fp4")),
     "NVFP4": Setting(fp4.encode_nvfp4),
+    "NVFP4-minmax": Setting(fp4.encode_nvfp4, _FITTED),
     "MXFP4": Setting(fp4.encode_mxfp4),
     "LLM.int8": Setting(bitsandbytes.encode_int8),
     "INT4-g128": _int(4, 128),
+    "INT4-g128-unknown": _int(4, 128, is_known=False),
     "INT8-rows": _int(8, "channel"),
+    "MLX2-g64": _mlx(2),
+    "MLX3-g64": _mlx(3),
     "MLX4-g64": _mlx(4),
     "MLX6-g64": _mlx(6),
     "MLX8-g64": _mlx(8),
+    "HQQ2-g64": _hqq(2),
     "HQQ3-g64": _hqq(3),
     "HQQ4-g64": _hqq(4),
     "HQQ8-g64": _hqq(8),
@@ -111,6 +124,10 @@ ALL: dict[str, Setting] = {
     "qint4": Setting(quanto.encode_groups),
     "qint8": Setting(quanto.encode_rows),
     "AutoRound4": Setting(autoround.encode, autoround.config()),
+    "AutoRound4-untuned": Setting(partial(autoround.encode, reach=0.0), autoround.config(0)),
+    "EXL2-4": _exl2(4),
+    "EXL2-5": _exl2(5),
+    "GPTQ2-g128": _gptq(2),
     "GPTQ4-g128": _gptq(4),
     "GPTQ3-g128": _gptq(3),
     "GPTQ8-g128": _gptq(8),
@@ -120,7 +137,7 @@ ALL: dict[str, Setting] = {
 
 def modules(name: str, seed: int = make_sample.SEED) -> dict[str, Array]:
     """The arrays of a setting's two modules."""
-    halves = np.split(make_sample.draw(seed), 2)
+    halves = np.split(rounded(make_sample.draw(seed), "BF16"), 2)
     return {
         f"{name}.{half}.{leaf}": array
         for half, x in enumerate(halves)

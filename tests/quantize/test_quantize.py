@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from recover.cli import main
-from recover.cli.quantize import _QUANTIZERS, _TYPES
+from recover.cli.quantize import _NAMES, _QUANTIZERS, _TYPES
 from recover.containers.gguf.reader import open_gguf
 from recover.errors import PlanError
 from recover.quantize.execute import execute_quantize
+from recover.quantize.mixes import MIXES
 from recover.quantize.plan import plan_quantize
 from recover.quants import ScalarType, all_types, quantizer_names, type_by_name, types_of_files
 from tests.golden.make_quantized import FTYPES
@@ -115,15 +116,14 @@ def test_types_of_the_command_line_are_those_of_the_library(
         main(["quantize", "--help"])
     listed = (
         "one of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,"
-        " F16, BF16, F32"
+        " F16, BF16, F32, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q2_K_S, MXFP4_MOE"
     )
     assert f" {listed} -h" in " ".join(capsys.readouterr().out.split()).replace(" options:", "")
-    assert listed.removeprefix("one of ").split(", ") == list(_TYPES)
+    assert listed.removeprefix("one of ").split(", ") == list(_NAMES)
     assert set(_TYPES) == set(FILE_TYPES)
     kinds = [kind for kind in all_types() if isinstance(kind, ScalarType)]
     assert set(_QUANTIZERS) == {name for kind in kinds for name in quantizer_names(kind)}
-    named = {name.removesuffix("_M"): number for name, number in FTYPES.items()}
-    assert named.items() <= FILE_TYPES.items()
+    assert {"F16": 1, **{mix.name: mix.file_type for mix in MIXES.values()}} == FTYPES
 
 
 def odd_model(path: Path, rng: np.random.Generator) -> Path:
@@ -294,8 +294,8 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert caught.value.code == 2
     assert capsys.readouterr().out == ""
     with pytest.raises(SystemExit):
-        main(["quantize", str(TINY), "q5_k_m", "-o", str(tmp_path / "out.gguf")])
-    assert "'q5_k_m' is a mix of types in llama.cpp: take Q5_K, and" in capsys.readouterr().err
+        main(["quantize", str(TINY), "iq3_xxs", "-o", str(tmp_path / "out.gguf")])
+    assert "IQ3_XXS is read, not written; take one of Q4_0, " in capsys.readouterr().err
     wrong = ["Q4_0", "-o", str(tmp_path / "o.gguf"), "--tensor-type", "(=Q4_0"]
     assert main(["quantize", str(TINY), *wrong]) == 2
     assert "no regular expression" in capsys.readouterr().err
@@ -422,4 +422,4 @@ def test_architectures_without_rules(
     assert main(["quantize", str(source), "Q8_0", "-o", str(tmp_path / "q.gguf")]) == 0
     err = capsys.readouterr().err
     assert ("--tensor-type REGEX=F16" in err) == (warned is not None)
-    assert warned is None or f"has {warned} that llama.cpp is known to have rules for" in err
+    assert warned is None or f"has {warned}, and llama.cpp is not known to have rules" in err

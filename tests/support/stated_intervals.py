@@ -93,17 +93,20 @@ class ColumnScaled:
     Attributes
     ----------
     type : IntervalType
-        With the uniform density.
+        With the density that has the stated variance.
     codes : int (n_rows * ne0,)
         Multiples; the outermost ones stand for all that lies beyond, too.
     steps : float32 (ne0,)
         One per column.
+    reach : float
+        How far bounds are from the values, in steps.
     """
 
     type: IntervalType
     codes: np.ndarray
     steps: F32Array
     has_cells: bool = True
+    reach: float = 0.5
 
     def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.quants.IntervalTensor`."""
@@ -112,9 +115,9 @@ class ColumnScaled:
         step = self.steps.astype(np.float64)[np.arange(start, end) % self.steps.size]
         slack = np.abs(q * step) * 2.0**-20 + 1e-30
         value[:] = q * step
-        lower[:] = np.where(q == -128, -np.inf, (q - 0.5) * step - slack)
-        upper[:] = np.where(q == 127, np.inf, (q + 0.5) * step + slack)
-        variance[:] = step**2 / 12
+        lower[:] = np.where(q == -128, -np.inf, (q - self.reach) * step - slack)
+        upper[:] = np.where(q == 127, np.inf, (q + self.reach) * step + slack)
+        variance[:] = self.type.noise * step**2
 
 
 def round_columns(x: F32Array, largest: float, relative_mse: float) -> ColumnScaled:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from recover.containers.huggingface.formats import read_matrix
 from recover.containers.huggingface.modules import Module
 from recover.quants import Stated
+from recover.reblock.blocks import BlockRows
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows, row_chunks
 
@@ -45,7 +46,7 @@ class Weight:
     ----------
     stored_as : str
         For people: ``GPTQ 4-bit``.
-    rows : IntegerRows or FloatRows
+    rows : IntegerRows, FloatRows or BlockRows
         The numbers, one row per output.
     leaves : frozenset of str
         The module's tensors that it is made of, or that have no place in GGUF.
@@ -54,7 +55,7 @@ class Weight:
     """
 
     stored_as: str
-    rows: IntegerRows | FloatRows
+    rows: IntegerRows | FloatRows | BlockRows
     leaves: frozenset[str]
     note: str = ""
 

@@ -85,10 +85,13 @@ def _tabulate(g: int, first: int, last: int, groups: Groups, cells: Cells, table
         high = high * (small if high < 0 else large)
         least, most = (-high if step < 0 else low) + base, (-low if step < 0 else high) + base
         value = (np.float32(q) - shift) * step + base
-        away = centres[q] - zero
+        centre, known = centres[q], variances[q]
+        if above[q] == np.inf and below[q] < top < np.inf:  # a cell that the group closes
+            centre, known = half * (below[q] + top), third * (half * (top - below[q])) ** 2
+        away = centre - zero
         off = value - (away * middle + base)
         unsure = (away * spread) ** 2 + (loose * step) ** 2
-        variance = step * step * variances[q] + off * off + third * unsure
+        variance = step * step * known + off * off + third * unsure
         table[0, q] = value
         table[1, q] = least - abs(least) * ulp
         table[2, q] = most + abs(most) * ulp
@@ -170,6 +173,8 @@ class Grid:
     untried : Grid or None
         The same with the cells that codes would have if they had been rounded plainly, which is not
         known here.
+    is_tried : bool
+        Whether these are cells that other inputs were found not to contradict: no proof.
     """
 
     n_rows: int
@@ -186,14 +191,11 @@ class Grid:
     cells: Cells
     by_codes: bool = False
     untried: "Grid | None" = None
+    is_tried: bool = False
 
-    def with_cells(self) -> "Grid | None":
-        """The matrix with cells that are to be tried against other inputs; None if it has none.
-
-        Where codes were rounded plainly, no other input contradicts them. Where they make up for
-        the errors of others, some per cent of them contradict any other input.
-        """
-        return self if self.has_cells else self.untried
+    def with_cells(self) -> "Grid":
+        """The matrix with cells that are to be tried against other inputs, or as it is."""
+        return self if self.untried is None else replace(self.untried, is_tried=True)
 
     def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.containers.huggingface.formats.Matrix`."""

@@ -47,16 +47,16 @@ LEAVES = frozenset(
     }
 )
 # By bits, with groups of 64, over the matrices of a trained block: mean square error relative to
-# that of the weights; in squared steps, of codes with two neighbours and of the end codes; and the
-# density of the former, exp(c u**2). The search for the zero draws weights to the middle of cells.
+# that of the weights; in squared steps, of codes with two neighbours and of the end codes. The
+# search for the zero draws weights to the middle of cells.
 _MEASURED = {
-    1: (1.11, 0.0518, 0.0518, 0.0),
-    2: (0.187, 0.0740, 0.0794, -1.759),
-    3: (0.0343, 0.0760, 0.0518, -1.368),
-    4: (7.63e-3, 0.0762, 0.0770, -1.329),
-    5: (1.75e-3, 0.0764, 0.0266, -1.290),
-    6: (4.26e-4, 0.0769, 0.0207, -1.194),
-    8: (2.73e-5, 0.0810, 0.0081, -0.426),
+    1: (1.11, 0.0518, 0.0518),
+    2: (0.187, 0.0740, 0.0794),
+    3: (0.0343, 0.0760, 0.0518),
+    4: (7.63e-3, 0.0762, 0.0770),
+    5: (1.75e-3, 0.0764, 0.0266),
+    6: (4.26e-4, 0.0769, 0.0207),
+    8: (2.73e-5, 0.0810, 0.0081),
 }
 _PARTS = {1: 8, 2: 4, 3: 10, 4: 2, 5: 1, 6: 1, 8: 1}
 _SMALL = "U8", "I32", "I64", "F32"
@@ -64,10 +64,8 @@ _SMALL = "U8", "I32", "I64", "F32"
 
 @cache
 def _type(n_bits: int) -> IntervalType:
-    error, inner, _, curvature = _MEASURED[n_bits]
-    end = 0.0, -0.5 / inner, -4 * inner**0.5, 4 * inner**0.5
-    density = (0.0, curvature, -np.inf, np.inf), end, end
-    return IntervalType(name=f"HQQ{n_bits}", relative_mse=error, noise=inner, density=density)
+    error, inner, _ = _MEASURED[n_bits]
+    return IntervalType(name=f"HQQ{n_bits}", relative_mse=error, noise=inner)
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ def _cells(n_bits: int, n_codes: int) -> Cells:
     code = np.arange(float(n_codes))[None]
     lower, upper = code - 0.5, code + 0.5
     lower[:, 0], upper[:, (1 << n_bits) - 1 :] = -np.inf, np.inf
-    _, inner, end, _ = _MEASURED[n_bits]
+    _, inner, end = _MEASURED[n_bits]
     return cells_of(lower, upper, code, slack=(1e-6 * n_codes, 1e-6), inner=inner, end=end)
 
 

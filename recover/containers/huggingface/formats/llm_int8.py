@@ -13,6 +13,7 @@ from recover.containers.huggingface.formats._levels import (
     Scales,
     nearest_cells,
     state,
+    state_largest,
     table_of,
 )
 from recover.containers.huggingface.modules import Module, values
@@ -24,6 +25,7 @@ _LEAVES = frozenset({"weight", "SCB", "weight_format"})
 # `int8_vectorwise_dequant` multiplies by it; 1 / 127.
 _PER_CODE = np.float32(7.874015718698502e-3)
 _SLACK = 1e-6
+_ENDS = 129, 127  # -127 and 127 as bytes
 
 
 def _table() -> F32Array:
@@ -54,11 +56,16 @@ def read(module: Module) -> LevelMatrix | None:
 
     def tell(start: int, end: int, stated: Stated) -> None:
         first, last = start // row_length, -(-end // row_length)
+        begin, stop = first * row_length, last * row_length
         rows = np.array(stored[first:last], np.float32)
         steps = rows * _PER_CODE
         scales = Scales(rows, steps, steps, np.zeros(rows.size, np.uint8))
-        runs = Runs(row_length, row_length, start - first * row_length)
+        runs = Runs(row_length, row_length, start - begin)
         state(codes[start:end], scales, runs, _TABLES, stated, factor=_PER_CODE)
+        largest = np.where(rows > 0, rows, np.inf)
+        sides = largest * np.float32(1 - _SLACK), largest * np.float32(1 + _SLACK)
+        place = start - begin, end - begin
+        state_largest(codes[begin:stop], row_length, place, _ENDS, sides, stated)
 
     return LevelMatrix(
         n_rows=n_rows,
