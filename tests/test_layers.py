@@ -15,7 +15,7 @@ LAYERS = (
     ("__init__",),
     ("evaluate",),
     ("inspect",),
-    ("bounds", "reblock"),
+    ("bounds", "export", "reblock"),
     ("merge",),
     ("quantize",),
     ("calibration",),

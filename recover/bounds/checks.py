@@ -14,7 +14,7 @@ No check sees a single code of a K-quant that was moved to its neighbour: some w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,8 +26,9 @@ from recover._compiled.jit import kernel
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Intervals
+from recover.execution.stacks import can_be_stacked, stack_of, stacks
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
-from recover.inputs.provenance import count_marks, marks_hold_with_imatrix, uses_imatrix
+from recover.inputs.provenance import marks_hold_with_imatrix, uses_imatrix
 from recover.quants import F32Array, IntervalType, ScalarType, U8Array, dequantize, quantize
 
 _CONDITION = "if these bytes are what {} made of one original"
@@ -102,9 +103,11 @@ def check_sources(
         In the same order.
     """
     jobs = [_Job(model, tensor) for model, tensor in sources]
-    workers = [_Worker(jobs) for _ in range(n_threads or available_cores())]
+    told = ((i, job.tensor.n_weights, job.kind_of_stack()) for i, job in enumerate(jobs))
+    together = [[jobs[i] for i in stack] for stack in stacks(told)]
+    workers = [_Worker(together) for _ in range(n_threads or available_cores())]
     if jobs:
-        sizes = [job.tensor.n_weights for job in jobs]
+        sizes = [len(each) * each[0].tensor.n_weights for each in together]
         for_each_tile(sizes, [worker.work for worker in workers], progress)
     return [job.result() for job in jobs]
 
@@ -118,8 +121,13 @@ class _Job:
         self.weighted = uses_imatrix(model)
         self.is_other = QUANTIZER_KEY in model.metadata
         self.has_marks = not (self.weighted or self.is_other) or marks_hold_with_imatrix(self.kind)
-        self.counts: list[tuple[int, int, int, int]] = []
+        self.counts: list[tuple[int, ...]] = []
         self.runs = np.empty((0, 3))
+
+    def kind_of_stack(self) -> Hashable:
+        """What tensors have in common that are checked together; None of one that is not."""
+        same = self.kind, self.weighted, self.is_other, self.has_marks
+        return same if can_be_stacked(self.tensor) else None
 
     def result(self) -> SourceCheck:
         n_blocks, n_without, n_encoded, n_same = np.sum([(0,) * 4, *self.counts], axis=0).tolist()
@@ -167,23 +175,31 @@ class _Job:
 class _Worker:
     """One thread's part."""
 
-    def __init__(self, jobs: Sequence[_Job]) -> None:
-        self._jobs = jobs
+    def __init__(self, together: Sequence[Sequence[_Job]]) -> None:
+        self._together = together
+        self._at = -1
         self._intervals = Intervals()
 
     def work(self, tile: Tile) -> None:
         """Check one tile; with the first one also the sample of the tensor."""
-        job = self._jobs[tile.tensor]
-        raw = job.tensor.part(tile.start, tile.end)
-        marks = count_marks(raw, job.kind) if job.has_marks else None
-        n_blocks, n_without = (0, 0) if marks is None else (marks.n_blocks, marks.n_without)
-        n_encoded, n_same = 0, 0
-        if job.kind.comes_back and not (job.weighted or job.is_other):
-            same = _come_back(raw, job.kind)
-            n_encoded, n_same = same.size, int(np.count_nonzero(same))
-        job.counts.append((n_blocks, n_without, n_encoded, n_same))
-        if tile.start == 0 and job.kind.reencoding is not None and not job.is_other:
-            job.runs = self._sample(job)
+        jobs = self._together[tile.tensor]
+        if tile.tensor != self._at:
+            self._at, self._tensor = tile.tensor, stack_of([job.tensor for job in jobs])
+        job, kind = jobs[0], jobs[0].kind
+        raw = self._tensor.part(tile.start, tile.end)
+        counts = np.zeros((len(jobs), 4), np.int64)
+        if job.has_marks and kind.marks is not None:
+            usable, marked = kind.marks(raw.reshape(-1, kind.type_size))
+            counts[:, 0] = np.count_nonzero(usable.reshape(len(jobs), -1), axis=1)
+            without = (usable & ~marked).reshape(len(jobs), -1)
+            counts[:, 1] = np.count_nonzero(without, axis=1)
+        if kind.comes_back and not (job.weighted or job.is_other):
+            same = _come_back(raw, kind).reshape(len(jobs), -1)
+            counts[:, 2], counts[:, 3] = same.shape[1], np.count_nonzero(same, axis=1)
+        for each, row in zip(jobs, counts.tolist(), strict=True):
+            each.counts.append(tuple(row))
+            if tile.start == 0 and kind.reencoding is not None and not job.is_other:
+                each.runs = self._sample(each)
 
     def _sample(self, job: _Job) -> NDArray[np.float64]:
         """Runs of blocks: how many were encoded, come back, and are expected to."""

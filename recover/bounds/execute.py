@@ -1,6 +1,7 @@
 """Bounds tile by tile: statistics, and if asked for the bounds themselves in a file."""
 
 import time
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,8 +19,9 @@ from recover.evidence.buffer import Evidence
 from recover.evidence.cells import STRIP, intersect_strip, new_strips
 from recover.evidence.intervals import PART, Intervals
 from recover.execution.output import OutputFile
+from recover.execution.stacks import can_be_stacked, stack_of, stacks
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
-from recover.quants import TILE, F32Array
+from recover.quants import TILE, F32Array, FloatType
 
 _UP = 1 + 2.0**-23  # a width is a rounded float32 difference
 
@@ -153,8 +155,13 @@ def execute_bounds(
     figures = [np.zeros((n_tiles(size), 4)) for size in sizes]
     file = None if plan.output is None else OutputFile(plan.output, plan.n_bytes, inputs)
     with nullcontext() if file is None else file as output:
-        workers = [_Worker(plan, output, figures) for _ in range(n_threads or available_cores())]
-        for_each_tile(sizes, [worker.work for worker in workers], progress)
+        told = ((i, each.n_weights, _kind_of(plan, each)) for i, each in enumerate(plan.tensors))
+        together = list(stacks(told))
+        workers = [
+            _Worker(plan, together, output, figures) for _ in range(n_threads or available_cores())
+        ]
+        stacked = [len(stack) * sizes[stack[0]] for stack in together]
+        for_each_tile(stacked, [worker.work for worker in workers], progress)
         tensors = tuple(_statistics(n, rows) for n, rows in zip(sizes, figures, strict=True))
         if output is not None:
             failed = [
@@ -165,6 +172,20 @@ def execute_bounds(
             output.write_at(0, header_with(plan, failed))
     total = _statistics(sum(sizes), np.concatenate(figures))
     return BoundsResult(plan, time.perf_counter() - start, total, tensors)
+
+
+def _kind_of(plan: BoundsPlan, tensor: TensorPlan) -> Hashable:
+    """What tensors have in common that are measured together; None of one that is not.
+
+    Those are whose bounds nobody wants to see, and whose evidence is looked at as a whole.
+    """
+    kinds = tuple(each.type for each in tensor.sources)
+    is_alone = plan.output is not None or not kinds or tensor.n_weights > PART
+    if is_alone or any(isinstance(kind, FloatType) for kind in kinds):
+        return None
+    if not all(map(can_be_stacked, tensor.sources)):
+        return None
+    return kinds
 
 
 def _statistics(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
@@ -184,23 +205,30 @@ class _Worker:
     """One thread's part."""
 
     def __init__(
-        self, plan: BoundsPlan, output: OutputFile | None, figures: list[NDArray[np.float64]]
+        self,
+        plan: BoundsPlan,
+        together: Sequence[tuple[int, ...]],
+        output: OutputFile | None,
+        figures: list[NDArray[np.float64]],
     ) -> None:
         self._plan = plan
+        self._together = together
         self._output = output
         self._figures = figures
         self._intervals = Intervals()
-        self._tensor: TensorPlan | None = None
+        self._at = -1
 
     def work(self, tile: Tile) -> None:
         """Bound the weights of one tile."""
-        tensor = self._plan.tensors[tile.tensor]
-        if tensor is not self._tensor:
-            self._intervals.look_at(tensor.sources)
-            self._tensor = tensor
-        figures = self._figures[tile.tensor][tile.start // TILE]
-        if self._output is None and self._measure_at_once(tile, figures):
+        stack = self._together[tile.tensor]
+        if tile.tensor != self._at:
+            sources = zip(*(self._plan.tensors[i].sources for i in stack), strict=True)
+            self._intervals.look_at([stack_of(each) for each in sources])
+            self._at = tile.tensor
+        tensor = self._plan.tensors[stack[0]]
+        if self._output is None and self._measure_at_once(tile, stack):
             return
+        figures = self._figures[stack[0]][tile.start // TILE]
         lower, upper = self._intervals.bound(tile.start, tile.end)
         figures[:] = measure(lower, upper)
         if self._output is None:
@@ -215,32 +243,49 @@ class _Worker:
             round_outward(bounds, up, words)
             self._output.write_at(position, words.data)
 
-    def _measure_at_once(self, tile: Tile, figures: NDArray[np.float64]) -> bool:
+    def _measure_at_once(self, tile: Tile, stack: Sequence[int]) -> bool:
         """Measure bounds that nobody wants to see, if all inputs are quantized."""
-        for start in range(tile.start, tile.end, PART):
-            evidence = self._intervals.evidence(start, min(start + PART, tile.end))
+        size = (tile.end - tile.start) // len(stack)
+        n_at_once = max(1, PART // size)  # tensors
+        step = PART if len(stack) == 1 else n_at_once * size
+        for first, start in enumerate(range(tile.start, tile.end, step)):
+            evidence = self._intervals.evidence(start, min(start + step, tile.end))
             if evidence is None:
                 return False
-            n_two_sided, n_conflicts, total, largest = measure_cells(evidence)
-            figures[:3] += n_two_sided, n_conflicts, total
-            figures[3] = max(figures[3], largest)
+            here = stack if len(stack) == 1 else stack[first * n_at_once :][:n_at_once]
+            found = np.empty((len(here), 4))
+            measure_cells(evidence, found)
+            for i, row in zip(here, found, strict=True):
+                figures = self._figures[i][tile.start // TILE]
+                figures[:3] += row[:3]
+                figures[3] = max(figures[3], row[3])
         return True
 
 
 @kernel
-def measure_cells(evidence: Evidence) -> tuple[int, int, float, float]:
-    """As `measure`, of the intersections of cells, which are not kept."""
+def measure_cells(evidence: Evidence, found: NDArray[np.float64]) -> None:
+    """As `measure`, of the intersections of cells, which are not kept.
+
+    Fills a row (two-sided weights, conflicts, sum of widths, largest width) for each of the tensors
+    of one size that lie one behind the other.
+    """
     strips = new_strips(evidence)
     lower, upper = np.empty(16 * STRIP, np.float32), np.empty(16 * STRIP, np.float32)
-    n_two_sided, n_conflicts, total, largest = 0, 0, 0.0, 0.0
-    n_groups = evidence.scale.shape[1]
-    for start in range(0, n_groups, STRIP):
-        n = 16 * (min(start + STRIP, n_groups) - start)
-        intersect_strip(evidence, strips, start, lower[:n], upper[:n])
-        counted = measure(lower[:n], upper[:n])
-        n_two_sided, n_conflicts = n_two_sided + counted[0], n_conflicts + counted[1]
-        total, largest = total + counted[2], max(largest, counted[3])
-    return n_two_sided, n_conflicts, total, largest
+    size = evidence.scale.shape[1] // found.shape[0]
+    for i in range(found.shape[0]):
+        n_two_sided, n_conflicts, total, largest = 0, 0, 0.0, 0.0
+        for start in range(i * size, (i + 1) * size, STRIP):
+            n = 16 * (min(start + STRIP, (i + 1) * size) - start)
+            intersect_strip(evidence, strips, start, lower[:n], upper[:n])
+            counted = measure(lower[:n], upper[:n])
+            n_two_sided, n_conflicts = n_two_sided + counted[0], n_conflicts + counted[1]
+            total, largest = total + counted[2], max(largest, counted[3])
+        found[i, 0], found[i, 1], found[i, 2], found[i, 3] = (
+            n_two_sided,
+            n_conflicts,
+            total,
+            largest,
+        )
 
 
 @kernel

@@ -13,7 +13,8 @@ from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError, QuantError
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
-from recover.inputs.completion import without_divided
+from recover.inputs.alignment import name_of_rows, with_common_rows
+from recover.inputs.completion import check_unscaled, with_known_scales, without_divided
 from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.quants import (
@@ -281,7 +282,15 @@ def verify_model(
     GGUFError, PlanError
         If a file cannot be read, or the files have no weights in common, or shapes differ.
     """
-    checked, others = open_model(model), tuple(map(without_divided, open_models(inputs)))
+    checked = open_model(model)
+    stored = [each.fitted(checked.tensors.keys()) for each in open_models(inputs)]
+    checked = checked.fitted({name for each in stored for name in each.tensors})
+    check_unscaled(checked, checked.tensors)
+    norms = [without_divided(each) for each in stored]  # without those that scales changed
+    others = [
+        each.without(each.tensors.keys() - kept.tensors.keys())
+        for each, kept in zip(with_known_scales(stored), norms, strict=True)
+    ]
     checks = [_Check(checked, other) for other in others]
     jobs = [(check, pair) for check in checks for pair in range(len(check.pairs))]
     sizes = [check.pairs[pair][0].n_weights for check, pair in jobs]
@@ -305,12 +314,13 @@ class _Check:
         self.other = other
         self.pairs = _pairs(model, other)
         self.figures = [np.zeros((n_tiles(ours.n_weights), _N_FIGURES)) for ours, _ in self.pairs]
-        common = {ours.name for ours, _ in self.pairs}
+        compared = {ours.name: ours for ours, _ in self.pairs}
         self.only_input, self.only_model = (
             tuple(
-                name
+                name_of_rows(name, 0 if name not in compared else compared[name].dims[1])
                 for name, tensor in each.tensors.items()
-                if name not in common and not _is_opaque_in_both(name, model, other)
+                if not _is_opaque_in_both(name, model, other)
+                and (name not in compared or tensor.n_weights > compared[name].n_weights)
             )
             for each in (other, model)
         )
@@ -349,7 +359,7 @@ def _is_opaque_in_both(name: str, model: Model, other: Model) -> bool:
 def _pairs(model: Model, other: Model) -> list[tuple[StoredTensor, StoredTensor]]:
     """Tensors that both have and that hold weights."""
     pairs = [
-        (tensor, other.tensors[name])
+        with_common_rows(tensor, other.tensors[name])
         for name, tensor in model.tensors.items()
         if name in other.tensors
         and not isinstance(tensor.type, OpaqueType)

@@ -13,7 +13,7 @@ from typing import Protocol
 from recover import RecoverError, UsageError
 from recover import _stopping as stopping
 from recover._version import __version__
-from recover.cli import bounds, calibrate, demo, evaluate, merge, quantize, reblock, verify
+from recover.cli import bounds, calibrate, demo, evaluate, export, merge, quantize, reblock, verify
 from recover.cli import inspect as inspect_command
 from recover.cli._inputs import check_inputs, forget_inputs
 from recover.cli._parser import Parser
@@ -46,6 +46,7 @@ _COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
     evaluate,
     calibrate,
     reblock,
+    export,
     demo,
 )
 

@@ -80,6 +80,7 @@ def run(args: Namespace) -> int:
     _check_outputs(args)
     if args.text is not None:
         _check_llama_cpp()
+        _check_runnable([args.truth, *args.models])
     with progress_bar(args, "comparing") as progress:
         results = evaluate_models(
             args.models,
@@ -123,9 +124,16 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
                 f"{printable(result.path)} has no tensor {some(missing)}: its figures are of fewer"
                 " weights than those of the others"
             )
-    truth = open_model(args.truth).tensors
-    for model in open_models(args.models):
-        tensors = model.tensors
+    truth = open_model(args.truth).fitted(compared.keys()).tensors
+    for model, result in zip(open_models(args.models), results, strict=True):
+        tensors = model.fitted(compared.keys()).tensors
+        for each in result.tensors:
+            sizes = [known[each.name].n_weights for known in (tensors, truth)]
+            if each.errors.n_weights < max(sizes):
+                warnings.append(
+                    f"{printable(model.path)} and {printable(args.truth)} do not have as many rows"
+                    f" of {quoted(each.name)}: the figures are of those that both have"
+                )
         scales = [
             quoted(scale)
             for name in compared
@@ -198,6 +206,22 @@ def _check_llama_cpp() -> None:
     from recover.evaluate.llama_binding import library
 
     library()
+
+
+def _check_runnable(paths: list[Path]) -> None:
+    """Refuse what llama.cpp cannot run, before anything is computed."""
+    from recover._text import printable
+    from recover.containers.gguf.reader import GGUFModel
+    from recover.errors import EvaluationError
+    from recover.inputs.open import open_models
+
+    for model in open_models(paths):
+        if not isinstance(model, GGUFModel):
+            raise EvaluationError(
+                f"{printable(model.path)}: is no GGUF file, and llama.cpp, which reads the text,"
+                " runs nothing else; convert it (llama.cpp's convert_hf_to_gguf.py), or leave"
+                " --text out"
+            )
 
 
 def _with_divergence(args: Namespace, results: "list[ModelErrors]") -> "list[ModelErrors]":

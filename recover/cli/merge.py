@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli.export import add_folder_arguments
 from recover.estimators import DEFAULT_METHOD, method_names, shipped_methods
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=Path, help="GGUF file to write"
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="GGUF file to write; or a Hugging Face folder, if it is one or ends in /",
     )
     parser.add_argument(
         "--method",
@@ -90,6 +95,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="write parts OUT-00001-of-0000N.gguf with at most so many bytes of weights each, like"
         " 500M or 2G (a tensor that is larger has a part of its own)",
     )
+    add_folder_arguments(parser)
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -97,7 +103,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         " has kept",
     )
     parser.add_argument(
-        "--force", action="store_true", help="go on although the inputs contradict each other"
+        "--force",
+        action="store_true",
+        help="go on although the inputs contradict each other, and replace a model's folder that is"
+        " there already",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -116,6 +125,7 @@ def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import message, print_json, progress_bar, warn
     from recover.estimators.base import estimator
+    from recover.merge.checks import check_relations
     from recover.merge.execute import execute_merge
     from recover.merge.plan import plan_merge
 
@@ -130,6 +140,8 @@ def run(args: Namespace) -> int:
         tensors=args.tensors,
         calibration=args.calibration,
         split_max_size=args.split_max_size,
+        max_shard_size=args.max_shard_size,
+        config=args.config,
     )
     if args.simulate is not None:
         from recover.merge.resimulate import with_simulated_densities
@@ -139,6 +151,8 @@ def run(args: Namespace) -> int:
         message(args, f"{plan.method}: {summary}")
     warn(args, plan.warnings)
     if args.dry_run:
+        if not args.force:
+            check_relations(plan)
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
     with progress_bar(args, "merging") as progress:
@@ -159,7 +173,7 @@ def _print_plan(plan: "MergePlan") -> None:
     from recover.cli._console import count, print_table, size
     from recover.cli._streams import say
 
-    is_split = len(plan.parts) > 1
+    is_split = plan.n_parts > 1
     rows = [
         (
             tensor.name,
@@ -175,7 +189,7 @@ def _print_plan(plan: "MergePlan") -> None:
     ]
     columns = ["tensor:", "shape:", "action:", "inputs:", "output:", "weights", "position"]
     columns += ["part"] if is_split else []
-    parts = f" in {len(plan.parts)} parts" if is_split else ""
+    parts = f" in {plan.n_parts} parts" if is_split else ""
     what = f"{size(plan.n_bytes)}{parts}, {plan.method}"
     print_table(f"Plan for {plan.output} ({what})", columns, rows)
     actions = Counter(tensor.action for tensor in plan.tensors)
@@ -216,7 +230,7 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
         say(f"rounded: {n_rounded:,} weights ({share:.2%}) that a single input gives")
     if result.conflict_fraction:
         say(f"conflicts: the inputs contradict each other on {result.conflict_fraction:.2%}")
-    print_written(plan.output, plan.n_bytes, result.n_weights, result.seconds, len(plan.parts))
+    print_written(plan.output, plan.n_bytes, result.n_weights, result.seconds, plan.n_parts)
 
 
 def _row(tensors: "list[TensorResult]") -> tuple[str, ...]:

@@ -43,6 +43,11 @@ class View(BlockTensor):
         return self._first.type
 
     @property
+    def stored_type(self) -> TensorType:
+        """How the file stores it."""
+        return self._first.stored_type
+
+    @property
     def n_bytes(self) -> int:
         """Number of stored bytes, of parts of tensors about."""
         return sum(
@@ -78,7 +83,11 @@ class View(BlockTensor):
     def part(self, start: int, end: int) -> U8Array:
         """See `recover.containers.model.StoredTensor.part`."""
         parts = [tensor.part(first, last) for tensor, first, last, _ in self._pieces(start, end)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(parts) == 1:
+            return parts[0]
+        joined = np.concatenate(parts)
+        joined.flags.writeable = False  # as the bytes of files are: kernels are compiled for either
+        return joined
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `recover.containers.model.StoredTensor.read`."""

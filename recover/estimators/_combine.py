@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import inner, kernel
+from recover._compiled.jit import bare_inlined, inner, kernel
 from recover._compiled.lanes import (
     add_up,
     any_lane,
@@ -13,6 +13,7 @@ from recover._compiled.lanes import (
     store,
     to_f32,
 )
+from recover.estimators.tally import ALONE
 from recover.evidence.buffer import Evidence, take_one
 from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._decode import is_affine
@@ -31,7 +32,11 @@ def _mean_variances(values: F32Array, each: F32Array, variance: F32Array) -> Non
 
 @kernel
 def group_variances(evidence: Evidence, k: int, variance: F32Array) -> None:
-    """Expected mean square error (n / 16,) of input `k`; infinite where its bytes are broken."""
+    """Expected mean square error (n / 16,) of input `k`; infinite where its bytes are broken.
+
+    ``noise s^2`` of a scalar input with the scale s, the mean of the stated variances of an
+    interval input, and ``relative_mse`` times the mean square of a superblock of the others.
+    """
     n_scalars, n_proven = evidence.scale.shape[0], evidence.interval_values.shape[0]
     if k >= n_scalars + n_proven:
         for g in range(variance.size):
@@ -58,6 +63,29 @@ def sum_variance(variance: F32Array) -> float:
     return 16 * total
 
 
+@bare_inlined
+def n_effective(variance: F32Array) -> int:
+    """How many groups would count as much if all had one variance: ``(sum V)^2 / (sum V^2)``."""
+    total = squares = 0.0
+    for g in range(variance.size):
+        if variance[g] < np.float32(np.inf):
+            total += np.float64(variance[g])
+            squares += np.float64(variance[g]) ** 2
+    return int(total * total / squares) if squares > 0 else 0
+
+
+@kernel
+def add_variance(variance: F32Array, tallies: NDArray[np.float64], column: int) -> None:
+    """Add the sums over the weights of tensors to a column (n_tensors, ...).
+
+    Tensors of one size lie one behind the other in the variance (n / 16,), as `sum_variance` has
+    it.
+    """
+    n = variance.size // tallies.shape[0]
+    for i in range(tallies.shape[0]):
+        tallies[i, column] += sum_variance(variance[i * n : (i + 1) * n])
+
+
 @inner
 def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> None:
     """``1 / variance``, added to `total`; 0 where a variance says nothing (scale 0, broken)."""
@@ -69,7 +97,7 @@ def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> Non
 
 @inner
 def _normalize(weights: F32Array, total: F32Array) -> None:
-    """Precisions to weights that add up to 1, where there are any."""
+    """Precisions to weights: ``w_k = p_k / sum over j of p_j``, where any is known."""
     for g in range(total.size):
         weights[g] = weights[g] / total[g] if total[g] > 0 else np.float32(0)
 
@@ -118,22 +146,23 @@ def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
 
 
 def combine(
-    evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
+    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
 ) -> None:
     """The mean of the inputs weighted by inverse variance.
 
-    Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tally[2:]`` the
+    Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tallies[:, 2:]`` the
     expected variance of each input alone. Where no input has a usable variance (scales are 0), the
     first that is not broken is taken. Beside interval inputs, whose errors differ from weight to
     weight, each weight has weights of its own.
     """
-    _combine_by_group(evidence, out, variance, tally)
+    _combine_by_group(evidence, out, variance, tallies)
     n_scalars, n_proven = len(evidence.scale), len(evidence.interval_values)
-    if not n_proven or tally.size == 3:
+    n_inputs = tallies.shape[1] - ALONE
+    if not n_proven or n_inputs == 1:
         return
     total, weighted = np.zeros((2, out.size), np.float32)
     value, own = np.empty_like(out), np.empty_like(variance)
-    for k in range(tally.size - 2):
+    for k in range(n_inputs):
         take_one(evidence, k, value)
         if n_scalars <= k < n_scalars + n_proven:
             each = evidence.interval_variance[k - n_scalars]
@@ -146,7 +175,10 @@ def combine(
 
 @kernel
 def _add_precise(value: F32Array, variance: F32Array, weighted: F32Array, total: F32Array) -> None:
-    """Add what an input says, times its precision, and the precision, where both are known."""
+    """Add what an input says, times its precision, and the precision, where both are known.
+
+    ``weighted += x_k / var_k``, ``total += 1 / var_k``.
+    """
     for i in range(value.size):
         precision = np.float32(1) / variance[i]
         known = np.float32(0) < precision < np.float32(np.inf) and np.isfinite(value[i])
@@ -156,7 +188,10 @@ def _add_precise(value: F32Array, variance: F32Array, weighted: F32Array, total:
 
 @kernel
 def _divide(weighted: F32Array, total: F32Array, out: F32Array, variance: F32Array) -> None:
-    """The mean where something is known, and its variance (n / 16,), the mean of 16 weights."""
+    """The mean where something is known, and its variance (n / 16,), the mean of 16 weights.
+
+    ``mean = (sum of x_k / var_k) / (sum of 1 / var_k)``, ``variance = 1 / (sum of 1 / var_k)``.
+    """
     for g in range(variance.size):
         mean = np.float32(0)
         for i in range(16 * g, 16 * g + 16):
@@ -170,15 +205,19 @@ def _divide(weighted: F32Array, total: F32Array, out: F32Array, variance: F32Arr
 
 @kernel
 def _combine_by_group(
-    evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
+    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
 ) -> None:
-    """As `combine`, with weights that each 16 share."""
-    n_inputs = tally.size - 2
+    """As `combine`, with weights that each 16 share.
+
+    ``out = sum over k of w_k x_k``, ``w_k = (1 / var_k) / (sum over j of 1 / var_j)``; the variance
+    is ``1 / (sum over j of 1 / var_j)``.
+    """
+    n_inputs = tallies.shape[1] - ALONE
     weights = np.empty((n_inputs, variance.size), np.float32)
     total = np.zeros_like(variance)
     for k in range(n_inputs):
         group_variances(evidence, k, variance)
-        tally[2 + k] += sum_variance(variance)
+        add_variance(variance, tallies, ALONE + k)
         _precisions(variance, weights[k], total)
     for k in range(n_inputs):
         _normalize(weights[k], total)
@@ -213,21 +252,22 @@ def _add_all(evidence: Evidence, weights: F32Array, out: F32Array) -> None:
 
 @kernel
 def combine_weighted(
-    evidence: Evidence, out: F32Array, variance: F32Array, tally: NDArray[np.float64]
+    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
 ) -> None:
     """The sum of the inputs times the weights of a calibration.
 
-    Fills and adds to the same as `combine`; the variance is that of independent errors. Where an
-    input's bytes are broken, the others take over its weight.
+    ``out = sum over k of w_k x_k``. Fills and adds to the same as `combine`; the variance is that
+    of independent errors, ``sum over k of w_k^2 var_k``. Where an input's bytes are broken, the
+    others take over its weight.
     """
-    n_inputs = tally.size - 2
+    n_inputs = tallies.shape[1] - ALONE
     weights = np.zeros((n_inputs, variance.size), np.float32)
     total = np.zeros_like(variance)
     expected = np.zeros_like(variance)
     for k in range(n_inputs):
         weight = np.float32(evidence.weights[k])
         group_variances(evidence, k, variance)
-        tally[2 + k] += sum_variance(variance)
+        add_variance(variance, tallies, ALONE + k)
         for g in range(variance.size):
             if variance[g] < np.inf:
                 weights[k, g] = weight
@@ -252,3 +292,13 @@ def combine_weighted(
 def take_finest(evidence: Evidence, out: F32Array) -> None:
     """The finest input alone: exactly what dequantizing it gives."""
     take_one(evidence, evidence.finest, out)
+
+
+@kernel
+def square_difference(one: F32Array, other: F32Array) -> float:
+    """Of two inputs' weights, float32 (n,), summed."""
+    total = 0.0
+    for i in range(one.size):
+        off = np.float64(one[i]) - np.float64(other[i])
+        total += off * off
+    return total

@@ -6,13 +6,16 @@ from functools import cache
 from importlib import import_module
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 import recover.estimators as home
 from recover._text import printable
 from recover.errors import PlanError
 from recover.estimators import methods
 from recover.estimators._request import Request
 from recover.estimators.tally import Tally
-from recover.evidence.buffer import Evidence, Source
+from recover.evidence.buffer import Evidence, Source, part_of
 from recover.quants import F32Array
 
 WEIGHTS, DENSITIES = "weights", "densities"
@@ -36,6 +39,19 @@ class Estimate(Protocol):
 
     def __call__(self, evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
         """Fill `out`, float32 (n,), and what the request has room for, and add to `tally`."""
+
+
+class EstimateEach(Protocol):
+    """An estimator's function for several tensors."""
+
+    def __call__(
+        self, evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
+    ) -> None:
+        """Do what `Estimate` does to tensors of one size that lie one behind the other.
+
+        A row of `tallies`, float64 (n_tensors, 2 + n_inputs), is the array of a tensor's `Tally`.
+        Where there is more than one, tensors have whole superblocks of 256 weights.
+        """
 
 
 class Calibrate(Protocol):
@@ -77,7 +93,10 @@ class Estimator:
     name : str
         What people call it; not an attribute of the module.
     estimate : callable
-        ``estimate(evidence, out, tally, request)``, the only one that is needed.
+        ``estimate(evidence, out, tally, request)``.
+    estimate_each : callable
+        ``estimate_each(evidence, out, tallies, request)``, of several tensors (see `EstimateEach`).
+        Each of the two follows from the other: only one is needed.
     summary : str
         A line for people. Default: empty.
     has_mode : bool
@@ -101,6 +120,7 @@ class Estimator:
 
     name: str
     estimate: Estimate
+    estimate_each: EstimateEach
     summary: str = ""
     has_mode: bool = False
     sees_conflicts: bool = False
@@ -111,7 +131,7 @@ class Estimator:
     gains_alone: Callable[[Source], bool] = _never
 
 
-_FUNCTIONS = "estimate", "calibrate", "gains_alone"
+_FUNCTIONS = "estimate", "estimate_each", "calibrate", "gains_alone"
 _FACTS = "summary", "has_mode", "sees_conflicts", "decides", "takes_first", "calibrated"
 
 
@@ -125,11 +145,40 @@ def estimator(name: str) -> Estimator:
         If there is none, or the package that has it cannot be used.
     """
     source = _source(name)
-    if not callable(getattr(source, "estimate", None)):
-        raise PlanError(f"method {name!r} has no function estimate")
     names = {each: each for each in _FUNCTIONS} | {each: each.upper() for each in _FACTS}
     known = {own: getattr(source, its) for own, its in names.items() if hasattr(source, its)}
+    if callable(known.get("estimate_each")):
+        known.setdefault("estimate", _of_one(known["estimate_each"]))
+    elif callable(known.get("estimate")):
+        known["estimate_each"] = _one_by_one(known["estimate"])
+    else:
+        raise PlanError(f"method {name!r} has no function estimate")
     return Estimator(name=name, **known)
+
+
+def _of_one(estimate_each: EstimateEach) -> Estimate:
+    """The function for one tensor."""
+
+    def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
+        estimate_each(evidence, out, tally.array[None], request)
+
+    return estimate
+
+
+def _one_by_one(estimate: Estimate) -> EstimateEach:
+    """The function for several tensors."""
+
+    def estimate_each(
+        evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
+    ) -> None:
+        n = out.size // len(tallies)
+        for i, sums in enumerate(tallies):
+            part = slice(i * n, (i + 1) * n)
+            own = evidence if len(tallies) == 1 else part_of(evidence, i * n, (i + 1) * n)
+            asked_for = request._replace(deviation=request.deviation[part])
+            estimate(own, out[part], Tally(sums), asked_for)
+
+    return estimate_each
 
 
 def _source(name: str) -> object:

@@ -30,7 +30,7 @@ from recover.containers.model import ArrayTensor, StoredTensor
 from recover.estimators import _folder_sample
 from recover.estimators._request import MEAN
 from recover.estimators.base import estimator
-from recover.estimators.tally import Tally
+from recover.estimators.tally import ALONE, VARIANCE
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.inputs.matching import typical_error
@@ -78,43 +78,69 @@ class ErrorCalibration:
 
     def correct(
         self,
-        tally: Tally,
+        tallies: NDArray[np.float64],
         estimate: F32Array,
         deviation: F32Array | None = None,
     ) -> None:
-        """Multiply sums of errors, and standard deviations."""
+        """Multiply sums of errors, and standard deviations.
+
+        Parameters
+        ----------
+        tallies : float64 (n_tensors, 2 + n_inputs)
+            The arrays of the tallies of tensors of one size.
+        estimate, deviation : float32 (n,)
+            Of all of them, one behind the other.
+        """
         if not self.is_measured:
             return
         light, heavy = self.kurtosis
-        share = 0.0
+        shares = np.zeros(len(tallies))
         if heavy > light:
             least, most = _SHARES
-            beyond = (kurtosis_of(estimate) - light) / (heavy - light)
-            share = np.float64(min(max(beyond, least), most))
-        merged, alone = (
-            each[0] * (each[1] / each[0]) ** share
-            for each in (np.array(self.merged), np.array(self.alone))
-        )
-        tally.variance *= merged
-        tally.alone[:] *= alone
-        if deviation is not None:
-            deviation *= np.float32(merged**0.5)
+            beyond = (kurtosis_of(estimate, len(tallies)) - light) / (heavy - light)
+            shares = np.clip(beyond, least, most)
+        (first, last), (alone, alone_last) = np.array(self.merged), np.array(self.alone)
+        of_merged, of_alone = last / first, alone_last / alone
+        rows = None if deviation is None else deviation.reshape(len(tallies), -1)
+        for i, share in enumerate(shares):
+            merged = first * of_merged**share
+            tallies[i, VARIANCE] *= merged
+            tallies[i, ALONE:] *= alone * of_alone**share
+            if rows is not None:
+                rows[i] *= np.float32(merged**0.5)
 
 
-def kurtosis_of(values: F32Array) -> float:
-    """The mean of some superblocks' fourth moments over their squared second ones; 3 if normal."""
-    superblocks = values[: values.size // 256 * 256].reshape(-1, 256)
-    step = max(1, len(superblocks) // _N_LOOKED_AT)
-    squares = np.square(superblocks[::step], dtype=np.float64)
-    mean = np.add.reduce(squares, 1) / 256
+def kurtosis_of(values: F32Array, n_tensors: int = 1) -> NDArray[np.float64]:
+    """How heavy the tails of some tensors are.
+
+    Parameters
+    ----------
+    values : float32 (n,)
+        Tensors of one size, one behind the other.
+    n_tensors : int
+        How many there are.
+
+    Returns
+    -------
+    float64 (n_tensors,)
+        The mean of some superblocks' fourth moments over their squared second ones; 3 if normal.
+    """
+    rows = values.reshape(n_tensors, -1)
+    n_superblocks = rows.shape[1] // 256
+    superblocks = rows[:, : 256 * n_superblocks].reshape(n_tensors, n_superblocks, 256)
+    step = max(1, n_superblocks // _N_LOOKED_AT)
+    squares = np.square(superblocks[:, ::step], dtype=np.float64)
+    mean = np.add.reduce(squares, 2) / 256
     known = (mean > 0) & (mean < np.inf)
-    n_known = np.count_nonzero(known)
-    if not n_known:
-        return 3.0
-    if n_known < len(known):
-        squares, mean = squares[known], mean[known]
-    fourth = np.add.reduce(np.square(squares), 1) / 256
-    return float(np.add.reduce(fourth / np.square(mean)) / n_known)
+    n_known = np.add.reduce(known, 1, dtype=np.int64)
+    fourth = np.add.reduce(np.square(squares), 2) / 256
+    relative = np.zeros_like(fourth)
+    np.divide(fourth, np.square(mean), out=relative, where=known)
+    kurtosis = np.full(n_tensors, 3.0)
+    np.divide(np.add.reduce(relative, 1), n_known, out=kurtosis, where=n_known > 0)
+    for i in np.flatnonzero((n_known > 0) & (n_known < known.shape[1])):
+        kurtosis[i] = np.add.reduce(relative[i, known[i]]) / n_known[i]
+    return kurtosis
 
 
 def sample_name(kind: TensorType, importance: int) -> str:
@@ -166,7 +192,7 @@ def calibrate_errors(
         tally = tile.estimate_from(tile.read(tensors, 0, x.size), out, np.empty_like(out))
         errors = [_square_error(tensor.read(0, x.size), x) for tensor in tensors]
         alone[half] = tile.by_place(np.array(errors)) / tally.alone
-        merged[half], kurtosis[half] = _square_error(out, x) / tally.variance, kurtosis_of(out)
+        merged[half], kurtosis[half] = _square_error(out, x) / tally.variance, kurtosis_of(out)[0]
     return _error_calibration(merged, alone, kurtosis)
 
 

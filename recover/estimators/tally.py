@@ -5,7 +5,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-_N_FIRST = 2  # sums that come before those of the inputs
+VARIANCE, CONFLICTS, ALONE = 0, 1, 2
+"""Columns of the sums: the variance to expect, conflicts, and from here on those of each input."""
 
 
 class Tally:
@@ -37,30 +38,30 @@ class Tally:
     @staticmethod
     def size_for(n_inputs: int) -> int:
         """How many numbers the tally of so many inputs has."""
-        return _N_FIRST + n_inputs
+        return ALONE + n_inputs
 
     @property
     def n_inputs(self) -> int:
         """Number of inputs."""
-        return self.array.size - _N_FIRST
+        return self.array.size - ALONE
 
     @property
     def variance(self) -> float:
         """The square error that the estimates are expected to have."""
-        return float(self.array[0])
+        return float(self.array[VARIANCE])
 
     @variance.setter
     def variance(self, value: float) -> None:
-        self.array[0] = value
+        self.array[VARIANCE] = value
 
     @property
     def n_conflicts(self) -> float:
         """Weights on which the inputs contradict each other."""
-        return float(self.array[1])
+        return float(self.array[CONFLICTS])
 
     @n_conflicts.setter
     def n_conflicts(self, value: float) -> None:
-        self.array[1] = value
+        self.array[CONFLICTS] = value
 
     @property
     def alone(self) -> NDArray[np.float64]:
@@ -69,7 +70,7 @@ class Tally:
         `TileEstimator` gives them in the order of the sources. An estimator has them in the order
         of the evidence: scalar inputs first.
         """
-        return self.array[_N_FIRST:]
+        return self.array[ALONE:]
 
     def __iadd__(self, other: "Tally") -> Self:
         self.array += other.array

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recover.estimators._request import MEAN
 from recover.estimators.error_calibration import ErrorCalibration, calibrate_errors
 from recover.estimators.tally import Tally
@@ -39,10 +42,14 @@ class TileEstimator(UncorrectedTileEstimator):
             tuple(sources), method, estimate
         )
 
-    def estimate_from(
-        self, evidence: Evidence, out: F32Array, deviation: F32Array | None = None
-    ) -> Tally:
-        """Estimate what evidence tells; `alone` of the tally is in the order of the evidence."""
-        tally = super().estimate_from(evidence, out, deviation)
-        self._error_calibration.correct(tally, out, deviation)
-        return tally
+    def estimate_each_from(
+        self,
+        evidence: Evidence,
+        n_tensors: int,
+        out: F32Array,
+        deviation: F32Array | None = None,
+    ) -> NDArray[np.float64]:
+        """Estimate what evidence tells; sums of inputs are in the order of the evidence."""
+        tallies = super().estimate_each_from(evidence, n_tensors, out, deviation)
+        self._error_calibration.correct(tallies, out, deviation)
+        return tallies

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from recover.containers.model import ArrayTensor, StoredTensor
 from recover.estimators._request import MEAN, Request
 from recover.estimators.base import estimator
-from recover.estimators.tally import Tally
+from recover.estimators.tally import ALONE, Tally
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.quants import F32Array, IntervalTensor, U8Array
 
@@ -51,6 +51,8 @@ class UncorrectedTileEstimator:
         self._sources = tuple(sources)
         self._asked_for = estimate
         self._buffer = EvidenceBuffer(self._sources)
+        places = self._buffer.by_place(np.arange(len(self._sources), dtype=np.float64))
+        self._placed = tuple(self._sources[int(i)] for i in places)
 
     def estimate(
         self,
@@ -78,10 +80,28 @@ class UncorrectedTileEstimator:
         Tally
             Of these weights; its `alone` is in the order of the sources.
         """
+        return Tally(self.estimate_each(inputs, start, end, 1, out, deviation)[0])
+
+    def estimate_each(
+        self,
+        inputs: Sequence[StoredTensor | IntervalTensor | U8Array],
+        start: int,
+        end: int,
+        n_tensors: int,
+        out: F32Array,
+        deviation: F32Array | None = None,
+    ) -> NDArray[np.float64]:
+        """As `estimate`, of several tensors of one size that lie one behind the other.
+
+        Returns
+        -------
+        float64 (n_tensors, 2 + n_inputs)
+            A row is the array of a tensor's tally.
+        """
         self.read(inputs, start, end)
-        tally = self.estimate_from(self.evidence, out, deviation)
-        tally.alone[:] = self._buffer.by_source(tally.alone)
-        return tally
+        tallies = self.estimate_each_from(self.evidence, n_tensors, out, deviation)
+        tallies[:, ALONE:] = tallies[:, ALONE + self._buffer.order]
+        return tallies
 
     def read(
         self, inputs: Sequence[StoredTensor | IntervalTensor | U8Array], start: int, end: int
@@ -98,10 +118,21 @@ class UncorrectedTileEstimator:
         self, evidence: Evidence, out: F32Array, deviation: F32Array | None = None
     ) -> Tally:
         """Estimate what evidence tells; `alone` of the tally is in the order of the evidence."""
-        tally = Tally.zeros(len(self._sources))
-        request = Request(self._asked_for, _NOT_ASKED_FOR if deviation is None else deviation)
-        self.estimator.estimate(evidence, out, tally, request)
-        return tally
+        return Tally(self.estimate_each_from(evidence, 1, out, deviation)[0])
+
+    def estimate_each_from(
+        self,
+        evidence: Evidence,
+        n_tensors: int,
+        out: F32Array,
+        deviation: F32Array | None = None,
+    ) -> NDArray[np.float64]:
+        """As `estimate_from`, of several tensors; the arrays of their tallies."""
+        tallies = np.zeros((n_tensors, Tally.size_for(len(self._sources))))
+        deviation = _NOT_ASKED_FOR if deviation is None else deviation
+        request = Request(self._asked_for, deviation, self._placed)
+        self.estimator.estimate_each(evidence, out, tallies, request)
+        return tallies
 
     def by_place(self, figures: NDArray[np.float64]) -> NDArray[np.float64]:
         """Figures in the order of the sources, put into that of the evidence."""

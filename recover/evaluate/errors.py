@@ -27,6 +27,8 @@ from recover.execution.tiles import (
     for_each_tile,
     n_tiles,
 )
+from recover.inputs.alignment import with_common_rows
+from recover.inputs.completion import check_unscaled
 from recover.inputs.open import open_model, open_models
 from recover.quants import TILE, F32Array, FloatType, OpaqueType
 
@@ -151,13 +153,16 @@ def evaluate_models(
     EvaluationError
         If a tensor is missing from the truth, has another shape there, or holds NaN or infinities.
     """
-    opened = open_models(models)
     original = open_model(truth)
+    opened = [model.fitted(original.tensors.keys()) for model in open_models(models)]
     names = _compared(opened)
+    original = original.fitted(names)
+    check_unscaled(original, names)
     for model in opened:
+        check_unscaled(model, names)
         _check_match(model, original, names)
     n_weights = 2 * sum(
-        tensor.n_weights
+        with_common_rows(tensor, original.tensors[name])[0].n_weights
         for model in opened
         for name, tensor in model.tensors.items()
         if name in names
@@ -179,15 +184,20 @@ def _compared(models: Iterable[Model]) -> set[str]:
 
 def _check_match(model: Model, truth: Model, names: set[str]) -> None:
     here, there = printable(model.path), printable(truth.path)
+    kinds = [each.get("general.architecture") for each in (model, truth)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise EvaluationError(
+            f"{here}: its architecture is {quoted(str(kinds[0]))}, but {there} is of"
+            f" {quoted(str(kinds[1]))}, which lays tensors out in another way; name an original of"
+            " the same one"
+        )
     for name, tensor in model.tensors.items():
         if name not in names:
             continue
         if name not in truth.tensors:
             raise EvaluationError(f"{there}: has no tensor {quoted(name)}, which {here} has")
-        if (
-            truth.tensors[name].n_weights != tensor.n_weights
-            or tensor.dims[0] != truth.tensors[name].dims[0]
-        ):
+        own, original = with_common_rows(tensor, truth.tensors[name])
+        if own.n_weights != original.n_weights or own.dims[0] != original.dims[0]:
             raise EvaluationError(
                 f"tensor {quoted(name)} has the shape {tensor.dims} in {here},"
                 f" but {truth.tensors[name].dims} in {there}"
@@ -196,15 +206,34 @@ def _check_match(model: Model, truth: Model, names: set[str]) -> None:
         raise EvaluationError(f"{here}: has no tensor that can be compared with {there}")
 
 
+def _not_finite(models: Iterable[Model], name: str) -> EvaluationError:
+    """Of a tensor that holds NaN or infinite weights in any of these."""
+    paths = [printable(model.path) for model in models if _is_broken(model.tensors[name])]
+    return EvaluationError(
+        f"{' and '.join(paths)}: tensor {quoted(name)} holds NaN or infinite weights"
+    )
+
+
+def _is_broken(tensor: StoredTensor) -> bool:
+    ends = ((at, min(at + TILE, tensor.n_weights)) for at in range(0, tensor.n_weights, TILE))
+    return any(not np.isfinite(tensor.read(start, end)).all() for start, end in ends)
+
+
 def _evaluate_model(
     model: Model, truth: Model, names: set[str], by: GroupBy, comparer: "_Comparer"
 ) -> ModelErrors:
-    tensors = [tensor for name, tensor in model.tensors.items() if name in names]
+    pairs = [
+        with_common_rows(tensor, truth.tensors[name])
+        for name, tensor in model.tensors.items()
+        if name in names
+    ]
     total = _Errors()
     groups: dict[str, _Errors] = {}
-    own: list[tuple[StoredTensor, _Errors, _Errors | None]] = []
-    for tensor in tensors:
-        errors = comparer.first_pass(tensor, truth.tensors[tensor.name])
+    own: list[tuple[StoredTensor, StoredTensor, _Errors, _Errors | None]] = []
+    for tensor, original in pairs:
+        errors = comparer.first_pass(tensor, original)
+        if not np.isfinite(errors.square_error):
+            raise _not_finite([model, truth], tensor.name)
         group = None
         if by != "tensor":
             key = tensor.type.name if by == "type" else role_of(tensor.name)
@@ -217,13 +246,13 @@ def _evaluate_model(
             group.add(errors)
         total.add(errors)
         errors.find_ranks()
-        own.append((tensor, errors, group))
+        own.append((tensor, original, errors, group))
     for errors in (total, *groups.values()):
         errors.find_ranks()
     found = []
-    for tensor, errors, group in own:
+    for tensor, original, errors, group in own:
         wanting = [each for each in (errors, group, total) if each is not None]
-        comparer.second_pass(tensor, truth.tensors[tensor.name], wanting)
+        comparer.second_pass(tensor, original, wanting)
         found.append(TensorErrors(tensor.name, tensor.type.name, errors.statistics()))
         errors.fine.clear()
     return ModelErrors(
@@ -319,8 +348,6 @@ class _Comparer:
 
         self._run(tensor, truth, count)
         square_error, square_truth, n_exact = sums[:, :3].sum(axis=0)
-        if not np.isfinite(square_error):
-            raise EvaluationError(f"tensor {quoted(tensor.name)} holds NaN or infinite weights")
         return _Errors(
             n_weights=tensor.n_weights,
             n_exact=int(n_exact),

@@ -30,6 +30,7 @@ from recover.execution.tiles import (
     for_each_tile,
     n_tiles,
 )
+from recover.inputs.alignment import with_common_rows
 from recover.inputs.open import open_model
 from recover.inputs.provenance import source_of
 from recover.quants import TILE, F32Array, FloatType, ScalarType
@@ -141,7 +142,8 @@ def collect_distributions(
     EvaluationError
         If a file is not any more what it was when it was compared.
     """
-    original = open_model(truth)
+    names = {tensor.name for result in results for tensor in result.tensors}
+    original = open_model(truth).fitted(names)
     report = OneCount(progress, sum(each.total.n_weights for each in results))
     collector = _Collector(n_threads or available_cores(), report)
     return [_collect_model(result, original, collector) for result in results]
@@ -150,21 +152,16 @@ def collect_distributions(
 def _collect_model(
     result: ModelErrors, truth: Model, collector: "_Collector"
 ) -> ModelDistributions:
-    model = open_model(result.path)
+    model = open_model(result.path).fitted([each.name for each in result.tensors])
     types: dict[str, TypeDistribution] = {}
     expected: dict[str, float] = {}
     for each in result.tensors:
         tensor, original = model.tensors.get(each.name), truth.tensors.get(each.name)
-        if (
-            tensor is None
-            or original is None
-            or tensor.type.name != each.type
-            or not tensor.n_weights == original.n_weights == each.errors.n_weights
-        ):
-            raise EvaluationError(
-                f"{printable(model.path)}: tensor {quoted(each.name)} is not any more what it was"
-                " when it was compared"
-            )
+        if tensor is None or original is None or tensor.type.name != each.type:
+            raise _changed(model, each.name)
+        tensor, original = with_common_rows(tensor, original)
+        if not tensor.n_weights == original.n_weights == each.errors.n_weights:
+            raise _changed(model, each.name)
         is_float = isinstance(tensor.type, FloatType)
         source = None if is_float else source_of(model, tensor)
         own, variance = collector.collect(tensor, original, source)
@@ -172,6 +169,13 @@ def _collect_model(
         if source is not None:
             expected[each.name] = math.sqrt(variance)
     return ModelDistributions(result.path, tuple(types[name] for name in sorted(types)), expected)
+
+
+def _changed(model: Model, name: str) -> EvaluationError:
+    return EvaluationError(
+        f"{printable(model.path)}: tensor {quoted(name)} is not any more what it was when it was"
+        " compared"
+    )
 
 
 class _Collector:

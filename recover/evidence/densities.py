@@ -46,7 +46,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.quants import ROUNDED, F32Array, IntervalType, ScalarType, TensorType, VectorType
+from recover.quants import (
+    ROUNDED,
+    BlockIntervals,
+    F32Array,
+    IntervalType,
+    ScalarType,
+    TensorType,
+    VectorType,
+)
 
 INTERIOR, LOWEST, HIGHEST, VARYING = range(4)
 """Rows of a table: the classes of codes, and what interior codes add times z or z squared."""
@@ -166,7 +174,9 @@ def tempering(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool
 
 def _tempered_as(kind: TensorType) -> TensorType | None:
     """The type whose tempering holds for one; None if it shares no errors with any."""
-    return kind.alike if isinstance(kind, IntervalType) else kind
+    if isinstance(kind, IntervalType) and not isinstance(kind, BlockIntervals):
+        return kind.alike
+    return kind
 
 
 def _tempering_of_pair(kind: TensorType, other: TensorType, *, has_cells: bool) -> float:
@@ -210,8 +220,10 @@ def correlation(one: VectorType, other: VectorType) -> float:
 def table_of(kind: TensorType) -> dict[str, Any]:
     """What was drawn of a type; nothing if nobody did."""
     path = None
-    if isinstance(kind, ScalarType | VectorType):
-        path = kind.densities or files("recover") / "data" / "densities" / f"{kind.name}.json"
+    if isinstance(kind, ScalarType | VectorType | BlockIntervals):
+        path = files("recover") / "data" / "densities" / f"{kind.name}.json"
+    if isinstance(kind, ScalarType | VectorType) and kind.densities:
+        path = kind.densities
     if path is None or not path.is_file():
         return {}
     table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

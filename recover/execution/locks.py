@@ -1,6 +1,8 @@
 """Locks on open files (`flock`): they end with the process that holds them, however it ends."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 try:
     import fcntl
@@ -30,3 +32,21 @@ def is_locked_by_another(descriptor: int) -> bool:
     except OSError:
         return True
     return os.fstat(descriptor).st_nlink == 0
+
+
+@contextmanager
+def locked_range(descriptor: int, position: int, n_bytes: int) -> Iterator[None]:
+    """Have bytes of a file to oneself among processes that ask for them; where there are locks.
+
+    These locks are of a process, on network file systems as well: its threads do not wait.
+    """
+    is_locked = False
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.lockf(descriptor, fcntl.LOCK_EX, n_bytes, position)
+            is_locked = True
+    try:
+        yield
+    finally:
+        if is_locked:
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, n_bytes, position)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 from recover import _stopping as stopping
@@ -15,6 +16,7 @@ from recover._files import write_all
 from recover._text import printable
 from recover.containers.mapping import check_unchanged
 from recover.errors import InputError, OutputError, RecoverError
+from recover.execution.pieces import checksums, weave
 from recover.execution.publish import (
     Move,
     UnfinishedMovesError,
@@ -44,13 +46,18 @@ class OutputFile:
     partial : Path, optional
         The temporary sibling, if a later process is to go on with it (see `partial_path`): one
         that is there already is opened, and with `keeps` it stays after an error.
+    within : Path, optional
+        A hidden folder that it is written into, under its own name: the folder gets its name when
+        all of its files are complete (see `recover.execution.folder`).
+    takes_notes : bool, optional
+        Whether `digests` are kept; default: if there is a `partial`.
 
     Attributes
     ----------
     keeps : bool
         Whether what was written to `partial` is worth keeping after an error.
     digests : dict of int to tuple of (int, int)
-        Of what was written to `partial`, by position: number of bytes, and CRC-32.
+        Of what was written, by position: number of bytes, and CRC-32.
 
     Raises
     ------
@@ -67,17 +74,25 @@ class OutputFile:
         inputs: Iterable[Path] = (),
         *,
         partial: Path | None = None,
+        within: Path | None = None,
+        takes_notes: bool | None = None,
     ) -> None:
         self.path = path
         self.n_bytes = n_bytes
         self.keeps = False
         self.digests: dict[int, tuple[int, int]] = {}
         self._inputs = tuple(inputs)
-        check_output_path(path, self._inputs)
-        self._target = path.resolve()  # a symbolic link stays a link
+        self._within = within
+        if within is None:
+            check_output_path(path, self._inputs)
+            self._target = path.resolve()  # a symbolic link stays a link
+        else:
+            self._target = partial = within / path.name
         self._partial = partial
-        if partial is not None:
+        if partial is not None and within is None:
             check_output_path(partial, self._inputs)
+        self._takes_notes = partial is not None if takes_notes is None else takes_notes
+        self._weaving = Lock()
         self._temporary = partial
         self._descriptor = -1
         self._is_in_place = False
@@ -92,8 +107,9 @@ class OutputFile:
         """Create the temporary file and reserve its space, or open what is there of it."""
         is_new = self._partial is None or not self._partial.exists()
         try:
-            finish_earlier(self._target)
-            remove_stale(self._target)
+            if self._within is None:
+                finish_earlier(self._target)
+                remove_stale(self._target)
             if self._partial is None:
                 self._temporary, self._descriptor = create(self._target)
             else:
@@ -104,7 +120,7 @@ class OutputFile:
         try:
             self._registered.enter_context(stopping.leaves_behind(self._remove))
             self._reserve()
-            if self._partial is not None:
+            if self._partial is not None and self._within is None:
                 sync_folder(self._partial.parent)
         except BaseException as error:
             self.keeps = self.keeps and not is_new
@@ -128,20 +144,37 @@ class OutputFile:
                     raise
         os.ftruncate(self._descriptor, self.n_bytes)
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position; callable from several threads at once."""
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
+        """Write `data` at a byte position; callable from several threads at once.
+
+        Each of so many pieces of one size has a checksum of its own.
+        """
         try:
             n_bytes = write_all(self._descriptor, data, position) - position
         except OSError as error:
             raise self._error(error) from None
-        if self._partial is not None:
-            self.take_note(position, n_bytes, zlib.crc32(data))
+        if self._takes_notes:
+            for piece in checksums(position, data, n_pieces):
+                self.take_note(*piece)
         if n_bytes >= _WORTH_ADVICE and hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk, while the work goes on, and keeps them
             # meanwhile: less is left to flush at the end.
             with suppress(OSError):
                 advice = os.POSIX_FADV_DONTNEED
                 os.posix_fadvise(self._descriptor, position, n_bytes, advice)
+
+    def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
+        """Write `size` bytes at a byte position, the next `step` bytes behind it, and so on.
+
+        What is between stays as it is. Callable from several threads at once.
+        """
+        try:
+            with self._weaving:
+                weave(self._descriptor, position, data, size, step)
+        except OSError as error:
+            raise self._error(error) from None
+        if self._takes_notes:
+            self.take_note(position, data.nbytes, zlib.crc32(data))
 
     def take_note(self, position: int, n_bytes: int, checksum: int) -> None:
         """Take note of what was written at a byte position, perhaps by another process."""
@@ -194,7 +227,8 @@ class OutputFile:
     def arrive(self) -> None:
         """Take note that it has its name."""
         self._is_in_place = True
-        stopping.note(self.path, "is complete")
+        if self._within is None:
+            stopping.note(self.path, "is complete")
 
     def check_inputs(self) -> None:
         """Make sure that what it was made from is what it was.
@@ -210,7 +244,7 @@ class OutputFile:
         """Drop the temporary file, if it is still there; an error on the way here matters more."""
         if self._descriptor < 0:
             return
-        if self.keeps and not self._is_in_place:
+        if self.keeps and not self._is_in_place and self._within is None:
             stopping.note(self.path, "is kept as far as it is complete, for --resume")
         self._remove()
         self._registered.close()
@@ -297,8 +331,12 @@ class OutputFiles:
             if kind is None:
                 for file in self.files:
                     file.flush()
-                _publish(self.files, self._n_parts)
+                self._publish()
                 self.are_in_place = True
+
+    def _publish(self) -> None:
+        """Give the flushed files their names."""
+        _publish(self.files, self._n_parts)
 
 
 def _publish(files: Sequence[OutputFile], n_parts: int) -> None:

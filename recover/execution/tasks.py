@@ -1,7 +1,8 @@
 """Tasks: pieces of a plan's work that a thread, a process or another machine can do alone.
 
 A task names what it needs: inputs by path and fingerprint, a tensor, a range of its weights, and
-where in which files the bytes go. It is small, goes to JSON and back, and pickles. No array does:
+where in which files the bytes go. Small tensors that are alike are one task (see
+`recover.execution.stacks`). It is small, goes to JSON and back, and pickles. No array does:
 who does a task maps the inputs and writes its own range of the output. What a task gives is plain
 data, too.
 
@@ -11,14 +12,19 @@ Who plans and who adds up stay where they are; an `Executor` brings tasks to tho
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, Self
 
 from recover._files import write_all
 from recover._text import printable
+from recover.containers.places import Place
 from recover.errors import OutputError
+from recover.execution.locks import locked_range
+from recover.execution.pieces import checksums, weave
 
 Record = dict[str, Any]
 """Plain data that JSON can hold."""
@@ -41,25 +47,33 @@ def _record_of(value: Recordable | Record) -> Record:
     return value if isinstance(value, dict) else value.to_record()
 
 
+WEIGHTS, DEVIATIONS = "weights", "deviations"
+
+
 class Target(NamedTuple):
-    """Where the bytes of a task go, in one file."""
+    """Where weights of a task's tensors go, in one file."""
 
     path: Path
-    position: int
+    place: Place
+    """Of weights of its tensors one behind the other, perhaps of more than the task's; the number
+    of its file means nothing."""
+    what: str = WEIGHTS
+    """These, or their ``deviations``."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done to a range of one tensor's weights.
+    """What is done to a range of one tensor's weights, or to several tensors that are alike.
 
     Attributes
     ----------
     plan : str
         Digest of the plan that it is a piece of.
-    tensor : str
-        Name of the tensor.
+    tensors : tuple of str
+        Names of the tensors.
     start, end : int
-        Its weights: whole tiles, but for the end of the tensor.
+        The weights of each: whole tiles, but for the end of the tensor; all, if there are several
+        tensors.
     inputs : tuple of Input, or of their records
         The inputs that take part (see `recover.inputs.recorded.Input`).
     outputs : tuple of Target
@@ -69,18 +83,26 @@ class Task:
     """
 
     plan: str
-    tensor: str
+    tensors: tuple[str, ...]
     start: int
     end: int
     inputs: tuple[Recordable | Record, ...]
     outputs: tuple[Target, ...]
     job: Recordable | Record
 
+    @property
+    def n_weights(self) -> int:
+        """How many weights something is done to."""
+        return (self.end - self.start) * len(self.tensors)
+
     def to_record(self) -> Record:
         """Plain data."""
         return vars(self) | {
+            "tensors": list(self.tensors),
             "inputs": [_record_of(each) for each in self.inputs],
-            "outputs": [[str(each.path), each.position] for each in self.outputs],
+            "outputs": [
+                [str(each.path), each.place.to_record(), each.what] for each in self.outputs
+            ],
             "job": _record_of(self.job),
         }
 
@@ -90,8 +112,12 @@ class Task:
     @classmethod
     def from_record(cls, record: Record) -> Self:
         """From what `to_record` gave, perhaps by way of JSON."""
-        outputs = tuple(Target(Path(path), position) for path, position in record["outputs"])
-        return cls(**record | {"inputs": tuple(record["inputs"]), "outputs": outputs})
+        outputs = tuple(
+            Target(Path(path), Place.from_record(place), what)
+            for path, place, what in record["outputs"]
+        )
+        told = {name: tuple(record[name]) for name in ("tensors", "inputs")}
+        return cls(**record | told | {"outputs": outputs})
 
 
 class Executor(Protocol):
@@ -111,11 +137,7 @@ class Executor(Protocol):
         """
 
 
-class Writer(Protocol):
-    """Something that takes the bytes of a file."""
-
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position; from any thread."""
+_WEAVING = Lock()  # of the threads of a process; others wait for the range
 
 
 class PlacedFile:
@@ -138,17 +160,42 @@ class PlacedFile:
         self.written: list[tuple[int, int, int]] = []
         self._path = path
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
-        """Write `data` at a byte position.
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
+        """Write `data`, so many pieces of one size, at a byte position.
 
         Raises
         ------
         OutputError
             If the file is not there, or too small, or cannot be written.
         """
-        n_bytes = memoryview(data).nbytes
+        with self._opened(position, memoryview(data).nbytes) as descriptor:
+            write_all(descriptor, data, position)
+        self.written += checksums(position, data, n_pieces)
+
+    def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
+        """Write `size` bytes at a byte position, the next `step` bytes behind it, and so on.
+
+        What is between stays as it is, also if other processes write there in the same way.
+
+        Raises
+        ------
+        OutputError
+            As `write_at` does.
+        """
+        n_bytes = (data.nbytes // size - 1) * step + size
+        with (
+            _WEAVING,
+            self._opened(position, n_bytes) as descriptor,
+            locked_range(descriptor, position, n_bytes),
+        ):
+            weave(descriptor, position, data, size, step)
+        self.written.append((position, data.nbytes, zlib.crc32(data)))
+
+    @contextmanager
+    def _opened(self, position: int, n_bytes: int) -> Iterator[int]:
+        """The descriptor of the file, if it can hold bytes there."""
         try:
-            flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+            flags = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
             descriptor = os.open(self._path, flags)
             try:
                 status = os.fstat(descriptor)
@@ -158,11 +205,10 @@ class PlacedFile:
                         f" it has {status.st_size:,} bytes, and bytes {position:,} to"
                         f" {position + n_bytes:,} are to be written"
                     )
-                write_all(descriptor, data, position)
+                yield descriptor
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise OutputError(
                 f"{printable(self._path)}: cannot be written: {error.strerror}"
             ) from None
-        self.written.append((position, n_bytes, zlib.crc32(data)))

@@ -24,15 +24,11 @@ _ENOUGH = 1 << 14
 
 
 class Range(Protocol):
-    """Something that is done to a run of weights."""
+    """Something that is done to some weights."""
 
     @property
-    def start(self) -> int:
-        """First weight."""
-
-    @property
-    def end(self) -> int:
-        """One past the last weight."""
+    def n_weights(self) -> int:
+        """How many they are."""
 
 
 Piece = TypeVar("Piece", bound=Range)
@@ -47,6 +43,11 @@ class Tile(NamedTuple):
     """First weight."""
     end: int
     """One past the last weight."""
+
+    @property
+    def n_weights(self) -> int:
+        """How many they are."""
+        return self.end - self.start
 
 
 def available_cores() -> int:
@@ -187,7 +188,7 @@ class _Queue(Generic[Piece]):
             self.n_done += n_finished
             while n_weights < _ENOUGH and (piece := next(self._pieces, None)) is not None:
                 taken.append(piece)
-                n_weights += piece.end - piece.start
+                n_weights += piece.n_weights
         return taken
 
 
@@ -197,4 +198,4 @@ def _work(worker: Callable[[Any], object], queue: _Queue[Any]) -> None:
         for piece in pieces:
             if queue.is_open:
                 worker(piece)
-        n_finished = sum(piece.end - piece.start for piece in pieces)
+        n_finished = sum(piece.n_weights for piece in pieces)

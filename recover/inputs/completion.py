@@ -32,8 +32,9 @@ from recover.containers.huggingface.tensors import FloatTensor, QuantizedTensor
 from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError
 from recover.evidence.intervals import Intervals
-from recover.inputs.alignment import AbsentTensor, is_absent
+from recover.inputs.alignment import AbsentTensor, align, is_absent
 from recover.inputs.foreign import is_rounded_plainly, measure_ratio
+from recover.inputs.generations import with_generations
 from recover.inputs.matching import by_fineness
 from recover.inputs.provenance import has_cells
 from recover.inputs.scaled import (
@@ -92,6 +93,7 @@ def complete(
     """
     found: list[Model] = []
     wanted = list(names)
+    models = with_generations(models, wanted, warnings)
     for number, model in enumerate(models):
         completer = _Completer(models, number)
         known = completed(model, completer.look_at(wanted))
@@ -119,11 +121,67 @@ def without_divided(model: Model) -> Model:
     norms = {
         norm
         for name, tensor in model.tensors.items()
-        if isinstance(tensor, QuantizedTensor) and _is_scaled(tensor)
+        if is_scaled(tensor)
         for scaling, norm in _scalings_of(name)
         if isinstance(scaling, ByNorm)
     }
     return model.without(norms) if norms else model
+
+
+def with_known_scales(models: Sequence[Model]) -> tuple[Model, ...]:
+    """The models, with the matrices unscaled of which another one proves the scales.
+
+    Parameters
+    ----------
+    models : sequence of Model
+        The inputs, as they are stored.
+
+    Returns
+    -------
+    tuple of Model
+        In the same order. Matrices whose scales are unknown, or only likely, are as they were.
+
+    Raises
+    ------
+    PlanError
+        If there are such matrices, and the inputs cannot be of one original.
+    """
+    scaled = [
+        [name for name, tensor in model.tensors.items() if is_scaled(tensor)] for model in models
+    ]
+    if len(models) < 2 or not any(scaled):
+        return tuple(models)
+    aligned = align(models)
+    found = []
+    for number, (model, names) in enumerate(zip(models, scaled, strict=True)):
+        here = [name for name in names if name in aligned.names]
+        completions = _Completer(aligned.models, number).look_at(here)
+        known = {
+            name: tensor
+            for name, of_runs in completions.items()
+            if not is_measured(
+                tensor := completed_tensor(cast(QuantizedTensor, model.tensors[name]), of_runs)
+            )
+        }
+        found.append(model.with_tensors(known) if known else model)
+    return tuple(found)
+
+
+def check_unscaled(model: Model, names: Iterable[str]) -> None:
+    """Refuse to take the weights of a model for the original's where they are not.
+
+    Raises
+    ------
+    PlanError
+        If columns of any of these tensors were scaled.
+    """
+    scaled = [name for name in names if name in model.tensors and is_scaled(model.tensors[name])]
+    if scaled:
+        raise PlanError(
+            f"{printable(model.path)}: columns of {some(list(map(quoted, scaled)))} were scaled"
+            " before they were quantized, so that they are no weights of the original; merge the"
+            " folder with a GGUF file of the same model, which tells the scales"
+        )
 
 
 def is_measured(tensor: StoredTensor) -> bool:
@@ -239,7 +297,7 @@ class _Completer:
                 found[name] = self._noises(name, tensor)
             elif self._is_plain(name, tensor):
                 found[name] = [Found(is_plain=True)] * len(tensor.runs)
-        scaled = [name for name, tensor in tensors.items() if _is_scaled(tensor)]
+        scaled = [name for name, tensor in tensors.items() if is_scaled(tensor)]
         self._find_scales(self._of_layers(scaled))
         for name in scaled:
             has_columns = name in self._columns or name in self._shared  # None: not scaled
@@ -255,10 +313,7 @@ class _Completer:
         return [
             name
             for name, tensor in self._model.tensors.items()
-            if isinstance(tensor, QuantizedTensor)
-            and _is_scaled(tensor)
-            and (match := _LAYER.fullmatch(name))
-            and match["stem"] in stems
+            if is_scaled(tensor) and (match := _LAYER.fullmatch(name)) and match["stem"] in stems
         ]
 
     def _known(self, name: str) -> StoredTensor | None:
@@ -335,7 +390,7 @@ class _Completer:
             return
         self._with_rows.add(before_name)
         known = self._known(name)
-        if known is None or not isinstance(after, QuantizedTensor) or not _is_scaled(after):
+        if known is None or not isinstance(after, QuantizedTensor) or not is_scaled(after):
             return
         n_plain = before.dims[1] - after.dims[0]  # rows of other matrices, in front of those meant
         if n_plain < 0 or len(before.runs) != len(after.runs):
@@ -377,8 +432,10 @@ def _is_untried(matrix: Any) -> bool:
     return isinstance(matrix, Grid) and matrix.untried is not None
 
 
-def _is_scaled(tensor: QuantizedTensor) -> bool:
-    return all(isinstance(run.matrix, ScaledMatrix) for run in tensor.runs)
+def is_scaled(tensor: StoredTensor) -> bool:
+    """Whether columns of a tensor were scaled, and it is not known by what."""
+    runs = tensor.runs if isinstance(tensor, QuantizedTensor) else ()
+    return bool(runs) and all(isinstance(run.matrix, ScaledMatrix) for run in runs)
 
 
 def _bounds_of(

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import recover.containers
-from recover._text import printable, quoted
+from recover._text import printable, quoted, some
 from recover.containers.gguf.parts import without_further_parts
 from recover.containers.gguf.reader import CONTAINER as GGUF
 from recover.containers.gguf.reader import GGUFModel
@@ -46,9 +46,22 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     if path.is_dir():
         raise GGUFError(
             f"{printable(path)}: is a folder that holds no model; name a GGUF file, or the folder"
-            " of a Hugging Face model"
+            f" of a Hugging Face model{_inside(path)}"
         )
     return GGUF.open(path)  # which says what is wrong with it
+
+
+def _inside(folder: Path) -> str:
+    """What to name instead of a folder: files and folders in it, as far down as in hubs' caches."""
+    try:
+        found = sorted(folder.glob("*.gguf")) or [
+            each.parent for each in sorted(folder.glob("*/config.json"))
+        ]
+        found = found or [each.parent for each in sorted(folder.glob("*/*/config.json"))]
+    except OSError:
+        return ""
+    shown = [quoted(str(each.relative_to(folder))) for each in found]
+    return f": there is {some(shown)} in it" if shown else ""
 
 
 def open_models(paths: Iterable[str | os.PathLike[str]]) -> tuple[Model, ...]:

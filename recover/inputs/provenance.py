@@ -286,12 +286,11 @@ def sample_blocks(tensor: StoredTensor) -> U8Array:
     """Blocks (n, type_size) of a tensor to look at: evenly spaced runs, or all if they are few."""
     size = tensor.type.block_size
     n_blocks = tensor.n_weights // size
-    runs = [(0, n_blocks)]
-    if n_blocks > _N_RUNS * _RUN:
-        starts = np.linspace(0, n_blocks - _RUN, _N_RUNS).astype(np.int64)
-        runs = [(int(start), int(start) + _RUN) for start in starts]
-    parts = [tensor.part(start * size, end * size) for start, end in runs]
-    raw = parts[0] if len(parts) == 1 else _joined(parts)
+    if n_blocks <= _N_RUNS * _RUN:
+        raw = tensor.part(0, n_blocks * size)
+    else:
+        starts = np.linspace(0, n_blocks - _RUN, _N_RUNS).astype(np.int64).tolist()
+        raw = _joined([tensor.part(first * size, (first + _RUN) * size) for first in starts])
     return raw.reshape(-1, tensor.type.type_size)
 
 

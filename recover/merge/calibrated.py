@@ -73,7 +73,10 @@ def with_error_calibration(tensors: Sequence[AnyDraft], estimate: str) -> tuple[
         What is asked of the estimators.
     """
     return tuple(
-        replace(tensor, error_calibration=calibrate_errors(tensor.sources, tensor.method, estimate))
+        type(tensor)(
+            **vars(tensor)
+            | {"error_calibration": calibrate_errors(tensor.sources, tensor.method, estimate)}
+        )
         if tensor.action != "copy" and tensor.sources
         else tensor
         for tensor in tensors

@@ -92,7 +92,7 @@ class Snapper:
         stored: Sequence[U8Array],
         estimate: F32Array,
         deviation: F32Array,
-        sums: Sums,
+        sums: Sequence[Sums],
     ) -> None:
         """Count what contradicts the format, and set the weights of a tensor that is decided.
 
@@ -108,16 +108,33 @@ class Snapper:
             Changed where a weight is certain, or all are rounded.
         deviation : float32 (n,) or (0,)
             Set to 0 where a weight is certain, if not empty.
-        sums : Sums
-            To be added to.
+        sums : sequence of Sums
+            Of tensors of one size that lie one behind the other; to be added to.
         """
-        assert self._how is not None
-        bits = self._how.significand_bits
         lower, upper = self._bounds[:, : estimate.size]
         intersect_cells(evidence, lower, upper)
+        if not deviation.size:
+            deviation = self._deviation[: estimate.size]
+        size = estimate.size // len(sums)
+        rows = [raw.reshape(len(sums), -1) for raw in stored]
+        for i, own in enumerate(sums):
+            part = slice(i * size, (i + 1) * size)
+            weights = estimate[part], deviation[part]
+            self._set(lower[part], upper[part], [each[i] for each in rows], *weights, own)
+
+    def _set(
+        self,
+        lower: F32Array,
+        upper: F32Array,
+        stored: Sequence[U8Array],
+        estimate: F32Array,
+        deviation: F32Array,
+        sums: Sums,
+    ) -> None:
+        """As `apply`, of one tensor, within its bounds."""
+        assert self._how is not None
+        bits = self._how.significand_bits
         if self._how.is_decided:
-            if not deviation.size:
-                deviation = self._deviation[: estimate.size]
             n_certain, change, n_empty, expected = snap(
                 lower,
                 upper,

@@ -1,19 +1,23 @@
 """Whether the inputs of a merge belong together: what a look tells, and what was counted."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from recover._text import printable, quoted, some
+from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.errors import PlanError
 from recover.estimators import FIRST_ALONE
+from recover.execution.stacks import stack_of, stacks
 from recover.inputs.relations import explained_by_rounding, find_relations
 from recover.merge.calibrated import with_error_calibration
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import sentence
 from recover.merge.sums import Totals
+from recover.merge.tasks import kind_of
+from recover.quants import TILE
 
 # Quantizations of one original contradict each other on no weight at all.
 _TOLERATED_SHARE = 1e-5
@@ -79,7 +83,7 @@ def contradicted(plan: MergePlan, sums: Totals, *, force: bool) -> tuple[set[str
         raise PlanError(
             f"the inputs contradict each other on tensors {named}: they are not quantized from the"
             " same original, or by an unknown quantizer; recover inspect says which and how they"
-            " differ, --force takes the finest input there"
+            f" differ, --force takes the finest input there ({_paths(plan)})"
         )
     warnings = [
         f"tensor {quoted(tensor.name)}: the inputs contradict each other on about"
@@ -98,6 +102,52 @@ def contradicted(plan: MergePlan, sums: Totals, *, force: bool) -> tuple[set[str
                 f" {how}, whatever it is of"
             )
     return names - broken, warnings
+
+
+def _paths(plan: MergePlan) -> str:
+    return f"the inputs are {some([printable(model.path) for model in plan.models])}"
+
+
+def broken_inputs(
+    plan: MergePlan, indices: Sequence[int], *, only_folders: bool = False
+) -> dict[int, list[str]]:
+    """By index of some tensors, the inputs that have NaN or infinite values of them."""
+    found: dict[int, list[str]] = {index: [] for index in indices}
+    told = ((i, plan.tensors[i].n_weights, kind_of(plan, plan.tensors[i])) for i in indices)
+    for numbers in stacks(told):
+        tensors = [plan.tensors[index] for index in numbers]
+        for used in tensors[0].used:
+            model = plan.models[used]
+            each = [model.tensors[tensor.name] for tensor in tensors]
+            if only_folders and not isinstance(each[0], QuantizedTensor):
+                continue
+            stored = stack_of(each)
+            is_sound = np.ones(len(tensors), np.bool_)
+            for start in range(0, stored.n_weights, TILE):
+                finite = np.isfinite(stored.read(start, min(start + TILE, stored.n_weights)))
+                is_sound &= finite.reshape(len(tensors), -1).all(1)
+            for index, sound in zip(numbers, is_sound, strict=True):
+                if not sound:
+                    found[index].append(printable(model.path))
+    return found
+
+
+def check_broken(plan: MergePlan, sums: Totals) -> None:
+    """Refuse folders whose quantized tensors hold NaN or infinite weights, as damaged ones do.
+
+    Raises
+    ------
+    PlanError
+        If there are any.
+    """
+    indices = [i for i, each in sorted(sums.items()) if each.broken]
+    for i, damaged in broken_inputs(plan, indices, only_folders=True).items():
+        if damaged:
+            raise PlanError(
+                f"{some(damaged)}: tensor {quoted(plan.tensors[i].name)} holds NaN or infinite"
+                " weights, as scales of damaged files give them; load it again, or go on with what"
+                " the other inputs say there with --force"
+            )
 
 
 def is_refused(n_contradicted: int, n_weights: int) -> bool:

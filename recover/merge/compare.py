@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover.containers.model import Model, StoredTensor
-from recover.estimators._combine import group_variances, sum_variance
+from recover.estimators._combine import add_variance, group_variances, square_difference
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
@@ -53,7 +53,7 @@ def step_for(n_weights: int) -> int:
     return int(np.clip(n_weights // _LOOK_AT_ALL, 1, _LARGEST_STEP))
 
 
-def count_conflicts(evidence: Evidence, step: int) -> int:
+def count_conflicts(evidence: Evidence, step: int, n_tensors: int = 1) -> NDArray[np.int64]:
     """Weights on which inputs with bounds contradict each other, estimated from one in `step`.
 
     Parameters
@@ -61,19 +61,26 @@ def count_conflicts(evidence: Evidence, step: int) -> int:
     evidence : Evidence
         Of a tile.
     step : int
-        See `step_for`.
+        See `step_for`; 1 where there are several tensors.
+    n_tensors : int
+        So many tensors of one size lie one behind the other in the tile.
 
     Returns
     -------
-    int
+    int64 (n_tensors,)
         Their number among those that are looked at, times `step`.
     """
     if len(evidence.codes) + len(evidence.interval_values) < 2:
-        return 0
+        return np.zeros(n_tensors, np.int64)
     part = evidence if step == 1 else _every(evidence, step)
     lower, upper = np.empty((2, part.codes.shape[1]), np.float32)
     intersect_cells(part, lower, upper)
-    return step * int(np.count_nonzero(lower > upper))
+    return step * _count_each(lower > upper, n_tensors)
+
+
+def _count_each(found: NDArray[np.bool_], n_tensors: int) -> NDArray[np.int64]:
+    """How many of the weights (n,) of each tensor are what is asked for."""
+    return np.add.reduce(found.reshape(n_tensors, -1), 1, dtype=np.int64)
 
 
 def _every(evidence: Evidence, step: int) -> Evidence:
@@ -111,25 +118,22 @@ class Likeness(NamedTuple):
             return n_weights
         return self.n_unlike
 
-    def plus(self, other: "Likeness") -> "Likeness":
-        """Both together."""
-        return Likeness(
-            self.n_unlike + other.n_unlike,
-            self.square_difference + other.square_difference,
-            self.expected + other.expected,
-        )
+
+N_LIKENESS = len(Likeness._fields)
+
+Likenesses = NDArray[np.float64]
+"""Of tensors, float64 (n_tensors, 3): rows have the fields of `Likeness`."""
 
 
-NOTHING_COMPARED = Likeness(0, 0.0, 0.0)
-
-
-def compare_unproven(evidence: Evidence) -> Likeness:
+def compare_unproven(evidence: Evidence, n_tensors: int = 1) -> Likenesses:
     """Compare the inputs of a tile that have no cells with the first input.
 
     Parameters
     ----------
     evidence : Evidence
         The first input is the finest scalar or interval one, or the first of the others.
+    n_tensors : int
+        So many tensors of one size lie one behind the other in the tile.
     """
     edges = [*zip(evidence.lower_levels, evidence.upper_levels, strict=True)]
     edges += zip(evidence.interval_lower, evidence.interval_upper, strict=True)
@@ -138,21 +142,24 @@ def compare_unproven(evidence: Evidence) -> Likeness:
     finest = evidence.finest
     rows = [k for k in range(n_proven) if k != finest and not (proves[finest] and proves[k])]
     rows += [n_proven + v for v in range(n_proven == 0, len(typical)) if typical[v]]
-    likeness = NOTHING_COMPARED
+    likeness = np.zeros((n_tensors, N_LIKENESS))
     if rows:
-        first, error = _values(evidence, finest), _error_of(evidence, finest)
+        first, error = _values(evidence, finest), _error_of(evidence, finest, n_tensors)
     for row in rows:
-        found = _likeness(first, error, _values(evidence, row), _error_of(evidence, row))
-        likeness = likeness.plus(found)
+        values, row_error = _values(evidence, row), _error_of(evidence, row, n_tensors)
+        likeness += _likeness(first, error, values, row_error)
     return likeness
 
 
-def _likeness(one: F32Array, one_error: float, other: F32Array, other_error: float) -> Likeness:
-    """How two inputs compare: decoded weights (n,), and the square error to expect, summed."""
-    n_unlike, off = count_unlike(one, other), square_difference(one, other)
-    if not np.isfinite(off):
-        return Likeness(n_unlike, 0.0, 0.0)
-    return Likeness(n_unlike, off, one_error + other_error)
+def _likeness(
+    one: F32Array, one_error: NDArray[np.float64], other: F32Array, other_error: NDArray[np.float64]
+) -> Likenesses:
+    """How two inputs compare: decoded weights (n,), and the square errors to expect, summed."""
+    found = np.empty((len(one_error), N_LIKENESS))
+    _compare_each(one, other, found)
+    found[:, 2] = one_error + other_error
+    found[~np.isfinite(found[:, 1]), 1:] = 0
+    return found
 
 
 class Comparison:
@@ -186,29 +193,32 @@ class Comparison:
         self._intervals = Intervals()
         self._intervals.look_at(confining)
 
-    def n_conflicts(self, start: int, end: int) -> int:
-        """Of weights `start` to `end` those that an input with bounds contradicts."""
+    def n_conflicts(self, start: int, end: int, n_tensors: int = 1) -> NDArray[np.int64]:
+        """Of weights `start` to `end` those that an input with bounds contradicts: (n_tensors,).
+
+        So many tensors of one size lie one behind the other there.
+        """
         lower, upper = self._intervals.bound(start, end)
         if not self._is_exact:
-            return int(np.count_nonzero(lower > upper))
+            return _count_each(lower > upper, n_tensors)
         taken = self._taken.read(start, end)
         # The others may have been quantized from these, rounded to BF16.
         slack = np.abs(taken) * np.float32(2.0**-8)
-        return int(np.count_nonzero((taken + slack < lower) | (taken - slack > upper)))
+        return _count_each((taken + slack < lower) | (taken - slack > upper), n_tensors)
 
-    def likeness(self, start: int, end: int) -> Likeness:
+    def likeness(self, start: int, end: int, n_tensors: int = 1) -> Likenesses:
         """How inputs without cells compare with what is taken of weights `start` to `end`."""
-        likeness = NOTHING_COMPARED
+        likeness = np.zeros((n_tensors, N_LIKENESS))
         if not self._others:
             return likeness
         taken = self._taken.read(start, end)
-        own_error = 0.0
+        own_error = np.zeros(n_tensors)
         if self._own is not None:
-            own_error = _error_of(self._own.read([self._taken], start, end), 0)
+            own_error = _error_of(self._own.read([self._taken], start, end), 0, n_tensors)
         for other, buffer in self._others:
             evidence = buffer.read([other], start, end)
-            found = _likeness(taken, own_error, _values(evidence, 0), _error_of(evidence, 0))
-            likeness = likeness.plus(found)
+            values, error = _values(evidence, 0), _error_of(evidence, 0, n_tensors)
+            likeness += _likeness(taken, own_error, values, error)
         return likeness
 
 
@@ -273,12 +283,14 @@ def takes_exact_codes(taken: StoredTensor, *, is_known: bool) -> bool:
     return is_known and not isinstance(taken.type, FloatType)
 
 
-def _error_of(evidence: Evidence, k: int) -> float:
-    """The square error to expect of an input at most, as its type tells, over the weights."""
+def _error_of(evidence: Evidence, k: int, n_tensors: int) -> NDArray[np.float64]:
+    """The square error to expect of an input at most, as its type tells, summed: (n_tensors,)."""
     variance = np.empty(evidence.scale.shape[1], np.float32)
     group_variances(evidence, k, variance)
     is_vector = k >= len(evidence.codes) + len(evidence.interval_values)
-    return float(sum_variance(variance)) * (_VARYING if is_vector else 1)
+    sums = np.zeros((n_tensors, 1))
+    add_variance(variance, sums, 0)
+    return sums[:, 0] * (_VARYING if is_vector else 1)
 
 
 def _values(evidence: Evidence, k: int) -> F32Array:
@@ -298,6 +310,16 @@ def _is_finite_anywhere(lower: F32Array, upper: F32Array) -> bool:
 
 
 @kernel
+def _compare_each(one: F32Array, other: F32Array, found: NDArray[np.float64]) -> None:
+    """Fill the first two columns of what is found of tensors of one size (n_tensors, 3)."""
+    n = one.size // found.shape[0]
+    for i in range(found.shape[0]):
+        a, b = one[i * n : (i + 1) * n], other[i * n : (i + 1) * n]
+        found[i, 0] = count_unlike(a, b)
+        found[i, 1] = square_difference(a, b)
+
+
+@kernel
 def count_unlike(one: F32Array, other: F32Array) -> int:
     """Weights in superblocks of which two inputs, float32 (n,), say something unrelated."""
     found = 0
@@ -310,13 +332,3 @@ def count_unlike(one: F32Array, other: F32Array) -> int:
         if aa > 0 and bb > 0 and ab < _UNLIKE * np.sqrt(aa * bb):
             found += end - start
     return found
-
-
-@kernel
-def square_difference(one: F32Array, other: F32Array) -> float:
-    """Of two inputs' weights, float32 (n,), summed."""
-    total = 0.0
-    for i in range(one.size):
-        off = np.float64(one[i]) - np.float64(other[i])
-        total += off * off
-    return total

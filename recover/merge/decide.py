@@ -1,7 +1,7 @@
 """What happens to one tensor of a merge: which inputs take part, and how they are combined."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +74,8 @@ class Draft:
         until all is known that decides on it (see `recover.merge.calibrated`).
     follows : str
         The tensor whose further rows these are; empty for a tensor of its own.
+    shift : float
+        What is added to the weights, in float32, before they are stored.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Draft:
     compared_noises: tuple[float | None, ...]
     error_calibration: ErrorCalibration | None
     follows: str = ""
+    shift: float = 0.0
 
     @property
     def n_weights(self) -> int:
@@ -142,6 +145,7 @@ class Decider:
         self._name = ""
         self._sources: dict[int, Source] = {}
         self._shared: dict[tuple[Source, ...], tuple[Source, ...]] = {}
+        self._alike: dict[Hashable, Draft] = {}
 
     def drafts(self, aligned: Alignment, outtype: TensorType) -> list[Draft]:
         """What happens to each tensor; further rows of one are stored as its first ones are.
@@ -179,6 +183,44 @@ class Decider:
             raise PlanError(
                 f"tensor {quoted(name)} has types that do not fit: {', '.join(sorted(kinds))}"
             )
+        alike = self._what_decides(name, tensors, duplicate_of, distinct, outtype)
+        if alike is not None and alike in self._alike:
+            return Draft(**vars(self._alike[alike]) | {"name": name})
+        draft = self._decide(name, tensors, duplicate_of, distinct, outtype)
+        if alike is not None:
+            self._alike[alike] = draft
+        return draft
+
+    def _what_decides(
+        self,
+        name: str,
+        tensors: Sequence[StoredTensor],
+        duplicate_of: Sequence[int],
+        distinct: Sequence[int],
+        outtype: TensorType,
+    ) -> Hashable:
+        """All that the draft of a small tensor follows from; None if its bytes are to be read."""
+        finest, kinds = tensors[distinct[0]], [tensor.type for tensor in tensors]
+        if finest.n_weights >= FEWEST_WEIGHTS or len(finest.dims) > GGML_DIMS:
+            return None
+        if not all(isinstance(kind, ScalarType) for kind in kinds):
+            return None
+        pairs = [*zip(self._models, tensors, strict=True)]
+        if any(is_foreign(*pair) for pair in pairs):
+            return None
+        told = [(self._source(name, i), is_plain(each)) for i, each in enumerate(tensors)]
+        sides = [(each.dims, each.is_original) for each in tensors]
+        return outtype, *map(tuple, (duplicate_of, distinct, kinds, told, sides))
+
+    def _decide(
+        self,
+        name: str,
+        tensors: Sequence[StoredTensor],
+        duplicate_of: tuple[int, ...],
+        distinct: list[int],
+        outtype: TensorType,
+    ) -> Draft:
+        """As `draft`; of the inputs with different bytes, the finest first."""
         descents = self._descents_among(name, distinct)
         children = {descent.child for descent in descents}
         distinct = [i for i in distinct if i not in children]

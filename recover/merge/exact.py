@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
 from recover.containers.model import Model, StoredTensor
@@ -99,16 +100,27 @@ def _is_taken_alone(tensor: Draft, number: int, model: Model) -> bool:
     return is_float and is_alone
 
 
-def count_rounded(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> int:
-    """Weights that the output's type does not hold exactly."""
+def count_rounded(
+    estimate: F32Array, encoded: U8Array, outtype: TensorType, n_tensors: int = 1
+) -> NDArray[np.int64]:
+    """Weights that the output's type does not hold exactly: int64 (n_tensors,).
+
+    So many tensors of one size lie one behind the other.
+    """
     if outtype.name == "F32":
-        return 0
-    return int(np.count_nonzero(dequantize(encoded, outtype) != estimate))
+        return np.zeros(n_tensors, np.int64)
+    differs = dequantize(encoded, outtype) != estimate
+    return np.add.reduce(differs.reshape(n_tensors, -1), 1, dtype=np.int64)
 
 
-def rounded_away(estimate: F32Array, encoded: U8Array, outtype: TensorType) -> float:
-    """The sum of the square errors that the output's type adds; F16 and F32 add next to nothing."""
+def rounded_away(
+    estimate: F32Array, encoded: U8Array, outtype: TensorType, n_tensors: int = 1
+) -> NDArray[np.float64]:
+    """The square errors that the output's type adds, summed: float64 (n_tensors,).
+
+    F16 and F32 add next to nothing.
+    """
     if outtype.name in ("F16", "F32"):
-        return 0.0
+        return np.zeros(n_tensors)
     off = dequantize(encoded, outtype).astype(np.float64) - estimate
-    return float(off @ off)
+    return np.array([each @ each for each in off.reshape(n_tensors, -1)])

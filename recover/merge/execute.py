@@ -6,18 +6,26 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recover._text import printable, quoted, some
+from recover._text import quoted, some
+from recover.execution.folder import OutputFolder
 from recover.execution.local import Threads
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.tasks import Executor, Record, Take, Task, Watch
 from recover.execution.tiles import Progress, available_cores
 from recover.inputs.recorded import OpenInputs
 from recover.merge.certain import find_withdrawal, to_estimate_again, without_certainty
-from recover.merge.checks import check_relations, contradicted, with_finest_alone
+from recover.merge.checks import (
+    broken_inputs,
+    check_broken,
+    check_relations,
+    contradicted,
+    with_finest_alone,
+)
 from recover.merge.exact import warnings_of
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
@@ -26,7 +34,7 @@ from recover.merge.sums import Totals
 from recover.merge.tallies import Tallies
 from recover.merge.tasks import tasks_of
 from recover.merge.work import Worker
-from recover.quants import GROUP, TILE
+from recover.quants import GROUP
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,8 @@ def execute_merge(
     progress : callable, optional
         ``progress(n_weights_done, n_weights)``, called from this thread.
     force : bool
-        Write the output even if the inputs contradict each other.
+        Write the output even if the inputs contradict each other, and replace a model's folder that
+        is there already.
     resume : bool
         After an error or a signal, keep what is complete, beside the output; go on with what an
         interrupted execution of the same plan has kept.
@@ -161,7 +170,7 @@ def execute_merge(
         before = 0.0 if unfinished is None else unfinished.seconds
         tallies = Tallies(plan, {} if unfinished is None else unfinished.done)
         indices = [i for i in range(len(plan.tensors)) if i not in tallies.done]
-        outputs = stack.enter_context(_outputs(plan, unfinished))
+        outputs = stack.enter_context(_outputs(plan, unfinished, replaces=force))
         for file, output in zip(plan.files, outputs.files, strict=True):
             output.write_at(0, file.header)
         save_if_due = None
@@ -172,6 +181,8 @@ def execute_merge(
         places, take = [file.place for file in outputs.files], _taking(outputs, tallies)
         watch = _watch(plan, indices, progress, save_if_due)
         executor.run(tasks_of(plan, indices, places), take, watch)
+        if not force:
+            check_broken(plan, tallies.totals)
         names, warnings = contradicted(plan, tallies.totals, force=force)
         withdrawal = find_withdrawal(tallies.totals)
         warnings += withdrawal.warnings(plan)
@@ -183,10 +194,25 @@ def execute_merge(
     return _result(plan, seconds, tallies.totals, warnings)
 
 
-def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
+def _outputs(plan: MergePlan, unfinished: Unfinished | None, *, replaces: bool) -> OutputFiles:
     """All files of a plan; those of one that can be resumed lie where it says."""
     inputs = [part for model in plan.models for part in model.parts]
-    outputs = OutputFiles(
+    if plan.is_folder:
+        partial = None if unfinished is None else unfinished.partial_folder
+        outputs: OutputFiles = OutputFolder(
+            plan.output, plan.parts, inputs, replaces=replaces, partial=partial
+        )
+    else:
+        outputs = _single_files(plan, unfinished, inputs)
+    if unfinished is not None and unfinished.done:
+        outputs.keep()
+    return outputs
+
+
+def _single_files(
+    plan: MergePlan, unfinished: Unfinished | None, inputs: Sequence[Path]
+) -> OutputFiles:
+    return OutputFiles(
         [
             OutputFile(
                 file.path,
@@ -198,9 +224,6 @@ def _outputs(plan: MergePlan, unfinished: Unfinished | None) -> OutputFiles:
         ],
         len(plan.parts),
     )
-    if unfinished is not None and unfinished.done:
-        outputs.keep()
-    return outputs
 
 
 def _threads(plan: MergePlan, outputs: OutputFiles, n_threads: int) -> Threads:
@@ -242,26 +265,13 @@ def _watch(
     return watch
 
 
-def _broken_inputs(plan: MergePlan, tensor: TensorPlan) -> list[str]:
-    """The inputs that have NaN or infinite values of a tensor."""
-    found = []
-    for number in tensor.used:
-        model = plan.models[number]
-        stored = model.tensors[tensor.name]
-        for start in range(0, tensor.n_weights, TILE):
-            end = min(start + TILE, tensor.n_weights)
-            if not np.isfinite(stored.read(start, end)).all():
-                found.append(printable(model.path))
-                break
-    return found
-
-
 def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]) -> MergeResult:
     """Turn the sums into what people read."""
     results: list[TensorResult] = []
     warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
     alone = np.zeros(len(plan.models))
+    broken = broken_inputs(plan, [i for i, sums in sorted(totals.items()) if sums.broken])
     for index, tensor in enumerate(plan.tensors):
         sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
         contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
@@ -271,7 +281,7 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
         if sums.broken:
             warnings.append(
                 f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(_broken_inputs(plan, tensor))}: on {GROUP * sums.broken:,} weights"
+                f" {some(broken[index])}: on {GROUP * sums.broken:,} weights"
                 " only the other inputs were taken"
             )
         n_exact, tally = n_exact + sums.certain, sums.estimated

@@ -1,18 +1,20 @@
 """What a merge is expected to gain, without writing anything."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from recover.containers.model import Model
+from recover.containers.model import Model, StoredTensor
 from recover.estimators import DEFAULT_METHOD, MEAN, Tally, TileEstimator
 from recover.evidence.buffer import Source
+from recover.execution.stacks import can_be_stacked, stack_of, stacks
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import Alignment
 from recover.inputs.provenance import look_at_marks
 from recover.merge.calibrated import with_error_calibration
 from recover.merge.compare import (
+    N_LIKENESS,
     Comparison,
     Likeness,
     compare,
@@ -112,8 +114,10 @@ def expect_merge(
     sums = [_Sums(draft, models) for draft in drafts]
     chosen = [each for each in sums if each.sources or each.is_compared]
     if chosen:
-        workers = [_Worker(chosen) for _ in range(n_threads or available_cores())]
-        sizes = [each.n_weights for each in chosen]
+        told = ((i, each.n_weights, each.kind()) for i, each in enumerate(chosen))
+        together = [[chosen[i] for i in stack] for stack in stacks(told)]
+        workers = [_Worker(together) for _ in range(n_threads or available_cores())]
+        sizes = [len(each) * each[0].n_weights for each in together]
         for_each_tile(sizes, [worker.work for worker in workers], progress)
     return tuple(each.expectation() for each in sums)
 
@@ -140,12 +144,15 @@ class _Sums:
         self.is_exact = bool(kinds) and takes_exact_codes(self.compared[0], is_known=draft.is_known)
         self.is_compared = bool(unproven(kinds, confines_of(draft), is_exact=self.is_exact))
         self.tallies = np.zeros((n_tiles(self.n_weights), Tally.size_for(len(self.used))))
-        self.likeness = np.zeros((n_tiles(self.n_weights), 3))
+        self.likeness = np.zeros((n_tiles(self.n_weights), N_LIKENESS))
 
-    def comparison(self) -> Comparison:
-        """What compares the inputs that take no part with the one that is taken."""
-        confines, noises = confines_of(self.draft), self.draft.compared_noises
-        return compare(self.compared, confines, noises, is_exact=self.is_exact)
+    def kind(self) -> Hashable:
+        """What tensors have in common that are taken together; None of one that is taken alone."""
+        if not all(map(can_be_stacked, (*self.used, *self.compared))):
+            return None
+        draft = self.draft
+        same = draft.types, draft.used, draft.method, draft.sources, draft.compared
+        return *same, draft.is_known, draft.confining, draft.compared_noises
 
     def expectation(self) -> Expectation:
         """What the sums mean."""
@@ -173,9 +180,10 @@ class _Sums:
 class _Worker:
     """One thread's part."""
 
-    def __init__(self, sums: Sequence[_Sums]) -> None:
-        self._sums = sums
-        self._compared = -1
+    def __init__(self, together: Sequence[Sequence[_Sums]]) -> None:
+        self._together = together
+        self._at = -1
+        self._used: list[StoredTensor] = []
         self._comparison: Comparison | None = None
         self._estimate = np.empty(TILE, np.float32)
         self._estimator: TileEstimator | None = None
@@ -183,23 +191,46 @@ class _Worker:
 
     def work(self, tile: Tile) -> None:
         """Estimate the weights of one tile, for the sake of the sums, and compare inputs."""
-        sums, index = self._sums[tile.tensor], tile.start // TILE
-        if sums.is_compared:
-            if tile.tensor != self._compared:
-                self._compared = tile.tensor
-                self._comparison = sums.comparison()
-            assert self._comparison is not None
-            sums.likeness[index] = self._comparison.likeness(tile.start, tile.end)
-        if not sums.sources:
+        if tile.tensor != self._at:
+            self._look_at(tile.tensor)
+        together, n = self._together[tile.tensor], len(self._together[tile.tensor])
+        index = tile.start // TILE
+        if self._comparison is not None:
+            likeness = self._comparison.likeness(tile.start, tile.end, n)
+            for sums, found in zip(together, likeness, strict=True):
+                sums.likeness[index] = found
+        if self._estimator is None:
             return
-        known = sums.sources, sums.draft.method
-        if self._estimator is None or known != self._known:
+        out = self._estimate[: tile.end - tile.start]
+        tallies = self._estimator.estimate_each(self._used, tile.start, tile.end, n, out)
+        for sums, tally in zip(together, tallies, strict=True):
+            sums.tallies[index] = tally
+        if len(self._used) > 1:
+            likeness = compare_unproven(self._estimator.evidence, n)
+            for sums, found in zip(together, likeness, strict=True):
+                sums.likeness[index] = found
+
+    def _look_at(self, number: int) -> None:
+        """Look at other tensors from now on."""
+        self._at, together = number, self._together[number]
+        first, draft = together[0], together[0].draft
+        self._comparison = None
+        if first.is_compared:
+            compared = zip(*(each.compared for each in together), strict=True)
+            self._comparison = compare(
+                [stack_of(each) for each in compared],
+                confines_of(draft),
+                draft.compared_noises,
+                is_exact=first.is_exact,
+            )
+        self._used = [
+            stack_of(each) for each in zip(*(each.used for each in together), strict=True)
+        ]
+        known = draft.sources, draft.method
+        if not draft.sources:
+            self._estimator = None
+        elif self._estimator is None or known != self._known:
             self._known, self._estimator = (
                 known,
-                TileEstimator(*known, error_calibration=sums.draft.error_calibration),
+                TileEstimator(*known, error_calibration=draft.error_calibration),
             )
-        out = self._estimate[: tile.end - tile.start]
-        tally = self._estimator.estimate(sums.used, tile.start, tile.end, out)
-        sums.tallies[index] = tally.array
-        if len(sums.used) > 1:
-            sums.likeness[index] = compare_unproven(self._estimator.evidence)

@@ -9,7 +9,6 @@ from recover._compiled.jit import kernel
 from recover.evidence.buffer import Evidence
 from recover.quants import (
     GROUP,
-    F32Array,
     FloatType,
     OpaqueType,
     TensorType,
@@ -18,36 +17,46 @@ from recover.quants import (
 )
 
 
-def n_not_finite(raw: U8Array, kind: TensorType) -> int:
-    """NaN and infinite weights among some stored ones.
+def n_not_finite(raw: U8Array, kind: TensorType, n_tensors: int = 1) -> NDArray[np.int64]:
+    """NaN and infinite weights among those of tensors: int64 (n_tensors,).
 
     Parameters
     ----------
     raw : uint8 (n_bytes,)
-        Whole blocks.
+        Whole blocks of tensors of one size, one behind the other.
     kind : TensorType
         Their type; integers are all finite.
+    n_tensors : int
+        How many tensors there are.
     """
     if isinstance(kind, FloatType | OpaqueType) and kind.exponent:
-        words = raw.view(f"<u{kind.type_size}")
-        return int(_count(words, words.dtype.type(kind.exponent)))
+        words = raw.view(f"<u{kind.type_size}").reshape(n_tensors, -1)
+        exponent, found = words.dtype.type(kind.exponent), np.empty(n_tensors, np.int64)
+        for i, each in enumerate(words):
+            found[i] = _count(each, exponent)
+        return found
     if not isinstance(kind, OpaqueType):
-        weights: F32Array = dequantize(raw, kind)
-        return int(weights.size - np.count_nonzero(np.isfinite(weights)))
-    return 0
+        broken = ~np.isfinite(dequantize(raw, kind))
+        return np.add.reduce(broken.reshape(n_tensors, -1), 1, dtype=np.int64)
+    return np.zeros(n_tensors, np.int64)
 
 
-def n_broken(evidence: Evidence) -> int:
-    """Groups of 16 weights of which an input has NaN or infinite values."""
+def n_broken(evidence: Evidence, n_tensors: int = 1) -> NDArray[np.int64]:
+    """Groups of 16 weights of which an input has NaN or infinite values: int64 (n_tensors,).
+
+    So many tensors of one size lie one behind the other in the evidence.
+    """
     decoded = evidence.interval_values, evidence.values
     numbers = evidence.scale, evidence.offset, *decoded
-    if np.isfinite(sum(np.add.reduce(each, None) for each in numbers if each.size)):
-        return 0
+    with np.errstate(invalid="ignore"):  # of infinite numbers of both signs
+        total = sum(np.add.reduce(each, None) for each in numbers if each.size)
+    if np.isfinite(total):
+        return np.zeros(n_tensors, np.int64)
     sound = (np.isfinite(evidence.scale) & np.isfinite(evidence.offset)).all(0)
     for values in decoded:
         groups = np.isfinite(values).reshape(len(values), sound.size, GROUP)
         sound &= groups.all((0, 2))
-    return int(np.count_nonzero(~sound))
+    return np.add.reduce(~sound.reshape(n_tensors, -1), 1, dtype=np.int64)
 
 
 @kernel

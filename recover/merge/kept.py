@@ -13,11 +13,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from recover.containers.places import Piece, Place, pieces_of, whole_place, within
 from recover.execution.output import OutputFile
 from recover.execution.tiles import Tile, available_cores, for_each_tile
-from recover.merge.plan import MergePlan
+from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.sums import NUMBERS, Sums
-from recover.quants import TILE, type_by_name
+from recover.quants import TILE, TensorType, type_by_name
 
 Digests = dict[int, tuple[int, int]]
 """By position in a file, of what was written there: number of bytes, and CRC-32."""
@@ -28,35 +31,40 @@ _STEP = 1 << 20  # zeros written at once
 
 
 class Span(NamedTuple):
-    """Where the bytes of one tile go."""
+    """Where bytes of one tile go."""
 
     file: int
     """Index of the output file; -1 is that of standard deviations."""
-    position: int
-    n_bytes: int
+    piece: Piece
 
 
 def spans(plan: MergePlan, index: int, tile: Tile | None = None) -> Iterator[Span]:
     """Where the bytes of a tensor's tiles go, or those of one of them, in order."""
     tensor = plan.tensors[index]
     starts = range(0, tensor.n_weights, TILE) if tile is None else [tile.start]
-    places = [(tensor.part, tensor.position, type_by_name(tensor.outtype))]
-    if plan.uncertainty is not None and tensor.action != "copy":
-        places.append((-1, plan.uncertainty.positions[tensor.name], type_by_name("BF16")))
+    wanted = _places(plan, tensor)
     for start in starts:
-        end = min(start + TILE, tensor.n_weights)
-        for file, position, kind in places:
-            yield Span(
-                file, position + kind.n_bytes(start), kind.n_bytes(end) - kind.n_bytes(start)
-            )
+        for places, kind in wanted:
+            for place, first, last in within(places, start, min(start + TILE, tensor.n_weights)):
+                for piece in pieces_of(place, kind, first, last).pieces:
+                    yield Span(place.file, piece)
+
+
+def _places(plan: MergePlan, tensor: TensorPlan) -> list[tuple[tuple[Place, ...], TensorType]]:
+    """The places of a tensor's weights, and of their standard deviations."""
+    places = [(tensor.places, type_by_name(tensor.outtype))]
+    if plan.uncertainty is not None and tensor.action != "copy":
+        position = plan.uncertainty.positions[tensor.name]
+        places.append((whole_place(-1, position, tensor.n_weights), type_by_name("BF16")))
+    return places
 
 
 def digest(plan: MergePlan, index: int, digests: Sequence[Digests]) -> str | None:
     """Take the digest of a tensor's bytes; None if some of them were not written as one tile."""
     whole = hashlib.sha256()
     for span in spans(plan, index):
-        n_bytes, checksum = digests[span.file].pop(span.position, (-1, 0))
-        if n_bytes != span.n_bytes:
+        n_bytes, checksum = digests[span.file].pop(span.piece.position, (-1, 0))
+        if n_bytes != span.piece.end - span.piece.start:
             return None
         whole.update(checksum.to_bytes(4, "little"))
     return whole.hexdigest()[:16]
@@ -138,12 +146,22 @@ def damaged(plan: MergePlan, paths: Sequence[Path], expected: dict[int, str]) ->
         def work(tile: Tile) -> None:
             for span in spans(plan, tile.tensor, tile):
                 with suppress(OSError):  # what the disk cannot read is damaged, too
-                    data = os.pread(descriptors[span.file], span.n_bytes, span.position)
-                    found[span.file][span.position] = len(data), zlib.crc32(data)
+                    data = _read(descriptors[span.file], span.piece)
+                    found[span.file][span.piece.position] = len(data), zlib.crc32(data)
 
         sizes = [t.n_weights if i in expected else 0 for i, t in enumerate(plan.tensors)]
         for_each_tile(sizes, [work] * available_cores())
     return {index for index, value in expected.items() if digest(plan, index, found) != value}
+
+
+def _read(descriptor: int, piece: Piece) -> bytes:
+    """What stands where a piece was written."""
+    n = (piece.end - piece.start) // piece.size
+    data = os.pread(descriptor, (n - 1) * piece.step + piece.size, piece.position)
+    if piece.size == piece.step:
+        return data
+    padded = np.frombuffer(data.ljust(n * piece.step, b"\0"), np.uint8)
+    return padded.reshape(n, piece.step)[:, : piece.size].tobytes()
 
 
 def clear_gaps(plan: MergePlan, outputs: Sequence[OutputFile]) -> None:
@@ -151,8 +169,9 @@ def clear_gaps(plan: MergePlan, outputs: Sequence[OutputFile]) -> None:
     ends = [len(file.header) for file in plan.files]
     filled: list[list[tuple[int, int]]] = [[] for _ in plan.files]
     for index in range(len(plan.tensors)):
-        for span in spans(plan, index):
-            filled[span.file].append((span.position, span.position + span.n_bytes))
+        for places, kind in _places(plan, plan.tensors[index]):
+            for place in places:
+                filled[place.file].append(place.extent(kind))
     for output, end, pieces in zip(outputs, ends, filled, strict=True):
         at = end
         for start, stop in [*sorted(pieces), (output.n_bytes, output.n_bytes)]:

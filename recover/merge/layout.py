@@ -1,17 +1,19 @@
 """Where the tensors of a merge go: every byte of the output has its place beforehand."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, derived_metadata
 from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
+from recover.containers.huggingface.folder_layout import FolderLayout
 from recover.containers.model import Model
+from recover.containers.places import FilePlan, Place, rows_behind, whole_place
 from recover.errors import PlanError
 from recover.execution.output import check_output_path
 from recover.inputs.open import metadata_source
@@ -20,36 +22,10 @@ from recover.merge.lineage import METHOD_KEY, NAMES_KEY, SIZES_KEY, TYPES_KEY, t
 from recover.merge.options import MergeOptions
 from recover.quants import OpaqueType, TensorType, type_by_name
 
+Places = tuple[Place, ...]
+
 # Keys of the first input that would be wrong in the output.
 _DROPPED_PREFIXES = (IMATRIX_PREFIX, "recover.", PREFIX)
-
-
-class Place(NamedTuple):
-    """Where a tensor goes."""
-
-    position: int
-    """Of its first byte in the output file."""
-    part: int
-    """Which file of a split output, counted from 0."""
-
-
-@dataclass(frozen=True)
-class FilePlan:
-    """A file to be written.
-
-    Attributes
-    ----------
-    path : Path
-        Where it appears.
-    header : bytes
-        Padded to where the data begins.
-    n_bytes : int
-        Size of the file.
-    """
-
-    path: Path
-    header: bytes
-    n_bytes: int
 
 
 @dataclass(frozen=True)
@@ -67,8 +43,8 @@ class SecondOutput(FilePlan):
 
 def lay_out_output(
     models: Sequence[Model], drafts: Sequence[Draft], output: Path, options: MergeOptions
-) -> tuple[tuple[FilePlan, ...], list[Place]]:
-    """The files of the output, and the place of each tensor in them.
+) -> tuple[tuple[FilePlan, ...], list[Places]]:
+    """The files of the output, and the places of each tensor in them.
 
     Parameters
     ----------
@@ -95,17 +71,22 @@ def lay_out_output(
     else:
         layouts = lay_out_parts(metadata, shapes, alignment, options.split_max_size)
         paths = part_paths(output, len(layouts))
-    starts = (
-        Place(position, part)
-        for part, layout in enumerate(layouts)
-        for position in layout.positions
-    )
-    places = _places_of(drafts, starts, [output_type_of(draft) for draft in drafts])
+    starts = [(part, at) for part, layout in enumerate(layouts) for at in layout.positions]
+    whole = {
+        name: whole_place(part, position, math.prod(dims))
+        for (name, dims, _), (part, position) in zip(shapes, starts, strict=True)
+    }
+    places = _places_of(drafts, whole, [output_type_of(draft) for draft in drafts])
     files = tuple(
         FilePlan(path, layout.header, layout.n_bytes)
         for path, layout in zip(paths, layouts, strict=True)
     )
     return files, places
+
+
+def places_in_folder(drafts: Sequence[Draft], layout: FolderLayout) -> list[Places]:
+    """The places of each tensor in the shards of a folder."""
+    return _places_of(drafts, layout.places, [output_type_of(draft) for draft in drafts])
 
 
 def whole_tensors(drafts: Sequence[Draft]) -> list[Draft]:
@@ -121,14 +102,16 @@ def whole_tensors(drafts: Sequence[Draft]) -> list[Draft]:
 
 
 def _places_of(
-    drafts: Sequence[Draft], starts: Iterable[Place], kinds: Sequence[TensorType]
-) -> list[Place]:
-    """The place of each draft, by where whole tensors start: further rows are behind the others."""
-    starts, places = iter(starts), list[Place]()
-    end = Place(0, 0)
+    drafts: Sequence[Draft], whole: Mapping[str, Places], kinds: Sequence[TensorType]
+) -> list[Places]:
+    """The places of each draft, by those of whole tensors: further rows are behind the others."""
+    places: list[Places] = []
+    n_before: dict[str, int] = {}
     for draft, kind in zip(drafts, kinds, strict=True):
-        places.append(end if draft.follows else next(starts))
-        end = Place(places[-1].position + kind.n_bytes(draft.n_weights), places[-1].part)
+        name = draft.follows or draft.name
+        first = n_before.get(name, 0)
+        places.append(rows_behind(whole[name], first, draft.n_weights, kind))
+        n_before[name] = first + draft.n_weights
     return places
 
 
@@ -159,10 +142,13 @@ def lay_out_deviations(
         [(draft.name, draft.dims, bf16) for draft in whole_tensors(told)],
         metadata_source(models).header.alignment,
     )
-    starts = (Place(position, 0) for position in layout.positions)
-    places = _places_of(told, starts, [bf16] * len(told))
+    whole = {
+        draft.name: whole_place(0, position, draft.n_weights)
+        for draft, position in zip(whole_tensors(told), layout.positions, strict=True)
+    }
+    places = _places_of(told, whole, [bf16] * len(told))
     names = (draft.name for draft in told)
-    positions = {name: place.position for name, place in zip(names, places, strict=True)}
+    positions = {name: place.position for name, (place,) in zip(names, places, strict=True)}
     return SecondOutput(path, layout.header, layout.n_bytes, MappingProxyType(positions))
 
 

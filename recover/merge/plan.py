@@ -15,33 +15,34 @@ from recover.containers.gguf.names import n_layers
 from recover.containers.gguf.side_scales import folded
 from recover.containers.mapping import check_unchanged
 from recover.containers.model import Model
+from recover.containers.places import FilePlan, Place
 from recover.errors import PlanError, UsageError
 from recover.estimators import DEFAULT_METHOD, MEAN, estimator
-from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS
+from recover.execution.folder import check_output_folder
 from recover.execution.output import check_output_path
 from recover.inputs.alignment import align
 from recover.inputs.completion import complete
 from recover.inputs.descent import Descent
 from recover.inputs.matching import typical_error
-from recover.inputs.open import open_models, reference_of
+from recover.inputs.open import open_models
 from recover.inputs.originals.agreement import with_originals
-from recover.inputs.precision import fit_of, source_precision
 from recover.inputs.provenance import look_at_marks, searched_tensors
 from recover.inputs.recorded import Input
 from recover.inputs.repeated import describe_repeated
 from recover.merge.calibrated import with_calibration, with_error_calibration
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
+from recover.merge.folder import as_folder
 from recover.merge.layout import (
-    FilePlan,
     SecondOutput,
     large_tensors,
     lay_out_deviations,
     lay_out_output,
+    places_in_folder,
 )
 from recover.merge.lineage import merged_before
-from recover.merge.options import MergeOptions, check_options
+from recover.merge.options import check_options, folder_options
 from recover.merge.records import (
     Record,
     as_text,
@@ -55,18 +56,24 @@ from recover.merge.records import (
     tuples,
 )
 from recover.merge.redundant import describe, find_redundant
+from recover.merge.source_format import with_source_format
 from recover.quants import ScalarType, type_by_name
 
 # Where the finest input's is larger, hardly a cell is so narrow that it holds one BF16 number.
 _TOO_COARSE = 1e-4
-# Of the weights that would be certain, how many must be able to show that they had another format.
-_LEAST_EVIDENCE = 0.25
-
 _FORMAT = "recover.merge.plan/1"
 _PLAIN = ("method", "estimate", "source_format", "snaps", "decides")
 
 # Of a tensor's plan, what is left out as JSON: it follows from the inputs and the other entries.
-_UNTOLD = ("sources", "confining", "compared_noises", "error_calibration", "follows")
+_UNTOLD = (
+    "sources",
+    "confining",
+    "compared_noises",
+    "error_calibration",
+    "follows",
+    "shift",
+    "places",
+)
 
 # Keys of the JSON that are not the names of attributes.
 _KEYS = {"used": "sources", "duplicate_of": "twins"}
@@ -78,19 +85,27 @@ class TensorPlan(Draft):
 
     Attributes
     ----------
-    position : int
-        Of its first byte in the output file.
-    part : int
-        Which file of a split output, counted from 0.
+    places : tuple of Place
+        Of its weights in the output's files, in their order.
     """
 
-    position: int = 0
-    part: int = 0
+    places: tuple[Place, ...] = ()
+
+    @property
+    def position(self) -> int:
+        """Of its first byte in the output file."""
+        return self.places[0].position
+
+    @property
+    def part(self) -> int:
+        """Which file of a split output, counted from 0."""
+        return self.places[0].file
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         told = {key: value for key, value in vars(self).items() if key not in _UNTOLD}
         document = {_KEYS.get(key, key): value for key, value in told.items()}
+        document |= {"position": self.position, "part": self.part}
         return document | {"descents": [asdict(each) for each in self.descents]}
 
 
@@ -107,7 +122,11 @@ class MergePlan:
     inputs : tuple of Input
         What these are.
     output : Path
-        File to be written; of a split output the first part.
+        File to be written, of a split output the first part; or the folder.
+    parts : tuple of FilePlan
+        All that becomes of it: one file, the parts of a split one, or the files of a folder.
+    is_folder : bool
+        Whether it is a folder.
     method : str
         Name of the estimator.
     estimate : str
@@ -121,18 +140,12 @@ class MergePlan:
         The file with the standard deviations, if one is written.
     tensors : tuple of TensorPlan
         In output order.
-    header : bytes
-        Of the output, padded to where the data begins.
-    n_bytes : int
-        Size of the output, of all parts together.
     warnings : tuple of str
         What the user should know.
     densities : mapping or None
         Densities from the model's own weights (`recover.merge.resimulate`), by `density_key`.
     calibration : Calibration or None
         Weights or densities that were fitted on another model.
-    later_parts : tuple of FilePlan
-        Of a split output, all parts but the first.
     redundant : tuple of Descent
         Inputs that were quantized from others as a whole, and from which.
     undecided : frozenset of str
@@ -146,27 +159,30 @@ class MergePlan:
     models: tuple[Model, ...] = field(compare=False)
     inputs: tuple[Input, ...]
     output: Path
+    parts: tuple[FilePlan, ...]
+    is_folder: bool
     method: str
     estimate: str
     source_format: str
     snaps: bool
     uncertainty: SecondOutput | None
     tensors: tuple[TensorPlan, ...]
-    header: bytes
-    n_bytes: int
     warnings: tuple[str, ...]
     calibration: Calibration | None = None
     densities: Mapping[tuple[str, bool, bool], Sequence[Sequence[float]]] | None = None
-    later_parts: tuple[FilePlan, ...] = ()
     redundant: tuple[Descent, ...] = ()
     undecided: frozenset[str] = frozenset()
     decides: bool = True
 
     @property
-    def parts(self) -> tuple[FilePlan, ...]:
-        """The output: one file, or all parts of a split one."""
-        n_bytes = self.n_bytes - sum(part.n_bytes for part in self.later_parts)
-        return FilePlan(self.output, self.header, n_bytes), *self.later_parts
+    def n_bytes(self) -> int:
+        """Size of the output, of all parts together."""
+        return sum(part.n_bytes for part in self.parts)
+
+    @property
+    def n_parts(self) -> int:
+        """Number of files with weights."""
+        return sum(part.path.suffix in (".gguf", ".safetensors") for part in self.parts)
 
     @property
     def files(self) -> tuple[FilePlan, ...]:
@@ -208,7 +224,7 @@ class MergePlan:
         ):
             whole.update(repr(part).encode())
         for t in self.tensors:
-            told = t.name, t.action, t.used, t.compared, t.method, t.outtype, t.part, t.position
+            told = t.name, t.action, t.used, t.compared, t.method, t.outtype, t.shift, t.places
             whole.update(repr(told).encode())
         return whole.hexdigest()
 
@@ -224,6 +240,8 @@ class MergePlan:
             "inputs": [each.to_record() for each in self.inputs],
             **{name: getattr(self, name) for name in _PLAIN},
             "undecided": sorted(self.undecided),
+            "output": str(self.output),
+            "is_folder": self.is_folder,
             "parts": [file_record(each, header) for each in self.parts],
             "uncertainty": None if second is None else file_record(second, header),
             "tensors": [tensor_record(each) for each in self.tensors],
@@ -262,7 +280,9 @@ class MergePlan:
     def _read(cls, record: Record) -> Self:
         inputs = tuple(map(Input.from_record, record["inputs"]))
         models = tuple(each.open() for each in inputs)
-        first, *later = map(read_file, record["parts"])
+        parts = tuple(map(read_file, record["parts"]))
+        if not parts:
+            raise ValueError("parts")
         second, calibration = record["uncertainty"], record["calibration"]
         uncertainty = None if second is None else read_file(second)
         if not isinstance(uncertainty, SecondOutput | None):
@@ -271,10 +291,9 @@ class MergePlan:
         return cls(
             models=models,
             inputs=inputs,
-            output=first.path,
-            header=first.header,
-            n_bytes=first.n_bytes + sum(each.n_bytes for each in later),
-            later_parts=tuple(later),
+            output=Path(record["output"]),
+            parts=parts,
+            is_folder=record["is_folder"],
             uncertainty=uncertainty,
             tensors=tuple(TensorPlan(**read_tensor(each, models)) for each in record["tensors"]),
             warnings=tuple(record["warnings"]),
@@ -318,6 +337,8 @@ def plan_merge(
     tensors: str | None = None,
     calibration: Calibration | str | os.PathLike[str] | None = None,
     split_max_size: int | None = None,
+    max_shard_size: int | None = None,
+    config: str | os.PathLike[str] | None = None,
 ) -> MergePlan:
     """Decide what a merge does; nothing is written.
 
@@ -326,7 +347,7 @@ def plan_merge(
     inputs : sequence of path-like
         Models quantized from the same original. Metadata comes from the first GGUF file.
     output : path-like
-        GGUF file to be written.
+        GGUF file to be written; or a Hugging Face folder, if it is one or ends in a slash.
     method : str
         Name of an estimator (`recover.estimators.method_names`).
     estimate : {"mean", "map"}
@@ -347,6 +368,11 @@ def plan_merge(
     split_max_size : int, optional
         Most bytes of tensors in a file: write parts ``...-00001-of-0000N.gguf`` as
         ``llama-gguf-split`` makes them, even if there is only one.
+    max_shard_size : int, optional
+        Of a folder, most bytes of weights in a file; default 5 GB.
+    config : path-like, optional
+        Of a folder, another one whose ``config.json`` and tokenizer are taken; default: rebuilt
+        from the metadata.
 
     Returns
     -------
@@ -366,10 +392,22 @@ def plan_merge(
     if not inputs:
         raise UsageError("there are no inputs")
     options = check_options(method, estimate, outtype, snap, calibration, split_max_size)
+    to_folder = folder_options(
+        output,
+        outtype,
+        max_shard_size,
+        config,
+        split_max_size=split_max_size,
+        uncertainty=uncertainty,
+        tensors=tensors,
+    )
     opened = open_models(inputs)
     output = Path(output)
     parts = [part for model in opened for part in model.parts]
-    check_output_path(output, parts if split_max_size is None else ())
+    if to_folder is not None:
+        check_output_folder(output, parts, replaces=True)
+    else:
+        check_output_path(output, parts if split_max_size is None else ())
     aligned = align(opened, tensors)
     models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
@@ -389,7 +427,12 @@ def plan_merge(
     warnings += decider.warnings + _foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
     warnings += describe_repeated(models, {draft.name: draft.duplicate_of for draft in drafts})
-    files, places = lay_out_output(models, drafts, output, options)
+    if to_folder is not None:
+        drafts, layout, more = as_folder(models, drafts, output, outtype, to_folder)
+        files, places = layout.files, places_in_folder(drafts, layout)
+        warnings += more
+    else:
+        files, places = lay_out_output(models, drafts, output, options)
     warnings += unquantized_warnings(models, drafts)
     if split_max_size is not None:
         for file in files:
@@ -398,24 +441,22 @@ def plan_merge(
     plan = MergePlan(
         models=models,
         inputs=(),
-        output=files[0].path,
+        output=files[0].path if to_folder is None else output,
+        parts=files,
+        is_folder=to_folder is not None,
         method=method,
         estimate=estimate,
         source_format="unknown",
         snaps=options.snaps,
         uncertainty=None,
         tensors=tuple(
-            TensorPlan(**vars(draft), position=place.position, part=place.part)
-            for draft, place in zip(drafts, places, strict=True)
+            TensorPlan(**vars(draft), places=own) for draft, own in zip(drafts, places, strict=True)
         ),
-        header=files[0].header,
-        n_bytes=sum(file.n_bytes for file in files),
         warnings=(),
         calibration=options.calibration,
-        later_parts=files[1:],
         redundant=find_redundant(models, drafts),
     )
-    plan = _with_source_format(plan, options, warnings)
+    plan = with_source_format(plan, options, warnings)
     if uncertainty is not None:
         second = lay_out_deviations(models, drafts, Path(uncertainty), files)
         plan = replace(plan, uncertainty=second)
@@ -444,53 +485,3 @@ def _foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str
         " are is estimated"
         for number, tensors in sorted(names.items())
     ]
-
-
-def _with_source_format(plan: MergePlan, options: MergeOptions, warnings: list[str]) -> MergePlan:
-    """The plan with the format of the original weights, and what contradicts it."""
-    snap = options.snap
-    source_format = snap if options.names_format else "unknown"
-    if snap == "auto" or (snap == "none" and any(plan.may_decide(each) for each in plan.tensors)):
-        source_format = source_precision(reference_of(plan.models)).type
-    if snap == "auto" and source_format not in SIGNIFICAND_BITS:
-        warnings.append("the norms do not tell the source's number format: nothing is rounded")
-    if snap != "none" and not options.snaps:
-        warnings.append("--outtype q8_0 rounds all weights again, so --snap is of no use there")
-    return _with_undecided(
-        replace(plan, source_format=source_format), options.names_format, warnings
-    )
-
-
-def _with_undecided(plan: MergePlan, is_asked_for: bool, warnings: list[str]) -> MergePlan:
-    """The plan, less the tensors that contradict the source's format.
-
-    Where some do, only those of the others are left whose bytes confirm it, but where the user says
-    what the format is.
-    """
-    intervals = Intervals()
-    fits = {
-        each.name: fit_of(
-            each.name, [plan.models[i] for i in each.used], plan.source_format, intervals
-        )
-        for each in plan.tensors
-        if each.action != "copy" and plan.significand_bits(each)
-    }
-    evidence = sum(fit.expected for fit in fits.values())
-    n_single = sum(fit.n_single for fit in fits.values())
-    plan = replace(plan, decides=evidence >= _LEAST_EVIDENCE * n_single)
-    wrong = [name for name, fit in fits.items() if fit.is_contradicted]
-    if not wrong:
-        return plan
-    warnings.append(
-        f"{some([quoted(name) for name in wrong])}: the bytes show that the weights were not stored"
-        f" as {plan.source_format}, {'' if is_asked_for else 'as the norms were, '}so none of them"
-        " is set to such numbers"
-    )
-    undecided = frozenset(
-        name
-        for name, fit in fits.items()
-        if fit.is_contradicted or not (is_asked_for or fit.is_confirmed)
-    )
-    is_left = is_asked_for or len(undecided) < len(fits)
-    source_format = plan.source_format if is_left else "unknown"
-    return replace(plan, undecided=undecided, source_format=source_format)

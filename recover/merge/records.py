@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 from recover.containers.model import Model
+from recover.containers.places import FilePlan, Place
 from recover.errors import PlanError
 from recover.estimators.error_calibration import ErrorCalibration
 from recover.evidence.buffer import Source
 from recover.inputs.descent import Descent
 from recover.merge.decide import Draft
-from recover.merge.layout import FilePlan, SecondOutput
+from recover.merge.layout import SecondOutput
 from recover.quants import TensorType
 
 Record = dict[str, Any]
@@ -85,6 +86,7 @@ def tensor_record(tensor: Draft) -> Record:
         "descents": [descent_record(each) for each in tensor.descents],
         "sources": [source_record(each) for each in tensor.sources],
         "error_calibration": error_calibration_record(tensor.error_calibration),
+        "places": [each.to_record() for each in getattr(tensor, "places", ())],
     }
 
 
@@ -96,6 +98,7 @@ def read_tensor(record: Record, models: Sequence[Model]) -> dict[str, Any]:
         "descents": read_descents(record["descents"]),
         "sources": tuple(read_source(*each) for each in zip(sources, kinds, strict=True)),
         "error_calibration": read_error_calibration(record["error_calibration"]),
+        "places": tuple(map(Place.from_record, record["places"])),
     }
 
 

@@ -20,6 +20,7 @@ from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.containers.gguf.parts import whole_path
 from recover.errors import InputError, OutputError
+from recover.execution.folder import finish_earlier_folder
 from recover.execution.journal import Journal
 from recover.execution.output import OutputFiles, partial_path
 from recover.execution.publish import finish_earlier
@@ -76,14 +77,24 @@ class Unfinished:
         with ExitStack() as stack:
             stack.enter_context(self._journal)
             with suppress(OSError):  # a set of files that a dead process was giving their names
-                finish_earlier(self._plan.files[0].path.resolve())
+                if self._plan.is_folder:
+                    finish_earlier_folder(self._plan.output.resolve())
+                else:
+                    finish_earlier(self._plan.files[0].path.resolve())
             self._take_over()
             stack.pop_all()
         return self
 
     def partial(self, path: Path) -> Path:
         """Where an output file lies until all are complete."""
+        if self._plan.is_folder:
+            return self.partial_folder / path.name
         return partial_path(path, self._key)
+
+    @property
+    def partial_folder(self) -> Path:
+        """Where the files of a folder lie until all are complete."""
+        return partial_path(self._plan.output, self._key)
 
     def _take_over(self) -> None:
         first = {

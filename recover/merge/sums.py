@@ -1,5 +1,6 @@
 """What a merge sums up over the weights of a tensor, by name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -62,11 +63,12 @@ class Sums:
         """How inputs without cells compare with the first one."""
         return Likeness(self.unlike, self.difference, self.difference_expected)
 
-    def add_likeness(self, likeness: Likeness) -> None:
-        """Take a comparison of inputs without cells into account."""
-        self.unlike += int(likeness.n_unlike)
-        self.difference += float(likeness.square_difference)
-        self.difference_expected += float(likeness.expected)
+    def add_likeness(self, likeness: Sequence[float]) -> None:
+        """Take a comparison of inputs without cells into account: the fields of a `Likeness`."""
+        n_unlike, square_difference, expected = likeness
+        self.unlike += int(n_unlike)
+        self.difference += square_difference
+        self.difference_expected += expected
 
     def tally(self, n_inputs: int) -> Tally:
         """The estimator's sums; all 0 if there were none."""

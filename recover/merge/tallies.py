@@ -27,18 +27,28 @@ class Tallies:
 
     def add(self, task: Task, gave: Record) -> None:
         """Take the sums of a task's tiles, which are written."""
-        index = self._index[task.tensor]
+        found = [
+            each if isinstance(each, Sums) else Sums.from_record(each) for each in gave["sums"]
+        ]
+        starts = range(task.start, task.end, TILE)
+        if len(found) != len(task.tensors) * len(starts):
+            raise ValueError(f"{len(found)} sums are not those of the task")
         with self._lock:
-            tiles = self._open.setdefault(index, {})
-            for start, sums in zip(range(task.start, task.end, TILE), gave["sums"], strict=True):
-                tiles[start] = Sums.from_record(sums)
-            if len(tiles) < self._n_tiles[index]:
-                return
-            del self._open[index]
-            total = Sums()
-            for start in sorted(tiles):
-                total += tiles[start]
-            self._finished[index] = self.totals[index] = total
+            for i, name in enumerate(task.tensors):
+                own = found[i * len(starts) : (i + 1) * len(starts)]
+                self._add(self._index[name], dict(zip(starts, own, strict=True)))
+
+    def _add(self, index: int, tiles: dict[int, Sums]) -> None:
+        if len(tiles) < self._n_tiles[index]:
+            tiles = self._open.setdefault(index, {}) | tiles
+            self._open[index] = tiles
+        if len(tiles) < self._n_tiles[index]:
+            return
+        self._open.pop(index, None)
+        total, *others = (tiles[start] for start in sorted(tiles))
+        for each in others:
+            total += each
+        self._finished[index] = self.totals[index] = total
 
     def take_finished(self) -> Totals:
         """The tensors of which all tiles were written since the last call."""

@@ -1,16 +1,18 @@
 """The tasks of a merge: what is done to a tensor, apart from the plan of all of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
 from recover._version import __version__
 from recover.containers.model import StoredTensor
+from recover.containers.places import behind, whole_place
 from recover.errors import PlanError
 from recover.estimators.error_calibration import ErrorCalibration
 from recover.evidence.buffer import Source
-from recover.execution.tasks import Record, Target, Task
+from recover.execution.stacks import can_be_stacked, stacks
+from recover.execution.tasks import DEVIATIONS, Record, Target, Task
 from recover.merge.certain import Snapping, snapping_of
 from recover.merge.compare import confines_of
 from recover.merge.plan import MergePlan, TensorPlan
@@ -22,12 +24,12 @@ from recover.merge.records import (
     source_record,
     tuples,
 )
-from recover.quants import TILE, type_by_name
+from recover.quants import TILE
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is done to the weights of one tensor.
+    """What is done to the weights of a tensor, or of each of several that are alike.
 
     Attributes
     ----------
@@ -45,6 +47,8 @@ class Job:
         As of their sources (see `recover.merge.compare.compare`).
     snapping : Snapping or None
         How weights are set to numbers of the source's format; None if they cannot be.
+    shift : float
+        As of `recover.merge.plan.TensorPlan`.
     """
 
     action: str
@@ -59,6 +63,7 @@ class Job:
     confines: tuple[bool, ...]
     noises: tuple[float | None, ...]
     snapping: Snapping | None
+    shift: float
 
     @classmethod
     def of(cls, plan: MergePlan, tensor: TensorPlan) -> Self:
@@ -76,6 +81,7 @@ class Job:
             confines=confines_of(tensor),
             noises=tensor.compared_noises,
             snapping=snapping_of(plan, tensor),
+            shift=tensor.shift,
         )
 
     def to_record(self) -> Record:
@@ -115,7 +121,7 @@ class Job:
 def tasks_of(
     plan: MergePlan, indices: Sequence[int], files: Sequence[Path], n_tiles: int = 1
 ) -> Iterator[Task]:
-    """The tasks of some tensors, in order.
+    """The tasks of some tensors, in about their order.
 
     Parameters
     ----------
@@ -128,25 +134,59 @@ def tasks_of(
     n_tiles : int
         So many tiles are one task.
     """
-    for index in indices:
-        tensor = plan.tensors[index]
-        job = Job.of(plan, tensor)
-        inputs = tuple(
-            plan.inputs[i].of_tensor(tensor.name) for i in (*tensor.used, *tensor.compared)
-        )
-        places = [(files[tensor.part], tensor.position, type_by_name(tensor.outtype))]
-        if plan.uncertainty is not None and tensor.action != "copy":
-            position = plan.uncertainty.positions[tensor.name]
-            places.append((files[-1], position, type_by_name("BF16")))
-        for start in range(0, tensor.n_weights, n_tiles * TILE):
+    told = ((i, plan.tensors[i].n_weights, kind_of(plan, plan.tensors[i])) for i in indices)
+    for stack in stacks(told):
+        tensors = [plan.tensors[index] for index in stack]
+        first = tensors[0]
+        job, n_weights = Job.of(plan, first), first.n_weights
+        inputs = tuple(plan.inputs[i].of_tensor(first.name) for i in (*first.used, *first.compared))
+        places = [
+            Target(files[place.file], behind(place, number * n_weights))
+            for number, tensor in enumerate(tensors)
+            for place in tensor.places
+        ]
+        if plan.uncertainty is not None and first.action != "copy":
+            for number, tensor in enumerate(tensors):
+                position = plan.uncertainty.positions[tensor.name]
+                (second,) = whole_place(0, position, n_weights)
+                places.append(Target(files[-1], behind(second, number * n_weights), DEVIATIONS))
+        for start in range(0, n_weights, n_tiles * TILE):
+            end = min(start + n_tiles * TILE, n_weights)
+            upto = start + (end - start) * len(tensors)
             yield Task(
                 plan=plan.digest,
-                tensor=tensor.name,
+                tensors=tuple(each.name for each in tensors),
                 start=start,
-                end=min(start + n_tiles * TILE, tensor.n_weights),
+                end=end,
                 inputs=inputs,
                 outputs=tuple(
-                    Target(path, position + kind.n_bytes(start)) for path, position, kind in places
+                    each for each in places if each.place.start < upto and start < each.place.end
                 ),
                 job=job,
             )
+
+
+def kind_of(plan: MergePlan, tensor: TensorPlan) -> Hashable:
+    """What tensors have in common that are one task; None of one that is a task of its own."""
+    inputs, is_copied = (*tensor.used, *tensor.compared), tensor.action == "copy"
+    for i in inputs:
+        if tensor.name in plan.inputs[i].made:
+            return None
+        stored = plan.models[i].tensors[tensor.name]
+        if not can_be_stacked(stored, is_copied=is_copied and not tensor.compared):
+            return None
+    return (
+        tensor.part,
+        tensor.shift,
+        tensor.action,
+        tensor.outtype,
+        tensor.method,
+        tensor.is_known,
+        inputs,
+        len(tensor.used),
+        tensor.types,
+        tensor.sources,
+        tensor.confining,
+        tensor.compared_noises,
+        tensor.name in plan.undecided,
+    )

@@ -1,19 +1,23 @@
 """Doing the tasks of a merge: the weights of a range are estimated, and their bytes written."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover._text import printable, quoted
 from recover.containers.mapping import check_faults, check_unchanged, faults
 from recover.containers.model import Model, StoredTensor
+from recover.containers.places import Writer, put_all
 from recover.errors import PlanError, QuantError
 from recover.estimators import FIRST_ALONE, Tally, TileEstimator
+from recover.estimators.tally import CONFLICTS
 from recover.evidence.buffer import Evidence, Source
-from recover.execution.tasks import PlacedFile, Record, Target, Task, Writer
+from recover.execution.stacks import stack_of
+from recover.execution.tasks import DEVIATIONS, WEIGHTS, PlacedFile, Record, Task
 from recover.inputs.recorded import Input, OpenInputs
 from recover.merge.certain import Snapper
 from recover.merge.compare import (
@@ -32,6 +36,7 @@ from recover.quants import (
     TILE,
     F32Array,
     TensorType,
+    U8Array,
     quantize,
     type_by_name,
 )
@@ -57,7 +62,8 @@ class Worker:
         self._encoded = np.empty(TILE * 4, np.uint8)
         self._models: list[Model] = []
         self._known: tuple[tuple[Source, ...], str, str] = (), "", ""
-        self._at: tuple[str, str] = "", ""
+        self._at: tuple[str, tuple[str, ...]] = "", ()
+        self._n = 1  # tensors, one behind the other
 
     def work(self, task: Task, files: Mapping[Path, Writer]) -> Record:
         """Do a task.
@@ -72,7 +78,7 @@ class Worker:
         Returns
         -------
         dict
-            ``sums``: of each of its tiles, in order (see `Sums.to_record`).
+            ``sums``: of each of its tensors, of each tile the `Sums`, in order.
 
         Raises
         ------
@@ -83,14 +89,16 @@ class Worker:
         PlanError
             If a weight is not finite in any input, or does not fit into the output's type.
         """
-        if (task.plan, task.tensor) != self._at:
+        if (task.plan, task.tensors) != self._at:
             self._begin(task)
         if task.start % TILE or (task.end % TILE and task.end != self._job.n_weights):
             raise PlanError(f"weights {task.start:,} to {task.end:,} are no whole tiles")
-        sums = []
+        if self._n > 1 and (task.start, task.end) != (0, self._job.n_weights):
+            raise PlanError(f"weights {task.start:,} to {task.end:,} are not all of the tensors")
+        sums: list[Sums] = []
         for start in range(task.start, task.end, TILE):
             end = min(start + TILE, task.end)
-            sums.append(self._write_tile(task, files, start, end).to_record())
+            sums += self._write_tile(task, files, start, start + (end - start) * self._n)
         return {"sums": sums}
 
     def check_inputs(self) -> None:
@@ -104,22 +112,26 @@ class Worker:
         check_unchanged([part for model in self._models for part in model.parts])
 
     def _begin(self, task: Task) -> None:
-        self._at = "", ""
+        self._at = "", ()
         inputs = [
             each if isinstance(each, Input) else Input.from_record(cast(Record, each))
             for each in task.inputs
         ]
-        self._models = [self._inputs.model(each, task.tensor) for each in inputs]
-        tensors = [model.tensors[task.tensor] for model in self._models]
+        first = task.tensors[0]
+        self._models = [self._inputs.model(each, first) for each in inputs]
+        tensors = [
+            stack_of([model.tensors[name] for name in task.tensors]) for model in self._models
+        ]
         job = task.job
         if not isinstance(job, Job):
             job = Job.from_record(cast(Record, job), tensors)
-        self._job = job
+        self._job, self._n = job, len(task.tensors)
         self._used = tensors[: job.n_used]
         self._outtype = type_by_name(job.outtype)
         self._is_decoded = job.method == FIRST_ALONE
         self._comparison = self._comparison_of(tensors)
-        if len(task.outputs) > 1 and not self._deviation.size:
+        self._deviates = any(each.what == DEVIATIONS for each in task.outputs)
+        if self._deviates and not self._deviation.size:
             self._deviation = np.empty(TILE, np.float32)
         if job.action != "copy" and not job.is_known:
             self._snapper.look_at(job.snapping, job.sources)
@@ -127,52 +139,72 @@ class Worker:
             if known != self._known:
                 self._known = known
                 self._estimator = TileEstimator(*known, error_calibration=job.error_calibration)
-        self._at = task.plan, task.tensor
+        self._at = task.plan, task.tensors
 
-    def _write_tile(self, task: Task, files: Mapping[Path, Writer], start: int, end: int) -> Sums:
-        def write(output: Target, kind: TensorType, data: memoryview) -> None:
-            before = kind.n_bytes(start) - kind.n_bytes(task.start)
-            files[output.path].write_at(output.position + before, data)
+    def _write_tile(
+        self, task: Task, files: Mapping[Path, Writer], start: int, end: int
+    ) -> list[Sums]:
+        """Write a tile of a tensor, or several tensors one behind the other; the sums of each."""
 
-        weights, *deviations = task.outputs
+        def write(what: str, kind: TensorType, data: U8Array) -> None:
+            targets = [(each.place, files[each.path]) for each in task.outputs if each.what == what]
+            put_all(targets, kind, start, end, data)
+
         if self._job.action == "copy":
             raw = self._used[0].part(start, end)
-            write(weights, self._outtype, raw.data)
+            write(WEIGHTS, self._outtype, raw)
             sums = self._compare(start, end)
-            sums.not_finite = n_not_finite(raw, self._outtype)
+            for own, n_bad in zip(sums, n_not_finite(raw, self._outtype, self._n), strict=True):
+                own.not_finite = int(n_bad)
             return sums
         estimate = self._estimate[: end - start]
-        deviation = self._deviation[: estimate.size] if deviations else self._deviation[:0]
+        deviation = self._deviation[: estimate.size] if self._deviates else self._deviation[:0]
         sums = self._fill(start, end, estimate, deviation)
+        if self._job.shift:
+            estimate += np.float32(self._job.shift)
         encoded = self._encoded[: self._outtype.n_bytes(estimate.size)]
         try:
             quantize(estimate, self._outtype, out=encoded)
         except QuantError:
-            raise self._not_finite(start, end, estimate) from None
-        write(weights, self._outtype, encoded.data)
-        rounded = rounded_away(estimate, encoded, self._outtype)
-        if rounded or sums.estimated is not None:
-            sums.tally(len(self._used)).variance += rounded
-        if self._job.is_known:
-            sums.rounded += count_rounded(estimate, encoded, self._outtype)
-        for output in deviations:
+            raise self._not_finite(task, start, end, estimate) from None
+        write(WEIGHTS, self._outtype, encoded)
+        self._add_rounding(sums, estimate, encoded)
+        if self._deviates:
             bf16 = type_by_name(_BF16)
-            write(output, bf16, quantize(deviation, bf16).data)
+            write(DEVIATIONS, bf16, quantize(deviation, bf16))
         return sums
 
-    def _fill(self, start: int, end: int, estimate: F32Array, deviation: F32Array) -> Sums:
-        """Estimate the weights of one tile; their sums."""
+    def _add_rounding(self, sums: Sequence[Sums], estimate: F32Array, encoded: U8Array) -> None:
+        """Add what the output's type rounds away."""
+        lost = rounded_away(estimate, encoded, self._outtype, self._n)
+        for own, rounded in zip(sums, lost.tolist(), strict=True):
+            if rounded or own.estimated is not None:
+                own.tally(len(self._used)).variance += rounded
+        if self._job.is_known:
+            counts = count_rounded(estimate, encoded, self._outtype, self._n)
+            for own, n_rounded in zip(sums, counts.tolist(), strict=True):
+                own.rounded += n_rounded
+
+    def _fill(self, start: int, end: int, estimate: F32Array, deviation: F32Array) -> list[Sums]:
+        """Estimate the weights of one tile; the sums of each tensor."""
         sums = self._compare(start, end)
         if self._job.is_known:
             self._used[0].read(start, end, estimate)
             deviation[:] = 0
             return sums
-        estimated = self._estimator.estimate(self._used, start, end, estimate, deviation)
-        evidence, sums.estimated = self._estimator.evidence, estimated
-        sums.broken = n_broken(evidence)
+        tallies = self._estimator.estimate_each(
+            self._used, start, end, self._n, estimate, deviation
+        )
+        evidence = self._estimator.evidence
+        broken = n_broken(evidence, self._n)
+        for own, tally, n in zip(sums, tallies, broken.tolist(), strict=True):
+            own.estimated, own.broken = Tally(tally), n
         if self._job.action == "merge":
-            sums.conflicts += self._n_conflicts(evidence, estimated)
-            sums.add_likeness(compare_unproven(evidence))
+            conflicts = self._n_conflicts(evidence, tallies)
+            likeness = compare_unproven(evidence, self._n)
+            for own, n, like in zip(sums, conflicts.tolist(), likeness.tolist(), strict=True):
+                own.conflicts += n
+                own.add_likeness(like)
         if self._is_decoded:  # a product with a side scale is rounded once, not twice
             self._used[0].read(start, end, estimate)
         if deviation.size:
@@ -184,11 +216,12 @@ class Worker:
             self._snapper.apply(evidence, stored, estimate, deviation, sums)
         return sums
 
-    def _n_conflicts(self, evidence: Evidence, estimated: Tally) -> float:
+    def _n_conflicts(self, evidence: Evidence, tallies: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weights on which the merged inputs contradict each other, as the estimator found."""
         if self._estimator.estimator.sees_conflicts:
-            return estimated.n_conflicts
-        return float(count_conflicts(evidence, step_for(self._job.n_weights)))
+            return tallies[:, CONFLICTS]
+        step = step_for(self._job.n_weights)
+        return count_conflicts(evidence, step, self._n).astype(np.float64)
 
     def _comparison_of(self, tensors: list[StoredTensor]) -> Comparison | None:
         """What compares the inputs that take no part with the one that is taken; None if none."""
@@ -199,24 +232,30 @@ class Worker:
         is_exact = takes_exact_codes(inputs[0], is_known=job.is_known)
         return compare(inputs, job.confines, job.noises, is_exact=is_exact)
 
-    def _compare(self, start: int, end: int) -> Sums:
+    def _compare(self, start: int, end: int) -> list[Sums]:
         """The sums so far: what inputs that take no part contradict."""
-        sums = Sums()
+        sums = [Sums() for _ in range(self._n)]
         if self._comparison is not None:
-            sums.conflicts = float(self._comparison.n_conflicts(start, end))
-            sums.add_likeness(self._comparison.likeness(start, end))
+            conflicts = self._comparison.n_conflicts(start, end, self._n)
+            likeness = self._comparison.likeness(start, end, self._n)
+            for own, n, like in zip(sums, conflicts.tolist(), likeness.tolist(), strict=True):
+                own.conflicts = float(n)
+                own.add_likeness(like)
         return sums
 
-    def _not_finite(self, start: int, end: int, estimate: F32Array) -> PlanError:
+    def _not_finite(self, task: Task, start: int, end: int, estimate: F32Array) -> PlanError:
         """Say why a tile cannot be stored."""
-        name = quoted(self._at[1])
+        size = estimate.size // self._n
         for model, tensor in zip(self._models, self._used, strict=False):
-            if not np.isfinite(tensor.read(start, end)).all():
+            is_sound = np.isfinite(tensor.read(start, end)).reshape(self._n, size).all(1)
+            if not is_sound.all():
+                name = quoted(task.tensors[int(np.argmin(is_sound))])
                 what = f"tensor {name} holds NaN or infinite weights"
                 return PlanError(f"{printable(model.path)}: {what}")
-        largest = np.abs(estimate).max()
+        weights = np.abs(estimate)
+        name = quoted(task.tensors[int(np.argmax(weights)) // size])
         return PlanError(
-            f"tensor {name}: a weight of {largest:.6g} is beyond the range of"
+            f"tensor {name}: a weight of {weights.max():.6g} is beyond the range of"
             f" {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
         )
 
@@ -236,8 +275,8 @@ def carry_out(record: Record) -> Record:
     Returns
     -------
     dict
-        What `Worker.work` gives, and ``written``: for each file, by path, the position, number of
-        bytes and CRC-32 of all that was written there.
+        What `Worker.work` gives, as records, and ``written``: for each file, by path, the position,
+        number of bytes and CRC-32 of all that was written there.
 
     Raises
     ------
@@ -253,4 +292,7 @@ def carry_out(record: Record) -> Record:
     gave = worker.work(task, files)
     check_faults(before)
     worker.check_inputs()
-    return gave | {"written": {str(path): file.written for path, file in files.items()}}
+    return {
+        "sums": [each.to_record() for each in gave["sums"]],
+        "written": {str(path): file.written for path, file in files.items()},
+    }

@@ -208,6 +208,6 @@ def _unknown_architecture(model: Model) -> str | None:
         return None
     said = f"the architecture {quoted(str(architecture))}" if architecture else "no architecture"
     return (
-        f"{printable(model.path)}: has {said} that llama.cpp is known to have rules for: which"
-        " tensors its program wants unquantized is for you to say (--tensor-type REGEX=F16)"
+        f"{printable(model.path)}: has {said}, and llama.cpp is not known to have rules for it:"
+        " which tensors its program wants unquantized is for you to say (--tensor-type REGEX=F16)"
     )

@@ -106,7 +106,7 @@ class Cases:
                 error += squares(out - part)
                 expected += tally.variance
                 conflicts += tally.n_conflicts
-                error_calibration.correct(tally, out)
+                error_calibration.correct(tally.array[None], out)
                 corrected += tally.variance
         sums = {
             "error": error,

@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from recover.evidence.buffer import EvidenceBuffer, Source
-from recover.merge.compare import compare_unproven, count_conflicts
+from recover.merge.compare import Likeness, compare_unproven, count_conflicts
 from recover.quants import TILE, dequantize, type_by_name
 from tests.oracle import libggml
 from tests.oracle.weights import gguf_weights
@@ -72,7 +72,7 @@ def main() -> None:
             norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
             known = norms > 0
             correlation = min(correlation, ((a * b).sum(1)[known] / norms[known]).min())
-            likeness = compare_unproven(buffer.load(raws, x.size))
+            likeness = Likeness(*compare_unproven(buffer.load(raws, x.size))[0])
             difference = max(difference, likeness.square_difference / likeness.expected)
         print(f"Q4_K + {name}: correlation {correlation:.2f}, difference {difference:.2f}")
 

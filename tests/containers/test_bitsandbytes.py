@@ -161,6 +161,24 @@ def test_states_that_are_none(text: bytes, rng: np.random.Generator) -> None:
     assert is_refused(module_of({**arrays, STATE: np.frombuffer(text, np.uint8)}))
 
 
+def test_levels_of_another_program_confine_nothing(rng: np.random.Generator) -> None:
+    """They are decoded as stored; errors are expected as of codes that make up for others."""
+    arrays = bitsandbytes.encode(heavy_tailed(rng, 8, 128), nested=False)
+    levels = np.linspace(-1, 1, 16, dtype=np.float32)
+    matrix = matrix_of({**arrays, "weight.quant_map": levels})
+    stated = state(matrix)
+    assert not matrix.has_cells
+    assert np.isinf(stated.lower).all()
+    assert np.isinf(stated.upper).all()
+    packed = arrays["weight"].reshape(-1)
+    codes = np.stack([packed >> 4, packed & 15], 1).reshape(-1)
+    scales = np.repeat(arrays["weight.absmax"], 64)
+    np.testing.assert_allclose(stated.value, levels[codes] * scales, 1e-6)
+    inner = (codes > 0) & (codes < 15)
+    uniform = np.square(scales * np.float32(2 / 15)) / 12
+    np.testing.assert_allclose(stated.variance[inner], 1.45 * uniform[inner], 0.02)
+
+
 def test_other_levels_are_refused(rng: np.random.Generator) -> None:
     arrays = bitsandbytes.encode(heavy_tailed(rng, 8, 128))
     other = {**arrays, "weight.quant_map": arrays["weight.quant_map"] * np.float32(1.001)}

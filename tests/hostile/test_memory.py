@@ -27,7 +27,6 @@ from tests.hostile.builder import (
     Q8_0,
     STRING,
     UINT8,
-    UINT32,
     array,
     gguf,
     kv,
@@ -36,6 +35,7 @@ from tests.hostile.builder import (
     u32,
     u64,
 )
+from tests.support.many import many
 from tests.support.models import TINY
 
 MOST_MEMORY = 500 << 20
@@ -153,25 +153,6 @@ def test_an_importance_matrix_of_long_rows(tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
     check(1, "quantize", one, "Q4_0", "-o", out, "--imatrix", imatrix, expected="whole rows")
     check(0, "quantize", one, "Q4_K", "-o", out, "--imatrix", imatrix)
-
-
-MANY = 30_000
-
-
-def many(
-    path: Path,
-    kind: int,
-    dims: tuple[int, int] = (256, 1),
-    data: bytes = bytes(range(256)) * 2,
-) -> Path:
-    """As many keys as tensors, all of 256 weights and with the same bytes."""
-    size = type_by_id(kind).n_bytes(256)
-    step = -(-size // 32) * 32
-    entries = [LLAMA, *(kv(f"k.{i}", UINT32, u32(i)) for i in range(MANY))]
-    names = [f"blk.{i}.ffn_up.weight" for i in range(MANY)]
-    tensors = [tensor(name, dims, kind, i * step) for i, name in enumerate(names)]
-    path.write_bytes(gguf(entries, tensors, data[:step] * MANY))
-    return path
 
 
 def test_many_keys_and_tensors(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ OUTPUTS = (
 def test_odd_paths(
     what: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if what == "a folder" and command == "merge {fine} -o {}":
+        pytest.skip("a folder is an output of merge")
     odd = ODD[what](tmp_path / "odd")
     words = [word.format(odd, fine=FINE, out=tmp_path / "out.gguf") for word in command.split()]
     assert main(words) == 1

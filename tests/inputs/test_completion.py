@@ -237,6 +237,39 @@ def test_verify_does_not_look_at_divided_norms(
     assert not verify_model(truth, [awq_folder], n_threads=1).is_checked
 
 
+def test_verify_takes_scales_that_another_input_proves(
+    block: Block, awq_folder: Path, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "Q4_K.gguf", block, "Q4_K")
+    truth = write_model(tmp_path / "F32.gguf", block, "F32")
+    check = verify_model(truth, [awq_folder, model], n_threads=1).inputs[0]
+    bounded = {each.name for each in check.tensors if each.n_bounded}
+    assert bounded == {f"blk.0.{name}.weight" for name in ("attn_q", "attn_k", "ffn_gate")}
+    assert not check.total("n_outside")
+    finer = {**block.matrices, "attn_q": 1.1 * block.matrices["attn_q"]}
+    other = write_model(tmp_path / "other.gguf", block._replace(matrices=finer), "F32")
+    check = verify_model(other, [awq_folder, model], n_threads=1).inputs[0]
+    outside = {each.name for each in check.tensors if each.n_outside}
+    assert outside == {"blk.0.attn_q.weight"}
+
+
+@pytest.mark.parametrize("is_model", [True, False])
+def test_scaled_weights_are_not_taken_for_others(
+    is_model: bool,
+    block: Block,
+    awq_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nor is a folder of them checked or compared as if they were the original's."""
+    other = write_model(tmp_path / "F32.gguf", block, "F32")
+    pair = (awq_folder, other) if is_model else (other, awq_folder)
+    commands = [["evaluate", str(pair[0]), "--truth", str(pair[1])]]
+    for command in [*commands, ["verify", str(awq_folder), str(other)]]:
+        assert main(command) == 1
+        assert f"{awq_folder}: columns of 'blk.0." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["inspect", "bounds"])
 def test_commands(
     command: str, block: Block, awq_folder: Path, gptq_folder: Path, tmp_path: Path

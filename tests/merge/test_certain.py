@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recover.cli import main
+from recover.execution import stacks
 from recover.execution.local import Threads
 from recover.execution.tasks import Record, Task
 from recover.merge.execute import MergeResult, execute_merge
@@ -187,6 +188,7 @@ def test_an_interrupted_second_estimate_is_resumed(
         inputs, tmp_path / "out.gguf", outtype="f32", uncertainty=tmp_path / "sd.gguf", snap="auto"
     )
     with monkeypatch.context() as patch:
+        patch.setattr(stacks, "LARGEST", 0)  # one tensor a task
         patch.setattr(Threads, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             execute_merge(plan, n_threads=1, resume=True)

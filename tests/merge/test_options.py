@@ -1,7 +1,6 @@
 """Options of merge: the mode, numbers of the source's format, standard deviations."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -187,9 +186,8 @@ def test_map_differs_from_the_mean_and_is_about_as_good(tiny: list[Path], tmp_pa
 
 def test_densities_from_the_models_own_weights(tiny: list[Path], tmp_path: Path) -> None:
     shipped, simulated = tmp_path / "shipped.gguf", tmp_path / "simulated.gguf"
-    plan = plan_merge(tiny, shipped)
-    execute_merge(plan)
-    own = with_simulated_densities(replace(plan, output=simulated), 1_000_000)
+    execute_merge(plan_merge(tiny, shipped))
+    own = with_simulated_densities(plan_merge(tiny, simulated), 1_000_000)
     assert own.densities is not None
     assert ("Q5_K", False, True) in own.densities
     result = execute_merge(own)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from recover.cli import main
-from recover.containers.safetensors.reader import open_safetensors
 from recover.quants import F32Array
 from tests.support.encoders import compressed_tensors, gptq, mlx
 from tests.support.foreign_modules import Array
 from tests.support.gguf_files import read_weights, squared_error
-from tests.support.hf_folders import folder_parts, write_parts
+from tests.support.hf_folders import folder_parts, split_folder, write_parts
 from tests.support.models import DATA, ROOT
 from tests.support.random_folders import write_safetensors
 from tests.support.small_llama import N_TOKENS, WIDTH, small_weights, write_small
@@ -47,8 +46,8 @@ class Case:
             change(arrays, config)
         return write_parts(self.home / "folder", arrays, config)
 
-    def merge(self, folder: Path) -> int:
-        return main(["merge", str(self.gguf), str(folder), "-o", str(self.output)])
+    def merge(self, folder: Path, *options: str) -> int:
+        return main(["merge", str(self.gguf), str(folder), "-o", str(self.output), *options])
 
     def check_refused(self, folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> None:
         assert self.merge(folder) not in (None, 0)
@@ -159,52 +158,24 @@ def test_pickles(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("n_left", [0, 7, 100, -1])
 def test_truncated_shard(case: Case, n_left: int, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = split(case.write("fp8"))
+    folder = split_folder(case.write("fp8"))
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:n_left])
     case.check_refused(folder, capsys, shard.name)
 
 
-def split(folder: Path) -> Path:
-    """The same model in two files and an index."""
-    stored = open_safetensors(folder).tensors
-    names = list(stored)
-    halves = names[: len(names) // 2], names[len(names) // 2 :]
-    weight_map = {}
-    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    for file, half in zip(files, halves, strict=True):
-        header, at = {}, 0
-        for name in half:
-            each = stored[name]
-            offsets = [at, at + each.raw.size]
-            header[name] = {
-                "dtype": each.dtype,
-                "shape": list(each.shape),
-                "data_offsets": offsets,
-            }
-            at = offsets[1]
-            weight_map[name] = file
-        text = json.dumps(header).encode()
-        body = b"".join(stored[name].raw.tobytes() for name in half)
-        (folder / file).write_bytes(len(text).to_bytes(8, "little") + text + body)
-    (folder / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
 def test_shards_merge(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
-    assert case.merge(split(case.write("fp8"))) == 0, capsys.readouterr().err
+    assert case.merge(split_folder(case.write("fp8"))) == 0, capsys.readouterr().err
 
 
 def test_index_names_absent_files(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = split(case.write("fp8"))
+    folder = split_folder(case.write("fp8"))
     (folder / "model-00001-of-00002.safetensors").unlink()
     case.check_refused(folder, capsys, "model-00001-of-00002.safetensors")
 
 
 def test_index_names_absent_tensors(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = split(case.write("fp8"))
+    folder = split_folder(case.write("fp8"))
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"]["model.absent.weight"] = "model-00001-of-00002.safetensors"
@@ -225,7 +196,8 @@ def test_no_configuration(case: Case, capsys: pytest.CaptureFixture[str]) -> Non
         ("intermediate_size", 96),
         ("num_attention_heads", 8),
         ("num_key_value_heads", 1),
-        ("vocab_size", 2 * N_TOKENS),
+        ("vocab_size", N_TOKENS + 1),
+        ("num_hidden_layers", 2),
         ("head_dim", 32),
     ],
 )
@@ -265,21 +237,20 @@ def test_missing_expert(missing: int, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not output.exists()
 
 
-@pytest.mark.parametrize("where", ["code", "scale", "scales"])
-def test_numbers_that_are_none_say_nothing(
-    case: Case, where: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The weights are taken from the other inputs, and the user is told."""
+@pytest.mark.parametrize("where", ["code", "scale", "scales", "infinite"])
+def test_numbers_that_are_none(case: Case, where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --force the weights are taken from the other inputs, and the user is told."""
 
     def change(arrays: Arrays, _: Config) -> None:
         if where == "code":
             arrays[f"{UP}.weight"].view(np.uint8)[3, 5] = 0x7F
         else:
             scales = arrays[f"{UP}.weight_scale_inv"].reshape(-1)
-            scales[: 1 if where == "scale" else None] = np.nan
+            scales[: 1 if where != "scales" else None] = np.inf if where == "infinite" else np.nan
 
     folder = case.write("fp8", change)
-    assert case.merge(folder) == 0
+    case.check_refused(folder, capsys, "'blk.0.ffn_up.weight' holds NaN or infinite", "--force")
+    assert case.merge(folder, "--force") == 0
     said = capsys.readouterr().err
     assert f"tensor 'blk.0.ffn_up.weight' holds NaN or infinite weights in {folder}" in said
     written, alone = read_weights(case.output), read_weights(case.gguf)

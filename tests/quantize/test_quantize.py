@@ -422,4 +422,4 @@ def test_architectures_without_rules(
     assert main(["quantize", str(source), "Q8_0", "-o", str(tmp_path / "q.gguf")]) == 0
     err = capsys.readouterr().err
     assert ("--tensor-type REGEX=F16" in err) == (warned is not None)
-    assert warned is None or f"has {warned} that llama.cpp is known to have rules for" in err
+    assert warned is None or f"has {warned}, and llama.cpp is not known to have rules" in err

@@ -10,6 +10,7 @@ import numpy as np
 
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.huggingface.placing import rotary_order
+from recover.containers.safetensors.reader import open_safetensors
 from recover.quants import F32Array
 from tests.support.encoders import bitsandbytes, fp8
 from tests.support.foreign_modules import Array
@@ -25,7 +26,12 @@ ENCODERS: dict[str, tuple[Encoder, dict[str, Any]]] = {
 }
 """By format: what makes the arrays of a module, and ``quantization_config``."""
 
-_DTYPES = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+_DTYPES = {
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+}
 _KINDS = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}
 MODULES = {
     "attn_q": "self_attn.q_proj",
@@ -75,6 +81,34 @@ def write_parts(folder: Path, arrays: Mapping[str, Array], config: Mapping[str, 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     write_arrays(folder / "model.safetensors", arrays)
+    return folder
+
+
+def split_folder(folder: Path) -> Path:
+    """The same model in two files and an index."""
+    stored = open_safetensors(folder).tensors
+    names = list(stored)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    weight_map = {}
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for file, half in zip(files, halves, strict=True):
+        header, at = {}, 0
+        for name in half:
+            each = stored[name]
+            offsets = [at, at + each.raw.size]
+            header[name] = {
+                "dtype": each.dtype,
+                "shape": list(each.shape),
+                "data_offsets": offsets,
+            }
+            at = offsets[1]
+            weight_map[name] = file
+        text = json.dumps(header).encode()
+        body = b"".join(stored[name].raw.tobytes() for name in half)
+        (folder / file).write_bytes(len(text).to_bytes(8, "little") + text + body)
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
 

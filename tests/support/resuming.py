@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from recover.execution import stacks
 from recover.execution.tasks import Record, Task
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import MergePlan, plan_merge
@@ -47,7 +48,7 @@ def journal_of(folder: Path) -> Path:
 
 
 class Workers:
-    """Counts the tiles that are worked on, and stops after some of them."""
+    """Counts the tensors that are worked on, and stops after some of them."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -61,11 +62,12 @@ class Workers:
         if len(self.done) >= self.stops_after:
             raise self.error
         gave = self._work(worker, task, files)
-        self.done.append(task.tensor)
+        self.done += task.tensors
         return gave
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
-        """Come between the workers and their tasks, until the patch is undone."""
+        """Come between the workers and their tasks, one a tensor, until the patch is undone."""
+        patch.setattr(stacks, "LARGEST", 0)
         patch.setattr(Worker, "work", lambda worker, task, files: self.work(worker, task, files))
 
 

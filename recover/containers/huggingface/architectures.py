@@ -9,6 +9,9 @@ Names come from gguf-py's tensor map. The rest is what llama.cpp's converter doe
 - gpt-oss: the rows of gate and up alternate in one tensor; others with fused experts have them in
   two halves, one after the other;
 - DeepSeek: the projection to keys and values is split by head, and the keys are transposed.
+
+Grok-1's experts are modules ``moe.0``, ``moe.1``; Grok-2's ``config.json`` has a model_type that
+another model had first, so that the name of the class counts.
 """
 
 import re
@@ -19,11 +22,11 @@ from typing import Any
 from recover._text import quoted
 from recover.errors import SafetensorsError
 
-_MAX_LAYERS = 4_096
+MAX_LAYERS = 4_096
 MAX_EXPERTS = 65_536
 """Far more than models have."""
 
-EXPERT = re.compile(r"(?P<module>.+\.experts)\.(?P<number>\d{1,9})\.(?P<rest>.+)")
+EXPERT = re.compile(r"(?P<module>.+\.(?:experts|moe))\.(?P<number>\d{1,9})\.(?P<rest>.+)")
 """Names of what belongs to one expert."""
 QUERY_OR_KEY = re.compile(r".*\.(?P<which>[qk])_proj\.(weight|bias)")
 """Names of what makes queries or keys."""
@@ -56,6 +59,7 @@ class Architecture:
 
 _LLAMA = Architecture("LLAMA", permutes_heads=True)
 _DEEPSEEK = Architecture("DEEPSEEK2", splits_kv=True)
+_GROK = Architecture("GROK")
 
 _BY_MODEL_TYPE = {
     "llama": _LLAMA,
@@ -73,8 +77,13 @@ _BY_MODEL_TYPE = {
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
     "gpt_oss": Architecture("GPT_OSS", alternates=True),
+    "grok": _GROK,
+    "grok-1": _GROK,
 }
 """By ``model_type`` of ``config.json``."""
+
+_BY_CLASS = {"GrokForCausalLM": _GROK, "Grok1ForCausalLM": _GROK}
+"""By an entry of ``architectures`` there, which counts first."""
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -91,6 +100,10 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     SafetensorsError
         If there is none, or names and layouts of it are not known.
     """
+    classes = config.get("architectures")
+    for name in classes if isinstance(classes, list) else ():
+        if isinstance(name, str) and name in _BY_CLASS:
+            return _BY_CLASS[name]
     found = [config.get("model_type"), text_config(config).get("model_type")]
     for name in found:
         if isinstance(name, str) and name in _BY_MODEL_TYPE:
@@ -105,6 +118,11 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         f"how tensors of the model_type {quoted(str(found[0] or found[1]))} are called and laid out"
         f" is not known; known are {known}"
     )
+
+
+def architecture_by_key(key: str) -> Architecture:
+    """What is known of an architecture by its name in gguf-py's ``MODEL_ARCH``."""
+    return next((each for each in _BY_MODEL_TYPE.values() if each.key == key), Architecture(key))
 
 
 def size_of(config: Mapping[str, Any], key: str, most: int = 1 << 31) -> int:
@@ -123,6 +141,14 @@ def size_of(config: Mapping[str, Any], key: str, most: int = 1 << 31) -> int:
     return value
 
 
+def gguf_name(architecture: Architecture) -> str:
+    """What ``general.architecture`` calls it in GGUF files."""
+    import gguf
+
+    name: str = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.key]]
+    return name
+
+
 class Names:
     """Names in GGUF files.
 
@@ -139,7 +165,7 @@ class Names:
 
         which = gguf.MODEL_ARCH[architecture.key]
         self.architecture: str = gguf.MODEL_ARCH_NAMES[which]
-        n_layers = size_of(config, "num_hidden_layers", _MAX_LAYERS)
+        n_layers = size_of(config, "num_hidden_layers", MAX_LAYERS)
         self._map = gguf.get_tensor_name_map(which, n_layers)
 
     def of(self, name: str) -> str | None:
@@ -150,12 +176,15 @@ class Names:
         name : str
             For instance ``model.layers.0.self_attn.q_proj.weight``.
         """
-        own = _PREFIX.sub("", name)
+        own = _PREFIX.sub(r"\1", name)
         own = own.replace(".gate.e_score_correction_bias", ".gate.e_score_correction.bias")
         own = _SINKS.sub(r"\1.weight", own)
         found: str | None = self._map.get_name(own, try_suffixes=(".weight", ".bias"))
         return found
 
 
-_PREFIX = re.compile(r"^(language_model\.(?=model\.|lm_head)|model\.language_model\.(?=model\.))")
+_PREFIX = re.compile(
+    r"^(?:language_model\.(?=model\.|lm_head)|(model\.)language_model\.(?:model\.)?)"
+)
+"""Of the language model in one that also sees; newer folders have the second form."""
 _SINKS = re.compile(r"(\.self_attn\.sinks)$")

@@ -26,10 +26,12 @@ from recover.containers.huggingface.rows import Rows
 from recover.containers.huggingface.tensors import BytesTensor, FloatTensor, QuantizedTensor
 from recover.containers.huggingface.transposed import BlockTransposed
 from recover.containers.model import StoredTensor
+from recover.containers.safetensors.reader import Tensor
 from recover.errors import SafetensorsError
 from recover.quants import FloatType, IntervalType
 
 _FUSED = re.compile(r"(?P<module>.+\.experts)\.gate_up_proj(?P<leaf>\.weight|_bias)?")
+_FUSED_EACH = re.compile(r"(?P<module>.+\.experts\.\d+)\.gate_up_proj\.weight")
 _DOWN = re.compile(r"(?P<module>.+\.experts)\.down_proj(?P<leaf>\.weight|_bias)?")
 _NORM = "norm.weight"
 
@@ -84,7 +86,11 @@ class _Placer:
             self._place(f"{module.name}.weight", matrix, n_bytes, 2)
         for leaf, tensor in module.tensors.items():
             name = f"{module.name}.{leaf}".lstrip(".")
-            if leaf in used or not tensor.n_weights:
+            if leaf in used:
+                continue
+            if not tensor.n_weights:
+                if leaf == "weight" and self._target(name) is not None:
+                    raise _empty(tensor)
                 continue
             if leaf.endswith(SCALES) and leaf.removesuffix(SCALES) + BLOCKS in module.tensors:
                 continue
@@ -93,8 +99,8 @@ class _Placer:
                 continue
             if tensor.dtype in FLOATS:
                 self._place(name, Floats(tensor), tensor.raw.size, len(tensor.shape))
-            elif self._is_needed(name):
-                raise self._unknown(module, name)
+            elif matrix is None and self._is_needed(module, leaf):
+                raise _unknown(module, name)
             else:
                 self.placed.unplaced.append(name)
 
@@ -104,22 +110,16 @@ class _Placer:
         n_bytes = matrix.blocks.raw.size + matrix.scales.raw.size
         self._place(f"{module.name}.{leaf.removesuffix(BLOCKS)}", matrix, n_bytes, 3)
 
-    def _is_needed(self, name: str) -> bool:
-        """Whether an array without a known format is part of a weight that has a place."""
-        stem = name.partition(".weight")[0] if ".weight" in name else name.rpartition(".")[0]
-        match = EXPERT.fullmatch(f"{stem}.weight")
-        own = f"{stem}.weight" if match is None else f"{match['module']}.{match['rest']}"
-        leaf = name.removeprefix(stem)
-        return "weight" in leaf and self._names.of(own) is not None
+    def _is_needed(self, module: Module, leaf: str) -> bool:
+        """Whether an array that no format knows is a weight that has a place, or part of one."""
+        weight = module.tensors.get("weight")
+        is_stored = leaf != "weight" and weight is not None and weight.dtype in FLOATS
+        return not is_stored and self._target(f"{module.name}.weight") is not None
 
-    def _unknown(self, module: Module, name: str) -> SafetensorsError:
-        tensor = module.tensors[name.removeprefix(f"{module.name}.")]
-        method = module.config.get("quant_method")
-        said = f" (quant_method {quoted(str(method))})" if method is not None else ""
-        return SafetensorsError(
-            f"tensor {quoted(name)} ({tensor.dtype} of shape {list(tensor.shape)}) belongs to no"
-            f" known format{said}"
-        )
+    def _target(self, name: str) -> str | None:
+        """The name in GGUF files of a tensor, or of the stack that it is part of."""
+        match = EXPERT.fullmatch(name)
+        return self._names.of(name if match is None else f"{match['module']}.{match['rest']}")
 
     def _place(self, name: str, matrix: _Stored, n_bytes: int, n_dims: int) -> None:
         """Note where an array goes."""
@@ -154,6 +154,9 @@ class _Placer:
             yield from self._split(
                 found["module"], ".weight", Rows(matrix), matrix.n_experts, fused
             )
+            return
+        if each := _FUSED_EACH.fullmatch(name):
+            yield from self._split_each(each["module"], matrix)
             return
         if self._architecture.norms_add_one and name.endswith(_NORM) and n_dims == 1:
             assert isinstance(matrix, Floats)
@@ -210,6 +213,17 @@ class _Placer:
         for which, half in zip(("gate_proj", "up_proj"), halves, strict=True):
             yield f"{module}.{which}{leaf}", Rows(rows.matrix, half.reshape(-1)), n_experts
 
+    def _split_each(self, module: str, matrix: _Stored) -> Iterator[tuple[str, Rows, int]]:
+        """Gate and up of one expert, which are fused."""
+        if self._architecture.alternates or matrix.n_rows % 2:
+            raise SafetensorsError(
+                f"experts of {quoted(module)}: it is not known how gate and up of"
+                f" {matrix.n_rows} rows are fused"
+            )
+        halves = np.split(np.arange(matrix.n_rows), 2)
+        for which, half in zip(("gate_proj", "up_proj"), halves, strict=True):
+            yield f"{module}.{which}.weight", Rows(matrix, half), 1
+
     def finish(self) -> Placed:
         """All tensors."""
         for name, parts in self._parts.items():
@@ -260,6 +274,26 @@ class _Placer:
         yield _made(key_name, (n_key, length, n_heads), [Rows(turned)], share)
         value_dims = length, n_value, n_heads
         yield _made(value_name, value_dims, [Rows(matrix, values)], n_bytes - share)
+
+
+def _empty(tensor: Tensor) -> SafetensorsError:
+    """Of a weight without numbers."""
+    return SafetensorsError(
+        f"tensor {quoted(tensor.name)} has the shape {list(tensor.shape)}, so that it holds no"
+        " numbers; programs that spread a model over processes (DeepSpeed) save that where they do"
+        " not gather the weights first"
+    )
+
+
+def _unknown(module: Module, name: str) -> SafetensorsError:
+    """Of an array that belongs to a weight in no known way."""
+    tensor = module.tensors[name.removeprefix(f"{module.name}.")]
+    method = module.config.get("quant_method")
+    said = f" (quant_method {quoted(str(method))})" if method is not None else ""
+    return SafetensorsError(
+        f"tensor {quoted(name)} ({tensor.dtype} of shape {list(tensor.shape)}) belongs to no known"
+        f" format{said}; leave this folder out"
+    )
 
 
 def place_tensors(

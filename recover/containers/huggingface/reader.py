@@ -20,8 +20,10 @@ from recover.containers.huggingface.modules import (
 )
 from recover.containers.huggingface.placing import Placed, place_tensors
 from recover.containers.huggingface.sizes import check_sizes
+from recover.containers.huggingface.stacks import unstacked
 from recover.containers.model import Container, StoredTensor
-from recover.containers.safetensors.reader import CONFIG, INDEX, open_safetensors
+from recover.containers.safetensors.folder import INDEX
+from recover.containers.safetensors.reader import CONFIG, open_safetensors
 from recover.errors import RecoverError, SafetensorsError
 
 
@@ -129,9 +131,9 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
     try:
         architecture = architecture_of(model.config)
         names = Names(architecture, model.config)
-        modules = modules_of(model, read_recipe(folder))
+        modules = unstacked(modules_of(model, read_recipe(folder)))
         placed: Placed = place_tensors(modules, architecture, names, model.config)
-        check_sizes(placed.tensors, placed.unplaced, architecture, model.config)
+        check_sizes(placed, architecture, model.config, is_whole=path.is_dir())
     except RecoverError as error:
         if str(error).startswith(printable(path)):
             raise

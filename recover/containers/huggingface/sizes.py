@@ -6,17 +6,18 @@ looked at.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from recover._text import quoted, some
 from recover.containers.huggingface.architectures import Architecture, text_config
-from recover.containers.model import StoredTensor
+from recover.containers.huggingface.placing import Placed
 from recover.errors import SafetensorsError
 
-_LAYER = re.compile(r"blk\.\d+\.")
+_LAYER = re.compile(r"blk\.(\d+)\.")
 _STORED_LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\.")
-_N_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+N_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""What ``config.json`` calls the number of experts."""
 _OF_EXPERTS = ("moe_intermediate_size", "intermediate_size")
 
 
@@ -27,44 +28,50 @@ class _Wanted(NamedTuple):
     """Of the tensor; 0 is the row length."""
     size: int
     keys: str
+    may_be_more: bool = False
 
 
 def check_sizes(
-    tensors: Mapping[str, StoredTensor],
-    unplaced: list[str],
-    architecture: Architecture,
-    config: Mapping[str, Any],
+    placed: Placed, architecture: Architecture, config: Mapping[str, Any], *, is_whole: bool
 ) -> None:
     """Refuse a configuration that contradicts the tensors.
 
     Parameters
     ----------
-    tensors : mapping of str to StoredTensor
-        By their names in GGUF files.
-    unplaced : list of str
-        Arrays without a place there.
+    placed : Placed
+        The tensors, and arrays without a place.
     architecture : Architecture
         Of the model.
     config : mapping of str to Any
         Of ``config.json``.
+    is_whole : bool
+        Whether no layer may be missing.
 
     Raises
     ------
     SafetensorsError
         With the first tensor and the size that contradict each other.
     """
+    if not placed.tensors:
+        raise SafetensorsError(
+            f"{some([quoted(name) for name in placed.unplaced]) or 'nothing that it holds'}: no"
+            f" tensor of the architecture that config.json names"
+            f" ({quoted(str(text_config(config).get('model_type')))}); is it that of another model?"
+        )
     sizes = _Sizes(architecture, text_config(config))
-    for name, tensor in tensors.items():
+    for name, tensor in placed.tensors.items():
         role = _LAYER.sub("", name.removesuffix(".weight"))
-        for axis, size, keys in sizes.of(role):
+        for axis, size, keys, may_be_more in sizes.of(role):
             found = tensor.dims[axis] if axis < len(tensor.dims) else 1
-            if found != size:
+            if found < size or (found > size and not may_be_more):
                 what = ("columns", "rows", "experts")[axis]
                 raise SafetensorsError(
                     f"tensor {quoted(name)} has {found} {what}, but config.json says {size}"
                     f" ({keys})"
                 )
-    sizes.check_layers(unplaced)
+    sizes.check_layers(placed.unplaced)
+    if is_whole:
+        sizes.check_all_there(placed.tensors)
 
 
 class _Sizes:
@@ -81,10 +88,12 @@ class _Sizes:
         """The sizes of tensors of one kind, as far as they are given."""
         width, n_tokens = self._number("hidden_size"), self._number("vocab_size")
         inner, of_expert = self._number("intermediate_size"), self._number(*_OF_EXPERTS)
-        n_experts = self._number(*_N_EXPERTS)
+        n_experts = self._number(*N_EXPERTS)
         match role:
             case "token_embd" | "output":
-                known = [(0, width), (1, n_tokens)]
+                known = [(0, width)]
+                if n_tokens is not None:  # rows are often padded
+                    yield _Wanted(1, *n_tokens, may_be_more=True)
             case "output_norm" | "attn_norm" | "attn_qkv" | "ffn_up":
                 known = [(0, width)]
             case "attn_q":
@@ -133,4 +142,18 @@ class _Sizes:
             raise SafetensorsError(
                 f"{some([quoted(name) for name in beyond])}: config.json says that there are"
                 f" {n_layers[0]} layers (num_hidden_layers)"
+            )
+
+    def check_all_there(self, names: Iterable[str]) -> None:
+        """Refuse layers that are missing altogether, where others are there."""
+        n_layers = self._number("num_hidden_layers")
+        if n_layers is None:
+            return
+        found = {int(match[1]) for name in names if (match := _LAYER.match(name))}
+        missing = [str(i) for i in range(n_layers[0]) if i not in found]
+        if found and missing:
+            raise SafetensorsError(
+                f"nothing of layer {some(missing)} is there, but config.json says that there are"
+                f" {n_layers[0]} layers (num_hidden_layers); load the missing files, or name those"
+                " that are meant instead of the folder"
             )

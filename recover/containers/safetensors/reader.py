@@ -10,17 +10,17 @@ The key ``__metadata__`` holds texts. Shapes are row-major, so the row length co
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from recover._files import MissingError, UnreadableError, read_bytes
 from recover._json import MOST_BYTES, JSONError, parse_object
 from recover._text import printable, quoted, some
 from recover.containers.mapping import check_unchanged, map_file, name_tensors
+from recover.containers.safetensors.folder import INDEX, indexed_files, read_json, what_it_is
 from recover.errors import GGUFError, SafetensorsError
 from recover.quants import U8Array
 
@@ -48,13 +48,13 @@ BITS = {
 }
 """Bits of one number of each type that the format knows."""
 
-INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 
 # Limits far beyond every model.
 _MAX_DIMS = 8
 _MAX_NAME = 65_535
 _MAX_SIZE = 1 << 62
+_N_TELLING = 64  # bytes at the start that tell other kinds of files
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,8 @@ def parse_header(buffer: bytes | memoryview) -> Header:
         raise SafetensorsError(f"the file has {len(view)} bytes, too few for a header")
     length = int.from_bytes(view[:8], "little")
     if length > min(MOST_BYTES, len(view) - 8):
+        if found := what_it_is(bytes(view[:_N_TELLING])):
+            raise SafetensorsError(f"not a safetensors file: {found}")
         raise SafetensorsError(
             f"not a safetensors file, or truncated: announces a header of {length} bytes, but"
             f" {len(view) - 8} follow and more than {MOST_BYTES} are not supported"
@@ -260,19 +262,15 @@ def open_safetensors(path: str | os.PathLike[str]) -> Model:
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    wanted = _indexed_files(folder) if path.is_dir() else {path: None}
+    wanted = indexed_files(folder) if path.is_dir() else {path: None}
     tensors: dict[str, Tensor] = {}
     metadata: Mapping[str, str] = {}
     for number, (part, names) in enumerate(wanted.items()):
         header = _open_part(part, tensors)
         metadata = header.metadata if number == 0 else metadata
-        missing = sorted((names or set()) - {tensor.name for tensor in header.tensors})
-        if missing:
-            raise SafetensorsError(
-                f"{printable(part)}: does not hold what {INDEX} says:"
-                f" {some([quoted(name) for name in missing])}"
-            )
-    config = _read_json(folder / CONFIG)
+        if names is not None:
+            _check_indexed(part, names, {tensor.name for tensor in header.tensors})
+    config = read_json(folder / CONFIG)
     return Model(path, tuple(wanted), MappingProxyType(tensors), metadata, MappingProxyType(config))
 
 
@@ -285,53 +283,23 @@ def _open_part(part: Path, tensors: dict[str, Tensor]) -> Header:
         for info in header.tensors:
             raw = data[header.data_start + info.start : header.data_start + info.end]
             tensor = Tensor(info.name, info.dtype, info.shape, raw, part)
-            if tensors.setdefault(info.name, tensor) is not tensor:
-                raise SafetensorsError(f"tensor {quoted(info.name)} is in another file, too")
+            if (other := tensors.setdefault(info.name, tensor)) is not tensor:
+                raise SafetensorsError(
+                    f"tensor {quoted(info.name)} is in {printable(other.part)}, too; move one of"
+                    " the files out of the folder, or name the file that is meant"
+                )
     except (GGUFError, SafetensorsError) as error:
         check_unchanged([part])
         raise SafetensorsError(f"{printable(part)}: {error}") from None
     return header
 
 
-def _indexed_files(folder: Path) -> dict[Path, set[str] | None]:
-    """The files of a model folder, and what the index says that each holds."""
-    index = folder / INDEX
-    if not index.exists():
-        found = sorted(folder.glob("*.safetensors"))
-        if found:
-            return dict.fromkeys(found)
-        raise SafetensorsError(f"{printable(folder)}: holds no safetensors files{_others(folder)}")
-    shown = printable(index)
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise SafetensorsError(f"{shown}: there is no weight_map")
-    files: dict[Path, set[str] | None] = {}
-    for name, file in weight_map.items():
-        # A name from a file must not lead out of the folder.
-        if not isinstance(file, str) or PurePath(file).name != file or file in (".", ".."):
-            raise SafetensorsError(f"{shown}: {quoted(str(file))} is no name of a file beside it")
-        names = files.setdefault(folder / file, set())
-        if names is not None:
-            names.add(name)
-    return dict(sorted(files.items()))
-
-
-def _others(folder: Path) -> str:
-    """What to say of a folder that has its weights in other files."""
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-    if not pickles:
-        return ""
-    return (
-        f", but {some([quoted(name) for name in pickles])}: pickles can run code, and are not read;"
-        " load the model with the program that wrote it, and save it as safetensors"
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if there is no such file."""
-    try:
-        return parse_object(read_bytes(path, MOST_BYTES))
-    except MissingError:
-        return {}
-    except (UnreadableError, JSONError) as error:
-        raise SafetensorsError(f"{printable(path)}: {error}") from None
+def _check_indexed(part: Path, names: Set[str], held: Set[str]) -> None:
+    """Refuse a file that holds other tensors than the index says."""
+    for odd, what in ((names - held, "does not hold what"), (held - names, "holds more than")):
+        if odd:
+            raise SafetensorsError(
+                f"{printable(part)}: {what} {INDEX} says:"
+                f" {some([quoted(name) for name in sorted(odd)])}; they are not of one download;"
+                " load both again"
+            )

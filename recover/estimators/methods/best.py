@@ -1,10 +1,11 @@
 """The finest input alone, dequantized: what every other tool does."""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recover.estimators._combine import group_variances, sum_variance, take_finest
+from recover.estimators._combine import add_variance, group_variances, take_finest
 from recover.estimators._request import Request, fill_deviation
-from recover.estimators.tally import Tally
+from recover.estimators.tally import ALONE, VARIANCE
 from recover.evidence.buffer import Evidence
 from recover.quants import GROUP, F32Array
 
@@ -12,13 +13,15 @@ SUMMARY = "the finest input alone, decoded"
 TAKES_FIRST = True
 
 
-def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
+def estimate_each(
+    evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
+) -> None:
     """See `recover.estimators`."""
     take_finest(evidence, out)
     variance = np.empty(out.size // GROUP, np.float32)
-    for k in range(tally.n_inputs):
+    for k in range(tallies.shape[1] - ALONE):
         group_variances(evidence, k, variance)
-        tally.alone[k] += sum_variance(variance)
+        add_variance(variance, tallies, ALONE + k)
         if k == evidence.finest:
-            tally.variance += sum_variance(variance)
+            add_variance(variance, tallies, VARIANCE)
             fill_deviation(request, variance)

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recover.estimators._combine import combine, combine_weighted, sum_variance
+from recover.estimators._combine import add_variance, combine, combine_weighted
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators.base import WEIGHTS, Calibration
-from recover.estimators.tally import Tally
+from recover.estimators.tally import VARIANCE
 from recover.evidence.buffer import Evidence, Source
 from recover.quants import GROUP, F32Array
 
@@ -22,14 +23,16 @@ SUMMARY = "the mean weighted by inverse variance, or by the weights of a calibra
 CALIBRATED = WEIGHTS
 
 
-def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
+def estimate_each(
+    evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
+) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     if evidence.weights.size:
-        combine_weighted(evidence, out, variance, tally.array)
+        combine_weighted(evidence, out, variance, tallies)
     else:
-        combine(evidence, out, variance, tally.array)
-    tally.variance += sum_variance(variance)
+        combine(evidence, out, variance, tallies)
+    add_variance(variance, tallies, VARIANCE)
     fill_deviation(request, variance)
 
 

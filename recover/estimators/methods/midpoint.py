@@ -14,12 +14,13 @@ the intersection if there is one.
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import any_lane, gather, load, load_bytes, splat, store, where
-from recover.estimators._combine import combine, group_variances, sum_variance, take_finest
+from recover.estimators._combine import add_variance, combine, group_variances, take_finest
 from recover.estimators._request import Request, fill_deviation
-from recover.estimators.tally import Tally
+from recover.estimators.tally import CONFLICTS, VARIANCE
 from recover.evidence.buffer import Evidence
 from recover.evidence.cells import intersect_cells
 from recover.quants import GROUP, F32Array, U8Array
@@ -30,10 +31,12 @@ SUMMARY = "the middle of the intersection of all cells"
 SEES_CONFLICTS = True
 
 
-def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
+def estimate_each(
+    evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
+) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
-    combine(evidence, out, variance, tally.array)
+    combine(evidence, out, variance, tallies)
     fill_deviation(request, variance)
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
@@ -41,19 +44,15 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
     if _some_have_no_cells(evidence):
         fits = lower <= upper
         np.clip(out, lower, upper, out=out, where=fits)
-        tally.variance += sum_variance(variance)
-        tally.n_conflicts += out.size - np.count_nonzero(fits)
+        add_variance(variance, tallies, VARIANCE)
+        tallies[:, CONFLICTS] += np.count_nonzero(~fits.reshape(len(tallies), -1), axis=1)
         return
-    expected, n_conflicts = _move_into_cells(
-        lower, upper, variance, *_relative_variances(evidence), out
-    )
-    if n_conflicts:
+    cells = _relative_variances(evidence)
+    if _move_into_cells(lower, upper, variance, *cells, out, tallies):
         first = np.empty_like(out)
         take_finest(evidence, first)
         group_variances(evidence, evidence.finest, variance)
-        expected += _resolve_conflicts(lower, upper, variance, first, out)
-    tally.variance += expected
-    tally.n_conflicts += n_conflicts
+        _resolve_conflicts(lower, upper, variance, first, out, tallies)
 
 
 def close_ends(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
@@ -95,6 +94,7 @@ def _close_codes(
     lower: F32Array,
     upper: F32Array,
 ) -> None:
+    """See `close_ends`; a step of a scalar input is ``2 |s (edge - level)|``."""
     for g in range(scale.size):
         if not np.isfinite(offset[g]) or scale[g] == 0:
             continue
@@ -118,6 +118,7 @@ def _close_intervals(
     lower: F32Array,
     upper: F32Array,
 ) -> None:
+    """See `close_ends`; a step of an interval input is ``sqrt(variance / noise)``."""
     for i in range(value.size):
         step = np.sqrt(variance[i] * per_noise)
         is_open = own_lower[i] == -np.inf, own_upper[i] == np.inf
@@ -158,35 +159,53 @@ def _move_into_cells(
     codes: U8Array,
     relative_variance: F32Array,
     out: F32Array,
-) -> tuple[float, int]:
-    """Replace linear estimates by midpoints; the variance to expect, summed, and the conflicts."""
-    n_conflicts = 0
-    expected = splat(np.float32(0))
-    for g in range(variance.size):
-        low, high = load(lower, 16 * g), load(upper, 16 * g)
-        linear = load(out, 16 * g)
-        width = high - low
-        closed = width < np.float32(np.inf)
-        clipped = where(linear < low, low, where(linear > high, high, linear))
-        store(out, 16 * g, where(closed, (low + high) * np.float32(0.5), clipped))
-        relative = gather(relative_variance, load_bytes(codes, 16 * g))
-        expected = expected + where(closed, width * width * relative, variance[g])
-        if any_lane(width < np.float32(0)):
-            for i in range(16 * g, 16 * g + 16):
-                n_conflicts += lower[i] > upper[i]
+    tallies: NDArray[np.float64],
+) -> bool:
+    """Replace linear estimates by midpoints, ``(low + high) / 2``; whether there are any conflicts.
+
+    The variance to expect is ``(high - low)^2`` times the noise of the finest input over the
+    squared width of its cell. Variances and conflicts of tensors of one size are added to their
+    tallies.
+    """
     lanes = np.empty(16, np.float32)
-    store(lanes, 0, expected)
-    return lanes.sum(), n_conflicts
+    n_groups, some_contradict = variance.size // tallies.shape[0], False
+    for each in range(tallies.shape[0]):
+        n_conflicts = 0
+        expected = splat(np.float32(0))
+        for g in range(each * n_groups, (each + 1) * n_groups):
+            low, high = load(lower, 16 * g), load(upper, 16 * g)
+            linear = load(out, 16 * g)
+            width = high - low
+            closed = width < np.float32(np.inf)
+            clipped = where(linear < low, low, where(linear > high, high, linear))
+            store(out, 16 * g, where(closed, (low + high) * np.float32(0.5), clipped))
+            relative = gather(relative_variance, load_bytes(codes, 16 * g))
+            expected = expected + where(closed, width * width * relative, variance[g])
+            if any_lane(width < np.float32(0)):
+                for i in range(16 * g, 16 * g + 16):
+                    n_conflicts += lower[i] > upper[i]
+        store(lanes, 0, expected)
+        tallies[each, VARIANCE] += lanes.sum()
+        tallies[each, CONFLICTS] += n_conflicts
+        some_contradict = some_contradict or n_conflicts > 0
+    return some_contradict
 
 
 @kernel
 def _resolve_conflicts(
-    lower: F32Array, upper: F32Array, variance: F32Array, first: F32Array, out: F32Array
-) -> float:
-    """Take the first input where the inputs contradict each other; the variance this adds."""
-    added = 0.0
-    for i in range(out.size):
-        if lower[i] > upper[i] and np.isfinite(first[i]):
-            out[i] = first[i]
-            added += variance[i // 16]
-    return added
+    lower: F32Array,
+    upper: F32Array,
+    variance: F32Array,
+    first: F32Array,
+    out: F32Array,
+    tallies: NDArray[np.float64],
+) -> None:
+    """Take the first input where the inputs contradict each other, and add the variance of that."""
+    n = out.size // tallies.shape[0]
+    for each in range(tallies.shape[0]):
+        added = 0.0
+        for i in range(each * n, (each + 1) * n):
+            if lower[i] > upper[i] and np.isfinite(first[i]):
+                out[i] = first[i]
+                added += variance[i // 16]
+        tallies[each, VARIANCE] += added

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recover.estimators._combine import group_variances, sum_variance
+from recover.estimators._combine import add_variance, group_variances
 from recover.estimators._product import integrate
 from recover.estimators._product_tables import (
     Others,
@@ -22,7 +23,7 @@ from recover.estimators._product_tables import (
 )
 from recover.estimators._request import MODE, Request, fill_deviation
 from recover.estimators.base import DENSITIES, Calibration
-from recover.estimators.tally import Tally
+from recover.estimators.tally import ALONE, VARIANCE
 from recover.evidence.buffer import Evidence, Source, typical_variance
 from recover.evidence.densities import SHAPE
 from recover.inputs.matching import typical_error
@@ -39,17 +40,18 @@ _SUPERBLOCK = 256
 _FINE_ALONE = 6e-3
 
 
-def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
+def estimate_each(
+    evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
+) -> None:
     """See `recover.estimators`."""
     if len(evidence.codes) == 0:
         if len(evidence.interval_values) == 0:
-            _estimate_unproven(evidence, out, tally, request)
+            _estimate_unproven(evidence, out, tallies, request)
             return
-        sums = Tally.zeros(tally.n_inputs + 1)
-        estimate(_with_a_blank(evidence), out, sums, request)
-        tally.variance += sums.variance
-        tally.n_conflicts += sums.n_conflicts
-        tally.alone[:] += sums.alone[1:]
+        n_tensors, size = tallies.shape
+        sums = np.zeros((n_tensors, size + 1))
+        estimate_each(_with_a_blank(evidence), out, sums, request)
+        tallies += np.delete(sums, ALONE, axis=1)
         return
     n, missing = out.size, -out.size % _SUPERBLOCK
     if missing:
@@ -67,12 +69,11 @@ def estimate(evidence: Evidence, out: F32Array, tally: Tally, request: Request) 
         tempering = evidence.likelihood[:, 2].min()
         others = Others(evidence.values.reshape(-1), mean, around, tempering)
     scalars = tabulate(evidence)
-    errors = np.zeros((1 + tally.n_inputs) * GROUP, np.float32)
+    errors = np.zeros((tallies.shape[1] - 1) * GROUP, np.float32)
     is_mode, atoms = request.estimate == MODE, has_atoms(scalars)
-    outputs = Outputs(
-        is_mode, not (is_mode or atoms.any()), atoms, variance, deviation, errors, n // GROUP
-    )
-    integrate(scalars, tabulate_intervals(evidence), others, estimates, outputs, tally.array)
+    is_plain = not (is_mode or atoms.any())
+    outputs = Outputs(is_mode, is_plain, atoms, variance, deviation, errors, n // GROUP)
+    integrate(scalars, tabulate_intervals(evidence), others, estimates, outputs, tallies)
     if missing:
         out[:] = estimates[:n]
         request.deviation[:] = deviation[: request.deviation.size]
@@ -103,16 +104,21 @@ def gains_alone(source: Source) -> bool:
     return typical_error(source.type) > _FINE_ALONE and not source.type.is_native
 
 
-def _estimate_unproven(evidence: Evidence, out: F32Array, tally: Tally, request: Request) -> None:
+def _estimate_unproven(
+    evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
+) -> None:
     """Where no input proves bounds: there are no cells, and the posterior is normal."""
     variance = np.empty(out.size // GROUP, np.float32)
     _predict(evidence, out, variance)
     variance[~np.isfinite(variance)] = 0
     fill_deviation(request, variance)
-    tally.variance += sum_variance(variance)
+    expected = np.zeros((len(tallies), 1))
+    add_variance(variance, expected, 0)
+    tallies[:, VARIANCE] += expected[:, 0]
     for v, values in enumerate(evidence.values):
-        off = (out - values).astype(np.float64)
-        tally.alone[v] += sum_variance(variance) + np.einsum("n,n", off, off)
+        off = (out - values).astype(np.float64).reshape(len(tallies), -1)
+        squares = [np.einsum("n,n", each, each) for each in off]
+        tallies[:, ALONE + v] += expected[:, 0] + squares
 
 
 def _fill_up(evidence: Evidence, missing: int) -> Evidence:

