@@ -70,7 +70,7 @@ def matrices_of(module: Module) -> list[Module] | None:
     stacked = [
         tensor
         for leaf, tensor in module.tensors.items()
-        if len(tensor.shape) == _N_DIMS.get(leaf, -1) + 1 and tensor.dtype not in FLOATS
+        if len(tensor.shape) == _N_DIMS.get(leaf, -2) + 1 and tensor.dtype not in FLOATS
     ]
     if len(stacked) != 1 or not stacked[0].n_weights:
         return None
