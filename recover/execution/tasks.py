@@ -24,7 +24,7 @@ from recover._text import printable
 from recover.containers.places import Place
 from recover.errors import OutputError
 from recover.execution.locks import locked_range
-from recover.execution.weaving import weave
+from recover.execution.pieces import checksums, weave
 
 Record = dict[str, Any]
 """Plain data that JSON can hold."""
@@ -135,20 +135,6 @@ class Executor(Protocol):
         watch : callable, optional
             To be called from this thread while it waits.
         """
-
-
-def checksums(
-    position: int, data: bytes | memoryview, n_pieces: int
-) -> Iterator[tuple[int, int, int]]:
-    """Position, number of bytes, and CRC-32 of pieces of one size that were written there."""
-    view = memoryview(data)
-    n_bytes = view.nbytes // n_pieces
-    if n_pieces == 1:
-        yield position, n_bytes, zlib.crc32(view)
-        return
-    view = view.cast("B")
-    for at in range(0, n_pieces * n_bytes, n_bytes):
-        yield position + at, n_bytes, zlib.crc32(view[at : at + n_bytes])
 
 
 _WEAVING = Lock()  # of the threads of a process; others wait for the range

@@ -1,8 +1,7 @@
 """GGUF's names and metadata for models in the layout of Hugging Face's transformers.
 
-Names come from gguf-py's tensor map, metadata from ``config.json``, the vocabulary from a
-``tokenizer.model`` if there is one. As llama.cpp's converter does, rows of queries and keys are
-reordered for architecture llama, and experts are stacked.
+Names come from gguf-py's tensor map, metadata from ``config.json``. As llama.cpp's converter does,
+rows of queries and keys are reordered for architecture llama, and experts are stacked.
 """
 
 import re
@@ -25,7 +24,6 @@ from recover.reblock.drafts import Draft
 from recover.reblock.layouts import laid_out
 from recover.reblock.places import has_place, is_void_bias
 from recover.reblock.rope import rope_factors, rope_scaling
-from recover.reblock.sentencepiece import load_vocabulary
 
 # What sees or hears, and what leads from there to the language model.
 _OTHER_PARTS = re.compile(
@@ -242,11 +240,7 @@ def _metadata(model: Model, config: Mapping[str, Any], name: str) -> Iterator[by
         entries[f"{arch}.{key}"] = (kind, value)
     for key, (kind, value) in entries.items():
         yield encode_key_value(key, kind, value)
-    tokenizer = model.parts[0].parent / "tokenizer.model"
-    if tokenizer.exists():
-        yield from load_vocabulary(tokenizer).metadata(size_of(config, "vocab_size"))
-    else:
-        yield encode_key_value("tokenizer.ggml.model", ValueType.STRING, "none")
+    yield encode_key_value("tokenizer.ggml.model", ValueType.STRING, "none")
 
 
 def _hyper_parameters(config: Mapping[str, Any], name: str) -> dict[str, int | float | bool]:

@@ -1,6 +1,8 @@
-"""Bytes that are written between others."""
+"""How bytes are put into files, and what is noted of them."""
 
 import os
+import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,3 +24,17 @@ def weave(descriptor: int, position: int, data: memoryview, size: int, step: int
     rows = np.frombuffer(between, np.uint8).reshape(n, step)
     rows[:, :size] = np.frombuffer(data, np.uint8).reshape(n, size)
     write_all(descriptor, memoryview(between)[:n_bytes], position)
+
+
+def checksums(
+    position: int, data: bytes | memoryview, n_pieces: int
+) -> Iterator[tuple[int, int, int]]:
+    """Position, number of bytes, and CRC-32 of pieces of one size that were written there."""
+    view = memoryview(data)
+    n_bytes = view.nbytes // n_pieces
+    if n_pieces == 1:
+        yield position, n_bytes, zlib.crc32(view)
+        return
+    view = view.cast("B")
+    for at in range(0, n_pieces * n_bytes, n_bytes):
+        yield position + at, n_bytes, zlib.crc32(view[at : at + n_bytes])
