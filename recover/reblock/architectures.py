@@ -1,8 +1,7 @@
 """GGUF's names and metadata for models in the layout of Hugging Face's transformers.
 
-Names come from gguf-py's tensor map, metadata from ``config.json``, the vocabulary from a
-``tokenizer.model`` if there is one. As llama.cpp's converter does, rows of queries and keys are
-reordered for architecture llama, and experts are stacked.
+Names come from gguf-py's tensor map, metadata from ``config.json``. As llama.cpp's converter does,
+rows of queries and keys are reordered for architecture llama, and experts are stacked.
 """
 
 import re
@@ -25,13 +24,14 @@ from recover.reblock.drafts import Draft
 from recover.reblock.layouts import laid_out
 from recover.reblock.places import has_place, is_void_bias
 from recover.reblock.rope import rope_factors, rope_scaling
-from recover.reblock.sentencepiece import load_vocabulary
 
 # What sees or hears, and what leads from there to the language model.
 _OTHER_PARTS = re.compile(
     r"(model\.)?(vision_tower|vision_model|vision_embedder|visual|image_newline|audio_tower|audio|"
     r"embed_vision|embed_audio|mm_projector|multi_modal_projector|sam_model|projector)\b.*"
 )
+# What is measured of activations, or of what is kept of them, beside weights.
+_OF_ACTIVATIONS = re.compile(r".*\.(k|v|q|kv|kv_cache|prob|input|output|input_global)_scale")
 _EXPERTS = re.compile(r"\.(experts|switch_mlp)\.")
 _MORE_TOKENS = re.compile(r"(?:model\.)?mtp\..*")
 _LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\..*")
@@ -159,10 +159,13 @@ def _of_language(
     kept: list[Draft] = []
     others: list[str] = []
     further: list[str] = []
+    scales: list[str] = []
     for draft in drafts:
         layer = _LAYER.fullmatch(draft.name)
         if _OTHER_PARTS.fullmatch(draft.name):
             others.append(draft.name)
+        elif _OF_ACTIVATIONS.fullmatch(draft.name) and len(draft.dims) == 1:
+            scales.append(draft.name)
         elif _MORE_TOKENS.fullmatch(draft.name) or (layer and first <= int(layer[1]) < end):
             further.append(draft.name)
         else:
@@ -178,7 +181,9 @@ def _of_language(
             f"left out are {_some(further)}: they predict further tokens"
             " (num_nextn_predict_layers), which the model does not need"
         )
-    return kept, warnings, [*others, *further]
+    if scales:
+        warnings.append(f"left out are {_some(scales)}: scales of activations, not of weights")
+    return kept, warnings, [*others, *further, *scales]
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -235,11 +240,7 @@ def _metadata(model: Model, config: Mapping[str, Any], name: str) -> Iterator[by
         entries[f"{arch}.{key}"] = (kind, value)
     for key, (kind, value) in entries.items():
         yield encode_key_value(key, kind, value)
-    tokenizer = model.parts[0].parent / "tokenizer.model"
-    if tokenizer.exists():
-        yield from load_vocabulary(tokenizer).metadata(size_of(config, "vocab_size"))
-    else:
-        yield encode_key_value("tokenizer.ggml.model", ValueType.STRING, "none")
+    yield encode_key_value("tokenizer.ggml.model", ValueType.STRING, "none")
 
 
 def _hyper_parameters(config: Mapping[str, Any], name: str) -> dict[str, int | float | bool]:

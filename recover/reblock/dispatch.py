@@ -7,7 +7,7 @@ from recover.containers.safetensors.reader import open_safetensors
 from recover.errors import PlanError
 from recover.reblock.grok import is_checkpoint, open_grok
 from recover.reblock.integers import Request
-from recover.reblock.metadata import with_metadata_of, with_vocabulary_told
+from recover.reblock.metadata import with_metadata_of, with_vocabulary
 from recover.reblock.quantized_safetensors import holds_integers, open_integers
 from recover.reblock.source import Original
 
@@ -57,7 +57,7 @@ def open_original(
     if like is not None:
         source = with_metadata_of(source, like)
     is_gguf = second_hand or not (path.is_dir() or path.suffix == ".safetensors")
-    return source if is_gguf else with_vocabulary_told(source)
+    return source if is_gguf else with_vocabulary(source)
 
 
 def _opened(

@@ -19,7 +19,7 @@ N_TRAINED = 3000
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPECIAL = (("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL), ("<|endoftext|>", CONTROL))
-USER = ("<|tool|>", "<b>", "\t\t\t\t")
+USER = ("<tool>", "<b>", "\t\t\t\t")
 USER_PIECES = (*USER, "  ", "\n\n")
 
 # What is frequent in them becomes one token, across places where some kinds cut.

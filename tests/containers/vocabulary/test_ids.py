@@ -74,7 +74,7 @@ def test_the_texts_tell_ways_to_cut_apart(tmp_path: Path) -> None:
         {},
         {"add_space_prefix": False},
         {"add_eos_token": True, "add_bos_token": False},
-        {"general.name": "Phi-3 mini", "user": ("<|tool|>", "<b>")},
+        {"general.name": "Phi-3 mini", "user": ("<tool>", "<b>")},
     ],
 )
 def test_pieces(more: dict[str, Any], tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 from recover._text import printable
 from recover.containers.huggingface.vocabulary.metadata import (
     HOW_ELSE,
+    SENTENCEPIECE,
     SPECIAL,
     Vocabulary,
     read_vocabulary,
 )
 from recover.containers.huggingface.vocabulary.parts import added_tokens, tokenizer_parts
+from recover.containers.huggingface.vocabulary.pieces import pieces_file
 from recover.containers.model import Model
 from recover.errors import VocabularyError
 
@@ -29,7 +31,8 @@ def tokenizer_files(model: Model) -> dict[str, bytes]:
 
     ``tokenizer.json`` makes the same ids of a text as llama.cpp does with the file that the
     metadata are from. ``tokenizer_config.json`` has the special tokens and the templates of chats,
-    ``special_tokens_map.json`` the former once more, for older programs.
+    ``special_tokens_map.json`` the former once more, for older programs. A vocabulary of
+    SentencePiece's has its own file as well, ``tokenizer.model``.
 
     Parameters
     ----------
@@ -59,11 +62,13 @@ def tokenizer_files(model: Model) -> dict[str, bytes]:
         for name in SPECIAL
         if name in vocabulary.ids
     }
-    return {
+    found = {
         "tokenizer.json": _checked(model, vocabulary, parts),
         "tokenizer_config.json": _json(_config(model, vocabulary, special)),
         "special_tokens_map.json": _json(special),
     }
+    pieces = pieces_file(vocabulary) if vocabulary.kind == SENTENCEPIECE else None
+    return found if pieces is None else {**found, "tokenizer.model": pieces}
 
 
 def _json(document: Any) -> bytes:

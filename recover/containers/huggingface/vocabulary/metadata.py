@@ -138,6 +138,11 @@ class Vocabulary:
         return n
 
 
+def has_vocabulary(model: Model) -> bool:
+    """Whether a model's metadata hold tokens."""
+    return model.get(f"{_PREFIX}model") not in (None, "none", "no_vocab")
+
+
 def read_vocabulary(model: Model) -> Vocabulary:
     """The vocabulary of a model.
 

@@ -18,6 +18,7 @@ from recover.containers.huggingface.vocabulary.metadata import (
     TokenType,
     Vocabulary,
 )
+from recover.containers.huggingface.vocabulary.splits import Split
 from recover.errors import VocabularyError
 
 SPACE = "\u2581"
@@ -43,7 +44,7 @@ def tokenizer_parts(vocabulary: Vocabulary) -> Part:
         "padding": None,
         "added_tokens": added_tokens(vocabulary),
         "normalizer": _normalizer(vocabulary),
-        "pre_tokenizer": _pre_tokenizer(vocabulary),
+        "pre_tokenizer": pre_tokenizer(vocabulary.split),
         "post_processor": _post_processor(vocabulary),
         "decoder": _decoder(vocabulary),
         "model": _model(vocabulary),
@@ -94,7 +95,8 @@ def _normalizer(vocabulary: Vocabulary) -> Part | None:
     return _sequence("normalizers", [*parts, _replace({"String": " "}, SPACE)])
 
 
-def _pre_tokenizer(vocabulary: Vocabulary) -> Part | None:
+def pre_tokenizer(split: Split) -> Part | None:
+    """What cuts a text."""
     parts: list[Part] = [
         {
             "type": "Split",
@@ -102,9 +104,9 @@ def _pre_tokenizer(vocabulary: Vocabulary) -> Part | None:
             "behavior": "Isolated",
             "invert": False,
         }
-        for pattern in vocabulary.split.patterns
+        for pattern in split.patterns
     ]
-    if vocabulary.split.of_bytes:
+    if split.of_bytes:
         parts.append(_byte_level())
     return _sequence("pretokenizers", parts)
 
