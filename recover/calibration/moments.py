@@ -21,6 +21,7 @@ from recover.calibration.weights import InputFile
 from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.model import Model, StoredTensor
 from recover.errors import CalibrationError
+from recover.estimators._combine import square_difference
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
@@ -327,7 +328,7 @@ class _Pass:
                 estimator.decode(i, row)
             index = tile.start // TILE
             _add_gram(values, truth, self._grams[tile.tensor][index])
-            self._linear[tile.tensor][index] = _square_error(estimate[:size], truth)
+            self._linear[tile.tensor][index] = square_difference(estimate[:size], truth)
 
         return work
 
@@ -413,12 +414,3 @@ def _add_gram(values: F32Array, truth: F32Array, gram: F64Array) -> None:
                 gram[j, k] += total
                 if k < j:
                     gram[k, j] += total
-
-
-@kernel
-def _square_error(x: F32Array, truth: F32Array) -> float:
-    total = 0.0
-    for i in range(x.size):
-        error = np.float64(x[i]) - np.float64(truth[i])
-        total += error * error
-    return total

@@ -79,8 +79,10 @@ def begin_with_spans(
 def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
     """Add what the interval inputs say of a superblock.
 
-    Bounds that are sure to hold come first. What is only likely narrows them where it leaves
-    something. The density of outliers (see `Superblock.limit`) is a narrow normal one.
+    As a scalar input with the step as the scale: ``log g(u) = c u + d u^2`` with ``u = (x - value)
+    / step`` and ``step = sqrt(variance / noise)``. Bounds that are sure to hold come first. What is
+    only likely narrows them where it leaves something. The density of outliers (see
+    `Superblock.limit`) is a narrow normal one.
     """
     n = spans.values.size // spans.noise.size
     for j in range(spans.noise.size):
@@ -210,7 +212,10 @@ def finest_value(scalars: Scalars, spans: Spans, g: int, n: int) -> Any:
 def add_errors(
     spans: Spans, row: int, at: int, estimate: Any, error: Any, errors: F32Array
 ) -> None:
-    """Add to sums of square errors (16 each, from `row` on) those of the interval inputs."""
+    """Add to sums of square errors (16 each, from `row` on) those of the interval inputs.
+
+    ``(estimate - value)^2 + error`` each.
+    """
     n = spans.values.size // spans.noise.size
     for j in range(spans.noise.size):
         off = estimate - load(spans.values, j * n + at)

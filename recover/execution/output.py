@@ -25,7 +25,6 @@ from recover.execution.publish import (
     sync_folder,
 )
 from recover.execution.temporary import create, remove_stale
-from recover.execution.weaving import weave
 
 _WORTH_ADVICE = 1 << 16  # bytes at once: of fewer, advice takes longer than writing
 

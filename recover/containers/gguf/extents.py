@@ -4,8 +4,7 @@ Types of one number are told apart by the room that a tensor has, up to where th
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from recover._text import quoted
@@ -28,19 +27,21 @@ class TensorInfo:
         How the weights are stored.
     offset : int
         Bytes from the start of the data section.
+    n_weights : int
+        Number of weights.
     """
 
     name: str
     dims: tuple[int, ...]
     type: TensorType
     offset: int
+    n_weights: int = field(init=False, compare=False, repr=False)
 
-    @cached_property
-    def n_weights(self) -> int:
-        """Number of weights."""
-        return prod(self.dims)
+    def __post_init__(self) -> None:
+        # There may be many tensors, and a `cached_property` takes its time.
+        object.__setattr__(self, "n_weights", prod(self.dims))
 
-    @cached_property
+    @property
     def n_bytes(self) -> int:
         """Number of stored bytes."""
         return self.type.tensor_bytes(self.dims)
