@@ -40,7 +40,9 @@ class StoredTensor(Protocol):
     dims : tuple of int
         The shape, row length first.
     type : TensorType
-        How the weights are stored.
+        How the weights are stored, once rows that are interleaved are taken apart.
+    stored_type : TensorType
+        How the file stores them.
     n_weights, n_bytes : int
         Number of weights, and of the bytes that they take.
     scales : float32 (n_scales,) or None
@@ -59,6 +61,8 @@ class StoredTensor(Protocol):
     def dims(self) -> tuple[int, ...]: ...  # noqa: D102
     @property
     def type(self) -> TensorType: ...  # noqa: D102
+    @property
+    def stored_type(self) -> TensorType: ...  # noqa: D102
     @property
     def n_weights(self) -> int: ...  # noqa: D102
     @property
@@ -112,6 +116,11 @@ class BlockTensor:
 
     Attributes and methods are those of `StoredTensor`.
     """
+
+    @property
+    def stored_type(self: StoredTensor) -> TensorType:
+        """How the file stores the weights."""
+        return self.type
 
     @property
     def n_weights(self: StoredTensor) -> int:

@@ -368,7 +368,7 @@ def take_one(evidence: Evidence, k: int, out: F32Array) -> None:
 
 @kernel
 def typical_variance(values: F32Array, relative_mse: float, variance: F32Array) -> None:
-    """The error to expect of decoded values: a share of the mean square of each 256 of them."""
+    """The error to expect of decoded values: ``relative_mse`` times the mean square of each 256."""
     for start in range(0, values.size, 256):
         end = min(start + 256, values.size)
         total = 0.0

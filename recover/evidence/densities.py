@@ -47,6 +47,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.quants import (
+    ROUNDED,
     BlockIntervals,
     F32Array,
     IntervalType,
@@ -121,14 +122,15 @@ def interval_density(kind: IntervalType, beside: Sequence[TensorType] = ()) -> F
     """As `density`, by the bounds of a weight: both, no lower one, no upper one, neither.
 
     A reach may be infinite: the weight is then looked for between its bounds. Of weights with both
-    bounds the column `ATOM` has the power to which the density is raised that has the variance of
-    the weight between its bounds; 0 if another density is known.
+    bounds the column `ATOM` tells whether a density that has the variance of the weight takes the
+    place of the table's: if positive a normal one, raised to that power; if negative a uniform one.
     """
     table = normal_density(kind.noise).astype(np.float64)
     table[VARYING] = table[INTERIOR]
     power = tempering(kind, beside)
     if kind.density is None:
-        table[INTERIOR] = 0, 0, 0 if kind.is_uniform else power, -np.inf, np.inf
+        fitted = 0.0 if kind.is_uniform else -1.0 if kind.noise == ROUNDED else power
+        table[INTERIOR] = 0, 0, fitted, -np.inf, np.inf
     else:
         table[:VARYING, [0, 1, BELOW, ABOVE]] = kind.density
     table[:, :DEGREE] *= power

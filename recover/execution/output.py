@@ -16,6 +16,7 @@ from recover._files import write_all
 from recover._text import printable
 from recover.containers.mapping import check_unchanged
 from recover.errors import InputError, OutputError, RecoverError
+from recover.execution.pieces import checksums, weave
 from recover.execution.publish import (
     Move,
     UnfinishedMovesError,

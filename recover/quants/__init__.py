@@ -35,13 +35,21 @@ from recover.quants.base import (
     U16Array,
     VectorType,
 )
-from recover.quants.interval import BlockIntervals, IntervalTensor, IntervalType, Stated, state_all
+from recover.quants.interval import (
+    ROUNDED,
+    BlockIntervals,
+    IntervalTensor,
+    IntervalType,
+    Stated,
+    state_all,
+)
 from recover.quants.variants import DEFAULT as DEFAULT_QUANTIZER
 from recover.quants.variants import quantizer_names, variant_encoder
 
 __all__ = [
     "DEFAULT_QUANTIZER",
     "GROUP",
+    "ROUNDED",
     "TILE",
     "BlockIntervals",
     "F32Array",

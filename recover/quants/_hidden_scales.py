@@ -186,7 +186,7 @@ def fill_stated(
 ) -> None:
     """Values ``scale * level``, and the cells if the codes were chosen with these scales.
 
-    A scale of 0, or one that is broken, proves nothing. `growth` has half the power and the square
+    A scale whose square is 0 or infinite proves nothing. `growth` has half the power and the square
     of the size of `Places`.
     """
     value, lower, upper, variance = stated
@@ -194,7 +194,7 @@ def fill_stated(
         s = scale[g]
         q = load_bytes(codes, 16 * g)
         store(value, 16 * g, gather(tables[0], q) * s)
-        if s == 0 or not abs(s) < _FAR:
+        if not 0 < s * s < _FAR:
             for i in range(16 * g, 16 * g + 16):
                 lower[i], upper[i], variance[i] = -_FAR, _FAR, _FAR
             continue
@@ -210,7 +210,7 @@ def fill_stated(
             factor = min(max(size, np.float32(0.1)), np.float32(10)) ** growth[0]
             is_open = (gather(tables[1], q) == -_FAR) | (gather(tables[2], q) == _FAR)
             error = where(is_open, error * factor, error)
-        store(variance, 16 * g, error)
+        store(variance, 16 * g, where(error > np.float32(0), error, _FAR))
 
 
 Unpack = Callable[[U8Array, U8Array, F32Array], None]
@@ -290,5 +290,5 @@ def hidden_scale_type(
         noise=places.noise,
         density=places.density,
         state=partial(_state, unpack, tables, growth),
-        hidden=Hidden(possible, typical),
+        hidden=Hidden(possible, typical, reach, usual),
     )

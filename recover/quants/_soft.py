@@ -74,12 +74,13 @@ def fill_soft(
             lower[i], upper[i] = -_FAR, _FAR
             total += levels[i] * levels[i]
         square = (s * unit) * (s * unit)
-        if s == 0 or not square < _FAR:
+        if not 0 < square < _FAR:
             variance[n * g : n * g + n] = _FAR
             continue
         square *= _at(expected.by_size, np.sqrt(total / np.float32(n)) / unit)
         for i in range(n * g, n * g + n):
-            variance[i] = square * _at(expected.by_level, abs(levels[i]) / unit)
+            error = square * _at(expected.by_level, abs(levels[i]) / unit)
+            variance[i] = error if error > 0 else _FAR
 
 
 @inner

@@ -25,7 +25,7 @@ def fill_ternary(
     value, lower, upper, variance = stated
     for b in range(scale.size):
         d = scale[b]
-        is_known = d > 0 and d < _FAR
+        is_known = d > 0 and 0 < d * d * np.float32(1 / 12) < _FAR
         slack = d * _SLACK + (d * np.float32(2.0**-11) + _F16_STEP if is_f16 else np.float32(0))
         half, largest = d * np.float32(0.5), d + slack
         for i in range(64 * b, 64 * b + 64):

@@ -19,6 +19,9 @@ SUPERBLOCK = 256
 
 _FAR = np.float32(np.inf)
 
+ROUNDED = 1 / 12
+"""Mean square error of rounded numbers, in units of the squared step."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IntervalType(TensorType):
@@ -41,8 +44,9 @@ class IntervalType(TensorType):
         infinite, and where the upper one is. With ``u = (x - value) / step``: the coefficients of
         ``u`` and ``u**2`` in the logarithm of the density, and how far `u` reaches below and above
         0 (see `recover.evidence.densities`). None for a density that has the stated variance:
-        between two bounds a normal one around their middle (a uniform one if they tell as much),
-        otherwise a normal one around the value.
+        between two bounds a uniform one around their middle where weights are rounded (their bounds
+        may be wider, by what the encoder's arithmetic leaves open), a normal one where `noise` is
+        another; otherwise a normal one around the value.
     is_uniform : bool
         Whether weights are anywhere between two bounds, whatever the variance: where that is less
         than a uniform one since small weights are more frequent than large ones.
@@ -54,7 +58,7 @@ class IntervalType(TensorType):
     block_size: int = GROUP
     type_size: int = 3 * 4 * GROUP
     relative_mse: float
-    noise: float = 1 / 12
+    noise: float = ROUNDED
     density: tuple[tuple[float, ...], ...] | None = None
     is_uniform: bool = False
     alike: TensorType | None = None
@@ -102,6 +106,10 @@ class Hidden(NamedTuple):
     """All that were ever found, with a margin."""
     usual: "Ranges"
     """Those of trained weights."""
+    reach: tuple[float, float]
+    """The first two where d is no coarse number."""
+    usual_reach: tuple[float, float]
+    """The same of the others."""
 
 
 Ranges = Callable[[U8Array, F32Array, F32Array], None]

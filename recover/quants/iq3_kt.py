@@ -48,7 +48,7 @@ def _add_signs(
             is_negative = (signs[i % 32] >> np.uint8(i // 32)) & np.uint8(1)
             if is_negative:
                 value[at] = -value[at]
-            if s == 0 or not abs(s) < np.float32(np.inf):
+            if not 0 < s < np.float32(np.inf):
                 continue
             if is_negative:
                 upper[at] = 0

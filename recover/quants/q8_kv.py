@@ -28,7 +28,7 @@ def _fill(raw: U8Array, n_header: int, stated: Stated) -> None:
     size = n_header + 32
     for b in range(raw.size // size):
         d = f32_from_bits(np.uint32(double_word(raw, size * b)))
-        is_known = d > 0 and d < _FAR
+        is_known = d > 0 and 0 < d * d * _VARIANCE < _FAR
         reach = d * _HALF if is_known else _FAR
         error = d * d * _VARIANCE if is_known else _FAR
         for i in range(32):

@@ -30,6 +30,8 @@ _OTHER_PARTS = re.compile(
     r"(model\.)?(vision_tower|vision_model|vision_embedder|visual|image_newline|audio_tower|audio|"
     r"embed_vision|embed_audio|mm_projector|multi_modal_projector|sam_model|projector)\b.*"
 )
+# What is measured of activations, or of what is kept of them, beside weights.
+_OF_ACTIVATIONS = re.compile(r".*\.(k|v|q|kv|kv_cache|prob|input|output|input_global)_scale")
 _EXPERTS = re.compile(r"\.(experts|switch_mlp)\.")
 _MORE_TOKENS = re.compile(r"(?:model\.)?mtp\..*")
 _LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\..*")
@@ -157,10 +159,13 @@ def _of_language(
     kept: list[Draft] = []
     others: list[str] = []
     further: list[str] = []
+    scales: list[str] = []
     for draft in drafts:
         layer = _LAYER.fullmatch(draft.name)
         if _OTHER_PARTS.fullmatch(draft.name):
             others.append(draft.name)
+        elif _OF_ACTIVATIONS.fullmatch(draft.name) and len(draft.dims) == 1:
+            scales.append(draft.name)
         elif _MORE_TOKENS.fullmatch(draft.name) or (layer and first <= int(layer[1]) < end):
             further.append(draft.name)
         else:
@@ -176,7 +181,9 @@ def _of_language(
             f"left out are {_some(further)}: they predict further tokens"
             " (num_nextn_predict_layers), which the model does not need"
         )
-    return kept, warnings, [*others, *further]
+    if scales:
+        warnings.append(f"left out are {_some(scales)}: scales of activations, not of weights")
+    return kept, warnings, [*others, *further, *scales]
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -90,8 +90,8 @@ def test_a_merge_with_a_file_of_llama_cpp(fork: Path, tmp_path: Path) -> None:
     merged, own, other = (errors(path, BY_ROLE) for path in (out, fork, mainline))
     ratios = {name: merged[name] / min(own[name], other[name]) for name in merged}
     assert max(ratios.values()) < 1.001  # the same bytes in both, rounded to F16
-    assert sum(ratio < 0.9 for ratio in ratios.values()) >= len(ratios) - 1
-    assert np.mean([*ratios.values()]) < 0.75
+    assert sum(ratio < 0.97 for ratio in ratios.values()) >= len(ratios) - 2
+    assert np.mean([*ratios.values()]) < 0.8
     assert open_gguf(out).tensors.keys() == open_gguf(TINY).tensors.keys()
     with llama_cpp.LlamaModel(out, n_ctx=64) as model:
         logits = model.logits(model.tokenize("To be, or not to be"))

@@ -55,14 +55,14 @@ class Part(NamedTuple):
     """Bytes up to the next one, if they are not those of `raw`, padded."""
 
 
-def file_of(parts: Sequence[Part]) -> bytes:
+def file_of(parts: Sequence[Part], entries: Sequence[bytes] = ()) -> bytes:
     """A GGUF file of tensors with any numbers and sizes."""
     infos, data = [], b""
     for part in parts:
         infos.append(tensor(part.name, dims=part.dims, kind=part.number, offset=len(data)))
         room = part.room if part.room >= 0 else -(-len(part.raw) // 32) * 32
         data += part.raw[:room].ljust(room, b"\0")
-    return gguf([], infos, data)
+    return gguf(entries, infos, data)
 
 
 def interleave(name: str, raw: U8Array, table: NDArray[np.int64]) -> U8Array:

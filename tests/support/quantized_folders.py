@@ -35,7 +35,7 @@ def spread(values: Array, length: int, axis: int = -1) -> Array:
 def model(folder: Path, tensors: dict[str, Array], config: dict[str, Any] | None = None) -> Path:
     """A model folder."""
     folder.mkdir(exist_ok=True)
-    write_arrays(folder / "model.safetensors", tensors)
+    write_arrays(folder / "model.safetensors", dict(sorted(tensors.items())))
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder

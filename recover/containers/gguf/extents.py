@@ -5,12 +5,11 @@ Types of one number are told apart by the room that a tensor has, up to where th
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 
 from recover._text import quoted
 from recover.errors import GGUFError, QuantError
-from recover.quants import TensorType, is_ambiguous, types_by_id
+from recover.quants import BlockIntervals, TensorType, is_ambiguous, type_by_name, types_by_id
 from recover.quants._elsewhere import AMBIGUOUS
 
 
@@ -28,19 +27,21 @@ class TensorInfo:
         How the weights are stored.
     offset : int
         Bytes from the start of the data section.
+    n_weights : int
+        Number of weights.
     """
 
     name: str
     dims: tuple[int, ...]
     type: TensorType
     offset: int
+    n_weights: int = field(init=False, compare=False, repr=False)
 
-    @cached_property
-    def n_weights(self) -> int:
-        """Number of weights."""
-        return prod(self.dims)
+    def __post_init__(self) -> None:
+        # There may be many tensors, and a `cached_property` takes its time.
+        object.__setattr__(self, "n_weights", prod(self.dims))
 
-    @cached_property
+    @property
     def n_bytes(self) -> int:
         """Number of stored bytes."""
         return self.type.tensor_bytes(self.dims)
@@ -71,12 +72,27 @@ def told_by_size(
         If none of the types does.
     """
     rooms = _rooms(tensors, available)
-    return tuple(
+    told = tuple(
         _told(tensor, room, alignment)
         if tensor.type.type_id is not None and is_ambiguous(tensor.type.type_id)
         else tensor
         for tensor, room in zip(tensors, rooms, strict=True)
     )
+    return _of_one_writer(told)
+
+
+def _of_one_writer(tensors: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
+    """The tensors: if the size of one tells an older program, that is the writer of all of them."""
+    writers = {tensor.type.writer for tensor in tensors if tensor.type.is_alternative}
+    if not writers:
+        return tensors
+    found = []
+    for tensor in tensors:
+        kind = tensor.type
+        twin = type_by_name(kind.twin) if isinstance(kind, BlockIntervals) and kind.twin else None
+        is_old = twin is not None and twin.writer in writers
+        found.append(replace(tensor, type=twin) if twin is not None and is_old else tensor)
+    return tuple(found)
 
 
 def _rooms(tensors: Sequence[TensorInfo], available: int) -> list[int]:

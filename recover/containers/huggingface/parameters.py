@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from recover.containers.huggingface.architectures import MAX_EXPERTS
 from recover.containers.huggingface.modules import FLOATS, Module, values
 from recover.containers.safetensors.reader import Tensor
 
@@ -66,15 +67,22 @@ def matrices_of(module: Module) -> list[Module] | None:
     """The matrices of a stack, each as a module; None of a module with no more than one matrix.
 
     Arrays that are no stack themselves, such as one scale of all, belong to every matrix.
+
+    Raises
+    ------
+    SafetensorsError
+        If there are more than `MAX_EXPERTS`.
     """
     stacked = [
         tensor
         for leaf, tensor in module.tensors.items()
-        if len(tensor.shape) == _N_DIMS.get(leaf, -1) + 1 and tensor.dtype not in FLOATS
+        if leaf in _N_DIMS and len(tensor.shape) == _N_DIMS[leaf] + 1 and tensor.dtype not in FLOATS
     ]
     if len(stacked) != 1 or not stacked[0].n_weights:
         return None
     n = stacked[0].shape[0]
+    if n > MAX_EXPERTS:
+        raise module.error(f"a stack of {n} matrices; at most {MAX_EXPERTS} are read")
     return [
         replace(
             module,
