@@ -6,7 +6,7 @@ these are arrays with strides: a place says where in a file the weight with cert
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -135,6 +135,48 @@ class Writer(Protocol):
         """
 
 
+def put_all(
+    targets: Sequence[tuple[Place, Writer]], kind: TensorType, start: int, end: int, data: U8Array
+) -> None:
+    """Write the bytes of weights `start` to `end` to the places that they have.
+
+    Where tensors of one size follow each other in a file, they are written at once.
+    """
+    waiting: list[tuple[Writer, int, int, int]] = []  # file, position, and bytes from and to
+
+    def flush() -> None:
+        if waiting:
+            file, position, begin, _ = waiting[0]
+            file.write_at(position, data[begin : waiting[-1][3]].data, len(waiting))
+        waiting.clear()
+
+    for place, file in targets:
+        first, last = max(start, place.start), min(end, place.end)
+        if first >= last:
+            continue
+        begin, stop = kind.n_bytes(first - start), kind.n_bytes(last - start)
+        pieces = pieces_of(place, kind, first, last)
+        if pieces.order is not None:
+            put(pieces, data[begin:stop], kind, file)
+            continue
+        piece = file, pieces.pieces[0].position, begin, stop
+        if waiting and not _follows(waiting[-1], piece):
+            flush()
+        waiting.append(piece)
+    flush()
+
+
+def _follows(before: tuple[Writer, int, int, int], piece: tuple[Writer, int, int, int]) -> bool:
+    """Whether a piece is as large as the one in front of it, and right behind it."""
+    n_bytes = before[3] - before[2]
+    return piece == (before[0], before[1] + n_bytes, before[3], before[3] + n_bytes)
+
+
+def behind(place: Place, n_weights: int) -> Place:
+    """The place of weights that have so many others in front of them."""
+    return replace(place, start=place.start + n_weights, end=place.end + n_weights)
+
+
 def put(pieces: Pieces, data: U8Array, kind: TensorType, writer: Writer) -> None:
     """Write the bytes of the range that was cut into these pieces."""
     arranged = pieces.arranged(data, kind)
@@ -144,17 +186,6 @@ def put(pieces: Pieces, data: U8Array, kind: TensorType, writer: Writer) -> None
             writer.write_at(piece.position, own)
         else:
             writer.weave_at(piece.position, own, piece.size, piece.step)
-
-
-def put_all(positions: Sequence[int], data: U8Array, writer: Writer) -> None:
-    """Write pieces of one size, that lie one behind the other in `data`, to their positions."""
-    n_bytes = data.nbytes // len(positions)
-    first = 0
-    for i, position in enumerate(positions, 1):
-        if i == len(positions) or positions[i] != position + n_bytes:
-            part = data[first * n_bytes : i * n_bytes].data
-            writer.write_at(positions[first], part, i - first)
-            first = i
 
 
 def pieces_of(place: Place, kind: TensorType, start: int, end: int) -> Pieces:

@@ -54,8 +54,9 @@ class Target(NamedTuple):
     """Where weights of a task's tensors go, in one file."""
 
     path: Path
-    places: tuple[Place, ...]
-    """Of each tensor, perhaps of more weights than the task's; numbers of files mean nothing."""
+    place: Place
+    """Of weights of its tensors one behind the other, perhaps of more than the task's; the number
+    of its file means nothing."""
     what: str = WEIGHTS
     """These, or their ``deviations``."""
 
@@ -100,8 +101,7 @@ class Task:
             "tensors": list(self.tensors),
             "inputs": [_record_of(each) for each in self.inputs],
             "outputs": [
-                [str(each.path), [place.to_record() for place in each.places], each.what]
-                for each in self.outputs
+                [str(each.path), each.place.to_record(), each.what] for each in self.outputs
             ],
             "job": _record_of(self.job),
         }
@@ -113,8 +113,8 @@ class Task:
     def from_record(cls, record: Record) -> Self:
         """From what `to_record` gave, perhaps by way of JSON."""
         outputs = tuple(
-            Target(Path(path), tuple(map(Place.from_record, places)), what)
-            for path, places, what in record["outputs"]
+            Target(Path(path), Place.from_record(place), what)
+            for path, place, what in record["outputs"]
         )
         told = {name: tuple(record[name]) for name in ("tensors", "inputs")}
         return cls(**record | told | {"outputs": outputs})

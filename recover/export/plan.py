@@ -13,6 +13,8 @@ from recover.containers.huggingface.folder_layout import (
     lay_out_folder,
     plain_kind,
 )
+from recover.containers.huggingface.plain import PlainFolder, open_plain
+from recover.containers.huggingface.reader import CONTAINER as FOLDER
 from recover.containers.huggingface.writing import (
     Written,
     stored_kind,
@@ -25,7 +27,7 @@ from recover.errors import PlanError, UsageError
 from recover.execution.folder import check_output_folder
 from recover.inputs.open import open_model
 from recover.inputs.precision import source_precision
-from recover.quants import OpaqueType, TensorType
+from recover.quants import FloatType, OpaqueType, TensorType
 
 OUTTYPES = tuple(name.lower() for name in ("BF16", "F16", "F32"))
 NAMES = ("huggingface", "gguf")
@@ -166,6 +168,12 @@ def plan_export(
         raise UsageError(f"output type {outtype!r} is unknown; known are {', '.join(OUTTYPES)}")
     if names not in NAMES:
         raise UsageError(f"names {names!r} are unknown; known are {', '.join(NAMES)}")
+    if names != "gguf" and FOLDER.reads(Path(model)):
+        if config is not None:
+            raise UsageError(f"{printable(Path(model))} has a configuration of its own")
+        plain = open_plain(Path(model))
+        check_output_folder(Path(output), plain.parts, replaces=force)
+        return _plan_folder(plain, Path(output), outtype, max_shard_size, force)
     opened = open_model(model)
     check_output_folder(Path(output), opened.parts, replaces=force)
     folder = None if config is None else Path(config)
@@ -219,6 +227,41 @@ def _plan_gguf(
         left_out=tuple(name for name in model.tensors if name not in written.shares),
         replaces=force,
         warnings=tuple(warnings),
+    )
+
+
+def _plan_folder(
+    plain: PlainFolder,
+    output: Path,
+    outtype: str | None,
+    max_shard_size: int | None,
+    force: bool,
+) -> ExportPlan:
+    """The plan for a folder: its names stay, and so do its floats if no type is asked for."""
+    kind = plain_kind(outtype or plain.precision or "BF16")
+    tensors = []
+    for name, tensor in plain.tensors.items():
+        keeps = outtype is None and isinstance(tensor.type, FloatType)
+        own = tensor.type if keeps else stored_kind(tensor, kind, 0.0)
+        tensors.append(ExportedTensor(name, tensor, own, 0.0, (name,)))
+    layout = lay_out_folder(
+        output,
+        [Shared(each.name, each.kind, (plain.shares[each.name],)) for each in tensors],
+        plain.others(kind.name),
+        max_shard_size,
+    )
+    check_unchanged(plain.parts)
+    return ExportPlan(
+        path=plain.path,
+        parts=plain.parts,
+        output=output,
+        outtype=kind.name.lower(),
+        architecture=str(plain.config.get("model_type", "unknown")),
+        tensors=tuple(tensors),
+        layout=layout,
+        left_out=plain.left_out,
+        replaces=force,
+        warnings=(),
     )
 
 

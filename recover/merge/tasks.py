@@ -7,7 +7,7 @@ from typing import Self
 
 from recover._version import __version__
 from recover.containers.model import StoredTensor
-from recover.containers.places import Place
+from recover.containers.places import behind, whole_place
 from recover.errors import PlanError
 from recover.estimators.error_calibration import ErrorCalibration
 from recover.evidence.buffer import Source
@@ -140,14 +140,19 @@ def tasks_of(
         first = tensors[0]
         job, n_weights = Job.of(plan, first), first.n_weights
         inputs = tuple(plan.inputs[i].of_tensor(first.name) for i in (*first.used, *first.compared))
-        columns = zip(*(tensor.places for tensor in tensors), strict=True)
-        targets = [Target(files[column[0].file], column) for column in columns]
+        places = [
+            Target(files[place.file], behind(place, number * n_weights))
+            for number, tensor in enumerate(tensors)
+            for place in tensor.places
+        ]
         if plan.uncertainty is not None and first.action != "copy":
-            positions = [plan.uncertainty.positions[tensor.name] for tensor in tensors]
-            second = tuple(Place(0, position, 0, n_weights) for position in positions)
-            targets.append(Target(files[-1], second, DEVIATIONS))
+            for number, tensor in enumerate(tensors):
+                position = plan.uncertainty.positions[tensor.name]
+                (second,) = whole_place(0, position, n_weights)
+                places.append(Target(files[-1], behind(second, number * n_weights), DEVIATIONS))
         for start in range(0, n_weights, n_tiles * TILE):
             end = min(start + n_tiles * TILE, n_weights)
+            upto = start + (end - start) * len(tensors)
             yield Task(
                 plan=plan.digest,
                 tensors=tuple(each.name for each in tensors),
@@ -155,9 +160,7 @@ def tasks_of(
                 end=end,
                 inputs=inputs,
                 outputs=tuple(
-                    each
-                    for each in targets
-                    if each.places[0].start < end and start < each.places[0].end
+                    each for each in places if each.place.start < upto and start < each.place.end
                 ),
                 job=job,
             )
@@ -166,8 +169,6 @@ def tasks_of(
 def kind_of(plan: MergePlan, tensor: TensorPlan) -> Hashable:
     """What tensors have in common that are one task; None of one that is a task of its own."""
     inputs, is_copied = (*tensor.used, *tensor.compared), tensor.action == "copy"
-    if len(tensor.places) > 1 or tensor.places[0].axes:
-        return None
     for i in inputs:
         if tensor.name in plan.inputs[i].made:
             return None

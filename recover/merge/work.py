@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recover._text import printable, quoted
 from recover.containers.mapping import check_faults, check_unchanged, faults
 from recover.containers.model import Model, StoredTensor
-from recover.containers.places import Writer, pieces_of, put, put_all, within
+from recover.containers.places import Writer, put_all
 from recover.errors import PlanError, QuantError
 from recover.estimators import FIRST_ALONE, Tally, TileEstimator
 from recover.estimators.tally import CONFLICTS
@@ -147,16 +147,8 @@ class Worker:
         """Write a tile of a tensor, or several tensors one behind the other; the sums of each."""
 
         def write(what: str, kind: TensorType, data: U8Array) -> None:
-            for target in task.outputs:
-                file = files[target.path]
-                if target.what != what:
-                    continue
-                if self._n > 1:
-                    put_all([place.position for place in target.places], data, file)
-                    continue
-                for place, first, last in within(target.places, start, end):
-                    own = data[kind.n_bytes(first - start) : kind.n_bytes(last - start)]
-                    put(pieces_of(place, kind, first, last), own, kind, file)
+            targets = [(each.place, files[each.path]) for each in task.outputs if each.what == what]
+            put_all(targets, kind, start, end, data)
 
         if self._job.action == "copy":
             raw = self._used[0].part(start, end)

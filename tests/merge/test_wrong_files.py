@@ -257,7 +257,7 @@ def test_plans_of_other_models_are_refused(home: Home, capsys: pytest.CaptureFix
     """A dry run says what the merge would."""
     other = write_small(home.path / "o.gguf", small_weights(np.random.default_rng(9)), "F32")
     folder = write_parts(home.folder, *folder_parts(other, "fp8"))
-    command = ["merge", str(home.gguf), str(folder), "-o", str(home.output / "a"), "--dry-run"]
+    command = ["merge", str(home.gguf), str(folder), "-o", str(home.output / "a.gguf"), "--dry-run"]
     assert main(command) == 1
     assert f"{folder} and {home.gguf} are not quantized from the same" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0

@@ -69,7 +69,7 @@ def test_pieces_there_and_back(tmp_path: Path) -> None:
 
 
 def test_pieces_of_their_own_file(tmp_path: Path) -> None:
-    more = {"padding_token_id": 3, "add_eos_token": True, "add_bos_token": True}
+    more: dict[str, Any] = {"padding_token_id": 3, "add_eos_token": True, "add_bos_token": True}
     path = vocabularies.write_pieces(tmp_path / "a.gguf", **more)
     before = metadata(path)
     folder = folder_of(path, tmp_path / "folder", len(before["tokenizer.ggml.tokens"]))

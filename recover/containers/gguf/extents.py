@@ -4,7 +4,7 @@ Types of one number are told apart by the room that a tensor has, up to where th
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from recover._text import quoted

@@ -126,6 +126,8 @@ def rebuilt_of(said: Said) -> Rebuilt | None:
         name = "mixtral"
     if name == "deepseek2" and said.has("exp_probs_b.bias"):
         name = "deepseek3"
+    if name == "grok" and said.has(".layer_output_norm.weight"):
+        name = "grok1"
     return _REBUILT.get(name)
 
 
@@ -370,6 +372,22 @@ def _gpt_oss(said: Said) -> Config:
     }
 
 
+def _grok(said: Said) -> Config:
+    n_inner = said.get("expert_feed_forward_length")
+    return {
+        "hidden_act": _LEFT_OUT,
+        "num_local_experts": said.integer("expert_count"),
+        "num_experts_per_tok": said.integer("expert_used_count"),
+        "moe_intermediate_size": _LEFT_OUT if n_inner is None else n_inner,
+        "attn_logit_softcapping": said.number("attn_logit_softcapping", 30.0),
+        "router_logit_softcapping": said.number("router_logit_softcapping", 30.0),
+        "final_logit_softcapping": said.number("final_logit_softcapping"),
+        "attn_output_multiplier": said.number("attention.output_scale"),
+        "embedding_multiplier_scale": said.number("embedding_scale"),
+        "output_multiplier_scale": said.number("logit_scale"),
+    }
+
+
 _REBUILT = {
     "llama": Rebuilt("llama", "LlamaForCausalLM", "llama", _llama),
     "mixtral": Rebuilt("mixtral", "MixtralForCausalLM", "mixtral", _mixtral),
@@ -383,6 +401,8 @@ _REBUILT = {
     "deepseek2": Rebuilt("deepseek_v2", "DeepseekV2ForCausalLM", "deepseek", _deepseek2),
     "deepseek3": Rebuilt("deepseek_v3", "DeepseekV3ForCausalLM", "deepseek", _deepseek3),
     "gpt-oss": Rebuilt("gpt_oss", "GptOssForCausalLM", "gpt_oss", _gpt_oss),
+    "grok1": Rebuilt("grok-1", "GrokForCausalLM", "grok-1", _grok),
+    "grok": Rebuilt("git", "Grok1ForCausalLM", "grok-2", _grok),  # as published
 }
 """By ``general.architecture``, and what tells apart those that share one."""
 

@@ -39,6 +39,11 @@ _EXPERTS = {
     "ffn_up_exps": "mlp.experts.{}.up_proj",
     "ffn_down_exps": "mlp.experts.{}.down_proj",
 }
+_MIXTRAL = {
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+}
 _PLAIN = _ATTENTION | _MLP
 _NORMED = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _GEMMA = {
@@ -66,22 +71,24 @@ class Naming:
         Of stacks of experts, the modules of single ones.
     is_woven : bool
         Whether all experts are one array, transposed, with gate and up alternating (gpt-oss).
+    layers : str
+        What the layers are called.
+    top : mapping of str to str
+        Modules that belong to no layer.
     """
 
     roles: Mapping[str, str]
     experts: Mapping[str, str] = field(default_factory=dict)
     is_woven: bool = False
+    layers: str = "model.layers"
+    top: Mapping[str, str] = field(default_factory=lambda: _TOP)
 
 
 NAMINGS: Mapping[str, Naming] = {
     "llama": Naming(_PLAIN),
     "mixtral": Naming(
         _PLAIN | {"ffn_gate_inp": "block_sparse_moe.gate"},
-        {
-            "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
-            "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
-            "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
-        },
+        _MIXTRAL,
     ),
     "qwen2": Naming(_PLAIN),
     "qwen2_moe": Naming(
@@ -132,6 +139,41 @@ NAMINGS: Mapping[str, Naming] = {
             "ffn_down_exps": "mlp.experts.down_proj",
         },
         is_woven=True,
+    ),
+    "grok-1": Naming(
+        {
+            "attn_norm": "rms_norm",
+            "attn_output_norm": "rms_norm_1",
+            "ffn_norm": "rms_norm_2",
+            "layer_output_norm": "rms_norm_3",
+            "attn_q": "multi_head_attention.query",
+            "attn_k": "multi_head_attention.key",
+            "attn_v": "multi_head_attention.value",
+            "attn_output": "multi_head_attention.linear",
+            "ffn_gate_inp": "router",
+        },
+        {
+            "ffn_gate_exps": "moe.{}.linear",
+            "ffn_up_exps": "moe.{}.linear_v",
+            "ffn_down_exps": "moe.{}.linear_1",
+        },
+        layers="transformer.decoder_layer",
+        top={
+            "token_embd": "transformer.in_out_embed",
+            "output_norm": "transformer.rms_norm",
+            "output": "lm_head",
+        },
+    ),
+    "grok-2": Naming(
+        _PLAIN
+        | {
+            "attn_norm": "pre_attn_norm",
+            "attn_output_norm": "post_attn_norm",
+            "ffn_norm": "pre_moe_norm",
+            "post_ffw_norm": "post_moe_norm",
+            "ffn_gate_inp": "block_sparse_moe.gate",
+        },
+        _MIXTRAL,
     ),
 }
 """By what `recover.containers.huggingface.configuration` finds a model to be."""
@@ -203,14 +245,15 @@ class Sharing:
             If its shape does not go with the model's sizes.
         """
         if (match := _OF_ALL.fullmatch(name)) is not None:
-            module = _TOP.get(match["role"])
+            module = self._naming.top.get(match["role"])
             if module is None or match["leaf"] != "weight":
                 return None
             return _whole(f"{module}.weight", dims)
         match = _OF_LAYER.fullmatch(name)
         if match is None:
             return None
-        role, leaf, prefix = match["role"], match["leaf"], f"model.layers.{match['layer']}."
+        role, leaf = match["role"], match["leaf"]
+        prefix = f"{self._naming.layers}.{match['layer']}."
         if (one := _ONE_EXPERT.fullmatch(role)) is not None:
             module = self._naming.experts.get(f"{one['role']}_exps")
             if module is None or self._naming.is_woven:

@@ -228,7 +228,7 @@ def _files_of(
     for key in (*QUANTIZATION_KEYS, "dtype"):
         config.pop(key, None)
     try:
-        check_sizes(Placed(dict(tensors), {}, []), known, config, is_whole=False)
+        check_sizes(Placed(tensors=dict(tensors)), known, config, is_whole=False)
         _check_layers(tensors, config)
     except SafetensorsError as error:
         raise SafetensorsError(f"{shown} contradicts the model: {error}") from None
