@@ -11,8 +11,9 @@ from recover._text import quoted
 MOST_BYTES = 1 << 25
 """Of a document that is read; the largest index of a published model has half of it."""
 
-# Values take up to a hundred bytes of memory each, however short they are in the file.
-_MOST_VALUES = 1 << 20
+MOST_VALUES = 1 << 20
+"""In a document; each takes up to a hundred bytes of memory, however short it is in the file."""
+
 _DEEPEST = 32
 
 
@@ -111,7 +112,13 @@ _SCALARS: dict[type, Callable[[Any], str]] = {
 """How the values are written that have no parts; what is a boolean is an integer, too."""
 
 
-def parse_object(raw: bytes, *, strict: bool = False) -> dict[str, Any]:
+def parse_object(
+    raw: bytes,
+    *,
+    strict: bool = False,
+    most_bytes: int = MOST_BYTES,
+    most_values: int = MOST_VALUES,
+) -> dict[str, Any]:
     """The JSON object in the bytes of a file.
 
     Parameters
@@ -120,6 +127,8 @@ def parse_object(raw: bytes, *, strict: bool = False) -> dict[str, Any]:
         UTF-8.
     strict : bool
         Whether NaN and infinities are refused, which JSON does not have, but many a configuration.
+    most_bytes, most_values : int
+        What is read at most.
 
     Returns
     -------
@@ -128,15 +137,15 @@ def parse_object(raw: bytes, *, strict: bool = False) -> dict[str, Any]:
     Raises
     ------
     JSONError
-        If it is no JSON object, has a key twice, or would take much memory: it is longer than
-        `MOST_BYTES`, has too many values, or is nested too deep.
+        If it is no JSON object, has a key twice, or would take much memory: it is too long, has too
+        many values, or is nested too deep.
     """
-    if len(raw) > MOST_BYTES:
-        raise JSONError(f"has {len(raw):,} bytes; more than {MOST_BYTES:,} are not read")
+    if len(raw) > most_bytes:
+        raise JSONError(f"has {len(raw):,} bytes; more than {most_bytes:,} are not read")
     # Every value but the first follows one of these, which are in texts, too.
     n_values = sum(map(raw.count, (b",", b":", b"[", b"{")))
-    if n_values > _MOST_VALUES:
-        raise JSONError(f"has {n_values:,} values; more than {_MOST_VALUES:,} are not read")
+    if n_values > most_values:
+        raise JSONError(f"has {n_values:,} values; more than {most_values:,} are not read")
     try:
         document = json.loads(
             raw.decode("utf-8"),

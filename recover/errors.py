@@ -43,3 +43,7 @@ class CalibrationError(RecoverError):
 
 class EvaluationError(RecoverError):
     """A model cannot be compared with the truth."""
+
+
+class VocabularyError(RecoverError):
+    """A vocabulary cannot be turned into the files, or read from the files, of other programs."""

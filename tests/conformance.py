@@ -4,8 +4,6 @@ A type is asked through the functions of `recover.quants` alone, so a type of an
 asked as well: call each of ``checks(kind)`` with the type.
 """
 
-import copy
-import pickle
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -31,7 +29,9 @@ from recover.inputs.matching import typical_error
 from recover.inputs.provenance import count_marks
 from recover.quants import (
     GROUP,
+    BlockIntervals,
     FloatType,
+    InterleavedType,
     OpaqueType,
     ScalarType,
     TensorType,
@@ -43,8 +43,10 @@ from recover.quants import (
     quantize,
     type_by_id,
     type_by_name,
+    types_by_id,
     types_of_files,
 )
+from tests.support.type_checks import check_pickle, check_what_is_stated
 
 F32 = NDArray[np.float32]
 Check = Callable[[TensorType], None]
@@ -76,7 +78,7 @@ def stored_bytes(kind: TensorType) -> U8Array:
     if isinstance(kind, ScalarType | FloatType):
         return quantize(weights(kind), kind)
     n_blocks = max(512 // kind.block_size, 8)
-    return np.random.default_rng(3).integers(0, 256, n_blocks * kind.type_size, np.uint8)
+    return np.random.default_rng(3).integers(0, 256, n_blocks * kind.part_size, np.uint8)
 
 
 def unpacked(kind: ScalarType, raw: U8Array) -> tuple[U8Array, F32, F32]:
@@ -95,12 +97,14 @@ def checks(kind: TensorType) -> Iterator[Check]:
     yield check_sizes_of_rows
     yield check_error_to_expect
     yield check_what_cannot_be_decoded
+    if isinstance(kind, BlockIntervals):
+        yield check_what_is_stated
+    if not isinstance(kind, OpaqueType | InterleavedType) and not kind.rows_interleaved > 1:
+        yield check_decoding
+        yield check_decoding_in_parts
     if kind.is_by_rows:
         return
     yield check_sizes
-    if not isinstance(kind, OpaqueType):
-        yield check_decoding
-        yield check_decoding_in_parts
     if isinstance(kind, ScalarType | FloatType):
         yield check_fallback
         yield check_encoding
@@ -109,6 +113,7 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_encoding_again
     if isinstance(kind, ScalarType | VectorType):
         yield check_what_it_counts
+        yield check_integers
     if isinstance(kind, FloatType):
         yield check_numbers_that_are_rounded_to_it
     if isinstance(kind, VectorType):
@@ -117,7 +122,6 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_tables
         yield check_decoding_is_scale_times_level
         yield check_unpacking_in_parts
-        yield check_integers
         yield check_levels_lie_in_their_cells
         yield check_weights_lie_in_their_cells
         yield check_noise
@@ -133,13 +137,8 @@ def check_names(kind: TensorType) -> None:
     assert type_by_name(kind.name.lower()) is kind
     if kind.type_id is not None:
         assert 0 <= kind.type_id < 2**32
-        assert type_by_id(kind.type_id) is kind
-
-
-def check_pickle(kind: TensorType) -> None:
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        assert pickle.loads(pickle.dumps(kind, protocol)) is kind
-    assert copy.deepcopy([kind])[0] is kind
+        assert kind in types_by_id(kind.type_id)
+        assert kind.is_alternative or type_by_id(kind.type_id) is kind
 
 
 def check_file_types(kind: TensorType) -> None:
@@ -211,7 +210,7 @@ def check_what_cannot_be_decoded(kind: TensorType) -> None:
 
 def check_decoding(kind: TensorType) -> None:
     raw = stored_bytes(kind)
-    n = raw.size // kind.type_size * kind.block_size
+    n = raw.size // kind.part_size * kind.block_size
     before = raw.copy()
     with np.errstate(all="ignore"):
         decoded = dequantize(raw, kind)
@@ -228,11 +227,12 @@ def check_decoding(kind: TensorType) -> None:
 
 def check_decoding_in_parts(kind: TensorType) -> None:
     raw = stored_bytes(kind)
-    n_blocks = raw.size // kind.type_size
+    size = kind.part_size
+    n_blocks = raw.size // size
     with np.errstate(all="ignore"):
         whole = dequantize(raw, kind)
         for start, end in ((0, 1), (1, 4), (n_blocks - 1, n_blocks)):
-            part = dequantize(raw[start * kind.type_size : end * kind.type_size], kind)
+            part = dequantize(raw[start * size : end * size], kind)
             expected = whole[start * kind.block_size : end * kind.block_size]
             assert np.array_equal(part, expected, equal_nan=True)
 
@@ -342,7 +342,7 @@ def check_unpacking_in_parts(kind: TensorType) -> None:
 
 def check_integers(kind: TensorType) -> None:
     """They come back: times the scale, plus the offset, rounded once."""
-    assert isinstance(kind, ScalarType)
+    assert isinstance(kind, ScalarType | VectorType)
     held, rng = kind.integers, np.random.default_rng(4)
     if held is None:
         return

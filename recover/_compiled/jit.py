@@ -50,18 +50,18 @@ def _user_cache_folder() -> Path:
     return Path.home() / ".cache" / "recover"
 
 
-_ROOT = Path(__file__).parent
-_IMPORT = re.compile(r"^from recover([\w.]*) import \(?([\w\s,]*)", re.MULTILINE)
+_ROOT = Path(__file__).parents[1]
+_IMPORT = re.compile(r"^from recover([\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
 
 
 @cache
 def _imported(path: Path) -> tuple[Path, ...]:
     """Files of the package that a file of it imports at its top level."""
     found = []
-    for module, names in _IMPORT.findall(path.read_text(encoding="utf-8")):
+    for module, names, more in _IMPORT.findall(path.read_text(encoding="utf-8")):
         base = _ROOT.joinpath(*module.split("."))
         candidates = [base.with_suffix(".py"), base / "__init__.py"]
-        candidates += [base / f"{name.strip()}.py" for name in names.split(",") if name.strip()]
+        candidates += [base / f"{name}.py" for name in re.findall(r"\w+", names or more)]
         found += [each for each in candidates if each.is_file()]
     return tuple(found)
 

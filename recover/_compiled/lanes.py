@@ -472,6 +472,29 @@ def add_up(_context: Any, value: Any) -> Any:
 
 
 @intrinsic
+def sum_lanes(_context: Any, value: Any) -> Any:
+    """The sum of the lanes, added up in pairs: faster than `add_up`, and no order of ggml's."""
+    if value != f32_lanes:
+        return None
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        total, n = args[0], LANES
+        while n > 1:
+            n //= 2
+            unused = ir.Constant(total.type, ir.Undefined)
+            halves = [
+                builder.shuffle_vector(
+                    total, unused, ir.Constant(ir.VectorType(_I32, n), list(range(at, at + n)))
+                )
+                for at in (0, n)
+            ]
+            total = builder.fadd(*halves)
+        return builder.extract_element(total, _I32(0))
+
+    return types.float32(value), generate
+
+
+@intrinsic
 def gather(_context: Any, table: Any, index: Any) -> Any:
     """``table[index]`` in every lane, of a contiguous float32 array; indices are not checked."""
     if not (is_array(table, types.float32) and table.layout == "C" and index == i32_lanes):

@@ -13,6 +13,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError, QuantError
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
+from recover.inputs.alignment import name_of_rows, with_common_rows
 from recover.inputs.completion import check_unscaled, with_known_scales, without_divided
 from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import confines, uses_imatrix
@@ -313,12 +314,13 @@ class _Check:
         self.other = other
         self.pairs = _pairs(model, other)
         self.figures = [np.zeros((n_tiles(ours.n_weights), _N_FIGURES)) for ours, _ in self.pairs]
-        common = {ours.name for ours, _ in self.pairs}
+        compared = {ours.name: ours for ours, _ in self.pairs}
         self.only_input, self.only_model = (
             tuple(
-                name
+                name_of_rows(name, 0 if name not in compared else compared[name].dims[1])
                 for name, tensor in each.tensors.items()
-                if name not in common and not _is_opaque_in_both(name, model, other)
+                if not _is_opaque_in_both(name, model, other)
+                and (name not in compared or tensor.n_weights > compared[name].n_weights)
             )
             for each in (other, model)
         )
@@ -357,7 +359,7 @@ def _is_opaque_in_both(name: str, model: Model, other: Model) -> bool:
 def _pairs(model: Model, other: Model) -> list[tuple[StoredTensor, StoredTensor]]:
     """Tensors that both have and that hold weights."""
     pairs = [
-        (tensor, other.tensors[name])
+        with_common_rows(tensor, other.tensors[name])
         for name, tensor in model.tensors.items()
         if name in other.tensors
         and not isinstance(tensor.type, OpaqueType)

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
-from recover._text import printable, quoted
+from recover._text import printable, quoted, some
 from recover.calibration.simulate import Counts
 from recover.calibration.weights import InputFile
 from recover.containers.gguf.names import layer_of, n_layers, role_of
 from recover.containers.model import Model, StoredTensor
 from recover.errors import CalibrationError
+from recover.estimators._combine import square_difference
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
@@ -29,7 +30,7 @@ from recover.inputs.completion import complete
 from recover.inputs.matching import find_duplicates, typical_error
 from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import has_cells, source_of
-from recover.inputs.relations import ANOTHER_MODEL, find_relations
+from recover.inputs.relations import ANOTHER_MODEL, SOME_TENSORS_DIFFER, find_relations
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
 
 F64Array = NDArray[np.float64]
@@ -40,7 +41,7 @@ _SUPERBLOCK = 256
 _COUNTED = 1 << 16  # weights that are counted in one go, and whose neighbours may be left out
 _MOST_COUNTED = 1 << 23  # weights of a type
 _METHOD = "linear"  # whose weights are fitted
-_N_LOOKED_AT = 6  # tensors that tell whether the inputs were quantized from the truth
+_N_LOOKED_AT = 32  # tensors that tell whether the inputs were quantized from the truth
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,13 @@ def _check_truth(models: Sequence[Model], original: Model, names: Sequence[str])
                 f" but from another model (conflicts on {relation.conflict_fraction:.2%} of the"
                 " weights)"
             )
+        if relation.first == 0 and relation.kind == SOME_TENSORS_DIFFER:
+            raise CalibrationError(
+                f"{printable(models[relation.second - 1].path)}: was not quantized from {path}"
+                f" ({relation.kind}): they contradict each other on"
+                f" {some(list(map(quoted, relation.tensors)))}; leave it out, or name the original"
+                " of all inputs"
+            )
 
 
 @dataclass(frozen=True)
@@ -320,7 +328,7 @@ class _Pass:
                 estimator.decode(i, row)
             index = tile.start // TILE
             _add_gram(values, truth, self._grams[tile.tensor][index])
-            self._linear[tile.tensor][index] = _square_error(estimate[:size], truth)
+            self._linear[tile.tensor][index] = square_difference(estimate[:size], truth)
 
         return work
 
@@ -406,12 +414,3 @@ def _add_gram(values: F32Array, truth: F32Array, gram: F64Array) -> None:
                 gram[j, k] += total
                 if k < j:
                     gram[k, j] += total
-
-
-@kernel
-def _square_error(x: F32Array, truth: F32Array) -> float:
-    total = 0.0
-    for i in range(x.size):
-        error = np.float64(x[i]) - np.float64(truth[i])
-        total += error * error
-    return total

@@ -73,7 +73,7 @@ def _run_in(args: Namespace, folder: Path, scratch: Path) -> int:
     for line in inspection.findings():
         say(line)
     say()
-    say(f"merged with each method, and the best merge quantized to {_SMALLER}:")
+    say(f"merged with each method, and the default one's merge quantized to {_SMALLER}:")
     say()
     print_errors([replace(result, path=Path(result.path).name) for result in results])
     say()

@@ -125,8 +125,15 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
                 " weights than those of the others"
             )
     truth = open_model(args.truth).fitted(compared.keys()).tensors
-    for model in open_models(args.models):
-        tensors = model.tensors
+    for model, result in zip(open_models(args.models), results, strict=True):
+        tensors = model.fitted(compared.keys()).tensors
+        for each in result.tensors:
+            sizes = [known[each.name].n_weights for known in (tensors, truth)]
+            if each.errors.n_weights < max(sizes):
+                warnings.append(
+                    f"{printable(model.path)} and {printable(args.truth)} do not have as many rows"
+                    f" of {quoted(each.name)}: the figures are of those that both have"
+                )
         scales = [
             quoted(scale)
             for name in compared

@@ -62,6 +62,7 @@ def _print_file(file: "FileReport") -> None:
         ("parameters", count(file.n_weights)),
         ("size", f"{size(file.n_bytes)}, {file.bits_per_weight:.2f} bits per weight"),
         ("types", types + sides),
+        *[("stored as", f"{kind}: {how}") for kind, how in file.stored_as.items()],
         ("file type", file.file_type or "-"),
         ("importance matrix", described_imatrix(file)),
         ("quantized by", text(file.quantized_by)),

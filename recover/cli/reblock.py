@@ -11,8 +11,19 @@ if TYPE_CHECKING:
 NAME = "reblock"
 SUMMARY = "Store integer originals in GGUF without changing a value"
 
-_TYPES = ("auto", "q8_0", "q4_0", "q4_1", "q5_0", "bf16")
-_ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "deepseek2", "kimi", "grok")
+_TYPES = ("auto", "q8_0", "q4_0", "q4_1", "q5_0", "tq2_0", "mxfp4", "nvfp4", "bf16")
+_ARCHITECTURES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "deepseek2",
+    "kimi",
+    "gemma2",
+    "gemma3",
+    "gpt-oss",
+    "grok",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

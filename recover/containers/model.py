@@ -13,7 +13,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recover.quants import GROUP, F32Array, TensorType, U8Array, dequantize
+from recover.containers.rows import blocks_of
+from recover.quants import (
+    GROUP,
+    BlockIntervals,
+    F32Array,
+    Stated,
+    TensorType,
+    U8Array,
+    dequantize,
+    state_all,
+)
 
 GGML_DIMS = 4
 """Dimensions that ggml's tensors have. One with more is a parameter of another program, which takes
@@ -30,7 +40,9 @@ class StoredTensor(Protocol):
     dims : tuple of int
         The shape, row length first.
     type : TensorType
-        How the weights are stored.
+        How the weights are stored, once rows that are interleaved are taken apart.
+    stored_type : TensorType
+        How the file stores them.
     n_weights, n_bytes : int
         Number of weights, and of the bytes that they take.
     scales : float32 (n_scales,) or None
@@ -50,6 +62,8 @@ class StoredTensor(Protocol):
     @property
     def type(self) -> TensorType: ...  # noqa: D102
     @property
+    def stored_type(self) -> TensorType: ...  # noqa: D102
+    @property
     def n_weights(self) -> int: ...  # noqa: D102
     @property
     def n_bytes(self) -> int: ...  # noqa: D102
@@ -61,7 +75,10 @@ class StoredTensor(Protocol):
     def is_original(self) -> bool: ...  # noqa: D102
 
     def part(self, start: int, end: int) -> U8Array:
-        """The stored bytes of weights `start` to `end`, which are whole blocks; read-only."""
+        """The stored bytes of weights `start` to `end`, which are whole blocks; read-only.
+
+        Each block has the header of its row in front; interleaved rows are taken apart.
+        """
         ...
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
@@ -101,6 +118,11 @@ class BlockTensor:
     """
 
     @property
+    def stored_type(self: StoredTensor) -> TensorType:
+        """How the file stores the weights."""
+        return self.type
+
+    @property
     def n_weights(self: StoredTensor) -> int:
         """Number of weights."""
         return math.prod(self.dims)
@@ -124,6 +146,16 @@ class BlockTensor:
     def is_original(self) -> bool:
         """No."""
         return False
+
+    @property
+    def has_cells(self: StoredTensor) -> bool:
+        """Whether a type that states intervals proves bounds."""
+        return isinstance(self.type, BlockIntervals) and self.type.has_cells
+
+    def intervals(self: StoredTensor, start: int, end: int, out: Stated) -> None:
+        """See `recover.quants.IntervalTensor`."""
+        assert isinstance(self.type, BlockIntervals)
+        state_all(self.part(start, end), self.type, out)
 
     def read(self: StoredTensor, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `StoredTensor.read`."""
@@ -186,8 +218,7 @@ class ArrayTensor(BlockTensor):
 
     def part(self, start: int, end: int) -> U8Array:
         """The stored bytes of weights `start` to `end`, which are whole blocks."""
-        first, last = (self.type.position(each, self.dims[0]) for each in (start, end))
-        return self.raw[first:last]
+        return blocks_of(self.raw, self.type, self.dims[0], start, end)
 
 
 class Model(Protocol):

@@ -43,6 +43,11 @@ class View(BlockTensor):
         return self._first.type
 
     @property
+    def stored_type(self) -> TensorType:
+        """How the file stores it."""
+        return self._first.stored_type
+
+    @property
     def n_bytes(self) -> int:
         """Number of stored bytes, of parts of tensors about."""
         return sum(

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import inner, kernel
+from recover._compiled.jit import bare_inlined, inner, kernel
 from recover._compiled.lanes import (
     add_up,
     any_lane,
@@ -32,7 +32,11 @@ def _mean_variances(values: F32Array, each: F32Array, variance: F32Array) -> Non
 
 @kernel
 def group_variances(evidence: Evidence, k: int, variance: F32Array) -> None:
-    """Expected mean square error (n / 16,) of input `k`; infinite where its bytes are broken."""
+    """Expected mean square error (n / 16,) of input `k`; infinite where its bytes are broken.
+
+    ``noise s^2`` of a scalar input with the scale s, the mean of the stated variances of an
+    interval input, and ``relative_mse`` times the mean square of a superblock of the others.
+    """
     n_scalars, n_proven = evidence.scale.shape[0], evidence.interval_values.shape[0]
     if k >= n_scalars + n_proven:
         for g in range(variance.size):
@@ -59,6 +63,17 @@ def sum_variance(variance: F32Array) -> float:
     return 16 * total
 
 
+@bare_inlined
+def n_effective(variance: F32Array) -> int:
+    """How many groups would count as much if all had one variance: ``(sum V)^2 / (sum V^2)``."""
+    total = squares = 0.0
+    for g in range(variance.size):
+        if variance[g] < np.float32(np.inf):
+            total += np.float64(variance[g])
+            squares += np.float64(variance[g]) ** 2
+    return int(total * total / squares) if squares > 0 else 0
+
+
 @kernel
 def add_variance(variance: F32Array, tallies: NDArray[np.float64], column: int) -> None:
     """Add the sums over the weights of tensors to a column (n_tensors, ...).
@@ -82,7 +97,7 @@ def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> Non
 
 @inner
 def _normalize(weights: F32Array, total: F32Array) -> None:
-    """Precisions to weights that add up to 1, where there are any."""
+    """Precisions to weights: ``w_k = p_k / sum over j of p_j``, where any is known."""
     for g in range(total.size):
         weights[g] = weights[g] / total[g] if total[g] > 0 else np.float32(0)
 
@@ -160,7 +175,10 @@ def combine(
 
 @kernel
 def _add_precise(value: F32Array, variance: F32Array, weighted: F32Array, total: F32Array) -> None:
-    """Add what an input says, times its precision, and the precision, where both are known."""
+    """Add what an input says, times its precision, and the precision, where both are known.
+
+    ``weighted += x_k / var_k``, ``total += 1 / var_k``.
+    """
     for i in range(value.size):
         precision = np.float32(1) / variance[i]
         known = np.float32(0) < precision < np.float32(np.inf) and np.isfinite(value[i])
@@ -170,7 +188,10 @@ def _add_precise(value: F32Array, variance: F32Array, weighted: F32Array, total:
 
 @kernel
 def _divide(weighted: F32Array, total: F32Array, out: F32Array, variance: F32Array) -> None:
-    """The mean where something is known, and its variance (n / 16,), the mean of 16 weights."""
+    """The mean where something is known, and its variance (n / 16,), the mean of 16 weights.
+
+    ``mean = (sum of x_k / var_k) / (sum of 1 / var_k)``, ``variance = 1 / (sum of 1 / var_k)``.
+    """
     for g in range(variance.size):
         mean = np.float32(0)
         for i in range(16 * g, 16 * g + 16):
@@ -186,7 +207,11 @@ def _divide(weighted: F32Array, total: F32Array, out: F32Array, variance: F32Arr
 def _combine_by_group(
     evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
 ) -> None:
-    """As `combine`, with weights that each 16 share."""
+    """As `combine`, with weights that each 16 share.
+
+    ``out = sum over k of w_k x_k``, ``w_k = (1 / var_k) / (sum over j of 1 / var_j)``; the variance
+    is ``1 / (sum over j of 1 / var_j)``.
+    """
     n_inputs = tallies.shape[1] - ALONE
     weights = np.empty((n_inputs, variance.size), np.float32)
     total = np.zeros_like(variance)
@@ -231,8 +256,9 @@ def combine_weighted(
 ) -> None:
     """The sum of the inputs times the weights of a calibration.
 
-    Fills and adds to the same as `combine`; the variance is that of independent errors. Where an
-    input's bytes are broken, the others take over its weight.
+    ``out = sum over k of w_k x_k``. Fills and adds to the same as `combine`; the variance is that
+    of independent errors, ``sum over k of w_k^2 var_k``. Where an input's bytes are broken, the
+    others take over its weight.
     """
     n_inputs = tallies.shape[1] - ALONE
     weights = np.zeros((n_inputs, variance.size), np.float32)
@@ -266,3 +292,13 @@ def combine_weighted(
 def take_finest(evidence: Evidence, out: F32Array) -> None:
     """The finest input alone: exactly what dequantizing it gives."""
     take_one(evidence, evidence.finest, out)
+
+
+@kernel
+def square_difference(one: F32Array, other: F32Array) -> float:
+    """Of two inputs' weights, float32 (n,), summed."""
+    total = 0.0
+    for i in range(one.size):
+        off = np.float64(one[i]) - np.float64(other[i])
+        total += off * off
+    return total

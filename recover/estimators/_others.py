@@ -72,7 +72,8 @@ def accumulate_others(
 def _find_outliers(block: Superblock, n_groups: int, prior: np.float32, beside: F32Array) -> None:
     """Fill `beside` (16,): the variance, over what is typical, of groups that share 32 with one.
 
-    0 for other groups.
+    ``1.5 (mean square of the 32) / sigma^2`` where the largest square is over ``40 sigma^2``; 0 for
+    other groups.
     """
     for i in range(0, n_groups, 2):
         squares = largest = splat(_ZERO)
@@ -87,7 +88,12 @@ def _find_outliers(block: Superblock, n_groups: int, prior: np.float32, beside: 
 
 @bare_inlined
 def _add_normal(block: Superblock, i: int, mean: Any, precision: np.float32) -> None:
-    """Add a normal density around `mean` to those of group `i`."""
+    """Add a normal density of precision P around `mean` to those of group `i`.
+
+    ``log p(x) += -P (x - mean)^2 / 2``, cut four deviations from the mean: the gradient at the
+    center m grows by ``P (mean - m)``, the curvature by ``-P``. One that the bounds exclude says
+    nothing.
+    """
     at, unit = 16 * i, block.unit[i]
     reach = _DEVIATIONS * np.sqrt(_ONE / precision)
     low, high = load(block.low, at), load(block.high, at)
@@ -104,6 +110,8 @@ def _add_normal(block: Superblock, i: int, mean: Any, precision: np.float32) -> 
 @bare_inlined
 def _trust(ratio: np.float32) -> np.float32:
     """How far a superblock's own variance counts against that of the type.
+
+    ``V / (V + 2 (1 + r)^2 / 256 + S r^2)`` with V = 0.04, S = 0.02 and the `ratio` r.
 
     `ratio` is the variance of the scalar input it is seen by over the typical variance. Three
     things are weighed: how much the variance of a type varies between superblocks, how well 256

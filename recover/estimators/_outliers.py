@@ -26,7 +26,7 @@ _BEYOND_NOISE = np.float32(5)
 
 @bare_inlined
 def is_uneven(block: Superblock) -> bool:
-    """Whether the scales of the first input differ much, see `begin_again`."""
+    """Whether ``max s^2 > 3.5 mean s^2`` of the scales s of the first input, see `begin_again`."""
     scale = load(block.scale, 0)
     squares = scale * scale
     return largest_lane(squares) > add_up(squares) * (_UNEVEN / np.float32(16))
@@ -41,7 +41,7 @@ def _squares(block: Superblock, i: int) -> Any:
 
 @bare_inlined
 def _without_largest(squares: Any) -> np.float32:
-    """The mean square of a normal group, from all but its largest weight."""
+    """The mean square of a normal group, from all but its largest weight: 1.28 times theirs."""
     return (add_up(squares) - largest_lane(squares)) * _WITHOUT_LARGEST
 
 
@@ -73,8 +73,9 @@ def begin_again(
     """Take the scalar and the interval inputs into account in a superblock that may have outliers.
 
     The prior would draw outliers away from where the encoder, which fits the scale to them, puts
-    them; they have none, and a narrow normal density around each decoded value. The prior of the
-    others is as wide as in a typical group, or as in their own if all of its weights are large.
+    them; they have none, and a narrow normal density around each decoded value v: ``log g(u) = -u^2
+    / (2 noise / 4)``. The prior of the others is N(0, W) with the W of a typical group, or of their
+    own if all of its weights are large; an outlier is a weight with ``v^2 > 40 W``.
     """
     typical, noise = _typical_square(block, n_groups), scalars.noise[0]
     for i in range(n_groups):

@@ -29,7 +29,8 @@ from recover._compiled.lanes import (
     store,
     where,
 )
-from recover.estimators._extremes import fix_extremes, has_extreme
+from recover.estimators._combine import n_effective
+from recover.estimators._extremes import fix_extremes
 from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import (
@@ -60,6 +61,7 @@ from recover.estimators._superblock import (
     replace_first,
     value_of,
 )
+from recover.evidence.edges import edge_above, edge_below, has_extreme
 from recover.quants import F32Array
 
 # A rule with nodes at 0, +-h and +-2h: the density at the outer nodes follows from that at the
@@ -89,7 +91,7 @@ _N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are to
 
 @bare_inlined
 def _exp(y: Any) -> Any:
-    """About ``exp(8 y)`` for moderate y."""
+    """About ``exp(8 y)`` for moderate y: ``(1 + y + 0.4523 y^2)^8``, y >= -1."""
     y = larger(y, splat(-_ONE))
     y = fused(y, fused(y, _CURVE, splat(_ONE)), splat(_ONE))
     y = y * y
@@ -107,9 +109,9 @@ def _prove(low: Any, high: Any, scalars: Scalars, k: int, at: int) -> Any:
     if s < _ZERO:
         below, above = above, below
     error, slack = scalars.scale_error[at // 16], scalars.offset_error[at // 16]
-    proven = below * s + o - (abs(below) * error + slack)
+    proven = edge_below(below, s, o, error, slack)
     low = where(proven > low, proven, low)  # not NaN, which infinite levels may give
-    proven = above * s + o + (abs(above) * error + slack)
+    proven = edge_above(above, s, o, error, slack)
     return low, where(proven < high, proven, high)
 
 
@@ -117,7 +119,9 @@ def _prove(low: Any, high: Any, scalars: Scalars, k: int, at: int) -> Any:
 def _moments(odd: Any, even: Any) -> Any:
     """The integrals of a density over 1, t / h and its square; `odd` and `even` as in `_density`.
 
-    They are in a unit of their own: a flat density has `_ALL`.
+    ``M_j = sum over i of a_i (t_i / h)^j p(t_i) / p(0)`` over the nodes -2h, -h, 0, h and 2h. With
+    ``R = p(h) / p(0)`` and ``L = p(-h) / p(0)`` the outer values are ``R^3 L`` and ``L^3 R``. They
+    are in a unit of their own: a flat density has `_ALL`.
     """
     right, left = _exp(even + odd), _exp(even - odd)
     product = right * left
@@ -130,7 +134,7 @@ def _moments(odd: Any, even: Any) -> Any:
 
 @bare_inlined
 def _mode(odd: Any, even: Any) -> Any:
-    """Where the density is largest, over h."""
+    """Where the density is largest, over h: ``-S / (B h)``, or an end (see docs/posterior.md)."""
     end = where(odd < _ZERO, splat(-_END), splat(_END))
     top = odd / even * -_HALF
     return where((even < _ZERO) & (abs(top) < _END), top, end)
@@ -155,7 +159,8 @@ def _atom(
 ) -> Any:
     """Place over h of the atoms of input `k` in group `i`, and their mass over the density there.
 
-    Of n weights with an extreme code any may be the one that is exactly there; of one see
+    The mass is ``share / (n - 1)`` in units of the scale, so ``share |s| / ((n - 1) w)`` of t. Of n
+    weights with an extreme code any may be the one that is exactly there; of one see
     `fix_extremes`.
     """
     q = load_bytes(scalars.codes, at)
@@ -163,7 +168,7 @@ def _atom(
     odds = splat(_ZERO)
     for pair in range(4 * k, 4 * k + 4, 2):
         if scalars.extremes[pair] >= 0:
-            found = has_extreme(q, scalars, pair)
+            found = has_extreme(q, scalars.extremes, pair)
             odds = where(found, splat(block.odds[4 * pair + i // 2]), odds)
     share = where(q == scalars.ends[2 * k], splat(rows[row]), splat(rows[row + 1]))
     place = (value_of(scalars, k, at) - middle) / (half * np.float32(H))
@@ -177,8 +182,9 @@ def _atom(
 def _density(block: Superblock, i: int, prior: np.float32) -> Any:
     """Middle and width of what the bounds of group `i` leave, and the log density there.
 
-    The latter as half the width in units, and the odd and the even part of an eighth of its
-    logarithm at h, over that in the middle.
+    The latter as half the width w in units, and the odd and the even part of an eighth of its
+    logarithm at h, over that in the middle: ``S h / 8`` and ``B h^2 / 16`` with ``S = w G`` and
+    ``B = w^2 C``. G and C are the derivatives at the middle, the prior's share among them.
     """
     at, unit, per_unit = 16 * i, block.unit[i], block.per_unit[i]
     low, high, center = load(block.low, at), load(block.high, at), load(block.center, at)
@@ -204,7 +210,7 @@ def _estimate(
     outputs: Outputs,
     plain: bool,
 ) -> bool:
-    """Estimates of a superblock; whether all of them are good."""
+    """Estimates of a superblock: ``m + w M_1 / M_0``; whether all of them are good."""
     n = out.size
     floor = _floor(prior)
     sound = splat(_ONE)
@@ -255,7 +261,7 @@ def _estimate_other(
 
 @bare_inlined
 def _floor(prior: np.float32) -> np.float32:
-    """The width from which the estimates of a superblock are good."""
+    """The width from which the estimates of a superblock are good: ``2 sigma 2^-16``."""
     return np.float32(2) * np.sqrt(_NARROW / prior)
 
 
@@ -267,7 +273,11 @@ def _is_mild(total: Any, even: Any) -> Any:
 
 @bare_inner
 def _sharpen(block: Superblock, prior: np.float32) -> None:
-    """Where a density is too steep for the rule, bounds within which it is above exp(-8)."""
+    """Where a density is too steep for the rule, bounds within which it is above exp(-8).
+
+    They lie ``r = 16 / (f + sqrt(f^2 + 16 b))`` from its maximum at t: ``f = |S + B t|``, ``b =
+    max(-B, 0)``.
+    """
     for i in range(16):
         middle, width, _, odd, even = _density(block, i, prior)
         total, _, _ = _moments(odd, even)
@@ -333,7 +343,10 @@ def _expect(
     out: F32Array,
     outputs: Outputs,
 ) -> None:
-    """The errors to expect in a superblock, whose estimates are there."""
+    """Add the errors to expect in a superblock, whose estimates x are there.
+
+    Of the estimate its variance V, of input k alone ``(x - v_k)^2 + V``.
+    """
     n, n_scalars, errors = out.size, scalars.noise.size, outputs.errors
     for i in range(min(16, outputs.n_groups - start)):
         g, at = start + i, 16 * (start + i)
@@ -367,7 +380,10 @@ def _variance(
     i: int,
     outputs: Outputs,
 ) -> Any:
-    """The variance of the posterior in group `i` of a superblock, and what stands for it."""
+    """The variance of the posterior in group `i`: ``w^2 (M_2 / M_0 - (M_1 / M_0)^2)``.
+
+    Where that is not known, the typical one of the finest input or, if less, that of the bounds.
+    """
     n = scalars.codes.size // scalars.noise.size
     middle, width, _, odd, even = _density(block, i, prior)
     m0, m1, m2 = _moments(odd, even)
@@ -417,12 +433,13 @@ def _integrate_each(
     outputs: Outputs,
     tallies: NDArray[np.float64],
 ) -> None:
+    """See `integrate`; errors are summed over one superblock in so many, and scaled up."""
     size, n_groups = outputs.variance.size // tallies.shape[0], outputs.n_groups // tallies.shape[0]
     for each in range(tallies.shape[0]):
         stride = 1  # every so many superblocks are looked at for the errors to expect
         if outputs.deviation.size == 0:
             variance = outputs.variance[each * size : (each + 1) * size]
-            stride = max(1, _n_effective(variance) // 16 // _N_SAMPLED)
+            stride = max(1, n_effective(variance) // 16 // _N_SAMPLED)
         outputs.errors[:] = _ZERO
         first, last = each * size, each * size + n_groups
         n_conflicts, n_sampled = 0, 0
@@ -476,14 +493,3 @@ def _gather(
     if others is not None:
         accumulate_others(others, block, start, here, prior, noise)
     return prior
-
-
-@bare_inlined
-def _n_effective(variance: F32Array) -> int:
-    """How many groups would count as much if all had the same variance."""
-    total = squares = 0.0
-    for g in range(variance.size):
-        if variance[g] < _FAR:
-            total += np.float64(variance[g])
-            squares += np.float64(variance[g]) ** 2
-    return int(total * total / squares) if squares > 0 else 0

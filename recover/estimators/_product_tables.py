@@ -97,8 +97,8 @@ class Spans(NamedTuple):
         derivatives of the log density at 0, the first and the second, in `CURVATURE_UNIT`, and the
         reach below and above.
     fitted : float32 (I,)
-        The power to which the density is raised that has the variance of a weight between its two
-        bounds (see `recover.estimators._spans`); 0 where `densities` has it.
+        Whether weights with both bounds have a density with the variance that is stated: a normal
+        one, raised to this power, or if it is negative a uniform one; 0 if `densities` has it.
     lead : bool
         Whether the first of them is taken where the inputs contradict each other.
     """

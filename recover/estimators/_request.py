@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recover.evidence.buffer import Source
 from recover.quants import GROUP, F32Array
 
 MEAN, MODE = "mean", "map"
@@ -19,10 +20,13 @@ class Request(NamedTuple):
         ``mean`` of the posterior or ``map``, its mode; other methods have only one estimate.
     deviation : float32 (n,) or (0,)
         To be filled with the standard deviation to expect of each weight, if not empty.
+    sources : tuple of Source
+        The inputs, in the order of the evidence; empty where nobody tells.
     """
 
     estimate: str = MEAN
     deviation: F32Array = np.empty(0, np.float32)
+    sources: tuple[Source, ...] = ()
 
 
 def fill_deviation(request: Request, variance: F32Array) -> None:

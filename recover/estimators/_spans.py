@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import add_up, any_lane, fused, load, splat, sqrt, store, where
+from recover._compiled.lanes import (
+    add_up,
+    any_lane,
+    fused,
+    larger,
+    load,
+    smaller,
+    splat,
+    sqrt,
+    store,
+    where,
+)
 from recover.estimators._product_tables import CENTER_UNIT, CURVATURE_UNIT, Scalars, Spans
 from recover.estimators._superblock import OUTLIER_ERROR, Superblock, center_value, first_value
 from recover.quants import F32Array
@@ -68,9 +79,16 @@ def begin_with_spans(
 def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
     """Add what the interval inputs say of a superblock.
 
-    The density of outliers (see `Superblock.limit`) is a narrow normal one.
+    As a scalar input with the step as the scale: ``log g(u) = c u + d u^2`` with ``u = (x - value)
+    / step`` and ``step = sqrt(variance / noise)``. Bounds that are sure to hold come first. What is
+    only likely narrows them where it leaves something. The density of outliers (see
+    `Superblock.limit`) is a narrow normal one.
     """
     n = spans.values.size // spans.noise.size
+    for j in range(spans.noise.size):
+        for i in range(16):
+            at = j * n + 16 * (start + i)
+            _confine(block, 16 * i, load(spans.lower, at), load(spans.upper, at))
     for j in range(spans.noise.size):
         per_noise = _ONE / spans.noise[j]
         close = -CURVATURE_UNIT * per_noise / OUTLIER_ERROR
@@ -81,17 +99,17 @@ def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
             ratio = splat(block.unit[i]) / step
             usable = _is_usable(value, variance) & (abs(ratio) < _FAR)
             gradient, curvature, below, above = _density_of(spans, j, at)
-            lower, upper = load(spans.lower, at), load(spans.upper, at)
-            _confine(block, 16 * i, lower, upper)
-            below = where(usable, fused(below, step, value), -_FAR)
-            above = where(usable, fused(above, step, value), _FAR)
-            _confine(block, 16 * i, below, above)
+            below, above, peak = fused(below, step, value), fused(above, step, value), value
+            if spans.fitted[j] != _ZERO:
+                lower, upper = load(spans.lower, at), load(spans.upper, at)
+                peak, half, fitted = _fit(value, lower, upper, variance)
+                if spans.fitted[j] > _ZERO:
+                    curvature = fused(fitted, spans.fitted[j] * (step * step), curvature)
+                else:
+                    below, above = larger(below, peak - half), smaller(above, peak + half)
+            _look_within(block, 16 * i, where(usable, below, -_FAR), where(usable, above, _FAR))
             center = center_value(block, i)
             outlier = center * center > block.limit[i]
-            peak = value
-            if spans.fitted[j] > _ZERO:
-                peak, fitted = _fit(value, lower, upper, variance)
-                curvature = fused(fitted, spans.fitted[j] * (step * step), curvature)
             gradient, curvature = where(outlier, _ZERO, gradient), where(outlier, close, curvature)
             peak = where(outlier, value, peak)
             gradient = fused(curvature, (center - peak) / step, gradient) * (ratio * CENTER_UNIT)
@@ -103,22 +121,32 @@ def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
 
 @bare_inlined
 def _fit(value: Any, lower: Any, upper: Any, variance: Any) -> Any:
-    """Where between two bounds a density has its peak, and its curvature, in `CURVATURE_UNIT`.
+    """Densities between two bounds whose mean square distance from the value is the `variance`.
 
-    It is normal between the bounds, around their middle, so that its mean square distance from the
-    value is the `variance`. Let v be its variance over that of a uniform one and h half the width:
-    then its curvature is ``-(1 - v) (3 + 4.5 v) / v / h**2``, within 3%. Where a bound is missing,
-    or the bounds tell as much as the variance, it is 0.
+    They lie around the middle of the bounds. Let v be the variance around that, over that of a
+    uniform density between the bounds, and h half their distance. A normal density has the
+    curvature ``-(1 - v) (3 + 4.5 v) / v / h**2``, within 3%; a uniform one reaches as far as
+    ``h sqrt(v)``. Where a bound is missing, or the bounds tell as much as the variance, the
+    curvature is 0 and the reach infinite.
+
+    Returns
+    -------
+    lanes
+        The middle, the reach of the uniform density, the curvature of the normal one in
+        `CURVATURE_UNIT`.
     """
     half, middle = (upper - lower) * _HALF, (upper + lower) * _HALF
-    square = half * half
-    off = middle - value
-    share = np.float32(3) * (variance - off * off) / square
-    narrow = (share > _ZERO) & (share < _ONE) & (half < _FAR)
-    share = where(share > _LEAST_SHARE, share, _LEAST_SHARE)
+    off, whole = middle - value, half * half
+    square = np.float32(3) * (variance - off * off)
+    narrow = (square > _ZERO) & (square < whole) & (half < _FAR)
+    share = larger(square / whole, splat(_LEAST_SHARE))
     curvature = (share - _ONE) * fused(share, np.float32(4.5), splat(np.float32(3)))
-    curvature = curvature * CURVATURE_UNIT / (share * square)
-    return where(narrow, middle, value), where(narrow, curvature, _ZERO)
+    curvature = curvature * CURVATURE_UNIT / (share * whole)
+    return (
+        where(narrow, middle, value),
+        where(narrow, sqrt(square), splat(_FAR)),
+        where(narrow, curvature, _ZERO),
+    )
 
 
 @bare_inlined
@@ -150,6 +178,15 @@ def _confine(block: Superblock, at: int, below: Any, above: Any) -> None:
 
 
 @bare_inlined
+def _look_within(block: Superblock, at: int, below: Any, above: Any) -> None:
+    """Narrow the bounds of a group by what is likely, where that leaves something."""
+    low, high = load(block.low, at), load(block.high, at)
+    meets = ~(below > high) & ~(above < low)
+    store(block.low, at, where(meets & (below > low), below, low))
+    store(block.high, at, where(meets & (above < high), above, high))
+
+
+@bare_inlined
 def prove_spans(spans: Spans, at: int, low: Any, high: Any) -> Any:
     """Intersect bounds of the group that begins `at` with those that are stated."""
     for j in range(spans.noise.size):
@@ -175,7 +212,10 @@ def finest_value(scalars: Scalars, spans: Spans, g: int, n: int) -> Any:
 def add_errors(
     spans: Spans, row: int, at: int, estimate: Any, error: Any, errors: F32Array
 ) -> None:
-    """Add to sums of square errors (16 each, from `row` on) those of the interval inputs."""
+    """Add to sums of square errors (16 each, from `row` on) those of the interval inputs.
+
+    ``(estimate - value)^2 + error`` each.
+    """
     n = spans.values.size // spans.noise.size
     for j in range(spans.noise.size):
         off = estimate - load(spans.values, j * n + at)

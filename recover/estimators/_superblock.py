@@ -54,7 +54,7 @@ def is_finite(scalars: Scalars, at: int) -> bool:
 
 @bare_inlined
 def level_of(scalars: Scalars, k: int, q: Any) -> Any:
-    """What codes of input `k` stand for."""
+    """What codes of input `k` stand for: ``level[q]``, or ``q + level[0]``."""
     if scalars.simple[k]:
         level = to_f32(q) + scalars.rows[N_COLUMNS * k + LEVEL]
     else:
@@ -64,7 +64,7 @@ def level_of(scalars: Scalars, k: int, q: Any) -> Any:
 
 @bare_inlined
 def value_of(scalars: Scalars, k: int, at: int) -> Any:
-    """What input `k` says of the group whose codes begin at `at`."""
+    """What input `k` says of the group whose codes begin at `at`: ``v = s level[q] + o``."""
     level = level_of(scalars, k, load_bytes(scalars.codes, at))
     return level * scalars.scale[at // 16] + scalars.offset[at // 16]
 
@@ -239,6 +239,8 @@ def _add_density(
 ) -> Any:
     """Add a density to those of group `i`, given where the input at hand says `level`.
 
+    With the place p of the center in levels of the input, its scale s, and the unit U: the gradient
+    grows by ``(gradient + curvature (p - level)) U / s``, the curvature by ``curvature (U / s)^2``.
     Returns what the first input says.
     """
     at, each = 16 * i, block.each
@@ -339,6 +341,8 @@ def _accumulate_varying(
 def accumulate(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
     """Add what scalar input `k` says of a superblock; if it is the first, begin with that.
 
+    ``log g(u) = c u + d u^2`` with ``u = (x - v) / s`` on ``near <= u <= far``, in units of
+    `CURVATURE_UNIT`: c and d of interior codes are ``c0 + c1 q`` and ``d0 + d1 q + d2 q^2``.
     Returns sums of squares of what the first input says.
     """
     if not scalars.simple[k]:

@@ -51,6 +51,8 @@ class UncorrectedTileEstimator:
         self._sources = tuple(sources)
         self._asked_for = estimate
         self._buffer = EvidenceBuffer(self._sources)
+        places = self._buffer.by_place(np.arange(len(self._sources), dtype=np.float64))
+        self._placed = tuple(self._sources[int(i)] for i in places)
 
     def estimate(
         self,
@@ -127,7 +129,8 @@ class UncorrectedTileEstimator:
     ) -> NDArray[np.float64]:
         """As `estimate_from`, of several tensors; the arrays of their tallies."""
         tallies = np.zeros((n_tensors, Tally.size_for(len(self._sources))))
-        request = Request(self._asked_for, _NOT_ASKED_FOR if deviation is None else deviation)
+        deviation = _NOT_ASKED_FOR if deviation is None else deviation
+        request = Request(self._asked_for, deviation, self._placed)
         self.estimator.estimate_each(evidence, out, tallies, request)
         return tallies
 

@@ -27,6 +27,7 @@ from recover.execution.tiles import (
     for_each_tile,
     n_tiles,
 )
+from recover.inputs.alignment import with_common_rows
 from recover.inputs.completion import check_unscaled
 from recover.inputs.open import open_model, open_models
 from recover.quants import TILE, F32Array, FloatType, OpaqueType
@@ -161,7 +162,7 @@ def evaluate_models(
         check_unscaled(model, names)
         _check_match(model, original, names)
     n_weights = 2 * sum(
-        tensor.n_weights
+        with_common_rows(tensor, original.tensors[name])[0].n_weights
         for model in opened
         for name, tensor in model.tensors.items()
         if name in names
@@ -195,10 +196,8 @@ def _check_match(model: Model, truth: Model, names: set[str]) -> None:
             continue
         if name not in truth.tensors:
             raise EvaluationError(f"{there}: has no tensor {quoted(name)}, which {here} has")
-        if (
-            truth.tensors[name].n_weights != tensor.n_weights
-            or tensor.dims[0] != truth.tensors[name].dims[0]
-        ):
+        own, original = with_common_rows(tensor, truth.tensors[name])
+        if own.n_weights != original.n_weights or own.dims[0] != original.dims[0]:
             raise EvaluationError(
                 f"tensor {quoted(name)} has the shape {tensor.dims} in {here},"
                 f" but {truth.tensors[name].dims} in {there}"
@@ -223,12 +222,16 @@ def _is_broken(tensor: StoredTensor) -> bool:
 def _evaluate_model(
     model: Model, truth: Model, names: set[str], by: GroupBy, comparer: "_Comparer"
 ) -> ModelErrors:
-    tensors = [tensor for name, tensor in model.tensors.items() if name in names]
+    pairs = [
+        with_common_rows(tensor, truth.tensors[name])
+        for name, tensor in model.tensors.items()
+        if name in names
+    ]
     total = _Errors()
     groups: dict[str, _Errors] = {}
-    own: list[tuple[StoredTensor, _Errors, _Errors | None]] = []
-    for tensor in tensors:
-        errors = comparer.first_pass(tensor, truth.tensors[tensor.name])
+    own: list[tuple[StoredTensor, StoredTensor, _Errors, _Errors | None]] = []
+    for tensor, original in pairs:
+        errors = comparer.first_pass(tensor, original)
         if not np.isfinite(errors.square_error):
             raise _not_finite([model, truth], tensor.name)
         group = None
@@ -243,13 +246,13 @@ def _evaluate_model(
             group.add(errors)
         total.add(errors)
         errors.find_ranks()
-        own.append((tensor, errors, group))
+        own.append((tensor, original, errors, group))
     for errors in (total, *groups.values()):
         errors.find_ranks()
     found = []
-    for tensor, errors, group in own:
+    for tensor, original, errors, group in own:
         wanting = [each for each in (errors, group, total) if each is not None]
-        comparer.second_pass(tensor, truth.tensors[tensor.name], wanting)
+        comparer.second_pass(tensor, original, wanting)
         found.append(TensorErrors(tensor.name, tensor.type.name, errors.statistics()))
         errors.fine.clear()
     return ModelErrors(

@@ -30,6 +30,7 @@ from recover.execution.tiles import (
     for_each_tile,
     n_tiles,
 )
+from recover.inputs.alignment import with_common_rows
 from recover.inputs.open import open_model
 from recover.inputs.provenance import source_of
 from recover.quants import TILE, F32Array, FloatType, ScalarType
@@ -156,16 +157,11 @@ def _collect_model(
     expected: dict[str, float] = {}
     for each in result.tensors:
         tensor, original = model.tensors.get(each.name), truth.tensors.get(each.name)
-        if (
-            tensor is None
-            or original is None
-            or tensor.type.name != each.type
-            or not tensor.n_weights == original.n_weights == each.errors.n_weights
-        ):
-            raise EvaluationError(
-                f"{printable(model.path)}: tensor {quoted(each.name)} is not any more what it was"
-                " when it was compared"
-            )
+        if tensor is None or original is None or tensor.type.name != each.type:
+            raise _changed(model, each.name)
+        tensor, original = with_common_rows(tensor, original)
+        if not tensor.n_weights == original.n_weights == each.errors.n_weights:
+            raise _changed(model, each.name)
         is_float = isinstance(tensor.type, FloatType)
         source = None if is_float else source_of(model, tensor)
         own, variance = collector.collect(tensor, original, source)
@@ -173,6 +169,13 @@ def _collect_model(
         if source is not None:
             expected[each.name] = math.sqrt(variance)
     return ModelDistributions(result.path, tuple(types[name] for name in sorted(types)), expected)
+
+
+def _changed(model: Model, name: str) -> EvaluationError:
+    return EvaluationError(
+        f"{printable(model.path)}: tensor {quoted(name)} is not any more what it was when it was"
+        " compared"
+    )
 
 
 class _Collector:

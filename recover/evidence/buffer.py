@@ -1,9 +1,9 @@
-"""What K inputs say of the same weights, in one shape for every format."""
+"""Unpacks what K inputs say of the same weights into the `Evidence` on a tile."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from recover.evidence.densities import (
     normal_density,
     tempering,
 )
+from recover.evidence.hidden import HiddenScales
 from recover.evidence.rounding import bound_errors, rounding_of, scale_up
+from recover.evidence.tile import Evidence
 from recover.quants import (
     GROUP,
     TILE,
@@ -37,69 +39,7 @@ from recover.quants import (
 )
 from recover.quants._decode import decode_codes
 
-
-class Evidence(NamedTuple):
-    """A tile of n weights as K scalar, I interval and V other inputs tell it, in that order.
-
-    The finest input comes first in each. A scalar input says ``scale * levels[code] + offset``;
-    scale and offset are given per group of 16 weights, whatever the format's own sub-block is. An
-    interval input says a value and bounds for each weight, the others say a value.
-    """
-
-    codes: U8Array
-    """(K, n)"""
-    scale: F32Array
-    """(K, n / 16)"""
-    offset: F32Array
-    """(K, n / 16)"""
-    levels: F32Array
-    """(K, 256)"""
-    lower_levels: F32Array
-    """(K, 256); -inf throughout if the codes of this input prove nothing."""
-    upper_levels: F32Array
-    """(K, 256); inf throughout if the codes of this input prove nothing."""
-    scale_error: F32Array
-    """(K, n / 16): how far the scale that chose the codes may be from the stored one."""
-    offset_error: F32Array
-    """(K, n / 16): the same of the offset; infinite where the codes prove nothing."""
-    noise: NDArray[np.float64]
-    """(K,) mean square error in units of the squared scale."""
-    density: F32Array
-    """(K, 4, 5): where in their cells weights lie (see `recover.evidence.densities`)."""
-    end_codes: NDArray[np.int32]
-    """(K, 2): the lowest and the highest code."""
-    extremes: NDArray[np.int32]
-    """(K, 2, 2): pairs of codes of which one weight in each block of 32 equals its level but for
-    rounding (see `ScalarType.extremes`); -1 where there are none."""
-    values: F32Array
-    """(V, n): what the other inputs say, decoded."""
-    variance: F32Array
-    """(V, n / 16): their mean square error, typical of their type."""
-    likelihood: F32Array
-    """(V, 4): centre of what a value says of the weight, over the value; its variance, over the
-    variance above (see `recover.evidence.densities.likelihood`); what it counts beside the other
-    inputs (see `recover.evidence.densities.tempering`); its variance, over that of the weights."""
-    correlation: NDArray[np.float64]
-    """(V, V): how the errors of the other inputs go together (see
-    `recover.evidence.densities.correlation`)."""
-    weights: NDArray[np.float64]
-    """(K + I + V,): what a calibration says that the inputs weigh; (0,) if none."""
-    interval_values: F32Array
-    """(I, n): what the interval inputs say, decoded."""
-    interval_lower: F32Array
-    """(I, n): lower bounds of the weights; -inf where there is none."""
-    interval_upper: F32Array
-    """(I, n): upper bounds of the weights; inf where there is none."""
-    interval_variance: F32Array
-    """(I, n): the mean square error to expect of each value; infinite where nothing is known."""
-    interval_noise: NDArray[np.float64]
-    """(I,): that in units of the squared step of a weight."""
-    interval_density: F32Array
-    """(I, 4, 5): where between their bounds weights lie (see
-    `recover.evidence.densities.interval_density`)."""
-    finest: int
-    """Which input is taken alone where the inputs contradict each other: the first scalar one or,
-    if it is finer or there is none of those, the first interval one; otherwise 0."""
+__all__ = ["Evidence", "EvidenceBuffer", "Source", "take_one", "typical_variance"]
 
 
 @dataclass(frozen=True)
@@ -147,9 +87,12 @@ class EvidenceBuffer:
     ----------
     sources : sequence of Source
         One per input, in any order.
+    proven : bool
+        Whether bounds are to be sure, where the scale that chose the codes is not the stored one
+        (see `recover.evidence.hidden`); otherwise they are those of usual ratios of both.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], *, proven: bool = False) -> None:
         self._types = [source.type for source in sources]
         self._proves = [source.has_cells for source in sources]
         for kind in self._types:
@@ -219,6 +162,7 @@ class EvidenceBuffer:
         if known:
             self._whole = self._whole._replace(weights=self.by_place(np.array(known)))
         self._tile, self._n_weights = self._whole, -1
+        self._hidden = HiddenScales(intervals, proven=proven)
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -308,7 +252,10 @@ class EvidenceBuffer:
             if isinstance(kind, IntervalType):
                 stated = tile.interval_values, tile.interval_lower, tile.interval_upper
                 out = Stated(*(each[row] for each in (*stated, tile.interval_variance)))
-                cast(IntervalTensor, tensor).intervals(start, end, out)
+                if row in self._hidden:
+                    self._hidden.state(row, cast(StoredTensor, tensor).part(start, end), out)
+                else:
+                    cast(IntervalTensor, tensor).intervals(start, end, out)
                 if not has_cells:
                     tile.interval_lower[row] = -np.inf
                     tile.interval_upper[row] = np.inf
@@ -323,6 +270,7 @@ class EvidenceBuffer:
                 with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                     tile.values[row] *= np.repeat(factors, GROUP)
                     tile.variance[row] *= np.square(factors)
+        self._hidden.narrow(tile)
         return tile
 
 
@@ -420,7 +368,7 @@ def take_one(evidence: Evidence, k: int, out: F32Array) -> None:
 
 @kernel
 def typical_variance(values: F32Array, relative_mse: float, variance: F32Array) -> None:
-    """The error to expect of decoded values: a share of the mean square of each 256 of them."""
+    """The error to expect of decoded values: ``relative_mse`` times the mean square of each 256."""
     for start in range(0, values.size, 256):
         end = min(start + 256, values.size)
         total = 0.0

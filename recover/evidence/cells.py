@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import (
-    first_lane,
     gather,
     load,
     load_bytes,
-    mask_bits,
     store,
     to_f32,
     where,
 )
-from recover.evidence.buffer import Evidence
+from recover.evidence.edges import edge_above, edge_below, find_extremes
+from recover.evidence.tile import Evidence
 from recover.quants import F32Array, U8Array
 
 STRIP = 256
@@ -109,12 +108,15 @@ def intersect_strip(
     for k in range(evidence.extremes.shape[0]):
         for pair in evidence.extremes[k]:
             if pair[0] >= 0:
-                _pin(evidence, k, pair, start, lower, upper)
+                _fix(evidence, k, pair, start, lower, upper)
 
 
 @inner
 def _meet(below: F32Array, above: F32Array, lower: F32Array, upper: F32Array) -> None:
-    """Intersect bounds with those that an input states; NaN states nothing."""
+    """Intersect bounds with those that an input states: ``[max(low, below), min(high, above)]``.
+
+    NaN states nothing.
+    """
     for i in range(0, lower.size, 16):
         old_lower, old_upper = load(lower, i), load(upper, i)
         proven = load(below, i)
@@ -124,7 +126,7 @@ def _meet(below: F32Array, above: F32Array, lower: F32Array, upper: F32Array) ->
 
 
 @inner
-def _pin(
+def _fix(
     evidence: Evidence,
     k: int,
     pair: NDArray[np.int32],
@@ -138,17 +140,16 @@ def _pin(
         s, o = evidence.scale[k, start + g], evidence.offset[k, start + g]
         if s == _ZERO or not (abs(s) < _FAR and abs(o) < _FAR):
             continue
-        one, two = load_bytes(codes, 16 * (start + g)), load_bytes(codes, 16 * (start + g + 1))
-        first = (one == pair[0]) | (one == pair[1])
-        second = (two == pair[0]) | (two == pair[1])
-        bits = mask_bits(first, second)
-        if bits != 0 and bits & (bits - np.uint32(1)) == 0:
-            i = 16 * g + first_lane(first, second)
+        n, lane = find_extremes(codes, 16 * (start + g), pair, 0)
+        if n == 1:
+            i = 16 * g + lane
             level = evidence.levels[k, codes[16 * start + i]]
-            error = abs(level) * evidence.scale_error[k, start + g]
-            error += evidence.offset_error[k, start + g]
-            lower[i] = max(lower[i], level * s + o - error)
-            upper[i] = min(upper[i], level * s + o + error)
+            s_error, o_error = (
+                evidence.scale_error[k, start + g],
+                evidence.offset_error[k, start + g],
+            )
+            lower[i] = max(lower[i], edge_below(level, s, o, s_error, o_error))
+            upper[i] = min(upper[i], edge_above(level, s, o, s_error, o_error))
 
 
 @inner
@@ -207,8 +208,8 @@ def _place_cells(
             store(places[2], g, s + s_error)
             store(places[3], g, o + half * s + half * s_error + o_error)
         at_lower, at_upper = where(flipped, highest, lowest), where(flipped, lowest, highest)
-        store(places[5], g, at_lower * s + o - (abs(at_lower) * s_error + o_error))
-        store(places[6], g, at_upper * s + o + (abs(at_upper) * s_error + o_error))
+        store(places[5], g, edge_below(at_lower, s, o, s_error, o_error))
+        store(places[6], g, edge_above(at_upper, s, o, s_error, o_error))
         store(places[7], g, where(flipped, last_level, first_level))
         store(places[8], g, where(flipped, first_level, last_level))
 
@@ -233,6 +234,8 @@ def _narrow_signed(
     upper: F32Array,
 ) -> None:
     """Intersect bounds of groups from `start` on with cells around levels of both signs.
+
+    The edges of `recover.evidence.edges` at ``L - 1/2`` and ``L + 1/2``; half has the sign of s.
 
     `places` begins with scale, offset, half with the sign of the scale, error of the scale, and
     half the width of a cell, widened by the error of the offset.
@@ -270,6 +273,8 @@ def _narrow_positive(
     upper: F32Array,
 ) -> None:
     """Intersect bounds of groups from `start` on with cells around the levels 0, 1, 2...
+
+    The edges of `recover.evidence.edges` at ``q - 1/2`` and ``q + 1/2``, as multiples of q.
 
     `places` begins with what the lower edge rises by from level to level, the lower edge of level
     0, and the same of the upper edge: errors are in proportion to edges, too. (That is wrong only
@@ -312,8 +317,8 @@ def _narrow(
         low, high = gather(lower_edges, q), gather(upper_edges, q)
         if s < 0:
             low, high = high, low
-        below = low * s + o - (abs(low) * scale_error[g] + offset_error[g])
-        above = high * s + o + (abs(high) * scale_error[g] + offset_error[g])
+        below = edge_below(low, s, o, scale_error[g], offset_error[g])
+        above = edge_above(high, s, o, scale_error[g], offset_error[g])
         old_lower, old_upper = load(lower, 16 * g), load(upper, 16 * g)
         store(lower, 16 * g, where(below > old_lower, below, old_lower))
         store(upper, 16 * g, where(above < old_upper, above, old_upper))

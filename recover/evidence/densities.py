@@ -46,7 +46,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.quants import F32Array, IntervalType, ScalarType, TensorType, VectorType
+from recover.quants import (
+    ROUNDED,
+    BlockIntervals,
+    F32Array,
+    IntervalType,
+    ScalarType,
+    TensorType,
+    VectorType,
+)
 
 INTERIOR, LOWEST, HIGHEST, VARYING = range(4)
 """Rows of a table: the classes of codes, and what interior codes add times z or z squared."""
@@ -114,14 +122,15 @@ def interval_density(kind: IntervalType, beside: Sequence[TensorType] = ()) -> F
     """As `density`, by the bounds of a weight: both, no lower one, no upper one, neither.
 
     A reach may be infinite: the weight is then looked for between its bounds. Of weights with both
-    bounds the column `ATOM` has the power to which the density is raised that has the variance of
-    the weight between its bounds; 0 if another density is known.
+    bounds the column `ATOM` tells whether a density that has the variance of the weight takes the
+    place of the table's: if positive a normal one, raised to that power; if negative a uniform one.
     """
     table = normal_density(kind.noise).astype(np.float64)
     table[VARYING] = table[INTERIOR]
     power = tempering(kind, beside)
     if kind.density is None:
-        table[INTERIOR] = 0, 0, 0 if kind.is_uniform else power, -np.inf, np.inf
+        fitted = 0.0 if kind.is_uniform else -1.0 if kind.noise == ROUNDED else power
+        table[INTERIOR] = 0, 0, fitted, -np.inf, np.inf
     else:
         table[:VARYING, [0, 1, BELOW, ABOVE]] = kind.density
     table[:, :DEGREE] *= power
@@ -165,7 +174,9 @@ def tempering(kind: TensorType, beside: Sequence[TensorType], *, has_cells: bool
 
 def _tempered_as(kind: TensorType) -> TensorType | None:
     """The type whose tempering holds for one; None if it shares no errors with any."""
-    return kind.alike if isinstance(kind, IntervalType) else kind
+    if isinstance(kind, IntervalType) and not isinstance(kind, BlockIntervals):
+        return kind.alike
+    return kind
 
 
 def _tempering_of_pair(kind: TensorType, other: TensorType, *, has_cells: bool) -> float:
@@ -209,8 +220,10 @@ def correlation(one: VectorType, other: VectorType) -> float:
 def table_of(kind: TensorType) -> dict[str, Any]:
     """What was drawn of a type; nothing if nobody did."""
     path = None
-    if isinstance(kind, ScalarType | VectorType):
-        path = kind.densities or files("recover") / "data" / "densities" / f"{kind.name}.json"
+    if isinstance(kind, ScalarType | VectorType | BlockIntervals):
+        path = files("recover") / "data" / "densities" / f"{kind.name}.json"
+    if isinstance(kind, ScalarType | VectorType) and kind.densities:
+        path = kind.densities
     if path is None or not path.is_file():
         return {}
     table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

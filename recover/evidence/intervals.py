@@ -40,7 +40,7 @@ class Intervals:
         ]
         sources = [Source(each.type) for each in self._confining]
         if sources != self._sources:
-            self._buffer, self._sources = EvidenceBuffer(sources), sources
+            self._buffer, self._sources = EvidenceBuffer(sources, proven=True), sources
 
     def bound(self, start: int, end: int) -> tuple[F32Array, F32Array]:
         """Bounds (n,) of weights `start` to `end`, at most `TILE` of them and whole blocks.

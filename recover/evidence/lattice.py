@@ -78,6 +78,7 @@ def snap(
 
 @inlined
 def _is_proven(low: np.float32, high: np.float32) -> bool:
+    """Whether an interval is finite and not empty: ``-largest < low <= high < largest``."""
     return bool(low <= high and high < _LARGEST and low > -_LARGEST)
 
 
@@ -175,7 +176,8 @@ def count_scales(raw: U8Array, type_size: int, at: int, divisor: float) -> tuple
 def _emptiness(low: np.float32, high: np.float32, shift: np.uint32) -> tuple[bool, np.float32]:
     """Whether an interval holds no number of the format, and the chance that a like one does not.
 
-    Intervals around 0, or where numbers lie closer, have none.
+    The chance is ``1 - (high - low) / spacing``. Intervals around 0, or where numbers lie closer,
+    have none.
     """
     middle = np.float32(0.5) * (low + high)
     if low * high <= np.float32(0) or not _is_regular(middle, shift):

@@ -80,7 +80,12 @@ def bound_errors(
     scale_error: F32Array,
     offset_error: F32Array,
 ) -> None:
-    """How far the encoder's scales and offsets may be from the stored ones."""
+    """How far the encoder's scales and offsets may be from the stored ones.
+
+    ``e_s = a |s| + r |s|`` and ``e_o = a |o| + max(2^-11 |o|, smallest step)``: a is what float32
+    arithmetic rounds; the second terms are there where f16 rounds last, r = 2^-11 or, where d is
+    subnormal, the smallest step over d. Where codes may have wrapped, e_o is infinite.
+    """
     for g in range(scale.size):
         scale_error[g] = abs(scale[g]) * _ARITHMETIC
         offset_error[g] = abs(offset[g]) * _ARITHMETIC

@@ -16,6 +16,7 @@ from recover._files import write_all
 from recover._text import printable
 from recover.containers.mapping import check_unchanged
 from recover.errors import InputError, OutputError, RecoverError
+from recover.execution.pieces import checksums, weave
 from recover.execution.publish import (
     Move,
     UnfinishedMovesError,
@@ -23,7 +24,6 @@ from recover.execution.publish import (
     put_in_place,
     sync_folder,
 )
-from recover.execution.tasks import checksums, weave
 from recover.execution.temporary import create, remove_stale
 
 _WORTH_ADVICE = 1 << 16  # bytes at once: of fewer, advice takes longer than writing

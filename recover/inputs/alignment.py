@@ -25,6 +25,7 @@ ABSENT = OpaqueType(name="absent", block_size=1, type_size=0)
 """The type of a tensor that an input does not have."""
 
 _ARCHITECTURE = "general.architecture"
+_OF_TOKENS = frozenset({"token_embd.weight", "output.weight"})  # a row for each
 _EXPERT = re.compile(r"(?P<stem>blk\.\d+\.ffn_(gate|up|down))\.(?P<number>\d{1,5})\.weight")
 
 
@@ -243,14 +244,14 @@ class _Fitter:
         ends = sorted({min(each.n_weights // length, n_rows) for each in stored})
         self.dims[tensor.name] = (length, ends[0])
         for first, last in pairwise(ends):
-            name = _name_of(tensor.name, first)
+            name = name_of_rows(tensor.name, first)
             self.followers[name] = tensor.name
             self.dims[name] = (length, last - first)
         return ends
 
     def pieces_of(self, name: str) -> list[str]:
         """A tensor, and those with its further rows."""
-        return [name, *(_name_of(name, first) for first in self._cuts[name][:-1])]
+        return [name, *(name_of_rows(name, first) for first in self._cuts[name][:-1])]
 
     def fit(self, model: Model) -> Model:
         """The same model with tensors of the shapes that are wanted."""
@@ -271,7 +272,7 @@ class _Fitter:
             n_rows = tensor.n_weights // tensor.dims[0]
             self._say_cut(model, tensor, ends[-1])
             for first, last in zip([0, *ends], ends, strict=False):
-                own = _name_of(name, first)
+                own = name_of_rows(name, first)
                 if last <= n_rows and last > first:
                     changed[own] = rows_of(tensor, own, first, last)
         changed |= {name: AbsentTensor(name, self.dims[name]) for name in odd}
@@ -329,15 +330,29 @@ class _Fitter:
         )
 
 
+def with_common_rows(one: StoredTensor, other: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
+    """Two tensors as far as both have their rows, where a vocabulary was padded.
+
+    Tensors that differ in another way are as they were.
+    """
+    n_rows = min(prod(each.dims[1:]) for each in (one, other))
+    is_padded = one.name in _OF_TOKENS and one.n_weights != other.n_weights
+    if not (is_padded and _fits(one, other)):
+        return one, other
+    if not (_has_whole_blocks(one, [n_rows]) and _has_whole_blocks(other, [n_rows])):
+        return one, other
+    return rows_of(one, one.name, 0, n_rows), rows_of(other, other.name, 0, n_rows)
+
+
+def name_of_rows(name: str, first: int) -> str:
+    """What the rows of a tensor from one on are called."""
+    return f"{name}[{first}:]" if first else name
+
+
 def _has_whole_blocks(tensor: StoredTensor, ends: Sequence[int]) -> bool:
     """Whether a tensor has whole blocks, also where its rows are cut."""
     sizes = [tensor.n_weights, *(end * tensor.dims[0] for end in ends)]
     return not any(size % tensor.type.block_size for size in sizes)
-
-
-def _name_of(name: str, first: int) -> str:
-    """What the rows of a tensor from one on are called."""
-    return f"{name}[{first}:]" if first else name
 
 
 def _fits(tensor: StoredTensor, wanted: StoredTensor) -> bool:

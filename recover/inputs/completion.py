@@ -34,6 +34,7 @@ from recover.errors import PlanError
 from recover.evidence.intervals import Intervals
 from recover.inputs.alignment import AbsentTensor, align, is_absent
 from recover.inputs.foreign import is_rounded_plainly, measure_ratio
+from recover.inputs.generations import with_generations
 from recover.inputs.matching import by_fineness
 from recover.inputs.provenance import has_cells
 from recover.inputs.scaled import (
@@ -92,6 +93,7 @@ def complete(
     """
     found: list[Model] = []
     wanted = list(names)
+    models = with_generations(models, wanted, warnings)
     for number, model in enumerate(models):
         completer = _Completer(models, number)
         known = completed(model, completer.look_at(wanted))

@@ -10,6 +10,7 @@ if the codes are rounded weights, and more if they are compensated, as GPTQ's ar
 whose error is known the difference of the two tells.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -50,14 +51,11 @@ def measure_noise(tensor: StoredTensor, known: StoredTensor | None) -> float:
     """
     if known is None:
         return TYPICAL_NOISE
-    own = difference = other = 0.0
-    for start, end in runs(tensor.n_weights, _N_RUNS):
-        said, squares = _said_by(known, start, end)
-        off = tensor.read(start, end).astype(np.float64) - said
-        own += _squared_scales(tensor, start, end)
-        difference += float(off @ off)
-        other += squares
-    noise = _relative(own, difference, other, TYPICAL_NOISE)
+
+    def read(start: int, end: int) -> tuple[F32Array, float]:
+        return tensor.read(start, end), _squared_scales(tensor, start, end)
+
+    noise = _relative(*_compare(read, known), TYPICAL_NOISE)
     return float(np.clip(noise, _SMALLEST_NOISE, _LARGEST_NOISE))
 
 
@@ -76,16 +74,30 @@ def measure_ratio(tensor: IntervalTensor, known: StoredTensor) -> float:
     float
         Between that of rounded weights and four times as much, for codes that state 1.4 times it.
     """
+
+    def read(start: int, end: int) -> tuple[F32Array, float]:
+        return _stated_by(tensor, start, end)
+
+    return float(np.clip(_relative(*_compare(read, known), 1.0), *_LIMITS))
+
+
+def _compare(
+    read: Callable[[int, int], tuple[F32Array, float]], known: StoredTensor
+) -> tuple[float, float, float]:
+    """Sums over some runs of weights, as `_relative` takes them.
+
+    `read` gives an input's weights and what its errors are compared with, `known` is the other one.
+    """
     own = difference = other = 0.0
     for start, end in runs(known.n_weights, _N_RUNS):
-        values, stated = _stated_by(tensor, start, end)
+        values, amount = read(start, end)
         said, squares = _said_by(known, start, end)
         off = values.astype(np.float64) - said
         off = off[np.isfinite(off)]
-        own += stated
+        own += amount
         difference += float(off @ off)
         other += squares
-    return float(np.clip(_relative(own, difference, other, 1.0), *_LIMITS))
+    return own, difference, other
 
 
 def is_rounded_plainly(tried: IntervalTensor, known: StoredTensor) -> bool:

@@ -8,6 +8,7 @@ from recover.containers.model import StoredTensor
 from recover.quants import (
     TILE,
     FloatType,
+    InterleavedType,
     IntervalType,
     OpaqueType,
     ScalarType,
@@ -26,6 +27,8 @@ def typical_error(tensor_type: TensorType) -> float:
             return float(2.0 ** (-2 * tensor_type.significand_bits))
         case ScalarType() | IntervalType() | VectorType():
             return tensor_type.relative_mse
+        case InterleavedType():
+            return typical_error(tensor_type.plain)
         case _:
             return 0.0
 
@@ -54,7 +57,7 @@ def by_fineness(tensors: Sequence[StoredTensor], chosen: Iterable[int]) -> list[
 
 def _first_bytes(tensor: StoredTensor) -> U8Array:
     """The first `_N_COMPARED` stored bytes; all if there are fewer."""
-    n_weights = -(-_N_COMPARED // tensor.type.type_size) * tensor.type.block_size
+    n_weights = -(-_N_COMPARED // tensor.type.part_size) * tensor.type.block_size
     return tensor.part(0, min(n_weights, tensor.n_weights))[:_N_COMPARED]
 
 

@@ -5,6 +5,7 @@ integers that they were made from (`recover.inputs.originals`). A recipe says ho
 made, so that another process can make it of the opened input:
 
 - ``{"stored": NAME}``: as it is stored;
+- ``{"stored": NAME, "type": TYPE}``: the same bytes, as another type of their number;
 - ``{"view": NAME, "dims": [...], "spans": [[RECIPE, START, END], ...]}``: weights of others;
 - ``{"absent": NAME, "dims": [...]}``: the input does not have it;
 - ``{"integers": RECIPE, "type": TYPE, "found": {...}}``: what naive blocks were made from;
@@ -19,6 +20,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.containers.views import Span, View
 from recover.inputs.alignment import AbsentTensor
 from recover.inputs.completion import completed_tensor, found_of, found_record, read_found
+from recover.inputs.generations import as_type, twin_of
 from recover.inputs.originals.origin import RecoveredTensor
 from recover.inputs.originals.requantized import SecondHand
 from recover.quants import type_by_name
@@ -40,6 +42,8 @@ def recipe_of(tensor: StoredTensor) -> Recipe:
             return {"integers": recipe_of(tensor.naive), "type": kind, "found": found}
         case QuantizedTensor() if any(of_runs := [found_record(each) for each in found_of(tensor)]):
             return {"completed": tensor.name, "found": of_runs}
+        case _ if tensor.type.is_alternative and twin_of(tensor) is not None:
+            return {"stored": tensor.name, "type": tensor.type.name}
         case _:
             return {"stored": tensor.name}
 
@@ -53,6 +57,8 @@ def make(recipe: Recipe, model: Model) -> StoredTensor:
         If the model does not have what it is made of.
     """
     match recipe:
+        case {"stored": name, "type": kind}:
+            return as_type(_stored(name, model), type_by_name(kind))
         case {"stored": name}:
             return _stored(name, model)
         case {"completed": name, "found": found}:

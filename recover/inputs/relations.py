@@ -10,19 +10,20 @@ was not rounded, are rounded into the other cell.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Bounds, Intervals
+from recover.execution.stacks import can_be_stacked, stack_of
 from recover.inputs.alignment import is_absent
 from recover.inputs.descent import Descent
 from recover.inputs.matching import find_duplicates
 from recover.inputs.provenance import confines
-from recover.inputs.samples import Sample, Sampler, rounded, runs
+from recover.inputs.samples import RUN, Sample, Sampler, rounded, runs
 from recover.quants import TILE, FloatType, OpaqueType
 
 IDENTICAL = "identical"
@@ -119,6 +120,45 @@ def find_relations(
     """
     pairs = [_Pair(first, second) for second in range(len(models)) for first in range(second)]
     sampler = Sampler()
+    looks = _looks(models, descents, pairs)
+    for _, alike in itertools.groupby(looks, key=_Look.kind):
+        together = list(alike)
+        n_at_once = max(1, TILE // together[0].n_weights)
+        for first in range(0, len(together), n_at_once):
+            _compare(together[first : first + n_at_once], sampler)
+    for descent in redundant:
+        for pair in pairs:
+            pair.take(descent)
+    return tuple(pair.relation() for pair in sorted(pairs, key=lambda p: (p.first, p.second)))
+
+
+class _Look(NamedTuple):
+    """A tensor, and the pairs of files that are to be compared by it."""
+
+    name: str
+    present: dict[int, StoredTensor]
+    confined: list[bool]
+    pairs: "list[_Pair]"
+
+    @property
+    def n_weights(self) -> int:
+        """Of the tensor."""
+        return next(iter(self.present.values())).n_weights
+
+    def kind(self) -> Hashable:
+        """What tensors have in common that are looked at together, if they follow each other."""
+        tensors = self.present.values()
+        if self.n_weights > RUN or not all(map(can_be_stacked, tensors)):
+            return self.name
+        kinds = tuple(tensor.type for tensor in tensors)
+        pairs = tuple(map(id, self.pairs))
+        return kinds, self.n_weights, tuple(self.present), tuple(self.confined), pairs
+
+
+def _looks(
+    models: Sequence[Model], descents: Mapping[str, Sequence[Descent]], pairs: "Sequence[_Pair]"
+) -> "Iterator[_Look]":
+    """The tensors that are to be compared."""
     for name, of_tensor in descents.items():
         tensors = [model.tensors[name] for model in models]
         present = {i: tensor for i, tensor in enumerate(tensors) if not is_absent(tensor)}
@@ -137,16 +177,26 @@ def find_relations(
         quantized = [each for each in of_tensor if not _is_rounded(each, tensors)]
         for pair in differing:
             pair.descend(name, quantized)
-        for start, end in runs(tensors[0].n_weights, _N_RUNS):
-            samples = {
-                i: sampler.read(i, tensor, confined[i], start, end) for i, tensor in present.items()
-            }
-            for pair in differing:
-                pair.add(name, samples[pair.first], samples[pair.second])
-    for descent in redundant:
-        for pair in pairs:
-            pair.take(descent)
-    return tuple(pair.relation() for pair in sorted(pairs, key=lambda p: (p.first, p.second)))
+        yield _Look(name, present, confined, differing)
+
+
+def _compare(together: Sequence[_Look], sampler: Sampler) -> None:
+    """Compare files by a tensor, or by small ones that are alike."""
+    first, n_weights = together[0], together[0].n_weights
+    stacked = {i: stack_of([look.present[i] for look in together]) for i in first.present}
+    n_all = n_weights * len(together)
+    for start, end in runs(n_weights, _N_RUNS) if len(together) == 1 else [(0, n_all)]:
+        samples = {
+            i: sampler.read(i, tensor, first.confined[i], start, end)
+            for i, tensor in stacked.items()
+        }
+        for number, look in enumerate(together):
+            own = samples
+            if len(together) > 1:
+                part = number * n_weights, (number + 1) * n_weights
+                own = {i: sample.part(*part) for i, sample in samples.items()}
+            for pair in look.pairs:
+                pair.add(look.name, own[pair.first], own[pair.second])
 
 
 def explained_by_rounding(models: Sequence[Model], inputs: Mapping[str, Sequence[int]]) -> bool:

@@ -61,6 +61,15 @@ class Sample:
         if broken.any():
             self.values[broken], self.lower[broken], self.upper[broken] = 0, -np.inf, np.inf
 
+    def part(self, start: int, end: int) -> "Sample":
+        """Some of the weights, whole blocks."""
+        some = object.__new__(Sample)
+        some.type = self.type
+        some.raw = self.raw[self.type.n_bytes(start) : self.type.n_bytes(end)]
+        some.values = self.values[start:end]
+        some.lower, some.upper = self.lower[start:end], self.upper[start:end]
+        return some
+
     @property
     def bounds(self) -> Bounds:
         """Lower and upper bounds."""

@@ -2,12 +2,13 @@
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from recover._text import quoted
 from recover.containers.gguf.metadata import QUANTIZER_KEY
-from recover.containers.model import Model
+from recover.containers.model import Model, StoredTensor
 from recover.inputs.open import open_model
 from recover.inputs.precision import SourcePrecision, source_of_file
 from recover.inputs.provenance import imatrix_of, look_at_marks, marks_hold_with_imatrix, marks_of
@@ -53,6 +54,9 @@ class FileReport:
         Of the tensors' bytes.
     types : dict of str to int
         Number of tensors of each type, side tensors left out.
+    stored_as : dict of str to str
+        Of each type of `types` that other programs than llama.cpp of today write: how it is stored,
+        and by which.
     side_tensors : tuple of str
         Names of scales beside NVFP4 matrices (see `recover.containers.gguf.side_scales`), which are
         multiplied into the weights, and of what else belongs to such a matrix.
@@ -75,6 +79,7 @@ class FileReport:
     n_bytes: int
     bits_per_weight: float
     types: dict[str, int]
+    stored_as: dict[str, str]
     side_tensors: tuple[str, ...]
     imatrix: dict[str, Any] | None
     quantizer: str | None
@@ -108,6 +113,7 @@ class FileReport:
             "n_bytes": self.n_bytes,
             "bits_per_weight": self.bits_per_weight,
             "types": self.types,
+            **({"stored_as": self.stored_as} if self.stored_as else {}),
             "side_tensors": list(self.side_tensors),
             "file_type": self.file_type,
             "imatrix": self.imatrix,
@@ -155,6 +161,7 @@ def inspect_model(model: Model) -> FileReport:
         n_bytes=model.n_bytes,
         bits_per_weight=8 * sum(each.n_bytes for each in stored) / max(model.n_weights, 1),
         types=dict(types.most_common()),
+        stored_as=_stored_as(tensors),
         side_tensors=tuple(side.name for each in tensors for side in each.side_tensors),
         imatrix=imatrix_of(model) or None,
         quantizer=_quantizer(model),
@@ -184,6 +191,19 @@ def _quantizer(model: Model) -> str | None:
         return f"recover (merged, {_text(model, 'recover.method')})"
     version = model.get("general.quantization_version")
     return None if version is None else f"ggml, version {version} of its formats"
+
+
+def _stored_as(tensors: Iterable[StoredTensor]) -> dict[str, str]:
+    """Of types that other programs write, how and by whom; by the name of the type."""
+    found: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for tensor in tensors:
+        kind = tensor.stored_type
+        if kind.writer:
+            how = (
+                "" if kind is tensor.type else f"{kind.name}, {kind.rows_interleaved} rows mixed, "
+            )
+            found[tensor.type.name][f"{how}of {kind.writer}"] = None
+    return {name: "; ".join(each) for name, each in found.items()}
 
 
 def _marks(model: Model) -> tuple[TypeMarks, ...]:

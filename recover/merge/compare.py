@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover.containers.model import Model, StoredTensor
-from recover.estimators._combine import add_variance, group_variances
+from recover.estimators._combine import add_variance, group_variances, square_difference
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
@@ -332,13 +332,3 @@ def count_unlike(one: F32Array, other: F32Array) -> int:
         if aa > 0 and bb > 0 and ab < _UNLIKE * np.sqrt(aa * bb):
             found += end - start
     return found
-
-
-@kernel
-def square_difference(one: F32Array, other: F32Array) -> float:
-    """Of two inputs' weights, float32 (n,), summed."""
-    total = 0.0
-    for i in range(one.size):
-        off = np.float64(one[i]) - np.float64(other[i])
-        total += off * off
-    return total

@@ -9,10 +9,12 @@ from recover.errors import QuantError
 from recover.quants._decode import decode_scalar
 from recover.quants._registry import (
     all_types,
+    is_ambiguous,
     makes_files,
     name_of_file_type,
     type_by_id,
     type_by_name,
+    types_by_id,
     types_of_files,
     types_of_integers,
 )
@@ -24,6 +26,7 @@ from recover.quants.base import (
     FromWeight,
     I8Array,
     Integers,
+    InterleavedType,
     Mask,
     OpaqueType,
     ScalarType,
@@ -32,19 +35,29 @@ from recover.quants.base import (
     U16Array,
     VectorType,
 )
-from recover.quants.interval import IntervalTensor, IntervalType, Stated
+from recover.quants.interval import (
+    ROUNDED,
+    BlockIntervals,
+    IntervalTensor,
+    IntervalType,
+    Stated,
+    state_all,
+)
 from recover.quants.variants import DEFAULT as DEFAULT_QUANTIZER
 from recover.quants.variants import quantizer_names, variant_encoder
 
 __all__ = [
     "DEFAULT_QUANTIZER",
     "GROUP",
+    "ROUNDED",
     "TILE",
+    "BlockIntervals",
     "F32Array",
     "FloatType",
     "FromWeight",
     "I8Array",
     "Integers",
+    "InterleavedType",
     "IntervalTensor",
     "IntervalType",
     "Mask",
@@ -57,12 +70,15 @@ __all__ = [
     "VectorType",
     "all_types",
     "dequantize",
+    "is_ambiguous",
     "makes_files",
     "name_of_file_type",
     "quantize",
     "quantizer_names",
+    "state_all",
     "type_by_id",
     "type_by_name",
+    "types_by_id",
     "types_of_files",
     "types_of_integers",
 ]
@@ -73,8 +89,8 @@ def dequantize(raw: U8Array, tensor_type: TensorType, out: F32Array | None = Non
 
     Parameters
     ----------
-    raw : uint8 (n_blocks * type_size,)
-        The stored bytes.
+    raw : uint8 (n_blocks * part_size,)
+        The stored bytes; each block has the header of its row in front.
     tensor_type : TensorType
         What they are.
     out : float32 (n_blocks * block_size,), optional
@@ -89,13 +105,13 @@ def dequantize(raw: U8Array, tensor_type: TensorType, out: F32Array | None = Non
     QuantError
         If `raw` is no whole number of blocks, or the type cannot be decoded.
     """
-    if tensor_type.is_by_rows:
-        raise QuantError(f"{tensor_type.name} is stored by rows, which cannot be decoded yet")
-    n_blocks, rest = divmod(raw.size, tensor_type.type_size)
+    if isinstance(tensor_type, InterleavedType):
+        raise QuantError(f"rows of {tensor_type.name} must be taken apart before they are decoded")
+    n_blocks, rest = divmod(raw.size, tensor_type.part_size)
     if rest:
         raise QuantError(
             f"{raw.size} bytes are no whole number of {tensor_type.name} blocks"
-            f" of {tensor_type.type_size} bytes"
+            f" of {tensor_type.part_size} bytes"
         )
     n_weights = n_blocks * tensor_type.block_size
     if out is None:
@@ -105,6 +121,8 @@ def dequantize(raw: U8Array, tensor_type: TensorType, out: F32Array | None = Non
             decode_scalar(tensor_type, raw, out)
         case FloatType() | VectorType():
             tensor_type.decode(raw, out)
+        case BlockIntervals():
+            tensor_type.state(raw, Stated.of(n_weights)._replace(value=out))
         case _:
             raise QuantError(f"type {tensor_type.name} holds no weights that can be decoded")
     return out

@@ -22,7 +22,6 @@ _ARM = Project(
     "llama.cpp from July to December 2024: interleaved {plain} for ARM",
     "take the model in {plain}, which has the same codes",
 )
-_NEWER = Project("llama.cpp", "take another quantization of the model")
 _INTERNAL = Project(
     "llama.cpp, for activations only",
     "the file is damaged, or of a program that this one does not know",
@@ -34,74 +33,24 @@ _IK = Project(
     " (llama-quantize --allow-requantize IN OUT F32)",
 )
 
-_INTERLEAVED_FOR_ARM = {
-    31: "Q4_0_4_4",
-    32: "Q4_0_4_8",
-    33: "Q4_0_8_8",
-    36: "IQ4_NL_4_4",
-    37: "IQ4_NL_4_8",
-    38: "IQ4_NL_8_8",
-}
+_IK_INTERNAL = Project("ik_llama.cpp, for activations only", _INTERNAL.way_out)
+
+_INTERLEAVED_FOR_ARM = {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
 _OF_IK = {
+    142: "IQ2_TN",
+    143: "IQ1_TN",
+    230: "BF16_R16",
+    397: "Q8_K_R16",
+}
+_OF_IK_FOR_ACTIVATIONS = {
     97: "Q8_0_X4",
     98: "Q8_1_X4",
     99: "Q8_2_X4",
-    133: "Q6_0",
-    134: "IQ1_BN",
-    135: "IQ2_BN",
     136: "Q8_K64",
-    137: "IQ2_K",
-    138: "IQ3_K",
-    139: "IQ4_K",
-    140: "IQ5_K",
-    141: "IQ6_K",
-    142: "IQ2_TN",
-    143: "IQ1_TN",
-    144: "IQ4_KS",
-    145: "IQ2_KS",
-    146: "IQ4_KSS",
     147: "Q8_K16",
     148: "Q8_K32",
     149: "Q8_KR8",
     150: "Q8_K128",
-    151: "Q8_KV",
-    152: "IQ5_KS",
-    153: "IQ2_KT",
-    154: "IQ3_KT",
-    155: "IQ4_KT",
-    156: "IQ3_KS",
-    157: "IQ2_KL",
-    158: "IQ1_KT",
-    202: "Q4_0_R8",
-    206: "Q5_0_R4",
-    208: "Q8_0_R8",
-    210: "Q2_K_R4",
-    211: "Q3_K_R4",
-    212: "Q4_K_R4",
-    213: "Q5_K_R4",
-    214: "Q6_K_R4",
-    216: "IQ2_XXS_R4",
-    217: "IQ2_XS_R4",
-    218: "IQ3_XXS_R4",
-    219: "IQ1_S_R4",
-    220: "IQ4_NL_R4",
-    221: "IQ3_S_R4",
-    222: "IQ2_S_R4",
-    223: "IQ4_XS_R8",
-    229: "IQ1_M_R4",
-    230: "BF16_R16",
-    233: "Q6_0_R4",
-    335: "IQ2_BN_R4",
-    337: "IQ2_K_R4",
-    338: "IQ3_K_R4",
-    339: "IQ4_K_R4",
-    340: "IQ5_K_R4",
-    344: "IQ4_KS_R4",
-    352: "IQ5_KS_R4",
-    353: "MXFP4_R8",
-    397: "Q8_K_R16",
-    398: "Q8_KV_R8",
-    399: "Q8_K_R8",
 }
 
 
@@ -114,12 +63,15 @@ def _rows() -> Iterator[tuple[int, str, Project]]:
     for number, name in _INTERLEAVED_FOR_ARM.items():
         plain = name.rsplit("_", 2)[0]
         yield number, name, Project(*(text.format(plain=plain) for text in _ARM))
-    yield from ((number, name, _NEWER) for number, name in {41: "Q1_0", 42: "Q2_0"}.items())
     yield from ((number, name, _IK) for number, name in _OF_IK.items())
+    yield from ((number, name, _IK_INTERNAL) for number, name in _OF_IK_FOR_ACTIVATIONS.items())
 
 
 TYPES_ELSEWHERE = tuple(_rows())
 """Number, name and project of each."""
+
+AMBIGUOUS = (41, 42)
+"""Numbers that other programs gave to types of other sizes before llama.cpp had them."""
 
 
 def described_elsewhere(type_id: int) -> str | None:

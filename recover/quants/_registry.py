@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 import recover.quants
 from recover.errors import QuantError
-from recover.quants._elsewhere import described_elsewhere
-from recover.quants.base import FloatType, Integers, ScalarType, TensorType
+from recover.quants._elsewhere import AMBIGUOUS, described_elsewhere
+from recover.quants.base import FloatType, Integers, ScalarType, TensorType, VectorType
 
 ENTRY_POINTS = "recover.types"
 """Group of the entry points through which packages add types."""
@@ -43,6 +43,23 @@ def type_by_id(type_id: int) -> TensorType:
     raise QuantError(described_elsewhere(type_id) or unknown)
 
 
+def types_by_id(type_id: int) -> tuple[TensorType, ...]:
+    """The types of a number: that of `type_by_id` first, then its alternatives.
+
+    Raises
+    ------
+    QuantError
+        As `type_by_id` does.
+    """
+    first = type_by_id(type_id)
+    return (first, *_alternatives().get(type_id, ()))
+
+
+def is_ambiguous(type_id: int) -> bool:
+    """Whether programs mean different types by a number, which only sizes of tensors tell apart."""
+    return type_id in AMBIGUOUS or type_id in _alternatives()
+
+
 def type_by_name(name: str) -> TensorType:
     """The type of that name, in any case; `QuantError` if there is none."""
     for of_others in (False, True):
@@ -65,7 +82,7 @@ def types_of_files() -> dict[str, TensorType]:
 @cache
 def types_of_integers() -> Mapping[str, Integers]:
     """The types that hold integers times scales, by name, the smallest first."""
-    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType)]
+    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
     kinds.sort(key=lambda each: each.bits_per_weight)
     return MappingProxyType({kind.name: kind.integers for kind in kinds if kind.integers})
 
@@ -86,7 +103,11 @@ def forget_types_of_others() -> None:
 
 
 def _names(kinds: Iterable[TensorType]) -> str:
-    return ", ".join(kind.name for kind in kinds)
+    """Names of llama.cpp's types, and how many there are of other programs."""
+    kinds = list(kinds)
+    own = [kind.name for kind in kinds if not kind.writer]
+    n_others = len(kinds) - len(own)
+    return ", ".join(own) + (f" and {n_others} types of other programs" if n_others else "")
 
 
 def _order(kind: TensorType) -> tuple[bool, int, str]:
@@ -96,7 +117,19 @@ def _order(kind: TensorType) -> tuple[bool, int, str]:
 @cache
 def _by_id(*, of_others: bool) -> dict[int, TensorType]:
     kinds = _by_name(of_others=of_others).values()
-    return {kind.type_id: kind for kind in kinds if kind.type_id is not None}
+    return {
+        kind.type_id: kind for kind in kinds if kind.type_id is not None and not kind.is_alternative
+    }
+
+
+@cache
+def _alternatives() -> dict[int, tuple[TensorType, ...]]:
+    """Our types that are alternatives to another one, by number."""
+    found: dict[int, tuple[TensorType, ...]] = {}
+    for kind in _ours():
+        if kind.type_id is not None and kind.is_alternative:
+            found[kind.type_id] = (*found.get(kind.type_id, ()), kind)
+    return found
 
 
 @cache
@@ -108,7 +141,9 @@ def _by_name(*, of_others: bool) -> dict[str, TensorType]:
     for kind in kinds:
         if found.setdefault(kind.name.upper(), kind) is not kind:
             raise QuantError(f"two tensor types share the name {kind.name}")
-        if kind.type_id is not None and ids.setdefault(kind.type_id, kind) is not kind:
+        if kind.type_id is None or kind.is_alternative:
+            continue
+        if ids.setdefault(kind.type_id, kind) is not kind:
             raise QuantError(f"two tensor types share the id {kind.type_id}")
     return found
 

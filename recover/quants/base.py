@@ -93,6 +93,21 @@ class Integers:
         """The largest magnitude that is held, of one sign, where scales may be negative."""
         return 1 << (self.n_bits - 1)
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether it holds the same integers of both signs."""
+        return self.lowest == -self.highest
+
+    def holds(self, reach: int, largest: int) -> bool:
+        """Whether it holds integers with scales that may be negative.
+
+        Parameters
+        ----------
+        reach, largest : int
+            The largest magnitude; the first is one more if a block has it with both signs.
+        """
+        return largest <= self.highest if self.is_symmetric else reach <= self.reach
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TensorType:
@@ -128,6 +143,11 @@ class TensorType:
     is_native : bool
         Whether who stores weights in the type has a model that was trained for it, so that such
         weights are likely to be the original.
+    writer : str
+        The program that writes the type, if it is not llama.cpp of today.
+    is_alternative : bool
+        Whether another type has the same number, and is meant if nothing tells otherwise: the size
+        of a tensor, or the other inputs.
     largest_beside : float or None
         Of types with one more scale beside each matrix (see `recover.containers.gguf.side_scales`):
         the largest weight, over that scale, which does not clip the scale of its block. None for
@@ -144,6 +164,8 @@ class TensorType:
     file_types: Mapping[int, str] = field(default_factory=dict)
     fallback: str = "F16"
     is_native: bool = False
+    writer: str = ""
+    is_alternative: bool = False
     largest_beside: float | None = None
 
     def __post_init__(self) -> None:
@@ -168,6 +190,11 @@ class TensorType:
     def is_by_rows(self) -> bool:
         """Whether the bytes of weights depend on the rows that they are in."""
         return self.row_header > 0 or self.rows_interleaved > 1
+
+    @cached_property
+    def part_size(self) -> int:
+        """Bytes of a block that is decoded: the header of its row comes first."""
+        return self.row_header + self.type_size
 
     def tensor_bytes(self, dims: Sequence[int]) -> int:
         """Bytes of a tensor.
@@ -222,14 +249,18 @@ class TensorType:
             raise QuantError(f"the size of weights as {self.name} depends on their rows")
         return self._block_bytes(n_weights)
 
-    def _block_bytes(self, n_weights: int) -> int:
+    def blocks_before(self, n_weights: int) -> int:
+        """The number of blocks of the first `n_weights`; `QuantError` if they are no whole ones."""
         n_blocks, rest = divmod(n_weights, self.block_size)
         if rest:
             raise QuantError(
                 f"{n_weights} weights are no whole number of {self.name} blocks"
                 f" of {self.block_size}"
             )
-        return n_blocks * self.type_size
+        return n_blocks
+
+    def _block_bytes(self, n_weights: int) -> int:
+        return self.blocks_before(n_weights) * self.type_size
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -376,13 +407,33 @@ class VectorType(TensorType):
         ``decode(raw: uint8 (n_blocks * type_size,), out: float32 (n,))``.
     relative_mse : float
         As in `ScalarType`.
-    densities : Traversable or None
+    densities, integers
         As in `ScalarType`.
     """
 
     decode: Callable[[U8Array, F32Array], None]
     relative_mse: float
     densities: Traversable | None = None
+    integers: Integers | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class InterleavedType(TensorType):
+    """Rows of another type, some of them interleaved with each other.
+
+    The headers of the rows come first. Then, for each block of a row, the blocks of all of them.
+
+    Attributes
+    ----------
+    plain : TensorType
+        What the rows are: the same header, and blocks of as many weights.
+    separate : Callable
+        ``separate(mixed: uint8 (n_blocks * rows_interleaved * type_size,), blocks: uint8
+        (rows_interleaved, n_blocks, plain.type_size))``: fills the blocks of each row.
+    """
+
+    plain: TensorType
+    separate: Callable[[U8Array, U8Array], None]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

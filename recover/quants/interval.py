@@ -1,24 +1,35 @@
 """Types that prove an interval for each weight, with scales that no grid of 16 weights shares.
 
 Scales may belong to columns, to rows, to blocks of the flattened matrix, to columns in another
-order, or be quantized themselves: what the weights say is then not a code with a scale per 16
-weights, but a value between two bounds. GGUF has no such type; containers of other formats do.
+order, or be quantized themselves, or be changed after the codes were chosen: what the weights say
+is then not a code with a scale per 16 weights, but a value between two bounds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from recover.quants.base import GROUP, F32Array, TensorType
+from recover._compiled.jit import inner, kernel
+from recover.quants.base import GROUP, F32Array, TensorType, U8Array
+
+SUPERBLOCK = 256
+"""Weights that share a hidden scale."""
+
+_FAR = np.float32(np.inf)
+
+ROUNDED = 1 / 12
+"""Mean square error of rounded numbers, in units of the squared step."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IntervalType(TensorType):
     """A type whose tensors state an interval for each weight (see `IntervalTensor`).
 
-    It has no number in GGUF files. Its blocks are groups of 16 weights. What stands for their bytes
-    is what is stated of them: 16 values, lower bounds and upper bounds, as float32.
+    If it is no `BlockIntervals`, it has no number in GGUF files, and its blocks are groups of 16
+    weights. What stands for their bytes is what is stated of them: 16 values, lower bounds and
+    upper bounds, as float32.
 
     Attributes
     ----------
@@ -33,8 +44,9 @@ class IntervalType(TensorType):
         infinite, and where the upper one is. With ``u = (x - value) / step``: the coefficients of
         ``u`` and ``u**2`` in the logarithm of the density, and how far `u` reaches below and above
         0 (see `recover.evidence.densities`). None for a density that has the stated variance:
-        between two bounds a normal one around their middle (a uniform one if they tell as much),
-        otherwise a normal one around the value.
+        between two bounds a uniform one around their middle where weights are rounded (their bounds
+        may be wider, by what the encoder's arithmetic leaves open), a normal one where `noise` is
+        another; otherwise a normal one around the value.
     is_uniform : bool
         Whether weights are anywhere between two bounds, whatever the variance: where that is less
         than a uniform one since small weights are more frequent than large ones.
@@ -46,7 +58,7 @@ class IntervalType(TensorType):
     block_size: int = GROUP
     type_size: int = 3 * 4 * GROUP
     relative_mse: float
-    noise: float = 1 / 12
+    noise: float = ROUNDED
     density: tuple[tuple[float, ...], ...] | None = None
     is_uniform: bool = False
     alike: TensorType | None = None
@@ -81,6 +93,90 @@ class Stated(NamedTuple):
         value, lower, upper, variance = self
         part = slice(start, end)
         return Stated(value[part], lower[part], upper[part], variance[part])
+
+
+class Hidden(NamedTuple):
+    """Ratios of the scale that chose the codes to the stored one.
+
+    Both functions are called as ``function(raw, low: float32 (n / 256,), high: float32 (n /
+    256,))`` and fill the least and the largest ratio, which all weights of a superblock share.
+    """
+
+    possible: "Ranges"
+    """All that were ever found, with a margin."""
+    usual: "Ranges"
+    """Those of trained weights."""
+    reach: tuple[float, float]
+    """The first two where d is no coarse number."""
+    usual_reach: tuple[float, float]
+    """The same of the others."""
+
+
+Ranges = Callable[[U8Array, F32Array, F32Array], None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BlockIntervals(IntervalType):
+    """A type of GGUF files whose blocks state an interval for each weight.
+
+    Attributes
+    ----------
+    state : Callable
+        ``state(raw: uint8 (n_blocks * part_size,), stated: Stated)``: fills what is stated of the
+        weights. Each block has the header of its row in front.
+    has_cells : bool
+        Whether the codes prove bounds.
+    hidden : Hidden or None
+        Of types whose codes were chosen with a scale that is not the stored one: which one it may
+        be. What `state` fills are the bounds if it were the stored one. None if it is.
+    twin : str
+        Name of a type of the same number and size, with other values; the other inputs tell which
+        of them a tensor is. Empty if there is none.
+    """
+
+    type_size: int
+    block_size: int
+    state: Callable[[U8Array, Stated], None]
+    has_cells: bool = True
+    hidden: Hidden | None = None
+    twin: str = ""
+
+
+def state_all(raw: U8Array, kind: BlockIntervals, out: Stated) -> None:
+    """What blocks state, with bounds that hold for every possible scale.
+
+    Parameters
+    ----------
+    raw : uint8 (n_blocks * part_size,)
+        The blocks.
+    kind : BlockIntervals
+        Their type.
+    out : Stated
+        To be filled.
+    """
+    kind.state(raw, out)
+    if kind.hidden is not None:
+        low, high = np.empty((2, -(-out.value.size // SUPERBLOCK)), np.float32)
+        kind.hidden.possible(raw, low, high)
+        spread(out.lower, out.upper, low, high)
+
+
+@kernel
+def spread(lower: F32Array, upper: F32Array, low: F32Array, high: F32Array) -> None:
+    """Cells (n,) of the ratio 1 become the unions over ratios from `low` to `high` (n / 256,)."""
+    for b in range(low.size):
+        a, z = low[b], high[b]
+        for i in range(SUPERBLOCK * b, min(SUPERBLOCK * (b + 1), lower.size)):
+            lower[i] = least_place(lower[i], a, z)
+            upper[i] = -least_place(-upper[i], a, z)
+
+
+@inner
+def least_place(edge: np.float32, low: np.float32, high: np.float32) -> np.float32:
+    """The lowest place of an edge over ratios from `low` to `high`; an open end stays one."""
+    if edge == -_FAR:
+        return edge
+    return edge * high if edge < 0 else edge * low
 
 
 class IntervalTensor(Protocol):

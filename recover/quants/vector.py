@@ -6,7 +6,11 @@ and an error that is typical of the type.
 
 from collections.abc import Mapping
 
-from recover.quants.base import F32Array, U8Array, VectorType
+import numpy as np
+
+from recover._compiled.jit import kernel
+from recover.quants._legacy import write_u16
+from recover.quants.base import F32Array, I8Array, Integers, U8Array, U16Array, VectorType
 
 
 def _vector_type(
@@ -18,9 +22,9 @@ def _vector_type(
     file_types: Mapping[int, str],
     *,
     is_native: bool = False,
+    integers: Integers | None = None,
 ) -> VectorType:
     def decode(raw: U8Array, out: F32Array) -> None:
-        import numpy as np
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
@@ -39,7 +43,25 @@ def _vector_type(
         file_types=file_types,
         is_native=is_native,
         decode=decode,
+        integers=integers,
     )
+
+
+@kernel
+def _pack_tq2_0(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw: U8Array) -> None:
+    """See `Integers`; mirrors `quantize_row_tq2_0_ref`.
+
+    Block: ``qs`` 64 bytes (of each 128 weights, those 32 apart in one byte), ``d`` f16.
+    """
+    for b in range(integers.size // 256):
+        block = raw[66 * b : 66 * b + 66]
+        for i in range(64):
+            at = 256 * b + i // 32 * 128 + i % 32
+            byte = np.int32(0)
+            for j in range(4):
+                byte |= (np.int32(integers[at + 32 * j]) + 1) << (2 * j)
+            block[i] = byte
+        write_u16(block, 64, d[256 * b // group])
 
 
 IQ2_XXS = _vector_type("IQ2_XXS", 16, 256, 66, 0.118, {19: "IQ2_XXS"})
@@ -50,4 +72,13 @@ IQ3_S = _vector_type("IQ3_S", 21, 256, 110, 0.0187, {22: "IQ3_XS", 26: "IQ3_S", 
 IQ2_S = _vector_type("IQ2_S", 22, 256, 82, 0.062, {29: "IQ2_M"})
 IQ1_M = _vector_type("IQ1_M", 29, 256, 56, 0.204, {31: "IQ1_M"})
 TQ1_0 = _vector_type("TQ1_0", 34, 256, 54, 0.65, {36: "TQ1_0"}, is_native=True)
-TQ2_0 = _vector_type("TQ2_0", 35, 256, 66, 0.65, {37: "TQ2_0"}, is_native=True)
+TQ2_0 = _vector_type(
+    "TQ2_0",
+    35,
+    256,
+    66,
+    0.65,
+    {37: "TQ2_0"},
+    is_native=True,
+    integers=Integers(lowest=-1, highest=1, pack=_pack_tq2_0),
+)

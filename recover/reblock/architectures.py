@@ -1,40 +1,40 @@
 """GGUF's names and metadata for models in the layout of Hugging Face's transformers.
 
-Names come from gguf-py's tensor map, metadata from ``config.json``, the vocabulary from a
-``tokenizer.model`` if there is one. As llama.cpp's converter does, rows of queries and keys are
-reordered for architecture llama, and experts are stacked.
+Names come from gguf-py's tensor map, metadata from ``config.json``. As llama.cpp's converter does,
+rows of queries and keys are reordered for architecture llama, and experts are stacked.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple
 
 from recover._text import quoted, some
 from recover.containers.gguf.header import ValueType, encode_key_value
 from recover.containers.huggingface.architectures import (
-    EXPERT,
-    MAX_EXPERTS,
-    QUERY_OR_KEY,
-    Architecture,
+    MAX_LAYERS,
     Names,
+    architecture_by_key,
     size_of,
     text_config,
 )
 from recover.containers.safetensors.reader import Model
 from recover.errors import ReblockError
-from recover.reblock.drafts import Draft, permuted, stacked
-from recover.reblock.integers import check_row_length
+from recover.reblock.drafts import Draft
+from recover.reblock.layouts import laid_out
 from recover.reblock.places import has_place, is_void_bias
 from recover.reblock.rope import rope_factors, rope_scaling
-from recover.reblock.schemes.base import FloatRows
-from recover.reblock.sentencepiece import load_vocabulary
 
-# Constants that llama.cpp computes itself.
-_DROPPED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.rotary_emb)")
+# What sees or hears, and what leads from there to the language model.
+_OTHER_PARTS = re.compile(
+    r"(model\.)?(vision_tower|vision_model|vision_embedder|visual|image_newline|audio_tower|audio|"
+    r"embed_vision|embed_audio|mm_projector|multi_modal_projector|sam_model|projector)\b.*"
+)
+# What is measured of activations, or of what is kept of them, beside weights.
+_OF_ACTIVATIONS = re.compile(r".*\.(k|v|q|kv|kv_cache|prob|input|output|input_global)_scale")
+_EXPERTS = re.compile(r"\.(experts|switch_mlp)\.")
+_MORE_TOKENS = re.compile(r"(?:model\.)?mtp\..*")
+_LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d{1,9})\..*")
 
 # By --arch: the architecture in gguf-py, and the one for models with experts.
 _ARCHITECTURES = {
@@ -44,7 +44,12 @@ _ARCHITECTURES = {
     "qwen3": ("QWEN3", "QWEN3MOE"),
     "deepseek2": ("DEEPSEEK2", "DEEPSEEK2"),
     "kimi": ("DEEPSEEK2", "DEEPSEEK2"),
+    "gemma2": ("GEMMA2", "GEMMA2"),
+    "gemma3": ("GEMMA3", "GEMMA3"),
+    "gpt-oss": ("GPT_OSS", "GPT_OSS"),
 }
+ARCHITECTURES = tuple(_ARCHITECTURES)
+"""What ``--arch`` takes, for safetensors."""
 
 # config.json's name, GGUF's name, whether it is a whole number.
 _KEYS = (
@@ -75,13 +80,28 @@ _KEYS = (
     ("routed_scaling_factor", "expert_weights_scale", False),
     ("n_group", "expert_group_count", True),
     ("topk_group", "expert_group_used_count", True),
+    ("attn_logit_softcapping", "attn_logit_softcapping", False),
+    ("final_logit_softcapping", "final_logit_softcapping", False),
 )
+# Where all layers look back as far as the context goes, these say nothing.
+_WITH_WINDOW = "GEMMA2", "GEMMA3", "GPT_OSS"
 _GATING = {"softmax": 1, "sigmoid": 2}
 
 
-def apply_architecture(
-    model: Model, drafts: Sequence[Draft], arch: str
-) -> tuple[list[Draft], list[bytes], list[str]]:
+class Applied(NamedTuple):
+    """A model as an architecture of llama.cpp."""
+
+    drafts: list[Draft]
+    """The tensors by their new names."""
+    metadata: list[bytes]
+    """Encoded."""
+    warnings: list[str]
+    """What the user should know."""
+    left_out: list[str]
+    """Tensors that are not written."""
+
+
+def apply_architecture(model: Model, drafts: Sequence[Draft], arch: str) -> Applied:
     """Rename, reorder and stack tensors for an architecture.
 
     Parameters
@@ -91,28 +111,27 @@ def apply_architecture(
     drafts : sequence of Draft
         Under the model's own names.
     arch : str
-        ``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``deepseek2`` or ``kimi``.
+        One of `ARCHITECTURES`.
 
     Returns
     -------
-    list of Draft, list of bytes, list of str
-        The tensors by their new names, encoded metadata, and what the user should know.
+    Applied
 
     Raises
     ------
     ReblockError
         If the configuration is missing, or a tensor has no place in the architecture, or none in
-        llama.cpp and is no bias of zeros.
+        llama.cpp, is no bias of zeros, and belongs to no tower for images or sound.
     """
     if arch not in _ARCHITECTURES:
         raise ReblockError(f"{quoted(arch)} is only for checkpoints, not for safetensors")
     config = _text_config(model.config)
-    has_experts = any(EXPERT.fullmatch(draft.name) for draft in drafts)
+    drafts, warnings, left_out = _of_language(drafts, config)
+    has_experts = any(_EXPERTS.search(draft.name) for draft in drafts)
     name = _ARCHITECTURES[arch][has_experts]
-    names = Names(Architecture(name), config)
-    merged = _with_experts([draft for draft in drafts if not _DROPPED.fullmatch(draft.name)])
-    if name == "LLAMA":
-        merged = [_reordered(draft, config) for draft in merged]
+    architecture = architecture_by_key(name)
+    names = Names(architecture, config)
+    merged = laid_out(drafts, architecture, config)
     void: list[str] = []
     renamed = list(_renamed(merged, name, names, void))
     factors = rope_factors(config)
@@ -121,13 +140,50 @@ def apply_architecture(
             "config.json: llama.cpp knows rope_scaling of type 'llama3' for architecture llama"
             f" only, not for {_gguf_name(name)}"
         )
-    warnings = []
     if void:
         warnings.append(
-            f"left out are {some(void)}: biases of zeros, which change nothing, and for which"
+            f"left out are {_some(void)}: biases of zeros, which change nothing, and for which"
             f" llama.cpp has no place in architecture {_gguf_name(name)}"
         )
-    return renamed + factors, list(_metadata(model, config, name)), warnings
+    metadata = list(_metadata(model, config, name))
+    return Applied(renamed + factors, metadata, warnings, [*left_out, *void])
+
+
+def _of_language(
+    drafts: Sequence[Draft], config: Mapping[str, Any]
+) -> tuple[list[Draft], list[str], list[str]]:
+    """The tensors of the language model's own layers, what is said of the others, and these."""
+    n_layers, n_more = config.get("num_hidden_layers"), config.get("num_nextn_predict_layers")
+    first = n_layers if type(n_layers) is int else MAX_LAYERS
+    end = first + n_more if type(n_more) is int else first
+    kept: list[Draft] = []
+    others: list[str] = []
+    further: list[str] = []
+    scales: list[str] = []
+    for draft in drafts:
+        layer = _LAYER.fullmatch(draft.name)
+        if _OTHER_PARTS.fullmatch(draft.name):
+            others.append(draft.name)
+        elif _OF_ACTIVATIONS.fullmatch(draft.name) and len(draft.dims) == 1:
+            scales.append(draft.name)
+        elif _MORE_TOKENS.fullmatch(draft.name) or (layer and first <= int(layer[1]) < end):
+            further.append(draft.name)
+        else:
+            kept.append(draft)
+    warnings = []
+    if others:
+        warnings.append(
+            f"left out are {_some(others)}: they belong to a tower or a projector for images or"
+            " sound, which llama.cpp keeps in a file of its own (mmproj)"
+        )
+    if further:
+        warnings.append(
+            f"left out are {_some(further)}: they predict further tokens"
+            " (num_nextn_predict_layers), which the model does not need"
+        )
+    if scales:
+        warnings.append(f"left out are {_some(scales)}: scales of activations, not of weights")
+    return kept, warnings, [*others, *further, *scales]
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -137,66 +193,8 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _with_experts(drafts: Sequence[Draft]) -> list[Draft]:
-    """Experts that are tensors of their own become one tensor each kind."""
-    experts: dict[str, dict[int, Draft]] = {}
-    order: dict[str, Draft | None] = {}
-    for draft in drafts:
-        match = EXPERT.fullmatch(draft.name)
-        if match is None:
-            order[draft.name] = draft
-            continue
-        number = int(match["number"])
-        if number >= MAX_EXPERTS:
-            raise ReblockError(f"tensor {quoted(draft.name)}: too many experts")
-        name = f"{match['module']}.{match['rest']}"
-        experts.setdefault(name, {})[number] = draft
-        order.setdefault(name, None)
-    found = []
-    for name, single in order.items():
-        if single is not None:
-            found.append(single)
-            continue
-        numbered = experts[name]
-        missing = next((i for i in range(len(numbered)) if i not in numbered), None)
-        if missing is not None:
-            raise ReblockError(f"tensor {quoted(name)}: expert {missing} is missing")
-        found.append(stacked(name, [numbered[i] for i in range(len(numbered))]))
-    return found
-
-
-def _reordered(draft: Draft, config: Mapping[str, Any]) -> Draft:
-    """Rows of queries and keys as llama.cpp's rotary embedding wants them for llama.
-
-    Mirrors `LlamaModel.permute` of its converter: inside a head, row (i, j) of the two halves j
-    becomes row 2 i + j.
-    """
-    match = QUERY_OR_KEY.fullmatch(draft.name)
-    if match is None:
-        return draft
-    n_heads = size_of(config, "num_attention_heads")
-    if match["which"] == "k" and config.get("num_key_value_heads") is not None:
-        n_heads = size_of(config, "num_key_value_heads")
-    n_rows = draft.dims[-1]
-    if n_rows % (2 * n_heads):
-        raise ReblockError(f"tensor {quoted(draft.name)}: {n_rows} rows for {n_heads} heads")
-    half = n_rows // n_heads // 2
-    order: NDArray[np.int64] = np.arange(2 * half).reshape(2, half).T.reshape(-1)
-    return permuted(_as_column(draft) if len(draft.dims) == 1 else draft, order)
-
-
-def _as_column(draft: Draft) -> Draft:
-    """A vector as rows of one weight."""
-    check_row_length(draft.name, draft.rows.row_length)
-    whole = draft.rows.reference(0, 1).reshape(-1, 1)
-    rows = FloatRows(
-        n_rows=whole.size,
-        row_length=1,
-        group=None,
-        obstacle="",
-        reference=lambda first, last: whole[first:last],
-    )
-    return replace(draft, rows=rows, plain=None)
+def _some(names: list[str]) -> str:
+    return some([quoted(name) for name in names])
 
 
 def _gguf_name(name: str) -> str:
@@ -217,7 +215,7 @@ def _renamed(drafts: Sequence[Draft], name: str, names: Names, void: list[str]) 
                 f"tensors {quoted(seen[found])} and {quoted(draft.name)} both become {found}"
             )
         if is_void_bias(draft, found, name):
-            void.append(quoted(draft.name))
+            void.append(draft.name)
             continue
         if not has_place(found, name):
             raise ReblockError(
@@ -242,11 +240,7 @@ def _metadata(model: Model, config: Mapping[str, Any], name: str) -> Iterator[by
         entries[f"{arch}.{key}"] = (kind, value)
     for key, (kind, value) in entries.items():
         yield encode_key_value(key, kind, value)
-    tokenizer = model.parts[0].parent / "tokenizer.model"
-    if tokenizer.exists():
-        yield from load_vocabulary(tokenizer).metadata(size_of(config, "vocab_size"))
-    else:
-        yield encode_key_value("tokenizer.ggml.model", ValueType.STRING, "none")
+    yield encode_key_value("tokenizer.ggml.model", ValueType.STRING, "none")
 
 
 def _hyper_parameters(config: Mapping[str, Any], name: str) -> dict[str, int | float | bool]:
@@ -264,6 +258,10 @@ def _hyper_parameters(config: Mapping[str, Any], name: str) -> dict[str, int | f
             found[key] = value
         elif not is_integer and abs(value) < 1e38:
             found[key] = float(value)
+    if name in _WITH_WINDOW and type(config.get("sliding_window")) is int:
+        found["attention.sliding_window"] = size_of(config, "sliding_window")
+    if name == "GPT_OSS":
+        found["expert_feed_forward_length"] = size_of(config, "intermediate_size")
     if name == "DEEPSEEK2":
         rope = size_of(config, "qk_rope_head_dim")
         found["attention.key_length"] = size_of(config, "qk_nope_head_dim") + rope

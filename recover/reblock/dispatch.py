@@ -7,7 +7,7 @@ from recover.containers.safetensors.reader import open_safetensors
 from recover.errors import PlanError
 from recover.reblock.grok import is_checkpoint, open_grok
 from recover.reblock.integers import Request
-from recover.reblock.metadata import with_metadata_of, with_vocabulary_told
+from recover.reblock.metadata import with_metadata_of, with_vocabulary
 from recover.reblock.quantized_safetensors import holds_integers, open_integers
 from recover.reblock.source import Original
 
@@ -57,7 +57,7 @@ def open_original(
     if like is not None:
         source = with_metadata_of(source, like)
     is_gguf = second_hand or not (path.is_dir() or path.suffix == ".safetensors")
-    return source if is_gguf else with_vocabulary_told(source)
+    return source if is_gguf else with_vocabulary(source)
 
 
 def _opened(
@@ -83,16 +83,14 @@ def _opened(
         return open_grok(path, request, hparams=hparams, float_type=float_type or "F32")
     if not second_hand and (path.is_dir() or path.suffix == ".safetensors"):
         model = open_safetensors(path)
-        if holds_integers(model):
-            return open_integers(model, request, arch)
+        if holds_integers(model) or arch is not None:
+            return open_integers(model, request, arch, n_threads)
     if arch is not None:
-        raise PlanError(
-            f"{printable(path)}: holds no integer weights in safetensors, which --arch is for"
-        )
+        raise PlanError(f"{printable(path)}: is no model in safetensors, which --arch is for")
     if second_hand:
         from recover.reblock.second_hand import open_second_hand
 
         return open_second_hand(path, request.outtype, n_threads=n_threads)
     from recover.reblock.float_source import open_float_original
 
-    return open_float_original(path, request.outtype, n_threads=n_threads)
+    return open_float_original(path, request, n_threads=n_threads)

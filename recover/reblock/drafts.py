@@ -1,6 +1,6 @@
 """Tensors on their way from a model's own layout to that of GGUF: renamed, permuted, stacked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,11 @@ from recover.containers.gguf.header import MAX_DIMS
 from recover.containers.huggingface.modules import FLOATS
 from recover.containers.safetensors.reader import Tensor
 from recover.errors import ReblockError
-from recover.quants import F32Array, I8Array, type_by_name
+from recover.inputs.originals.grid import Floats
+from recover.quants import F32Array, I8Array, U8Array, type_by_name
+from recover.reblock.blocks import BlockRows, block_tensor, joined_blocks
 from recover.reblock.floats import F64Array, converted, copied, decode_floats, stored_as_float
+from recover.reblock.grids import GridRows, on_grid
 from recover.reblock.integers import (
     IntegerRows,
     Request,
@@ -26,8 +29,8 @@ from recover.reblock.schemes import Weight
 from recover.reblock.schemes.base import FloatRows
 from recover.reblock.source import OriginalTensor
 
-Rows = IntegerRows | FloatRows
-_LARGEST_HEAD = 1 << 25
+Rows = IntegerRows | FloatRows | BlockRows
+_FAR = 4  # rows that are further apart are not read together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class Draft:
         Row length first.
     stored_as : str
         For people; of floats the type.
-    rows : IntegerRows or FloatRows
+    rows : IntegerRows, FloatRows or BlockRows
         The numbers.
     is_float : bool
         Whether the source stores floats.
@@ -136,7 +139,7 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> OriginalT
     request : Request
         What the user wants.
     norms_as_f32 : bool
-        Whether one-dimensional floats become F32, as llama.cpp wants them.
+        Whether one-dimensional floats and biases become F32, as llama.cpp wants them.
 
     Raises
     ------
@@ -144,6 +147,8 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> OriginalT
         If no type is exact and inexact ones are not allowed.
     """
     name, dims, rows = draft.name, draft.dims, draft.rows
+    if isinstance(rows, BlockRows):
+        return block_tensor(name, dims, draft.stored_as, rows, request, draft.note)
     if isinstance(rows, IntegerRows):
         return exact_tensor(name, dims, draft.stored_as, rows, request, draft.note)
     reference = flat_reference(rows.row_length, rows.reference)
@@ -152,10 +157,11 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> OriginalT
     else:
         check_row_length(name, rows.row_length)
     if draft.is_float:
-        as_f32 = norms_as_f32 and len(dims) == 1 and draft.stored_as in FLOATS
+        is_vector = len(dims) == 1 or name.endswith(".bias")
+        as_f32 = norms_as_f32 and is_vector and draft.stored_as in FLOATS
         outtype = type_by_name("F32" if as_f32 else draft.stored_as)
         if draft.plain is not None and outtype.name == draft.stored_as:
-            return copied(name, dims, draft.stored_as, draft.plain.raw)
+            return replace(copied(name, dims, outtype.name, draft.plain.raw), reason=draft.note)
         return converted(name, dims, draft.stored_as, outtype, reference)
     obstacle = rows.obstacle
     if not obstacle and request.outtype not in (None, "BF16"):
@@ -171,16 +177,29 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> OriginalT
             rows.reference,
             request,
         )
+    formula = "every number" if rows.group is None else "code x scale"
     return stored_as_float(
         name=name,
         dims=dims,
         stored_as=draft.stored_as,
         group=rows.group,
         outtype=type_by_name("BF16"),
-        reason="; ".join(filter(None, ("BF16 holds code x scale", draft.note))),
+        reason="; ".join(filter(None, (f"BF16 holds {formula}", draft.note))),
         reference=reference,
         exact=True,
     )
+
+
+def with_grid(draft: Draft, request: Request, n_threads: int | None) -> Draft:
+    """A tensor of floats as the integers behind it, if there are any."""
+    tensor = draft.plain
+    if tensor is None or len(draft.dims) < 2:
+        return draft
+    floats = Floats(tensor.raw, tensor.dtype, draft.dims[0])
+    found = on_grid(draft.name, floats, request, n_threads)
+    if not isinstance(found, GridRows):
+        return replace(draft, note=found if isinstance(found, str) else found.said)
+    return replace(draft, rows=found.rows, is_float=False, plain=None, note=found.said)
 
 
 def _flat_floats(tensor: Tensor) -> Callable[[int, int], F64Array]:
@@ -188,53 +207,90 @@ def _flat_floats(tensor: Tensor) -> Callable[[int, int], F64Array]:
     return lambda start, end: decode_floats(raw[size * start : size * end], dtype)
 
 
-def permuted(draft: Draft, order: NDArray[np.int64]) -> Draft:
-    """The rows in another order inside every block of ``order.size`` rows.
+def selected(draft: Draft, order: NDArray[np.int64], dims: tuple[int, ...]) -> Draft:
+    """Some of the rows, in some order.
 
-    Row ``i`` of a block becomes what row ``order[i]`` was.
+    Parameters
+    ----------
+    draft : Draft
+        What they are taken from.
+    order : int64 (n_rows,)
+        For each row of the result that of the draft.
+    dims : tuple of int
+        Of the result, row length first.
     """
-    rows, size = draft.rows, order.size
-    if rows.n_rows % size:
-        raise ReblockError(
-            f"tensor {quoted(draft.name)}: {rows.n_rows} rows are no whole heads of {size}"
-        )
-    if size * rows.row_length > _LARGEST_HEAD:
-        raise ReblockError(
-            f"tensor {quoted(draft.name)}: heads of {size} x {rows.row_length} weights; more than"
-            f" {_LARGEST_HEAD} are not supported"
-        )
+    rows = draft.rows
 
-    def gathered(read: Callable[[int, int], NDArray[Any]], first: int, last: int) -> F64Array:
-        begin, end = first // size * size, -(-last // size) * size
-        blocks = read(begin, end).reshape((end - begin) // size, size, -1)[:, order]
-        return blocks.reshape(end - begin, -1)[first - begin : last - begin]
+    def gathered(read: Callable[[int, int], NDArray[Any]], first: int, last: int) -> NDArray[Any]:
+        return _gathered(read, order[first:last])
 
     def reference(first: int, last: int) -> F64Array:
-        return gathered(draft.rows.reference, first, last)
+        return gathered(rows.reference, first, last)
 
     if isinstance(rows, FloatRows):
-        return replace(draft, rows=replace(rows, reference=reference), plain=None)
-    integers = rows
+        moved: Rows = replace(rows, n_rows=order.size, reference=reference)
+    elif isinstance(rows, BlockRows):
+        moved = replace(
+            rows,
+            n_rows=order.size,
+            blocks=lambda first, last, out: np.copyto(
+                out.reshape(last - first, -1), gathered(_blocks_of(rows), first, last)
+            ),
+            reference=reference,
+        )
+    else:
+        offsets = rows.offsets
+        moved = replace(
+            rows,
+            n_rows=order.size,
+            codes=lambda first, last, out: np.copyto(out, gathered(_codes_of(rows), first, last)),
+            scales=lambda first, last: _as_f32(gathered(rows.scales, first, last)),
+            offsets=None
+            if offsets is None
+            else lambda first, last: _as_f32(gathered(offsets, first, last)),
+            reference=reference,
+        )
+    return replace(draft, rows=moved, dims=dims, plain=None)
 
-    def codes(first: int, last: int, out: I8Array) -> None:
-        def read(begin: int, end: int) -> I8Array:
-            found = np.empty((end - begin, integers.row_length), np.int8)
-            integers.codes(begin, end, found)
-            return found
 
-        out[:] = gathered(read, first, last)
+def _gathered(read: Callable[[int, int], NDArray[Any]], order: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows in an order, of which those that lie close to each other are read together."""
+    places = np.argsort(order, kind="stable")
+    ascending = order[places]
+    cuts = np.flatnonzero(np.diff(ascending) > _FAR) + 1
+    parts = []
+    for rows in np.split(ascending, cuts):
+        begin, end = int(rows[0]), int(rows[-1]) + 1
+        found = read(begin, end)
+        parts.append(found if rows.size == end - begin else found[rows - begin])
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if np.array_equal(ascending, order):
+        return whole
+    out = np.empty_like(whole)
+    out[places] = whole
+    return out
 
-    offsets = integers.offsets
-    moved = replace(
-        integers,
-        codes=codes,
-        scales=lambda first, last: _as_f32(gathered(integers.scales, first, last)),
-        offsets=None
-        if offsets is None
-        else lambda first, last: _as_f32(gathered(offsets, first, last)),
-        reference=reference,
-    )
-    return replace(draft, rows=moved)
+
+def _blocks_of(rows: BlockRows) -> Callable[[int, int], U8Array]:
+    """The bytes of rows as a matrix."""
+
+    def read(first: int, last: int) -> U8Array:
+        found = np.empty((last - first, rows.row_bytes), np.uint8)
+        rows.blocks(first, last, found.reshape(-1))
+        return found
+
+    return read
+
+
+def _codes_of(rows: IntegerRows) -> Callable[[int, int], I8Array]:
+    """The codes of rows as a matrix."""
+
+    def read(first: int, last: int) -> I8Array:
+        found = np.empty((last - first, rows.row_length), np.int8)
+        rows.codes(first, last, found)
+        return found
+
+    return read
 
 
 def _as_f32(found: NDArray[Any]) -> F32Array:
@@ -257,78 +313,72 @@ def stacked(name: str, drafts: Sequence[Draft]) -> Draft:
                 f"tensor {quoted(draft.name)}: cannot be stacked with {quoted(first_one.name)},"
                 " which has another shape or is stored otherwise"
             )
-    n_rows = first_one.rows.n_rows
-    each = [draft.rows for draft in drafts]
-
-    def joined(
-        read: Callable[[Rows], Callable[[int, int], NDArray[Any]]], first: int, last: int
-    ) -> NDArray[Any]:
-        parts = []
-        while first < last:
-            matrix, row = divmod(first, n_rows)
-            n = min(last - first, n_rows - row)
-            parts.append(read(each[matrix])(row, row + n))
-            first += n
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def reference(first: int, last: int) -> F64Array:
-        return joined(lambda rows: rows.reference, first, last).astype(np.float64, copy=False)
-
     dims = (*first_one.dims[:2], len(drafts))
-    rows = first_one.rows
-    if isinstance(rows, FloatRows):
-        obstacle = next(
-            (part.obstacle for part in each if isinstance(part, FloatRows) and part.obstacle), ""
-        )
-        moved: Rows = replace(
-            rows, n_rows=n_rows * len(each), obstacle=obstacle, reference=reference
-        )
-        return replace(first_one, name=name, dims=dims, rows=moved, plain=None)
-    integers = [part for part in each if isinstance(part, IntegerRows)]
+    rows = _joined([draft.rows for draft in drafts])
+    return replace(first_one, name=name, dims=dims, rows=rows, plain=None)
 
-    def codes(first: int, last: int, out: I8Array) -> None:
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of matrices of one kind, one below the other."""
+    first_one = parts[0]
+    n_rows = first_one.n_rows
+
+    def pieces(first: int, last: int) -> Iterator[tuple[int, int, int, slice]]:
+        """Matrices, their rows, and where these are among the rows `first` to `last`."""
         at = first
         while at < last:
             matrix, row = divmod(at, n_rows)
             n = min(last - at, n_rows - row)
-            integers[matrix].codes(row, row + n, out[at - first : at - first + n])
+            yield matrix, row, row + n, slice(at - first, at - first + n)
             at += n
 
-    def scales(first: int, last: int) -> F32Array:
-        return _as_f32(joined(lambda part: _integers(part).scales, first, last))
+    def joined(
+        reads: Sequence[Callable[[int, int], NDArray[Any]]], first: int, last: int
+    ) -> NDArray[Any]:
+        found = [reads[matrix](begin, end) for matrix, begin, end, _ in pieces(first, last)]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def offsets(first: int, last: int) -> F32Array:
-        return _as_f32(joined(lambda part: _offsets(part), first, last))
+    references = [part.reference for part in parts]
 
-    moved = replace(
-        rows,
-        n_rows=n_rows * len(each),
+    def reference(first: int, last: int) -> F64Array:
+        return joined(references, first, last).astype(np.float64, copy=False)
+
+    if isinstance(first_one, FloatRows):
+        floats = [part for part in parts if isinstance(part, FloatRows)]
+        obstacle = next((part.obstacle for part in floats if part.obstacle), "")
+        n_all = n_rows * len(parts)
+        return replace(first_one, n_rows=n_all, obstacle=obstacle, reference=reference)
+    if isinstance(first_one, BlockRows):
+        blocks = [part for part in parts if isinstance(part, BlockRows)]
+        return joined_blocks(blocks, pieces, reference)
+    integers = [part for part in parts if isinstance(part, IntegerRows)]
+    all_scales = [part.scales for part in integers]
+    all_offsets = [part.offsets for part in integers if part.offsets is not None]
+
+    def codes(first: int, last: int, out: I8Array) -> None:
+        for matrix, begin, end, place in pieces(first, last):
+            integers[matrix].codes(begin, end, out[place])
+
+    return replace(
+        first_one,
+        n_rows=n_rows * len(parts),
         lowest=min(part.lowest for part in integers),
         highest=max(part.highest for part in integers),
         codes=codes,
-        scales=scales,
-        offsets=None if rows.offsets is None else offsets,
+        scales=lambda first, last: _as_f32(joined(all_scales, first, last)),
+        offsets=(lambda first, last: _as_f32(joined(all_offsets, first, last)))
+        if all_offsets
+        else None,
         reference=reference,
     )
-    return replace(first_one, name=name, dims=dims, rows=moved)
 
 
 def _kind(draft: Draft) -> tuple[object, ...]:
     """What has to be the same in a stack."""
     rows = draft.rows
-    is_integer = isinstance(rows, IntegerRows)
-    has_offsets = isinstance(rows, IntegerRows) and rows.offsets is not None
-    return draft.dims, is_integer, has_offsets, rows.group, draft.is_float and draft.stored_as
-
-
-def _integers(rows: Rows) -> IntegerRows:
-    if not isinstance(rows, IntegerRows):
-        raise ReblockError("floats among integers")
-    return rows
-
-
-def _offsets(rows: Rows) -> Callable[[int, int], F32Array]:
-    offsets = _integers(rows).offsets
-    if offsets is None:
-        raise ReblockError("weights with and without offsets")
-    return offsets
+    what: object = draft.is_float and draft.stored_as
+    if isinstance(rows, IntegerRows):
+        what = rows.offsets is not None
+    elif isinstance(rows, BlockRows):
+        what = rows.type.name
+    return draft.dims, type(rows), what, rows.group

@@ -129,6 +129,7 @@ class ReblockResult:
         return self.to_json() | {
             "n_bytes": self.plan.n_bytes,
             "conditions": list(self.plan.source.conditions),
+            "left_out": list(self.plan.source.left_out),
             "verification": (
                 "every written tensor was read back, decoded and compared with code x scale in"
                 " float64 (tensors that are copied: byte by byte)"
@@ -205,7 +206,9 @@ class _Tally:
         self.max_error = 0.0
         self.example = ""
 
-    def add(self, first: int, decoded: F32Array, expected: F64Array, same: BoolArray) -> None:
+    def add(
+        self, first: int, decoded: F32Array | F64Array, expected: F64Array, same: BoolArray
+    ) -> None:
         """Count a tile of a tensor that is to be exact, from its weight `first` on."""
         n_different = same.size - int(np.count_nonzero(same))
         with self._lock:
@@ -217,7 +220,7 @@ class _Tally:
                     f"weight {first + at} is {decoded[at]:.9g} instead of {expected[at]:.17g}"
                 )
 
-    def measure(self, decoded: F32Array, expected: F64Array) -> None:
+    def measure(self, decoded: F32Array | F64Array, expected: F64Array) -> None:
         """Add a tile's errors."""
         error = np.abs(decoded - expected)
         squares = float(np.square(error).sum()), float(np.square(expected).sum())
@@ -251,6 +254,19 @@ def _judge(tensor: OriginalTensor, tally: _Tally) -> TensorResult:
     return TensorResult(
         tensor, verified, exact, tally.n_different, tally.relative_rmse, tally.max_error
     )
+
+
+def _with_scales_beside(
+    tensor: OriginalTensor, tile: Tile, decoded: F32Array
+) -> F32Array | F64Array:
+    """Decoded weights times the scale of their matrix, if there is one; exact in float64."""
+    if tensor.beside is None:
+        return decoded
+    n_each = tensor.n_weights // tensor.beside.size
+    first, last = tile.start // n_each, -(-tile.end // n_each)
+    ends = np.minimum(np.arange(first + 1, last + 1) * n_each, tile.end)
+    counts = np.diff(ends, prepend=tile.start)
+    return decoded * np.repeat(tensor.beside[first:last].astype(np.float64), counts)
 
 
 class _Worker:
@@ -290,7 +306,7 @@ class _Worker:
                 raise ReblockError(f"tensor {quoted(tensor.name)}: the file holds other bytes")
             tally.count_copied(tile.end - tile.start)
             return
-        decoded = dequantize(written, tensor.outtype)
+        decoded = _with_scales_beside(tensor, tile, dequantize(written, tensor.outtype))
         expected = tensor.reference(tile.start, tile.end)
         integers = types_of_integers().get(tensor.outtype.name)
         if integers is not None and integers.has_offset:

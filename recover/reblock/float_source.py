@@ -3,44 +3,31 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from recover._text import quoted, some
+from recover._text import quoted
 from recover.containers.gguf.header import ValueType, encode_key_value
 from recover.containers.gguf.metadata import derived_metadata
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.safetensors.reader import open_safetensors
 from recover.errors import ReblockError
-from recover.inputs.originals._fit import ON_GRID, STORAGES, ZERO
-from recover.inputs.originals.codes import (
-    BLOCK,
-    holds,
-    n_bits,
-    pack_codes,
-    products,
-    read_once,
-    types_for,
-)
-from recover.inputs.originals.grid import LONGEST_ROW, Floats, Grid, Runs, find_grid, read
+from recover.inputs.originals._fit import STORAGES
+from recover.inputs.originals.grid import Floats
 from recover.quants import OpaqueType, TensorType, U8Array, type_by_name
 from recover.reblock.floats import copied
-from recover.reblock.integers import by_rows, flat_reference
+from recover.reblock.grids import (
+    CONDITIONS,
+    GridRows,
+    OffGrid,
+    describe,
+    grid_rows,
+    on_grid,
+    what_is_off,
+)
+from recover.reblock.integers import Request, by_rows, exact_tensor
 from recover.reblock.metadata import file_type_entries
 from recover.reblock.source import Original, OriginalTensor
-
-_PROVEN = (
-    "every number of a tensor with a group is an integer code of at most 128 times the F16 scale of"
-    " its run, rounded to nearest even (proven bit for bit); that it was made so is not proven, but"
-    " anything else would be a coincidence"
-)
-_COARSEST = (
-    "the scale of a run is the coarsest that fits: a run with few different codes may have had a"
-    " finer one"
-)
-CONDITIONS = (_PROVEN, _COARSEST, "the sign of a zero does not matter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +40,16 @@ class _Stored:
     raw: U8Array
 
 
-def open_float_original(
-    path: Path, outtype: str | None, *, n_threads: int | None = None
-) -> Original:
+def open_float_original(path: Path, request: Request, *, n_threads: int | None = None) -> Original:
     """Open a float model and look for the integer grids in it.
 
     Parameters
     ----------
     path : Path
         A GGUF file, or a safetensors file or model folder.
-    outtype : str or None
-        Type of the tensors with a grid; None: the smallest that holds each exactly.
+    request : Request
+        What the user wants: the type of the tensors with a grid (None: the smallest that holds each
+        exactly), and whether weights off it may get the nearest code.
     n_threads : int, optional
         Default: the cores that this process may use.
 
@@ -72,7 +58,9 @@ def open_float_original(
     Original
         Tensors without a grid, or whose grid no type holds exactly, are copied. A tensor with rows
         off the grid is copied, too, unless a type is wanted: then its rows are written as two
-        tensors, ``NAME.grid_rows`` and ``NAME.float_rows`` with ``NAME.float_row_index``.
+        tensors, ``NAME.grid_rows`` and ``NAME.float_rows`` with ``NAME.float_row_index``. If
+        inexact tensors are allowed, both become tensors of the type, and keep all codes that there
+        are.
 
     Raises
     ------
@@ -83,11 +71,7 @@ def open_float_original(
         parts, stored, metadata = _read_safetensors(path)
     else:
         parts, stored, metadata = _read_gguf(path)
-    tensors = [
-        tensor
-        for each in stored
-        for tensor in _output_tensors(each, outtype and outtype.upper(), n_threads)
-    ]
+    tensors = [tensor for each in stored for tensor in _output_tensors(each, request, n_threads)]
     has_grid = any(tensor.group is not None for tensor in tensors)
     return Original(
         path=path,
@@ -151,32 +135,19 @@ def _known(dtype: str) -> TensorType | None:
 
 
 def _output_tensors(
-    stored: _Stored, outtype: str | None, n_threads: int | None
+    stored: _Stored, request: Request, n_threads: int | None
 ) -> Iterator[OriginalTensor]:
     """The output tensors of one tensor."""
-    is_matrix = sum(dim > 1 for dim in stored.dims) > 1 and stored.dims[0] % BLOCK == 0
     floats = Floats(stored.raw, stored.type_name, stored.dims[0])
-    grid = None
-    if stored.type_name in STORAGES and is_matrix:
-        grid = find_grid(floats, n_threads=n_threads)
-    if grid is None:
-        is_long = is_matrix and stored.dims[0] > LONGEST_ROW
-        long = f"rows of more than {LONGEST_ROW} weights are not looked at"
-        yield _kept(stored, long if is_long else "")
-        return
-    name, obstacle = _exact_type(grid, outtype)
-    if obstacle:
-        yield _kept(stored, f"{_describe(grid, stored)}, but {obstacle}")
-    elif not grid.off_rows.size:
-        yield _on_grid(stored, floats, grid, name, None, stored.name)
-    elif outtype is None:
-        yield _kept(
-            stored,
-            f"{_describe(grid, stored)}, but {_off(grid)}: no type holds both, so the tensor"
-            f" stays {stored.type_name}; with a wanted type ({name}) the rows are written apart",
-        )
+    found = on_grid(stored.name, floats, request, n_threads)
+    if isinstance(found, GridRows):
+        rows, said = found.rows, found.said
+        wanted = replace(request, outtype=found.type_name)
+        yield exact_tensor(stored.name, stored.dims, stored.type_name, rows, wanted, said)
+    elif isinstance(found, OffGrid) and request.outtype is not None:
+        yield from _split(stored, floats, found)
     else:
-        yield from _split(stored, floats, grid, name)
+        yield _kept(stored, found if isinstance(found, str) else found.said)
 
 
 def _kept(stored: _Stored, reason: str) -> OriginalTensor:
@@ -184,42 +155,18 @@ def _kept(stored: _Stored, reason: str) -> OriginalTensor:
     return replace(kept, reason=reason)
 
 
-def _describe(grid: Grid, stored: _Stored) -> str:
-    return (
-        f"{n_bits(grid.reach)}-bit integers times a scale per {grid.run_length} weights,"
-        f" rounded to {stored.type_name}"
-    )
-
-
-def _off(grid: Grid) -> str:
-    """Says what is off the grid, and where."""
-    rows = some([str(row) for row in grid.off_rows])
-    what = [f"{grid.n_off} single weights"] if grid.n_off else []
-    what += [f"{grid.n_failed} whole runs"] if grid.n_failed else []
-    return f"{' and '.join(what)} off the grid in rows {rows}"
-
-
-def _exact_type(grid: Grid, wanted: str | None) -> tuple[str, str]:
-    """The smallest type that holds a grid, or the wanted one; and what stands against it."""
-    names = types_for(grid.reach)
-    if grid.n_inexact:
-        return "", f"the scales of {grid.n_inexact} runs are no F16 numbers"
-    if not names:
-        return "", "a block has codes 128 and -128, and no type holds both"
-    if wanted is None:
-        return names[0], ""
-    if holds(wanted, grid.reach):
-        return wanted, ""
-    return "", f"{wanted} does not hold it exactly; {' and '.join(names)} would"
-
-
-def _split(stored: _Stored, floats: Floats, grid: Grid, name: str) -> Iterator[OriginalTensor]:
+def _split(stored: _Stored, floats: Floats, found: OffGrid) -> Iterator[OriginalTensor]:
     """The rows on the grid and the others as tensors of their own."""
+    grid, length = found.grid, floats.row_length
     is_on = np.ones(floats.n_rows, np.bool_)
     is_on[grid.off_rows] = False
+    off = what_is_off(grid)
     if is_on.any():
-        part = f"{stored.name}.grid_rows"
-        yield _on_grid(stored, floats, grid, name, np.flatnonzero(is_on), part)
+        rows = grid_rows(stored.name, floats, grid, found.type_name, rows=np.flatnonzero(is_on))
+        name, dims = f"{stored.name}.grid_rows", (length, rows.n_rows)
+        said = f"{describe(grid, stored.type_name)}; {off} are in {stored.name}.float_rows"
+        wanted = Request(outtype=found.type_name)
+        yield exact_tensor(name, dims, stored.type_name, rows, wanted, said)
     lines, kind = stored.raw.reshape(floats.n_rows, -1), type_by_name(stored.type_name)
 
     def encode(first: int, last: int, out: U8Array) -> None:
@@ -227,61 +174,16 @@ def _split(stored: _Stored, floats: Floats, grid: Grid, name: str) -> Iterator[O
 
     yield OriginalTensor(
         name=f"{stored.name}.float_rows",
-        dims=(floats.row_length, grid.off_rows.size),
+        dims=(length, grid.off_rows.size),
         stored_as=stored.type_name,
         outtype=kind,
         group=None,
         exact=True,
-        reason=f"kept in float: {_off(grid)}",
-        encode=by_rows(floats.row_length, kind, encode),
+        reason=f"kept in float: {off}",
+        encode=by_rows(length, kind, encode),
         reference=None,
     )
     index = grid.off_rows.astype("<i4").view(np.uint8)
     indexed = copied(f"{stored.name}.float_row_index", (grid.off_rows.size,), "I32", index)
     shape = "x".join(map(str, stored.dims))
     yield replace(indexed, reason=f"which rows of {quoted(stored.name)} ({shape}) are in float")
-
-
-def _on_grid(
-    stored: _Stored,
-    floats: Floats,
-    grid: Grid,
-    type_name: str,
-    rows: NDArray[np.int64] | None,
-    name: str,
-) -> OriginalTensor:
-    """A tensor of the rows that are on the grid: all of them if `rows` is None."""
-    outtype, length = type_by_name(type_name), floats.row_length
-
-    def runs_of(first: int, last: int) -> tuple[NDArray[Any], Runs]:
-        if rows is None:
-            words = floats.words(first * length, last * length)
-        else:
-            parts = [floats.words(row * length, (row + 1) * length) for row in rows[first:last]]
-            words = np.concatenate(parts)
-        runs = read(words, floats.type_name, grid.run_length, grid.expected)
-        if not np.isin(runs.status, (ZERO, ON_GRID)).all():
-            raise ReblockError(f"tensor {quoted(stored.name)} is not what it was: the file changed")
-        return words, runs
-
-    def encode(first: int, last: int, out: U8Array) -> None:
-        _, runs = read_once(first, last, runs_of)
-        pack_codes(runs.codes.reshape(-1, length), runs.scales, outtype, out)
-
-    def reference(first: int, last: int) -> NDArray[np.float64]:
-        words, runs = read_once(first, last, runs_of)
-        return products(words, floats.type_name, runs.scales, stored.name).reshape(-1, length)
-
-    dims = stored.dims if rows is None else (length, rows.size)
-    return OriginalTensor(
-        name=name,
-        dims=dims,
-        stored_as=stored.type_name,
-        outtype=outtype,
-        group=grid.run_length,
-        exact=True,
-        reason=f"{type_name} holds code x scale: {_describe(grid, stored)}"
-        + (f"; {_off(grid)} are in {stored.name}.float_rows" if rows is not None else ""),
-        encode=by_rows(length, outtype, encode),
-        reference=flat_reference(length, reference),
-    )

@@ -19,13 +19,13 @@ from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, encode_key_value
 from recover.containers.mapping import map_file
 from recover.errors import GGUFError, ReblockError
-from recover.inputs.originals.packing import transpose
 from recover.quants import F32Array, I8Array, type_by_name
 from recover.reblock.floats import F64Array, converted, decode_floats
 from recover.reblock.integers import IntegerRows, Request, exact_tensor
 from recover.reblock.jax_pickle import PickledArray, QuantizedWeight, parse_pickle
 from recover.reblock.sentencepiece import load_vocabulary
 from recover.reblock.source import Original, OriginalTensor
+from recover.reblock.transposing import transpose
 
 _FILE_NAME = re.compile(r"tensor(\d{5})_000")
 _SLOTS = (

@@ -70,6 +70,13 @@ class IntegerRows:
     reference : Callable
         ``reference(first, last) -> float64 (last - first, row_length)``: code times scale plus
         offset, by plain NumPy from the source.
+    scales_are_f16 : bool
+        Whether it is known that scales and offsets are float16 numbers, or to be rounded to them.
+    obstacle : str
+        Why some weights are no code times a scale, so that they get the nearest one; empty if all
+        are.
+    run_length : int or None
+        Weights that share a scale in the source, if they are more than `group`.
     """
 
     n_rows: int
@@ -81,6 +88,14 @@ class IntegerRows:
     scales: Callable[[int, int], F32Array]
     offsets: Callable[[int, int], F32Array] | None = None
     reference: Callable[[int, int], F64Array]
+    scales_are_f16: bool = False
+    obstacle: str = ""
+    run_length: int | None = None
+
+    @property
+    def formula(self) -> str:
+        """What a weight is, for people."""
+        return "code x scale" if self.offsets is None else "code x scale + offset"
 
 
 def exact_tensor(
@@ -110,20 +125,26 @@ def exact_tensor(
         If no type is exact, or not the wanted one, and inexact ones are not allowed.
     """
     check_row_length(name, rows.row_length)
-    outtype, obstacle = _exact_type(rows, request.outtype)
+    outtype, obstacle = _type_of_codes(rows, request.outtype)
     if outtype is not None:
-        formula = "code x scale" if rows.offsets is None else "code x scale + offset"
-        return OriginalTensor(
-            name=name,
-            dims=dims,
-            stored_as=stored_as,
-            outtype=outtype,
-            group=rows.group,
-            exact=True,
-            reason="; ".join(filter(None, (f"{outtype.name} holds {formula}", reason))),
-            encode=by_rows(rows.row_length, outtype, _packer(rows, outtype)),
-            reference=flat_reference(rows.row_length, rows.reference),
-        )
+        is_kept, said = True, f"{outtype.name} holds {rows.formula}"
+        if rows.obstacle:
+            said, obstacle = rows.obstacle, rows.obstacle
+        elif not rows.scales_are_f16 and (obstacle := _beyond_f16(rows)):
+            is_kept = request.outtype == outtype.name
+            said = f"every code is kept, but scales are rounded to float16: {obstacle}"
+        if not obstacle or (request.allow_inexact and is_kept):
+            return OriginalTensor(
+                name=name,
+                dims=dims,
+                stored_as=stored_as,
+                outtype=outtype,
+                group=rows.run_length or rows.group,
+                exact=not obstacle,
+                reason="; ".join(filter(None, (said, reason))),
+                encode=by_rows(rows.row_length, outtype, _packer(rows, outtype)),
+                reference=flat_reference(rows.row_length, rows.reference),
+            )
     return inexact(
         name, dims, stored_as, rows.group, obstacle, rows.row_length, rows.reference, request
     )
@@ -174,8 +195,8 @@ def check_row_length(name: str, row_length: int) -> None:
         )
 
 
-def _exact_type(rows: IntegerRows, wanted: str | None) -> tuple[TensorType | None, str]:
-    """The type that holds the rows exactly, or why there is none."""
+def _type_of_codes(rows: IntegerRows, wanted: str | None) -> tuple[TensorType | None, str]:
+    """The type that holds the codes of the rows, whatever their scales, or why there is none."""
     if rows.row_length % 32 or rows.group % 32:
         return None, (
             f"rows of {rows.row_length} weights with a scale per {rows.group} are no whole blocks"
@@ -185,6 +206,7 @@ def _exact_type(rows: IntegerRows, wanted: str | None) -> tuple[TensorType | Non
         name
         for name, each in types_of_integers().items()
         if each.has_offset == (rows.offsets is not None)
+        and rows.group % type_by_name(name).block_size == 0
         and each.lowest <= rows.lowest
         and rows.highest <= each.highest
     ]
@@ -192,10 +214,7 @@ def _exact_type(rows: IntegerRows, wanted: str | None) -> tuple[TensorType | Non
         return None, f"no type holds codes from {rows.lowest} to {rows.highest} with these scales"
     if wanted is not None and wanted not in names:
         return None, f"{wanted} does not hold it exactly, {' and '.join(names)} would"
-    obstacle = _beyond_f16(rows, rows.scales, "scale")
-    if not obstacle and rows.offsets is not None:
-        obstacle = _beyond_f16(rows, rows.offsets, "offset")
-    return (None, obstacle) if obstacle else (type_by_name(wanted or names[0]), "")
+    return type_by_name(wanted or names[0]), ""
 
 
 def row_chunks(n_rows: int, n_columns: int) -> Iterator[tuple[int, int]]:
@@ -204,8 +223,16 @@ def row_chunks(n_rows: int, n_columns: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + step, n_rows)) for first in range(0, n_rows, step))
 
 
-def _beyond_f16(rows: IntegerRows, numbers: Callable[[int, int], F32Array], what: str) -> str:
+def _beyond_f16(rows: IntegerRows) -> str:
     """Says which of the scales or offsets float16 does not hold; empty if it holds all."""
+    obstacle = _not_f16(rows, rows.scales, "scale")
+    if not obstacle and rows.offsets is not None:
+        obstacle = _not_f16(rows, rows.offsets, "offset")
+    return obstacle
+
+
+def _not_f16(rows: IntegerRows, numbers: Callable[[int, int], F32Array], what: str) -> str:
+    """See `_beyond_f16`."""
     n_groups = rows.row_length // rows.group
     for first, last in row_chunks(rows.n_rows, n_groups):
         values = numbers(first, last)
@@ -223,7 +250,9 @@ def _beyond_f16(rows: IntegerRows, numbers: Callable[[int, int], F32Array], what
 
 def f16_bits(values: F32Array) -> U16Array:
     """The bits of float16 numbers, row after row."""
-    return np.ascontiguousarray(values, np.float32).astype(np.float16).view(np.uint16).reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = np.ascontiguousarray(values, np.float32).astype(np.float16)
+    return rounded.view(np.uint16).reshape(-1)
 
 
 def _packer(rows: IntegerRows, outtype: TensorType) -> Callable[[int, int, U8Array], None]:

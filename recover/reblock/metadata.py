@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from recover._text import printable, quoted, some
-from recover.containers.gguf.header import ValueType, encode_key_value
+from recover.containers.gguf.header import ValueType, encode_key_value, encode_string
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, derived_metadata
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.model import Model
-from recover.errors import ReblockError
+from recover.errors import ReblockError, VocabularyError
 from recover.quants import TensorType
 from recover.reblock.source import Original, OriginalTensor
+from recover.reblock.vocabulary import PIECES, TOKENIZER, vocabulary_entries
 
-_TOKENS = "tokenizer.ggml.tokens"
-# What a model's folder may have of a vocabulary, and is not read.
-_UNREAD = ("tokenizer.json", "vocab.json", "tekken.json", "tiktoken.model")
-_READ_WITH_ARCH = "tokenizer.model"
+_TOKENS, _MODEL = "tokenizer.ggml.tokens", "tokenizer.ggml.model"
+_ARCHITECTURE = "general.architecture"
+# What a model's folder may have of a vocabulary; of some it is not read.
+_FILES = (
+    *(PIECES, TOKENIZER, "tokenizer_config.json", "added_tokens.json"),
+    *("vocab.json", "tekken.json", "tiktoken.model"),
+)
 _DROPPED = ("split.", IMATRIX_PREFIX, "recover.", "general.file_type")
 
 
@@ -105,19 +109,37 @@ def _some_names(tensors: Sequence[OriginalTensor]) -> str:
     return some([quoted(tensor.name) for tensor in tensors])
 
 
-def with_vocabulary_told(source: Original) -> Original:
-    """A source that says so if its output will have no vocabulary."""
-    key = _TOKENS.encode()
-    if any(entry[8:].startswith(key) for entry in source.metadata):
+def with_vocabulary(source: Original) -> Original:
+    """A source whose output gets the vocabulary that lies beside it, or that says there is none."""
+    if any(_is_of(entry, _TOKENS) for entry in source.metadata):
         return source
     folder = source.parts[0].parent
-    found = [name for name in (_READ_WITH_ARCH, *_UNREAD) if (folder / name).is_file()]
-    beside = ""
-    if found:
-        how = "is read with --arch only" if found[0] == _READ_WITH_ARCH else "is not read"
-        beside = f" ({found[0]} lies beside the model, but {how})"
+    found = [name for name in _FILES if (folder / name).is_file()]
+    beside = f" ({found[0]} lies beside the model, but is not read)" if found else ""
+    try:
+        entries = vocabulary_entries(folder, _architecture(source))
+    except VocabularyError as error:
+        entries, beside = [], f" ({error})"
+    if entries:
+        kept = [entry for entry in source.metadata if not _is_of(entry, _MODEL)]
+        own = [encode_key_value(*entry) for entry in entries]
+        parts = [folder / name for name in found if folder / name not in source.parts]
+        return replace(source, metadata=(*kept, *own), parts=(*source.parts, *parts))
     warning = (
         f"the output has no vocabulary{beside}, so that programs cannot turn text into tokens; take"
         " it from a GGUF file of the same model with --like OTHER.gguf"
     )
     return replace(source, warnings=(*source.warnings, warning))
+
+
+def _is_of(entry: bytes, key: str) -> bool:
+    """Whether an encoded entry has a key."""
+    return entry.startswith(encode_string(key))
+
+
+def _architecture(source: Original) -> str | None:
+    """What a source says that its architecture is."""
+    for entry in source.metadata:
+        if _is_of(entry, _ARCHITECTURE):
+            return bytes(entry[8 + len(_ARCHITECTURE) + 12 :]).decode()
+    return None

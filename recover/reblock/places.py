@@ -21,6 +21,8 @@ _BIASES = {
     "QWEN2": _QKV,
     "QWEN2MOE": _QKV,
     "DEEPSEEK2": frozenset(("exp_probs_b",)),
+    "GPT_OSS": _QKV
+    | {"attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"},
 }
 # The same, but only of versions since 2026.
 _NEWER_BIASES = {"QWEN2": frozenset(("output",)), "QWEN3": _QKV, "QWEN3MOE": _QKV}

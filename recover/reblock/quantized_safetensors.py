@@ -12,10 +12,21 @@ from recover.containers.huggingface.modules import (
     modules_of,
     read_quantization,
 )
+from recover.containers.huggingface.parameters import matrices_of, parameters_apart
 from recover.containers.safetensors.folder import INDEX
 from recover.containers.safetensors.reader import CONFIG, Model, Tensor
 from recover.errors import ReblockError, SafetensorsError
-from recover.reblock.drafts import Draft, draft_copy, draft_floats, draft_weight, finished
+from recover.reblock.blocks import with_scales
+from recover.reblock.drafts import (
+    Draft,
+    draft_copy,
+    draft_floats,
+    draft_weight,
+    finished,
+    stacked,
+    with_grid,
+)
+from recover.reblock.grids import CONDITIONS as GRID_CONDITIONS
 from recover.reblock.integers import Request
 from recover.reblock.schemes import Weight, all_schemes
 from recover.reblock.schemes.base import decoded
@@ -52,8 +63,10 @@ def _is_weight(tensor: Tensor) -> bool:
     return tensor.dtype not in (*FLOATS, "F64") and "weight" in leaf
 
 
-def open_integers(model: Model, request: Request, arch: str | None = None) -> Original:
-    """Read the integer weights of a model.
+def open_integers(
+    model: Model, request: Request, arch: str | None = None, n_threads: int | None = None
+) -> Original:
+    """Read the integer weights of a model: those that it stores, else those behind its floats.
 
     Parameters
     ----------
@@ -63,6 +76,8 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> Or
         What the user wants.
     arch : str, optional
         Architecture whose names and metadata the output gets; default: the model's own names.
+    n_threads : int, optional
+        For the search for integers in floats.
 
     Returns
     -------
@@ -74,15 +89,23 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> Or
         If a tensor is damaged, of an unknown scheme, or has no exact type.
     """
     warnings: list[str] = []
+    left_out: list[str] = []
     try:
+        is_quantized = holds_integers(model)
         drafts = list(_drafts(model))
+        if not is_quantized:
+            drafts = [with_grid(draft, request, n_threads) for draft in drafts]
         if arch is None:
             metadata = _own_metadata(model)
         else:
             from recover.reblock.architectures import apply_architecture
 
-            drafts, metadata, warnings = apply_architecture(model, drafts, arch)
-        tensors = [finished(draft, request, norms_as_f32=arch is not None) for draft in drafts]
+            drafts, metadata, warnings, left_out = apply_architecture(model, drafts, arch)
+        tensors = [
+            tensor
+            for draft in drafts
+            for tensor in with_scales(finished(draft, request, norms_as_f32=arch is not None))
+        ]
     except (ReblockError, SafetensorsError) as error:
         raise ReblockError(f"{printable(model.path)}: {error}") from None
     folder = model.parts[0].parent
@@ -94,21 +117,35 @@ def open_integers(model: Model, request: Request, arch: str | None = None) -> Or
         parts=(*model.parts, *beside),
         metadata=tuple(metadata),
         tensors=tuple(tensors),
-        conditions=CONDITIONS,
+        conditions=CONDITIONS if is_quantized else GRID_CONDITIONS,
         warnings=tuple(warnings),
+        left_out=tuple(left_out),
     )
 
 
 def _drafts(model: Model) -> Iterator[Draft]:
     method = read_quantization(model).get("quant_method")
-    for module in modules_of(model, recipe=""):
-        weight = _weight(module, _reason(method))
-        used = frozenset() if weight is None else weight.leaves
-        if weight is not None:
-            yield draft_weight(f"{module.name}.weight".lstrip("."), weight)
-        for leaf, tensor in module.tensors.items():
-            if leaf not in used and tensor.n_weights:
-                yield _plain(tensor, method)
+    for whole in modules_of(model, recipe=""):
+        rest, parameters = parameters_apart(whole)
+        for module in (rest, *parameters):
+            name = f"{module.name}.weight".lstrip(".") if module is rest else module.name
+            draft, used = _draft(name, module, _reason(method))
+            if draft is not None:
+                yield draft
+            for leaf, tensor in module.tensors.items():
+                if leaf not in used and tensor.n_weights:
+                    yield _plain(tensor, method)
+
+
+def _draft(name: str, module: Module, obstacle: str) -> tuple[Draft | None, frozenset[str]]:
+    """The draft of a module's weight, or stack of weights, and the arrays that it is made of."""
+    matrices = matrices_of(module)
+    weights = [_weight(each, obstacle) for each in ([module] if matrices is None else matrices)]
+    found = [weight for weight in weights if weight is not None]
+    if not found or len(found) < len(weights):
+        return None, frozenset()
+    drafts = [draft_weight(name, weight) for weight in found]
+    return drafts[0] if matrices is None else stacked(name, drafts), found[0].leaves
 
 
 def _weight(module: Module, obstacle: str) -> Weight | None:

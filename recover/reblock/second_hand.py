@@ -92,12 +92,13 @@ def _output_tensors(
         found = find_second_hand(tensor, n_threads=n_threads)
     if found is None:
         return _kept(tensor, ""), None
-    wanted = outtype or next(iter(types_for(found.reach)), "")
+    size = found.reach, found.reach, found.group
+    wanted = outtype or next(iter(types_for(*size)), "")
     what = (
         f"originally {n_bits(found.reach)}-bit integers times a BF16 scale per {found.group}"
         f" weights, through {found.chain}"
     )
-    if not holds(wanted, found.reach):
+    if not holds(wanted, *size):
         return _kept(tensor, f"{what}; {wanted or 'no type'} does not hold them exactly"), None
     return _recovered(tensor, found, type_by_name(wanted), what), found.chain
 

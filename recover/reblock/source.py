@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.quants import TensorType, U8Array
+from recover.quants import F32Array, TensorType, U8Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,9 @@ class OriginalTensor:
     reference : Callable or None
         ``reference(start, end) -> float64 (end - start,)``: code times scale in float64, straight
         from the source and by other means than `encode`, for the verification.
+    beside : float32 (n_matrices,) or None
+        What the decoded weights of each matrix of a stack are multiplied by to be those of
+        `reference`; the output has it as a tensor of its own.
     proven : bool
         Whether all the codes are beyond doubt under the conditions of the source; if not, the
         tensor is never called exact, however well it is written.
@@ -50,6 +53,7 @@ class OriginalTensor:
     reason: str
     encode: Callable[[int, int, U8Array], None]
     reference: Callable[[int, int], NDArray[np.float64]] | None
+    beside: F32Array | None = None
     proven: bool = True
 
     @property
@@ -76,6 +80,8 @@ class Original:
         What every claim of exactness rests on, for the report.
     warnings : tuple of str
         What the user should know.
+    left_out : tuple of str
+        Tensors of the source that are not written, such as those of a vision tower.
     """
 
     path: Path
@@ -84,3 +90,4 @@ class Original:
     tensors: tuple[OriginalTensor, ...]
     conditions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()

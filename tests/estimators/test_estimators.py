@@ -500,5 +500,7 @@ def test_a_broken_block_is_left_to_the_other_inputs(rng: np.random.Generator) ->
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(PlanError, match="method 'median' is unknown; known are best, linear"):
+    with pytest.raises(
+        PlanError, match="method 'median' is unknown; known are best, joint, linear"
+    ):
         estimator("median")

@@ -77,7 +77,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_names(installed: list[str]) -> None:
     """Other packages are looked at only where it matters, and cannot replace what ships."""
     assert estimator("linear").summary != Toy.SUMMARY
-    assert home.shipped_methods() == ("best", "linear", "midpoint", "posterior")
+    assert home.shipped_methods() == ("best", "joint", "linear", "midpoint", "posterior")
     assert installed == []
     assert method_names() == (*home.shipped_methods(), "empty", "gone", "toy")
     assert installed == ["recover.estimators"]

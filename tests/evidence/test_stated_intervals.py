@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from scipy.optimize import brentq
 from scipy.stats import truncnorm
 
 from recover.containers.gguf.tensor import Tensor
@@ -148,7 +147,10 @@ def even_table(kind: ScalarType) -> F32Array:
 def test_posterior_of_one_density_is_that_of_the_grid(
     mix: tuple[str, ...], estimate: str, rng: np.random.Generator
 ) -> None:
-    """Where both are told the same of the density they say the same."""
+    """Where both are told the same of the density they say the same.
+
+    But for weights that grids' reaches leave no place for: reaches of intervals are not used there.
+    """
     x = sample(rng)
     tables = [even_table(scalar(name)) for name in mix]
     plain = grids(mix, x)
@@ -165,7 +167,7 @@ def test_posterior_of_one_density_is_that_of_the_grid(
     out, other_tally, other_deviation = run("posterior", other, estimate, deviation=True)
     typical = np.repeat(np.sqrt(grid.scale[0] ** 2 / 12), 16)
     off = np.abs(out - expected)[typical > 0] / typical[typical > 0]
-    assert np.mean(off <= 2e-3) > 0.999
+    assert np.mean(off <= 2e-3) > 0.998
     assert np.sqrt(np.mean(off**2)) < 0.02
     if estimate == "mean":
         np.testing.assert_allclose(other_tally.array, tally.array, rtol=2e-3)
@@ -313,35 +315,6 @@ def test_posterior_against_the_naive_reference(
     np.testing.assert_allclose(np.median(ratio), 1, atol=0.01)
 
 
-def truncated_spread(inverse: float) -> float:
-    """Variance of a normal density of variance 1 / `inverse` between -1 and 1."""
-    return float(truncnorm(-(inverse**0.5), inverse**0.5, scale=inverse**-0.5).var())
-
-
-@pytest.mark.parametrize("reach", [0.55, 0.7, 1.0, 2.0])
-def test_bounds_that_are_wider_than_the_errors(reach: float, rng: np.random.Generator) -> None:
-    """The density between them has the variance that is stated, as the naive reference's."""
-    x = rng.standard_normal((64, 512), np.float32)
-    steps = np.full(512, 1 / 40, np.float32)
-    fine = round_columns(x, 100, 1e-5)
-    kind = IntervalType(name="wide", relative_mse=1e-4)
-    codes = np.rint(x / steps).astype(np.int64).reshape(-1)
-    wide = ColumnScaled(kind, codes, steps, reach=reach)
-    evidence = read([wide, fine], x.size)
-    out, _, deviation = run("posterior", evidence, deviation=True)
-    half = reach * steps[0]
-    inverse = brentq(lambda c: truncated_spread(c) - 1 / 12 / reach**2, 1e-3, 1e3)
-    scale = half * inverse**-0.5
-    lower, upper = bounds(evidence)
-    middle = evidence.interval_values[0].astype(np.float64)
-    reference = truncnorm((lower - middle) / scale, (upper - middle) / scale, middle, scale)
-    width = upper - lower
-    seen = width > 0.1 * half
-    off = (out - reference.mean())[seen] / width[seen]
-    assert np.sqrt(np.mean(off**2)) < 0.01
-    assert np.median(deviation[seen] / reference.std()[seen]) == pytest.approx(1, abs=0.02)
-
-
 def test_default_density_at_open_ends(rng: np.random.Generator) -> None:
     """Clipped weights are looked for around their value, on the inner side of which is a bound."""
     x = rng.standard_normal((64, 256), np.float32)
@@ -467,7 +440,9 @@ def test_shares() -> None:
     own = IntervalType(name="own", relative_mse=1e-4)
     assert tempering(alike, [alike]) == tempering(q6, [q6]) == tempering(q6, [alike]) < 1
     assert tempering(own, [own, own, q6]) == 1
-    assert interval_density(own)[0].tolist() == [0, 0, 1, -math.inf, math.inf]
+    assert interval_density(own)[0].tolist() == [0, 0, -1, -math.inf, math.inf]
+    normal = IntervalType(name="own", relative_mse=1e-4, noise=0.1)
+    assert interval_density(normal)[0].tolist() == [0, 0, 1, -math.inf, math.inf]
     uniform = IntervalType(name="own", relative_mse=1e-4, is_uniform=True)
     assert interval_density(uniform)[0].tolist() == [0, 0, 0, -math.inf, math.inf]
     single, several = interval_density(alike), interval_density(alike, [q6])

@@ -17,6 +17,7 @@ from recover.errors import ReblockError
 from recover.inputs.originals._fit import INEXACT, NONE, OFF_GRID, ON_GRID, ZERO
 from recover.inputs.originals.grid import STRICT, Floats, Grid, find_grid, read
 from recover.reblock.float_source import open_float_original
+from recover.reblock.integers import Request
 from recover.reblock.source import Original, OriginalTensor
 from tests.naive.grids import TYPES, coarsest_grids, rounded, stored_bytes
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
@@ -193,7 +194,8 @@ def write(path: Path, tensors: dict[str, tuple[str, F64]]) -> Path:
 def opened(
     folder: Path, tensors: dict[str, tuple[str, F64]], outtype: str | None = None
 ) -> Original:
-    return open_float_original(write(folder / "model.gguf", tensors), outtype)
+    request = Request(outtype=outtype and outtype.upper())
+    return open_float_original(write(folder / "model.gguf", tensors), request)
 
 
 def written(tensor: OriginalTensor) -> F64:
@@ -269,7 +271,7 @@ def test_with_a_wanted_type_patched_rows_are_written_apart(rng: Generator, tmp_p
 def test_a_file_that_changes_is_noticed(rng: Generator, tmp_path: Path) -> None:
     x = (integers(rng, 40, 512, 256, 127) * bf16_scales(rng, (40, 2, 1))).reshape(40, 512)
     path = write(tmp_path / "model.gguf", {"w": ("F32", x)})
-    (tensor,) = open_float_original(path, None).tensors
+    (tensor,) = open_float_original(path, Request()).tensors
     at = int(GGUFReader(path).tensors[0].data_offset)
     with path.open("r+b") as file:
         file.seek(at)
@@ -300,4 +302,4 @@ def test_from_the_command_line(rng: Generator, tmp_path: Path) -> None:
 def test_types_without_a_place_in_gguf_are_refused(tmp_path: Path) -> None:
     save_file({"w": np.ones((2, 32), np.uint8)}, tmp_path / "model.safetensors")
     with pytest.raises(ReblockError, match="'w' is U8, for which GGUF has no type"):
-        open_float_original(tmp_path / "model.safetensors", None)
+        open_float_original(tmp_path / "model.safetensors", Request())

@@ -49,6 +49,8 @@ class TestTooLarge:
 # Where a type keeps the f16 scale of its first block.
 SCALE_AT = {"Q5_K": 0, "Q4_K": 0, "Q2_K": 80}
 KINDS = tuple(SCALE_AT)
+# A network serves one set of inputs: without one of them it is the posterior that is left.
+WITHOUT_ONE = {"joint": "posterior"}
 
 
 class TestBrokenScales:
@@ -81,7 +83,8 @@ class TestBrokenScales:
         assert f"tensor '{UP}' holds NaN or infinite weights in {inputs[0]}: on 256" in warning
         weights = read_weights(output)
         of_all = merged(list(whole.values()), output, method=method, outtype="f32")
-        of_others = merged(inputs[1:], output, method=method, outtype="f32")
+        without = WITHOUT_ONE.get(method, method)
+        of_others = merged(inputs[1:], output, method=without, outtype="f32")
         np.testing.assert_array_equal(weights[Q], of_all[Q])
         flat, all_three = weights[UP].reshape(-1), of_all[UP].reshape(-1)
         np.testing.assert_array_equal(flat[256:], all_three[256:])

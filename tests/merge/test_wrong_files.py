@@ -227,7 +227,7 @@ def test_what_is_beside_a_model_is_no_matter(
 
 
 def test_rows_that_pad_the_vocabulary(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    """Embeddings of more rows than ``vocab_size`` are common; the others' rows are taken."""
+    """Embeddings of more rows than ``vocab_size`` are common; what all have is looked at."""
 
     def change(arrays: Arrays, _: object) -> None:
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -240,15 +240,48 @@ def test_rows_that_pad_the_vocabulary(home: Home, capsys: pytest.CaptureFixture[
     truth = read_weights(home.truth)["token_embd.weight"]
     np.testing.assert_allclose(read_weights(output)["token_embd.weight"], truth, 2**-11, 2**-25)
 
+    for pair in ([folder, home.gguf], [home.gguf, folder]):
+        assert main(["verify", *map(str, pair)]) == 0
+        assert (
+            f"only {folder} has 'token_embd.weight[64:]', 'output.weight[64:]': not compared"
+            in (capsys.readouterr().out)
+        )
+    report = str(home.output / "a.html")
+    assert main(["evaluate", str(home.gguf), "--truth", str(folder), "--report", report]) == 0
+    said = capsys.readouterr().err
+    for name in ("token_embd.weight", "output.weight"):
+        assert f"as many rows of {name!r}: the figures are of those that both have" in said
+
 
 def test_plans_of_other_models_are_refused(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """A dry run says what the merge would."""
     other = write_small(home.path / "o.gguf", small_weights(np.random.default_rng(9)), "F32")
     folder = write_parts(home.folder, *folder_parts(other, "fp8"))
-    command = ["merge", str(home.gguf), str(folder), "-o", str(home.output / "a"), "--dry-run"]
+    command = ["merge", str(home.gguf), str(folder), "-o", str(home.output / "a.gguf"), "--dry-run"]
     assert main(command) == 1
     assert f"{folder} and {home.gguf} are not quantized from the same" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
+
+
+def test_calibrations_by_tensors_of_another_model_are_refused(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A merged adapter changes some matrices only; so does a shard of another download."""
+
+    def change(arrays: Arrays, _: object) -> None:
+        one, two = UP, "model.layers.0.mlp.gate_proj"
+        for leaf in ("weight", "weight_scale_inv"):
+            names = f"{one}.{leaf}", f"{two}.{leaf}"
+            arrays[names[0]], arrays[names[1]] = arrays[names[1]], arrays[names[0]]
+
+    folder, output = home.write(change), home.output / "c.json"
+    command = ["calibrate", str(home.gguf), str(folder), "--truth", str(home.truth)]
+    assert main([*command, "-o", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert f"{folder}: was not quantized from {home.truth}" in error
+    assert "'blk.0.ffn_gate.weight', 'blk.0.ffn_up.weight'" in error
+    assert "leave it out" in error
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("is_truth", [True, False])

@@ -103,3 +103,4 @@ def test_what_is_left_out_is_said(
     assert f"warning: {said}" in err
     report = json.loads((tmp_path / "a.gguf.report.json").read_text())
     assert report["warnings"] == document["warnings"]
+    assert "model.layers.0.mlp.down_proj.bias" in report["left_out"]

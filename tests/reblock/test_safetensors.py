@@ -265,5 +265,6 @@ def test_fp8_with_other_scales_is_refused(rng: np.random.Generator, tmp_path: Pa
     assert result.tensors[0].relative_rmse < 1e-7
 
 
-def test_types_of_the_command_line_are_those_that_hold_integers() -> None:
-    assert set(_TYPES) == {"auto", "bf16"} | {name.lower() for name in types_of_integers()}
+def test_types_of_the_command_line_are_those_that_hold_originals() -> None:
+    others = {"auto", "bf16", "mxfp4", "nvfp4"}
+    assert set(_TYPES) == others | {name.lower() for name in types_of_integers()}

@@ -55,7 +55,7 @@ def test_a_missing_vocabulary_is_told_with_what_to_do(
     assert main(command) == 0
     err = capsys.readouterr().err
     assert SAID in err
-    assert "tokenizer.json lies beside the model, but is not read" in err
+    assert "tokenizer.json: a model of type 'None' is not read, BPE is" in err
     assert "--like OTHER.gguf" in err
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -63,15 +63,18 @@ def test_a_missing_vocabulary_is_told_with_what_to_do(
     assert any(SAID in warning for warning in document["warnings"])
 
 
-def test_a_vocabulary_that_only_an_architecture_reads(
-    rng: np.random.Generator, tmp_path: Path
-) -> None:
+def test_files_that_are_not_read_are_named(rng: np.random.Generator, tmp_path: Path) -> None:
+    source, _ = folder(tmp_path / "m", "qwen2", rng)
+    (source / "tekken.json").write_bytes(b"")
+    result = reblock(source, tmp_path / "a.gguf")
+    said = str(result.plan.source.warnings)
+    assert "tekken.json lies beside the model, but is not read" in said
+
+
+def test_a_damaged_vocabulary_is_refused(rng: np.random.Generator, tmp_path: Path) -> None:
     source, _ = folder(tmp_path / "m", "qwen2", rng)
     (source / "tokenizer.model").write_bytes(b"")
-    result = reblock(source, tmp_path / "a.gguf")
-    assert "tokenizer.model lies beside the model, but is read with --arch only" in str(
-        result.plan.source.warnings
-    )
+    assert "holds no tokens" in refusal(source, tmp_path)
 
 
 def test_metadata_and_vocabulary_from_another_file(

@@ -84,6 +84,10 @@ def _mutated(tensor: Tensor) -> Iterator[Tensor]:
                 yield replace(tensor, shape=other, raw=raw)
     for byte in (0, 0x7F, 0x80, 0xFF):
         yield replace(tensor, raw=np.full(n_bytes, byte, np.uint8))
+    if tensor.dtype in ("F32", "F16", "BF16"):  # the upper byte of each holds the sign
+        signs = np.zeros((n, n_bytes // n), np.uint8)
+        signs[:, -1] = 0x80
+        yield replace(tensor, raw=tensor.raw ^ signs.reshape(-1))
 
 
 def check_hostile(
@@ -116,5 +120,6 @@ def is_refused(module: Module) -> bool:
         n_most = max(8 * tensor.raw.size for tensor in module.tensors.values())
         assert matrix.n_rows * matrix.row_length <= n_most
         with np.errstate(all="ignore"):
-            state(matrix)
+            stated = state(matrix)
+        assert not np.any(stated.lower > stated.upper)
     return False

@@ -26,7 +26,12 @@ ENCODERS: dict[str, tuple[Encoder, dict[str, Any]]] = {
 }
 """By format: what makes the arrays of a module, and ``quantization_config``."""
 
-_DTYPES = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+_DTYPES = {
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+}
 _KINDS = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}
 MODULES = {
     "attn_q": "self_attn.q_proj",

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from recover.errors import RecoverError
+from tests.support.hf_folders import write_arrays
 from tests.support.reblock_files import read_gguf, reblock
 
 BF16 = ml_dtypes.bfloat16
@@ -35,9 +35,7 @@ def spread(values: Array, length: int, axis: int = -1) -> Array:
 def model(folder: Path, tensors: dict[str, Array], config: dict[str, Any] | None = None) -> Path:
     """A model folder."""
     folder.mkdir(exist_ok=True)
-    save_file(
-        {k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors"
-    )
+    write_arrays(folder / "model.safetensors", dict(sorted(tensors.items())))
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -71,6 +69,16 @@ def refusal(source: Path, folder: Path, **options: Any) -> str:
     assert text.isprintable()
     assert len(text) < 600
     return text
+
+
+LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def fp4_pairs(rng: np.random.Generator, *shape: int) -> tuple[Array, Array]:
+    """Bytes with two 4-bit floats each, the first in the lower half, and what they stand for."""
+    packed = rng.integers(0, 256, shape).astype(np.uint8)
+    codes = np.stack([packed & 15, packed >> 4], -1).reshape(*shape[:-1], -1)
+    return packed, np.where(codes & 8, -1, 1) * LEVELS[codes & 7]
 
 
 # compressed-tensors

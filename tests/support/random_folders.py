@@ -35,3 +35,22 @@ def write_safetensors(path: Path, arrays: Arrays) -> None:
         at += len(part)
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts.values()))
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface"
+NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+"""Architectures of which it is known what llama.cpp's converter makes of random weights."""
+
+
+def golden(name: str) -> dict[str, Any]:
+    """The configuration, the arrays and the tensors of a GGUF file (shape, type, digest)."""
+    found: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
+    return found
+
+
+def folder_of(known: Mapping[str, Any], path: Path) -> Path:
+    """A folder with these arrays and this configuration."""
+    path.mkdir()
+    write_safetensors(path / "model.safetensors", known["arrays"])
+    (path / "config.json").write_text(json.dumps(known["config"]))
+    return path

@@ -87,10 +87,29 @@ def mlx(n_weights: float) -> OriginalTensor:
     return quantized({**leaves, **numbers}, group_size=64)
 
 
+def mxfp4(n_weights: float) -> OriginalTensor:
+    """Blocks of 32."""
+    n = n_rows(n_weights)
+    codes = np.random.default_rng(1).integers(0, 256, (n, K // 2), np.uint8)
+    exponents = np.random.default_rng(2).integers(110, 124, (n, K // 32)).astype(np.uint8)
+    return quantized({"weight": ("U8", codes), "weight_scale": ("U8", exponents)})
+
+
+def nvfp4(n_weights: float) -> OriginalTensor:
+    """Blocks of 16, and a scale of the matrix."""
+    n = n_rows(n_weights)
+    codes = np.random.default_rng(1).integers(0, 256, (n, K // 2), np.uint8)
+    scales = np.random.default_rng(2).integers(56, 120, (n, K // 16)).astype(np.uint8)
+    leaves = {"weight": ("U8", codes), "weight_scale": ("F8_E4M3", scales)}
+    return quantized({**leaves, "weight_scale_2": ("F32", np.array(3e-5, np.float32))})
+
+
 SOURCES: dict[str, Callable[[float], OriginalTensor]] = {
     "Grok-1 int8 -> Q8_0": grok,
     "compressed-tensors int4 -> Q4_0": int4,
     "GPTQ 4-bit -> Q5_0": gptq,
     "AWQ 4-bit -> Q5_0": awq,
     "MLX 4-bit -> Q4_1": mlx,
+    "MXFP4 -> MXFP4": mxfp4,
+    "NVFP4 -> NVFP4": nvfp4,
 }

@@ -117,7 +117,7 @@ class ColumnScaled:
         value[:] = q * step
         lower[:] = np.where(q == -128, -np.inf, (q - self.reach) * step - slack)
         upper[:] = np.where(q == 127, np.inf, (q + self.reach) * step + slack)
-        variance[:] = step**2 / 12
+        variance[:] = self.type.noise * step**2
 
 
 def round_columns(x: F32Array, largest: float, relative_mse: float) -> ColumnScaled:

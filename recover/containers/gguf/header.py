@@ -16,7 +16,6 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Any, NamedTuple
 
 from recover._text import quoted
@@ -30,9 +29,10 @@ from recover.containers.gguf.cursor import (
     Cursor,
     ValueType,
 )
+from recover.containers.gguf.extents import TensorInfo, align, check_extents, told_by_size
 from recover.containers.gguf.older import described_older, widened
 from recover.errors import GGUFError, QuantError
-from recover.quants import TensorType, type_by_id
+from recover.quants import TensorType, types_by_id
 
 __all__ = [
     "MAX_NAME",
@@ -96,38 +96,6 @@ class KeyValue:
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor lies and what it is.
-
-    Attributes
-    ----------
-    name : str
-        For instance ``blk.0.attn_q.weight``.
-    dims : tuple of int
-        As GGUF stores them: ``dims[0]`` is the row length (ne0).
-    type : TensorType
-        How the weights are stored.
-    offset : int
-        Bytes from the start of the data section.
-    """
-
-    name: str
-    dims: tuple[int, ...]
-    type: TensorType
-    offset: int
-
-    @cached_property
-    def n_weights(self) -> int:
-        """Number of weights."""
-        return prod(self.dims)
-
-    @cached_property
-    def n_bytes(self) -> int:
-        """Number of stored bytes."""
-        return self.type.tensor_bytes(self.dims)
-
-
-@dataclass(frozen=True)
 class Header:
     """Everything in front of the tensors' data.
 
@@ -155,11 +123,6 @@ class Header:
         """The value of a metadata key, or `default`."""
         entry = self.metadata.get(key)
         return default if entry is None else entry.value
-
-
-def align(position: int, alignment: int) -> int:
-    """The first multiple of `alignment` at or behind `position`."""
-    return -(-position // alignment) * alignment
 
 
 def parse_header(buffer: bytes | memoryview) -> Header:
@@ -195,8 +158,9 @@ def parse_header(buffer: bytes | memoryview) -> Header:
         if tensors.setdefault(tensor.name, tensor) is not tensor:
             raise GGUFError(f"tensor {quoted(tensor.name)} is there twice")
     data_start = align(cursor.position, alignment) if tensors else cursor.position
-    _check_extents(tensors.values(), alignment, cursor.size - data_start)
-    return Header(version, metadata, tuple(tensors.values()), alignment, data_start)
+    infos = told_by_size(tuple(tensors.values()), alignment, cursor.size - data_start)
+    check_extents(infos, alignment, cursor.size - data_start)
+    return Header(version, metadata, infos, alignment, data_start)
 
 
 def _parse_version(cursor: Cursor) -> int:
@@ -259,41 +223,25 @@ def _parse_tensor(cursor: Cursor) -> TensorInfo:
         raise GGUFError(f"{cursor.what}: {n_dims} dimensions, more than {MAX_DIMS}")
     dims = cursor.sizes(n_dims) or (1,)
     try:
-        tensor_type = type_by_id(cursor.u32())
+        kinds = types_by_id(cursor.u32())
     except QuantError as error:
         raise GGUFError(f"{cursor.what}: {error}") from None
     if 0 in dims:
         raise GGUFError(f"{cursor.what}: shape {dims} has no weights")
-    if dims[0] % tensor_type.block_size:
+    offset = cursor.u64()
+    whole = [kind for kind in kinds if dims[0] % kind.block_size == 0]
+    if not whole:
         raise GGUFError(
             f"{cursor.what}: rows of {dims[0]} weights are no multiple"
-            f" of the {tensor_type.block_size} weights in a {tensor_type.name} block"
+            f" of the {kinds[0].block_size} weights in a {kinds[0].name} block"
         )
-    info = TensorInfo(name, dims, tensor_type, cursor.u64())
+    info = TensorInfo(name, dims, whole[0], offset)
     try:
         _ = info.n_bytes
     except QuantError as error:
         raise GGUFError(f"{cursor.what}: {error}") from None
     cursor.check_end()
     return info
-
-
-def _check_extents(tensors: Iterable[TensorInfo], alignment: int, available: int) -> None:
-    end, previous = 0, ""
-    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
-        if tensor.offset % alignment:
-            raise GGUFError(
-                f"tensor {quoted(tensor.name)}: offset {tensor.offset} is no multiple of the"
-                f" alignment {alignment}"
-            )
-        if tensor.offset < end:
-            raise GGUFError(f"tensor {quoted(tensor.name)} overlaps tensor {quoted(previous)}")
-        end, previous = tensor.offset + tensor.n_bytes, tensor.name
-        if end > available:
-            raise GGUFError(
-                f"tensor {quoted(tensor.name)} ends {end - available} bytes beyond the end of the"
-                " file; the file is truncated, or its header damaged"
-            )
 
 
 def encode_string(text: str) -> bytes:

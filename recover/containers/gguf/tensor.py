@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.model import BlockTensor
+from recover.containers.rows import blocks_of, type_of_blocks
 from recover.quants import F32Array, TensorType, U8Array
 
 
@@ -42,8 +43,18 @@ class Tensor(BlockTensor):
 
     @property
     def type(self) -> TensorType:
-        """How it is stored."""
+        """How its weights are stored, once interleaved rows are taken apart."""
+        return type_of_blocks(self.info.type)
+
+    @property
+    def stored_type(self) -> TensorType:
+        """How the file stores it."""
         return self.info.type
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of stored bytes."""
+        return self.info.n_bytes
 
     @property
     def n_weights(self) -> int:
@@ -56,7 +67,6 @@ class Tensor(BlockTensor):
         Raises
         ------
         QuantError
-            If they are not, or the type is stored by rows and they are no whole rows.
+            If they are not.
         """
-        position, row_length = self.info.type.position, self.info.dims[0]
-        return self.raw[position(start, row_length) : position(end, row_length)]
+        return blocks_of(self.raw, self.info.type, self.info.dims[0], start, end)

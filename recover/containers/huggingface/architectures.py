@@ -22,7 +22,7 @@ from typing import Any
 from recover._text import quoted
 from recover.errors import SafetensorsError
 
-_MAX_LAYERS = 4_096
+MAX_LAYERS = 4_096
 MAX_EXPERTS = 65_536
 """Far more than models have."""
 
@@ -120,6 +120,11 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     )
 
 
+def architecture_by_key(key: str) -> Architecture:
+    """What is known of an architecture by its name in gguf-py's ``MODEL_ARCH``."""
+    return next((each for each in _BY_MODEL_TYPE.values() if each.key == key), Architecture(key))
+
+
 def size_of(config: Mapping[str, Any], key: str, most: int = 1 << 31) -> int:
     """A whole number of the language model's configuration.
 
@@ -160,7 +165,7 @@ class Names:
 
         which = gguf.MODEL_ARCH[architecture.key]
         self.architecture: str = gguf.MODEL_ARCH_NAMES[which]
-        n_layers = size_of(config, "num_hidden_layers", _MAX_LAYERS)
+        n_layers = size_of(config, "num_hidden_layers", MAX_LAYERS)
         self._map = gguf.get_tensor_name_map(which, n_layers)
 
     def of(self, name: str) -> str | None:

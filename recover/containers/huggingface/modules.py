@@ -2,7 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,11 @@ QUANTIZATION_KEYS = ("quantization_config", "quantization", "compression_config"
 RECIPE = "recipe.yaml"
 _MOST_RECIPE = 1 << 20
 _PARAMETER = ".weight."
+_ALIASES = {
+    "scale_weight": "weight_scale",
+    "scale": "weight_scale",
+    "scale_input": "input_scale",
+}
 
 
 def read_recipe(folder: Path) -> str:
@@ -183,8 +188,31 @@ def modules_of(model: Model, recipe: str) -> list[Module]:
         stem, leaf = split_name(tensor.name)
         found.setdefault(stem, {})[leaf] = tensor
     return [
-        Module(stem, tensors, settings_of(config, stem), recipe) for stem, tensors in found.items()
+        Module(stem, with_usual_names(tensors), settings_of(config, stem), recipe)
+        for stem, tensors in found.items()
     ]
+
+
+def with_usual_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The arrays of a module by the names and types that most programs give them.
+
+    Scales are ``weight_scale``, though ComfyUI says ``scale_weight`` and DeepSeek, since its fourth
+    version, ``scale``. Two 4-bit floats per byte are U8, also where they are stored as I8 or F4.
+    """
+    weight = tensors.get("weight")
+    if weight is None or weight.dtype in FLOATS:
+        return tensors
+    found = dict(tensors)
+    for leaf, usual in _ALIASES.items():
+        if leaf in found and usual not in found:
+            found[usual] = found.pop(leaf)
+    scale = found.get("weight_scale")
+    if weight.dtype == "I8" and scale is not None and scale.dtype == "F8_E8M0":
+        found["weight"] = replace(weight, dtype="U8")
+    if weight.dtype == "F4" and weight.shape and weight.shape[-1] % 2 == 0:
+        shape = (*weight.shape[:-1], weight.shape[-1] // 2)
+        found["weight"] = replace(weight, dtype="U8", shape=shape)
+    return found
 
 
 def settings_of(config: Mapping[str, Any], stem: str) -> Mapping[str, Any]:

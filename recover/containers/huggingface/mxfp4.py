@@ -54,7 +54,7 @@ class Mxfp4Blocks:
         first, last = start // _BLOCK, end // _BLOCK
         packed = values(self.blocks).reshape(-1, 16)[first:last]
         out = np.empty((last - first) * self.type.type_size, np.uint8)
-        _repack(packed, values(self.scales).reshape(-1)[first:last], out)
+        repack(packed, values(self.scales).reshape(-1)[first:last], out)
         return out
 
 
@@ -75,7 +75,7 @@ def mxfp4_of(module: Module, leaf: str) -> Mxfp4Blocks:
 
 
 @kernel
-def _repack(packed: U8Array, scales: U8Array, out: U8Array) -> None:
+def repack(packed: U8Array, scales: U8Array, out: U8Array) -> None:
     """Blocks (n, 16) and exponents (n,) in GGUF's order (17 n,)."""
     for b in range(len(packed)):
         out[17 * b] = scales[b]

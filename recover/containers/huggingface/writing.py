@@ -38,6 +38,8 @@ from recover.containers.huggingface.naming import (
 )
 from recover.containers.huggingface.placing import Placed
 from recover.containers.huggingface.sizes import N_EXPERTS, check_sizes
+from recover.containers.huggingface.vocabulary.files import tokenizer_files
+from recover.containers.huggingface.vocabulary.metadata import has_vocabulary
 from recover.containers.model import Model, StoredTensor
 from recover.containers.safetensors.reader import CONFIG
 from recover.errors import PlanError, QuantError, SafetensorsError
@@ -142,6 +144,8 @@ def write_as_folder(
     PlanError
         If the architecture is not known, or a tensor has no place in it, or the folder's
         configuration contradicts them.
+    VocabularyError
+        If the metadata hold a vocabulary of a kind that is not known.
     """
     rebuilt = rebuilt_of(Said(model, tensors))
     architecture = str(model.get("general.architecture"))
@@ -200,7 +204,10 @@ def _rebuilt_files(
     model: Model, tensors: Mapping[str, StoredTensor]
 ) -> tuple[Config, dict[str, bytes], tuple[Path, ...]]:
     config = config_of(Said(model, tensors))
-    return config, {GENERATION: as_json(generation_of(model))}, ()
+    beside = {GENERATION: as_json(generation_of(model))}
+    if has_vocabulary(model):
+        beside |= tokenizer_files(model)
+    return config, beside, ()
 
 
 def _files_of(

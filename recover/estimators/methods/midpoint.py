@@ -94,6 +94,7 @@ def _close_codes(
     lower: F32Array,
     upper: F32Array,
 ) -> None:
+    """See `close_ends`; a step of a scalar input is ``2 |s (edge - level)|``."""
     for g in range(scale.size):
         if not np.isfinite(offset[g]) or scale[g] == 0:
             continue
@@ -117,6 +118,7 @@ def _close_intervals(
     lower: F32Array,
     upper: F32Array,
 ) -> None:
+    """See `close_ends`; a step of an interval input is ``sqrt(variance / noise)``."""
     for i in range(value.size):
         step = np.sqrt(variance[i] * per_noise)
         is_open = own_lower[i] == -np.inf, own_upper[i] == np.inf
@@ -159,9 +161,11 @@ def _move_into_cells(
     out: F32Array,
     tallies: NDArray[np.float64],
 ) -> bool:
-    """Replace linear estimates by midpoints; whether there are any conflicts.
+    """Replace linear estimates by midpoints, ``(low + high) / 2``; whether there are any conflicts.
 
-    The variances to expect and the conflicts of tensors of one size are added to their tallies.
+    The variance to expect is ``(high - low)^2`` times the noise of the finest input over the
+    squared width of its cell. Variances and conflicts of tensors of one size are added to their
+    tallies.
     """
     lanes = np.empty(16, np.float32)
     n_groups, some_contradict = variance.size // tallies.shape[0], False

@@ -34,6 +34,8 @@ a grid whose scale is no F16 number."""
 _SLACK = 1e-14
 _MAX_STACK = 256
 _MAX_ANCHORS = 8
+# So many magnitudes that are codes up to 16 of some scale are no coincidence.
+_FEWEST, _FEW_CODES = 5, 16
 _FREE = np.uint8(255)
 _FIRST_POWER = -220
 _POWERS = np.ldexp(1.0, np.arange(_FIRST_POWER, -_FIRST_POWER))
@@ -71,6 +73,10 @@ class Expected(NamedTuple):
     """Mantissa bits of the scale: 7 (BF16) or 10 (F16)."""
     most_off: int
     """Weights that may lie off the grid."""
+    extreme: int
+    """The code that the largest magnitude of a run has, in nearly all of them; 0 if there is none.
+
+    It tells the scale of a run whose codes have a factor in common."""
 
 
 class Scratch(NamedTuple):
@@ -108,7 +114,8 @@ class Fit(NamedTuple):
     status: int
     """`NONE`, `ZERO`, `ON_GRID`, `PATCHED` or `INEXACT`."""
     scale: float
-    """An F16 number if the status is `ON_GRID` or `PATCHED`; else 0."""
+    """An F16 number if the status is `ON_GRID` or `PATCHED`, some number if it is `INEXACT`, else
+    0."""
     n_off: int
     """Weights off the grid."""
     max_code: int
@@ -228,6 +235,15 @@ def _first_scale(low: float, n_bits: int) -> tuple[float, float]:
     return ceil(low / step * (1 - _SLACK)) * step, step
 
 
+@inlined
+def _all_have_codes(scale: float, n: int, storage: Storage, found: Scratch) -> bool:
+    """Whether each of n magnitudes is the rounding of a code times a scale."""
+    i = 0
+    while i < n and code_of(found.bits[i], scale, MAX_CODE, storage) > 0:
+        i += 1
+    return i == n
+
+
 @inner
 def _scale_in(
     low: float, high: float, n: int, n_bits_most: int, storage: Storage, found: Scratch
@@ -243,10 +259,7 @@ def _scale_in(
         for _ in range(1 if n_bits == 0 else 8):
             if scale > high * (1 + _SLACK) or scale > _LARGEST_F16:
                 break
-            i = 0
-            while i < n and code_of(found.bits[i], scale, MAX_CODE, storage) > 0:
-                i += 1
-            if i == n:
+            if _all_have_codes(scale, n, storage, found):
                 return scale
             scale += step
     return 0.0
@@ -266,18 +279,21 @@ def _is_possible(k: int, n: int, ratios: tuple[float, float], found: Scratch) ->
 
 
 @inner
-def _fit_all(n: int, expected: Expected, storage: Storage, found: Scratch) -> tuple[float, bool]:
-    """The coarsest F16 scale for n magnitudes, 0 if there is none; and whether any scale fits.
+def _fit_all(n: int, expected: Expected, storage: Storage, found: Scratch) -> tuple[float, float]:
+    """The coarsest F16 scale for n magnitudes, and the coarsest of any kind; 0 if there is none.
 
     The largest magnitude is some code k times the scale, which confines the scale to its preimage
-    over k. Each other magnitude, smallest first, leaves of that interval what fits one of its
-    possible codes; where several are possible, each is followed.
+    over k; the expected k is tried first. Each other magnitude, smallest first, leaves of that
+    interval what fits one of its possible codes; where several are possible, each is followed.
     """
     low, high, stack = found.low, found.high, found.stack
     ratios = (1 - _SLACK) / high[n - 1], (1 + _SLACK) / low[n - 1]
-    any_scale = False
-    for k in range(1, expected.max_code + 1):
-        if not _is_possible(k, n, ratios, found):
+    any_scale = 0.0
+    for trial in range(expected.max_code + 1):
+        k = trial if trial > 0 else expected.extreme
+        if any_scale > 0 and k > _FEW_CODES and n >= _FEWEST:
+            break  # a finer grid would explain it, too, by chance
+        if k == 0 or not _is_possible(k, n, ratios, found):
             continue
         stack[0, 0], stack[0, 1], stack[0, 2] = low[n - 1] / k, high[n - 1] / k, 0
         depth = 1
@@ -298,10 +314,11 @@ def _fit_all(n: int, expected: Expected, storage: Storage, found: Scratch) -> tu
                 a, b = max(a, low[i] / first), min(b, high[i] / first)
                 i += 1
             if i == n - 1 and a <= b * (1 + _SLACK):
-                any_scale = True
                 scale = _scale_in(a, b, n, expected.scale_bits, storage, found)
                 if scale > 0:
-                    return scale, True
+                    return scale, scale
+                if any_scale == 0 and _all_have_codes((a + b) / 2, n, storage, found):
+                    any_scale = (a + b) / 2
     return 0.0, any_scale
 
 
@@ -350,19 +367,23 @@ def _fit_most(n: int, expected: Expected, storage: Storage, found: Scratch) -> t
 @inner
 def _fit_run(n: int, expected: Expected, storage: Storage, found: Scratch) -> Fit:
     """The grid of a run of n distinct magnitudes; first of all an expected one."""
-    scale, any_scale, n_off = 0.0, False, 0
+    scale, any_scale, n_off = 0.0, 0.0, 0
     if n <= MAX_CODE:
-        scale, _ = _fit_all(n, expected, storage, found)
+        scale, any_scale = _fit_all(n, expected, storage, found)
     if scale > 0:
         return Fit(ON_GRID, scale, 0, MAX_CODE)
+    if any_scale > 0 and n >= _FEWEST and found.low[n - 1] < any_scale * (_FEW_CODES + 0.5):
+        return Fit(INEXACT, any_scale, 0, MAX_CODE)
     scale, n_off = _fit_most(n, expected, storage, found)
     if scale > 0:
         return Fit(PATCHED, scale, n_off, expected.max_code)
     if n <= MAX_CODE:
-        scale, any_scale = _fit_all(n, Expected(MAX_CODE, 10, 0), storage, found)
+        scale, any_scale = _fit_all(n, Expected(MAX_CODE, 10, 0, 0), storage, found)
     if scale > 0:
         return Fit(ON_GRID, scale, 0, MAX_CODE)
-    return Fit(INEXACT if any_scale else NONE, 0.0, 0, 0)
+    if any_scale > 0:
+        return Fit(INEXACT, any_scale, 0, MAX_CODE)
+    return Fit(NONE, 0.0, 0, 0)
 
 
 @inner
@@ -410,7 +431,7 @@ def read_runs(
         # Where several runs in a row have none, as in a row that was replaced, it is not searched
         # for long.
         most_off = expected.most_off if n_failed < 4 else 0
-        limited = Expected(expected.max_code, expected.scale_bits, most_off)
+        limited = Expected(expected.max_code, expected.scale_bits, most_off, expected.extreme)
         fit = _read_run(words[start:end], storage, limited, found, codes[start:end])
         status[run], scales[run] = fit.status, fit.scale
         n_failed = n_failed + 1 if fit.status == NONE else 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from recover._text import quoted
 from recover.errors import ReblockError
-from recover.quants import TensorType, U8Array, types_of_integers
+from recover.quants import TensorType, U8Array, type_by_name, types_of_integers
 
 BLOCK = 32
 """Weights that share a scale in the output types."""
@@ -38,19 +38,29 @@ def n_bits(reach: int) -> int:
     return min(sizes, default=_MOST_BITS)
 
 
-def types_for(reach: int) -> list[str]:
-    """Names of the types that hold a reach without an offset, the smallest first."""
+def types_for(reach: int, largest: int, group: int) -> list[str]:
+    """Names of the types that hold integers without an offset, the smallest first.
+
+    Parameters
+    ----------
+    reach, largest : int
+        See `recover.quants.base.Integers.holds`.
+    group : int
+        Weights that share a scale.
+    """
     return [
         name
         for name, each in types_of_integers().items()
-        if reach <= each.reach and not each.has_offset
+        if holds(name, reach, largest, group) and not each.has_offset
     ]
 
 
-def holds(type_name: str, reach: int) -> bool:
-    """Whether a type holds a reach; one that holds no integers does not."""
+def holds(type_name: str, reach: int, largest: int, group: int) -> bool:
+    """Whether a type holds integers; one that holds no integers does not."""
     integers = types_of_integers().get(type_name)
-    return integers is not None and reach <= integers.reach
+    if integers is None or group % type_by_name(type_name).block_size:
+        return False
+    return integers.holds(reach, largest)
 
 
 def as_float64(words: NDArray[Any], type_name: str) -> NDArray[np.float64]:
@@ -80,10 +90,15 @@ def pack_codes(
     out : uint8 (n_bytes,)
         The blocks.
     """
+    integers = types_of_integers()[outtype.name]
+    if integers.is_symmetric:
+        d16 = scales.astype(np.float16).view(np.uint16)
+        flat = codes.reshape(-1).astype(np.int8)
+        integers.pack(flat, d16, d16, flat.size // scales.size, out)
+        return
     blocks = codes.reshape(-1, BLOCK)
     d = np.repeat(scales, len(blocks) // scales.size)
     # The largest code has no positive counterpart: such blocks get a negative scale.
-    integers = types_of_integers()[outtype.name]
     sign = np.where(blocks.max(1) == integers.reach, -1, 1)
     signed = (blocks * sign[:, None]).astype(np.int8).reshape(-1)
     d = (d * sign).astype(np.float16)
@@ -95,16 +110,23 @@ def pack_codes(
 
 
 def products(
-    words: NDArray[Any], type_name: str, scales: NDArray[np.float64], name: str
+    stored: NDArray[np.float64], type_name: str, scales: NDArray[np.float64], name: str
 ) -> NDArray[np.float64]:
     """Code times scale of stored floats, by NumPy alone: codes by rounding, then checked.
+
+    Parameters
+    ----------
+    stored : float64 (n,)
+        See `as_float64`.
+    type_name, scales, name
+        Their type, the scales of their runs, and the tensor that they are of.
 
     Raises
     ------
     ReblockError
         If a product, rounded to the stored type, is not the stored number.
     """
-    values = as_float64(words, type_name).reshape(scales.size, -1)
+    values = stored.reshape(scales.size, -1)
     steps = np.where(scales > 0, scales, 1.0)[:, None]
     exact = np.rint(values / steps) * scales[:, None]
     if not np.array_equal(rounded(exact, type_name), values):

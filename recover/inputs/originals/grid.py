@@ -11,6 +11,7 @@ from recover.inputs.originals._fit import (
     INEXACT,
     MAX_CODE,
     NONE,
+    OFF_GRID,
     ON_GRID,
     PATCHED,
     STORAGES,
@@ -86,6 +87,8 @@ class Grid:
         What nearly all of its runs are.
     reach : int
         The largest magnitude of a code, or one more (see `recover.inputs.originals._fit.reach`).
+    largest : int
+        The largest magnitude of a code.
     off_rows : int64 (n,)
         Rows with weights off the grid, ascending.
     n_off : int
@@ -99,6 +102,7 @@ class Grid:
     run_length: int
     expected: Expected
     reach: int
+    largest: int
     off_rows: NDArray[np.int64]
     n_off: int
     n_failed: int
@@ -114,7 +118,7 @@ class Runs:
     codes : int16 (n,)
         `recover.inputs.originals._fit.OFF_GRID` where a weight is off the grid.
     scales : float64 (n_runs,)
-        F16 numbers; 0 for zeros and where there is no grid.
+        F16 numbers, but for runs that are `INEXACT`; 0 for zeros and where there is no grid.
     status : int8 (n_runs,)
         See `recover.inputs.originals._fit`.
     n_off : int
@@ -129,10 +133,10 @@ class Runs:
 
 def anything(run_length: int) -> Expected:
     """Any grid that can be found, with some weights off it."""
-    return Expected(MAX_CODE, 10, 2 + run_length // 64)
+    return Expected(MAX_CODE, 10, 2 + run_length // 64, 0)
 
 
-STRICT = Expected(MAX_CODE, 10, 0)
+STRICT = Expected(MAX_CODE, 10, 0, 0)
 """Any grid that can be found, with all weights on it."""
 
 
@@ -236,8 +240,8 @@ def _expected(rows: list[NDArray[Any]], type_name: str, run_length: int) -> Expe
     A patched weight may lie on a much finer grid together with the rest of its run; where all
     other runs are of int4 or have BF16 scales, it does not.
     """
-    of_blocks, scales = _reaches(rows, type_name, BLOCK)
-    of_runs, _ = _reaches(rows, type_name, run_length)
+    of_blocks, scales, _ = _reaches(rows, type_name, BLOCK)
+    of_runs, _, extremes = _reaches(rows, type_name, run_length)
     widest = anything(run_length)
     if not scales.size or not of_runs.size:
         return widest
@@ -247,20 +251,24 @@ def _expected(rows: list[NDArray[Any]], type_name: str, run_length: int) -> Expe
         if np.mean(of_blocks <= limit) >= 0.9 and np.mean(of_runs <= limit) >= 0.1:
             max_code = limit
     is_bf16 = scales.astype(np.float32).view(np.uint32) & 0xFFFF == 0
-    return Expected(max_code, 7 if np.mean(is_bf16) >= 0.9 else 10, widest.most_off)
+    usual = int(np.bincount(extremes).argmax())
+    extreme = usual if np.mean(extremes == usual) >= 0.9 else 0
+    return Expected(max_code, 7 if np.mean(is_bf16) >= 0.9 else 10, widest.most_off, extreme)
 
 
 def _reaches(
     rows: list[NDArray[Any]], type_name: str, length: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Reaches and scales of the runs that are on a grid throughout."""
-    reaches, scales = [], []
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Reaches, scales and largest magnitudes of the runs that are on a grid throughout."""
+    reaches, scales, extremes = [], [], []
     for row in rows:
         runs = read(row, type_name, length, STRICT)
-        is_on = runs.status == ON_GRID
-        reaches += [reach(codes) for codes in runs.codes.reshape(-1, length)[is_on]]
+        is_on = np.isin(runs.status, (ON_GRID, INEXACT))
+        codes = runs.codes.reshape(-1, length)[is_on]
+        reaches += [reach(each) for each in codes]
         scales.append(runs.scales[is_on])
-    return np.array(reaches, np.int64), np.concatenate(scales)
+        extremes.append(np.abs(codes).max(1).astype(np.int64))
+    return np.array(reaches, np.int64), np.concatenate(scales), np.concatenate(extremes)
 
 
 def _prime_factors(n: int) -> list[int]:
@@ -279,7 +287,7 @@ def _prove(
     """Read every run of the tensor, a tile at a time."""
     runs_per_row = floats.row_length // run_length
     is_off = np.zeros(floats.n_rows, np.bool_)
-    sums: list[tuple[int, int, int, int]] = []
+    sums: list[tuple[int, int, int, int, int]] = []
 
     def work(tile: Tile) -> None:
         words = floats.words(tile.start, tile.end)
@@ -288,13 +296,15 @@ def _prove(
         first = tile.start // floats.row_length
         is_off[first : first + len(status)] = ((status == NONE) | (status == PATCHED)).any(1)
         n_failed, n_inexact = (int(np.count_nonzero(status == kind)) for kind in (NONE, INEXACT))
-        sums.append((runs.n_off, n_failed, n_inexact, int(reach(runs.codes))))
+        far = int(np.abs(runs.codes[runs.codes != OFF_GRID]).max(initial=0))
+        sums.append((runs.n_off, n_failed, n_inexact, int(reach(runs.codes)), far))
 
     workers = [work] * (n_threads or available_cores())
     for_each_tile([floats.n_weights], workers, steps=[whole_rows(floats.row_length)])
-    n_off, n_failed, n_inexact, _ = (sum(each) for each in zip(*sums, strict=True))
+    n_off, n_failed, n_inexact = (sum(each) for each in list(zip(*sums, strict=True))[:3])
     n_runs = floats.n_rows * runs_per_row
     if n_failed > _MOST_FAILED_RUNS * n_runs or n_off > _MOST_OFF_WEIGHTS * floats.n_weights:
         return None
-    largest = max(each[3] for each in sums)
-    return Grid(run_length, expected, largest, np.flatnonzero(is_off), n_off, n_failed, n_inexact)
+    far, largest = max(each[3] for each in sums), max(each[4] for each in sums)
+    off_rows = np.flatnonzero(is_off)
+    return Grid(run_length, expected, far, largest, off_rows, n_off, n_failed, n_inexact)

@@ -80,7 +80,7 @@ def find_original(tensor: StoredTensor) -> tuple[RecoveredTensor, str] | None:
     if tensor.type.name != "Q8_0":
         return None
     found = find_second_hand(tensor)
-    if found is None or not holds(tensor.type.name, found.reach):
+    if found is None or not holds(tensor.type.name, found.reach, found.reach, BLOCK):
         return None
     if (encoded := _encoded_as(tensor, found)) is not None:
         return RecoveredTensor(tensor, found, encoded), encoded.name
@@ -94,7 +94,7 @@ def find_original(tensor: StoredTensor) -> tuple[RecoveredTensor, str] | None:
 
 def _encoded_as(tensor: StoredTensor, found: SecondHand) -> TensorType | None:
     """The type whose encoder made the integers; None if some block lacks its mark."""
-    names = [name for name in ("Q4_0", "Q5_0") if holds(name, found.reach)]
+    names = [name for name in ("Q4_0", "Q5_0") if holds(name, found.reach, found.reach, BLOCK)]
     if found.group != BLOCK or not names:
         return None
     n_blocks, lowest = tensor.n_weights // BLOCK, types_of_integers()[names[0]].reach

@@ -6,7 +6,7 @@ only one code leads to the stored byte.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +68,12 @@ class Blocks:
 
     tensor: StoredTensor
 
-    @cached_property
+    @property
     def row_length(self) -> int:
         """Weights of a row."""
         return self.tensor.dims[0]
 
-    @cached_property
+    @property
     def n_rows(self) -> int:
         """Number of rows."""
         return self.tensor.n_weights // self.row_length

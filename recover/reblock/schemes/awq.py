@@ -4,11 +4,10 @@ import numpy as np
 
 from recover.containers.huggingface.formats.awq import LEAVES, columns, layout
 from recover.containers.huggingface.modules import Module
-from recover.inputs.originals.packing import interleaved_nibbles
 from recover.quants import I8Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
-from recover.reblock.schemes.base import Weight, zero_range
+from recover.reblock.schemes.base import Weight, subtract_zeros, zero_range
 
 
 def read(module: Module) -> Weight | None:
@@ -21,16 +20,8 @@ def read(module: Module) -> Weight | None:
     words, zero_words, scale_rows = found.words, found.zero_words, found.scale_rows
 
     def codes(first: int, last: int, out: I8Array) -> None:
-        begin, end = first // 8, -(-last // 8)
-        whole = (
-            out
-            if (8 * begin, 8 * end) == (first, last)
-            else np.empty((8 * (end - begin), row_length), np.int8)
-        )
-        zeros = columns(zero_words, 8 * begin, 8 * end).astype(np.int8)
-        interleaved_nibbles(np.array(words[:, begin:end], np.uint32), zeros, group, whole)
-        if whole is not out:
-            out[:] = whole[first - 8 * begin : last - 8 * begin]
+        found.codes(first, last, out.view(np.uint8))
+        subtract_zeros(out, found.zeros(first, last).T, group)
 
     def reference(first: int, last: int) -> F64Array:
         numbers = columns(words, first, last).T.reshape(last - first, n_groups, group)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats import read_matrix
 from recover.containers.huggingface.modules import Module
-from recover.quants import Stated
+from recover.quants import I8Array, Stated
+from recover.reblock.blocks import BlockRows
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows, row_chunks
 
@@ -45,7 +46,7 @@ class Weight:
     ----------
     stored_as : str
         For people: ``GPTQ 4-bit``.
-    rows : IntegerRows or FloatRows
+    rows : IntegerRows, FloatRows or BlockRows
         The numbers, one row per output.
     leaves : frozenset of str
         The module's tensors that it is made of, or that have no place in GGUF.
@@ -54,7 +55,7 @@ class Weight:
     """
 
     stored_as: str
-    rows: IntegerRows | FloatRows
+    rows: IntegerRows | FloatRows | BlockRows
     leaves: frozenset[str]
     note: str = ""
 
@@ -78,6 +79,12 @@ def unpacked(words: NDArray[Any], n_bits: int) -> NDArray[np.int32]:
     shifts = np.arange(0, 32, n_bits, dtype=np.uint32)
     fields = (words[..., None] >> shifts) & np.uint32((1 << n_bits) - 1)
     return fields.astype(np.int32)
+
+
+def subtract_zeros(out: I8Array, zeros: NDArray[Any], group: int) -> None:
+    """Codes (n, row_length), filled in as uint8, less the zero points (n, n_groups)."""
+    grouped = out.reshape(len(out), -1, group)
+    np.subtract(grouped, zeros.astype(np.int8)[:, :, None], out=grouped)
 
 
 def zero_range(

@@ -15,7 +15,6 @@ from recover.containers.huggingface.formats.compressed_tensors import (
     packed,
 )
 from recover.containers.huggingface.modules import Module, as_float32, values
-from recover.inputs.originals.packing import nibbles_along_rows
 from recover.quants import F32Array, I8Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
@@ -23,6 +22,7 @@ from recover.reblock.schemes.base import (
     Weight,
     decoded,
     obstacle_of_order,
+    subtract_zeros,
     unpacked,
     zero_range,
 )
@@ -48,15 +48,9 @@ def _packed(found: Packed) -> Weight:
         return unpacked(words[first:last], n_bits).reshape(last - first, row_length) - half
 
     def codes(first: int, last: int, out: I8Array) -> None:
-        part = np.array(words[first:last], np.uint32)
-        if n_bits == 4:
-            nibbles_along_rows(part, 8, out)
-        elif n_bits == 8:
-            np.bitwise_xor(part.view(np.uint8), np.uint8(128), out=out.view(np.uint8))
-        else:
-            raw = part.view(np.uint8).reshape(last - first, -1)
-            unpack_rows(raw, n_bits, row_length, 0, out.view(np.uint8).reshape(-1))
-            out -= np.int8(half)
+        raw = np.array(words[first:last], np.uint32).view(np.uint8).reshape(last - first, -1)
+        unpack_rows(raw, n_bits, row_length, 0, out.view(np.uint8).reshape(-1))
+        out -= np.int8(half) if n_bits < 8 else np.int8(-half)
 
     return _weight(found, codes, numbers)
 
@@ -99,8 +93,7 @@ def _weight(
     def codes(first: int, last: int, out: I8Array) -> None:
         stored_codes(first, last, out)
         if zeros is not None and (low, high) != (0, 0):
-            grouped = out.reshape(last - first, n_groups, group)
-            grouped -= zeros(first, last).astype(np.int8)[:, :, None]
+            subtract_zeros(out, zeros(first, last), group)
 
     def reference(first: int, last: int) -> F64Array:
         found = numbers(first, last).reshape(last - first, n_groups, group)

@@ -4,7 +4,6 @@ import numpy as np
 
 from recover.containers.huggingface.formats.gptq import LEAVES, groups_of_columns, layout
 from recover.containers.huggingface.modules import Module
-from recover.inputs.originals.packing import bytes_along_columns, nibbles_along_columns
 from recover.quants import I8Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
@@ -13,6 +12,7 @@ from recover.reblock.schemes.base import (
     decoded,
     obstacle_of_order,
     streamed,
+    subtract_zeros,
     unpacked,
     zero_range,
 )
@@ -36,15 +36,8 @@ def read(module: Module) -> Weight | None:
     low, high = zero_range(n_rows, n_groups, zeros)
 
     def codes(first: int, last: int, out: I8Array) -> None:
-        strip = np.array(words[:, first:last], np.uint32)
-        if n_bits == 4:
-            nibbles_along_columns(strip, zeros(first, last).astype(np.int8), group, out)
-        elif n_bits == 8:
-            bytes_along_columns(strip, low, out)
-        else:
-            found.codes(first, last, out.view(np.uint8))
-            shifts = zeros(first, last).T.astype(np.int8)
-            out.reshape(last - first, n_groups, group)[:] -= shifts[:, :, None]
+        found.codes(first, last, out.view(np.uint8))
+        subtract_zeros(out, zeros(first, last).T, group)
 
     def reference(first: int, last: int) -> F64Array:
         if 32 % n_bits:

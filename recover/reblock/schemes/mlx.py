@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from recover.containers.huggingface.formats._codes import unpack_rows
 from recover.containers.huggingface.formats.mlx import LEAVES, is_stored, packed
 from recover.containers.huggingface.modules import Module, as_float32, values
-from recover.inputs.originals.packing import nibbles_along_rows
 from recover.quants import F32Array, I8Array
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import IntegerRows
@@ -28,12 +27,8 @@ def read(module: Module) -> Weight | None:
     all_scales, all_biases = values(scale), values(bias)
 
     def codes(first: int, last: int, out: I8Array) -> None:
-        part = np.array(words[first:last], np.uint32)
-        if n_bits == 4:
-            nibbles_along_rows(part, 0, out)
-        else:
-            raw = part.view(np.uint8).reshape(last - first, -1)
-            unpack_rows(raw, n_bits, row_length, 0, out.view(np.uint8).reshape(-1))
+        raw = np.array(words[first:last], np.uint32).view(np.uint8).reshape(last - first, -1)
+        unpack_rows(raw, n_bits, row_length, 0, out.view(np.uint8).reshape(-1))
 
     def scales(first: int, last: int) -> F32Array:
         return as_float32(scale, all_scales[first:last])

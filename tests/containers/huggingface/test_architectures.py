@@ -3,7 +3,6 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,23 +12,9 @@ from recover.containers.model import StoredTensor
 from recover.inputs.recorded import Input
 from tests.support.interpreters import interpreter_with, run_script
 from tests.support.models import ROOT
-from tests.support.random_folders import write_safetensors
+from tests.support.random_folders import NAMES, folder_of, golden, write_safetensors
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "huggingface"
-NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
-
-def golden(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
-    return found
-
-
-def folder_of(known: dict[str, Any], path: Path) -> Path:
-    path.mkdir()
-    write_safetensors(path / "model.safetensors", known["arrays"])
-    (path / "config.json").write_text(json.dumps(known["config"]))
-    return path
 
 
 def squeezed(dims: tuple[int, ...] | list[int]) -> list[int]:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import kernel
+from recover._compiled.jit import inner, kernel
 from recover.quants import U8Array
 
 
@@ -33,9 +33,7 @@ def unpack_rows(
             for k in range(m):
                 out[k] = line[column + k]
         elif n_bits == 4:
-            for k in range(m):
-                at = column + k
-                out[k] = (line[at >> 1] >> np.uint8(4 * (at & 1))) & np.uint8(15)
+            _split_nibbles(line, column, out)
         else:
             mask = np.uint32((1 << n_bits) - 1)
             for k in range(m):
@@ -45,6 +43,21 @@ def unpack_rows(
                     word |= np.uint32(line[(bit >> 3) + 1]) << np.uint32(8)
                 out[k] = np.uint8((word >> np.uint32(shift)) & mask)
         i, row, column = i + m, row + 1, 0
+
+
+@inner
+def _split_nibbles(line: U8Array, column: int, out: U8Array) -> None:
+    """Codes of 4 bits from a column on: two of each byte, the first in the lower half."""
+    odd, m = column & 1, out.size
+    if odd and m:
+        out[0] = line[column >> 1] >> np.uint8(4)
+    n_pairs, first = (m - odd) // 2, (column + odd) >> 1
+    for j in range(n_pairs):
+        byte = line[first + j]
+        out[odd + 2 * j] = byte & np.uint8(15)
+        out[odd + 2 * j + 1] = byte >> np.uint8(4)
+    if odd + 2 * n_pairs < m:
+        out[m - 1] = line[first + n_pairs] & np.uint8(15)
 
 
 @kernel

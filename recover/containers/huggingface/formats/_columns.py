@@ -16,6 +16,7 @@ from recover.quants import F32Array, U8Array
 WORDS = ("I32", "U32")
 
 Words = NDArray[np.uint32]
+_STRIP = 8
 _FAR = np.float32(np.inf)
 _ZERO = np.float32(0)
 
@@ -41,22 +42,30 @@ def unpack_columns(words: Words, n_bits: int, column: int, codes: U8Array) -> No
     taken as there are words.
     """
     n_words, n_rows = words.shape
-    whole = 1 if 32 % n_bits == 0 else n_bits  # words after which a code begins with a word again
+    # as many words as fill a cache line; or after which a code begins with a word again
+    whole = _STRIP if 32 % n_bits == 0 else n_bits
     for start in range(0, n_words, whole):
         first = column + 32 * start // n_bits
         for row in range(n_rows):
-            if whole == 1:
-                _split_word(words[start, row], n_bits, codes[row], first)
+            if whole == _STRIP:
+                _split_word(words, start, row, n_bits, codes[row], first)
             else:
                 _split_words(words, start, row, n_bits, codes[row], first)
 
 
 @inner
-def _split_word(word: np.uint32, n_bits: int, codes: U8Array, at: int) -> None:
-    mask = np.uint32((1 << n_bits) - 1)
-    for k in range(at, min(at + 32 // n_bits, codes.size)):
-        codes[k] = np.uint8(word & mask)
-        word >>= np.uint32(n_bits)
+def _split_word(words: Words, start: int, row: int, n_bits: int, codes: U8Array, at: int) -> None:
+    """The codes of some words, each with whole codes."""
+    n_each, mask = 32 // n_bits, np.uint32((1 << n_bits) - 1)
+    for w in range(start, min(start + _STRIP, words.shape[0])):
+        word, n = words[w, row], min(n_each, codes.size - at)
+        if n == 8 and n_bits == 4:
+            for k in range(8):
+                codes[at + k] = np.uint8((word >> np.uint32(4 * k)) & np.uint32(15))
+        else:
+            for k in range(n):
+                codes[at + k] = np.uint8((word >> np.uint32(n_bits * k)) & mask)
+        at += n_each
 
 
 @inner

@@ -306,6 +306,7 @@ def state_largest(
         The lowest and the highest code.
     largest : tuple of 2 float32 (n_blocks,)
         Between which numbers the largest magnitude is, of each block; infinite if it is not known.
+        Of damaged blocks, where it would be negative, nothing is said.
     stated : Stated
         What was stated of the weights.
     is_sure : bool
@@ -328,7 +329,7 @@ def _state_largest(
     lowest, highest = np.uint8(ends[0]), np.uint8(ends[1])
     for b in range(lows.size):
         low, high = lows[b], highs[b]
-        if not high < np.float32(np.inf):
+        if not -high <= low <= high < np.float32(np.inf):
             continue
         i, upto, n_found = b * block, min((b + 1) * block, codes.size), np.uint32(0)
         for q in codes[i:upto]:

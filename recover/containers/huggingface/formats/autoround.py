@@ -90,15 +90,38 @@ def read(module: Module) -> Grid | None:
 
 def _layout(module: Module, *, is_own: bool) -> _Layout | None:
     """The arrays, which are those of GPTQ or AWQ."""
+    known = as_known(module)
+    if not is_own or known is None:
+        return awq.layout(module) if _is_awq(module) else gptq.layout(module)
+    return awq.layout(known) if _is_awq(known) else gptq.layout(known)
+
+
+def _is_awq(module: Module) -> bool:
+    return module.config.get("quant_method") == "awq"
+
+
+def as_known(module: Module) -> Module | None:
+    """A module that AutoRound stored by its own name as one of the program whose layout it has.
+
+    None if it is none of those.
+
+    Raises
+    ------
+    SafetensorsError
+        If the weights were rotated.
+    """
     config, packing = module.config, str(module.config.get("packing_format"))
-    if not is_own:
-        return awq.layout(module) if config.get("quant_method") == "awq" else gptq.layout(module)
+    if config.get("quant_method") not in _METHODS or "qweight" not in module.tensors:
+        return None
+    rotations = sorted(key for key in config if "rotation" in key or "hadamard" in key)
+    if any(config[key] for key in rotations):
+        raise module.error(f"the weights were rotated ({rotations[0]}); take a file without it")
     if "awq" in packing:
-        return awq.layout(replace(module, config={"quant_method": "awq"}))
+        return replace(module, config={"quant_method": "awq"})
     is_named = "gptq" in packing and "gptqmodel" not in packing
     is_less = is_named or (module.integer("act_bits") or 16) <= 8
     known_as = {"quant_method": "gptq", "checkpoint_format": "gptq" if is_less else "gptq_v2"}
-    return gptq.layout(replace(module, config=known_as))
+    return replace(module, config=known_as)
 
 
 def _n_bits(found: _Layout) -> int:

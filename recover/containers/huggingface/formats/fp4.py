@@ -40,7 +40,7 @@ NVFP4_FITTED = IntervalType(name="NVFP4 (folder)", relative_mse=8.99e-3, is_unif
 MXFP4 = IntervalType(name="MXFP4 (folder)", relative_mse=1.3e-2, is_uniform=True)
 
 _GLOBAL_LEAVES = ("weight_scale_2", "weight_global_scale")
-_ACTIVATION_LEAVES = ("input_scale", "input_global_scale", "output_scale")
+ACTIVATION_LEAVES = ("input_scale", "input_global_scale", "output_scale")
 _POSITIVE = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 _LEVELS = np.concatenate((_POSITIVE, -_POSITIVE))
 _MOST, _NEGATIVE_ZERO = 7, 8
@@ -93,9 +93,48 @@ def _table(is_signed: bool, block: int, largest: float) -> F32Array:
     return table_of(levels, cells, _SLACK, likely, deviation=typical)[None]
 
 
-def read(module: Module) -> LevelMatrix | None:
-    """The weight of a module that is stored as 4-bit floats."""
-    module = _mlx_floats.renamed(module)
+class Layout(NamedTuple):
+    """The arrays of a module whose weight is stored as 4-bit floats."""
+
+    leaf: str
+    """Name of the codes."""
+    packed: Tensor
+    """(n_rows, row_length / 2)"""
+    scale: Tensor
+    """(n_rows, row_length / block)"""
+    is_nv: bool
+    """Whether it is NVFP4; else MXFP4."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self.packed.shape[0]
+
+    @property
+    def row_length(self) -> int:
+        """Weights of a row."""
+        return 2 * self.packed.shape[1]
+
+    @property
+    def block(self) -> int:
+        """Weights that share a scale."""
+        return 16 if self.is_nv else 32
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """The module's arrays that belong to it."""
+        own = {self.leaf, "weight_scale"}
+        return _mlx_floats.LEAVES.union(own, _GLOBAL_LEAVES, ACTIVATION_LEAVES)
+
+
+def layout(module: Module) -> Layout | None:
+    """The arrays of a module that stores 4-bit floats; None of any other.
+
+    Raises
+    ------
+    SafetensorsError
+        If an array is missing, or of a wrong shape, or the columns were scaled.
+    """
     leaf = next((each for each in ("weight_packed", "weight") if each in module.tensors), None)
     scale = module.tensors.get("weight_scale")
     if leaf is None or scale is None or module.tensors[leaf].dtype != "U8":
@@ -103,29 +142,38 @@ def read(module: Module) -> LevelMatrix | None:
     is_nv = scale.dtype == "F8_E4M3"
     if not is_nv and scale.dtype not in ("U8", "F8_E8M0"):
         return None
-    how = made_of_floats(module)
     if "pre_quant_scale" in module.tensors:
         raise module.error("columns were scaled before (pre_quant_scale); give a file without it")
     if "weight_zero_point" in module.tensors:
         raise module.error("4-bit floats with a weight_zero_point are not known")
-    packed = module.take(leaf, ("U8",), 2)
-    n_rows, row_length = packed.shape[0], 2 * packed.shape[1]
-    block = 16 if is_nv else 32
-    if row_length % block:
-        raise module.error(f"{row_length} columns are no whole number of blocks of {block}")
+    found = Layout(leaf, module.take(leaf, ("U8",), 2), scale, is_nv)
+    if found.row_length % found.block:
+        raise module.error(
+            f"{found.row_length} columns are no whole number of blocks of {found.block}"
+        )
     module.take("weight_scale", (scale.dtype,), 2)
-    module.expect("weight_scale", (n_rows, row_length // block))
-    find = _nv_scales(module, scale) if is_nv else _mx_scales(scale)
-    kind = (NVFP4_FITTED if is_closed(module) else NVFP4) if is_nv else MXFP4
+    module.expect("weight_scale", (found.n_rows, found.row_length // found.block))
+    return found
+
+
+def read(module: Module) -> LevelMatrix | None:
+    """The weight of a module that is stored as 4-bit floats."""
+    module = _mlx_floats.renamed(module)
+    found = layout(module)
+    if found is None:
+        return None
+    how = made_of_floats(module)
+    find = _nv_scales(module, found.scale) if found.is_nv else _mx_scales(found.scale)
+    kind = (NVFP4_FITTED if is_closed(module) else NVFP4) if found.is_nv else MXFP4
     return LevelMatrix(
-        n_rows=n_rows,
-        row_length=row_length,
+        n_rows=found.n_rows,
+        row_length=found.row_length,
         type=kind,
         has_cells=how is not Made.CORRECTING,
         seen_as="BF16",
-        leaves=_mlx_floats.LEAVES.union({leaf, "weight_scale"}, _GLOBAL_LEAVES, _ACTIVATION_LEAVES),
-        label="NVFP4" if is_nv else "MXFP4",
-        tell=_teller(packed.raw, block, find, is_closed(module)),
+        leaves=found.leaves,
+        label="NVFP4" if found.is_nv else "MXFP4",
+        tell=_teller(found.packed.raw, found.block, find, is_closed(module)),
     )
 
 
@@ -171,16 +219,27 @@ def _made(packed: U8Array, block: int, find: _Find) -> _Made:
     )
 
 
-def _nv_scales(module: Module, scale: Tensor) -> _Find:
-    """Scales of 8 bits, times the one of the matrix."""
+def common_scale(module: Module) -> tuple[np.float32, bool]:
+    """The scale of a whole NVFP4 matrix, and whether scales of blocks are divided by it.
+
+    Raises
+    ------
+    SafetensorsError
+        If there is none, or not one number.
+    """
     found = [each for each in _GLOBAL_LEAVES if each in module.tensors]
     if len(found) != 1:
         raise module.error(f"there is not one of {' and '.join(_GLOBAL_LEAVES)}")
     whole = module.tensors[found[0]]
     if whole.dtype != "F32" or whole.n_weights != 1:
         raise module.error(f"{found[0]} is {whole.dtype} of shape {list(whole.shape)}")
-    common, codes = np.array(values(whole), np.float32).reshape(()), scale.raw
-    divides = found[0] == "weight_global_scale"
+    return np.float32(values(whole).reshape(-1)[0]), found[0] == "weight_global_scale"
+
+
+def _nv_scales(module: Module, scale: Tensor) -> _Find:
+    """Scales of 8 bits, times the one of the matrix."""
+    common, divides = common_scale(module)
+    codes = scale.raw
 
     def find(first: int, last: int) -> tuple[F32Array, F32Array, F32Array]:
         with np.errstate(all="ignore"):

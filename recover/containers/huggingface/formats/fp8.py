@@ -41,7 +41,7 @@ FP8_E5M2 = IntervalType(name="FP8_E5M2", relative_mse=2.75e-3)
 SCALE_LEAVES = ("weight_scale_inv", "weight_scale")
 ACTIVATION_LEAVES = ("input_scale", "output_scale")
 _SCALE_TYPES = ("F32", "BF16", "F16", "F8_E8M0")
-_EXPONENTS = "F8_E8M0", "U8"
+EXPONENTS = "F8_E8M0", "U8"
 _MOST_SCALES = 1 << 22
 _KINDS = {"F8_E4M3": FP8, "F8_E5M2": FP8_E5M2}
 
@@ -91,16 +91,17 @@ def e4m3() -> NDArray[np.float64]:
     return np.where(code & 128, -magnitude, magnitude)
 
 
-def _e5m2() -> NDArray[np.float64]:
+def e5m2() -> NDArray[np.float64]:
     """The same of e5m2, the upper halves of float16 numbers."""
     numbers = (np.arange(256, dtype=np.uint16) << np.uint16(8)).view(np.float16)
-    return np.where(np.isnan(numbers), np.nan, numbers.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isnan(numbers), np.nan, numbers.astype(np.float64))
 
 
 @cache
 def _tables(dtype: str, is_clipped: bool) -> F32Array:
     """By arithmetic, what `recover.containers.huggingface.formats._levels.table_of` gives."""
-    levels = e4m3() if dtype == "F8_E4M3" else _e5m2()
+    levels = e4m3() if dtype == "F8_E4M3" else e5m2()
     most = float(np.max(levels[np.isfinite(levels)]))
     cells = nearest_cells(levels, np.inf if is_clipped else most * (1 + _LARGEST_SLACK))
     found = {
@@ -184,7 +185,7 @@ def read(module: Module) -> LevelMatrix | None:
         return _without_scale(module)
     stored = parse(module, tuple(_KINDS), leaf, in_groups=True)
     # Scales that are powers of two may be rounded down.
-    is_power = stored.scale.dtype in _EXPONENTS or module.config.get("scale_fmt") == "ue8m0"
+    is_power = stored.scale.dtype in EXPONENTS or module.config.get("scale_fmt") == "ue8m0"
     tables = _tables(weight.dtype, is_power or is_searched(module))
     n_rows, row_length = stored.n_rows, stored.row_length
     margin = TINY if stored.scale.dtype == "BF16" else _SMALLEST_HALF
@@ -220,7 +221,7 @@ def e8m0(exponents: NDArray[Any]) -> F32Array:
 
 def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """The fields of `Scales` for some of the stored scales, in their shape."""
-    found = e8m0(numbers) if stored.scale.dtype in _EXPONENTS else as_float32(stored.scale, numbers)
+    found = e8m0(numbers) if stored.scale.dtype in EXPONENTS else as_float32(stored.scale, numbers)
     arithmetic = np.empty(found.shape, np.uint8)
     # PyTorch divides by a single number in the type of the weights, whatever its own is.
     least = _EITHER if stored.scale.n_weights == 1 else _SINGLE

@@ -1,0 +1,1 @@
+"""Vocabularies: from the metadata of GGUF files to the files of Hugging Face's tokenizers."""

@@ -1,0 +1,40 @@
+"""Codes of three values: 0 where a weight is below half of the largest, otherwise its sign."""
+
+import numpy as np
+
+from recover._compiled.jit import kernel
+from recover.quants.base import F32Array, I8Array
+from recover.quants.interval import Stated
+
+_FAR = np.float32(np.inf)
+_SLACK = np.float32(2.0**-20)
+_F16_STEP = np.float32(2.0**-24)
+
+
+@kernel
+def fill_ternary(
+    digits: I8Array,
+    scale: F32Array,
+    is_f16: bool,
+    stated: Stated,
+) -> None:
+    """What digits (n,) say, which are multiplied by the scale (n / 64,) of their block.
+
+    The scale is that of the largest weight of the row, rounded to f16 or not.
+    """
+    value, lower, upper, variance = stated
+    for b in range(scale.size):
+        d = scale[b]
+        is_known = d > 0 and 0 < d * d * np.float32(1 / 12) < _FAR
+        slack = d * _SLACK + (d * np.float32(2.0**-11) + _F16_STEP if is_f16 else np.float32(0))
+        half, largest = d * np.float32(0.5), d + slack
+        for i in range(64 * b, 64 * b + 64):
+            q = digits[i]
+            value[i] = d * np.float32(q)
+            variance[i] = _FAR
+            lower[i], upper[i] = -_FAR, _FAR
+            if not is_known or q > 1:
+                continue
+            variance[i] = d * d * np.float32(1 / 12)
+            lower[i] = -largest if q < 0 else -half - slack if q == 0 else half - slack
+            upper[i] = -half + slack if q < 0 else half + slack if q == 0 else largest

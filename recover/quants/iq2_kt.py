@@ -1,0 +1,78 @@
+"""IQ2_KT: rows with one scale, a seed of 16 bits for 8 weights, 4-bit scales of 32 weights.
+
+Row: ``d`` f32, then the blocks: ``scales`` 4 bytes, seeds 64 bytes.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from recover._compiled.float16 import f32_from_bits
+from recover._compiled.jit import kernel
+from recover.quants._fields import double_word, half, word
+from recover.quants._hidden_scales import IK
+from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, SCALES, fill_group
+from recover.quants.base import F32Array, U8Array
+from recover.quants.interval import BlockIntervals, Stated
+
+
+@kernel
+def _unpack(raw: U8Array, is_first: bool, levels: F32Array, scale: F32Array) -> None:
+    """Mirrors `dequantize_row_iq2_kt`."""
+    for b in range(raw.size // 72):
+        block = raw[72 * b : 72 * b + 72]
+        d = f32_from_bits(np.uint32(double_word(block, 0)))
+        if is_first:
+            d *= FIRST_FACTOR
+        for s in range(8):
+            dl = d * SCALES[half(block, 4, s)]
+            scale[16 * b + 2 * s] = scale[16 * b + 2 * s + 1] = dl
+            for g in range(4 * s, 4 * s + 4):
+                at = 256 * b + 8 * g
+                fill_group(word(block, 8 + 2 * g), levels[at : at + 8], is_first)
+
+
+_ERRORS = errors(
+    8,
+    ((11, 7.08), (18, 7.73), (25, 8.77), (32, 10.6), (40, 13.4), (47, 17.6), (55, 23), (62, 28.6)),
+    (
+        *((2, 1), (7, 0.989), (16, 0.978), (27, 0.986), (39, 0.969)),
+        *((52, 0.894), (67, 0.744), (82, 0.56), (99, 0.443)),
+    ),
+)
+
+
+def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
+    n = stated.value.size
+    levels, scale = np.empty(n, np.float32), np.empty(n // 16, np.float32)
+    _unpack(raw, is_first, levels, scale)
+    unit = FIRST_UNIT if is_first else LEVELS
+    fill_soft(levels, scale, _ERRORS, unit, stated)
+
+
+IQ2_KT = BlockIntervals(
+    name="IQ2_KT",
+    type_id=153,
+    block_size=256,
+    type_size=68,
+    row_header=4,
+    file_types={151: "IQ2_KT"},
+    writer=IK,
+    relative_mse=0.115,
+    noise=1.0,
+    has_cells=False,
+    state=partial(_state, False),
+    twin="IQ2_KT_V1",
+)
+
+IQ2_KT_V1 = replace(
+    IQ2_KT,
+    name="IQ2_KT_V1",
+    is_alternative=True,
+    file_types={},
+    writer="ik_llama.cpp before June 2025",
+    state=partial(_state, True),
+    twin="IQ2_KT",
+)

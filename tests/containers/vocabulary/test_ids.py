@@ -1,0 +1,103 @@
+"""The files of a tokenizer make the ids that llama.cpp makes of the same vocabulary."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from recover.containers.gguf.reader import open_gguf
+from recover.containers.huggingface.vocabulary.files import tokenizer_files
+from recover.containers.huggingface.vocabulary.splits import SPLITS
+from tests.oracle.llama_vocabulary import LlamaVocabulary
+from tests.support import vocabularies
+from tests.support.many_scripts import lines
+
+pytestmark = pytest.mark.inference
+
+# One name of each way to cut.
+KINDS = {split[:2]: name for name, split in SPLITS.items() if split.of_bytes}.values()
+TEXTS = lines(80, seed=2, special=["<|begin|>", "<|end|>", "<s>", "</s>", *vocabularies.USER])
+TEXTS += ["x'sabc", "abCD", "\n\n\n", "x" + " " * 14 + "y", vocabularies.WHOLE, "a \n\n \n b"]
+TEXTS += [
+    "",
+    " ",
+    "\n",
+    "  ",
+    "a  b",
+    "12345678",
+    "x's y'S z'\u017f",
+    "\u0915\u094d\u0937",
+    "e\u0301",
+]
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    files = tokenizer_files(open_gguf(path))
+    return Tokenizer.from_str(files["tokenizer.json"].decode())
+
+
+def ids(tokenizer: Tokenizer, *, around: bool) -> list[list[int]]:
+    return [each.ids for each in tokenizer.encode_batch(TEXTS, add_special_tokens=around)]
+
+
+def check(path: Path) -> list[list[int]]:
+    tokenizer = tokenizer_of(path)
+    with LlamaVocabulary(path) as llama:
+        for around in (False, True):
+            found = ids(tokenizer, around=around)
+            expected = [llama.encode(text, around=around) for text in TEXTS]
+            wrong = [
+                (text, a, b) for text, a, b in zip(TEXTS, found, expected, strict=True) if a != b
+            ]
+            assert not wrong, f"{len(wrong)} of {len(TEXTS)} lines, the first: {wrong[0]}"
+    return found
+
+
+@pytest.mark.parametrize("pre", KINDS)
+def test_bytes(pre: str, tmp_path: Path) -> None:
+    check(vocabularies.write_byte_level(tmp_path / "a.gguf", pre))
+
+
+def test_the_texts_tell_ways_to_cut_apart(tmp_path: Path) -> None:
+    found: dict[str, list[str]] = {}
+    for pre in KINDS:
+        path = vocabularies.write_byte_level(tmp_path / f"{pre}.gguf", pre, add_bos_token=False)
+        key = str(ids(tokenizer_of(path), around=True))
+        found.setdefault(key, []).append(pre)
+    assert len(found) == len(KINDS), [names for names in found.values() if len(names) > 1]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"add_space_prefix": False},
+        {"add_eos_token": True, "add_bos_token": False},
+        {"general.name": "Phi-3 mini", "user": ("<tool>", "<b>")},
+    ],
+)
+def test_pieces(more: dict[str, Any], tmp_path: Path) -> None:
+    check(vocabularies.write_pieces(tmp_path / "a.gguf", **more))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"remove_extra_whitespaces": False}, {"add_space_prefix": False}],
+)
+def test_unigrams(more: dict[str, Any], tmp_path: Path) -> None:
+    check(vocabularies.write_unigram(tmp_path / "a.gguf", **more))
+
+
+def test_merges_of_pieces(tmp_path: Path) -> None:
+    check(vocabularies.write_merged_pieces(tmp_path / "a.gguf"))
+
+
+@pytest.mark.parametrize("write", [vocabularies.write_byte_level, vocabularies.write_pieces])
+def test_texts_come_back(write: Any, tmp_path: Path) -> None:
+    more = {"pre": "llama-bpe"} if write is vocabularies.write_byte_level else {}
+    tokenizer = tokenizer_of(write(tmp_path / "a.gguf", **more))
+    for text in TEXTS:
+        if not any(each in text for each in ("<", "\u2581", *vocabularies.USER_PIECES)):
+            found = tokenizer.encode(text, add_special_tokens=False).ids
+            assert tokenizer.decode(found, skip_special_tokens=False) == text

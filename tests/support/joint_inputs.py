@@ -1,0 +1,53 @@
+"""Inputs for the networks of the method `joint`, by the networks' names, and hard weights."""
+
+import numpy as np
+
+from recover.estimators import Tally, TileEstimator
+from recover.evidence.buffer import Source
+from recover.evidence.cells import intersect_cells
+from recover.quants import F32Array, U8Array, quantize, type_by_name
+
+
+def sources_of(name: str) -> list[Source]:
+    types, _, weighted = name.partition(" ")
+    return [
+        Source(type_by_name(each), weighted=bool(weighted), imatrix=weighted)
+        for each in types.split("+")
+    ]
+
+
+def encode(sources: list[Source], x: F32Array) -> list[U8Array]:
+    importance = np.random.default_rng(2).lognormal(0, 1, (x.shape[1],)).astype(np.float32)
+    return [quantize(x, each.type, importance if each.weighted else None) for each in sources]
+
+
+def run(
+    method: str, sources: list[Source], raws: list[U8Array], n: int
+) -> tuple[F32Array, F32Array, Tally, bool]:
+    """Estimates, deviations, the tally, and whether the estimates are in all cells."""
+    out, deviation, lower, upper = np.empty((4, n), np.float32)
+    tile = TileEstimator(sources, method)
+    tally = tile.estimate(raws, 0, n, out, deviation)
+    intersect_cells(tile.evidence, lower, upper)
+    return out, deviation, tally, bool(np.all((lower <= out) & (out <= upper)))
+
+
+def hard_weights(n: int = 64) -> dict[str, F32Array]:
+    """Superblocks (n, 256) that the posterior's assumptions do not fit, by what they are."""
+    rng = np.random.default_rng(3)
+    shape = n, 256
+    x = (0.05 * rng.standard_normal(shape)).astype(np.float32)
+    blocks = rng.normal(0, 0.2, (n, 8)).astype(np.float32).repeat(32, 1)
+    return {
+        "half pruned": np.where(rng.random(shape) < 0.5, np.float32(0), x),
+        "pruned": np.where(rng.random(shape) < 0.9, np.float32(0), x),
+        "dead rows": x * (rng.random((n, 1)) < 0.5).astype(np.float32),
+        "heavy tails": (0.02 * rng.standard_t(3, shape)).astype(np.float32),
+        "heaviest tails": (0.02 * rng.standard_t(2, shape)).astype(np.float32),
+        "outliers": np.where(rng.random(shape) < 0.01, 10 * x, x),
+        "far outliers": np.where(rng.random(shape) < 0.005, 50 * x, x),
+        "one sign": abs(x) + np.float32(0.01),
+        "blocks of one sign": x + blocks,
+        "tiny": x * np.float32(1e-4),
+        "zeros": np.zeros(shape, np.float32),
+    }

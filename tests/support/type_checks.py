@@ -1,0 +1,35 @@
+"""Checks of types that need nothing but the type (see `tests.conformance`)."""
+
+import copy
+import pickle
+
+import numpy as np
+
+from recover.quants import BlockIntervals, Stated, TensorType, dequantize, state_all
+
+
+def check_what_is_stated(kind: TensorType) -> None:
+    """Of any bytes: a value, bounds that hold one, and an error, or that nothing is known."""
+    assert isinstance(kind, BlockIntervals)
+    n_blocks = max(4096 // kind.block_size, 8)
+    raw = np.random.default_rng(3).integers(0, 256, n_blocks * kind.part_size, np.uint8)
+    n = n_blocks * kind.block_size
+    stated = Stated(*np.full((4, n), 7, np.float32))
+    with np.errstate(all="ignore"):
+        state_all(raw, kind, stated)
+        assert np.array_equal(stated.value, dequantize(raw, kind), equal_nan=True)
+    assert (stated.lower <= stated.upper).all()
+    assert (stated.variance > 0).all()
+    is_bounded = np.isfinite(stated.lower) | np.isfinite(stated.upper)
+    assert kind.has_cells or not is_bounded.any()
+    known = is_bounded & (np.abs(stated.value) < 1e30)
+    slack = 1e-5 * np.abs(stated.value[known]) + 1e-30
+    assert (stated.value[known] >= stated.lower[known] - slack).all()
+    assert (stated.value[known] <= stated.upper[known] + slack).all()
+    assert np.isinf(stated.variance[~np.isfinite(stated.value)]).all()
+
+
+def check_pickle(kind: TensorType) -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(kind, protocol)) is kind
+    assert copy.deepcopy([kind])[0] is kind
