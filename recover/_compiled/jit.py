@@ -55,10 +55,15 @@ _IMPORT = re.compile(r"^from recover([\w.]*) import (?:\(([^)]*)\)|(.*))", re.MU
 
 
 @cache
+def _source(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@cache
 def _imported(path: Path) -> tuple[Path, ...]:
     """Files of the package that a file of it imports at its top level."""
     found = []
-    for module, names, more in _IMPORT.findall(path.read_text(encoding="utf-8")):
+    for module, names, more in _IMPORT.findall(_source(path).decode()):
         base = _ROOT.joinpath(*module.split("."))
         candidates = [base.with_suffix(".py"), base / "__init__.py"]
         candidates += [base / f"{name}.py" for name in re.findall(r"\w+", names or more)]
@@ -81,7 +86,7 @@ def _sources_digest(path: Path) -> str:
     digest = hashlib.sha256()
     for source in sorted(sources):
         digest.update(str(source).encode())
-        digest.update(source.read_bytes())
+        digest.update(_source(source))
     return digest.hexdigest()[:16]
 
 

@@ -79,6 +79,10 @@ class HiddenScales:
         if not self._kinds:
             return
         n = tile.interval_values.shape[1]
+        cells = tile.interval_lower, tile.interval_upper
+        if len(tile.codes) + len(tile.interval_values) == 1:  # nothing narrows it
+            spread(cells[0][0], cells[1][0], *self._usual[:, 0, : -(-n // SUPERBLOCK)])
+            return
         lower, upper = np.empty((2, n), np.float32)
         alone = tile._replace(
             interval_lower=np.ascontiguousarray(tile.interval_lower[self._others]),
@@ -88,7 +92,6 @@ class HiddenScales:
         n_blocks = -(-n // SUPERBLOCK)
         possible = np.ascontiguousarray(self._possible[:, :, :n_blocks])
         ranges = np.ascontiguousarray(self._usual[:, :, :n_blocks])
-        cells = tile.interval_lower, tile.interval_upper
         self._narrow_all(cells, (lower, upper), possible, ranges)
         if _take_back(self._rows, cells, (lower, upper), possible, ranges):
             self._narrow_all(cells, (lower, upper), possible, ranges)
@@ -102,7 +105,7 @@ class HiddenScales:
         possible: F32Array,
         ranges: F32Array,
     ) -> None:
-        for _ in range(_N_ROUNDS):
+        for _ in range(_N_ROUNDS if len(self._rows) > 1 else 1):
             for place in range(len(self._rows)):
                 _narrow(place, self._rows, cells, known, possible, ranges)
 
@@ -201,13 +204,16 @@ def _left(
     for i in range(own[0].size):
         low, high = own[0][i], own[1][i]
         below, above = lower[i], upper[i]
-        # low * ratio <= above, high * ratio >= below; a division by an infinite number says nothing
-        if low > 0 and above > 0:
-            most = min(most, above / low * _OUTWARD)
-        elif low < 0 and above < 0:
-            least = max(least, above / low / _OUTWARD)
-        if high > 0 and below > 0:
-            least = max(least, below / high / _OUTWARD)
-        elif high < 0 and below < 0:
-            most = min(most, below / high * _OUTWARD)
+        # low * ratio <= above and high * ratio >= below; they are divided only where that excludes
+        # some: seldom.
+        if low > 0:
+            if 0 < above < low * most:
+                most = above / low * _OUTWARD
+        elif above < low * least and above < 0:
+            least = above / low / _OUTWARD
+        if high < 0:
+            if high * most < below < 0:
+                most = below / high * _OUTWARD
+        elif high * least < below and below > 0:
+            least = below / high / _OUTWARD
     return least, most

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover import PlanError
 from recover._compiled import lanes
 from recover._compiled.jit import bare_kernel
 from recover.estimators import Request, Tally, _product, estimator
@@ -497,10 +496,3 @@ def test_a_broken_block_is_left_to_the_other_inputs(rng: np.random.Generator) ->
     for method in ("linear", "midpoint", "posterior"):
         out, _ = run(method, load(mix, raws, x.size), x.size)
         np.testing.assert_allclose(out, dequantize(raws[1], type_by_name("Q4_K")), atol=0.2)
-
-
-def test_unknown_method() -> None:
-    with pytest.raises(
-        PlanError, match="method 'median' is unknown; known are best, joint, linear"
-    ):
-        estimator("median")

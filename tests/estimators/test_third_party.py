@@ -126,3 +126,8 @@ def test_all_commands(tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(["merge", *arguments, "--method", "median"])
     assert "'toy'" in capsys.readouterr().err
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(PlanError, match="method 'median' is unknown; known are best, joint"):
+        estimator("median")

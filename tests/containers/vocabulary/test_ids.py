@@ -59,6 +59,19 @@ def test_bytes(pre: str, tmp_path: Path) -> None:
     check(vocabularies.write_byte_level(tmp_path / "a.gguf", pre))
 
 
+def test_bytes_that_are_no_tokens(tmp_path: Path) -> None:
+    tokens, merges = vocabularies.byte_level()
+    kept = [token for token in tokens if not {"#", "\u0109", "\u0121"} & set(token)]
+    pairs = [each for each in merges if not {"#", "\u0109", "\u0121"} & set(each)]
+    entries = {"pre": "gpt-2", "tokens": kept, "merges": pairs, "add_bos_token": False}
+    path = vocabularies.write(tmp_path / "a.gguf", "gpt2", entries)
+    texts = ["a#n#d", "an\x7fd", "a\td and #", "##", "t#he t\x7f#he"]
+    tokenizer = tokenizer_of(path)
+    with LlamaVocabulary(path) as llama:
+        for text in texts:
+            assert tokenizer.encode(text).ids == llama.encode(text, around=True), text
+
+
 def test_the_texts_tell_ways_to_cut_apart(tmp_path: Path) -> None:
     found: dict[str, list[str]] = {}
     for pre in KINDS:

@@ -7,6 +7,7 @@ these functions of src/llama-vocab.cpp are mirrored: ``llm_tokenizer_bpe_session
 """
 
 import base64
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,6 @@ from recover.containers.huggingface.vocabulary.metadata import (
     TokenType,
     Vocabulary,
 )
-from recover.containers.huggingface.vocabulary.splits import Split
 from recover.errors import VocabularyError
 
 SPACE = "\u2581"
@@ -44,7 +44,7 @@ def tokenizer_parts(vocabulary: Vocabulary) -> Part:
         "padding": None,
         "added_tokens": added_tokens(vocabulary),
         "normalizer": _normalizer(vocabulary),
-        "pre_tokenizer": pre_tokenizer(vocabulary.split),
+        "pre_tokenizer": _pre_tokenizer(vocabulary),
         "post_processor": _post_processor(vocabulary),
         "decoder": _decoder(vocabulary),
         "model": _model(vocabulary),
@@ -95,8 +95,14 @@ def _normalizer(vocabulary: Vocabulary) -> Part | None:
     return _sequence("normalizers", [*parts, _replace({"String": " "}, SPACE)])
 
 
-def pre_tokenizer(split: Split) -> Part | None:
+def _pre_tokenizer(vocabulary: Vocabulary) -> Part | None:
     """What cuts a text."""
+    split = vocabulary.split
+    patterns = list(split.patterns)
+    # A byte without a token is left out of a text, but its neighbours are not merged across it.
+    missing = [chr(i) for i in range(128) if split.of_bytes and _spelt(i) not in vocabulary.numbers]
+    if missing:
+        patterns.append(f"[{re.escape(''.join(missing))}]")
     parts: list[Part] = [
         {
             "type": "Split",
@@ -104,11 +110,18 @@ def pre_tokenizer(split: Split) -> Part | None:
             "behavior": "Isolated",
             "invert": False,
         }
-        for pattern in split.patterns
+        for pattern in patterns
     ]
     if split.of_bytes:
         parts.append(_byte_level())
     return _sequence("pretokenizers", parts)
+
+
+def _spelt(byte: int) -> str:
+    """GPT-2's character for a byte of ASCII: itself if it can be seen, else one behind U+0100."""
+    if 33 <= byte < 127:
+        return chr(byte)
+    return chr(256 + min(33, byte))
 
 
 def _byte_level() -> Part:
