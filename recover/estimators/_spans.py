@@ -85,7 +85,7 @@ def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
     `Superblock.limit`) is a narrow normal one.
     """
     n = spans.values.size // spans.noise.size
-    for j in range(spans.noise.size):
+    for j in range(1, spans.noise.size):
         for i in range(16):
             at = j * n + 16 * (start + i)
             _confine(block, 16 * i, load(spans.lower, at), load(spans.upper, at))
@@ -100,13 +100,15 @@ def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
             usable = _is_usable(value, variance) & (abs(ratio) < _FAR)
             gradient, curvature, below, above = _density_of(spans, j, at)
             below, above, peak = fused(below, step, value), fused(above, step, value), value
-            if spans.fitted[j] != _ZERO:
-                lower, upper = load(spans.lower, at), load(spans.upper, at)
-                peak, half, fitted = _fit(value, lower, upper, variance)
-                if spans.fitted[j] > _ZERO:
-                    curvature = fused(fitted, spans.fitted[j] * (step * step), curvature)
-                else:
-                    below, above = larger(below, peak - half), smaller(above, peak + half)
+            lower, upper = load(spans.lower, at), load(spans.upper, at)
+            if j == 0:
+                _confine(block, 16 * i, lower, upper)
+            if spans.fitted[j] > _ZERO:
+                peak, fitted = _fit(value, lower, upper, variance)
+                curvature = fused(fitted, spans.fitted[j] * (step * step), curvature)
+            elif spans.fitted[j] < _ZERO:
+                middle, half = _core(value, lower, upper, variance)
+                below, above = larger(below, middle - half), smaller(above, middle + half)
             _look_within(block, 16 * i, where(usable, below, -_FAR), where(usable, above, _FAR))
             center = center_value(block, i)
             outlier = center * center > block.limit[i]
@@ -120,33 +122,32 @@ def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
 
 
 @bare_inlined
-def _fit(value: Any, lower: Any, upper: Any, variance: Any) -> Any:
-    """Densities between two bounds whose mean square distance from the value is the `variance`.
+def _core(value: Any, lower: Any, upper: Any, variance: Any) -> Any:
+    """The middle of two bounds, and the reach of a uniform density around it.
 
-    They lie around the middle of the bounds. Let v be the variance around that, over that of a
-    uniform density between the bounds, and h half their distance. A normal density has the
-    curvature ``-(1 - v) (3 + 4.5 v) / v / h**2``, within 3%; a uniform one reaches as far as
-    ``h sqrt(v)``. Where a bound is missing, or the bounds tell as much as the variance, the
-    curvature is 0 and the reach infinite.
-
-    Returns
-    -------
-    lanes
-        The middle, the reach of the uniform density, the curvature of the normal one in
-        `CURVATURE_UNIT`.
+    Its mean square distance from the value is the `variance`. The reach is infinite where a bound
+    is missing, or the bounds tell as much as the variance.
     """
     half, middle = (upper - lower) * _HALF, (upper + lower) * _HALF
-    off, whole = middle - value, half * half
+    off = middle - value
     square = np.float32(3) * (variance - off * off)
-    narrow = (square > _ZERO) & (square < whole) & (half < _FAR)
-    share = larger(square / whole, splat(_LEAST_SHARE))
+    narrow = (square > _ZERO) & (square < half * half) & (half < _FAR)
+    return where(narrow, middle, value), where(narrow, sqrt(square), splat(_FAR))
+
+
+@bare_inlined
+def _fit(value: Any, lower: Any, upper: Any, variance: Any) -> Any:
+    """The middle of two bounds, and in `CURVATURE_UNIT` the curvature of a normal density there.
+
+    As `_core`, with a normal density between the bounds. Let v be its variance over that of a
+    uniform one, h half the width: the curvature is ``-(1 - v) (3 + 4.5 v) / v / h**2``, within 3%.
+    """
+    half = (upper - lower) * _HALF
+    middle, reach = _core(value, lower, upper, variance)
+    share = larger(reach * reach / (half * half), splat(_LEAST_SHARE))
     curvature = (share - _ONE) * fused(share, np.float32(4.5), splat(np.float32(3)))
-    curvature = curvature * CURVATURE_UNIT / (share * whole)
-    return (
-        where(narrow, middle, value),
-        where(narrow, sqrt(square), splat(_FAR)),
-        where(narrow, curvature, _ZERO),
-    )
+    curvature = curvature * CURVATURE_UNIT / (share * half * half)
+    return middle, where(reach < _FAR, curvature, _ZERO)
 
 
 @bare_inlined

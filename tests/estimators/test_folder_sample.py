@@ -16,7 +16,7 @@ from recover.estimators import Tally, TileEstimator
 from recover.estimators import _folder_sample as folders
 from recover.estimators.error_calibration import calibrate_errors
 from recover.evidence.buffer import Source
-from recover.quants import F32Array, IntervalType, quantize, type_by_name
+from recover.quants import F32Array, IntervalType, ScalarType, quantize, type_by_name
 from tests.golden import make_sample, make_sample_folders
 from tests.support.foreign_modules import module_of, rounded
 from tests.support.stated_intervals import tensor_of
@@ -74,7 +74,8 @@ def inputs_of(names: Sequence[str], half: int) -> list[StoredTensor]:
 
 
 def source(tensor: StoredTensor) -> Source:
-    return Source(tensor.type, has_cells=getattr(tensor, "has_cells", True))
+    is_proof = isinstance(tensor.type, ScalarType) or getattr(tensor, "has_cells", False)
+    return Source(tensor.type, has_cells=is_proof)
 
 
 def run(names: Sequence[str], method: str, half: int) -> tuple[F32Array, F32Array, Tally]:

@@ -15,7 +15,7 @@ from recover.estimators import _folder_sample as folders
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.inputs.matching import typical_error
-from recover.quants import F32Array, quantize, type_by_name
+from recover.quants import F32Array, ScalarType, quantize, type_by_name
 from tests.golden.make_sample_folders import ALL
 from tests.support.foreign_modules import module_of
 from tests.support.stated_intervals import tensor_of
@@ -110,4 +110,4 @@ class Sets:
 
 
 def _has_cells(tensor: StoredTensor) -> bool:
-    return bool(getattr(tensor, "has_cells", True))
+    return isinstance(tensor.type, ScalarType) or bool(getattr(tensor, "has_cells", False))
