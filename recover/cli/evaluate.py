@@ -280,19 +280,40 @@ def print_divergence(results: "list[ModelErrors]") -> None:
     say()
     print_table(
         f"Divergence from the original on {first.n_tokens:,} tokens (nats; 99% intervals)",
-        ("model:", "mean KL", "interval", "median", "p90", "p99", "max", "KL - first", "interval"),
+        (
+            "model:",
+            "mean KL",
+            "interval",
+            "median",
+            "p90",
+            "p99",
+            "p99.9",
+            "max",
+            "KL - first",
+            "interval",
+        ),
         [(path, *_divergence_figures(each)) for path, each in read],
     )
     say()
     print_table(
         f"Most likely token, and perplexity (original: {first.ppl_truth:.4f})",
-        ("model:", "same top", "in top 5", "in top 10", "perplexity", "ln ratio", "std error"),
+        (
+            "model:",
+            "same top",
+            "in top 5",
+            "in top 10",
+            "rms dp",
+            "perplexity",
+            "ln ratio",
+            "std error",
+        ),
         [
             (
                 path,
                 f"{each.same_top:.2%}",
                 f"{each.top1_in_top5:.2%}",
                 f"{each.top1_in_top10:.2%}",
+                f"{each.rms_delta_p:.3%}",
                 f"{each.ppl:.4f}",
                 f"{each.ln_ppl_ratio:+.5f}",
                 f"{each.ln_ppl_ratio_se:.5f}",
@@ -318,6 +339,7 @@ def _divergence_figures(divergence: "Divergence") -> tuple[str, ...]:
         f"{divergence.kld_median:.4g}",
         f"{divergence.kld_p90:.4g}",
         f"{divergence.kld_p99:.4g}",
+        f"{divergence.kld_p999:.4g}",
         f"{divergence.kld_max:.4g}",
         *compared,
     )

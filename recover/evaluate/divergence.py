@@ -70,6 +70,10 @@ class Divergence:
         Share of the tokens after which both hold the same token for the most likely.
     top1_in_top5, top1_in_top10 : float
         Share after which the original's most likely token is among the model's 5 or 10.
+    kld_p999 : float
+        Quantile of the divergence, at 99.9%.
+    rms_delta_p : float
+        Root mean square change of the probability of the token that really follows.
     ppl, ppl_truth : float
         Perplexity of the model and of the original.
     ln_ppl_ratio : float
@@ -93,6 +97,8 @@ class Divergence:
     same_top: float
     top1_in_top5: float
     top1_in_top10: float
+    kld_p999: float
+    rms_delta_p: float
     ppl: float
     ppl_truth: float
     ln_ppl_ratio: float
@@ -158,8 +164,10 @@ def summarize(per_token: PerToken) -> Divergence:
     kl, rank = per_token.kl, per_token.rank
     if kl.size < 2:
         raise EvaluationError(f"{kl.size} scored tokens: at least 2 are needed for an interval")
-    median, p90, p95, p99 = (float(each) for each in np.quantile(kl, (0.5, 0.9, 0.95, 0.99)))
+    quantiles = np.quantile(kl, (0.5, 0.9, 0.95, 0.99, 0.999))
+    median, p90, p95, p99, p999 = map(float, quantiles)
     difference = per_token.nll - per_token.nll_truth
+    change = np.exp(-per_token.nll) - np.exp(-per_token.nll_truth)
     return Divergence(
         n_tokens=kl.size,
         mean_kld=float(kl.mean()),
@@ -172,6 +180,8 @@ def summarize(per_token: PerToken) -> Divergence:
         same_top=float(np.mean(rank == 0)),
         top1_in_top5=float(np.mean(rank < 5)),
         top1_in_top10=float(np.mean(rank < 10)),
+        kld_p999=p999,
+        rms_delta_p=float(np.mean(np.square(change)) ** 0.5),
         ppl=float(np.exp(per_token.nll.mean())),
         ppl_truth=float(np.exp(per_token.nll_truth.mean())),
         ln_ppl_ratio=float(difference.mean()),

@@ -112,12 +112,10 @@ def rows_of(kind: str, model: Path, text: Path, n_chunks: int, work: Path) -> No
     divergences = measure_divergence(paths, truth, text, n_chunks=n_chunks)
     for name, path, each, divergence in zip(files, paths, errors, divergences, strict=True):
         error = each.total
-        tokens = divergence.per_token
-        change = np.exp(-tokens.nll) - np.exp(-tokens.nll_truth)
         relative = 10 ** (-error.sqnr_db / 20) if error.mse else 0.0
         print(
             f"{kind:10}{name:16}{path.stat().st_size / 1e6:8.1f}{relative:11.2e}"
-            f"{error.exact_fraction:9.1%}{np.sqrt(np.square(change).mean()):11.3%}"
+            f"{error.exact_fraction:9.1%}{divergence.rms_delta_p:11.3%}"
             f"{divergence.same_top:10.2%}{divergence.mean_kld:12.2e}",
             flush=True,
         )
