@@ -130,7 +130,7 @@ def folder_options(
     """
     path = Path(output)
     if not (os.fspath(output).endswith(("/", os.sep)) or path.is_dir()):
-        if path.suffix != ".gguf":
+        if not path.name.lower().endswith(".gguf"):
             raise OutputError(
                 f"{printable(path)}: is neither a GGUF file nor a folder; let its name end in .gguf"
                 " or in /"

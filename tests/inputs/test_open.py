@@ -193,8 +193,11 @@ def test_metadata_comes_from_the_first_gguf_input(paths: Paths, tmp_path: Path) 
 
 
 def test_none_of_its_files_is_an_output(paths: Paths) -> None:
+    own = paths.toy / "model.json"
     with pytest.raises(OutputError, match="input"):
-        plan_merge([paths.fine, paths.toy], paths.toy / "model.json")
+        plan_merge([paths.fine, paths.toy], paths.toy.parent / "out.gguf", uncertainty=own)
+    with pytest.raises(OutputError, match="input"):
+        plan_bounds([paths.fine, paths.toy], own)
 
 
 def test_resume_knows_it_by_its_fingerprint(

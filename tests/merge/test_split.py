@@ -201,8 +201,7 @@ def test_keys_of_split_inputs_are_not_carried_over(tmp_path: Path) -> None:
     ("given_name", "stem"),
     [
         ("out.gguf", "out"),
-        ("out", "out"),
-        ("out.v1", "out.v1"),
+        ("out.v1.gguf", "out.v1"),
         (".gguf", ".gguf"),
         ("out-00001-of-00009.gguf", "out"),
         ("out-00002-of-00002.gguf", "out"),
@@ -276,11 +275,11 @@ def test_names_that_cannot_be_written(tmp_path: Path) -> None:
     source = small_model(tmp_path / "in.gguf", "Q4_0")
     (tmp_path / "folder-00002-of-00002.gguf").mkdir()
     refused = {
-        tmp_path: "no regular file",
-        Path("/dev/null"): "no regular file",
+        Path("/dev/null"): "is neither a GGUF file nor a folder; let its name end in .gguf or in /",
+        tmp_path / "out": "is neither a GGUF file nor a folder",
         tmp_path / "no" / "folder.gguf": "folder does not exist",
         tmp_path / "folder.gguf": "folder-00002-of-00002.gguf: is no regular file",
-        tmp_path / ("x" * 250): "cannot be written",
+        tmp_path / f"{'x' * 250}.gguf": "cannot be written",
     }
     for path, words in refused.items():
         with pytest.raises(OutputError, match=words):
