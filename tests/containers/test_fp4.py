@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recover.containers.huggingface.formats import Matrix, read_matrix
-from recover.containers.huggingface.formats.fp4 import MXFP4, NVFP4
+from recover.containers.huggingface.formats.fp4 import MXFP4, NVFP4, NVFP4_FITTED
 from recover.errors import SafetensorsError
 from tests.support.encoders.fp4 import encode_mxfp4, encode_nvfp4
 from tests.support.foreign_modules import (
@@ -58,7 +58,8 @@ def check(rng: np.random.Generator, shape: tuple[int, int], way: str) -> Matrix:
 def test_weights_lie_in_their_cells(way: str, rng: np.random.Generator) -> None:
     matrix = check(rng, (91, 1024), way)
     assert matrix.has_cells
-    assert matrix.type is (MXFP4 if way.startswith("MXFP4") else NVFP4)
+    fitted = NVFP4_FITTED if WAYS[way][2] else NVFP4
+    assert matrix.type is (MXFP4 if way.startswith("MXFP4") else fitted)
 
 
 @pytest.mark.slow

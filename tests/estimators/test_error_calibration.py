@@ -9,10 +9,10 @@ import scipy.stats
 from recover.estimators import Tally, TileEstimator, error_calibration
 from recover.estimators.error_calibration import WEIGHTS, calibrate_errors, kurtosis_of, sample_name
 from recover.evidence.buffer import Source
-from recover.quants import ScalarType, TensorType, VectorType, all_types, type_by_name
+from recover.quants import ScalarType, TensorType, VectorType, type_by_name
 from tests.golden import make_sample
 
-QUANTIZED = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
+QUANTIZED = make_sample.encoded_types()
 
 
 def source(text: str) -> Source:

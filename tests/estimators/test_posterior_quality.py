@@ -16,10 +16,10 @@ from recover.quants import (
     ScalarType,
     U8Array,
     VectorType,
-    all_types,
     dequantize,
     type_by_name,
 )
+from tests.golden.make_sample import encoded_types
 from tests.oracle import libggml
 from tests.oracle.weights import sentence_encoder_weights
 from tests.support.kinds import scalar
@@ -266,11 +266,7 @@ def test_uploads_of_one_type(
     check([*plain(name), *[searched] * (n - 1)], raws, weights, limit)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [k for k in all_types() if isinstance(k, ScalarType | VectorType)],
-    ids=lambda kind: kind.name,
-)
+@pytest.mark.parametrize("kind", encoded_types(), ids=lambda kind: kind.name)
 def test_one_input_is_never_worse_than_its_decoded_values(
     kind: ScalarType | VectorType, weights: F32Array, encoded: Callable[[str], U8Array]
 ) -> None:

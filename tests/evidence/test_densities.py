@@ -20,10 +20,11 @@ from recover.evidence.densities import (
 )
 from recover.quants import ScalarType, VectorType, all_types, dequantize, type_by_name
 from tests.golden.make_densities import encode
+from tests.golden.make_sample import encoded_types
 from tests.support.kinds import quantized, scalar
 
 SCALAR = [kind for kind in all_types() if isinstance(kind, ScalarType)]
-VECTOR = [kind for kind in all_types() if isinstance(kind, VectorType)]
+VECTOR = [kind for kind in encoded_types() if isinstance(kind, VectorType)]
 
 
 def distribution(row: NDArray[np.float32], reach: tuple[float, float]) -> NDArray[np.float64]:
