@@ -38,18 +38,29 @@ def test_tensors_of_a_type(name: str, tmp_path: Path) -> None:
     assert np.corrcoef(roots)[0, 1] > 0.7
 
 
-@pytest.mark.parametrize("name", ["IQ4_KSS", "IQ2_KL", "IQ4_KT", "IQ2_KS", "IQ5_KS"])
+def room_without_headers(name: str) -> int:
+    """Bytes of a type's golden rows as that script counts them, up to where the next begins."""
+    rows = rows_of(name)
+    return -(-(rows.raw.size - len(rows.raw) * rows.kind.row_header) // 32) * 32
+
+
+CUT = [
+    name
+    for name in ("IQ4_KSS", "IQ2_KL", "IQ4_KT", "IQ2_KS", "IQ5_KS")
+    if room_without_headers(name) < rows_of(name).raw.size  # otherwise the padding has the rest
+]
+
+
+@pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("is_last", [False, True])
 def test_files_without_the_headers_of_rows_are_named(
     name: str, is_last: bool, tmp_path: Path
 ) -> None:
     """A script that counts no headers gives a tensor too little room: its end is cut off."""
     kind, path = rows_of(name).kind, tmp_path / "a.gguf"
-    short = rows_of(name).raw.size - len(rows_of(name).raw) * kind.row_header
-    room = -(-short // 32) * 32
-    if room >= rows_of(name).raw.size:
-        pytest.skip("the padding has room for the headers")
-    path.write_bytes(file_of([part_of(name, room), *([] if is_last else [AFTER])]))
+    path.write_bytes(
+        file_of([part_of(name, room_without_headers(name)), *([] if is_last else [AFTER])])
+    )
     with pytest.raises(GGUFError) as caught:
         open_gguf(path)
     message = str(caught.value)
