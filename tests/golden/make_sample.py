@@ -11,8 +11,8 @@ from recover.calibration.simulate import DEGREES_OF_FREEDOM, importance
 from recover.estimators.error_calibration import WEIGHTS, sample_name
 from recover.quants import F32Array, ScalarType, TensorType, U8Array, VectorType, all_types
 from tests.golden import make_densities
+from tests.oracle import libggml
 
-_LAST_ENCODED = 40  # NVFP4
 SAMPLE = Path(__file__).parents[2] / "recover" / "data" / "sample.npz"
 # Of 1 to 16 the one whose factors are nearest to the mean; see
 # `recover.estimators.error_calibration`.
@@ -42,7 +42,9 @@ def encode(x: F32Array, kind: TensorType, number: int, seed: int = SEED) -> U8Ar
 def encoded_types() -> list[ScalarType | VectorType]:
     """The types that libggml encodes, by which the numbers of other programs are not meant."""
     kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
-    return [kind for kind in kinds if kind.type_id is not None and kind.type_id <= _LAST_ENCODED]
+    return [
+        kind for kind in kinds if kind.type_id is not None and kind.type_id <= libggml.LAST_TYPE_ID
+    ]
 
 
 def main() -> None:

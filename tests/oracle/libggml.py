@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+LAST_TYPE_ID = 40
+"""NVFP4; of others it has no encoder, or they are other programs'."""
+
 
 class _TypeTraits(ctypes.Structure):
     _fields_ = (
