@@ -127,7 +127,7 @@ def _define_unary(
         return generate(builder, args[0])
 
 
-def _call_llvm(
+def call_llvm(
     builder: Any,
     name: str,
     values: Sequence[Any],
@@ -152,7 +152,7 @@ def _method(name: str, *before: str) -> Callable[..., Any]:
 
 
 def _magnitude(builder: Any, value: Any) -> Any:
-    return _call_llvm(builder, "llvm.fabs", [value])
+    return call_llvm(builder, "llvm.fabs", [value])
 
 
 def _define_operators() -> None:
@@ -198,7 +198,7 @@ def pointer_to(context: Any, builder: Any, array_type: Any, array: Any, at: Any,
     return builder.bitcast(builder.gep(data, [at]), to.as_pointer())
 
 
-def _concatenate(builder: Any, first: Any, second: Any) -> Any:
+def concatenate(builder: Any, first: Any, second: Any) -> Any:
     """The bits of two masks as one 32-bit integer."""
     low, high = (builder.zext(builder.bitcast(mask, _WORD), _I32) for mask in (first, second))
     return builder.or_(low, builder.shl(high, _I32(LANES)))
@@ -333,7 +333,7 @@ def fused(_context: Any, factor: Any, other: Any, summand: Any) -> Any:
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         vectors = [_splat(builder, value, _F32_VECTOR) for value in args]
-        return _call_llvm(builder, "llvm.fmuladd", vectors)
+        return call_llvm(builder, "llvm.fmuladd", vectors)
 
     return f32_lanes(*operands), generate
 
@@ -355,7 +355,7 @@ def _choose(name: str, one: Any, other: Any) -> Any:
         return None
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call_llvm(builder, name, args, flags=("nnan",))
+        return call_llvm(builder, name, args, flags=("nnan",))
 
     return f32_lanes(one, other), generate
 
@@ -365,7 +365,7 @@ def sqrt(_context: Any, value: Any) -> Any:
     """Correctly rounded square roots."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call_llvm(builder, "llvm.sqrt", args)
+        return call_llvm(builder, "llvm.sqrt", args)
 
     return f32_lanes(f32_lanes), generate
 
@@ -375,7 +375,7 @@ def round_away(_context: Any, value: Any) -> Any:
     """C's `roundf`: to the nearest integer, halves away from zero."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call_llvm(builder, "llvm.round", args)
+        return call_llvm(builder, "llvm.round", args)
 
     return f32_lanes(f32_lanes), generate
 
@@ -412,86 +412,6 @@ def bits(_context: Any, value: Any) -> Any:
         return builder.bitcast(args[0], _I32_VECTOR)
 
     return i32_lanes(f32_lanes), generate
-
-
-@intrinsic
-def any_lane(_context: Any, mask: Any) -> Any:
-    """Whether the mask is true in any lane."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        word = builder.bitcast(args[0], _WORD)
-        return builder.icmp_unsigned("!=", word, _WORD(0))
-
-    return types.boolean(mask_lanes), generate
-
-
-@intrinsic
-def mask_bits(_context: Any, first: Any, second: Any) -> Any:
-    """Two masks as one unsigned integer: lane k is bit k of the first, bit 16 + k of the second."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _concatenate(builder, args[0], args[1])
-
-    return types.uint32(mask_lanes, mask_lanes), generate
-
-
-@intrinsic
-def first_lane(_context: Any, first: Any, second: Any) -> Any:
-    """The number of the first true lane of two masks, of which at least one is true."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        word = _concatenate(builder, args[0], args[1])
-        return builder.zext(builder.cttz(word, ir.IntType(1)(1)), ir.IntType(64))
-
-    return types.int64(mask_lanes, mask_lanes), generate
-
-
-@intrinsic
-def largest_lane(_context: Any, value: Any) -> Any:
-    """The largest of the lanes, none of which is NaN."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _call_llvm(builder, "llvm.vector.reduce.fmax", args, _F32, ("nnan",))
-
-    return types.float32(f32_lanes), generate
-
-
-@intrinsic
-def add_up(_context: Any, value: Any) -> Any:
-    """The sum of the lanes, added up one by one."""
-    if value != f32_lanes:
-        return None
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        total = builder.extract_element(args[0], _I32(0))
-        for lane in range(1, LANES):
-            total = builder.fadd(total, builder.extract_element(args[0], _I32(lane)))
-        return total
-
-    return types.float32(value), generate
-
-
-@intrinsic
-def sum_lanes(_context: Any, value: Any) -> Any:
-    """The sum of the lanes, added up in pairs: faster than `add_up`, and no order of ggml's."""
-    if value != f32_lanes:
-        return None
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        total, n = args[0], LANES
-        while n > 1:
-            n //= 2
-            unused = ir.Constant(total.type, ir.Undefined)
-            halves = [
-                builder.shuffle_vector(
-                    total, unused, ir.Constant(ir.VectorType(_I32, n), list(range(at, at + n)))
-                )
-                for at in (0, n)
-            ]
-            total = builder.fadd(*halves)
-        return builder.extract_element(total, _I32(0))
-
-    return types.float32(value), generate
 
 
 @intrinsic

@@ -3,16 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.across import add_up, any_lane
 from recover._compiled.jit import bare_inlined, inner, kernel
-from recover._compiled.lanes import (
-    add_up,
-    any_lane,
-    gather,
-    load,
-    load_bytes,
-    store,
-    to_f32,
-)
+from recover._compiled.lanes import gather, load, load_bytes, store, to_f32
 from recover.estimators.tally import ALONE
 from recover.evidence.buffer import Evidence, take_one
 from recover.quants import GROUP, F32Array, U8Array

@@ -5,17 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.across import sum_lanes
 from recover._compiled.jit import bare_inlined, bare_inner, bare_kernel
-from recover._compiled.lanes import (
-    larger,
-    load,
-    smaller,
-    splat,
-    sqrt,
-    store,
-    sum_lanes,
-    where,
-)
+from recover._compiled.lanes import larger, load, smaller, splat, sqrt, store, where
 from recover.estimators._joint_features import (
     PER_GROUP,
     PER_GROUP_AND_INPUT,

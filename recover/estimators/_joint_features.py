@@ -22,17 +22,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.across import largest_lane, sum_lanes
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import (
     gather,
     larger,
-    largest_lane,
     load,
     load_bytes,
     smaller,
     splat,
     store,
-    sum_lanes,
     to_f32,
     where,
 )

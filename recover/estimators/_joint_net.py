@@ -11,17 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recover._compiled.across import sum_lanes
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import (
-    fused,
-    larger,
-    load,
-    smaller,
-    splat,
-    sqrt,
-    store,
-    sum_lanes,
-)
+from recover._compiled.lanes import fused, larger, load, smaller, splat, sqrt, store
 from recover.quants import F32Array
 
 OUTPUTS = 8  # rows of the last layer, of which the first two are of use

@@ -8,18 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import (
-    add_up,
-    fused,
-    larger,
-    largest_lane,
-    load,
-    smaller,
-    splat,
-    store,
-    where,
-)
+from recover._compiled.lanes import fused, larger, load, smaller, splat, store, where
 from recover.estimators._product_tables import CENTER_UNIT, CURVATURE_UNIT, Others
 from recover.estimators._superblock import OUTLIER, Superblock, center_value
 from recover.quants import F32Array

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import add_up, fused, largest_lane, load, splat, store, where
+from recover._compiled.lanes import fused, load, splat, store, where
 from recover.estimators._product_tables import CURVATURE_UNIT, Scalars, Spans
 from recover.estimators._spans import accumulate_spans, begin_with_spans
 from recover.estimators._superblock import (

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.across import add_up, any_lane
 from recover._compiled.jit import bare_inlined, bare_inner, bare_kernel
 from recover._compiled.lanes import (
-    add_up,
-    any_lane,
     fused,
     gather,
     larger,

@@ -8,19 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from recover._compiled.across import add_up, any_lane
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import (
-    add_up,
-    any_lane,
-    fused,
-    larger,
-    load,
-    smaller,
-    splat,
-    sqrt,
-    store,
-    where,
-)
+from recover._compiled.lanes import fused, larger, load, smaller, splat, sqrt, store, where
 from recover.estimators._product_tables import CENTER_UNIT, CURVATURE_UNIT, Scalars, Spans
 from recover.estimators._superblock import OUTLIER_ERROR, Superblock, center_value, first_value
 from recover.quants import F32Array

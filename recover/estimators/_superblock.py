@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recover._compiled.across import add_up
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import (
-    add_up,
     fused,
     gather,
     larger,

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from recover._compiled.across import first_lane, mask_bits
 from recover._compiled.jit import bare_inlined
-from recover._compiled.lanes import first_lane, load_bytes, mask_bits
+from recover._compiled.lanes import load_bytes
 
 
 @bare_inlined

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recover._compiled.across import largest_lane
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import largest_lane, load, splat, where
+from recover._compiled.lanes import load, splat, where
 from recover.quants import GROUP, F32Array, ScalarType, U8Array
 
 # Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recover._compiled.across import add_up
 from recover._compiled.float16 import f32_from_bits, read_f16
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import add_up, gather, load_bytes, store, where
+from recover._compiled.lanes import gather, load_bytes, store, where
 from recover.quants._fields import double_word
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Hidden, Stated

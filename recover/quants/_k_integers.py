@@ -4,17 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from recover._compiled.across import any_lane
 from recover._compiled.jit import inner
-from recover._compiled.lanes import (
-    any_lane,
-    load,
-    load_bytes,
-    splat,
-    store,
-    store_bytes,
-    to_f32,
-    where,
-)
+from recover._compiled.lanes import load, load_bytes, splat, store, store_bytes, to_f32, where
 from recover.quants._search import SMALLEST, nearest_int
 from recover.quants.base import F32Array, U8Array
 

@@ -8,17 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from recover._compiled.across import first_lane, largest_lane, mask_bits
 from recover._compiled.jit import inlined, inner, kernel
-from recover._compiled.lanes import (
-    first_lane,
-    largest_lane,
-    load,
-    load_bytes,
-    mask_bits,
-    store_bytes,
-    truncate,
-    where,
-)
+from recover._compiled.lanes import load, load_bytes, store_bytes, truncate, where
 from recover.quants._search import sum_of_squares, transpose, weigh
 from recover.quants.base import F32Array, I8Array, U8Array, table
 

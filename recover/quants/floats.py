@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from recover._compiled.across import any_lane
 from recover._compiled.float16 import f16_to_f32, f32_from_bits, f32_to_bf16, f32_to_f16
 from recover._compiled.jit import kernel
-from recover._compiled.lanes import LANES, any_lane, load, splat, store_f16
+from recover._compiled.lanes import LANES, load, splat, store_f16
 from recover.quants._float_cells import narrow_bf16, narrow_exact, narrow_f16
 from recover.quants.base import F32Array, FloatType, U8Array
 

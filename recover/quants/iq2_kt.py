@@ -3,7 +3,6 @@
 Row: ``d`` f32, then the blocks: ``scales`` 4 bytes, seeds 64 bytes.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +12,7 @@ from recover._compiled.jit import kernel
 from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors, fill_soft
-from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, SCALES, fill_group
+from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, SCALES, fill_group, first_generation
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -67,12 +66,4 @@ IQ2_KT = BlockIntervals(
     twin="IQ2_KT_V1",
 )
 
-IQ2_KT_V1 = replace(
-    IQ2_KT,
-    name="IQ2_KT_V1",
-    is_alternative=True,
-    file_types={},
-    writer="ik_llama.cpp before June 2025",
-    state=partial(_state, True),
-    twin="IQ2_KT",
-)
+IQ2_KT_V1 = first_generation(IQ2_KT, _state, twin="IQ2_KT")

@@ -4,7 +4,6 @@ Row: ``d`` f32, then the blocks: ``scales`` 4 bytes (of 32 weights), seeds 64 by
 The signs are those of the weights (``x < 0``): the one thing that the codes prove.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ from recover._compiled.jit import kernel
 from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors, fill_soft
-from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group
+from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -89,12 +88,4 @@ IQ3_KT = BlockIntervals(
     twin="IQ3_KT_V1",
 )
 
-IQ3_KT_V1 = replace(
-    IQ3_KT,
-    name="IQ3_KT_V1",
-    is_alternative=True,
-    file_types={},
-    writer="ik_llama.cpp before June 2025",
-    state=partial(_state, True),
-    twin="IQ3_KT",
-)
+IQ3_KT_V1 = first_generation(IQ3_KT, _state, twin="IQ3_KT")

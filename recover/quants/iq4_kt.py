@@ -5,7 +5,6 @@ then the scale in 7 bits, then bits 12 to 14 of eight seeds), ``ql`` 64 bytes, `
 first generation has the average of the row, f32, behind ``d``; it is added to all weights.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,7 @@ from recover._compiled.jit import kernel
 from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors, fill_soft
-from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group
+from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -81,12 +80,4 @@ IQ4_KT = BlockIntervals(
     state=partial(_state, False),
 )
 
-IQ4_KT_V1 = replace(
-    IQ4_KT,
-    name="IQ4_KT_V1",
-    is_alternative=True,
-    row_header=8,
-    file_types={},
-    writer="ik_llama.cpp before June 2025",
-    state=partial(_state, True),
-)
+IQ4_KT_V1 = first_generation(IQ4_KT, _state, row_header=8)

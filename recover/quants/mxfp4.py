@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
+from recover._compiled.across import largest_lane
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import largest_lane, load, where
+from recover._compiled.lanes import load, where
 from recover.quants._fp4 import LEVELS, encode_fp4, nearest_cells, renumber
 from recover.quants._legacy import join_nibbles, split_nibbles
 from recover.quants.base import F32Array, ScalarType, U8Array

@@ -6,9 +6,10 @@ are its first 8 weights.
 
 import numpy as np
 
+from recover._compiled.across import largest_lane
 from recover._compiled.float16 import f32_bits
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import largest_lane, load
+from recover._compiled.lanes import load
 from recover.quants._fp4 import LEVELS, encode_fp4, nearest_cells, renumber
 from recover.quants.base import F32Array, ScalarType, U8Array
 

@@ -7,18 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from recover._compiled.across import any_lane
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import (
-    any_lane,
-    load,
-    load_bytes,
-    splat,
-    store,
-    store_bytes,
-    to_f32,
-    where,
-)
+from recover._compiled.lanes import load, load_bytes, splat, store, store_bytes, to_f32, where
 from recover.quants._k_scales import pack_pairs
 from recover.quants._marks import Marks, f16_at, is_scale
 from recover.quants._search import (

@@ -5,17 +5,10 @@ Block: ``d`` f16, ``qs`` 32 signed bytes. Unpacked codes are shifted by 128 to b
 
 import numpy as np
 
+from recover._compiled.across import largest_lane
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import kernel
-from recover._compiled.lanes import (
-    largest_lane,
-    load,
-    load_bytes,
-    round_away,
-    store_bytes,
-    truncate,
-    where,
-)
+from recover._compiled.lanes import load, load_bytes, round_away, store_bytes, truncate, where
 from recover.quants._legacy import inverse, write_u16
 from recover.quants._marks import Marks, code_mark, marks_of_codes
 from recover.quants.base import (

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.across import any_lane
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import any_lane, gather, load, load_bytes, splat, store, where
+from recover._compiled.lanes import gather, load, load_bytes, splat, store, where
 from recover.estimators._combine import add_variance, combine, group_variances, take_finest
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators.tally import CONFLICTS, VARIANCE
