@@ -94,11 +94,16 @@ def matrices_of(module: Module) -> list[Module] | None:
 
 
 def _part(leaf: str, tensor: Tensor, i: int, n: int) -> Tensor:
-    """What matrix `i` of `n` has of an array."""
+    """What matrix `i` of `n` has of an array of a module."""
     if leaf == _SHAPE:
         sizes = values(tensor).reshape(-1)[-2:]
         return replace(tensor, shape=(sizes.size,), raw=np.array(sizes).view(np.uint8))
     if not tensor.shape or tensor.shape[0] != n:
         return tensor
+    return part_of(tensor, i, n)
+
+
+def part_of(tensor: Tensor, i: int, n: int) -> Tensor:
+    """Matrix `i` of an array of `n`, or what is beside it."""
     size = tensor.raw.size // n
     return replace(tensor, shape=tensor.shape[1:], raw=tensor.raw[i * size : (i + 1) * size])

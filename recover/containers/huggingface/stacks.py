@@ -7,20 +7,18 @@ words), its scales and biases likewise. FP8 folders of fused experts have ``X.ex
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from recover._text import quoted
 from recover.containers.huggingface.architectures import MAX_EXPERTS
 from recover.containers.huggingface.modules import FLOATS, Module
+from recover.containers.huggingface.parameters import parameters_apart, part_of
 from recover.containers.safetensors.reader import Tensor
 from recover.errors import SafetensorsError
 
 _SWITCH = re.compile(r"(?P<stem>.+)\.switch_mlp\.(?P<rest>gate_proj|up_proj|down_proj)")
 _STACK = re.compile(r"(?P<stem>.+\.experts)\.(?P<rest>(gate|up|down|gate_up)_proj)")
-_FUSED = re.compile(r"(?P<rest>gate_up_proj|down_proj)(?P<more>_scale_inv|_scale|_input_scale)?")
-_LEAVES = {None: "weight", "_scale_inv": "weight_scale_inv", "_scale": "weight_scale"}
 _BIAS = "bias"
 
 
@@ -63,19 +61,18 @@ def _is_stack(tensor: Tensor | None) -> bool:
 
 
 def _of_fused(module: Module) -> Iterator[Module]:
-    """The modules of arrays whose names end with what they are, and what is left of the module."""
-    stacks: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-    for leaf in module.tensors:
-        match = _FUSED.fullmatch(leaf)
-        if match is not None and _is_stack(module.tensors.get(match["rest"])):
-            own = _LEAVES.get(match["more"], "input_scale")
-            stacks[match["rest"]][own] = module.tensors[leaf]
-    taken = {id(tensor) for stack in stacks.values() for tensor in stack.values()}
+    """The modules of parameters that are stacks, and what is left of the module."""
+    stacks = [
+        each
+        for each in parameters_apart(module)[1]
+        if _STACK.fullmatch(each.name) and _is_stack(each.tensors.get("weight"))
+    ]
+    taken = {id(tensor) for stack in stacks for tensor in stack.tensors.values()}
     left = {leaf: each for leaf, each in module.tensors.items() if id(each) not in taken}
     if left:
         yield replace(module, tensors=left)
-    for name, stack in stacks.items():
-        yield from _of_stack(replace(module, tensors=stack), module.name, name)
+    for stack in stacks:
+        yield from _of_stack(stack, module.name, stack.name.removeprefix(f"{module.name}."))
 
 
 def _of_stack(module: Module, stem: str, name: str) -> Iterator[Module]:
@@ -87,7 +84,7 @@ def _of_stack(module: Module, stem: str, name: str) -> Iterator[Module]:
     n_experts = stacked["weight"].shape[0]
     _check(stacked, n_experts)
     for number in range(n_experts):
-        own = {leaf: _part(each, number) for leaf, each in stacked.items()}
+        own = {leaf: part_of(each, number, n_experts) for leaf, each in stacked.items()}
         yield replace(module, name=f"{stem}.{number}.{name}", tensors=own)
 
 
@@ -99,10 +96,3 @@ def _check(tensors: Mapping[str, Tensor], n_experts: int) -> None:
                 f"tensor {quoted(tensor.name)} has the shape {list(tensor.shape)}, but there are"
                 f" {n_experts} experts beside it"
             )
-
-
-def _part(tensor: Tensor, number: int) -> Tensor:
-    """What an array holds of one expert."""
-    size = tensor.raw.size // tensor.shape[0]
-    part = tensor.raw[number * size : (number + 1) * size]
-    return replace(tensor, shape=tensor.shape[1:], raw=part)
