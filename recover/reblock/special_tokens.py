@@ -12,22 +12,13 @@ from recover._files import MissingError, UnreadableError, read_bytes
 from recover._json import JSONError, parse_object
 from recover._text import printable
 from recover.containers.gguf.header import ValueType
+from recover.containers.huggingface.vocabulary.metadata import SPECIAL
 from recover.errors import ReblockError
 
 Entry = tuple[str, ValueType, Any]
 
 # By Hugging Face's names: GGUF's.
-_IDS = {
-    "bos": "bos",
-    "eos": "eos",
-    "unk": "unknown",
-    "sep": "seperator",
-    "pad": "padding",
-    "cls": "cls",
-    "mask": "mask",
-    "eot": "eot",
-    "eom": "eom",
-}
+_IDS = SPECIAL | {"eot": "eot", "eom": "eom"}
 _NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _ADDED = ("bos", "eos", "sep")
 _MOST_BYTES, _MOST_VALUES = 1 << 27, 1 << 23
