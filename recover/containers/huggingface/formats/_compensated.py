@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs
 from recover.containers.huggingface.formats._columns import state_groups, state_scattered
 from recover.quants import F32Array, IntervalType, Stated, U8Array
 
@@ -74,3 +75,18 @@ class CompensatedMatrix:
             state_groups(*table, self.group, noise, begin, out.value, out.variance)
         else:
             state_scattered(*table, self.places, noise, begin, out.value, out.variance)
+
+    def coded(self, start: int, end: int) -> Coded:
+        """See `Matrix.coded`."""
+        length = self.row_length
+        first, last = start // length, -(-end // length)
+        codes = np.empty((last - first, length), np.uint8)
+        self.codes(first, last, codes)
+        scale, zero = (of(first, last).astype(np.float64) for of in (self.scales, self.zeros))
+        width = self.group
+        if self.places is not None:
+            codes = codes[:, self.places[0]]
+            scale, zero, width = scale[:, self.places[1]], zero[:, self.places[1]], 1
+        runs = Runs(length, width, 0)
+        whole = Coded(codes.reshape(-1), WHOLE_NUMBERS, runs, scale.reshape(-1), zero.reshape(-1))
+        return whole.part(start - first * length, end - first * length)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
+from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs
 from recover.containers.huggingface.modules import as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, Stated, U8Array
@@ -26,6 +27,23 @@ Measured with GPTQ: 1.32 to 1.46 in the order of the columns, 1.37 to 1.66 in an
 _PIECE = 1 << 17
 _FEW = 8  # codes of a table that take as long as one alone
 _ROUNDING = 2.0**-22
+
+
+class Steps(NamedTuple):
+    """What codes of groups of weights mean: ``(code - shift) * step + base``; each (n,)."""
+
+    step: F32Array
+    """With its sign."""
+    shift: F32Array | None = None
+    """None where it is 0 everywhere; and so is `base`."""
+    base: F32Array | None = None
+
+    def coded(self, codes: U8Array, runs: Runs) -> Coded:
+        """Codes of groups that are such runs."""
+        found = Coded(codes, WHOLE_NUMBERS, runs, self.step.astype(np.float64))
+        if self.shift is not None:
+            found = found._replace(shift=self.shift.astype(np.float64))
+        return found if self.base is None else found._replace(base=self.base.astype(np.float64))
 
 
 class Groups(NamedTuple):
@@ -163,6 +181,8 @@ class Grid:
     codes : callable
         ``codes(start, out: uint8 (n,))`` fills in the codes of the flattened matrix from `start`
         on.
+    steps : callable
+        ``steps(first, last) -> Steps`` of these runs.
     groups : callable
         ``groups(first, last, codes) -> Groups`` of these runs; `codes` are all of theirs if
         `by_codes`, otherwise empty.
@@ -187,6 +207,7 @@ class Grid:
     run: int
     n_codes: int
     codes: Callable[[int, U8Array], None]
+    steps: Callable[[int, int], Steps]
     groups: Callable[[int, int, U8Array], Groups]
     cells: Cells
     by_codes: bool = False
@@ -203,6 +224,13 @@ class Grid:
             for first in range(start, end, _PIECE):
                 last = min(first + _PIECE, end)
                 self._state(first, last, out.part(first - start, last - start))
+
+    def coded(self, start: int, end: int) -> Coded:
+        """See `recover.containers.huggingface.formats.Matrix`."""
+        first, last = start // self.run, -(-end // self.run)
+        codes = np.empty(end - start, np.uint8)
+        self.codes(start, codes)
+        return self.steps(first, last).coded(codes, Runs(self.run, self.run, start % self.run))
 
     def _state(self, start: int, end: int, said: Stated) -> None:
         first, last = start // self.run, -(-end // self.run)
