@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.across import any_lane, sum_lanes
 from recover._compiled.doubles import load_f64, n_true, to_f64
-from recover._compiled.jit import bare_inlined, bare_kernel
+from recover._compiled.jit import bare_inlined, bare_kernel, kernel
 from recover._compiled.lanes import LANES, gather, load_bytes, splat, to_f32
 from recover.quants import F32Array, TensorType, U8Array
 from recover.quants.rounding import ENOUGH, Rounding, Target, padded, put
@@ -59,7 +59,7 @@ class Coded(NamedTuple):
     runs : Runs
         Which weights share what follows.
     scale, shift, base : float64 (n_runs,)
-        Of each run. `shift` and `base` may have one number for all.
+        Of each run; or, where all rows have the same, of each run of a row; or one for all.
     """
 
     codes: U8Array
@@ -73,14 +73,15 @@ class Coded(NamedTuple):
         """Weights `start` to `end` of these."""
         row, column = divmod(self.runs.first + start, self.runs.row_length)
         first = row * self.runs.per_row
-        rest = (each if each.size == 1 else each[first:] for each in self[3:])
+        alike = 1, self.runs.per_row
+        rest = (each if each.size in alike else each[first:] for each in self[3:])
         runs = self.runs._replace(first=column)
         return self.__class__(self.codes[start:end], self.levels, runs, *rest)
 
     def by_weight(self) -> Self:
         """The same with runs of one weight."""
         run = self.runs.of_weights(self.codes.size)
-        rest = (each if each.size == 1 else each[run] for each in self[3:])
+        rest = (each if each.size == 1 else each[run % each.size] for each in self[3:])
         n = max(1, self.codes.size)
         return self.__class__(self.codes, self.levels, Runs(n, 1, 0), *rest)
 
@@ -107,14 +108,54 @@ class Coded(NamedTuple):
         runs, n = self.runs, self.codes.size
         if not any(size % LANES for size in (runs.row_length, runs.width, runs.first, n)):
             return Rounding(*_store_runs(*self, Target.of(kind, out)))
-        own = self if runs.width == 1 and self.scale.size == n else self.by_weight()
-        scale, shift, base = (padded(np.broadcast_to(of, n)) for of in own[3:])
-        codes = padded(own.codes)
+        own, sizes = self, {self.scale.size, self.shift.size, self.base.size} - {1}
+        if runs.width > 1 or len(sizes) > 1 or any(i % LANES for i in (n, runs.first, *sizes)):
+            own = self.by_weight()
+        codes, own_numbers = padded(own.codes), (own.scale, own.shift, own.base)
+        scale, shift, base = (each if each.size == 1 else padded(each) for each in own_numbers)
         into = out if codes.size == n else np.empty(kind.n_bytes(codes.size), np.uint8)
-        stored = _store_each(codes, own.levels, scale, shift, base, Target.of(kind, into))
+        target = Target.of(kind, into)
+        stored = _store_each(codes, own.levels, own.runs.first, scale, shift, base, target)
         if into is not out:
             out[:] = into[: out.size]
         return Rounding(*stored)
+
+
+def in_order(
+    places: NDArray[np.int32], codes: U8Array, scales: F32Array, shifts: F32Array
+) -> Coded:
+    """Whole numbers whose columns are stored in another order than that of the matrix.
+
+    Parameters
+    ----------
+    places : int32 (2, row_length)
+        Where the code of a column is in its row of `codes`, and its group.
+    codes : uint8 (n_rows, row_length)
+    scales, shifts : float32 (n_rows, n_groups)
+    """
+    n = codes.size
+    own, scale, shift = np.empty(n, np.uint8), np.empty(n), np.empty(n)
+    _take_columns(places, codes, (scales, shifts), own, scale, shift)
+    return Coded(own, WHOLE_NUMBERS, Runs(max(1, n), 1, 0), scale, shift)
+
+
+@kernel
+def _take_columns(
+    places: NDArray[np.int32],
+    codes: U8Array,
+    numbers: tuple[F32Array, F32Array],
+    own: U8Array,
+    scale: F64,
+    shift: F64,
+) -> None:
+    """See `in_order`."""
+    n = places.shape[1]
+    for row in range(codes.shape[0]):
+        line, scales, shifts = codes[row], numbers[0][row], numbers[1][row]
+        for k in range(n):
+            own[n * row + k] = line[places[0, k]]
+            scale[n * row + k] = scales[places[1, k]]
+            shift[n * row + k] = shifts[places[1, k]]
 
 
 def joined(parts: list[Coded]) -> Coded:
@@ -163,8 +204,7 @@ def _store_runs(
         run = column // width
         end = begin + min(min((run + 1) * width, row_length) - column, codes.size - begin, ENOUGH)
         at = row * per_row + run
-        times, less = scale[at], shift[min(at, shift.size - 1)]
-        more = base[min(at, base.size - 1)]
+        times, less, more = scale[at % scale.size], shift[at % shift.size], base[at % base.size]
         for i in range(begin, end, LANES):
             x = (_levels_of(codes, i, levels, are_whole) - less) * times + more
             rounded, near, off, is_small = put(x, i, target)
@@ -185,19 +225,22 @@ def _store_runs(
 def _store_each(
     codes: U8Array,
     levels: F32Array,
+    begin: int,
     scale: F64,
     shift: F64,
     base: F64,
     target: Target,
 ) -> tuple[int, float, float, bool]:
-    """See `Coded.store`; each weight has scale, shift and base of its own."""
+    """See `Coded.store`; each weight has numbers of its own, from `begin` on, again and again."""
     n, error, squares = 0, 0.0, 0.0
     are_whole, fits = _are_whole(levels), splat(target.limit) == target.limit
     for first in range(0, codes.size, ENOUGH):
         e, s = splat(np.float32(0)), splat(np.float32(0))
         for i in range(first, min(first + ENOUGH, codes.size), LANES):
-            x = _levels_of(codes, i, levels, are_whole) - load_f64(shift, i)
-            x = x * load_f64(scale, i) + load_f64(base, i)
+            x, at = _levels_of(codes, i, levels, are_whole), begin + i
+            x = x - load_f64(shift, at % shift.size) if shift.size > 1 else x - shift[0]
+            x = x * load_f64(scale, at % scale.size) if scale.size > 1 else x * scale[0]
+            x = x + load_f64(base, at % base.size) if base.size > 1 else x + base[0]
             rounded, near, off, is_small = put(x, i, target)
             n += n_true(rounded)
             e = e + off * off

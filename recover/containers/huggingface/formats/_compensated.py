@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs
-from recover.containers.huggingface.formats._columns import state_groups, state_scattered
+from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs, in_order
+from recover.containers.huggingface.formats._columns import (
+    state_groups,
+    state_scattered,
+)
 from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 TYPICAL_NOISE = 1.4 / 12
@@ -82,11 +85,11 @@ class CompensatedMatrix:
         first, last = start // length, -(-end // length)
         codes = np.empty((last - first, length), np.uint8)
         self.codes(first, last, codes)
-        scale, zero = (of(first, last).astype(np.float64) for of in (self.scales, self.zeros))
-        width = self.group
+        scales, zeros = self.scales(first, last), self.zeros(first, last)
         if self.places is not None:
-            codes = codes[:, self.places[0]]
-            scale, zero, width = scale[:, self.places[1]], zero[:, self.places[1]], 1
-        runs = Runs(length, width, 0)
-        whole = Coded(codes.reshape(-1), WHOLE_NUMBERS, runs, scale.reshape(-1), zero.reshape(-1))
+            whole = in_order(self.places, codes, scales, zeros)
+        else:
+            scale, zero = (each.reshape(-1).astype(np.float64) for each in (scales, zeros))
+            runs = Runs(length, self.group, 0)
+            whole = Coded(codes.reshape(-1), WHOLE_NUMBERS, runs, scale, zero)
         return whole.part(start - first * length, end - first * length)

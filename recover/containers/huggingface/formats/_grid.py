@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
-from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs
+from recover.containers.huggingface.formats._coded import (
+    WHOLE_NUMBERS,
+    Coded,
+    Runs,
+    in_order,
+)
 from recover.containers.huggingface.modules import as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, Stated, U8Array
@@ -44,6 +49,15 @@ class Steps(NamedTuple):
         if self.shift is not None:
             found = found._replace(shift=self.shift.astype(np.float64))
         return found if self.base is None else found._replace(base=self.base.astype(np.float64))
+
+
+class Order(NamedTuple):
+    """Columns whose groups are scattered."""
+
+    groups: NDArray[np.int64]
+    """Of each column (row_length,)."""
+    n_groups: int
+    """Of a row."""
 
 
 class Groups(NamedTuple):
@@ -190,6 +204,11 @@ class Grid:
         The tables.
     by_codes : bool
         Whether the codes of a run choose its table.
+    period : int
+        After so many runs, of one weight each, their scales begin again; 0 if they do not.
+    order : Order or None
+        Of a matrix whose runs are weights since its columns are in another order; `steps` are then
+        those of the groups of all rows.
     untried : Grid or None
         The same with the cells that codes would have if they had been rounded plainly, which is not
         known here.
@@ -211,6 +230,8 @@ class Grid:
     groups: Callable[[int, int, U8Array], Groups]
     cells: Cells
     by_codes: bool = False
+    period: int = 0
+    order: Order | None = None
     untried: "Grid | None" = None
     is_tried: bool = False
 
@@ -227,10 +248,28 @@ class Grid:
 
     def coded(self, start: int, end: int) -> Coded:
         """See `recover.containers.huggingface.formats.Matrix`."""
+        if self.order is not None:
+            return self._coded_rows(start, end, self.order)
         first, last = start // self.run, -(-end // self.run)
         codes = np.empty(end - start, np.uint8)
         self.codes(start, codes)
-        return self.steps(first, last).coded(codes, Runs(self.run, self.run, start % self.run))
+        runs = Runs(self.run, self.run, start % self.run)
+        if self.period:
+            first, last, runs = 0, self.period, Runs(self.period, 1, start % self.period)
+        return self.steps(first, last).coded(codes, runs)
+
+    def _coded_rows(self, start: int, end: int, order: Order) -> Coded:
+        """Whole rows, of which a part is taken."""
+        length, n_groups = self.row_length, order.n_groups
+        first, last = start // length, -(-end // length)
+        codes = np.empty((last - first, length), np.uint8)
+        self.codes(first * length, codes.reshape(-1))
+        steps = self.steps(first * n_groups, last * n_groups)
+        assert steps.shift is not None
+        places = np.stack([np.arange(length), order.groups]).astype(np.int32)
+        scale, shift = (each.reshape(-1, n_groups) for each in (steps.step, steps.shift))
+        whole = in_order(places, codes, scale, shift)
+        return whole.part(start - first * length, end - first * length)
 
     def _state(self, start: int, end: int, said: Stated) -> None:
         first, last = start // self.run, -(-end // self.run)

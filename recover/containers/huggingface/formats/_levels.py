@@ -365,8 +365,12 @@ def _square_error(low: np.float32, high: np.float32, value: np.float32) -> np.fl
 @kernel
 def split_pairs(packed: U8Array, high_first: bool, codes: U8Array) -> None:
     """Bytes (n / 2,) to their halves (n,), of 4 bits each."""
-    four, low = np.uint8(4), np.uint8(15)
-    for i in range(codes.size // 2):
-        first, second = packed[i] & low, packed[i] >> four
-        codes[2 * i] = second if high_first else first
-        codes[2 * i + 1] = first if high_first else second
+    pairs, low = codes[: codes.size // 2 * 2].view(np.uint16), np.uint16(15)
+    if high_first:
+        for i in range(pairs.size):
+            byte = np.uint16(packed[i])
+            pairs[i] = (byte >> np.uint16(4)) | ((byte & low) << np.uint16(8))
+    else:
+        for i in range(pairs.size):
+            byte = np.uint16(packed[i])
+            pairs[i] = (byte & low) | ((byte >> np.uint16(4)) << np.uint16(8))

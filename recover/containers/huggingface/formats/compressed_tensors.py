@@ -26,6 +26,7 @@ from recover.containers.huggingface.formats._grid import (
     Cells,
     Grid,
     Groups,
+    Order,
     Steps,
     by_code,
     cells_of,
@@ -204,9 +205,10 @@ def read(module: Module) -> Grid | ScaledMatrix | None:
         run=run if order is None else 1,
         n_codes=1 << n_bits,
         codes=codes,
-        steps=lambda first, last: _steps(found, _which(found, order, first, last)),
+        steps=lambda first, last: _steps(found, np.arange(first, last)),
         groups=lambda first, last, codes: _groups(found, order, first, last),
         cells=_cells(n_bits, found.scale.dtype, is_asymmetric, is_closed(module)),
+        order=None if order is None else Order(order, found.n_groups),
     )
     is_corrected = corrects(module)
     if how is Made.UNKNOWN or is_corrected:

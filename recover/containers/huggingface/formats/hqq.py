@@ -113,6 +113,7 @@ def read(module: Module) -> Grid | None:
         steps=lambda first, last: _steps(found, first, last),
         groups=lambda first, last, codes: _groups(found, first, last),
         cells=_cells(found.n_bits, 1 << width),
+        period=found.n_groups if found.axis == 0 else 0,
     )
 
 
