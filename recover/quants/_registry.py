@@ -15,6 +15,7 @@ import recover.quants
 from recover.errors import QuantError
 from recover.quants._elsewhere import AMBIGUOUS, described_elsewhere
 from recover.quants.base import FloatType, Integers, ScalarType, TensorType, VectorType
+from recover.quants.interval import BlockIntervals
 
 ENTRY_POINTS = "recover.types"
 """Group of the entry points through which packages add types."""
@@ -82,7 +83,8 @@ def types_of_files() -> dict[str, TensorType]:
 @cache
 def types_of_integers() -> Mapping[str, Integers]:
     """The types that hold integers times scales, by name, the smallest first."""
-    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
+    holders = ScalarType | VectorType | BlockIntervals
+    kinds = [kind for kind in all_types() if isinstance(kind, holders)]
     kinds.sort(key=lambda each: each.bits_per_weight)
     return MappingProxyType({kind.name: kind.integers for kind in kinds if kind.integers})
 

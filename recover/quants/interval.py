@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from recover._compiled.jit import inner, kernel
-from recover.quants.base import GROUP, F32Array, TensorType, U8Array
+from recover.quants.base import GROUP, F32Array, Integers, TensorType, U8Array
 
 SUPERBLOCK = 256
 """Weights that share a hidden scale."""
@@ -129,6 +129,8 @@ class BlockIntervals(IntervalType):
     hidden : Hidden or None
         Of types whose codes were chosen with a scale that is not the stored one: which one it may
         be. What `state` fills are the bounds if it were the stored one. None if it is.
+    integers : Integers or None
+        As in `recover.quants.ScalarType`.
     twin : str
         Name of a type of the same number and size, with other values; the other inputs tell which
         of them a tensor is. Empty if there is none.
@@ -139,6 +141,7 @@ class BlockIntervals(IntervalType):
     state: Callable[[U8Array, Stated], None]
     has_cells: bool = True
     hidden: Hidden | None = None
+    integers: Integers | None = None
     twin: str = ""
 
 
