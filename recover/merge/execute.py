@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from recover._text import quoted, some
+from recover.containers.places import FilePlan
 from recover.execution.folder import OutputFolder
 from recover.execution.local import Threads
 from recover.execution.output import OutputFile, OutputFiles
@@ -200,30 +201,32 @@ def _outputs(plan: MergePlan, unfinished: Unfinished | None, *, replaces: bool) 
     if plan.is_folder:
         partial = None if unfinished is None else unfinished.partial_folder
         outputs: OutputFiles = OutputFolder(
-            plan.output, plan.parts, inputs, replaces=replaces, partial=partial
+            plan.output,
+            plan.parts,
+            inputs,
+            replaces=replaces,
+            partial=partial,
+            beside=_single_files(plan.files[len(plan.parts) :], unfinished, inputs),
         )
     else:
-        outputs = _single_files(plan, unfinished, inputs)
+        outputs = OutputFiles(_single_files(plan.files, unfinished, inputs), len(plan.parts))
     if unfinished is not None and unfinished.done:
         outputs.keep()
     return outputs
 
 
 def _single_files(
-    plan: MergePlan, unfinished: Unfinished | None, inputs: Sequence[Path]
-) -> OutputFiles:
-    return OutputFiles(
-        [
-            OutputFile(
-                file.path,
-                file.n_bytes,
-                inputs,
-                partial=None if unfinished is None else unfinished.partial(file.path),
-            )
-            for file in plan.files
-        ],
-        len(plan.parts),
-    )
+    files: Sequence[FilePlan], unfinished: Unfinished | None, inputs: Sequence[Path]
+) -> list[OutputFile]:
+    return [
+        OutputFile(
+            file.path,
+            file.n_bytes,
+            inputs,
+            partial=None if unfinished is None else unfinished.partial(file.path),
+        )
+        for file in files
+    ]
 
 
 def _threads(plan: MergePlan, outputs: OutputFiles, n_threads: int) -> Threads:

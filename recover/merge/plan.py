@@ -398,7 +398,6 @@ def plan_merge(
         max_shard_size,
         config,
         split_max_size=split_max_size,
-        uncertainty=uncertainty,
         tensors=tensors,
     )
     opened = open_models(inputs)
@@ -458,7 +457,9 @@ def plan_merge(
     )
     plan = with_source_format(plan, options, warnings)
     if uncertainty is not None:
-        second = lay_out_deviations(models, drafts, Path(uncertainty), files)
+        second = lay_out_deviations(
+            models, drafts, Path(uncertainty), files, output if to_folder else None
+        )
         plan = replace(plan, uncertainty=second)
     if options.calibration is not None:
         n_all = n_layers(names)
