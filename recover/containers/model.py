@@ -6,13 +6,15 @@ else of it is known elsewhere. Ranges of weights are asked for, never slices of 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from recover._brief import Brief
 from recover.containers.rows import blocks_of
 from recover.quants import (
     GROUP,
@@ -283,6 +285,26 @@ class Model(Protocol):
     def fingerprint(self) -> str:
         """A digest that changes if the files on the disk are changed; reads little of them."""
         ...
+
+
+class BriefModel(Brief):
+    """What people see of a `Model`: its size, its types, and its tensors."""
+
+    def facts(self: Model) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        kinds = Counter(each.stored_type.name for each in self.tensors.values())
+        yield "path", self.path
+        yield "architecture", self.get("general.architecture")
+        yield "weights", self.n_weights
+        yield "bytes", self.n_bytes
+        yield "tensors", len(self.tensors)
+        yield "types", " ".join(kind for kind, _ in kinds.most_common())
+
+    def rows(self: Model) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "shape", "type"
+        for name, each in self.tensors.items():
+            yield name, each.dims[::-1], each.stored_type.name
 
 
 @dataclass(frozen=True)

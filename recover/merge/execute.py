@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from recover._brief import Brief
 from recover._text import quoted, some
+from recover.errors import UsageError
 from recover.execution.folder import OutputFolder
 from recover.execution.local import Threads
 from recover.execution.output import OutputFile, OutputFiles
@@ -37,8 +39,8 @@ from recover.merge.work import Worker
 from recover.quants import GROUP
 
 
-@dataclass(frozen=True)
-class TensorResult:
+@dataclass(frozen=True, repr=False)
+class TensorResult(Brief):
     """What a merge expects of one tensor; None where it makes no claim.
 
     Attributes
@@ -56,9 +58,17 @@ class TensorResult:
     conflict_fraction: float | None
     n_rounded: int = 0
 
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "name", self.plan.name
+        yield "action", self.plan.action
+        yield "types", " ".join(self.plan.types)
+        yield "expected_rmse", self.expected_rmse
+        yield "conflict_fraction", self.conflict_fraction
 
-@dataclass(frozen=True)
-class MergeResult:
+
+@dataclass(frozen=True, repr=False)
+class MergeResult(Brief):
     """What a merge did.
 
     Attributes
@@ -87,6 +97,24 @@ class MergeResult:
     n_exact: int
     tensors: tuple[TensorResult, ...]
     warnings: tuple[str, ...] = ()
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "output", self.plan.output
+        yield "method", self.plan.method
+        yield "weights", self.n_weights
+        yield "seconds", self.seconds
+        yield "expected_mse_ratio", self.expected_mse_ratio
+        yield "conflict_fraction", self.conflict_fraction
+        yield "warnings", len(self.warnings)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "action", "inputs", "expected rmse", "conflicts"
+        for each in self.tensors:
+            types = " ".join(each.plan.types)
+            told = each.expected_rmse, each.conflict_fraction
+            yield (each.plan.name, each.plan.action, types, *told)
 
     @property
     def n_weights(self) -> int:
@@ -161,8 +189,12 @@ def execute_merge(
     PlanError
         If a weight is not finite in any input, or does not fit into the output type, or the inputs
         contradict each other on more weights of a tensor than chance allows.
+    UsageError
+        If it was planned without an output.
     """
     start = time.perf_counter()
+    if not plan.parts:
+        raise UsageError("the merge was planned without an output")
     if not force:
         check_relations(plan)
     with ExitStack() as stack:
