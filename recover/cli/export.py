@@ -64,9 +64,9 @@ def _shard_size(text: str) -> int:
     from recover.containers.gguf.parts import parse_size
 
     try:
-        return parse_size(text.removesuffix("B"))
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no size like 500MB or 5GB") from None
+        return parse_size(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def run(args: Namespace) -> int:

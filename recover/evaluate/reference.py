@@ -12,9 +12,8 @@ from recover.errors import EvaluationError
 
 F32Array = NDArray[np.float32]
 
-# A token that is e^32 times less likely than the likeliest one has no say in any figure.
-_RANGE = np.float32(32)
-_MAX_CODE = np.float32(65_535)
+_MAX_CODE = np.float32(65_534)
+_NEVER = np.uint16(65_535)  # of a token that cannot follow: its logit is minus infinity
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -29,8 +28,9 @@ class ReferenceLogits:
         Rows and columns of each.
     compact : bool
         Two bytes per logit instead of four: the root of its distance from the largest of its row,
-        up to 32, in 65,535 steps. So the likely tokens, which matter, are kept with the least
-        errors. This moves a mean divergence by less than 1e-6.
+        in 65,534 steps up to the smallest. So the likely tokens, which matter, are kept with the
+        least errors, and the least likely one as it is, however large the vocabulary. This moves a
+        mean divergence by less than 1e-6.
 
     Raises
     ------
@@ -81,9 +81,12 @@ class ReferenceLogits:
         parts: tuple[NDArray[Any], ...] = (logits,)
         if self._compact:
             top = logits.max(axis=1, keepdims=True)
-            span = np.minimum(top - logits.min(axis=1, keepdims=True), _RANGE)
-            below = np.minimum(top - logits, span) / np.maximum(span, _TINY)
+            can_follow = logits > -np.inf
+            lowest = logits.min(axis=1, keepdims=True, initial=np.inf, where=can_follow)
+            span = top - np.minimum(lowest, top)
+            below = (top - np.where(can_follow, logits, top)) / np.maximum(span, _TINY)
             codes = np.rint(_MAX_CODE * np.sqrt(below)).astype(np.uint16)
+            codes[~can_follow] = _NEVER
             parts = top, span, codes
         position = block * self._block_bytes
         try:
@@ -103,7 +106,9 @@ class ReferenceLogits:
         rows = self.shape[0]
         top, span = self._read(np.float32, (2, rows, 1), position)
         codes: NDArray[np.uint16] = self._read(np.uint16, self.shape, position + 8 * rows)
-        return top - span * np.square(codes / _MAX_CODE)
+        logits: F32Array = top - span * np.square(codes / _MAX_CODE)
+        logits[codes == _NEVER] = -np.inf
+        return logits
 
     def _read(self, dtype: type[Any], shape: tuple[int, ...], position: int) -> NDArray[Any]:
         array = np.empty(shape, dtype)

@@ -4,11 +4,11 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import recover
-from recover._brief import Brief
 from tests.support.models import DATA
 
 FILES = [DATA / f"tiny-llama-3m-{name}.gguf" for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
@@ -85,7 +85,7 @@ def test_bars(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_what_is_shown_is_short(tmp_path: Path) -> None:
     plan = recover.plan_merge(FILES, tmp_path / "a.gguf")
     bounds_plan = recover.plan_bounds(FILES)
-    shown: list[Brief] = [
+    shown: list[Any] = [
         recover.open_model(FILES[0]),
         plan,
         plan.tensors[0],

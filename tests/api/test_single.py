@@ -77,7 +77,7 @@ def test_certain_weights(fine: list[Path], tmp_path: Path) -> None:
 def test_folder_beside_file(folders: list[Path], tmp_path: Path) -> None:
     check(folders, NAMES, tmp_path)
 
-    alone = recover.estimate(folders[0], NAMES[0])
+    alone = recover.estimate(folders[0], NAMES[0], "best")
     stored = recover.open_model(folders[0]).tensors[NAMES[0]]
     assert_array_equal(alone.mean.ravel(), stored.read(0, stored.n_weights))
     assert np.isfinite(alone.lower).any()
