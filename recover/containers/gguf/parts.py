@@ -28,7 +28,7 @@ PREFIX = "split."
 _MOST_PARTS = 65_535  # split.count is a u16
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf", re.DOTALL)
 _SIZE = re.compile(
-    r"(?P<number>[0-9]{1,18})(?P<unit>[KMGT]?)(?:(?P<binary>(?<=[KMGT])iB)|B)?", re.IGNORECASE
+    r"(?P<number>[0-9]{1,18})(?P<unit>[KMGTkmgt]?)(?:(?P<binary>(?<=[KMGTkmgt])[Ii][Bb])|[Bb])?"
 )
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
