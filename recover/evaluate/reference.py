@@ -18,8 +18,8 @@ _NEAR = 1024.0
 # What the other codes stand for: distances in equal ratios, then masks, and what is never next.
 _FAR = np.concatenate(
     [
-        np.geomspace(_RANGE, _NEAR, 5001)[1:],
-        np.geomspace(_NEAR, np.finfo(np.float32).max, 535)[1:],
+        np.geomspace(_RANGE, _NEAR, 5001),
+        np.geomspace(_NEAR, np.finfo(np.float32).max, 534)[1:],
         [np.inf],
     ]
 ).astype(np.float32)
