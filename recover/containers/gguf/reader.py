@@ -28,7 +28,7 @@ T = TypeVar("T", bound=StoredTensor, covariant=True)
 _NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GGUFModel(Generic[T]):
     """A GGUF file, or all parts of a split one, opened read-only.
 
