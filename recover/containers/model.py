@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,17 +120,17 @@ class BlockTensor:
     Attributes and methods are those of `StoredTensor`.
     """
 
-    @property
+    @cached_property
     def stored_type(self: StoredTensor) -> TensorType:
         """How the file stores the weights."""
         return self.type
 
-    @property
+    @cached_property
     def n_weights(self: StoredTensor) -> int:
         """Number of weights."""
         return math.prod(self.dims)
 
-    @property
+    @cached_property
     def n_bytes(self: StoredTensor) -> int:
         """Number of stored bytes."""
         return self.type.tensor_bytes(self.dims)

@@ -93,6 +93,13 @@ class TensorPlan(Draft):
 
     places: tuple[Place, ...] = ()
 
+    @classmethod
+    def of(cls, draft: Draft, places: tuple[Place, ...]) -> Self:
+        """What happens to a tensor, at its places; there may be very many."""
+        tensor = object.__new__(cls)
+        vars(tensor).update(vars(draft), places=places)
+        return tensor
+
     @property
     def position(self) -> int:
         """Of its first byte in the output file."""
@@ -471,9 +478,7 @@ def plan_merge(
         source_format="unknown",
         snaps=options.snaps,
         uncertainty=None,
-        tensors=tuple(
-            TensorPlan(**vars(draft), places=own) for draft, own in zip(drafts, places, strict=True)
-        ),
+        tensors=tuple(TensorPlan.of(draft, own) for draft, own in zip(drafts, places, strict=True)),
         warnings=(),
         calibration=options.calibration,
         redundant=find_redundant(models, drafts),
