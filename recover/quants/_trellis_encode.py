@@ -37,7 +37,7 @@ _UNIT_AT = 20
 _N_SCALES = 2 * _UNIT_AT
 """Scales at which errors are known: quarters of octaves, that of number `_UNIT_AT` is 1."""
 
-_FLOOR = 1e-3
+_FLOOR = 0.01
 """The least importance of a weight, over the mean of its row: no weight may become anything."""
 _LEAST = 2.0**-40
 """The least unit of a sub-block: what is so small beside the largest weight of its row is 0."""
