@@ -129,18 +129,21 @@ def _check_cpu() -> None:
         )
 
 
-@cache
-def _load_arraymath() -> None:
-    """Load a module of numba that compilation needs, but not SciPy's linear algebra with it.
+@contextmanager
+def _without_blas() -> Iterator[None]:
+    """Let numba load what it knows of arrays, but not SciPy's linear algebra with it.
 
     numba looks whether there is a BLAS, which takes a third of a second and concerns `np.cov` and
     `np.corrcoef` alone; those find it still, as they ask again when they are compiled.
     """
-    if "numba.np.arraymath" in sys.modules:
+    name = "numba.np.arraymath"
+    if name in sys.modules:
+        yield
         return
     with _without("scipy.linalg.cython_blas"):
-        arraymath: Any = import_module("numba.np.arraymath")
-    arraymath._HAVE_BLAS = find_spec("scipy") is not None
+        yield
+    if arraymath := sys.modules.get(name):
+        vars(arraymath)["_HAVE_BLAS"] = find_spec("scipy") is not None
 
 
 _check_cpu()
@@ -217,7 +220,8 @@ class _Files(FunctionCache):  # type: ignore[misc]
         """
         try:
             rtsys.initialize(target_context)
-            return self._load_overload(sig, target_context)
+            with _without_blas():
+                return self._load_overload(sig, target_context)
         except Exception:
             return None
 
@@ -252,7 +256,8 @@ class _Cache(NullCache):  # type: ignore[misc]
         """What was kept; None if it is to be compiled now."""
         found = self._kept.load_overload(sig, target_context)
         if found is None:
-            _load_arraymath()
+            with _without_blas():
+                import_module("numba.np.arraymath")
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
