@@ -131,7 +131,7 @@ def _few_collections() -> Iterator[None]:
     What is in no circle goes at once, as always.
     """
     before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(200_000, 20, 100)
     try:
         yield
     finally:
