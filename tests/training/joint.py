@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.training.network import Network
-from tests.training.simulate import (
+from recover.estimators._joint_torch import infer
+from recover.training.simulate import (
     N_SUPERBLOCKS,
     Batch,
     draw,
