@@ -16,6 +16,7 @@ LAYERS = (
     ("evaluate",),
     ("inspect",),
     ("bounds", "export", "reblock"),
+    ("training",),
     ("merge",),
     ("quantize",),
     ("calibration",),

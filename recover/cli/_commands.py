@@ -13,7 +13,18 @@ from typing import Protocol
 from recover import RecoverError, UsageError
 from recover import _stopping as stopping
 from recover._version import __version__
-from recover.cli import bounds, calibrate, demo, evaluate, export, merge, quantize, reblock, verify
+from recover.cli import (
+    bounds,
+    calibrate,
+    demo,
+    evaluate,
+    export,
+    merge,
+    quantize,
+    reblock,
+    train_set,
+    verify,
+)
 from recover.cli import inspect as inspect_command
 from recover.cli._inputs import check_inputs, forget_inputs
 from recover.cli._parser import Parser
@@ -45,6 +56,7 @@ _COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
     quantize,
     evaluate,
     calibrate,
+    train_set,
     reblock,
     export,
     demo,

@@ -78,6 +78,7 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
     from recover.cli._console import count, optional, print_table
     from recover.cli._streams import say
     from recover.inspect.conflicts import conflict_share
+    from recover.merge.savings import sentence
 
     n_identical = len(result.identical_tensors)
     columns = ("tensor:", "inputs:", "weights", "conflicts", "expected rmse", "mse / best input")
@@ -102,5 +103,7 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
     elif result.same_original:
         ratio = f"{result.expected_mse_ratio:.3f}"
         say(f"a merge is expected to have {ratio} times the mean square error of the best input")
+        for saving in result.savings:
+            say(sentence(saving))
     else:
         say("a merge of all of them is of no use")

@@ -68,6 +68,8 @@ class Source:
     side_scaled : bool
         Whether its weights are multiplied by scales beside it, so that those of its blocks are of
         the best size.
+    network : tuple of (str, str), or None
+        Path and digest of the file of a network for these inputs, where one is asked for.
     """
 
     type: TensorType
@@ -78,6 +80,7 @@ class Source:
     weight: float | None = None
     density: tuple[tuple[float, ...], ...] | None = None
     side_scaled: bool = False
+    network: tuple[str, str] | None = None
 
 
 class EvidenceBuffer:

@@ -22,7 +22,7 @@ from recover.estimators._joint_features import (
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.evidence.cells import intersect_cells
-from recover.quants import TILE, F32Array, ScalarType, U8Array, quantize, type_by_name
+from recover.quants import TILE, F32Array, TensorType, U8Array, quantize, type_by_name
 
 N_SUPERBLOCKS = TILE // 256
 N_PARTS = 16  # of a batch, each of one kind of weights
@@ -172,7 +172,7 @@ def draw_importance(
     return importance.astype(np.float32)
 
 
-def _encode(x: F32Array, name: str, kind: ScalarType, importance: F32Array | None) -> U8Array:
+def _encode(x: F32Array, name: str, kind: TensorType, importance: F32Array | None) -> U8Array:
     """What an encoder makes of the rows, of which each part has an importance matrix of its own."""
     if importance is None or STAR not in name:
         return quantize(x, kind).reshape(-1)

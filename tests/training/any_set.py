@@ -1,8 +1,8 @@
 """Train the network of the method `joint` for any set of types, and see what it gains on which.
 
-``python -m tests.training.any_set DATA OUT --kinds plain --begin NETS.pt --seconds 500`` trains on a
-GPU, after ``python -m tests.training.prepare DATA``; ``--resume OUT/any.pt`` goes on. At the end it
-writes what the network gains on each set, as JSON. See docs/joint.md. It needs torch.
+``python -m tests.training.any_set DATA OUT --kinds plain --begin NETS.pt --seconds 500`` trains on
+a GPU, after ``python -m tests.training.prepare DATA``; ``--resume OUT/any.pt`` goes on. At the end
+it writes what the network gains on each set, as JSON. See docs/joint.md. It needs torch.
 """
 
 import argparse
@@ -22,30 +22,58 @@ import torch
 from recover.estimators._joint_torch import Terms, assemble, begin, columns_of, for_any
 from recover.inputs.matching import typical_error
 from recover.quants import F32Array, type_by_name
-from recover.training.learner import Batch, Learner, look, tensors_of
-from recover.training.simulate import draw, draw_importance, pool_from, simulate
+from recover.training.learner import Batch, Learner, look
+from recover.training.of_set import batch_of
+from recover.training.of_set import to_device as bring
+from recover.training.simulate import N_SUPERBLOCKS, draw, pool_from, simulate
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 K_QUANTS = "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"
 FOUR_BITS = "IQ4_NL", "IQ4_XS"
 OTHERS = "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"
 WEIGHTED = tuple(f"{name}*" for name in (*K_QUANTS, *FOUR_BITS))
-TYPES = {"plain": (*K_QUANTS, *FOUR_BITS, *OTHERS), "weighted": (*WEIGHTED, *K_QUANTS, *FOUR_BITS, *OTHERS)}
+TYPES = {
+    "plain": (*K_QUANTS, *FOUR_BITS, *OTHERS),
+    "weighted": (*WEIGHTED, *K_QUANTS, *FOUR_BITS, *OTHERS),
+}
 LOOKED_AT = {
     "plain": (
-        "Q5_K+Q4_K+Q2_K", "Q5_K+Q4_K", "Q6_K+Q4_K", "Q8_0+Q6_K+Q5_K+Q4_K+Q2_K", "Q4_K", "Q2_K",
-        "Q5_K+Q3_K", "Q4_K+Q3_K", "Q4_K+Q4_0", "IQ4_XS+Q3_K", "Q4_K+IQ4_XS+Q3_K", "Q8_0+Q4_K",
-        "Q6_K+Q5_K+Q4_K+Q3_K+Q2_K", "Q5_0+Q4_0", "Q5_1+Q4_K+Q2_K", "Q6_K+Q5_K",
+        "Q5_K+Q4_K+Q2_K",
+        "Q5_K+Q4_K",
+        "Q6_K+Q4_K",
+        "Q8_0+Q6_K+Q5_K+Q4_K+Q2_K",
+        "Q4_K",
+        "Q2_K",
+        "Q5_K+Q3_K",
+        "Q4_K+Q3_K",
+        "Q4_K+Q4_0",
+        "IQ4_XS+Q3_K",
+        "Q4_K+IQ4_XS+Q3_K",
+        "Q8_0+Q4_K",
+        "Q6_K+Q5_K+Q4_K+Q3_K+Q2_K",
+        "Q5_0+Q4_0",
+        "Q5_1+Q4_K+Q2_K",
+        "Q6_K+Q5_K",
     ),
     "weighted": (
-        "Q5_K*+Q4_K*+Q2_K*", "Q5_K*+Q4_K*", "Q6_K*+Q4_K*", "Q8_0+Q6_K*+Q5_K*+Q4_K*+Q2_K*",
-        "Q4_K*+Q3_K*", "Q4_K*+IQ4_XS*+Q3_K*", "Q5_K*+Q4_K", "Q5_K+Q4_K*", "Q4_K+Q4_K*",
-        "Q5_K*+Q5_K**+Q5_K***", "Q4_K*+Q4_K**", "Q8_0+Q4_K*", "Q4_K*+Q4_0", "Q3_K*+Q2_K*",
+        "Q5_K*+Q4_K*+Q2_K*",
+        "Q5_K*+Q4_K*",
+        "Q6_K*+Q4_K*",
+        "Q8_0+Q6_K*+Q5_K*+Q4_K*+Q2_K*",
+        "Q4_K*+Q3_K*",
+        "Q4_K*+IQ4_XS*+Q3_K*",
+        "Q5_K*+Q4_K",
+        "Q5_K+Q4_K*",
+        "Q4_K+Q4_K*",
+        "Q5_K*+Q5_K**+Q5_K***",
+        "Q4_K*+Q4_K**",
+        "Q8_0+Q4_K*",
+        "Q4_K*+Q4_0",
+        "Q3_K*+Q2_K*",
     ),
 }
 RANK = 8
-N_SUPERBLOCKS = int(os.environ.get("N_SB", "2048"))
-N_MEASURED = int(os.environ.get("N_MEASURED", "1024"))
+N_MEASURED = 1024
 FAST_TYPES = {name: 1.0 if name in K_QUANTS else 0.55 for name in TYPES["plain"]}
 
 
@@ -55,9 +83,8 @@ def compile_type(name: str) -> None:
     simulate(ones, [name], ones[None])
 
 
-def to_device(tensors: Batch) -> Batch:
-    """Tensors of a batch, where they are learned from."""
-    return [each.to(DEVICE, non_blocking=True) for each in tensors]
+def to_device(batch: Batch) -> Batch:
+    return bring(batch, DEVICE)
 
 
 def in_order(names: Sequence[str]) -> tuple[str, ...]:
@@ -98,14 +125,6 @@ def renumbered(names: Sequence[str]) -> list[str]:
         known.setdefault(n, len(known))
         found.append(name.rstrip("*") + "*" * known[n])
     return found
-
-
-def batch_of(rng: np.random.Generator, x: F32Array, names: Sequence[str]) -> Batch:
-    n_matrices = max(name.count("*") for name in names)
-    importance = None
-    if n_matrices:
-        importance = draw_importance(rng, n_matrices, missing=0.15 if n_matrices == 1 else 0)
-    return tensors_of(simulate(x, names, importance))
 
 
 def batches(
@@ -201,7 +220,9 @@ def train(args: argparse.Namespace) -> None:
         list(processes.map(compile_type, types))
     print(f"kernels after {time.time() - start:.0f} s", flush=True)
     pool = pool_from(str(args.data / "train.npy"))
-    learner = Learner(first_terms(args.begin, args.kinds), DEVICE, args.rate, compiled=DEVICE == "cuda")
+    learner = Learner(
+        first_terms(args.begin, args.kinds), DEVICE, args.rate, compiled=DEVICE == "cuda"
+    )
     first = 0
     if args.resume:
         record = torch.load(args.resume, "cpu", weights_only=False)
@@ -237,15 +258,7 @@ def train(args: argparse.Namespace) -> None:
         if part >= 1:
             break
         progress = args.begins_at + (args.ends_at - args.begins_at) * part
-        try:
-            learner.step(to_device(batch), progress, rows_of(names, args.kinds))
-        except Exception as error:
-            if learner.n_steps > 3:
-                raise
-            print(f"not compiled: {error!r}"[:3000], flush=True)
-            from recover.training.learner import _of_any
-
-            learner._loss = _of_any
+        learner.step(to_device(batch), progress, rows_of(names, args.kinds))
         step += 1
         if step == first + 5:
             if DEVICE == "cuda":
@@ -254,7 +267,9 @@ def train(args: argparse.Namespace) -> None:
             print(f"begins after {warm - start:.0f} s", flush=True)
         if warm and time.time() - warm > marks[0]:
             marks.pop(0)
-            print(f"{(learner.n_steps - begun) / (time.time() - warm):.1f} steps a second", flush=True)
+            print(
+                f"{(learner.n_steps - begun) / (time.time() - warm):.1f} steps a second", flush=True
+            )
             show(progress)
     show(args.ends_at)
     if args.measure:
