@@ -106,12 +106,7 @@ def _entries() -> tuple[Entry, ...]:
     return (*own, *of_any)
 
 
-def network(entry: Entry, names: tuple[str, ...]) -> Network:
-    """The network for inputs (types with stars), in the order of the evidence."""
-    return network_of(terms(entry, names))
-
-
-def terms(entry: Entry, names: tuple[str, ...]) -> Terms:
+def terms_of(entry: Entry, names: tuple[str, ...]) -> Terms:
     """The terms of the network for inputs, in the order of the evidence."""
     stored = _stored(entry.file)
     if not entry.for_any:
@@ -127,10 +122,10 @@ def nearest(names: tuple[str, ...]) -> Terms | None:
     """
     entry = serving(label_of(names))
     if entry is not None:
-        return terms(entry, names)
+        return terms_of(entry, names)
     kinds = {name.rstrip(STAR) + STAR * (STAR in name) for name in names}
     of_any = (each for each in _entries() if each.for_any and kinds <= set(each.types))
-    return next((terms(each, names) for each in of_any), None)
+    return next((terms_of(each, names) for each in of_any), None)
 
 
 @cache
@@ -249,7 +244,16 @@ def assemble(terms: Terms, rows: Sequence[int]) -> Terms:
 
 
 def network_of(terms: Terms) -> Network:
-    """A network, as the kernels take it."""
+    """A network, as the kernels take it; that of the same terms is made once."""
+    if id(terms) not in _made:
+        _made[id(terms)] = terms, _network_of(terms)
+    return _made[id(terms)][1]
+
+
+_made: dict[int, tuple[Terms, Network]] = {}
+
+
+def _network_of(terms: Terms) -> Network:
 
     def part(name: str) -> Layer:
         return layer(terms[f"{name}.weight"], terms[f"{name}.bias"])

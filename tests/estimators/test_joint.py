@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from recover._compiled.jit import bare_kernel
-from recover.estimators._joint_files import label_of, labels, network, serving, terms
+from recover.estimators._joint_files import label_of, labels, network_of, serving, terms_of
 from recover.estimators._joint_net import Network, Scratch, infer, new_scratch
-from recover.estimators.methods.joint import names_of, network_for
+from recover.estimators.methods.joint import names_of, terms_for
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.quants import F32Array
 from tests.naive import joint_network
@@ -69,7 +69,7 @@ def test_other_sets_get_the_posterior() -> None:
     for name in ("Q5_1+Q5_0", "Q5_K+Q4_K+Q2_K+Q2_K", "Q5_K", "Q4_K+Q5_K", "Q8_0+Q3_K"):
         sources = sources_of(name)
         raws = encode(sources, x)
-        assert network_for(sources) is None
+        assert terms_for(sources) is None
         got, expected = (run(method, sources, raws, x.size) for method in ("joint", "posterior"))
         np.testing.assert_array_equal(got[0], expected[0])
         np.testing.assert_array_equal(got[1], expected[1])
@@ -87,8 +87,8 @@ def test_which_network_serves_which_inputs() -> None:
     assert names_of([replace(plain[0], has_cells=False), plain[1]]) is None
     five = sources_of("Q8_0+Q6_K+Q5_K+Q4_K+Q2_K")
     assert names_of([replace(five[0], weighted=True), *five[1:]]) == names_of(five)
-    assert network_for(five) is not None
-    assert network_for(()) is None
+    assert terms_for(five) is not None
+    assert terms_for(()) is None
     own, shared = serving("Q5_K+Q4_K"), serving("Q5_K+Q3_K")
     assert own is not None
     assert not own.for_any
@@ -168,12 +168,12 @@ def _infer(network: Network, told: F32Array, of_groups: F32Array, scratch: Scrat
 def test_a_network_is_what_its_layers_say(name: str) -> None:
     entry, names = serving(name), tuple(name.split("+"))
     assert entry is not None
-    known, rng = network(entry, names), np.random.default_rng(4)
+    known, rng = network_of(terms_of(entry, names)), np.random.default_rng(4)
     by_weight = rng.standard_normal((16, known.weights.n_in, 16)).astype(np.float32)
     by_group = rng.standard_normal((known.groups.n_in, 16)).astype(np.float32)
     scratch = new_scratch(known)
     _infer(known, by_weight.reshape(-1), by_group.reshape(-1), scratch)
-    corrections, factors = joint_network.infer(terms(entry, names), by_weight, by_group)
+    corrections, factors = joint_network.infer(terms_of(entry, names), by_weight, by_group)
     got = scratch.result.reshape(16, 2, 16)
     np.testing.assert_allclose(got[:, 0].reshape(-1), corrections, atol=1e-4)
     np.testing.assert_allclose(got[:, 1].reshape(-1), factors, atol=1e-4)

@@ -19,17 +19,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.estimators import _joint_gpu
 from recover.estimators._joint import correct
 from recover.estimators._joint_files import (
     STAR,
+    Terms,
     digest_of,
     label_of,
-    network,
     network_of,
     read_network,
     serving,
+    terms_of,
 )
-from recover.estimators._joint_net import Network
+from recover.estimators._joint_gpu import device
 from recover.estimators._request import Request
 from recover.estimators.base import DENSITIES
 from recover.estimators.methods import posterior
@@ -52,13 +54,17 @@ def estimate_each(
     evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
 ) -> None:
     """See `recover.estimators`."""
-    net = network_for(request.sources)
-    if net is None or out.size % _SUPERBLOCK:
+    terms = terms_for(request.sources)
+    if terms is None or out.size % _SUPERBLOCK:
         posterior.estimate_each(evidence, out, tallies, request)
         return
     deviation = request.deviation if request.deviation.size else np.empty_like(out)
     posterior.estimate_each(evidence, out, tallies, request._replace(deviation=deviation))
-    more = correct(net, evidence, out, deviation, len(tallies))
+    where = device()
+    if where is None:
+        more = correct(network_of(terms), evidence, out, deviation, len(tallies))
+    else:
+        more = _joint_gpu.correct(terms, evidence, out, deviation, len(tallies), where)
     tallies[:, 0] += more[:, 0]
     tallies[:, ALONE:] += more[:, 1:]
 
@@ -79,13 +85,13 @@ def names_of(sources: Sequence[Source]) -> tuple[str, ...] | None:
     )
 
 
-def network_for(sources: Sequence[Source]) -> Network | None:
-    """The network that serves a set of inputs, finest first; None if none does."""
+def terms_for(sources: Sequence[Source]) -> Terms | None:
+    """Terms of the network that serves a set of inputs, finest first; None if none does."""
     names = names_of(sources)
     if names is None:
         return None
     own = sources[0].network if sources else None
-    return _network_for(names) if own is None else _network_in(*own)
+    return _terms_for(names) if own is None else read_network(*own).terms
 
 
 def with_network(sources: Sequence[Source], path: Path) -> tuple[Source, ...] | None:
@@ -111,14 +117,9 @@ def saves(sources: Sequence[Source]) -> float:
 
 
 @cache
-def _network_in(path: str, digest: str) -> Network:
-    return network_of(read_network(path, digest).terms)
-
-
-@cache
-def _network_for(names: tuple[str, ...]) -> Network | None:
+def _terms_for(names: tuple[str, ...]) -> Terms | None:
     entry = serving(label_of(names))
-    return None if entry is None else network(entry, names)
+    return None if entry is None else terms_of(entry, names)
 
 
 def _is_usual(source: Source) -> bool:
