@@ -30,6 +30,7 @@ from recover.merge.exact import warnings_of
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
+from recover.merge.savings import Saving, savings
 from recover.merge.sums import Totals
 from recover.merge.tallies import Tallies
 from recover.merge.tasks import tasks_of
@@ -118,6 +119,16 @@ class MergeResult(Brief):
     def n_weights(self) -> int:
         """Weights in the output."""
         return sum(tensor.n_weights for tensor in self.plan.tensors)
+
+    @property
+    def savings(self) -> tuple[Saving, ...]:
+        """What other methods are expected to save of the error."""
+        estimated = (
+            (each.plan.sources, each.plan.n_weights, each.expected_rmse**2)
+            for each in self.tensors
+            if each.expected_rmse is not None
+        )
+        return savings(estimated, self.plan.method)
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover merge --json`` prints."""
