@@ -253,7 +253,7 @@ class Sharing:
                 before, now = found["fingerprint"], self._first["fingerprint"]
                 reasons = [f"other {name}" for name in now if before.get(name) != now[name]]
                 if found["n_shards"] != self._shard.n:
-                    reasons.append(f"{found['n_shards']} parts instead of {self._shard.n}")
+                    reasons.append(f"{found['n_shards']} parts, not {self._shard.n}")
                 if found["command"] != self._work.command:
                     reasons = [f"another command, {found['command']}"]
                 if found["files"] != self._first["files"] and not reasons:
