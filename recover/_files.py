@@ -158,6 +158,14 @@ def write_all(descriptor: int, data: bytes | memoryview, position: int) -> int:
     return position
 
 
+def read_all(descriptor: int, position: int, n_bytes: int) -> bytes:
+    """Bytes of an open file, fewer at its end; `OSError` as of `os.pread`."""
+    data = bytearray()
+    while more := os.pread(descriptor, n_bytes - len(data), position + len(data)):
+        data += more
+    return bytes(data)
+
+
 def reserve(descriptor: int, n_bytes: int) -> None:
     """Make a file as large as it becomes; its space is reserved where the system can.
 

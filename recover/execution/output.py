@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Self
 
 from recover import _stopping as stopping
-from recover._files import reserve, write_all
+from recover._files import read_all, reserve, write_all
 from recover._text import printable
 from recover.containers.mapping import check_unchanged
 from recover.errors import InputError, OutputError, RecoverError
@@ -227,16 +227,13 @@ class OutputFile:
 
     def read_at(self, position: int, n_bytes: int) -> bytes:
         """What stands at a byte position now; callable from several threads at once."""
-        data = bytearray()
         try:
-            while len(data) < n_bytes:
-                more = os.pread(self._descriptor, n_bytes - len(data), position + len(data))
-                if not more:
-                    raise OutputError(f"{printable(self.path)}: is shorter than what was written")
-                data += more
+            data = read_all(self._descriptor, position, n_bytes)
         except OSError as error:
             raise self._error(error) from None
-        return bytes(data)
+        if len(data) < n_bytes:
+            raise OutputError(f"{printable(self.path)}: is shorter than what was written")
+        return data
 
     def sync(self) -> None:
         """Return when all that was written is on the disk, the size of the file included."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, Protocol, Self
 
-from recover._files import write_all
+from recover._files import read_all, write_all
 from recover._text import printable
 from recover.containers.places import Place
 from recover.errors import OutputError
@@ -171,6 +171,11 @@ class PlacedFile:
         with self._opened(position, memoryview(data).nbytes) as descriptor:
             write_all(descriptor, data, position)
         self.written += checksums(position, data, n_pieces)
+
+    def read_at(self, position: int, n_bytes: int) -> bytes:
+        """What stands at a byte position now; errors as of `write_at`."""
+        with self._opened(position, n_bytes) as descriptor:
+            return read_all(descriptor, position, n_bytes)
 
     def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
         """Write `size` bytes at a byte position, the next `step` bytes behind it, and so on.

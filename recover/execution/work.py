@@ -43,6 +43,23 @@ class Summed(Recordable, Protocol):
     def __iadd__(self, other: Any) -> Self: ...
 
 
+class Nothing:
+    """The sums of what sums up nothing."""
+
+    @classmethod
+    def from_record(cls, record: Any) -> Self:
+        """Nothing."""
+        if record is not None:
+            raise ValueError("these are no sums of nothing")
+        return cls()
+
+    def to_record(self) -> Any:
+        """None."""
+
+    def __iadd__(self, other: Any) -> Self:
+        return self
+
+
 class Work(ABC):
     """The work of a plan.
 
