@@ -3,9 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from recover._text import printable, quoted, some
 from recover._version import __version__
@@ -50,6 +51,8 @@ class TensorPlan:
         not among the sources.
     left_out : tuple of str
         Inputs that prove nothing of the original, and why, a line each.
+    kept : tuple of int or None
+        Which of the sources that there were before the checks are still there; None for all.
     """
 
     name: str
@@ -59,6 +62,7 @@ class TensorPlan:
     positions: tuple[int, int] = (0, 0)
     checks: tuple[SourceCheck, ...] = ()
     left_out: tuple[str, ...] = ()
+    kept: tuple[int, ...] | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -90,8 +94,10 @@ class BoundsPlan:
         Of the output, as long as it can become (see `header_with`).
     n_bytes : int
         Size of the output.
-    warnings : tuple of str
-        What the user should know.
+    told : tuple of str
+        What the user should know, before any check.
+    asked : dict
+        The parameters of `plan_bounds` as plain data, with absolute paths.
     """
 
     models: tuple[Model, ...]
@@ -100,7 +106,13 @@ class BoundsPlan:
     tensors: tuple[TensorPlan, ...]
     header: bytes
     n_bytes: int
-    warnings: tuple[str, ...]
+    told: tuple[str, ...]
+    asked: dict[str, Any]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return (*self.told, *_warnings(self.tensors))
 
     @property
     def item_size(self) -> int:
@@ -119,6 +131,7 @@ def plan_bounds(
     *,
     dtype: str = "f32",
     tensors: str | None = None,
+    checks: bool = True,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> BoundsPlan:
@@ -134,6 +147,9 @@ def plan_bounds(
         How bounds are stored; f16 is rounded outward.
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are taken.
+    checks : bool
+        Whether the inputs are checked now; otherwise each tensor's before its bounds are made (see
+        `recover.bounds.work`).
     n_threads : int, optional
         For the checks; default: the cores that this process may use.
     progress : callable, optional
@@ -162,20 +178,25 @@ def plan_bounds(
     plans = [_plan_tensor(name, models, decider) for name in names]
     if not plans:
         raise PlanError("none of the tensors holds weights")
-    plans = _checked(plans, models, n_threads, progress)
     # As if all tensors failed: so long can the header become.
     layout = _layout(plans, models, dtype, [tensor.name for tensor in plans])
     positions = zip(layout.positions[::2], layout.positions[1::2], strict=True)
     placed = [replace(tensor, positions=p) for tensor, p in zip(plans, positions, strict=True)]
-    return BoundsPlan(
-        models,
-        path,
-        dtype,
-        tuple(placed),
-        layout.header,
-        layout.n_bytes,
-        (*warnings, *_warnings(plans)),
+    asked = {
+        "inputs": [str(Path(each).absolute()) for each in inputs],
+        "output": None if path is None else str(path.absolute()),
+        "dtype": dtype,
+        "tensors": tensors,
+        "checks": False,
+    }
+    plan = BoundsPlan(
+        *(models, path, dtype, tuple(placed), layout.header, layout.n_bytes),
+        told=tuple(warnings),
+        asked=asked,
     )
+    if not checks:
+        return plan
+    return with_checks(plan, check_tensors(plan, range(len(placed)), n_threads, progress))
 
 
 def header_with(plan: BoundsPlan, not_certified: Sequence[str]) -> bytes:
@@ -207,34 +228,40 @@ def _layout(
     )
 
 
-def _checked(
-    plans: Sequence[TensorPlan],
-    models: Sequence[Model],
-    n_threads: int | None,
-    progress: Progress | None,
-) -> list[TensorPlan]:
-    """The plans with what was checked, less the sources that failed."""
-    model_of = {id(tensor): model for model in models for tensor in model.tensors.values()}
-    pairs = [
-        (model_of[id(source)], source)
-        for tensor in plans
-        for source in tensor.sources
-        if isinstance(source.type, ScalarType)
-    ]
+def check_tensors(
+    plan: BoundsPlan,
+    indices: Sequence[int],
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[int, tuple[SourceCheck, ...]]:
+    """Check the sources of some tensors; what was found of those of scalar types, by index."""
+    model_of = {id(tensor): model for model in plan.models for tensor in model.tensors.values()}
+    pairs, owners = [], []
+    for index in indices:
+        for source in plan.tensors[index].sources:
+            if isinstance(source.type, ScalarType):
+                pairs.append((model_of[id(source)], source))
+                owners.append(index)
+    found: dict[int, tuple[SourceCheck, ...]] = dict.fromkeys(indices, ())
     checks = check_sources(pairs, n_threads=n_threads, progress=progress)
-    found = {id(source): check for (_, source), check in zip(pairs, checks, strict=True)}
-    return [
-        replace(
-            tensor,
-            sources=tuple(
-                source
-                for source in tensor.sources
-                if id(source) not in found or found[id(source)].failed is None
-            ),
-            checks=tuple(found[id(source)] for source in tensor.sources if id(source) in found),
+    for index, check in zip(owners, checks, strict=True):
+        found[index] += (check,)
+    return found
+
+
+def with_checks(plan: BoundsPlan, checks: Mapping[int, Sequence[SourceCheck]]) -> BoundsPlan:
+    """The plan with what was checked of some tensors, less the sources that failed."""
+    tensors = list(plan.tensors)
+    for index, found in checks.items():
+        tensor, left = tensors[index], iter(found)
+        kept = tuple(
+            i
+            for i, source in enumerate(tensor.sources)
+            if not isinstance(source.type, ScalarType) or next(left).failed is None
         )
-        for tensor in plans
-    ]
+        sources = tuple(tensor.sources[i] for i in kept)
+        tensors[index] = replace(tensor, sources=sources, checks=tuple(found), kept=kept)
+    return replace(plan, tensors=tuple(tensors))
 
 
 def _may_confine(model: Model, tensor: StoredTensor) -> bool:

@@ -5,9 +5,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from recover.cli._shards import add_sharing_arguments, print_part
+from recover.cli._sharing import add_sharing_arguments, means_of, print_part
 from recover.cli.export import add_folder_arguments
 from recover.estimators import DEFAULT_METHOD, method_names, shipped_methods
 
@@ -159,20 +159,17 @@ def run(args: Namespace) -> int:
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
     with progress_bar(args, "merging") as progress:
-        how: dict[str, Any] = {
-            "n_threads": args.threads,
-            "progress": progress,
-            "force": args.force,
-            "tell": partial(message, args),
-        }
-        result: MergeResult | PartResult
+        told = means_of(args, progress, force=args.force)
+        done: MergeResult | PartResult
         if args.shard is None:
-            result = execute_merge(plan, resume=args.resume, **how)
+            tell = partial(message, args)
+            done = execute_merge(plan, resume=args.resume, tell=tell, **told)
         else:
-            result = execute_merge_part(plan, args.shard, **how)
-    if isinstance(result, PartResult):
-        print_part(args, result)
+            done = execute_merge_part(plan, **told)
+    if isinstance(done, PartResult):
+        print_part(args, done)
         return 0
+    result = done
     warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0

@@ -37,6 +37,7 @@ class Gathering:
     def __init__(self, work: Work, done: Mapping[int, Any]) -> None:
         self.done = frozenset(done)
         self.totals: Totals = dict(done)
+        self._work = work
         self._units = work.units
         self._sums = work.sums
         self._index = {unit.name: i for i, unit in enumerate(work.units)}
@@ -72,7 +73,7 @@ class Gathering:
         total, *others = (tiles[start] for start in sorted(tiles))
         for each in others:
             total += each
-        self._finished[index] = self.totals[index] = total
+        self._finished[index] = self.totals[index] = self._work.complete(index, total)
 
     def take_finished(self) -> Totals:
         """The tensors of which all tiles were written since the last call."""
@@ -115,6 +116,7 @@ def do_tasks(
                 files[path].take_note(*each)
         gathering.add(task, gave)
 
+    work.prepare(indices, how)
     executor = how.executor_of(work, {file.place: file for file in outputs})
     n_left = sum(work.units[i].n_weights for i in indices)
     watch = _watch(how.progress, work.n_weights, n_left, save_if_due)

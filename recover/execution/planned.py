@@ -85,6 +85,7 @@ class PlannedWork(Work):
             for start in range(0, unit.n_weights, unit.step):
                 end = min(start + unit.step, unit.n_weights)
                 yield Task(
+                    does=type(self).__module__,
                     plan=self.digest,
                     tensors=(unit.name,),
                     start=start,

@@ -27,7 +27,7 @@ from recover.containers.gguf.parts import whole_path
 from recover.errors import OutputError
 from recover.execution.common import get, put, put_first
 from recover.execution.fingerprints import digest_of
-from recover.execution.folder import finish_earlier_folder
+from recover.execution.folder import check_output_folder, finish_earlier_folder
 from recover.execution.gathering import Gathering, Totals, do_tasks
 from recover.execution.journal import Journal
 from recover.execution.kept import damaged, read_seconds
@@ -96,6 +96,8 @@ class Sharing:
         The part of this process.
     tell : callable, optional
         Hears what is taken over, and what is kept.
+    replaces : bool
+        Whether a model's folder that is there already may be replaced.
 
     Attributes
     ----------
@@ -115,7 +117,9 @@ class Sharing:
         cannot be written.
     """
 
-    def __init__(self, work: Work, shard: Shard, tell: Tell | None = None) -> None:
+    def __init__(
+        self, work: Work, shard: Shard, tell: Tell | None = None, *, replaces: bool = False
+    ) -> None:
         self.is_complete = False
         self.totals: Totals = {}
         self.notes: Mapping[str, Any] = {}
@@ -123,6 +127,7 @@ class Sharing:
         self._work = work
         self._shard = shard
         self._tell = tell
+        self._replaces = replaces
         self._target = whole_path(work.output.resolve())
         self._folder = hidden(self._target, "shards")
         self._marker = hidden(self._target, "shards.json")
@@ -205,6 +210,9 @@ class Sharing:
 
     def _join(self) -> bool:
         """Make the plan that of all, or see that it is; whether all is done instead."""
+        if self._work.is_folder:
+            replaces = self._replaces
+            check_output_folder(self._work.output, self._work.inputs, replaces=replaces)
         for _ in range(_TRIES):
             for folder in {self._folder, *map(self._folder_beside, self._paths_of_files())}:
                 folder.mkdir(exist_ok=True)

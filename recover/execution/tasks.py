@@ -9,7 +9,9 @@ data, too.
 Who plans and who adds up stay where they are; an `Executor` brings tasks to those who do them.
 """
 
+import importlib
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,9 +22,9 @@ from threading import Lock
 from typing import Any, NamedTuple, Protocol, Self
 
 from recover._files import read_all, write_all
-from recover._text import printable
+from recover._text import printable, quoted
 from recover.containers.places import Place
-from recover.errors import OutputError
+from recover.errors import OutputError, PlanError
 from recover.execution.locks import locked_range
 from recover.execution.pieces import checksums, weave
 
@@ -47,6 +49,7 @@ def _record_of(value: Recordable | Record) -> Record:
     return value if isinstance(value, dict) else value.to_record()
 
 
+_MODULE = re.compile(r"recover(\.[a-z_]+)+")
 WEIGHTS, DEVIATIONS = "weights", "deviations"
 
 
@@ -67,6 +70,8 @@ class Task:
 
     Attributes
     ----------
+    does : str
+        Module of this package whose `carry_out` does it in a process that has nothing else.
     plan : str
         Digest of the plan that it is a piece of.
     tensors : tuple of str
@@ -82,6 +87,7 @@ class Task:
         What is done, as those who planned it tell those who do it; or its record.
     """
 
+    does: str
     plan: str
     tensors: tuple[str, ...]
     start: int
@@ -118,6 +124,31 @@ class Task:
         )
         told = {name: tuple(record[name]) for name in ("tensors", "inputs")}
         return cls(**record | told | {"outputs": outputs})
+
+
+def carry_out(record: Record) -> Record:
+    """Do a task of whatever kind, in a process that has nothing but its record.
+
+    Parameters
+    ----------
+    record : dict
+        What `Task.to_record` gave, perhaps by way of JSON.
+
+    Returns
+    -------
+    dict
+        ``sums``: what is summed up of each tile, as plain data; ``written``: for each file, by
+        path, the position, number of bytes and CRC-32 of all that was written there.
+
+    Raises
+    ------
+    RecoverError
+        As of whoever does it.
+    """
+    if not _MODULE.fullmatch(record["does"]):
+        raise PlanError(f"{quoted(record['does'])} does no tasks")
+    gave: Record = importlib.import_module(record["does"]).carry_out(record)
+    return gave
 
 
 class Executor(Protocol):

@@ -55,7 +55,7 @@ def execute_part(
     conclude: Conclude | None = None,
 ) -> Finished | PartResult:
     """Do a part of a work, and finish all of it if it is the last one; errors as of `execute`."""
-    with Sharing(work, shard, tell) as sharing:
+    with Sharing(work, shard, tell, replaces=replaces) as sharing:
         if not sharing.is_complete:
             if (part := sharing.carry_out(how)) is not None:
                 return part

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from recover.containers.places import FilePlan, Place, Writer
-from recover.execution.tasks import Executor, Record, Recordable, Task
+from recover.execution.tasks import Executor, Task
 from recover.execution.tiles import Progress, available_cores
 from recover.quants import TILE, TensorType
 
@@ -33,8 +33,11 @@ class Unit(NamedTuple):
     """Weights of a tile; the last one may have fewer."""
 
 
-class Summed(Recordable, Protocol):
+class Summed(Protocol):
     """What is summed up over the tiles of a tensor; plain data in both directions."""
+
+    def to_record(self) -> Any:
+        """Plain data that JSON can hold."""
 
     @classmethod
     def from_record(cls, record: Any) -> Self:
@@ -92,14 +95,19 @@ class Work(ABC):
     is_folder: bool = False
     n_parts: int = 1
 
-    @staticmethod
-    @abstractmethod
-    def carry_out(record: Record) -> Record:
-        """Do a task in a process that has nothing but its record; a function of a module."""
-
     @abstractmethod
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of all that decides on the bytes and sums, by what they are digests of."""
+
+    def prepare(self, indices: Sequence[int], how: "HowToWork") -> None:  # noqa: B027
+        """Find out what the tasks of some tensors need, and no plan knows from the headers.
+
+        Called once before them.
+        """
+
+    def complete(self, index: int, sums: Any) -> Any:
+        """The sums of a tensor of which all tiles are written, with what `prepare` found."""
+        return sums
 
     @abstractmethod
     def tasks(self, indices: Sequence[int], places: Sequence[Path]) -> Iterator[Task]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -27,12 +27,27 @@ class Rounding:
     squared_error: float = 0.0
     squares: float = 0.0
 
-    def __add__(self, other: Self) -> "Rounding":
-        return Rounding(
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
             self.n_rounded + other.n_rounded,
             self.squared_error + other.squared_error,
             self.squares + other.squares,
         )
+
+    def __iadd__(self, other: Self) -> Self:
+        return self + other
+
+    def to_record(self) -> list[float]:
+        """Plain data."""
+        return [self.n_rounded, float(self.squared_error), float(self.squares)]
+
+    @classmethod
+    def from_record(cls, record: Any) -> Self:
+        """The opposite of `to_record`; a `ValueError` if it is no such record."""
+        n, *squares = record
+        if type(n) is not int or n < 0 or len(squares) != 2:
+            raise ValueError("this is no rounding")
+        return cls(n, *map(float, squares))
 
     @property
     def relative_rms(self) -> float:

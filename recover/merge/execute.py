@@ -221,7 +221,7 @@ def execute_merge_part(
     work, how = Merging(plan), HowToWork(n_threads, progress, executor)
     if not force:
         check_relations(plan)
-    with Sharing(work, shard, tell) as sharing:
+    with Sharing(work, shard, tell, replaces=force) as sharing:
         if sharing.is_complete:
             force, told = sharing.notes["force"], sharing.notes["again"]
             plan, _, warnings = _conclude(plan, sharing.totals, force=force)

@@ -15,7 +15,7 @@ from recover.merge.kept import read_sums
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.sums import Sums
 from recover.merge.tasks import tasks_of
-from recover.merge.work import Worker, carry_out
+from recover.merge.work import Worker
 from recover.quants import type_by_name
 
 
@@ -30,7 +30,6 @@ class Merging(Work):
 
     command = "merge"
     sums = Sums
-    carry_out = staticmethod(carry_out)
 
     def __init__(self, plan: MergePlan) -> None:
         self.plan = plan

@@ -69,13 +69,13 @@ class Quantizing(PlannedWork):
         """See `PlannedWork.worker`."""
         return Worker(self.plan)
 
-    @staticmethod
-    def carry_out(record: Record) -> Record:
-        """See `recover.execution.planned.Replanning.carry_out`."""
-        return _replanning.carry_out(record)
-
 
 _replanning = Replanning(lambda asked: Quantizing(plan_quantize(**asked)))
+
+
+def carry_out(record: Record) -> Record:
+    """Do a task in a process that has nothing else; see `Replanning.carry_out`."""
+    return _replanning.carry_out(record)
 
 
 class Worker:

@@ -1,11 +1,13 @@
 """Options of commands whose work several processes share."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recover.execution.shares import Shard
     from recover.execution.sharing import PartResult
+    from recover.execution.tiles import Progress
 
 
 def add_sharing_arguments(parser: ArgumentParser) -> None:
@@ -27,6 +29,16 @@ def _shard(text: str) -> "Shard":
         return Shard.parse(text)
     except UsageError as error:
         raise ArgumentTypeError(str(error)) from None
+
+
+def means_of(args: Namespace, progress: "Progress | None", **others: Any) -> dict[str, Any]:
+    """What executes a plan, or a part of it, is told: how many threads, and who hears of it."""
+    from recover.cli._console import message
+
+    told = {"n_threads": args.threads, "progress": progress, **others}
+    if args.shard is not None:
+        told |= {"shard": args.shard, "tell": partial(message, args)}
+    return told
 
 
 def print_part(args: Namespace, part: "PartResult") -> None:
