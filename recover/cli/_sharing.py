@@ -1,6 +1,8 @@
 """Options of commands whose work several processes share."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,12 @@ def add_sharing_arguments(parser: ArgumentParser) -> None:
         help="do part I of N: as many processes, on any machines with a common file system, write"
         " one output; the one that ends last gives it its name; each can be repeated",
     )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="have the work done by the Dask cluster of this scheduler (tcp://HOST:PORT, or its"
+        " file), or, if it is local, by one on this machine; needs the extra distributed",
+    )
 
 
 def _shard(text: str) -> "Shard":
@@ -31,14 +39,24 @@ def _shard(text: str) -> "Shard":
         raise ArgumentTypeError(str(error)) from None
 
 
-def means_of(args: Namespace, progress: "Progress | None", **others: Any) -> dict[str, Any]:
-    """What executes a plan, or a part of it, is told: how many threads, and who hears of it."""
+@contextmanager
+def means_of(
+    args: Namespace, progress: "Progress | None", **others: Any
+) -> Iterator[dict[str, Any]]:
+    """What executes a plan, or a part of it, is told: who does the tasks, and who hears of it."""
     from recover.cli._console import message
 
+    tell = partial(message, args)
     told = {"n_threads": args.threads, "progress": progress, **others}
     if args.shard is not None:
-        told |= {"shard": args.shard, "tell": partial(message, args)}
-    return told
+        told |= {"shard": args.shard, "tell": tell}
+    if args.scheduler is None:
+        yield told
+        return
+    from recover.execution.dask import cluster
+
+    with cluster(args.scheduler, args.threads, tell) as executor:
+        yield told | {"executor": executor}
 
 
 def print_part(args: Namespace, part: "PartResult") -> None:

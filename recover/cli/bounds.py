@@ -45,29 +45,29 @@ def run(args: Namespace) -> int:
     from recover.errors import UsageError
     from recover.execution.sharing import PartResult
 
-    if args.shard is not None and args.output is None:
-        raise UsageError("--shard is for an output that several processes write; name one with -o")
+    for option, value in (("--shard", args.shard), ("--scheduler", args.scheduler)):
+        if value is not None and args.output is None:
+            raise UsageError(f"{option} is for bounds that are written; name a file with -o")
     with progress_bar(args, "checking") as progress:
         plan = plan_bounds(
             args.inputs,
             args.output,
             dtype=args.dtype,
             tensors=args.tensors,
-            checks=args.shard is None,
+            checks=args.shard is None and args.scheduler is None,
             n_threads=args.threads,
             progress=progress,
         )
-    warn(args, plan.warnings if args.shard is None else ())
-    with progress_bar(args, "bounding") as progress:
-        told = means_of(args, progress)
+    is_checked = all(tensor.kept is not None for tensor in plan.tensors)
+    warn(args, plan.warnings if is_checked else ())
+    with progress_bar(args, "bounding") as progress, means_of(args, progress) as told:
         whole, part = execute_bounds, execute_bounds_part
         done = whole(plan, **told) if args.shard is None else part(plan, **told)
     if isinstance(done, PartResult):
         print_part(args, done)
         return 0
     result = done
-    if args.shard is not None:
-        warn(args, result.plan.warnings)
+    warn(args, () if is_checked else result.plan.warnings)
     warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print(result)
     return 0

@@ -89,8 +89,7 @@ def run(args: Namespace) -> int:
         force=args.force or args.shard is not None,
     )
     warn(args, plan.warnings)
-    with progress_bar(args, "exporting") as progress:
-        told = means_of(args, progress)
+    with progress_bar(args, "exporting") as progress, means_of(args, progress) as told:
         if args.shard is None:
             done: ExportResult | PartResult = execute_export(plan, **told)
         else:

@@ -158,8 +158,10 @@ def run(args: Namespace) -> int:
             check_relations(plan)
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
-    with progress_bar(args, "merging") as progress:
-        told = means_of(args, progress, force=args.force)
+    with (
+        progress_bar(args, "merging") as progress,
+        means_of(args, progress, force=args.force) as told,
+    ):
         done: MergeResult | PartResult
         if args.shard is None:
             tell = partial(message, args)

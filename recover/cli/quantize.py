@@ -146,8 +146,7 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
-    with progress_bar(args, "quantizing") as progress:
-        told = means_of(args, progress)
+    with progress_bar(args, "quantizing") as progress, means_of(args, progress) as told:
         whole, part = execute_quantize, execute_quantize_part
         done = whole(plan, **told) if args.shard is None else part(plan, **told)
     if isinstance(done, PartResult):

@@ -112,8 +112,10 @@ def run(args: Namespace) -> int:
     )
     plan = plan_reblock(source, args.output)
     warn(args, source.warnings)
-    with progress_bar(args, "re-blocking") as progress:
-        told = means_of(args, progress, verify=args.verify)
+    with (
+        progress_bar(args, "re-blocking") as progress,
+        means_of(args, progress, verify=args.verify) as told,
+    ):
         whole, part = execute_reblock, execute_reblock_part
         done = whole(plan, **told) if args.shard is None else part(plan, **told)
     if isinstance(done, PartResult):

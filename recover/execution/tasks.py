@@ -174,7 +174,8 @@ _WEAVING = Lock()  # of the threads of a process; others wait for the range
 class PlacedFile:
     """A file that another process has created: bytes are put at their places in it.
 
-    It is open only while bytes are written, so that network file systems pass them on at once.
+    It is open only while bytes are written, so that network file systems pass them on at once, and
+    the range is locked, so that they pass on nothing else of the pages that it shares with others.
 
     Parameters
     ----------
@@ -199,7 +200,11 @@ class PlacedFile:
         OutputError
             If the file is not there, or too small, or cannot be written.
         """
-        with self._opened(position, memoryview(data).nbytes) as descriptor:
+        n_bytes = memoryview(data).nbytes
+        with (
+            self._opened(position, n_bytes) as descriptor,
+            locked_range(descriptor, position, n_bytes),
+        ):
             write_all(descriptor, data, position)
         self.written += checksums(position, data, n_pieces)
 
