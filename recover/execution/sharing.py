@@ -261,7 +261,7 @@ class Sharing:
                 before, now = found["fingerprint"], self._first["fingerprint"]
                 reasons = [f"other {name}" for name in now if before.get(name) != now[name]]
                 if found["n_shards"] != self._shard.n:
-                    reasons.append(f"{found['n_shards']} parts, not {self._shard.n}")
+                    reasons.append(f"in {found['n_shards']} parts, not {self._shard.n}")
                 if found["command"] != self._work.command:
                     reasons = [f"another command, {found['command']}"]
                 if found["files"] != self._first["files"] and not reasons:
@@ -326,7 +326,8 @@ class Sharing:
                     left = [i for i in self._mine if i not in done]
                     do_tasks(work, left, outputs, gathering, how, save_if_due)
             except BaseException:
-                self._say(f"kept for the same command: {self._amount({**done, **saver.done})}")
+                if kept := {**done, **saver.done}:
+                    self._say(f"kept for the same command: {self._amount(kept)}")
                 raise
             for output in outputs:
                 output.check_inputs()

@@ -51,7 +51,7 @@ def test_killed_and_repeated(
 def test_other_options(shared: Shared, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = tmp_path / "home"
     shared.do(home, "1/2")
-    with pytest.raises(AssertionError, match=r"parts of another plan \(2 parts, not 4\)"):
+    with pytest.raises(AssertionError, match=r"parts of another plan \(in 2 parts, not 4\)"):
         shared.do(home, "1/4")
 
 

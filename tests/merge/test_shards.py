@@ -214,7 +214,7 @@ def test_other_plans_are_refused(tiny: list[Path], started: Path) -> None:
     output = started / "out.gguf"
     refused("other inputs, other options", tiny[:2], output, tensors=r"blk\.0")
     refused("other options", tiny, output, tensors=r"blk\.0", method="linear")
-    refused("2 parts, not 3", tiny, output, tensors=r"blk\.0", n=3)
+    refused("in 2 parts, not 3", tiny, output, tensors=r"blk\.0", n=3)
     os.utime(started, (0, 0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("recover.execution.fingerprints.__version__", "99.0")
