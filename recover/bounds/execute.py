@@ -1,13 +1,14 @@
 """Bounds tile by tile: statistics, and if asked for the bounds themselves in a file."""
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._brief import Brief
 from recover._text import quoted, some
 from recover.bounds.checks import condition_of
 from recover.bounds.measuring import UP, measure, measure_cells
@@ -59,8 +60,8 @@ class BoundStatistics:
         return asdict(self) | {"conflict_fraction": self.conflict_fraction}
 
 
-@dataclass(frozen=True)
-class BoundsResult:
+@dataclass(frozen=True, repr=False)
+class BoundsResult(Brief):
     """What was bounded.
 
     Attributes
@@ -79,6 +80,23 @@ class BoundsResult:
     seconds: float
     total: BoundStatistics
     tensors: tuple[BoundStatistics, ...]
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "output", self.plan.output
+        yield "weights", self.plan.n_weights
+        yield "seconds", self.seconds
+        yield "two_sided", self.total.two_sided
+        yield "mean_width", self.total.mean_width
+        yield "n_conflicts", self.total.n_conflicts
+        yield "condition", condition_of(self.plan.models)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "two-sided", "mean width", "max error", "conflicts"
+        for plan, each in zip(self.plan.tensors, self.tensors, strict=True):
+            told = each.two_sided, each.mean_width, each.certified_max_error, each.n_conflicts
+            yield plan.name, *told
 
     def failures(self, index: int) -> tuple[str, ...]:
         """What speaks against a tensor's bounds: of inputs that were left out, and conflicts."""
@@ -189,8 +207,8 @@ def _result(work: Bounding, finished: Finished) -> BoundsResult:
     plan = work.with_found(finished.totals)
     sizes = [tensor.n_weights for tensor in plan.tensors]
     figures = [np.array(finished.totals[i].rows) for i in range(len(sizes))]
-    tensors = tuple(_statistics(n, rows) for n, rows in zip(sizes, figures, strict=True))
-    total = _statistics(sum(sizes), np.concatenate(figures))
+    tensors = tuple(statistics_of(n, rows) for n, rows in zip(sizes, figures, strict=True))
+    total = statistics_of(sum(sizes), np.concatenate(figures))
     return BoundsResult(plan, finished.seconds, total, tensors)
 
 
@@ -205,8 +223,8 @@ def _measure(plan: BoundsPlan, n_threads: int, progress: Progress | None) -> Bou
     workers = [_Worker(plan, together, figures) for _ in range(n_threads)]
     stacked = [len(stack) * sizes[stack[0]] for stack in together]
     for_each_tile(stacked, [worker.work for worker in workers], progress)
-    tensors = tuple(_statistics(n, rows) for n, rows in zip(sizes, figures, strict=True))
-    total = _statistics(sum(sizes), np.concatenate(figures))
+    tensors = tuple(statistics_of(n, rows) for n, rows in zip(sizes, figures, strict=True))
+    total = statistics_of(sum(sizes), np.concatenate(figures))
     return BoundsResult(plan, time.perf_counter() - start, total, tensors)
 
 
@@ -224,9 +242,9 @@ def _kind_of(tensor: TensorPlan) -> Hashable:
     return kinds
 
 
-def _statistics(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
+def statistics_of(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
     """Of rows (two-sided weights, conflicts, sum of widths, largest width), one per tile."""
-    n_two_sided, n_conflicts, width = figures[:, :3].sum(0)
+    n_two_sided, n_conflicts, width = figures[:, :3].sum(0).tolist()
     is_certified = n_two_sided > 0 and not n_conflicts
     return BoundStatistics(
         n_weights=n_weights,

@@ -105,7 +105,9 @@ class Bounding(PlannedWork):
         left = [i for i in indices if self.plan.tensors[i].kept is None]
         found: dict[int, tuple[SourceCheck, ...]] = {}
         if how.executor is None:
-            found = check_tensors(self.plan, left, how.n_threads)
+            tensors = [self.plan.tensors[i] for i in left]
+            checks = check_tensors(tensors, self.plan.models, how.n_threads)
+            found = dict(zip(left, checks, strict=True))
         else:
 
             def take(task: Task, gave: Record) -> None:
@@ -171,7 +173,7 @@ class Worker:
         plan, index = self._work.plan, self._work.index[name]
         job: Any = task.job
         if job["kept"] is None:
-            (checks,) = check_tensors(plan, [index], 1).values()
+            (checks,) = check_tensors([plan.tensors[index]], plan.models, 1)
             return {"sums": [Measured(checks=checks)]}
         if name != self._at:
             sources = plan.tensors[index].sources

@@ -39,20 +39,25 @@ _ONE_BIT = np.log(5)  # of mean square errors; a little more than four times
 def settings_like(kind: IntervalType) -> list[str]:
     """Settings of a type in the sample, those first whose errors are the most alike.
 
-    If there are none of its name, those of names that differ in the number of bits, by one at most.
+    Of its name, with scales in the same direction. If there are none, those of names that differ in
+    the number of bits, by one at most; if there are none either, with scales in the other one.
     """
 
     def unlikeness(name: str) -> float:
-        own = stored_half(name, 0).type.relative_mse
-        return abs(float(np.log(own / kind.relative_mse)))
+        return abs(float(np.log(types[name].relative_mse / kind.relative_mse)))
 
-    all_types = {name: setting["type"] for name, setting in _settings().items()}
-    names = [name for name, other in all_types.items() if other == kind.name]
-    if not names:
-        family = _family(kind.name)
-        names = [name for name, other in all_types.items() if _family(other) == family]
-        names = [name for name in names if unlikeness(name) <= _ONE_BIT]
-    return sorted(names, key=unlikeness)
+    def in_direction(names: list[str]) -> list[str]:
+        return [name for name in names if types[name].is_strided == kind.is_strided]
+
+    types = {name: stored_half(name, 0).type for name in _settings()}
+    family, own = _family(kind.name), [name for name in types if types[name].name == kind.name]
+    near = [
+        name
+        for name in types
+        if _family(types[name].name) == family and unlikeness(name) <= _ONE_BIT
+    ]
+    choices = in_direction(own), in_direction(near), own, near
+    return sorted(next(filter(None, choices), []), key=unlikeness)
 
 
 def _family(type_name: str) -> str:

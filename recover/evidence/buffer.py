@@ -79,6 +79,10 @@ class Source:
     density: tuple[tuple[float, ...], ...] | None = None
     side_scaled: bool = False
 
+    def __hash__(self) -> int:
+        # Tensors are told apart by their sources, very often; these tell most of them apart.
+        return hash((self.type, self.has_cells, self.weighted))
+
 
 class EvidenceBuffer:
     """Memory for the evidence on one tile, used again and again by one thread.

@@ -107,6 +107,8 @@ def do_tasks(
     save_if_due : callable, optional
         Called now and then.
     """
+    if not indices:
+        return
     files = {str(file.place): file for file in outputs}
     places = [file.place for file in outputs]
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover.containers.places import FilePlan, Piece, pieces_of, within
+from recover.containers.places import FilePlan, Piece
 from recover.execution.output import OutputFile
 from recover.execution.tiles import Tile, available_cores, for_each_tile
 from recover.execution.work import Unit
@@ -38,10 +38,9 @@ def spans(unit: Unit, tile: Tile | None = None) -> Iterator[Span]:
     """Where the bytes of a tensor's tiles go, or those of one of them, in order."""
     starts = range(0, unit.n_weights, unit.step) if tile is None else [tile.start]
     for start in starts:
-        for places, kind in unit.written:
-            for place, first, last in within(places, start, min(start + unit.step, unit.n_weights)):
-                for piece in pieces_of(place, kind, first, last).pieces:
-                    yield Span(place.file, piece)
+        for stretch in unit.written:
+            for file, piece in stretch.pieces(start, min(start + unit.step, unit.n_weights)):
+                yield Span(file, piece)
 
 
 def digest(unit: Unit, digests: Sequence[Digests]) -> str | None:
@@ -126,9 +125,9 @@ def clear_gaps(
     ends = [len(file.header) for file in files]
     filled: list[list[tuple[int, int]]] = [[] for _ in files]
     for unit in units:
-        for places, kind in unit.written:
-            for place in places:
-                filled[place.file].append(place.extent(kind))
+        for stretch in unit.written:
+            for file, start, stop in stretch.extents():
+                filled[file].append((start, stop))
     for output, end, pieces in zip(outputs, ends, filled, strict=True):
         at = end
         for start, stop in [*sorted(pieces), (output.n_bytes, output.n_bytes)]:

@@ -80,10 +80,10 @@ def _woven_together(units: Sequence[Unit]) -> list[list[int]]:
         return i
 
     extents = sorted(
-        (place.file, *place.extent(kind), i)
+        (*extent, i)
         for i, unit in enumerate(units)
-        for places, kind in unit.written
-        for place in places
+        for stretch in unit.written
+        for extent in stretch.extents()
     )
     file, end, before = -1, 0, 0
     for its_file, start, stop, i in extents:

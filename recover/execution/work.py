@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
-from recover.containers.places import FilePlan, Place, Writer
+from recover.containers.places import FilePlan, Piece, Place, Writer, pieces_of, within
 from recover.execution.tasks import Executor, Task
 from recover.execution.tiles import Progress, available_cores
 from recover.quants import TILE, TensorType
@@ -21,6 +21,27 @@ class Stretch(NamedTuple):
     """Where they go; the number of the file is that in `Work.files`."""
     kind: TensorType
     """How they are stored."""
+    row_length: int = 0
+    """Of types that are stored by rows, in one place from the first row on."""
+
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, Piece]]:
+        """The numbers of files, and where in them the bytes of a range go."""
+        for place, first, last in within(self.places, start, end):
+            if self.kind.is_by_rows:
+                at, stop = (self.kind.position(n, self.row_length) for n in (first, last))
+                yield place.file, Piece(place.position + at, 0, stop - at, stop - at, stop - at)
+                continue
+            for piece in pieces_of(place, self.kind, first, last).pieces:
+                yield place.file, piece
+
+    def extents(self) -> Iterator[tuple[int, int, int]]:
+        """Numbers of files, the first byte in each, and one past the last."""
+        for place in self.places:
+            if self.kind.is_by_rows:
+                n_bytes = self.kind.position(place.end, self.row_length)
+                yield place.file, place.position, place.position + n_bytes
+            else:
+                yield place.file, *place.extent(self.kind)
 
 
 class Unit(NamedTuple):

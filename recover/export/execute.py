@@ -10,8 +10,8 @@ from recover.execution.tiles import Progress
 from recover.execution.whole import Finished, execute, execute_part
 from recover.execution.work import HowToWork
 from recover.export.plan import ExportedTensor, ExportPlan
-from recover.export.rounding import Rounding
 from recover.export.work import Exporting
+from recover.quants.rounding import Rounding
 
 
 @dataclass(frozen=True)

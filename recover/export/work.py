@@ -9,13 +9,13 @@ import numpy as np
 
 from recover._text import printable, quoted
 from recover.containers.places import Writer, put_all
-from recover.errors import PlanError, QuantError
+from recover.errors import PlanError
 from recover.execution.planned import PlannedWork, Replanning
 from recover.execution.tasks import Record, Task
 from recover.execution.work import Stretch, Unit
 from recover.export.plan import ExportedTensor, ExportPlan, plan_export
-from recover.export.rounding import Rounding, rounding_of
-from recover.quants import TILE, F32Array, U8Array, quantize
+from recover.quants import TILE, U8Array
+from recover.quants.rounding import Rounding
 
 
 class Exporting(PlannedWork):
@@ -65,7 +65,6 @@ class Worker:
     def __init__(self, work: Exporting) -> None:
         self._plan = work.plan
         self._index = work.index
-        self._weights = np.empty(TILE, np.float32)
         self._encoded = np.empty(TILE * 4, np.uint8)
 
     def work(self, task: Task, files: Mapping[Path, Writer]) -> Record:
@@ -81,19 +80,15 @@ class Worker:
         return {"sums": [rounding]}
 
     def _encode(self, tensor: ExportedTensor, start: int, end: int) -> tuple[U8Array, Rounding]:
-        weights = self._weights[: end - start]
-        tensor.source.read(start, end, weights)
-        if tensor.shift:
-            weights += np.float32(tensor.shift)
-        encoded = self._encoded[: tensor.kind.n_bytes(weights.size)]
-        try:
-            quantize(weights, tensor.kind, out=encoded)
-        except QuantError:
-            raise self._unfit(tensor, weights) from None
-        return encoded, rounding_of(weights, encoded, tensor.kind)
+        encoded = self._encoded[: tensor.kind.n_bytes(end - start)]
+        rounding = tensor.source.round_to(tensor.kind, start, end, encoded, tensor.shift)
+        if not rounding.fits:
+            raise self._unfit(tensor, start, end)
+        return encoded, rounding
 
-    def _unfit(self, tensor: ExportedTensor, weights: F32Array) -> PlanError:
+    def _unfit(self, tensor: ExportedTensor, start: int, end: int) -> PlanError:
         """Say why a tile cannot be stored."""
+        weights = tensor.source.read(start, end)
         what = f"{printable(self._plan.path)}: tensor {quoted(tensor.name)}"
         if not np.isfinite(weights).all():
             return PlanError(f"{what} holds NaN or infinite weights")
