@@ -39,6 +39,7 @@ def run(args: Namespace) -> int:
     from recover.bounds.execute import execute_bounds
     from recover.bounds.plan import plan_bounds
     from recover.cli._console import print_json, progress_bar, warn
+    from recover.cli._streams import complain
 
     with progress_bar(args, "checking") as progress:
         plan = plan_bounds(
@@ -52,9 +53,10 @@ def run(args: Namespace) -> int:
     warn(args, plan.warnings)
     with progress_bar(args, "bounding") as progress:
         result = execute_bounds(plan, n_threads=args.threads, progress=progress)
-    warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print(result)
-    return 0
+    for line in result.warnings:  # what was written has no bound where inputs contradict each other
+        complain(f"recover: error: {line}")
+    return 1 if result.warnings else 0
 
 
 def _print(result: "BoundsResult") -> None:
