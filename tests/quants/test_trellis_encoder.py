@@ -8,7 +8,16 @@ from numpy.typing import NDArray
 
 from recover.containers.rows import blocks_of, rows_of_blocks
 from recover.errors import QuantError
-from recover.quants import F32Array, U8Array, dequantize, quantize, type_by_name
+from recover.quants import (
+    BlockIntervals,
+    F32Array,
+    Stated,
+    U8Array,
+    dequantize,
+    quantize,
+    type_by_name,
+)
+from recover.quants._trellis_marks import MARK
 from tests.naive import trellis
 from tests.support.fork_files import rows_of
 
@@ -180,6 +189,42 @@ def test_many_rows_are_those_alone(name: str) -> None:
     whole = quantize(x, kind).reshape(300, -1)
     for row in (0, 1, 255, 256, 299):
         assert np.array_equal(quantize(x[row], kind), whole[row])
+
+
+@types
+def test_rows_are_marked_and_their_errors_known(name: str) -> None:
+    """Within 10% of those to expect; without the mark, those of the other program are expected."""
+    kind, x = type_by_name(name), trained(18, 24, 512)
+    assert isinstance(kind, BlockIntervals)
+    raw = quantize(x, kind)
+    assert {int(d) & 0xFFF for d in raw.reshape(24, -1)[:, :4].copy().view("<u4")[:, 0]} == {MARK}
+    assert not any(row[0] == MARK & 255 for row in rows_of(name).raw)
+    claims = []
+    for is_marked in (True, False):
+        raw.reshape(24, -1)[:, 0] ^= 0 if is_marked else 1
+        stated = Stated.of(x.size)
+        kind.state(blocks_of(raw, kind, 512, 0, x.size), stated)
+        off = np.square(stated.value.reshape(x.shape) - x, dtype=np.float64).sum(axis=1)
+        claims.append((stated.variance.reshape(x.shape).sum(axis=1) / off).mean())
+    assert 0.9 < claims[0] < 1.1
+    assert claims[1] > 1.1 * claims[0]
+
+
+@types
+def test_each_row_has_the_errors_of_its_encoder(name: str) -> None:
+    """Ours and others' in one tensor."""
+    kind, rows = type_by_name(name), rows_of(name)
+    assert isinstance(kind, BlockIntervals)
+    ours = quantize(rows.original, kind).reshape(rows.raw.shape)
+    mixed = np.where(np.arange(len(ours))[:, None] % 3 == 0, ours, rows.raw)
+    n = rows.original.shape[1]
+    variance = []
+    for raw in (mixed, ours, rows.raw):
+        stated = Stated.of(rows.original.size)
+        kind.state(blocks_of(raw.reshape(-1), kind, n, 0, stated.value.size), stated)
+        variance.append(stated.variance.reshape(-1, n))
+    for row in range(len(ours)):
+        assert np.array_equal(variance[0][row], variance[1 if row % 3 == 0 else 2][row])
 
 
 @types
