@@ -1,7 +1,7 @@
 """Bounds tile by tile: statistics, and if asked for the bounds themselves in a file."""
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._brief import Brief
 from recover._compiled.float16 import f16_to_f32, f32_to_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, splat, store, where
@@ -61,8 +62,8 @@ class BoundStatistics:
         return asdict(self) | {"conflict_fraction": self.conflict_fraction}
 
 
-@dataclass(frozen=True)
-class BoundsResult:
+@dataclass(frozen=True, repr=False)
+class BoundsResult(Brief):
     """What was bounded.
 
     Attributes
@@ -81,6 +82,23 @@ class BoundsResult:
     seconds: float
     total: BoundStatistics
     tensors: tuple[BoundStatistics, ...]
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "output", self.plan.output
+        yield "weights", self.plan.n_weights
+        yield "seconds", self.seconds
+        yield "two_sided", self.total.two_sided
+        yield "mean_width", self.total.mean_width
+        yield "n_conflicts", self.total.n_conflicts
+        yield "condition", condition_of(self.plan.models)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "two-sided", "mean width", "max error", "conflicts"
+        for plan, each in zip(self.plan.tensors, self.tensors, strict=True):
+            told = each.two_sided, each.mean_width, each.certified_max_error, each.n_conflicts
+            yield plan.name, *told
 
     def failures(self, index: int) -> tuple[str, ...]:
         """What speaks against a tensor's bounds: of inputs that were left out, and conflicts."""
@@ -162,7 +180,7 @@ def execute_bounds(
         ]
         stacked = [len(stack) * sizes[stack[0]] for stack in together]
         for_each_tile(stacked, [worker.work for worker in workers], progress)
-        tensors = tuple(_statistics(n, rows) for n, rows in zip(sizes, figures, strict=True))
+        tensors = tuple(statistics_of(n, rows) for n, rows in zip(sizes, figures, strict=True))
         if output is not None:
             failed = [
                 tensor.name
@@ -170,7 +188,7 @@ def execute_bounds(
                 if tensor.failures or found.n_conflicts
             ]
             output.write_at(0, header_with(plan, failed))
-    total = _statistics(sum(sizes), np.concatenate(figures))
+    total = statistics_of(sum(sizes), np.concatenate(figures))
     return BoundsResult(plan, time.perf_counter() - start, total, tensors)
 
 
@@ -188,9 +206,9 @@ def _kind_of(plan: BoundsPlan, tensor: TensorPlan) -> Hashable:
     return kinds
 
 
-def _statistics(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
+def statistics_of(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
     """Of rows (two-sided weights, conflicts, sum of widths, largest width), one per tile."""
-    n_two_sided, n_conflicts, width = figures[:, :3].sum(0)
+    n_two_sided, n_conflicts, width = figures[:, :3].sum(0).tolist()
     is_certified = n_two_sided > 0 and not n_conflicts
     return BoundStatistics(
         n_weights=n_weights,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from recover.export.execute import ExportResult
     from recover.export.plan import ExportedTensor
-    from recover.export.rounding import Rounding
+    from recover.quants.rounding import Rounding
 
     Exported = tuple[ExportedTensor, Rounding]
 
@@ -64,9 +64,9 @@ def _shard_size(text: str) -> int:
     from recover.containers.gguf.parts import parse_size
 
     try:
-        return parse_size(text.removesuffix("B"))
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no size like 500MB or 5GB") from None
+        return parse_size(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def run(args: Namespace) -> int:
@@ -116,7 +116,7 @@ def _row(group: "list[Exported]") -> tuple[str, ...]:
     """One line for tensors that are treated alike."""
     from recover.cli._console import count
     from recover.export.execute import label_of
-    from recover.export.rounding import Rounding
+    from recover.quants.rounding import Rounding
 
     first = group[0][0]
     rounding = sum((each for _, each in group), Rounding())

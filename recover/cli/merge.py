@@ -93,7 +93,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SIZE",
         type=_part_size,
         help="write parts OUT-00001-of-0000N.gguf with at most so many bytes of weights each, like"
-        " 500M or 2G (a tensor that is larger has a part of its own)",
+        " 500M, 2GB or 2GiB (a tensor that is larger has a part of its own)",
     )
     add_folder_arguments(parser)
     parser.add_argument(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._parser import did_you_mean
 from recover.errors import QuantError
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ def _type_name(text: str, known: Types = _TYPES) -> str:
     if name in known:
         return name
     names = {each for kind in all_types() for each in (kind.name, *kind.file_types.values())}
-    told = f"{name} is read, not written" if name in names else f"{text!r} is unknown"
+    told = f"{text!r} is unknown{did_you_mean(name, known)}"
+    if name in names:
+        told = f"{name} is read, not written"
     raise ArgumentTypeError(f"{told}; take one of {', '.join(known)}")
 
 

@@ -2,16 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from recover._text import quoted, some
+from recover._brief import Brief
+from recover._text import quoted, some, tensors_of
+from recover.errors import UsageError
 from recover.execution.folder import OutputFolder
 from recover.execution.local import Threads
 from recover.execution.output import OutputFile, OutputFiles
@@ -37,8 +37,8 @@ from recover.merge.work import Worker
 from recover.quants import GROUP
 
 
-@dataclass(frozen=True)
-class TensorResult:
+@dataclass(frozen=True, repr=False)
+class TensorResult(Brief):
     """What a merge expects of one tensor; None where it makes no claim.
 
     Attributes
@@ -56,9 +56,17 @@ class TensorResult:
     conflict_fraction: float | None
     n_rounded: int = 0
 
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "name", self.plan.name
+        yield "action", self.plan.action
+        yield "types", " ".join(self.plan.types)
+        yield "expected_rmse", self.expected_rmse
+        yield "conflict_fraction", self.conflict_fraction
 
-@dataclass(frozen=True)
-class MergeResult:
+
+@dataclass(frozen=True, repr=False)
+class MergeResult(Brief):
     """What a merge did.
 
     Attributes
@@ -87,6 +95,24 @@ class MergeResult:
     n_exact: int
     tensors: tuple[TensorResult, ...]
     warnings: tuple[str, ...] = ()
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "output", self.plan.output
+        yield "method", self.plan.method
+        yield "weights", self.n_weights
+        yield "seconds", self.seconds
+        yield "expected_mse_ratio", self.expected_mse_ratio
+        yield "conflict_fraction", self.conflict_fraction
+        yield "warnings", len(self.warnings)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "action", "inputs", "expected rmse", "conflicts"
+        for each in self.tensors:
+            types = " ".join(each.plan.types)
+            told = each.expected_rmse, each.conflict_fraction
+            yield (each.plan.name, each.plan.action, types, *told)
 
     @property
     def n_weights(self) -> int:
@@ -161,8 +187,12 @@ def execute_merge(
     PlanError
         If a weight is not finite in any input, or does not fit into the output type, or the inputs
         contradict each other on more weights of a tensor than chance allows.
+    UsageError
+        If it was planned without an output.
     """
     start = time.perf_counter()
+    if not plan.parts:
+        raise UsageError("the merge was planned without an output")
     if not force:
         check_relations(plan)
     with ExitStack() as stack:
@@ -265,33 +295,42 @@ def _watch(
     return watch
 
 
+def _broken_warnings(plan: MergePlan, totals: Totals) -> list[str]:
+    """What people should know of tensors of which an input is broken, and others are not."""
+    indices = [i for i, sums in sorted(totals.items()) if sums.broken]
+    broken: dict[str, list[int]] = {}
+    for index, paths in broken_inputs(plan, indices).items():
+        broken.setdefault(some(paths), []).append(index)
+    return [
+        f"{tensors_of([quoted(plan.tensors[i].name) for i in own], 'holds', 'hold')} NaN or"
+        f" infinite weights in {paths}: on {GROUP * sum(totals[i].broken for i in own):,} weights"
+        " only the other inputs were taken"
+        for paths, own in broken.items()
+    ]
+
+
 def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]) -> MergeResult:
     """Turn the sums into what people read."""
     results: list[TensorResult] = []
     warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
-    alone = np.zeros(len(plan.models))
-    broken = broken_inputs(plan, [i for i, sums in sorted(totals.items()) if sums.broken])
+    alone = [0.0] * len(plan.models)
+    warnings += _broken_warnings(plan, totals)
     for index, tensor in enumerate(plan.tensors):
         sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
         contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
         if sums.estimated is None:
             results.append(TensorResult(tensor, None, contradicted, sums.rounded))
             continue
-        if sums.broken:
-            warnings.append(
-                f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(broken[index])}: on {GROUP * sums.broken:,} weights"
-                " only the other inputs were taken"
-            )
         n_exact, tally = n_exact + sums.certain, sums.estimated
         n_merged += n_weights * merged
         expected, n_conflicts = expected + tally.variance, n_conflicts + sums.conflicts * merged
-        of_input = dict(zip(tensor.used, tally.alone, strict=True))
-        alone += errors_alone(tensor.duplicate_of, tensor.descents, of_input)
+        of_input = dict(zip(tensor.used, tally.alone.tolist(), strict=True))
+        errors = errors_alone(tensor.duplicate_of, tensor.descents, of_input)
+        alone = [total + each for total, each in zip(alone, errors, strict=True)]
         rmse = math.sqrt(max(tally.variance, 0) / n_weights)
         results.append(TensorResult(tensor, rmse, contradicted, sums.rounded))
-    best = float(alone.min())
+    best = min(alone)
     return MergeResult(
         plan=plan,
         seconds=seconds,

@@ -50,6 +50,9 @@ class IntervalType(TensorType):
     is_uniform : bool
         Whether weights are anywhere between two bounds, whatever the variance: where that is less
         than a uniform one since small weights are more frequent than large ones.
+    is_strided : bool
+        Whether weights that share a scale lie in different rows, one below the other. Blocks along
+        a row have other extremes than they, so that errors have less in common.
     alike : TensorType or None
         Beside others the density counts what that type's would, and errors are shared with inputs
         of that type. None if the errors are independent of all others.
@@ -61,6 +64,7 @@ class IntervalType(TensorType):
     noise: float = ROUNDED
     density: tuple[tuple[float, ...], ...] | None = None
     is_uniform: bool = False
+    is_strided: bool = False
     alike: TensorType | None = None
 
 
