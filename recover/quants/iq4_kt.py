@@ -70,7 +70,7 @@ def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
     average = np.zeros(n // 256, np.float32)
     _unpack(raw, is_first, levels, scale, average)
     unit = FIRST_UNIT if is_first else LEVELS
-    blocks = raw.reshape(n // 256, -1)
+    blocks = raw.reshape(-1, 136 if is_first else 132)
     fill_by_encoder(blocks, levels, scale, (_ERRORS, _OUR_ERRORS), unit, stated)
     if is_first:
         stated.value[:] = (stated.value.reshape(-1, 256) + average[:, None]).reshape(-1)

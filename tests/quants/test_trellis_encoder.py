@@ -1,5 +1,6 @@
 """The encoder of the trellis types: as good as it says, for weights of any kind and size."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from recover.quants import (
     type_by_name,
 )
 from recover.quants._trellis_marks import MARK
+from tests.benchmarks.trellis import of_golden_rows, of_matrices
 from tests.naive import trellis
 from tests.support.fork_files import rows_of
 
+SHARED = Path(__file__).parents[3] / "shared" / "golden-ik"
 NAMES = tuple(trellis.N_TOGETHER)
 MOST = 0.9
 """Of the error of that program's own encodings; 0.97 is what was asked for."""
@@ -235,3 +238,15 @@ def test_rows_of_blocks_are_the_rows(name: str) -> None:
     for first, last in ((0, n_rows), (1, 3)):
         blocks = blocks_of(raw, kind, n, first * n, last * n)
         assert np.array_equal(rows_of_blocks(blocks, kind, n), rows.raw[first:last].reshape(-1))
+
+
+@pytest.mark.slow
+@types
+def test_all_golden_rows_and_trained_weights(name: str) -> None:
+    """Errors over those of that program, and speed on whatever else this machine does."""
+    kind = type_by_name(name)
+    golden, relative, speed = of_golden_rows(SHARED, kind)
+    trained_weights, weighted = of_matrices(SHARED / "llama-29m", kind)
+    assert max(golden, relative, trained_weights) < 0.85
+    assert weighted < 0.9
+    assert speed > 0.15e6
