@@ -6,13 +6,16 @@ else of it is known elsewhere. Ranges of weights are asked for, never slices of 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from recover._brief import Brief
 from recover.containers.rows import blocks_of
 from recover.quants import (
     GROUP,
@@ -146,17 +149,17 @@ class BlockTensor:
     Attributes and methods are those of `StoredTensor`.
     """
 
-    @property
+    @cached_property
     def stored_type(self: StoredTensor) -> TensorType:
         """How the file stores the weights."""
         return self.type
 
-    @property
+    @cached_property
     def n_weights(self: StoredTensor) -> int:
         """Number of weights."""
         return math.prod(self.dims)
 
-    @property
+    @cached_property
     def n_bytes(self: StoredTensor) -> int:
         """Number of stored bytes."""
         return self.type.tensor_bytes(self.dims)
@@ -329,6 +332,26 @@ class Model(Protocol):
     def fingerprint(self) -> str:
         """A digest that changes if the files on the disk are changed; reads little of them."""
         ...
+
+
+class BriefModel(Brief):
+    """What people see of a `Model`: its size, its types, and its tensors."""
+
+    def facts(self: Model) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        kinds = Counter(each.stored_type.name for each in self.tensors.values())
+        yield "path", self.path
+        yield "architecture", self.get("general.architecture")
+        yield "weights", self.n_weights
+        yield "bytes", self.n_bytes
+        yield "tensors", len(self.tensors)
+        yield "types", " ".join(kind for kind, _ in kinds.most_common())
+
+    def rows(self: Model) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "shape", "type"
+        for name, each in self.tensors.items():
+            yield name, each.dims[::-1], each.stored_type.name
 
 
 @dataclass(frozen=True)

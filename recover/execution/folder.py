@@ -44,8 +44,18 @@ class OutputFolder(OutputFiles):
         Whether a model's folder that is there already may be replaced.
     partial : Path, optional
         The hidden folder, if a later process is to go on with it.
-    beside : sequence of OutputFile
-        Files elsewhere, which get their names right after the folder.
+                *(
+                    OutputFile(
+                        plan.path,
+                        plan.n_bytes,
+                        inputs,
+                        within=self._place,
+                        takes_notes=partial is not None,
+                        share=share,
+                    )
+                    for plan in plans
+                ),
+                *beside,
 
     Raises
     ------
@@ -61,6 +71,7 @@ class OutputFolder(OutputFiles):
         *,
         replaces: bool,
         partial: Path | None = None,
+        share: int | None = None,
         beside: Sequence[OutputFile] = (),
     ) -> None:
         inputs = tuple(inputs)
@@ -82,6 +93,7 @@ class OutputFolder(OutputFiles):
                         inputs,
                         within=self._place,
                         takes_notes=partial is not None,
+                        share=share,
                     )
                     for plan in plans
                 ),

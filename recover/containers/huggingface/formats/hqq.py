@@ -64,9 +64,9 @@ _SMALL = "U8", "I32", "I64", "F32"
 
 
 @cache
-def _type(n_bits: int) -> IntervalType:
+def _type(n_bits: int, axis: int) -> IntervalType:
     error, inner, _ = _MEASURED[n_bits]
-    return IntervalType(name=f"HQQ{n_bits}", relative_mse=error, noise=inner)
+    return IntervalType(name=f"HQQ{n_bits}", relative_mse=error, noise=inner, is_strided=axis == 0)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def read(module: Module) -> Grid | None:
     return Grid(
         n_rows=found.n_rows,
         row_length=found.row_length,
-        type=_type(found.n_bits),
+        type=_type(found.n_bits, found.axis),
         has_cells=True,
         seen_as=found.scale.dtype,
         leaves=LEAVES,
