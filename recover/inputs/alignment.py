@@ -9,6 +9,7 @@ Nothing is guessed: inputs that are aligned here are still compared weight by we
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from math import prod
 
@@ -393,3 +394,19 @@ def _with_stacks(model: Model, models: Sequence[Model]) -> Model:
             changed[name] = stacked(name, tensors)
             taken.update(each.name for each in tensors)
     return model.without(taken).with_tensors(changed) if changed else model
+
+
+def index_of(names: Sequence[str], name: str) -> int:
+    """Which of some tensors has a name.
+
+    Raises
+    ------
+    UsageError
+        If none has; it names those that are spelt alike.
+    """
+    try:
+        return names.index(name)
+    except ValueError:
+        near = get_close_matches(name, names, 3)
+        hint = f"; did you mean {' or '.join(map(quoted, near))}?" if near else ""
+        raise UsageError(f"there is no tensor {quoted(name)} among {len(names):,}{hint}") from None

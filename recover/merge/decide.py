@@ -1,12 +1,13 @@
 """What happens to one tensor of a merge: which inputs take part, and how they are combined."""
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
+from recover._brief import Brief
 from recover._text import printable, quoted
 from recover.containers.model import GGML_DIMS, Model, StoredTensor
 from recover.errors import PlanError
@@ -40,8 +41,8 @@ from recover.quants import (
 AnyDraft = TypeVar("AnyDraft", bound="Draft")
 
 
-@dataclass(frozen=True)
-class Draft:
+@dataclass(frozen=True, repr=False)
+class Draft(Brief):
     """What happens to one tensor, wherever its output goes.
 
     Attributes
@@ -105,6 +106,14 @@ class Draft:
     error_calibration: ErrorCalibration | None
     follows: str = ""
     shift: float = 0.0
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "name", self.name
+        yield "shape", self.dims[::-1]
+        yield "action", self.action
+        yield "types", " ".join(self.types)
+        yield "outtype", self.outtype
 
     @property
     def n_weights(self) -> int:

@@ -135,3 +135,18 @@ def _descent_of(models: Sequence[Model], draft: Draft, child: int) -> Descent | 
 
 def _is_matrix(draft: Draft) -> bool:
     return sum(dim > 1 for dim in draft.dims) > 1
+
+
+def foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
+    """A warning for each input whose codes another program than llama.cpp gave."""
+    names: dict[int, list[str]] = {}
+    for draft in drafts:
+        for number, noise in zip(draft.used, draft.noises, strict=True):
+            if noise is not None:
+                names.setdefault(number, []).append(quoted(draft.name))
+    return [
+        f"{printable(models[number].path)}: another program than llama.cpp gave the codes of"
+        f" {some(tensors)} (GPTQ and AWQ, for instance): they prove no bounds, and how far off they"
+        " are is estimated"
+        for number, tensors in sorted(names.items())
+    ]

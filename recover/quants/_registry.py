@@ -15,6 +15,7 @@ import recover.quants
 from recover.errors import QuantError
 from recover.quants._elsewhere import AMBIGUOUS, described_elsewhere
 from recover.quants.base import FloatType, Integers, ScalarType, TensorType, VectorType
+from recover.quants.interval import BlockIntervals
 
 ENTRY_POINTS = "recover.types"
 """Group of the entry points through which packages add types."""
@@ -70,9 +71,16 @@ def type_by_name(name: str) -> TensorType:
     raise QuantError(f"tensor type {name!r} is unknown; known are {_names(all_types())}")
 
 
+def has_encoder(kind: TensorType) -> bool:
+    """Whether weights can be encoded as a type."""
+    if isinstance(kind, BlockIntervals):
+        return kind.quantize is not None
+    return isinstance(kind, ScalarType | FloatType)
+
+
 def makes_files(kind: TensorType) -> bool:
     """Whether ``quantize`` makes files of a type."""
-    return kind.file_type is not None and isinstance(kind, ScalarType | FloatType)
+    return kind.file_type is not None and has_encoder(kind)
 
 
 def types_of_files() -> dict[str, TensorType]:
@@ -84,7 +92,8 @@ def types_of_files() -> dict[str, TensorType]:
 @cache
 def types_of_integers() -> Mapping[str, Integers]:
     """The types that hold integers times scales, by name, the smallest first."""
-    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
+    holders = ScalarType | VectorType | BlockIntervals
+    kinds = [kind for kind in all_types() if isinstance(kind, holders)]
     kinds.sort(key=lambda each: each.bits_per_weight)
     return MappingProxyType({kind.name: kind.integers for kind in kinds if kind.integers})
 
