@@ -7,6 +7,7 @@ that the stream has.
 
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,10 +31,11 @@ from recover._compiled.jit import is_first_run
 from recover._json import to_text
 from recover._text import escaped, shortened
 from recover.cli._inputs import check_inputs
-from recover.cli._streams import LONGEST_LINE, complain, say, write
+from recover.cli._streams import LONGEST_LINE, complain, is_quiet, say, write
 from recover.execution import tiles
 
 _PIPE_WIDTH = 200
+_LOG_SECONDS = 60.0
 _NARROWEST = 12
 _LONGEST_CELL = 500
 _GAP = "  "
@@ -43,9 +45,15 @@ _GAP = "  "
 def progress_bar(
     args: Namespace, what: str, unit: str = "weights"
 ) -> Iterator[tiles.Progress | None]:
-    """A callback that draws a bar with the time left; None if there is nobody to look at it."""
-    if args.quiet or not sys.stderr.isatty():
+    """A callback that draws a bar with the time left, or tells a log of it once a minute.
+
+    None if nobody wants to know.
+    """
+    if args.quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield _Log(args, what, unit)
         return
     if is_first_run():
         message(args, "compiling for this CPU first, which takes half a minute or more once")
@@ -72,6 +80,33 @@ def progress_bar(
         yield report
 
 
+class _Log:
+    """Tells of progress in lines, for logs: one a minute."""
+
+    def __init__(self, args: Namespace, what: str, unit: str) -> None:
+        self._args = args
+        self._what = what
+        self._unit = unit
+        self._last = time.monotonic()
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, n_done: int, n_all: int) -> None:
+        """Tell of it, if it is time."""
+        now = time.monotonic()
+        if self._first is None:  # work may begin in the middle
+            self._first = now, n_done
+        if now - self._last < _LOG_SECONDS or not n_all:
+            return
+        self._last = now
+        start, before = self._first
+        text = f"{self._what}: {n_done / n_all:.1%} of {count(n_all)} {self._unit}"
+        if n_done > before:
+            speed = (n_done - before) / (now - start)
+            left = duration((n_all - n_done) / speed)
+            text += f", {count(speed)} {self._unit}/s, {left} left"
+        message(self._args, text)
+
+
 def message(args: Namespace, text: str) -> None:
     """A line for people on stderr, unless they asked for quiet."""
     if not args.quiet:
@@ -94,6 +129,8 @@ def print_json(document: Any) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; columns whose name ends with a colon are text, the others figures."""
     check_inputs()
+    if is_quiet():
+        return
     if title:
         bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         line = shortened(escaped(title), LONGEST_LINE)
@@ -101,11 +138,16 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     is_text = [column.endswith(":") for column in columns]
     cells = [[column.rstrip(":") for column in columns]]
     cells += [[shortened(escaped(cell), _LONGEST_CELL) for cell in row] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     _narrow(widths, is_text, _width_of_stdout() - len(_GAP) * (len(widths) - 1))
     for row in cells:
         for line in _lines(row, widths, is_text):
             write(sys.stdout, line)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    return len(text) if text.isascii() else cell_len(text)
 
 
 def _width_of_stdout() -> int:
@@ -126,17 +168,24 @@ def _narrow(widths: list[int], is_text: Sequence[bool], wanted: int) -> None:
 
 def _lines(row: Sequence[str], widths: Sequence[int], is_text: Sequence[bool]) -> Iterator[str]:
     """A row of a table: several lines where a cell is folded."""
+    if all(len(cell) <= width and cell.isascii() for cell, width in zip(row, widths, strict=True)):
+        padded = [
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, is_text, strict=True)
+        ]
+        yield _GAP.join(padded).rstrip()
+        return
     folded = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
     for parts in zip_longest(*folded, fillvalue=""):
         padded = []
         for part, width, left in zip(parts, widths, is_text, strict=True):
-            space = " " * (width - cell_len(part))
+            space = " " * (width - _width(part))
             padded.append(part + space if left else space + part)
         yield _GAP.join(padded).rstrip()
 
 
 def _folded(cell: str, width: int) -> list[str]:
-    if cell_len(cell) <= width:
+    if _width(cell) <= width:
         return [cell]
     if cell.isascii():
         return wrap(cell, width, break_on_hyphens=False)
@@ -169,6 +218,21 @@ def size(n_bytes: float) -> str:
         if n_bytes >= limit:
             return f"{n_bytes / limit:.1f} {unit}"
     return f"{n_bytes:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``3 h 20 min``."""
+    if seconds < 0.05:
+        return "less than 0.1 s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def optional(value: float | None, layout: str = ".4g") -> str:

@@ -224,12 +224,20 @@ def _combine_by_group(
         _precisions(variance, weights[k], total)
     for k in range(n_inputs):
         _normalize(weights[k], total)
-    if not np.all(total > 0):
+    if not _are_positive(total):
         _take_first_usable(evidence, total, weights)
     for g in range(variance.size):
         if total[g] > 0:
             variance[g] = np.float32(1) / total[g]
     _add_all(evidence, weights, out)
+
+
+@inner
+def _are_positive(values: F32Array) -> bool:
+    n = 0
+    for value in values:
+        n += value > 0
+    return n == values.size
 
 
 @inner
@@ -286,7 +294,7 @@ def combine_weighted(
             total[g] *= share
             for k in range(n_inputs):
                 weights[k, g] *= share
-    if not np.all(total > 0):
+    if not _are_positive(total):
         _take_first_usable(evidence, total, weights)
     variance[:] = expected
     _add_all(evidence, weights, out)

@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol, Self, TypeGuard
 
+from recover.containers.huggingface.formats._coded import Coded
 from recover.quants import IntervalType, Stated
 
 
@@ -52,6 +53,10 @@ class Matrix(Protocol):
             programs decode. The bounds confine what the encoder saw (see `seen_as`), its arithmetic
             included.
         """
+        ...
+
+    def coded(self, start: int, end: int) -> Coded:
+        """What weights `start` to `end` of the flattened matrix are, without any rounding."""
         ...
 
 
