@@ -21,6 +21,7 @@ from recover.cli import (
     merge,
     quantize,
     reblock,
+    train_set,
     verify,
 )
 from recover.cli import help as help_command
@@ -55,6 +56,7 @@ _COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
     quantize,
     evaluate,
     calibrate,
+    train_set,
     reblock,
     export,
     demo,
