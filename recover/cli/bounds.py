@@ -42,6 +42,7 @@ def run(args: Namespace) -> int:
     from recover.bounds.execute import execute_bounds, execute_bounds_part
     from recover.bounds.plan import plan_bounds
     from recover.cli._console import print_json, progress_bar, warn
+    from recover.cli._streams import complain
     from recover.errors import UsageError
     from recover.execution.sharing import PartResult
 
@@ -68,9 +69,10 @@ def run(args: Namespace) -> int:
         return 0
     result = done
     warn(args, () if is_checked else result.plan.warnings)
-    warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print(result)
-    return 0
+    for line in result.warnings:  # what was written has no bound where inputs contradict each other
+        complain(f"recover: error: {line}")
+    return 1 if result.warnings else 0
 
 
 def _print(result: "BoundsResult") -> None:

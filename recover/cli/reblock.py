@@ -13,7 +13,19 @@ if TYPE_CHECKING:
 NAME = "reblock"
 SUMMARY = "Store integer originals in GGUF without changing a value"
 
-_TYPES = ("auto", "q8_0", "q4_0", "q4_1", "q5_0", "tq2_0", "mxfp4", "nvfp4", "bf16")
+_TYPES = (
+    "auto",
+    "q8_0",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q1_0",
+    "q2_0",
+    "tq2_0",
+    "mxfp4",
+    "nvfp4",
+    "bf16",
+)
 _ARCHITECTURES = (
     "llama",
     "mistral",

@@ -10,9 +10,10 @@ import json
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -92,8 +93,11 @@ class Provenance:
     def of(cls, command: str, *, inference: bool = False) -> "Provenance":
         """That of the running process, perhaps with llama.cpp."""
         packages = (*_PACKAGES, *([_INFERENCE] if inference else []))
-        own = {"recover": __version__, "Python": platform.python_version()}
-        return cls(command, own | {package: version(package) for package in packages})
+        versions = {"recover": __version__, "Python": platform.python_version()}
+        for package in packages:
+            with suppress(PackageNotFoundError):  # that of an extra, which took no part
+                versions[package] = version(package)
+        return cls(command, versions)
 
 
 def write_report(

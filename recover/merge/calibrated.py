@@ -5,12 +5,14 @@ And what the errors that are expected of them are worth, once that is known.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from recover._text import quoted
 from recover.calibration.weights import Calibration
 from recover.containers.gguf.names import layer_of, role_of
-from recover.errors import CalibrationError
+from recover.errors import CalibrationError, UsageError
 from recover.estimators import estimator
+from recover.estimators.base import having
 from recover.estimators.error_calibration import calibrate_errors
 from recover.evidence.buffer import Source
 from recover.merge.decide import AnyDraft, changed
@@ -51,6 +53,30 @@ def with_calibration(
             raise CalibrationError(f"tensor {quoted(tensor.name)}: {error}") from None
         changed.append(replace(tensor, sources=sources))
     return tuple(changed)
+
+
+def with_network(
+    tensors: Sequence[AnyDraft], method: str, path: Path
+) -> tuple[tuple[AnyDraft, ...], int]:
+    """The tensors with the network in a file where it is of their inputs, and how many have it.
+
+    Raises
+    ------
+    UsageError
+        If the method takes no network.
+    PlanError
+        If the file is none.
+    """
+    give = estimator(method).with_network
+    if give is None:
+        those = having(lambda each: each.with_network)
+        raise UsageError(f"the method {method} uses no network; {those} does")
+    changed, n_with = [], 0
+    for tensor in tensors:
+        sources = give(tensor.sources, path) if tensor.action == "merge" else None
+        n_with += sources is not None
+        changed.append(tensor if sources is None else replace(tensor, sources=sources))
+    return tuple(changed), n_with
 
 
 def with_densities(tensor: AnyDraft, give: Callable[[Source], Source]) -> AnyDraft:

@@ -31,6 +31,7 @@ from recover.merge.merging import Merging
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
+from recover.merge.savings import Saving, savings
 from recover.merge.sums import Totals
 from recover.quants import GROUP
 
@@ -116,6 +117,16 @@ class MergeResult(Brief):
     def n_weights(self) -> int:
         """Weights in the output."""
         return sum(tensor.n_weights for tensor in self.plan.tensors)
+
+    @property
+    def savings(self) -> tuple[Saving, ...]:
+        """What other methods are expected to save of the error."""
+        estimated = (
+            (each.plan.sources, each.plan.n_weights, each.expected_rmse**2)
+            for each in self.tensors
+            if each.expected_rmse is not None
+        )
+        return savings(estimated, self.plan.method)
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover merge --json`` prints."""

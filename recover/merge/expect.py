@@ -56,6 +56,8 @@ class Expectation:
     n_unlike : int
         Weights of which inputs without cells say something else (see `recover.merge.compare`),
         also those that take no part.
+    sources : tuple of Source
+        The inputs that take part, if something is estimated.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Expectation:
     n_conflicts: int
     n_confining: int
     n_unlike: int = 0
+    sources: tuple[Source, ...] = ()
 
     @property
     def is_compared(self) -> bool:
@@ -182,6 +185,7 @@ class _Sums:
             int(tally.n_conflicts) if len(draft.used) > 1 else 0,
             sum(source.has_cells for source in self.sources),
             n_unlike,
+            tuple(self.sources),
         )
 
 

@@ -7,13 +7,13 @@ and neither are those norms. Beside an input that has the original's the scales 
 `recover.inputs.scaled`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from recover._compiled.jit import kernel
 from recover.containers.huggingface.formats._coded import Coded
-from recover.containers.huggingface.formats.base import Matrix
+from recover.containers.huggingface.formats.base import Matrix, is_soft
 from recover.quants import F32Array, IntervalType, Stated
 
 _DEVIATIONS = np.float32(3)
@@ -145,6 +145,16 @@ class UnscaledMatrix(_OfStored):
 
     columns: Scales
     rows: Scales
+
+    @property
+    def noise(self) -> float | None:
+        """That of the stored matrix (see `SoftMatrix`)."""
+        return self.stored.noise if is_soft(self.stored) else None
+
+    def with_noise(self, noise: float) -> "UnscaledMatrix":
+        """The same with errors that were measured beside another input."""
+        assert is_soft(self.stored)
+        return replace(self, stored=self.stored.with_noise(noise))
 
     @property
     def has_cells(self) -> bool:

@@ -235,6 +235,16 @@ class Grid:
     untried: "Grid | None" = None
     is_tried: bool = False
 
+    @property
+    def noise(self) -> float | None:
+        """Mean square error of codes that prove nothing, in units of the squared step."""
+        return None if self.has_cells else float(self.cells.variance.max())
+
+    def with_noise(self, noise: float) -> "Grid":
+        """The same with errors that were measured beside another input."""
+        variance = np.full_like(self.cells.variance, noise)
+        return replace(self, cells=self.cells._replace(variance=variance))
+
     def with_cells(self) -> "Grid":
         """The matrix with cells that are to be tried against other inputs, or as it is."""
         return self if self.untried is None else replace(self.untried, is_tried=True)

@@ -6,7 +6,7 @@ those of a run along a row.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -65,6 +65,8 @@ class LevelMatrix:
         cells.
     decode : callable
         ``decode(start, end) -> Coded``
+    softness : float
+        Mean square error over that of rounding, where codes have no cells.
     """
 
     n_rows: int
@@ -76,13 +78,23 @@ class LevelMatrix:
     label: str
     tell: Callable[[int, int, Stated], None]
     decode: Callable[[int, int], Coded]
+    softness: float = SOFT
+
+    @property
+    def noise(self) -> float | None:
+        """Mean square error of codes that have no cells, over that of rounding."""
+        return None if self.has_cells else self.softness
+
+    def with_noise(self, noise: float) -> "LevelMatrix":
+        """The same with errors that were measured beside another input."""
+        return replace(self, softness=noise)
 
     def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.containers.huggingface.formats.base.Matrix`."""
         self.tell(start, end, out)
         if not self.has_cells:
             out.lower[:], out.upper[:] = -np.inf, np.inf
-            out.variance[:] *= np.float32(SOFT)
+            out.variance[:] *= np.float32(self.softness)
 
     def coded(self, start: int, end: int) -> Coded:
         """See `recover.containers.huggingface.formats.base.Matrix`."""
