@@ -17,6 +17,7 @@ LAYERS = (
     ("evaluate",),
     ("inspect",),
     ("bounds", "export", "reblock"),
+    ("training",),
     ("merge",),
     ("quantize",),
     ("calibration",),

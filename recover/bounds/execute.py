@@ -208,7 +208,7 @@ def _kind_of(plan: BoundsPlan, tensor: TensorPlan) -> Hashable:
 
 def statistics_of(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
     """Of rows (two-sided weights, conflicts, sum of widths, largest width), one per tile."""
-    n_two_sided, n_conflicts, width = figures[:, :3].sum(0)
+    n_two_sided, n_conflicts, width = figures[:, :3].sum(0).tolist()
     is_certified = n_two_sided > 0 and not n_conflicts
     return BoundStatistics(
         n_weights=n_weights,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recover._brief import Brief
-from recover._text import printable, quoted, some
+from recover._text import printable, quoted, some, tensors_of
 from recover._version import __version__
 from recover.bounds.checks import SourceCheck, check_sources, condition_of
 from recover.containers.gguf.metadata import QUANTIZER_KEY
@@ -72,6 +72,8 @@ class TensorPlan(Brief):
     def failures(self) -> tuple[str, ...]:
         """Why inputs were left out, a line each."""
         failed = [each for each in self.checks if each.failed]
+        if not failed:
+            return self.left_out
         return (*self.left_out, *(f"{printable(each.path)}: {each.failed}" for each in failed))
 
     @property
@@ -95,9 +97,9 @@ class BoundsPlan(Brief):
     tensors : tuple of TensorPlan
         In the order of the first input.
     header : bytes
-        Of the output, as long as it can become (see `header_with`).
+        Of the output, as long as it can become (see `header_with`); empty if there is none.
     n_bytes : int
-        Size of the output.
+        Size of the output; 0 if there is none.
     warnings : tuple of str
         What the user should know.
     """
@@ -182,19 +184,15 @@ def plan_bounds(
     if not plans:
         raise PlanError("none of the tensors holds weights")
     plans = checked(plans, models, n_threads, progress)
-    # As if all tensors failed: so long can the header become.
-    layout = _layout(plans, models, dtype, [tensor.name for tensor in plans])
-    positions = zip(layout.positions[::2], layout.positions[1::2], strict=True)
-    placed = [replace(tensor, positions=p) for tensor, p in zip(plans, positions, strict=True)]
-    return BoundsPlan(
-        models,
-        path,
-        dtype,
-        tuple(placed),
-        layout.header,
-        layout.n_bytes,
-        (*warnings, *_warnings(plans)),
-    )
+    header, n_bytes = b"", 0
+    if path is not None:
+        # As if all tensors failed: so long can the header become.
+        layout = _layout(plans, models, dtype, [tensor.name for tensor in plans])
+        header, n_bytes = layout.header, layout.n_bytes
+        positions = zip(layout.positions[::2], layout.positions[1::2], strict=True)
+        plans = [replace(tensor, positions=p) for tensor, p in zip(plans, positions, strict=True)]
+    warnings += _warnings(plans)
+    return BoundsPlan(models, path, dtype, tuple(plans), header, n_bytes, tuple(warnings))
 
 
 def header_with(plan: BoundsPlan, not_certified: Sequence[str]) -> bytes:
@@ -338,13 +336,15 @@ def _names(models: Sequence[Model]) -> str:
     return ", ".join(printable(model.path.name) for model in models)
 
 
-def _warnings(plans: Sequence[TensorPlan]) -> tuple[str, ...]:
+def _warnings(plans: Sequence[TensorPlan]) -> list[str]:
     warnings = []
     if unbounded := [quoted(tensor.name) for tensor in plans if not tensor.sources]:
         warnings.append(f"no input confines the weights of {some(unbounded)}")
-    warnings += [
-        f"tensor {quoted(tensor.name)} is not bounded by {failure}, so that it proves nothing"
-        for tensor in plans
-        for failure in tensor.failures
+    failed: dict[str, list[str]] = {}
+    for tensor in plans:
+        for failure in tensor.failures:
+            failed.setdefault(failure, []).append(quoted(tensor.name))
+    return warnings + [
+        f"{tensors_of(names)} not bounded by {failure}, so that it proves nothing"
+        for failure, names in failed.items()
     ]
-    return tuple(warnings)

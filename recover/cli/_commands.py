@@ -21,6 +21,7 @@ from recover.cli import (
     merge,
     quantize,
     reblock,
+    train_set,
     verify,
 )
 from recover.cli import help as help_command
@@ -55,6 +56,7 @@ _COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
     quantize,
     evaluate,
     calibrate,
+    train_set,
     reblock,
     export,
     demo,
@@ -131,7 +133,7 @@ def _few_collections() -> Iterator[None]:
     What is in no circle goes at once, as always.
     """
     before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(200_000, 20, 100)
     try:
         yield
     finally:

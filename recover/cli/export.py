@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from recover.export.execute import ExportResult
     from recover.export.plan import ExportedTensor
-    from recover.export.rounding import Rounding
+    from recover.quants.rounding import Rounding
 
     Exported = tuple[ExportedTensor, Rounding]
 
@@ -116,7 +116,7 @@ def _row(group: "list[Exported]") -> tuple[str, ...]:
     """One line for tensors that are treated alike."""
     from recover.cli._console import count
     from recover.export.execute import label_of
-    from recover.export.rounding import Rounding
+    from recover.quants.rounding import Rounding
 
     first = group[0][0]
     rounding = sum((each for _, each in group), Rounding())

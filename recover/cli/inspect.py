@@ -78,6 +78,7 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
     from recover.cli._console import count, optional, print_table
     from recover.cli._streams import say
     from recover.inspect.conflicts import conflict_share
+    from recover.merge.savings import sentence
 
     n_identical = len(result.identical_tensors)
     columns = ("tensor:", "inputs:", "weights", "conflicts", "expected rmse", "mse / best input")
@@ -98,6 +99,8 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
     for line in result.findings():
         say(line)
     say(_verdict(result))
+    for saving in result.savings:
+        say(sentence(saving))
 
 
 def _verdict(result: "Inspection") -> str:

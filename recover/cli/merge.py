@@ -62,6 +62,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="weights (--method linear) or densities (posterior) from recover calibrate",
     )
     parser.add_argument(
+        "--net",
+        metavar="FILE",
+        type=Path,
+        help="network from recover train-set (--method joint)",
+    )
+    parser.add_argument(
         "--simulate",
         metavar="N",
         type=int,
@@ -142,6 +148,7 @@ def run(args: Namespace) -> int:
         split_max_size=args.split_max_size,
         max_shard_size=args.max_shard_size,
         config=args.config,
+        net=args.net,
     )
     if args.simulate is not None:
         from recover.merge.resimulate import with_simulated_densities
@@ -201,6 +208,7 @@ def _print_plan(plan: "MergePlan") -> None:
 def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     from recover.cli._console import print_table, print_written
     from recover.cli._streams import say
+    from recover.merge.savings import sentence
 
     plan = result.plan
     columns = ("action:", "inputs:", "output:", "tensors", "weights", "expected rmse", "conflicts")
@@ -217,6 +225,8 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     if ratio is not None:
         remark = "" if ratio < _NO_GAIN else ", so nothing is gained"
         say(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
+        for saving in result.savings:
+            say(sentence(saving))
     elif all(tensor.expected_rmse is None for tensor in result.tensors):
         say(
             "nothing to estimate: of every tensor an input is unquantized, or its original found,"

@@ -10,13 +10,13 @@ import numpy as np
 
 from recover._text import printable, quoted
 from recover.containers.places import pieces_of, put, within
-from recover.errors import PlanError, QuantError
+from recover.errors import PlanError
 from recover.execution.folder import OutputFolder
 from recover.execution.output import OutputFile
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
 from recover.export.plan import ExportedTensor, ExportPlan
-from recover.export.rounding import Rounding, rounding_of
-from recover.quants import TILE, F32Array, U8Array, quantize
+from recover.quants import TILE, U8Array
+from recover.quants.rounding import Rounding
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,6 @@ class _Worker:
     def __init__(self, plan: ExportPlan, outputs: Sequence[OutputFile]) -> None:
         self._plan = plan
         self._outputs = outputs
-        self._weights = np.empty(TILE, np.float32)
         self._encoded = np.empty(TILE * 4, np.uint8)
         self.roundings = [Rounding() for _ in plan.tensors]
 
@@ -148,20 +147,17 @@ class _Worker:
             put(pieces, own, tensor.kind, self._outputs[place.file])
 
     def _encode(self, tensor: ExportedTensor, tile: Tile) -> U8Array:
-        weights = self._weights[: tile.end - tile.start]
-        tensor.source.read(tile.start, tile.end, weights)
-        if tensor.shift:
-            weights += np.float32(tensor.shift)
-        encoded = self._encoded[: tensor.kind.n_bytes(weights.size)]
-        try:
-            quantize(weights, tensor.kind, out=encoded)
-        except QuantError:
-            raise self._unfit(tensor, weights) from None
-        self.roundings[tile.tensor] += rounding_of(weights, encoded, tensor.kind)
+        encoded = self._encoded[: tensor.kind.n_bytes(tile.n_weights)]
+        place = tile.start, tile.end
+        rounding = tensor.source.round_to(tensor.kind, *place, encoded, tensor.shift)
+        if not rounding.fits:
+            raise self._unfit(tensor, tile)
+        self.roundings[tile.tensor] += rounding
         return encoded
 
-    def _unfit(self, tensor: ExportedTensor, weights: F32Array) -> PlanError:
+    def _unfit(self, tensor: ExportedTensor, tile: Tile) -> PlanError:
         """Say why a tile cannot be stored."""
+        weights = tensor.source.read(tile.start, tile.end)
         what = f"{printable(self._plan.path)}: tensor {quoted(tensor.name)}"
         if not np.isfinite(weights).all():
             return PlanError(f"{what} holds NaN or infinite weights")

@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recover._brief import Brief
-from recover._text import quoted, some
+from recover._text import quoted, some, tensors_of
 from recover.errors import UsageError
 from recover.execution.folder import OutputFolder
 from recover.execution.local import Threads
@@ -32,6 +30,7 @@ from recover.merge.exact import warnings_of
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
+from recover.merge.savings import Saving, savings
 from recover.merge.sums import Totals
 from recover.merge.tallies import Tallies
 from recover.merge.tasks import tasks_of
@@ -120,6 +119,16 @@ class MergeResult(Brief):
     def n_weights(self) -> int:
         """Weights in the output."""
         return sum(tensor.n_weights for tensor in self.plan.tensors)
+
+    @property
+    def savings(self) -> tuple[Saving, ...]:
+        """What other methods are expected to save of the error."""
+        estimated = (
+            (each.plan.sources, each.plan.n_weights, each.expected_rmse**2)
+            for each in self.tensors
+            if each.expected_rmse is not None
+        )
+        return savings(estimated, self.plan.method)
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover merge --json`` prints."""
@@ -297,33 +306,42 @@ def _watch(
     return watch
 
 
+def _broken_warnings(plan: MergePlan, totals: Totals) -> list[str]:
+    """What people should know of tensors of which an input is broken, and others are not."""
+    indices = [i for i, sums in sorted(totals.items()) if sums.broken]
+    broken: dict[str, list[int]] = {}
+    for index, paths in broken_inputs(plan, indices).items():
+        broken.setdefault(some(paths), []).append(index)
+    return [
+        f"{tensors_of([quoted(plan.tensors[i].name) for i in own], 'holds', 'hold')} NaN or"
+        f" infinite weights in {paths}: on {GROUP * sum(totals[i].broken for i in own):,} weights"
+        " only the other inputs were taken"
+        for paths, own in broken.items()
+    ]
+
+
 def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]) -> MergeResult:
     """Turn the sums into what people read."""
     results: list[TensorResult] = []
     warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
-    alone = np.zeros(len(plan.models))
-    broken = broken_inputs(plan, [i for i, sums in sorted(totals.items()) if sums.broken])
+    alone = [0.0] * len(plan.models)
+    warnings += _broken_warnings(plan, totals)
     for index, tensor in enumerate(plan.tensors):
         sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
         contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
         if sums.estimated is None:
             results.append(TensorResult(tensor, None, contradicted, sums.rounded))
             continue
-        if sums.broken:
-            warnings.append(
-                f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(broken[index])}: on {GROUP * sums.broken:,} weights"
-                " only the other inputs were taken"
-            )
         n_exact, tally = n_exact + sums.certain, sums.estimated
         n_merged += n_weights * merged
         expected, n_conflicts = expected + tally.variance, n_conflicts + sums.conflicts * merged
-        of_input = dict(zip(tensor.used, tally.alone, strict=True))
-        alone += errors_alone(tensor.duplicate_of, tensor.descents, of_input)
+        of_input = dict(zip(tensor.used, tally.alone.tolist(), strict=True))
+        errors = errors_alone(tensor.duplicate_of, tensor.descents, of_input)
+        alone = [total + each for total, each in zip(alone, errors, strict=True)]
         rmse = math.sqrt(max(tally.variance, 0) / n_weights)
         results.append(TensorResult(tensor, rmse, contradicted, sums.rounded))
-    best = float(alone.min())
+    best = min(alone)
     return MergeResult(
         plan=plan,
         seconds=seconds,

@@ -31,7 +31,7 @@ from recover.inputs.originals.agreement import with_originals
 from recover.inputs.provenance import look_at_marks, searched_tensors
 from recover.inputs.recorded import Input
 from recover.inputs.repeated import describe_repeated
-from recover.merge.calibrated import with_calibration, with_error_calibration
+from recover.merge.calibrated import with_calibration, with_error_calibration, with_network
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
 from recover.merge.folder import as_folder
@@ -92,6 +92,13 @@ class TensorPlan(Draft):
     """
 
     places: tuple[Place, ...] = ()
+
+    @classmethod
+    def of(cls, draft: Draft, places: tuple[Place, ...]) -> Self:
+        """What happens to a tensor, at its places; there may be very many."""
+        tensor = object.__new__(cls)
+        vars(tensor).update(vars(draft), places=places)
+        return tensor
 
     @property
     def position(self) -> int:
@@ -357,6 +364,7 @@ def plan_merge(
     split_max_size: int | None = None,
     max_shard_size: int | None = None,
     config: str | os.PathLike[str] | None = None,
+    net: str | os.PathLike[str] | None = None,
 ) -> MergePlan:
     """Decide what a merge does; nothing is written.
 
@@ -392,6 +400,8 @@ def plan_merge(
     config : path-like, optional
         Of a folder, another one whose ``config.json`` and tokenizer are taken; default: rebuilt
         from the metadata.
+    net : path-like, optional
+        For the method ``joint``, a network of `recover.training`, for tensors of its inputs' types.
 
     Returns
     -------
@@ -471,9 +481,7 @@ def plan_merge(
         source_format="unknown",
         snaps=options.snaps,
         uncertainty=None,
-        tensors=tuple(
-            TensorPlan(**vars(draft), places=own) for draft, own in zip(drafts, places, strict=True)
-        ),
+        tensors=tuple(TensorPlan.of(draft, own) for draft, own in zip(drafts, places, strict=True)),
         warnings=(),
         calibration=options.calibration,
         redundant=find_redundant(models, drafts),
@@ -486,6 +494,11 @@ def plan_merge(
         n_all = n_layers(names)
         changed = with_calibration(plan.tensors, method, options.calibration, n_all)
         plan = replace(plan, tensors=changed)
+    if net is not None:
+        changed, n_with = with_network(plan.tensors, method, Path(net))
+        plan = replace(plan, tensors=changed)
+        if n_with == 0:
+            warnings.append(f"{printable(net)} is a network of other types than any tensor has")
     plan = replace(plan, tensors=with_error_calibration(plan.tensors, estimate))
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
     check_unchanged(parts)

@@ -94,6 +94,8 @@ def errors_alone(
     list of float
         Of an input of which nothing is known the largest of these.
     """
+    if len(of_input) == len(duplicate_of):
+        return [of_input[number] for number in range(len(duplicate_of))]
     parents = {descent.child: descent.parents for descent in descents}
 
     def of(number: int) -> float:
@@ -117,9 +119,9 @@ def _rounding(models: Sequence[Model], draft: Draft, descent: Descent) -> str:
 
 def _has_its_own(models: Sequence[Model], draft: Draft, child: int) -> bool:
     """Whether an input has bytes of a matrix that the inputs before it do not have."""
-    own = draft.duplicate_of[child] == child and len(set(draft.duplicate_of)) > 1
-    opaque = isinstance(models[child].tensors[draft.name].type, OpaqueType)
-    return own and _is_matrix(draft) and not opaque
+    if draft.duplicate_of[child] != child or not any(draft.duplicate_of):
+        return False
+    return _is_matrix(draft) and not isinstance(models[child].tensors[draft.name].type, OpaqueType)
 
 
 def _descent_of(models: Sequence[Model], draft: Draft, child: int) -> Descent | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from recover._compiled.float16 import all_finite
 from recover._text import printable, quoted
+from recover.containers.rows import blocks_of, rows_of_blocks
 from recover.errors import PlanError, QuantError
 from recover.execution.output import OutputFile
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
@@ -16,10 +17,9 @@ from recover.quantize.plan import QuantizePlan
 from recover.quants import (
     DEFAULT_QUANTIZER,
     F32Array,
-    FloatType,
-    ScalarType,
     U8Array,
     dequantize,
+    has_encoder,
     quantize,
     type_by_name,
 )
@@ -124,35 +124,36 @@ class _Worker:
                 weights = self._weights[: tile.end - tile.start]
                 encoded = self._encode(tile, self._source.read(tile.start, tile.end, weights))
             else:
-                encoded = self._source.part(tile.start, tile.end)
-            self._check(encoded)
+                encoded = self._stored(tile)
+            self._check(encoded, tile)
         except QuantError:
             raise self._unfit(tile) from None
-        position = self._tensor.position + self._outtype.n_bytes(tile.start)
+        position = self._tensor.position + self._outtype.position(tile.start, self._row_length)
         self._output.write_at(position, encoded.data)
 
     def _begin(self, index: int) -> None:
         self._index = index
         self._means_of = (-1, 0)
         self._tensor = self._plan.tensors[index]
+        self._row_length = self._tensor.dims[0]
         self._outtype = type_by_name(self._tensor.outtype)
         self._source = self._plan.model.stored[self._tensor.name]
         self._importance = self._plan.importance(self._tensor)
 
     def _encode(self, tile: Tile, weights: F32Array) -> U8Array:
         """The bytes of whole rows, or of a part of long ones."""
-        row_length = self._tensor.dims[0]
-        encoded = self._encoded[: self._outtype.n_bytes(weights.size)]
+        row_length, kind = self._row_length, self._outtype
+        encoded = self._encoded[: kind.position(weights.size, row_length)]
         if self._importance is None:
             special = self._tensor.outtype == self._plan.base
             quantizer = self._plan.quantizer if special else DEFAULT_QUANTIZER
             length = min(row_length, weights.size)
             rows = weights.reshape(-1, length)
-            return quantize(rows, self._outtype, out=encoded, quantizer=quantizer)
+            return quantize(rows, kind, out=encoded, quantizer=quantizer)
         for start, end, length in self._pieces(tile):
-            out = encoded[self._outtype.n_bytes(start) : self._outtype.n_bytes(end)]
+            out = encoded[kind.position(start, row_length) : kind.position(end, row_length)]
             means = self._means(tile.start + start, length)
-            quantize(weights[start:end].reshape(-1, length), self._outtype, means, out)
+            quantize(weights[start:end].reshape(-1, length), kind, means, out)
         return encoded
 
     def _pieces(self, tile: Tile) -> Iterator[tuple[int, int, int]]:
@@ -184,12 +185,18 @@ class _Worker:
             self._last_means = importance.means(start, start + n_columns)
         return self._last_means
 
-    def _check(self, encoded: U8Array) -> None:
+    def _stored(self, tile: Tile) -> U8Array:
+        """The bytes of a tile as the input has them."""
+        blocks = self._source.part(tile.start, tile.end)
+        return rows_of_blocks(blocks, self._outtype, self._row_length)
+
+    def _check(self, encoded: U8Array, tile: Tile) -> None:
         """Refuse what does not decode to finite numbers, as `ggml_validate_row_data` does."""
-        if isinstance(self._outtype, FloatType | ScalarType):
-            n_weights = encoded.size // self._outtype.type_size * self._outtype.block_size
-            if not all_finite(dequantize(encoded, self._outtype, self._weights[:n_weights])):
-                raise QuantError(f"there are infinite or undefined {self._outtype.name} numbers")
+        kind, n_weights = self._outtype, tile.end - tile.start
+        if has_encoder(kind):
+            blocks = blocks_of(encoded, kind, self._row_length, 0, n_weights)
+            if not all_finite(dequantize(blocks, kind, self._weights[:n_weights])):
+                raise QuantError(f"there are infinite or undefined {kind.name} numbers")
 
     def _unfit(self, tile: Tile) -> PlanError:
         """Say why a tile cannot be stored."""

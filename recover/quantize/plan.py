@@ -15,12 +15,13 @@ from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.errors import PlanError, UsageError
 from recover.execution.output import check_output_path
 from recover.execution.tiles import whole_rows
-from recover.quantize.choose import ANY, Chooser, TensorDraft, weighs_rows
+from recover.quantize.choose import ANY, Chooser, TensorDraft, needs_rows
 from recover.quantize.imatrix import Imatrix, Importance, load_imatrix
 from recover.quantize.mixes import Mix, mix_of
 from recover.quants import (
     DEFAULT_QUANTIZER,
     TILE,
+    BlockIntervals,
     TensorType,
     type_by_name,
     types_of_files,
@@ -71,14 +72,16 @@ class TensorPlan:
 
     @property
     def tile_size(self) -> int:
-        """Weights that are worked on at once: whole rows, but of rows that are longer a part."""
-        if self.action == "copy" or (self.dims[0] > TILE and not self._needs_rows):
-            return TILE
-        return whole_rows(self.dims[0])
+        """Weights that are worked on at once: whole rows, but of rows that are longer a part.
 
-    @property
-    def _needs_rows(self) -> bool:
-        return self.uses_imatrix and weighs_rows(type_by_name(self.outtype))
+        An encoder of trellis codes takes some microseconds for each, so that it gets fewer.
+        """
+        kind = type_by_name(self.outtype)
+        rows_are_needed = needs_rows(kind, weighted=self.uses_imatrix)
+        if not rows_are_needed and (self.action == "copy" or self.dims[0] > TILE):
+            return TILE
+        is_slow = self.action != "copy" and isinstance(kind, BlockIntervals)
+        return whole_rows(self.dims[0], TILE // 8 if is_slow else TILE)
 
 
 @dataclass(frozen=True)

@@ -209,13 +209,16 @@ class TensorType:
         QuantError
             If its rows are no whole number of blocks, or are not as many as are interleaved.
         """
-        n_rows = prod(dims[1:])
+        length, *others = dims
+        n_rows = prod(others)
+        if not (self.is_by_rows or length % self.block_size):
+            return n_rows * (length // self.block_size) * self.type_size
         if n_rows % self.rows_interleaved:
             raise QuantError(
                 f"{n_rows} rows cannot be stored as {self.name}, which interleaves"
                 f" {self.rows_interleaved}"
             )
-        return n_rows * (self.row_header + self._block_bytes(dims[0]))
+        return n_rows * (self.row_header + self._block_bytes(length))
 
     def position(self, n_weights: int, row_length: int) -> int:
         """Where in a tensor's bytes the weights begin that follow the first `n_weights`.

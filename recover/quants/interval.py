@@ -133,6 +133,10 @@ class BlockIntervals(IntervalType):
     hidden : Hidden or None
         Of types whose codes were chosen with a scale that is not the stored one: which one it may
         be. What `state` fills are the bounds if it were the stored one. None if it is.
+    quantize : Callable or None
+        ``quantize(x: float32 (n_rows, ne0), imatrix: float32 (ne0,) or (0,) for none, raw: uint8
+        (n_rows * row_bytes,))``: an encoder of our own. The numbers are finite and `imatrix` is not
+        negative. None if there is none.
     twin : str
         Name of a type of the same number and size, with other values; the other inputs tell which
         of them a tensor is. Empty if there is none.
@@ -143,6 +147,7 @@ class BlockIntervals(IntervalType):
     state: Callable[[U8Array, Stated], None]
     has_cells: bool = True
     hidden: Hidden | None = None
+    quantize: Callable[[F32Array, F32Array, U8Array], None] | None = None
     twin: str = ""
 
 

@@ -13,6 +13,9 @@ from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, SCALES, fill_group, first_generation
+from recover.quants._trellis_book import Shape
+from recover.quants._trellis_encode import encode
+from recover.quants._trellis_pack import blocks_of_rows, pack_scales_and_words
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -51,18 +54,28 @@ def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
     fill_soft(levels, scale, _ERRORS, unit, stated)
 
 
+_SHAPE = Shape(8, 65_536, 1, False, tuple(SCALES.tolist()))
+
+
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    scales, found = encode(_SHAPE, x, imatrix)
+    pack_scales_and_words(found, blocks_of_rows(raw, scales, IQ2_KT.type_size))
+
+
 IQ2_KT = BlockIntervals(
     name="IQ2_KT",
     type_id=153,
     block_size=256,
     type_size=68,
     row_header=4,
-    file_types={151: "IQ2_KT"},
+    file_type=151,
+    fallback="IQ4_NL",
     writer=IK,
     relative_mse=0.115,
     noise=1.0,
     has_cells=False,
     state=partial(_state, False),
+    quantize=_quantize,
     twin="IQ2_KT_V1",
 )
 

@@ -14,6 +14,9 @@ from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
+from recover.quants._trellis_book import Shape
+from recover.quants._trellis_encode import encode
+from recover.quants._trellis_pack import blocks_of_rows, pack_scales_and_words
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -74,17 +77,30 @@ def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
     _add_signs(raw, scale, stated.value, stated.lower, stated.upper)
 
 
+_SHAPE = Shape(8, 65_536, 1, True, tuple(map(float, range(16))))
+
+
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    scales, found = encode(_SHAPE, x, imatrix)
+    blocks = blocks_of_rows(raw, scales, IQ3_KT.type_size)
+    pack_scales_and_words(found, blocks)
+    is_negative = (x < 0).reshape(*blocks.shape[:2], 8, 32)
+    blocks[..., 68:] = np.packbits(is_negative, axis=2, bitorder="little")[..., 0, :]
+
+
 IQ3_KT = BlockIntervals(
     name="IQ3_KT",
     type_id=154,
     block_size=256,
     type_size=100,
     row_header=4,
-    file_types={152: "IQ3_KT"},
+    file_type=152,
+    fallback="IQ4_NL",
     writer=IK,
     relative_mse=0.0301,
     noise=1.0,
     state=partial(_state, False),
+    quantize=_quantize,
     twin="IQ3_KT_V1",
 )
 

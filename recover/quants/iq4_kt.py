@@ -15,6 +15,9 @@ from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
+from recover.quants._trellis_book import Shape
+from recover.quants._trellis_encode import encode
+from recover.quants._trellis_pack import blocks_of_rows, by_block
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -66,18 +69,37 @@ def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
         stated.value[:] = (stated.value.reshape(-1, 256) + average[:, None]).reshape(-1)
 
 
+_SHAPE = Shape(4, 32_768, 2, False, tuple(map(float, range(-64, 64))))
+
+
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    scales, found = encode(_SHAPE, x, imatrix)
+    blocks = blocks_of_rows(raw, scales, IQ4_KT.type_size)
+    seeds = by_block(found.seeds.astype(np.int64), blocks)
+    words = by_block(found.sets | found.codes << 1, blocks)
+    words |= (seeds >> 12 << (8 + 3 * np.arange(8))).sum(axis=-1)
+    words_and_bytes = words.astype("<u4").view(np.uint8)
+    blocks[..., :32] = words_and_bytes.reshape(*blocks.shape[:2], 32)
+    seeds = seeds.reshape(*blocks.shape[:2], 64)
+    blocks[..., 32:96] = seeds & 255
+    high = seeds >> 8 & 15
+    blocks[..., 96:] = high[..., :32] | high[..., 32:] << 4
+
+
 IQ4_KT = BlockIntervals(
     name="IQ4_KT",
     type_id=155,
     block_size=256,
     type_size=128,
     row_header=4,
-    file_types={153: "IQ4_KT"},
+    file_type=153,
+    fallback="IQ4_NL",
     writer=IK,
     relative_mse=0.00978,
     noise=1.0,
     has_cells=False,
     state=partial(_state, False),
+    quantize=_quantize,
 )
 
 IQ4_KT_V1 = first_generation(IQ4_KT, _state, row_header=8)

@@ -279,7 +279,7 @@ def test_people_are_told_of_compilation(
     assert capsys.readouterr().err == ""  # nobody looks
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     if first:
-        monkeypatch.setattr(_jit, "_folders", {tmp_path})
+        monkeypatch.setattr(_jit, "_folder", lambda _path: tmp_path)
     assert main([*some]) == 0
     assert ("compiling for this CPU" in capsys.readouterr().err) == first
 

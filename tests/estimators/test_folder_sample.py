@@ -68,11 +68,7 @@ def made(name: str, half: int) -> StoredTensor:
 
 def inputs_of(names: Sequence[str], half: int) -> list[StoredTensor]:
     tensors = [made(name, half) for name in names]
-    known = made(names[-1], half)
-    return [
-        folders.with_errors(each, known) if isinstance(each, QuantizedTensor) else each
-        for each in tensors
-    ]
+    return folders.with_errors(tensors, [source(each).has_cells for each in tensors])
 
 
 def source(tensor: StoredTensor) -> Source:

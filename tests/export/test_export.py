@@ -219,7 +219,7 @@ def test_command(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_interrupted(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executing, "rounding_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(executing, "within", lambda *_: 1 / 0)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError):
         export(llama, tmp_path / "out", outtype="bf16")

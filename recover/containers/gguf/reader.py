@@ -28,7 +28,7 @@ T = TypeVar("T", bound=StoredTensor, covariant=True)
 _NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class GGUFModel(BriefModel, Generic[T]):
     """A GGUF file, or all parts of a split one, opened read-only.
 

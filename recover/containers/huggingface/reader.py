@@ -27,7 +27,7 @@ from recover.containers.safetensors.reader import CONFIG, open_safetensors
 from recover.errors import RecoverError, SafetensorsError
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class FolderModel(BriefModel):
     """A Hugging Face folder, opened read-only (see `recover.containers.model.Model`).
 

@@ -14,13 +14,15 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats import _mlx_floats
+from recover.containers.huggingface.formats._coded import Coded, Runs
 from recover.containers.huggingface.formats._levels import (
     LevelMatrix,
-    Runs,
     Scales,
     deviation_of,
+    in_units,
     nearest_cells,
     rounded_twice,
     split_pairs,
@@ -43,6 +45,7 @@ _GLOBAL_LEAVES = ("weight_scale_2", "weight_global_scale")
 ACTIVATION_LEAVES = ("input_scale", "input_global_scale", "output_scale")
 _POSITIVE = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 _LEVELS = np.concatenate((_POSITIVE, -_POSITIVE))
+_NUMBERS = in_units(_LEVELS)
 _MOST, _NEGATIVE_ZERO = 7, 8
 _ENDS = 15, 7
 _SLACK = 2.0**-20
@@ -164,6 +167,7 @@ def read(module: Module) -> LevelMatrix | None:
         return None
     how = made_of_floats(module)
     find = _nv_scales(module, found.scale) if found.is_nv else _mx_scales(found.scale)
+    scales = _exact_nv_scales(module, found.scale) if found.is_nv else _exact_mx_scales(found.scale)
     kind = (NVFP4_FITTED if is_closed(module) else NVFP4) if found.is_nv else MXFP4
     return LevelMatrix(
         n_rows=found.n_rows,
@@ -174,6 +178,7 @@ def read(module: Module) -> LevelMatrix | None:
         leaves=found.leaves,
         label="NVFP4" if found.is_nv else "MXFP4",
         tell=_teller(found.packed.raw, found.block, find, is_closed(module)),
+        decode=_decoder(found.packed.raw, found.block, scales),
     )
 
 
@@ -204,6 +209,22 @@ def _teller(
             state_largest(codes, block, place, _ENDS, (low, high), stated, is_sure=is_sure)
 
     return tell
+
+
+def _decoder(
+    packed: U8Array, block: int, scales: Callable[[int, int], NDArray[np.float64]]
+) -> Callable[[int, int], Coded]:
+    """See `LevelMatrix.decode`; ``scales(first, last)`` are those of a range of blocks."""
+
+    def decode(start: int, end: int) -> Coded:
+        first, last = start // block, -(-end // block)
+        codes = np.empty((last - first) * block, np.uint8)
+        split_pairs(packed[first * block // 2 : last * block // 2], False, codes)
+        runs = Runs(block, block, start % block)
+        own = codes[start - first * block : end - first * block]
+        return Coded(own, _NUMBERS, runs, scales(first, last))
+
+    return decode
 
 
 def _made(packed: U8Array, block: int, find: _Find) -> _Made:
@@ -249,6 +270,25 @@ def _nv_scales(module: Module, scale: Tensor) -> _Find:
         return stored, low, high
 
     return find
+
+
+def _exact_nv_scales(module: Module, scale: Tensor) -> Callable[[int, int], NDArray[np.float64]]:
+    """Scales of a range of blocks, in float64."""
+    common, divides = common_scale(module)
+    factor, codes, numbers = float(common), scale.raw, e4m3()
+
+    def find(first: int, last: int) -> NDArray[np.float64]:
+        told = numbers[codes[first:last]]
+        with np.errstate(all="ignore"):
+            return told / factor if divides else told * factor
+
+    return find
+
+
+def _exact_mx_scales(scale: Tensor) -> Callable[[int, int], NDArray[np.float64]]:
+    """The same of exponents."""
+    codes = scale.raw
+    return lambda first, last: e8m0(codes[first:last]).astype(np.float64)
 
 
 def _mx_scales(scale: Tensor) -> _Find:

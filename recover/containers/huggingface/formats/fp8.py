@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from recover._compiled.float16 import f32_bits
 from recover._compiled.jit import inner, kernel
 from recover.containers.huggingface.formats import _mlx_floats
+from recover.containers.huggingface.formats._coded import Coded, Runs
 from recover.containers.huggingface.formats._levels import (
     HALF_UNIT,
     TINY,
     LevelMatrix,
-    Runs,
     Scales,
+    in_units,
     nearest_cells,
     rounded_twice,
     state,
@@ -96,6 +97,12 @@ def e5m2() -> NDArray[np.float64]:
     numbers = (np.arange(256, dtype=np.uint16) << np.uint16(8)).view(np.float16)
     with np.errstate(invalid="ignore"):
         return np.where(np.isnan(numbers), np.nan, numbers.astype(np.float64))
+
+
+@cache
+def _levels(dtype: str) -> F32Array:
+    """What codes stand for."""
+    return in_units(e4m3() if dtype == "F8_E4M3" else e5m2())
 
 
 @cache
@@ -200,6 +207,14 @@ def read(module: Module) -> LevelMatrix | None:
         runs = Runs(row_length, min(stored.wide, row_length), start - first * row_length)
         state(codes[start:end], Scales(*each), runs, tables, stated, margin=margin)
 
+    def decode(start: int, end: int) -> Coded:
+        first, last = start // row_length, -(-end // row_length)
+        rows = np.arange(first, last) // stored.high
+        part = _numbers(stored, scales[rows[0] : rows[-1] + 1]).astype(np.float64)
+        runs = Runs(row_length, min(stored.wide, row_length), start - first * row_length)
+        each = part[rows - rows[0]].reshape(-1)
+        return Coded(codes[start:end], _levels(weight.dtype), runs, each)
+
     return LevelMatrix(
         n_rows=n_rows,
         row_length=row_length,
@@ -209,6 +224,7 @@ def read(module: Module) -> LevelMatrix | None:
         leaves=_mlx_floats.LEAVES.union(SCALE_LEAVES, ACTIVATION_LEAVES),
         label=f"{_name(weight.dtype)}, {_extent(stored)}",
         tell=tell,
+        decode=decode,
     )
 
 
@@ -219,9 +235,16 @@ def e8m0(exponents: NDArray[Any]) -> F32Array:
     return powers
 
 
+def _numbers(stored: StoredFP8, scales: NDArray[Any]) -> F32Array:
+    """Some of the stored scales as float32, in their shape; exact."""
+    if stored.scale.dtype in EXPONENTS:
+        return e8m0(scales)
+    return as_float32(stored.scale, scales)
+
+
 def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """The fields of `Scales` for some of the stored scales, in their shape."""
-    found = e8m0(numbers) if stored.scale.dtype in EXPONENTS else as_float32(stored.scale, numbers)
+    found = _numbers(stored, numbers)
     arithmetic = np.empty(found.shape, np.uint8)
     # PyTorch divides by a single number in the type of the weights, whatever its own is.
     least = _EITHER if stored.scale.n_weights == 1 else _SINGLE
@@ -267,6 +290,10 @@ def _without_scale(module: Module) -> LevelMatrix:
     def tell(start: int, end: int, stated: Stated) -> None:
         state(codes[start:end], one, whole, tables, stated, margin=_SMALLEST_HALF)
 
+    def decode(start: int, end: int) -> Coded:
+        runs = whole._replace(first=start)
+        return Coded(codes[start:end], _levels(weight.dtype), runs, np.ones(1))
+
     return LevelMatrix(
         n_rows=n_rows,
         row_length=row_length,
@@ -276,6 +303,7 @@ def _without_scale(module: Module) -> LevelMatrix:
         leaves=frozenset({"weight", *ACTIVATION_LEAVES}),
         label=f"{_name(weight.dtype)}, no scale",
         tell=tell,
+        decode=decode,
     )
 
 
