@@ -9,6 +9,7 @@ from recover._version import __version__
 from recover.errors import (
     CalibrationError,
     EvaluationError,
+    ExecutionError,
     GGUFError,
     InputError,
     OutputError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CalibrationError",
     "EvaluationError",
+    "ExecutionError",
     "GGUFError",
     "InputError",
     "OutputError",

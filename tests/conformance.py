@@ -349,12 +349,14 @@ def check_unpacking_in_parts(kind: TensorType) -> None:
 
 def check_integers(kind: TensorType) -> None:
     """They come back: times the scale, plus the offset, rounded once."""
-    assert isinstance(kind, ScalarType | VectorType)
+    assert isinstance(kind, ScalarType | VectorType | BlockIntervals)
     held, rng = kind.integers, np.random.default_rng(4)
     if held is None:
         return
     integers = rng.integers(held.lowest, held.highest + 1, 8 * kind.block_size).astype(np.int8)
     integers[:2] = held.lowest, held.highest
+    if not held.has_zero:
+        integers[integers == 0] = held.highest
     d, m = rng.standard_normal((2, 4)).astype(np.float16)
     raw, group = np.empty(kind.n_bytes(integers.size), np.uint8), 2 * kind.block_size
     held.pack(integers, d.view(np.uint16), m.view(np.uint16), group, raw)

@@ -3,9 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from recover._brief import Brief
 from recover._text import printable, quoted, some, tensors_of
@@ -51,6 +52,8 @@ class TensorPlan(Brief):
         not among the sources.
     left_out : tuple of str
         Inputs that prove nothing of the original, and why, a line each.
+    kept : tuple of int or None
+        Which of the sources that there were before the checks are still there; None for all.
     """
 
     name: str
@@ -60,6 +63,7 @@ class TensorPlan(Brief):
     positions: tuple[int, int] = (0, 0)
     checks: tuple[SourceCheck, ...] = ()
     left_out: tuple[str, ...] = ()
+    kept: tuple[int, ...] | None = None
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""
@@ -100,8 +104,10 @@ class BoundsPlan(Brief):
         Of the output, as long as it can become (see `header_with`); empty if there is none.
     n_bytes : int
         Size of the output; 0 if there is none.
-    warnings : tuple of str
-        What the user should know.
+    told : tuple of str
+        What the user should know, before any check.
+    asked : dict
+        The parameters of `plan_bounds` as plain data, with absolute paths.
     """
 
     models: tuple[Model, ...]
@@ -110,7 +116,13 @@ class BoundsPlan(Brief):
     tensors: tuple[TensorPlan, ...]
     header: bytes
     n_bytes: int
-    warnings: tuple[str, ...]
+    told: tuple[str, ...]
+    asked: dict[str, Any]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return (*self.told, *_warnings(self.tensors))
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""
@@ -143,6 +155,7 @@ def plan_bounds(
     *,
     dtype: str = "f32",
     tensors: str | None = None,
+    checks: bool = True,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> BoundsPlan:
@@ -158,6 +171,9 @@ def plan_bounds(
         How bounds are stored; f16 is rounded outward.
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are taken.
+    checks : bool
+        Whether the inputs are checked now; otherwise each tensor's before its bounds are made (see
+        `recover.bounds.work`).
     n_threads : int, optional
         For the checks; default: the cores that this process may use.
     progress : callable, optional
@@ -183,7 +199,6 @@ def plan_bounds(
     plans = plan_tensors(models, names)
     if not plans:
         raise PlanError("none of the tensors holds weights")
-    plans = checked(plans, models, n_threads, progress)
     header, n_bytes = b"", 0
     if path is not None:
         # As if all tensors failed: so long can the header become.
@@ -191,8 +206,18 @@ def plan_bounds(
         header, n_bytes = layout.header, layout.n_bytes
         positions = zip(layout.positions[::2], layout.positions[1::2], strict=True)
         plans = [replace(tensor, positions=p) for tensor, p in zip(plans, positions, strict=True)]
-    warnings += _warnings(plans)
-    return BoundsPlan(models, path, dtype, tuple(plans), header, n_bytes, tuple(warnings))
+    asked = {
+        "inputs": [str(Path(each).absolute()) for each in inputs],
+        "output": None if path is None else str(path.absolute()),
+        "dtype": dtype,
+        "tensors": tensors,
+        "checks": False,
+    }
+    if checks:
+        plans = checked(plans, models, n_threads, progress)
+    return BoundsPlan(
+        *(models, path, dtype, tuple(plans), header, n_bytes), told=tuple(warnings), asked=asked
+    )
 
 
 def header_with(plan: BoundsPlan, not_certified: Sequence[str]) -> bytes:
@@ -256,27 +281,47 @@ def checked(
     progress: Progress | None,
 ) -> list[TensorPlan]:
     """The plans with what was checked of the sources, less those that failed."""
+    checks = check_tensors(plans, models, n_threads, progress)
+    return [_with_checks(plan, own) for plan, own in zip(plans, checks, strict=True)]
+
+
+def check_tensors(
+    plans: Sequence[TensorPlan],
+    models: Sequence[Model],
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> list[tuple[SourceCheck, ...]]:
+    """Check the sources of tensors; of each what was found of those of scalar types."""
     model_of = {id(tensor): model for model in models for tensor in model.tensors.values()}
-    pairs = [
-        (model_of[id(source)], source)
-        for tensor in plans
-        for source in tensor.sources
-        if isinstance(source.type, ScalarType)
+    sources = [
+        [source for source in plan.sources if isinstance(source.type, ScalarType)] for plan in plans
     ]
-    checks = check_sources(pairs, n_threads=n_threads, progress=progress)
-    found = {id(source): check for (_, source), check in zip(pairs, checks, strict=True)}
-    return [
-        replace(
-            tensor,
-            sources=tuple(
-                source
-                for source in tensor.sources
-                if id(source) not in found or found[id(source)].failed is None
-            ),
-            checks=tuple(found[id(source)] for source in tensor.sources if id(source) in found),
-        )
-        for tensor in plans
-    ]
+    pairs = [(model_of[id(source)], source) for own in sources for source in own]
+    found = iter(check_sources(pairs, n_threads=n_threads, progress=progress))
+    return [tuple(next(found) for _ in own) for own in sources]
+
+
+def _with_checks(plan: TensorPlan, checks: Sequence[SourceCheck]) -> TensorPlan:
+    """The plan of a tensor with what was checked, less the sources that failed."""
+    left = iter(checks)
+    kept = tuple(
+        i
+        for i, source in enumerate(plan.sources)
+        if not isinstance(source.type, ScalarType) or next(left).failed is None
+    )
+    sources = (
+        plan.sources if len(kept) == len(plan.sources) else tuple(plan.sources[i] for i in kept)
+    )
+    return replace(plan, sources=sources, checks=tuple(checks), kept=kept)
+
+
+def with_checks(plan: BoundsPlan, checks: Mapping[int, Sequence[SourceCheck]]) -> BoundsPlan:
+    """The plan with what was checked of some tensors, less the sources that failed."""
+    tensors = tuple(
+        _with_checks(tensor, checks[i]) if i in checks else tensor
+        for i, tensor in enumerate(plan.tensors)
+    )
+    return replace(plan, tensors=tensors)
 
 
 def _may_confine(model: Model, tensor: StoredTensor) -> bool:

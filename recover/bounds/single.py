@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from recover._brief import Brief
 from recover.bounds.checks import condition_of
-from recover.bounds.execute import BoundStatistics, mark_conflicts, measure, statistics_of
+from recover.bounds.execute import BoundStatistics, statistics_of
+from recover.bounds.measuring import mark_conflicts, measure
 from recover.bounds.plan import TensorPlan, checked, plan_tensors, prepare
 from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles

@@ -5,6 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._sharing import add_sharing_arguments, means_of, print_part
+
 if TYPE_CHECKING:
     from recover.export.execute import ExportResult
     from recover.export.plan import ExportedTensor
@@ -40,6 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace a model's folder that is there already"
     )
+    add_sharing_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -72,7 +75,8 @@ def _shard_size(text: str) -> int:
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import print_json, progress_bar, warn
-    from recover.export.execute import execute_export
+    from recover.execution.sharing import PartResult
+    from recover.export.execute import execute_export, execute_export_part
     from recover.export.plan import plan_export
 
     plan = plan_export(
@@ -82,11 +86,18 @@ def run(args: Namespace) -> int:
         max_shard_size=args.max_shard_size,
         config=args.config,
         names=args.names,
-        force=args.force,
+        force=args.force or args.shard is not None,
     )
     warn(args, plan.warnings)
-    with progress_bar(args, "exporting") as progress:
-        result = execute_export(plan, n_threads=args.threads, progress=progress)
+    with progress_bar(args, "exporting") as progress, means_of(args, progress) as told:
+        if args.shard is None:
+            done: ExportResult | PartResult = execute_export(plan, **told)
+        else:
+            done = execute_export_part(plan, force=args.force, **told)
+    if isinstance(done, PartResult):
+        print_part(args, done)
+        return 0
+    result = done
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 

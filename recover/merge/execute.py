@@ -2,22 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from recover._brief import Brief
 from recover._text import quoted, some, tensors_of
 from recover.errors import UsageError
-from recover.execution.folder import OutputFolder
-from recover.execution.local import Threads
-from recover.execution.output import OutputFile, OutputFiles
-from recover.execution.tasks import Executor, Record, Take, Task, Watch
-from recover.execution.tiles import Progress, available_cores
-from recover.inputs.recorded import OpenInputs
+from recover.execution.gathering import Gathering, do_tasks
+from recover.execution.homes import outputs_of, write_headers
+from recover.execution.kept import clear_gaps
+from recover.execution.shares import Shard
+from recover.execution.sharing import PartResult, Sharing
+from recover.execution.tasks import Executor
+from recover.execution.tiles import Progress
+from recover.execution.work import HowToWork
 from recover.merge.certain import find_withdrawal, to_estimate_again, without_certainty
 from recover.merge.checks import (
     broken_inputs,
@@ -27,14 +27,12 @@ from recover.merge.checks import (
     with_finest_alone,
 )
 from recover.merge.exact import warnings_of
+from recover.merge.merging import Merging
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
 from recover.merge.savings import Saving, savings
 from recover.merge.sums import Totals
-from recover.merge.tallies import Tallies
-from recover.merge.tasks import tasks_of
-from recover.merge.work import Worker
 from recover.quants import GROUP
 
 
@@ -202,6 +200,7 @@ def execute_merge(
         If it was planned without an output.
     """
     start = time.perf_counter()
+    how = HowToWork(n_threads, progress, executor)
     if not plan.parts:
         raise UsageError("the merge was planned without an output")
     if not force:
@@ -209,101 +208,95 @@ def execute_merge(
     with ExitStack() as stack:
         unfinished = stack.enter_context(Unfinished(plan, tell)) if resume else None
         before = 0.0 if unfinished is None else unfinished.seconds
-        tallies = Tallies(plan, {} if unfinished is None else unfinished.done)
-        indices = [i for i in range(len(plan.tensors)) if i not in tallies.done]
-        outputs = stack.enter_context(_outputs(plan, unfinished, replaces=force))
-        for file, output in zip(plan.files, outputs.files, strict=True):
-            output.write_at(0, file.header)
+        work = Merging(plan)
+        gathering = Gathering(work, {} if unfinished is None else unfinished.done)
+        indices = [i for i in range(len(plan.tensors)) if i not in gathering.done]
+        outputs = stack.enter_context(outputs_of(work, unfinished, replaces=force))
+        write_headers(work, outputs)
         save_if_due = None
         if unfinished is not None:
-            save_if_due = stack.enter_context(unfinished.saving(outputs, tallies.take_finished))
-        if executor is None:
-            executor = _threads(plan, outputs, n_threads or available_cores())
-        places, take = [file.place for file in outputs.files], _taking(outputs, tallies)
-        watch = _watch(plan, indices, progress, save_if_due)
-        executor.run(tasks_of(plan, indices, places), take, watch)
-        if not force:
-            check_broken(plan, tallies.totals)
-        names, warnings = contradicted(plan, tallies.totals, force=force)
-        withdrawal = find_withdrawal(tallies.totals)
-        warnings += withdrawal.warnings(plan)
-        again = set(to_estimate_again(withdrawal, tallies.totals))
-        plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
-        if again := again | alone:
-            executor.run(tasks_of(plan, sorted(again), places), take)
+            save_if_due = stack.enter_context(unfinished.saving(outputs, gathering.take_finished))
+        do_tasks(work, indices, outputs.files, gathering, how, save_if_due)
+        plan, again, warnings = _conclude(plan, gathering.totals, force=force)
+        do_tasks(Merging(plan), again, outputs.files, gathering, how.without_progress())
     seconds = before + time.perf_counter() - start
-    return _result(plan, seconds, tallies.totals, warnings)
+    return _result(plan, seconds, gathering.totals, warnings)
 
 
-def _outputs(plan: MergePlan, unfinished: Unfinished | None, *, replaces: bool) -> OutputFiles:
-    """All files of a plan; those of one that can be resumed lie where it says."""
-    inputs = [part for model in plan.models for part in model.parts]
-    if plan.is_folder:
-        partial = None if unfinished is None else unfinished.partial_folder
-        outputs: OutputFiles = OutputFolder(
-            plan.output, plan.parts, inputs, replaces=replaces, partial=partial
-        )
-    else:
-        outputs = _single_files(plan, unfinished, inputs)
-    if unfinished is not None and unfinished.done:
-        outputs.keep()
-    return outputs
-
-
-def _single_files(
-    plan: MergePlan, unfinished: Unfinished | None, inputs: Sequence[Path]
-) -> OutputFiles:
-    return OutputFiles(
-        [
-            OutputFile(
-                file.path,
-                file.n_bytes,
-                inputs,
-                partial=None if unfinished is None else unfinished.partial(file.path),
-            )
-            for file in plan.files
-        ],
-        len(plan.parts),
-    )
-
-
-def _threads(plan: MergePlan, outputs: OutputFiles, n_threads: int) -> Threads:
-    """Who does the tasks in this process: with its open inputs, and its output files."""
-    opened = OpenInputs(zip(plan.inputs, plan.models, strict=True))
-    files = {file.place: file for file in outputs.files}
-    return Threads([partial(Worker(opened).work, files=files) for _ in range(n_threads)])
-
-
-def _taking(outputs: OutputFiles, tallies: Tallies) -> Take:
-    """What takes the tasks that are done, and what other processes have written."""
-    files = {str(file.place): file for file in outputs.files}
-
-    def take(task: Task, gave: Record) -> None:
-        for path, written in gave.get("written", {}).items():
-            for each in written:
-                files[path].take_note(*each)
-        tallies.add(task, gave)
-
-    return take
-
-
-def _watch(
+def execute_merge_part(
     plan: MergePlan,
-    indices: Sequence[int],
-    progress: Progress | None,
-    save_if_due: Callable[[], None] | None,
-) -> Watch:
-    """What is called while the tasks of some tensors are done."""
-    n_weights = sum(tensor.n_weights for tensor in plan.tensors)
-    n_left = sum(plan.tensors[i].n_weights for i in indices)
+    shard: Shard,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+    tell: Tell | None = None,
+    executor: Executor | None = None,
+) -> MergeResult | PartResult:
+    """Carry out a part of a plan, and what is left if all other parts are done.
 
-    def watch(n_done: int) -> None:
-        if save_if_due is not None:
-            save_if_due()
-        if progress is not None:
-            progress(n_weights - n_left + n_done, n_weights)
+    Processes on any machines with a common file system do the parts, in any order; what they have
+    done stays after an error or a signal, for the same part again.
 
-    return watch
+    Parameters
+    ----------
+    plan : MergePlan
+        From `plan_merge`, with the same parameters everywhere.
+    shard : Shard
+        Which part.
+    n_threads, progress, force, tell, executor : optional
+        As of `execute_merge`.
+
+    Returns
+    -------
+    MergeResult or PartResult
+        Of the whole merge from the process that ends last; the bytes, and the sums, are those of
+        `execute_merge`. Others say what is missing.
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be written, or another plan is carried out there.
+    PlanError
+        As of `execute_merge`; what is wrong with all of the weights is found at the end.
+    """
+    if not plan.parts:
+        raise UsageError("the merge was planned without an output")
+    work, how = Merging(plan), HowToWork(n_threads, progress, executor)
+    if not force:
+        check_relations(plan)
+    with Sharing(work, shard, tell, replaces=force) as sharing:
+        if sharing.is_complete:
+            force, told = sharing.notes["force"], sharing.notes["again"]
+            plan, _, warnings = _conclude(plan, sharing.totals, force=force)
+            redone = {i: Merging(plan).read_sums(i, sums) for i, sums in told}
+        elif (part := sharing.carry_out(how)) is not None:
+            return part
+        else:
+            plan, again, warnings = _conclude(plan, sharing.totals, force=force)
+            with outputs_of(work, sharing, replaces=force) as outputs:
+                clear_gaps(work.units, work.files, outputs.files)
+                write_headers(work, outputs)
+                gathering, changed = Gathering(work, {}), Merging(plan)
+                do_tasks(changed, again, outputs.files, gathering, how.without_progress())
+                redone = gathering.totals
+                told = [[i, sums.to_record()] for i, sums in redone.items()]
+                sharing.announce(outputs.files, force=force, again=told)
+    return _result(plan, sharing.seconds, sharing.totals | redone, warnings)
+
+
+def _conclude(
+    plan: MergePlan, totals: Totals, *, force: bool
+) -> tuple[MergePlan, list[int], list[str]]:
+    """What the sums of all tensors say: the plan for those that are done again, and warnings."""
+    if not force:
+        check_broken(plan, totals)
+    names, warnings = contradicted(plan, totals, force=force)
+    withdrawal = find_withdrawal(totals)
+    warnings += withdrawal.warnings(plan)
+    again = set(to_estimate_again(withdrawal, totals))
+    plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
+    return plan, sorted(again | alone), warnings
 
 
 def _broken_warnings(plan: MergePlan, totals: Totals) -> list[str]:

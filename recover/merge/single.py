@@ -13,6 +13,7 @@ from recover._text import quoted
 from recover.containers.places import Writer, whole_place
 from recover.errors import UsageError
 from recover.estimators import FIRST_ALONE
+from recover.execution.gathering import Gathering
 from recover.execution.local import Threads
 from recover.execution.tasks import DEVIATIONS, Target, Task, Watch
 from recover.execution.tiles import Progress, available_cores
@@ -21,9 +22,9 @@ from recover.inputs.recorded import OpenInputs
 from recover.merge.calibrated import with_error_calibration
 from recover.merge.certain import find_withdrawal, to_estimate_again, without_certainty
 from recover.merge.checks import check_broken, check_relations, contradicted, with_finest_alone
+from recover.merge.merging import Merging
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.sums import Sums
-from recover.merge.tallies import Tallies
 from recover.merge.tasks import tasks_of
 from recover.merge.work import Worker
 from recover.quants import F32Array, OpaqueType, TensorType, dequantize, type_by_name
@@ -153,7 +154,7 @@ class _Single:
     def __init__(self, plan: MergePlan, index: int, n_threads: int) -> None:
         self._index, self._n_threads = index, n_threads
         self.tensor = plan.tensors[index]
-        self.tallies = Tallies(plan, {})
+        self.tallies = Gathering(Merging(plan), {})
         self._opened = OpenInputs(zip(plan.inputs, plan.models, strict=True))
         n_weights = self.tensor.n_weights
         self._mean = _Array(type_by_name(self.tensor.outtype), n_weights)

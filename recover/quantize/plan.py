@@ -112,6 +112,8 @@ class QuantizePlan:
         Size of the output.
     warnings : tuple of str
         What the user should know.
+    asked : dict
+        The parameters of `plan_quantize` as plain data, with absolute paths.
     """
 
     model: GGUFModel[Tensor]
@@ -125,6 +127,7 @@ class QuantizePlan:
     header: bytes
     n_bytes: int
     warnings: tuple[str, ...]
+    asked: dict[str, Any]
 
     @property
     def n_weights(self) -> int:
@@ -256,6 +259,17 @@ def plan_quantize(
         header=layout.header,
         n_bytes=layout.n_bytes,
         warnings=tuple(chooser.warnings()),
+        asked={
+            "source": str(model.path.absolute()),
+            "output": str(output.absolute()),
+            "outtype": outtype,
+            "imatrix": None if imatrix_path is None else str(imatrix_path.absolute()),
+            "tensor_types": [list(each) for each in tensor_types],
+            "allow_requantize": allow_requantize,
+            "leave_output_tensor": leave_output_tensor,
+            "quantizer": quantizer,
+            "mix": mix,
+        },
     )
 
 

@@ -92,7 +92,8 @@ def types_of_files() -> dict[str, TensorType]:
 @cache
 def types_of_integers() -> Mapping[str, Integers]:
     """The types that hold integers times scales, by name, the smallest first."""
-    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
+    holders = ScalarType | VectorType | BlockIntervals
+    kinds = [kind for kind in all_types() if isinstance(kind, holders)]
     kinds.sort(key=lambda each: each.bits_per_weight)
     return MappingProxyType({kind.name: kind.integers for kind in kinds if kind.integers})
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from recover._compiled.jit import bare_inner, bare_kernel
 from recover.quants._trellis import fill_group
 from recover.quants._trellis_book import Book, Shape, book_of
+from recover.quants._trellis_marks import marked
 from recover.quants._trellis_search import FAR, Work, nearest
 from recover.quants.base import F32Array
 
@@ -30,7 +31,7 @@ SUB_BLOCK = 32
 
 _DEVIATION = 37
 """Of the levels, about; sub-blocks are looked at in units in which this is theirs."""
-_LARGEST_LEVEL = 126
+_LARGEST_LEVEL = 127
 
 _PER_OCTAVE = 4
 _UNIT_AT = 20
@@ -269,9 +270,9 @@ def _scale_of_row(book: Book, blocks: SubBlocks, first: int, end: int) -> float:
 
 @bare_inner
 def _stored(scale: float, unit: float, book: Book) -> float:
-    """A scale as a float32 of the row's own unit says it, with which all weights are finite."""
+    """A scale as it is stored, in units of the row: marked, and such that weights are finite."""
     most = _LARGEST / _LARGEST_LEVEL / book.magnitudes[-1]
-    return np.float64(np.float32(min(scale * unit, most))) / unit
+    return np.float64(marked(np.float32(min(scale * unit, most)))) / unit
 
 
 @bare_inner

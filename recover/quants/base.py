@@ -71,6 +71,8 @@ class Integers:
         The integers that it has codes for.
     has_offset : bool
         Whether a float16 is added to the product.
+    has_zero : bool
+        Whether it has a code for 0. Blocks of zeros alone can be held without, as their scale is 0.
     pack : Callable
         ``pack(integers: int8 (n,), d: uint16 (n / group,), m: uint16 (n / group,), group: int,
         raw: uint8 (n_bytes,))``, where `d` are the bits of the scales, each of `group` weights,
@@ -81,6 +83,7 @@ class Integers:
     lowest: int
     highest: int
     has_offset: bool = False
+    has_zero: bool = True
     pack: Callable[[I8Array, U16Array, U16Array, int, U8Array], None]
 
     @property
@@ -98,14 +101,18 @@ class Integers:
         """Whether it holds the same integers of both signs."""
         return self.lowest == -self.highest
 
-    def holds(self, reach: int, largest: int) -> bool:
+    def holds(self, reach: int, largest: int, *, has_zeros: bool = True) -> bool:
         """Whether it holds integers with scales that may be negative.
 
         Parameters
         ----------
         reach, largest : int
             The largest magnitude; the first is one more if a block has it with both signs.
+        has_zeros : bool
+            Whether there are zeros beside others.
         """
+        if has_zeros and not self.has_zero:
+            return False
         return largest <= self.highest if self.is_symmetric else reach <= self.reach
 
 

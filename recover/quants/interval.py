@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from recover._compiled.jit import inner, kernel
-from recover.quants.base import GROUP, F32Array, TensorType, U8Array
+from recover.quants.base import GROUP, F32Array, Integers, TensorType, U8Array
 
 SUPERBLOCK = 256
 """Weights that share a hidden scale."""
@@ -137,6 +137,8 @@ class BlockIntervals(IntervalType):
         ``quantize(x: float32 (n_rows, ne0), imatrix: float32 (ne0,) or (0,) for none, raw: uint8
         (n_rows * row_bytes,))``: an encoder of our own. The numbers are finite and `imatrix` is not
         negative. None if there is none.
+    integers : Integers or None
+        As in `recover.quants.ScalarType`.
     twin : str
         Name of a type of the same number and size, with other values; the other inputs tell which
         of them a tensor is. Empty if there is none.
@@ -148,6 +150,7 @@ class BlockIntervals(IntervalType):
     has_cells: bool = True
     hidden: Hidden | None = None
     quantize: Callable[[F32Array, F32Array, U8Array], None] | None = None
+    integers: Integers | None = None
     twin: str = ""
 
 

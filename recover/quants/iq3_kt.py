@@ -12,10 +12,11 @@ from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._soft import LEVELS, errors
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
 from recover.quants._trellis_book import Shape
 from recover.quants._trellis_encode import encode
+from recover.quants._trellis_marks import fill_by_encoder
 from recover.quants._trellis_pack import blocks_of_rows, pack_scales_and_words
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
@@ -66,6 +67,11 @@ _ERRORS = errors(
         *((52, 0.703), (66, 0.544), (82, 0.434), (99, 0.362)),
     ),
 )
+_OUR_ERRORS = errors(
+    8,
+    ((9, 4.2), (16, 3.9), (24, 4.2), (32, 4.8), (36, 5.3), (40, 6), (48, 7.4), (57, 8.8)),
+    ((2, 0.85), (7, 0.92), (15, 1.05), (40, 1), (80, 1.02), (100, 1.1)),
+)
 
 
 def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
@@ -73,7 +79,8 @@ def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
     levels, scale = np.empty(n, np.float32), np.empty(n // 16, np.float32)
     _unpack(raw, is_first, levels, scale)
     unit = FIRST_UNIT if is_first else LEVELS
-    fill_soft(levels, scale, _ERRORS, unit, stated)
+    blocks = raw.reshape(-1, 104)
+    fill_by_encoder(blocks, levels, scale, (_ERRORS, _OUR_ERRORS), unit, stated)
     _add_signs(raw, scale, stated.value, stated.lower, stated.upper)
 
 

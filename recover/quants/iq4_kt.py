@@ -13,10 +13,11 @@ from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._soft import LEVELS, errors
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
 from recover.quants._trellis_book import Shape
 from recover.quants._trellis_encode import encode
+from recover.quants._trellis_marks import fill_by_encoder
 from recover.quants._trellis_pack import blocks_of_rows, by_block
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
@@ -56,6 +57,11 @@ _ERRORS = errors(
         *((52, 0.513), (67, 0.396), (82, 0.308), (100, 0.217)),
     ),
 )
+_OUR_ERRORS = errors(
+    4,
+    ((8, 2.1), (16, 2.2), (24, 2.4), (32, 2.7), (40, 3.05), (48, 3.5), (57, 4.35), (68, 5.6)),
+    ((2, 1.01), (40, 1), (60, 0.955), (80, 0.95), (100, 0.89), (115, 0.76)),
+)
 
 
 def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
@@ -64,7 +70,8 @@ def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
     average = np.zeros(n // 256, np.float32)
     _unpack(raw, is_first, levels, scale, average)
     unit = FIRST_UNIT if is_first else LEVELS
-    fill_soft(levels, scale, _ERRORS, unit, stated)
+    blocks = raw.reshape(-1, 136 if is_first else 132)
+    fill_by_encoder(blocks, levels, scale, (_ERRORS, _OUR_ERRORS), unit, stated)
     if is_first:
         stated.value[:] = (stated.value.reshape(-1, 256) + average[:, None]).reshape(-1)
 

@@ -54,13 +54,28 @@ class Rounding:
     squares: float = 0.0
     fits: bool = True
 
-    def __add__(self, other: Self) -> "Rounding":
-        return Rounding(
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
             self.n_rounded + other.n_rounded,
             self.squared_error + other.squared_error,
             self.squares + other.squares,
             self.fits and other.fits,
         )
+
+    def __iadd__(self, other: Self) -> Self:
+        return self + other
+
+    def to_record(self) -> list[float]:
+        """Plain data, of weights that fit."""
+        return [self.n_rounded, float(self.squared_error), float(self.squares)]
+
+    @classmethod
+    def from_record(cls, record: Any) -> Self:
+        """The opposite of `to_record`; a `ValueError` if it is no such record."""
+        n, squared_error, squares = record
+        if type(n) is not int or n < 0:
+            raise ValueError("this is no rounding")
+        return cls(n, float(squared_error), float(squares))
 
     @property
     def relative_rms(self) -> float:

@@ -1,5 +1,6 @@
 """The encoder of the trellis types: as good as it says, for weights of any kind and size."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,21 @@ from numpy.typing import NDArray
 
 from recover.containers.rows import blocks_of, rows_of_blocks
 from recover.errors import QuantError
-from recover.quants import F32Array, U8Array, dequantize, quantize, type_by_name
+from recover.quants import (
+    BlockIntervals,
+    F32Array,
+    Stated,
+    U8Array,
+    dequantize,
+    quantize,
+    type_by_name,
+)
+from recover.quants._trellis_marks import MARK
+from tests.benchmarks.trellis import of_golden_rows, of_matrices
 from tests.naive import trellis
 from tests.support.fork_files import rows_of
 
+SHARED = Path(__file__).parents[3] / "shared" / "golden-ik"
 NAMES = tuple(trellis.N_TOGETHER)
 MOST = 0.9
 """Of the error of that program's own encodings; 0.97 is what was asked for."""
@@ -183,6 +195,42 @@ def test_many_rows_are_those_alone(name: str) -> None:
 
 
 @types
+def test_rows_are_marked_and_their_errors_known(name: str) -> None:
+    """Within 10% of those to expect; without the mark, those of the other program are expected."""
+    kind, x = type_by_name(name), trained(18, 24, 512)
+    assert isinstance(kind, BlockIntervals)
+    raw = quantize(x, kind)
+    assert {int(d) & 0xFFF for d in raw.reshape(24, -1)[:, :4].copy().view("<u4")[:, 0]} == {MARK}
+    assert not any(row[0] == MARK & 255 for row in rows_of(name).raw)
+    claims = []
+    for is_marked in (True, False):
+        raw.reshape(24, -1)[:, 0] ^= 0 if is_marked else 1
+        stated = Stated.of(x.size)
+        kind.state(blocks_of(raw, kind, 512, 0, x.size), stated)
+        off = np.square(stated.value.reshape(x.shape) - x, dtype=np.float64).sum(axis=1)
+        claims.append((stated.variance.reshape(x.shape).sum(axis=1) / off).mean())
+    assert 0.9 < claims[0] < 1.1
+    assert claims[1] > 1.1 * claims[0]
+
+
+@types
+def test_each_row_has_the_errors_of_its_encoder(name: str) -> None:
+    """Ours and others' in one tensor."""
+    kind, rows = type_by_name(name), rows_of(name)
+    assert isinstance(kind, BlockIntervals)
+    ours = quantize(rows.original, kind).reshape(rows.raw.shape)
+    mixed = np.where(np.arange(len(ours))[:, None] % 3 == 0, ours, rows.raw)
+    n = rows.original.shape[1]
+    variance = []
+    for raw in (mixed, ours, rows.raw):
+        stated = Stated.of(rows.original.size)
+        kind.state(blocks_of(raw.reshape(-1), kind, n, 0, stated.value.size), stated)
+        variance.append(stated.variance.reshape(-1, n))
+    for row in range(len(ours)):
+        assert np.array_equal(variance[0][row], variance[1 if row % 3 == 0 else 2][row])
+
+
+@types
 def test_rows_of_blocks_are_the_rows(name: str) -> None:
     rows = rows_of(name)
     raw, kind = rows.raw.reshape(-1), rows.kind
@@ -190,3 +238,15 @@ def test_rows_of_blocks_are_the_rows(name: str) -> None:
     for first, last in ((0, n_rows), (1, 3)):
         blocks = blocks_of(raw, kind, n, first * n, last * n)
         assert np.array_equal(rows_of_blocks(blocks, kind, n), rows.raw[first:last].reshape(-1))
+
+
+@pytest.mark.slow
+@types
+def test_all_golden_rows_and_trained_weights(name: str) -> None:
+    """Errors over those of that program, and speed on whatever else this machine does."""
+    kind = type_by_name(name)
+    golden, relative, speed = of_golden_rows(SHARED, kind)
+    trained_weights, weighted = of_matrices(SHARED / "llama-29m", kind)
+    assert max(golden, relative, trained_weights) < 0.85
+    assert weighted < 0.9
+    assert speed > 0.15e6

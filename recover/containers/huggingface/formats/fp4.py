@@ -53,6 +53,7 @@ _SLACK = 2.0**-20
 _SCALE_SLACK = 2.0**-7
 _MOST_FITTED = 6 * (1 + 2.0**-5)
 _SAMPLE = 1 << 16
+_FEWEST_BLOCKS = 128
 
 
 def _scale_table() -> F32Array:
@@ -77,23 +78,24 @@ class _Made(NamedTuple):
     """Whether it kept the signs of zeros."""
     fits_largest: bool
     """Whether it fitted the scales to the largest weights: each block has an outermost code."""
+    reach: float
+    """How far the largest weights of blocks are likely to be, in scales; infinite if unknown."""
+    typical: float
+    """How large they typically are."""
 
 
 @lru_cache(16)
-def _table(is_signed: bool, block: int, largest: float) -> F32Array:
-    """Codes in units of the scale; the cells of the outermost ones are open.
-
-    `largest` is how far they are likely to reach.
-    """
+def _table(made: _Made, block: int) -> F32Array:
+    """Codes in units of the scale; the cells of the outermost ones are open."""
     levels = np.full(256, np.nan)
     levels[:16] = _LEVELS
     cells = rounded_twice(levels, nearest_cells(levels, np.inf))
-    likely = nearest_cells(levels, largest)
-    if is_signed:
+    likely = nearest_cells(levels, made.reach)
+    if made.is_signed:
         for each in (cells, likely):
             each[0, 0] = each[1, _NEGATIVE_ZERO] = 0
-    typical = _POSITIVE[_MOST] * deviation_of(block)
-    return table_of(levels, cells, _SLACK, likely, deviation=typical)[None]
+    deviation = made.typical * deviation_of(block)
+    return table_of(levels, cells, _SLACK, likely, deviation=deviation)[None]
 
 
 class Layout(NamedTuple):
@@ -201,11 +203,10 @@ def _teller(
         split_pairs(packed[begin // 2 : last * block // 2], False, codes)
         place = start - begin, end - begin
         scales, low, high = find(first, last)
-        fits = made[0].fits_largest
-        table = _table(made[0].is_signed, block, _MOST_FITTED if fits else np.inf)
+        table = _table(made[0], block)
         runs = Runs(block, block, place[0])
         state(codes[slice(*place)], Scales.exact(scales), runs, table, stated)
-        if fits:
+        if made[0].fits_largest:
             state_largest(codes, block, place, _ENDS, (low, high), stated, is_sure=is_sure)
 
     return tell
@@ -234,10 +235,32 @@ def _made(packed: U8Array, block: int, find: _Find) -> _Made:
     split_pairs(packed[: codes.size // 2], False, codes)
     magnitudes = codes.reshape(n_blocks, block) & 7
     largest, high = magnitudes.max(1), find(0, n_blocks)[2]
+    fits = bool(np.all((largest == _MOST) | (largest == 0) | np.isinf(high)))
+    reach = _MOST_FITTED if fits else np.inf
+    if np.isinf(high).all():
+        reach = _reach_of_powers(largest[largest > 0])
+        fits = False
     return _Made(
         is_signed=bool(np.any(codes == _NEGATIVE_ZERO)),
-        fits_largest=bool(np.all((largest == _MOST) | (largest == 0) | np.isinf(high))),
+        fits_largest=fits,
+        reach=reach,
+        # Over a power of two the largest magnitudes are spread evenly in the logarithm.
+        typical=float(_POSITIVE[_MOST] if reach in (_MOST_FITTED, np.inf) else reach / 2**0.5),
     )
+
+
+def _reach_of_powers(largest: U8Array) -> float:
+    """How far largest weights are, in scales that are powers of two: 8, 7 or 6; by their codes.
+
+    Exponents may be rounded down, so that these are 4 to 8 scales, to the nearest number of the
+    format (3.5 to 7), or up (3 to 6). Of numbers spread evenly in the logarithm 68%, 49% and 26%
+    have the outermost code, which is that of 5 and more.
+    """
+    if largest.size < _FEWEST_BLOCKS:
+        return np.inf
+    share = np.count_nonzero(largest == _MOST) / largest.size
+    expected = {reach: float(np.log2(reach / 5)) for reach in (8.0, 7.0, 6.0)}
+    return min(expected, key=lambda reach: abs(expected[reach] - share))
 
 
 def common_scale(module: Module) -> tuple[np.float32, bool]:

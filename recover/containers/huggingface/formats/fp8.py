@@ -41,6 +41,8 @@ FP8_E5M2 = IntervalType(name="FP8_E5M2", relative_mse=2.75e-3)
 
 SCALE_LEAVES = ("weight_scale_inv", "weight_scale")
 ACTIVATION_LEAVES = ("input_scale", "output_scale")
+_EXACT = "compressed-tensors"
+"""Uses scales as it stores them."""
 _SCALE_TYPES = ("F32", "BF16", "F16", "F8_E8M0")
 EXPONENTS = "F8_E8M0", "U8"
 _MOST_SCALES = 1 << 22
@@ -196,13 +198,16 @@ def read(module: Module) -> LevelMatrix | None:
     tables = _tables(weight.dtype, is_power or is_searched(module))
     n_rows, row_length = stored.n_rows, stored.row_length
     margin = TINY if stored.scale.dtype == "BF16" else _SMALLEST_HALF
+    # It may have been rounded afterwards, except by compressed-tensors.
+    is_exact = leaf == "weight_scale" and module.config.get("quant_method") == _EXACT
+    is_rounded = stored.scale.dtype == "BF16" and not is_exact
     codes, shape = weight.raw, as_matrix(stored.scale)
     scales = values(stored.scale).reshape(shape)
 
     def tell(start: int, end: int, stated: Stated) -> None:
         first, last = start // row_length, -(-end // row_length)
         rows = np.arange(first, last) // stored.high
-        part = _as_scales(stored, scales[rows[0] : rows[-1] + 1])
+        part = _as_scales(stored, scales[rows[0] : rows[-1] + 1], is_rounded=is_rounded)
         each = [np.ascontiguousarray(of[rows - rows[0]]).reshape(-1) for of in part]
         runs = Runs(row_length, min(stored.wide, row_length), start - first * row_length)
         state(codes[start:end], Scales(*each), runs, tables, stated, margin=margin)
@@ -242,15 +247,16 @@ def _numbers(stored: StoredFP8, scales: NDArray[Any]) -> F32Array:
     return as_float32(stored.scale, scales)
 
 
-def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+def _as_scales(
+    stored: StoredFP8, numbers: NDArray[Any], *, is_rounded: bool
+) -> tuple[NDArray[Any], ...]:
     """The fields of `Scales` for some of the stored scales, in their shape."""
     found = _numbers(stored, numbers)
     arithmetic = np.empty(found.shape, np.uint8)
     # PyTorch divides by a single number in the type of the weights, whatever its own is.
     least = _EITHER if stored.scale.n_weights == 1 else _SINGLE
     _find_arithmetic(found.reshape(-1), least, arithmetic.reshape(-1))
-    if stored.leaf == "weight_scale_inv" and stored.scale.dtype == "BF16":
-        # It may have been rounded afterwards.
+    if is_rounded:
         error = np.float32(HALF_UNIT)
         return found, found * (1 - error), found * (1 + error), arithmetic
     return found, found, found, arithmetic
