@@ -2,8 +2,10 @@
 
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +19,7 @@ from recover.execution.output import OutputFile, check_output_path
 from recover.merge.plan import MergePlan, TensorPlan, plan_merge
 from recover.merge.resimulate import is_whole, sample_merged
 from recover.quants import F32Array
+from recover.training.simulate import draw
 
 if TYPE_CHECKING:
     from recover.training.of_set import Gain
@@ -26,7 +29,7 @@ N_WEIGHTS = 16_000_000
 
 _ROW = 256
 _FEWEST = 1024  # superblocks
-_HELD = 16  # one superblock in so many is only looked at
+_HELD = 16  # one superblock in so many is only looked at; as many choose when to stop
 _MOST_HELD = 2048
 _RATE = 5e-4
 
@@ -108,12 +111,7 @@ def train_set(
     rng = np.random.default_rng(seed)
     rows = rows[rng.permutation(len(rows))]
     n_held = min(len(rows) // _HELD, _MOST_HELD)
-    held, pool = rows[:n_held], rows[n_held:]
-
-    def draw(rng: np.random.Generator, n: int) -> F32Array:
-        signs = np.where(rng.random((n, 1)) < 0.5, np.float32(-1), np.float32(1))
-        sizes = np.exp(rng.normal(0, 0.3, (n, 1))).astype(np.float32)
-        return pool[rng.integers(0, len(pool), n)] * signs * sizes
+    held, chosen_by, pool = np.split(rows, [n_held, 2 * n_held])
 
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
@@ -123,8 +121,12 @@ def train_set(
     looked_at = to_device(batch_of(np.random.default_rng(seed), held, names), device)
     alone, first, mended, claimed = look(learner.network(), looked_at)
     before = Gain(0, 0.0, first / alone, mended / alone, claimed / mended)
+    start = time.monotonic()
     options = {"seconds": seconds, "n_steps": n_steps, "size": size, "seed": seed, "tell": tell}
-    after = train(learner, names, draw, held, **options)  # type: ignore[arg-type]
+    train(learner, names, partial(_draw, pool), chosen_by, **options)  # type: ignore[arg-type]
+    alone, first, mended, claimed = look(learner.network(), looked_at)
+    passed = learner.n_steps, time.monotonic() - start
+    after = Gain(*passed, first / alone, mended / alone, claimed / mended)
     content = BytesIO()
     arrays = {k: v.cpu().numpy().astype(np.float16) for k, v in learner.network().items()}
     save_network(content, names, arrays)
@@ -178,6 +180,11 @@ def most_common(plan: MergePlan) -> tuple[tuple[str, ...], list[TensorPlan]]:
         if tensor.action == "merge" and is_whole(tensor) and names_of(tensor.sources) == names
     ]
     return names, chosen
+
+
+def _draw(pool: F32Array, rng: np.random.Generator, n: int) -> F32Array:
+    """Superblocks of the model in many disguises, so that none is learned by heart."""
+    return draw(rng, pool, n)
 
 
 def _rows(plan: MergePlan, tensors: list[TensorPlan], share: float) -> Iterator[F32Array]:
