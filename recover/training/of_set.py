@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -163,6 +163,6 @@ def train(
     return best
 
 
-def begin_as(terms: Terms) -> Terms:
+def begin_as(terms: Mapping[str, F32Array]) -> Terms:
     """Terms to learn from, of arrays."""
     return {name: torch.from_numpy(np.array(each)) for name, each in terms.items()}
