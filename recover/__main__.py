@@ -1,8 +1,6 @@
 """``python -m recover``."""
 
-import sys
-
-from recover.cli import main
+from recover.cli import main_of_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_of_process()

@@ -6,9 +6,9 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +29,26 @@ def _drop_unusable_settings() -> None:
         os.environ.pop(name, None)
 
 
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Let modules seem not to be installed, unless they are loaded already."""
+    missing = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in missing:
+            sys.modules.pop(name, None)
+
+
 _drop_unusable_settings()
 
-import numba  # noqa: E402
+with _without("yaml", "scipy"):  # for a file of settings, and to see whether it is not too old
+    import numba
 from llvmlite.binding import get_host_cpu_features  # noqa: E402
 from numba.core.caching import FunctionCache, NullCache  # noqa: E402
 from numba.core.registry import CPUDispatcher  # noqa: E402
+from numba.core.runtime import rtsys  # noqa: E402
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -115,31 +129,36 @@ def _check_cpu() -> None:
         )
 
 
-def _load_arraymath() -> None:
-    """Load a module of numba that every kernel needs, but not SciPy's linear algebra with it.
+@contextmanager
+def _without_blas() -> Iterator[None]:
+    """Let numba load what it knows of arrays, but not SciPy's linear algebra with it.
 
     numba looks whether there is a BLAS, which takes a third of a second and concerns `np.cov` and
     `np.corrcoef` alone; those find it still, as they ask again when they are compiled.
     """
-    blas = "scipy.linalg.cython_blas"
-    if blas in sys.modules:
+    name = "numba.np.arraymath"
+    if name in sys.modules:
+        yield
         return
-    sys.modules[blas] = None  # type: ignore[assignment]
-    try:
-        arraymath: Any = import_module("numba.np.arraymath")
-    finally:
-        del sys.modules[blas]
-    arraymath._HAVE_BLAS = find_spec("scipy") is not None
+    with _without("scipy.linalg.cython_blas"):
+        yield
+    if arraymath := sys.modules.get(name):
+        vars(arraymath)["_HAVE_BLAS"] = find_spec("scipy") is not None
 
 
 _check_cpu()
-_load_arraymath()
-_folders: set[Path] = set()
+_files: dict[Path, None] = {}
+"""Files of kernels that have been imported, in that order."""
+
+
+def _folder(path: Path) -> Path:
+    """Where machine code of a file's kernels is kept."""
+    return _cache_root() / f"numba-{_sources_digest(path)}"
 
 
 def is_first_run() -> bool:
     """Whether there is no machine code of any kernel that has been imported."""
-    return not any(any(folder.rglob("*.nbi")) for folder in _folders)
+    return not any(any(_folder(path).rglob("*.nbi")) for path in _files)
 
 
 def kernel(function: _F) -> _F:
@@ -182,13 +201,27 @@ def bare_inlined(function: _F) -> _F:
     return _compiled(function, is_inner=True, forceinline=True, _nrt=False)
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Files(FunctionCache):  # type: ignore[misc]
     """Machine code on the disk, which is of use if it is there: no error of a file matters."""
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """What was kept; None if nothing was, or it cannot be read."""
+    def __init__(self, function: Callable[..., Any]) -> None:
+        before = numba.config.CACHE_DIR
         try:
-            return super().load_overload(sig, target_context)
+            numba.config.CACHE_DIR = str(_folder(Path(function.__code__.co_filename)))
+            super().__init__(function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was kept; None if nothing was, or it cannot be read.
+
+        Unlike numba's own, it does not load before all that numba knows of Python and NumPy:
+        machine code needs the functions that count references alone.
+        """
+        try:
+            rtsys.initialize(target_context)
+            with _without_blas():
+                return self._load_overload(sig, target_context)
         except Exception:
             return None
 
@@ -198,6 +231,40 @@ class _Cache(FunctionCache):  # type: ignore[misc]
             super().save_overload(sig, data)
 
 
+class _Cache(NullCache):  # type: ignore[misc]
+    """`_Files` of one function, looked for when it is first called.
+
+    There are hundreds of kernels, of which a command needs a few.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @cached_property
+    def _kept(self) -> Any:
+        try:
+            return _Files(self._function)
+        except (OSError, RuntimeError):  # RuntimeError: no folder is of use
+            return NullCache()
+
+    @property
+    def cache_path(self) -> Any:
+        """Where it is, for numba's statistics."""
+        return self._kept.cache_path
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was kept; None if it is to be compiled now."""
+        found = self._kept.load_overload(sig, target_context)
+        if found is None:
+            with _without_blas():
+                import_module("numba.np.arraymath")
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled."""
+        self._kept.save_overload(sig, data)
+
+
 class _Inner(CPUDispatcher):  # type: ignore[misc]
     def __call__(self, *_args: Any, **_keywords: Any) -> NoReturn:
         """There is no machine code for that; numba would jump to nowhere."""
@@ -205,25 +272,16 @@ class _Inner(CPUDispatcher):  # type: ignore[misc]
 
 
 def _compiled(function: _F, *, is_inner: bool = False, **options: bool) -> _F:
-    before = numba.config.CACHE_DIR
-    folder = _cache_root() / f"numba-{_sources_digest(Path(function.__code__.co_filename))}"
-    _folders.add(folder)
-    try:
-        numba.config.CACHE_DIR = str(folder)  # read when a function is decorated
-        compile_ = numba.njit(
-            nogil=True,
-            error_model="numpy",
-            no_cpython_wrapper=is_inner,
-            no_cfunc_wrapper=True,
-            **options,
-        )
-        compiled: Any = compile_(function)
-        try:
-            compiled._cache = _Cache(function)
-        except (OSError, RuntimeError):  # RuntimeError: no folder is of use
-            compiled._cache = NullCache()
-    finally:
-        numba.config.CACHE_DIR = before
+    _files[Path(function.__code__.co_filename)] = None
+    compile_ = numba.njit(
+        nogil=True,
+        error_model="numpy",
+        no_cpython_wrapper=is_inner,
+        no_cfunc_wrapper=True,
+        **options,
+    )
+    compiled: Any = compile_(function)
+    compiled._cache = _Cache(function)
     if is_inner:
         compiled.__class__ = _Inner
     return cast(_F, compiled)

@@ -7,6 +7,7 @@ that the stream has.
 
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,22 +31,26 @@ from recover._compiled.jit import is_first_run
 from recover._json import to_text
 from recover._text import escaped, shortened
 from recover.cli._inputs import check_inputs
-from recover.cli._streams import LONGEST_LINE, complain, say, write
+from recover.cli._streams import LONGEST_LINE, complain, is_quiet, say, write
 from recover.execution import tiles
 
 _PIPE_WIDTH = 200
 _NARROWEST = 12
 _LONGEST_CELL = 500
 _GAP = "  "
+_LOG_SECONDS = 10.0
 
 
 @contextmanager
 def progress_bar(
     args: Namespace, what: str, unit: str = "weights"
 ) -> Iterator[tiles.Progress | None]:
-    """A callback that draws a bar with the time left; None if there is nobody to look at it."""
-    if args.quiet or not sys.stderr.isatty():
+    """A callback that draws a bar with the time left, or writes a line now and then into a log."""
+    if args.quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield _Log(args, what, unit)
         return
     if is_first_run():
         message(args, "compiling for this CPU first, which takes half a minute or more once")
@@ -72,6 +77,26 @@ def progress_bar(
         yield report
 
 
+class _Log:
+    """A callback that writes a line on long work where no bar can be drawn."""
+
+    def __init__(self, args: Namespace, what: str, unit: str) -> None:
+        self._args, self._what, self._unit = args, what, unit
+        self._start = self._last = time.monotonic()
+        self._before: int | None = None  # done when it began
+
+    def __call__(self, n_done: int, n_all: int) -> None:
+        now = time.monotonic()
+        self._before = n_done if self._before is None else self._before
+        if now - self._last < _LOG_SECONDS or n_done >= n_all:
+            return
+        self._last = now
+        speed = (n_done - self._before) / (now - self._start)
+        left = f", {(n_all - n_done) / speed:.0f} s left" if speed else ""
+        done = f"{n_done / n_all:.0%} of {count(n_all)} {self._unit}"
+        message(self._args, f"{self._what}: {done}, {count(speed)}/s{left}")
+
+
 def message(args: Namespace, text: str) -> None:
     """A line for people on stderr, unless they asked for quiet."""
     if not args.quiet:
@@ -94,6 +119,8 @@ def print_json(document: Any) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; columns whose name ends with a colon are text, the others figures."""
     check_inputs()
+    if is_quiet():
+        return
     if title:
         bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         line = shortened(escaped(title), LONGEST_LINE)
@@ -101,11 +128,16 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     is_text = [column.endswith(":") for column in columns]
     cells = [[column.rstrip(":") for column in columns]]
     cells += [[shortened(escaped(cell), _LONGEST_CELL) for cell in row] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     _narrow(widths, is_text, _width_of_stdout() - len(_GAP) * (len(widths) - 1))
     for row in cells:
         for line in _lines(row, widths, is_text):
             write(sys.stdout, line)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    return len(text) if text.isascii() else cell_len(text)
 
 
 def _width_of_stdout() -> int:
@@ -126,17 +158,24 @@ def _narrow(widths: list[int], is_text: Sequence[bool], wanted: int) -> None:
 
 def _lines(row: Sequence[str], widths: Sequence[int], is_text: Sequence[bool]) -> Iterator[str]:
     """A row of a table: several lines where a cell is folded."""
+    if all(len(cell) <= width and cell.isascii() for cell, width in zip(row, widths, strict=True)):
+        padded = [
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, is_text, strict=True)
+        ]
+        yield _GAP.join(padded).rstrip()
+        return
     folded = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
     for parts in zip_longest(*folded, fillvalue=""):
         padded = []
         for part, width, left in zip(parts, widths, is_text, strict=True):
-            space = " " * (width - cell_len(part))
+            space = " " * (width - _width(part))
             padded.append(part + space if left else space + part)
         yield _GAP.join(padded).rstrip()
 
 
 def _folded(cell: str, width: int) -> list[str]:
-    if cell_len(cell) <= width:
+    if _width(cell) <= width:
         return [cell]
     if cell.isascii():
         return wrap(cell, width, break_on_hyphens=False)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._sharing import add_sharing_arguments, means_of, print_part
 from recover.cli.export import add_folder_arguments
 from recover.estimators import DEFAULT_METHOD, method_names, shipped_methods
 
@@ -99,7 +100,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SIZE",
         type=_part_size,
         help="write parts OUT-00001-of-0000N.gguf with at most so many bytes of weights each, like"
-        " 500M or 2G (a tensor that is larger has a part of its own)",
+        " 500M, 2GB or 2GiB (a tensor that is larger has a part of its own)",
     )
     add_folder_arguments(parser)
     parser.add_argument(
@@ -114,6 +115,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="go on although the inputs contradict each other, and replace a model's folder that is"
         " there already",
     )
+    add_sharing_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -131,8 +133,9 @@ def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import message, print_json, progress_bar, warn
     from recover.estimators.base import estimator
+    from recover.execution.sharing import PartResult
     from recover.merge.checks import check_relations
-    from recover.merge.execute import execute_merge
+    from recover.merge.execute import execute_merge, execute_merge_part
     from recover.merge.plan import plan_merge
 
     plan = plan_merge(
@@ -162,15 +165,20 @@ def run(args: Namespace) -> int:
             check_relations(plan)
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
-    with progress_bar(args, "merging") as progress:
-        result = execute_merge(
-            plan,
-            n_threads=args.threads,
-            progress=progress,
-            force=args.force,
-            resume=args.resume,
-            tell=partial(message, args),
-        )
+    with (
+        progress_bar(args, "merging") as progress,
+        means_of(args, progress, force=args.force) as told,
+    ):
+        done: MergeResult | PartResult
+        if args.shard is None:
+            tell = partial(message, args)
+            done = execute_merge(plan, resume=args.resume, tell=tell, **told)
+        else:
+            done = execute_merge_part(plan, **told)
+    if isinstance(done, PartResult):
+        print_part(args, done)
+        return 0
+    result = done
     warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0

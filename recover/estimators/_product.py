@@ -28,7 +28,7 @@ from recover._compiled.lanes import (
     store,
     where,
 )
-from recover.estimators._combine import n_effective
+from recover.estimators._combine import amount, n_effective
 from recover.estimators._extremes import fix_extremes
 from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
@@ -72,6 +72,7 @@ _ULPS = np.float32(2.0**-22)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
 _FIRST: Any = np.int64(0)  # what is called with a literal is compiled once more
 _N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
+_STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 
 
 @bare_inlined
@@ -339,16 +340,20 @@ def _integrate_each(
     outputs: Outputs,
     tallies: NDArray[np.float64],
 ) -> None:
-    """See `integrate`; errors are summed over one superblock in so many, and scaled up."""
+    """See `integrate`; errors are summed over one superblock in so many, and scaled up.
+
+    They are taken to go with the variance of the finest input, which is known of all. The places
+    walk through rows, whose ends may differ.
+    """
     size, n_groups = outputs.variance.size // tallies.shape[0], outputs.n_groups // tallies.shape[0]
     for each in range(tallies.shape[0]):
-        stride = 1  # every so many superblocks are looked at for the errors to expect
+        variance = outputs.variance[each * size : (each + 1) * size]
+        stride = 1  # one of so many superblocks is looked at for the errors to expect
         if outputs.deviation.size == 0:
-            variance = outputs.variance[each * size : (each + 1) * size]
             stride = max(1, n_effective(variance) // 16 // _N_SAMPLED)
         outputs.errors[:] = _ZERO
         first, last = each * size, each * size + n_groups
-        n_conflicts, n_sampled = 0, 0
+        n_conflicts, sampled = 0, 0.0
         for start in range(first, last, 16):
             here = min(16, last - start)
             prior = _gather(scalars, spans, others, block, start, here, outputs)
@@ -360,12 +365,13 @@ def _integrate_each(
                 sharpen(block, prior)
                 _estimate_other(scalars, block, prior, start, out, outputs)
                 n_conflicts += _resolve_empty(scalars, spans, block, prior, start, out)
-            if (start - first) // 16 % stride == 0:
+            number = (start - first) // 16
+            if number % stride == number // stride * _STEP % stride:
                 _expect(scalars, spans, others, block, prior, start, out, outputs)
-                n_sampled += here
+                sampled += amount(outputs.variance[start : start + here])
         tallies[each, 1] += n_conflicts
         for k in range(outputs.errors.size // 16):
-            total = add_up(load(outputs.errors, 16 * k)) * (n_groups / n_sampled)
+            total = add_up(load(outputs.errors, 16 * k)) * (amount(variance[:n_groups]) / sampled)
             tallies[each, 0 if k == 0 else 1 + k] += total
 
 

@@ -23,6 +23,7 @@ from recover._compiled.lanes import (
     to_f32,
     where,
 )
+from recover._compiled.memory import aligned
 from recover.estimators._product_tables import (
     CENTER_UNIT,
     CURVATURE,
@@ -153,7 +154,7 @@ def new_superblock(n_scalars: int) -> Superblock:
     block = _memory.blocks.get(n_scalars)
     if block is None:
         sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 16, 7 * 16
-        block = Superblock(*(np.empty(n, np.float32) for n in sizes))
+        block = Superblock(*(aligned(n, np.float32) for n in sizes))
         _memory.blocks[n_scalars] = block
     block.limit[:], block.fixed_low[:], block.fixed_high[:] = _FAR, -_FAR, _FAR
     return block

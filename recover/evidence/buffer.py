@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
+from recover._compiled.memory import aligned
 from recover.containers.model import StoredTensor
 from recover.errors import QuantError
 from recover.evidence.densities import (
@@ -82,6 +83,10 @@ class Source:
     side_scaled: bool = False
     network: tuple[str, str] | None = None
 
+    def __hash__(self) -> int:
+        # Tensors are told apart by their sources, very often; these tell most of them apart.
+        return hash((self.type, self.has_cells, self.weighted))
+
 
 class EvidenceBuffer:
     """Memory for the evidence on one tile, used again and again by one thread.
@@ -119,14 +124,14 @@ class EvidenceBuffer:
         beside_intervals = [b for w, b in places if isinstance(w.type, IntervalType)]
         n_weights, n_groups = n_scalars * TILE, n_scalars * (TILE // GROUP)
         self._whole = Evidence(
-            codes=np.empty(n_weights, np.uint8),
-            scale=np.empty(n_groups, np.float32),
-            offset=np.empty(n_groups, np.float32),
+            codes=aligned(n_weights, np.uint8),
+            scale=aligned(n_groups, np.float32),
+            offset=aligned(n_groups, np.float32),
             levels=_stack([kind.levels for kind in kinds]),
             lower_levels=_stack([k.lower_levels if w.has_cells else -open_end for k, w in scalars]),
             upper_levels=_stack([k.upper_levels if w.has_cells else open_end for k, w in scalars]),
-            scale_error=np.empty(n_groups, np.float32),
-            offset_error=np.empty(n_groups, np.float32),
+            scale_error=aligned(n_groups, np.float32),
+            offset_error=aligned(n_groups, np.float32),
             noise=np.array(
                 [k.noise if w.noise is None else w.noise for k, w in scalars], np.float64
             ),
@@ -136,8 +141,8 @@ class EvidenceBuffer:
             ).reshape(n_scalars, *SHAPE),
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
             extremes=np.array([_extremes(w, k) for k, w in scalars], np.int32).reshape(-1, 2, 2),
-            values=np.empty(n_others * TILE, np.float32),
-            variance=np.empty(n_others * (TILE // GROUP), np.float32),
+            values=aligned(n_others * TILE, np.float32),
+            variance=aligned(n_others * (TILE // GROUP), np.float32),
             likelihood=np.array(
                 [_likelihood(w.type, b) for w, b in places if isinstance(w.type, VectorType)],
                 np.float32,
@@ -150,10 +155,10 @@ class EvidenceBuffer:
                 np.float64,
             ).reshape(n_others, n_others),
             weights=np.empty(0, np.float64),
-            interval_values=np.empty(n_intervals * TILE, np.float32),
-            interval_lower=np.empty(n_intervals * TILE, np.float32),
-            interval_upper=np.empty(n_intervals * TILE, np.float32),
-            interval_variance=np.empty(n_intervals * TILE, np.float32),
+            interval_values=aligned(n_intervals * TILE, np.float32),
+            interval_lower=aligned(n_intervals * TILE, np.float32),
+            interval_upper=aligned(n_intervals * TILE, np.float32),
+            interval_variance=aligned(n_intervals * TILE, np.float32),
             interval_noise=np.array([kind.noise for kind in intervals], np.float64),
             interval_density=np.array(
                 [interval_density(k, b) for k, b in zip(intervals, beside_intervals, strict=True)],

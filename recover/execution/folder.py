@@ -44,6 +44,8 @@ class OutputFolder(OutputFiles):
         Whether a model's folder that is there already may be replaced.
     partial : Path, optional
         The hidden folder, if a later process is to go on with it.
+    share : int, optional
+        As of `OutputFile`; the hidden folder is there already, with its files.
 
     Raises
     ------
@@ -59,6 +61,7 @@ class OutputFolder(OutputFiles):
         *,
         replaces: bool,
         partial: Path | None = None,
+        share: int | None = None,
     ) -> None:
         inputs = tuple(inputs)
         check_output_folder(path, inputs, replaces=replaces)
@@ -77,6 +80,7 @@ class OutputFolder(OutputFiles):
                     inputs,
                     within=self._place,
                     takes_notes=partial is not None,
+                    share=share,
                 )
                 for plan in plans
             ]

@@ -83,6 +83,14 @@ class Inspection:
         return expected_ratio(self.expectations) if self.same_original else None
 
     @property
+    def is_of_use(self) -> bool:
+        """Whether `recover merge` merges them: also where floats of a few tensors differ."""
+        is_partly_one = all(
+            self._is_like(each) or each.kind == SOME_TENSORS_DIFFER for each in self.relations
+        )
+        return is_partly_one and not self.conflicts.refused
+
+    @property
     def savings(self) -> tuple[Saving, ...]:
         """What other methods are expected to save of a merge's error."""
         if not self.same_original:

@@ -6,7 +6,6 @@ And what the errors that are expected of them are worth, once that is known.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from recover._text import quoted
 from recover.calibration.weights import Calibration
@@ -16,9 +15,7 @@ from recover.estimators import estimator
 from recover.estimators.base import having
 from recover.estimators.error_calibration import calibrate_errors
 from recover.evidence.buffer import Source
-from recover.merge.decide import Draft
-
-AnyDraft = TypeVar("AnyDraft", bound=Draft)
+from recover.merge.decide import AnyDraft, changed
 
 
 def with_calibration(
@@ -99,10 +96,7 @@ def with_error_calibration(tensors: Sequence[AnyDraft], estimate: str) -> tuple[
         What is asked of the estimators.
     """
     return tuple(
-        type(tensor)(
-            **vars(tensor)
-            | {"error_calibration": calibrate_errors(tensor.sources, tensor.method, estimate)}
-        )
+        changed(tensor, error_calibration=calibrate_errors(tensor.sources, tensor.method, estimate))
         if tensor.action != "copy" and tensor.sources
         else tensor
         for tensor in tensors

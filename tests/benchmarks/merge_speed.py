@@ -64,31 +64,48 @@ def grow(source: Path, target: Path, n_weights: float) -> int:
     return sum(info.n_weights for info in placed)
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds, and the largest anonymous memory in MiB."""
-    largest = 0.0
+class MemoryWatch(threading.Thread):
+    """Looks at the anonymous memory of a process until that ends."""
 
-    def watch() -> None:
-        nonlocal largest
-        status, lines = Path(f"/proc/{process.pid}/status"), list[str]()
-        while process.poll() is None:
+    def __init__(self, process: subprocess.Popen[Any]) -> None:
+        super().__init__()
+        self._process = process
+        self._largest = 0.0
+
+    def run(self) -> None:
+        """See `watch_memory`."""
+        status, lines = Path(f"/proc/{self._process.pid}/status"), list[str]()
+        while self._process.poll() is None:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 lines = status.read_text().splitlines()
             for line in lines:
                 if line.startswith("RssAnon:"):
-                    largest = max(largest, float(line.split()[1]) / 1024)
+                    self._largest = max(self._largest, float(line.split()[1]) / 1024)
             time.sleep(0.01)
 
+    def largest(self) -> float:
+        """In MiB, when the process has ended."""
+        self.join()
+        return self._largest
+
+
+def watch_memory(process: subprocess.Popen[Any]) -> MemoryWatch:
+    """Begin to watch a process's anonymous memory."""
+    watch = MemoryWatch(process)
+    watch.start()
+    return watch
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Seconds, and the largest anonymous memory in MiB."""
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+        watcher = watch_memory(process)
         status = process.wait()
         seconds = time.perf_counter() - start
-        watcher.join()
     if status:
         raise SystemExit(f"{command} failed")
-    return seconds, largest
+    return seconds, watcher.largest()
 
 
 def compare(folder: Path, n_weights: float, method: str, rounds: int) -> list[dict[str, Any]]:

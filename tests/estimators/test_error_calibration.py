@@ -67,6 +67,20 @@ def test_kurtosis(rng: np.random.Generator) -> None:
         assert kurtosis_of(unknown.astype(np.float32)) == 3
 
 
+@pytest.mark.parametrize(("n_tensors", "n"), [(1, 3 << 18), (4, 7 * 256), (100, 300)])
+def test_kurtosis_is_that_of_plain_numpy(rng: np.random.Generator, n_tensors: int, n: int) -> None:
+    x = rng.standard_normal((n_tensors, n)).astype(np.float32)
+    x[:, 256:300], x[0, :256] = 0, 0
+    step = max(1, n // 256 // 256)
+    squares = np.square(x[:, : n // 256 * 256].reshape(n_tensors, -1, 256)[:, ::step], dtype=float)
+    second, fourth = squares.mean(2), np.square(squares).mean(2)
+    known = second > 0
+    expected = np.full(n_tensors, 3.0)
+    for i in np.flatnonzero(known.any(1)):
+        expected[i] = (fourth[i, known[i]] / second[i, known[i]] ** 2).mean()
+    np.testing.assert_allclose(kurtosis_of(x.reshape(-1), n_tensors), expected, rtol=1e-14)
+
+
 @pytest.mark.parametrize("method", ["posterior", "linear", "midpoint"])
 @pytest.mark.parametrize(
     "texts",

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover._text import quoted
+from recover.containers.huggingface.formats._coded import Coded
 from recover.containers.huggingface.rows import Piece, Rows
 from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.model import BlockTensor
 from recover.errors import QuantError
 from recover.quants import GROUP, F32Array, IntervalType, Stated, TensorType, U8Array
+from recover.quants.rounding import Rounding
 
 _ROUNDING = {
     "BF16": (np.float32(2.0**-8), np.float32(2.0**-134)),
@@ -134,17 +136,47 @@ class QuantizedTensor(FolderTensor):
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `recover.containers.model.StoredTensor.read`."""
+        self._check_scales()
+        stated = Stated.of(end - start)
+        if out is not None:
+            stated = stated._replace(value=out)
+        self.intervals(start, end, stated)
+        return stated.value
+
+    def round_to(
+        self, kind: TensorType, start: int, end: int, out: U8Array, shift: float = 0.0
+    ) -> Rounding:
+        """See `recover.containers.model.StoredTensor.round_to`."""
+        self._check_scales()
+        rounding = Rounding()
+        for coded, at in self._coded(start, end):
+            own = coded._replace(base=coded.base + shift) if shift else coded
+            part = out[kind.n_bytes(at) : kind.n_bytes(at + coded.codes.size)]
+            rounding += own.store(kind, part)
+        return rounding
+
+    def _coded(self, start: int, end: int) -> Iterator[tuple[Coded, int]]:
+        """What the weights of a range are, and where in the range they begin."""
+        for run, first, last, at in self._shares(start, end):
+            if (span := run.span(first, last)) is None:
+                for piece in run.pieces(first, last):
+                    yield run.matrix.coded(piece.start, piece.end), at + piece.at
+                continue
+            whole, length = run.matrix.coded(span.start, span.end), run.matrix.row_length
+            done = -span.offset
+            for row in span.rows.tolist():
+                begin, stop = max(0, -done), min(length, last - first - done)
+                yield whole.part(row * length + begin, row * length + stop), at + done + begin
+                done += length
+
+    def _check_scales(self) -> None:
+        """Refuse weights that are none of the original's."""
         if any(isinstance(run.matrix, ScaledMatrix) for run in self.runs):
             raise QuantError(
                 f"tensor {quoted(self.name)}: its columns were scaled before they were quantized"
                 f" ({self.label}), so that it holds no weights of the original; merge the folder"
                 " with a GGUF file of the same model, which tells the scales"
             )
-        stated = Stated.of(end - start)
-        if out is not None:
-            stated = stated._replace(value=out)
-        self.intervals(start, end, stated)
-        return stated.value
 
     def part(self, start: int, end: int) -> U8Array:
         """What it states of weights `start` to `end`, which are whole groups of 16.
