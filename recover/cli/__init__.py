@@ -3,14 +3,10 @@
 This file imports next to nothing, so that Ctrl-C is caught while the rest is loaded.
 """
 
-import atexit
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import NoReturn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,13 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def main_of_process() -> NoReturn:
+def main_of_process() -> None:
     """Run the command line that this process was started with, and end it.
 
     To free object by object what is known of types and machine code takes longer than many a
     command; the system frees it anyway.
     """
     status = main()
+    import atexit
+    import threading
+    from contextlib import suppress
+
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -47,6 +47,8 @@ def main_of_process() -> NoReturn:
 
 def _end(number: int, _frame: object) -> None:
     """End at once: nothing was begun. A `KeyboardInterrupt` would show where imports stood."""
+    from contextlib import suppress
+
     with suppress(OSError):
         os.write(2, b"recover: stopped (Interrupt); nothing new was left behind\n")
     os._exit(128 + number)

@@ -35,17 +35,20 @@ from recover.cli._streams import LONGEST_LINE, complain, is_quiet, say, write
 from recover.execution import tiles
 
 _PIPE_WIDTH = 200
+_LOG_SECONDS = 60.0
 _NARROWEST = 12
 _LONGEST_CELL = 500
 _GAP = "  "
-_LOG_SECONDS = 10.0
 
 
 @contextmanager
 def progress_bar(
     args: Namespace, what: str, unit: str = "weights"
 ) -> Iterator[tiles.Progress | None]:
-    """A callback that draws a bar with the time left, or writes a line now and then into a log."""
+    """A callback that draws a bar with the time left, or tells a log of it once a minute.
+
+    None if nobody wants to know.
+    """
     if args.quiet:
         yield None
         return
@@ -78,23 +81,30 @@ def progress_bar(
 
 
 class _Log:
-    """A callback that writes a line on long work where no bar can be drawn."""
+    """Tells of progress in lines, for logs: one a minute."""
 
     def __init__(self, args: Namespace, what: str, unit: str) -> None:
-        self._args, self._what, self._unit = args, what, unit
-        self._start = self._last = time.monotonic()
-        self._before: int | None = None  # done when it began
+        self._args = args
+        self._what = what
+        self._unit = unit
+        self._last = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def __call__(self, n_done: int, n_all: int) -> None:
+        """Tell of it, if it is time."""
         now = time.monotonic()
-        self._before = n_done if self._before is None else self._before
-        if now - self._last < _LOG_SECONDS or n_done >= n_all:
+        if self._first is None:  # work may begin in the middle
+            self._first = now, n_done
+        if now - self._last < _LOG_SECONDS or not n_all:
             return
         self._last = now
-        speed = (n_done - self._before) / (now - self._start)
-        left = f", {(n_all - n_done) / speed:.0f} s left" if speed else ""
-        done = f"{n_done / n_all:.0%} of {count(n_all)} {self._unit}"
-        message(self._args, f"{self._what}: {done}, {count(speed)}/s{left}")
+        start, before = self._first
+        text = f"{self._what}: {n_done / n_all:.1%} of {count(n_all)} {self._unit}"
+        if n_done > before:
+            speed = (n_done - before) / (now - start)
+            left = duration((n_all - n_done) / speed)
+            text += f", {count(speed)} {self._unit}/s, {left} left"
+        message(self._args, text)
 
 
 def message(args: Namespace, text: str) -> None:
@@ -208,6 +218,21 @@ def size(n_bytes: float) -> str:
         if n_bytes >= limit:
             return f"{n_bytes / limit:.1f} {unit}"
     return f"{n_bytes:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``3 h 20 min``."""
+    if seconds < 0.05:
+        return "less than 0.1 s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def optional(value: float | None, layout: str = ".4g") -> str:

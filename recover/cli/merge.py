@@ -1,19 +1,19 @@
 """``recover merge``."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._dry_run import dry_run
 from recover.cli._sharing import add_sharing_arguments, means_of, print_part
 from recover.cli.export import add_folder_arguments
 from recover.estimators import DEFAULT_METHOD, method_names, shipped_methods
 
 if TYPE_CHECKING:
     from recover.merge.execute import MergeResult, TensorResult
-    from recover.merge.plan import MergePlan
 
 NAME = "merge"
 SUMMARY = "Merge several quantizations of one model into one better file"
@@ -116,7 +116,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         " there already",
     )
     add_sharing_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan and what to expect, and write nothing",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -163,8 +167,7 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         if not args.force:
             check_relations(plan)
-        print_json(plan.to_json()) if args.json else _print_plan(plan)
-        return 0
+        return dry_run(args, plan)
     with (
         progress_bar(args, "merging") as progress,
         means_of(args, progress, force=args.force) as told,
@@ -182,35 +185,6 @@ def run(args: Namespace) -> int:
     warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
-
-
-def _print_plan(plan: "MergePlan") -> None:
-    from recover.cli._console import count, print_table, size
-    from recover.cli._streams import say
-
-    is_split = plan.n_parts > 1
-    rows = [
-        (
-            tensor.name,
-            "x".join(map(str, tensor.dims)),
-            tensor.action,
-            " ".join(tensor.types),
-            tensor.outtype,
-            count(tensor.n_weights),
-            f"{tensor.position:,}",
-            *([str(tensor.part + 1)] if is_split else []),
-        )
-        for tensor in plan.tensors
-    ]
-    columns = ["tensor:", "shape:", "action:", "inputs:", "output:", "weights", "position"]
-    columns += ["part"] if is_split else []
-    parts = f" in {plan.n_parts} parts" if is_split else ""
-    what = f"{size(plan.n_bytes)}{parts}, {plan.method}"
-    print_table(f"Plan for {plan.output} ({what})", columns, rows)
-    actions = Counter(tensor.action for tensor in plan.tensors)
-    counts = ", ".join(f"{n} to {action}" for action, n in sorted(actions.items(), reverse=True))
-    n_weights = count(sum(tensor.n_weights for tensor in plan.tensors))
-    say(f"{len(plan.tensors)} tensors, {n_weights} weights: {counts}")
 
 
 def _print_result(result: "MergeResult", *, verbose: bool) -> None:

@@ -1,5 +1,6 @@
 """The command line as scripts use it: exit status, streams, JSON, signals, speed of start."""
 
+import argparse
 import gc
 import json
 import os
@@ -7,12 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import recover
 from recover._compiled import jit as _jit
-from recover.cli import main
+from recover.cli import _console, main
 from tests.support.models import TINY
 
 RECOVER = (sys.executable, "-m", "recover")
@@ -149,9 +151,68 @@ def test_dry_run_writes_nothing(tiny: list[Path], tmp_path: Path) -> None:
     plan = json.loads(done.stdout)
     assert plan["tensors"][0]["name"] == "output.weight"
     assert not list(tmp_path.iterdir())
-    done = run("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run")
-    assert "blk.0.ffn_up.weight" in done.stdout
-    assert done.stdout.endswith("30 tensors, 2.89M weights: 22 to merge, 7 to copy, 1 to convert\n")
+    for more in ([], ["-v"]):
+        done = run("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run", *more)
+        assert ("blk.0.ffn_up.weight" in done.stdout) == bool(more)
+        lines = done.stdout.splitlines()
+        assert lines[-5] == "30 tensors, 2.89M weights: 22 to merge, 7 to copy, 1 to convert"
+        starts = "to read: ", "to write: 5.5 MiB (", "expected time: ", "expected gain: mean square"
+        for line, start in zip(lines[-4:], starts, strict=True):
+            assert line.startswith(start)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_dry_run_fails_if_there_is_too_little_space(
+    more: list[str],
+    tiny: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["merge", *map(str, tiny), "-o", str(tmp_path / "out.gguf"), "--dry-run", *more]
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: SimpleNamespace(free=5_000_000))
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"recover: error: {tmp_path}: has 5,000,000 bytes free, and 5,7")
+    assert captured.out.endswith("}\n" if more else "of that of the best single input\n")
+
+
+def test_logs_are_told_of_progress_once_a_minute(
+    tiny: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    times = iter(range(0, 10_000, 25))
+    clock = SimpleNamespace(monotonic=lambda: next(times))
+    monkeypatch.setattr("recover.cli._console.time", clock)
+    args = argparse.Namespace(quiet=False)
+    with _console.progress_bar(args, "merging") as progress:
+        assert progress is not None
+        for n_done in range(1000, 11_000, 1000):  # one each 25 seconds
+            progress(n_done, 20_000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "recover: merging: 15.0% of 20k weights, 40 weights/s, 7 min left"
+    assert len(lines) == 3
+    args.quiet = True
+    with _console.progress_bar(args, "merging") as progress:
+        assert progress is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.01, "less than 0.1 s"),
+        (3.14, "3.1 s"),
+        (60, "60 s"),
+        (150, "2 min"),
+        (12_000, "3 h 20 min"),
+        (200_000, "2.3 days"),
+    ],
+)
+def test_times(seconds: float, text: str) -> None:
+    assert _console.duration(seconds) == text
 
 
 def test_merge_says_where_nothing_is_gained(tiny: list[Path], tmp_path: Path) -> None:
@@ -207,7 +268,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 SLOW_MERGE = """
 import signal, sys, time
-from recover.cli import main
+from recover.cli import _console, main
 from recover.merge.work import Worker
 work = Worker.work
 def slow(self, task, files):
