@@ -11,7 +11,7 @@ import pytest
 
 from recover.cli import main
 from recover.merge.plan import plan_merge
-from recover.training.fine_tune import most_common
+from recover.training.own_weights import most_common
 from tests.support.models import DATA
 
 INPUTS = [str(DATA / f"tiny-llama-3m-{name}.gguf") for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
