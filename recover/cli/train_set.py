@@ -56,6 +56,9 @@ def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import message, print_json
     from recover.cli._streams import say
+    from recover.training.torch_here import check_torch
+
+    check_torch(args.device)
     from recover.training.fine_tune import train_set
 
     def tell(gain: "Gain") -> None:

@@ -6,6 +6,7 @@ CPU, so that figures differ by the rounding of float32 alone.
 
 import threading
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -101,8 +102,7 @@ def correct(
     """Do what `recover.estimators._joint.correct` does; `where` is a device of torch."""
     import torch
 
-    from recover.estimators._joint_torch import infer
-
+    infer = import_module("recover.estimators._joint_torch").infer
     inputs = inputs_of(evidence)
     lower, upper = np.empty((2, estimate.size), np.float32)
     intersect_cells(evidence, lower, upper)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from recover._text import quoted
+from recover._text import printable, quoted
 from recover.calibration.weights import Calibration
 from recover.containers.gguf.names import layer_of, role_of
 from recover.errors import CalibrationError, UsageError
@@ -56,9 +56,11 @@ def with_calibration(
 
 
 def with_network(
-    tensors: Sequence[AnyDraft], method: str, path: Path
-) -> tuple[tuple[AnyDraft, ...], int]:
-    """The tensors with the network in a file where it is of their inputs, and how many have it.
+    tensors: Sequence[AnyDraft], method: str, path: Path, warnings: list[str]
+) -> tuple[AnyDraft, ...]:
+    """The tensors with the network in a file where it is of their inputs.
+
+    It is warned of if it is of none.
 
     Raises
     ------
@@ -71,12 +73,13 @@ def with_network(
     if give is None:
         those = having(lambda each: each.with_network)
         raise UsageError(f"the method {method} uses no network; {those} does")
-    changed, n_with = [], 0
+    changed = []
     for tensor in tensors:
         sources = give(tensor.sources, path) if tensor.action == "merge" else None
-        n_with += sources is not None
         changed.append(tensor if sources is None else replace(tensor, sources=sources))
-    return tuple(changed), n_with
+    if not any(source.network for tensor in changed for source in tensor.sources):
+        warnings.append(f"{printable(path)} is a network of other types than any tensor has")
+    return tuple(changed)
 
 
 def with_densities(tensor: AnyDraft, give: Callable[[Source], Source]) -> AnyDraft:

@@ -380,8 +380,7 @@ def plan_merge(
     estimate : {"mean", "map"}
         Of the posterior, its mean or its mode.
     outtype : {"f16", "bf16", "f32", "q8_0"}
-        How merged and converted tensors are stored (rows that are no whole number of blocks as
-        F16).
+        How merged and converted tensors are stored (rows of no whole blocks as F16).
     snap : {"auto", "none", "bf16", "f16"}
         Round to the numbers of the format that the original weights had; ``auto``: as its norms
         tell.
@@ -398,10 +397,9 @@ def plan_merge(
     max_shard_size : int, optional
         Of a folder, most bytes of weights in a file; default 5 GB.
     config : path-like, optional
-        Of a folder, another one whose ``config.json`` and tokenizer are taken; default: rebuilt
-        from the metadata.
+        Of a folder, one whose ``config.json`` and tokenizer are taken; default: rebuilt.
     net : path-like, optional
-        For the method ``joint``, a network of `recover.training`, for tensors of its inputs' types.
+        For the method ``joint``, a file of `recover.training`.
 
     Returns
     -------
@@ -492,14 +490,10 @@ def plan_merge(
         )
         plan = replace(plan, uncertainty=second)
     if options.calibration is not None:
-        n_all = n_layers(names)
-        changed = with_calibration(plan.tensors, method, options.calibration, n_all)
+        changed = with_calibration(plan.tensors, method, options.calibration, n_layers(names))
         plan = replace(plan, tensors=changed)
     if net is not None:
-        changed, n_with = with_network(plan.tensors, method, Path(net))
-        plan = replace(plan, tensors=changed)
-        if n_with == 0:
-            warnings.append(f"{printable(net)} is a network of other types than any tensor has")
+        plan = replace(plan, tensors=with_network(plan.tensors, method, Path(net), warnings))
     plan = replace(plan, tensors=with_error_calibration(plan.tensors, estimate))
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
     check_unchanged(parts)

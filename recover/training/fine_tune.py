@@ -2,31 +2,32 @@
 
 import os
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from recover.errors import PlanError
 from recover.estimators._joint_files import nearest, save_network
-from recover.estimators.methods.joint import names_of
+from recover.estimators._joint_torch import begin
 from recover.execution.output import OutputFile, check_output_path
-from recover.merge.plan import MergePlan, TensorPlan, plan_merge
-from recover.merge.resimulate import is_whole, sample_merged
+from recover.merge.plan import plan_merge
 from recover.quants import F32Array
-
-if TYPE_CHECKING:
-    from recover.training.of_set import Gain
+from recover.training.learner import Learner, look
+from recover.training.of_set import Gain, batch_of, begin_as, to_device, train
+from recover.training.own_weights import merged_rows, most_common
+from recover.training.simulate import draw
 
 N_WEIGHTS = 16_000_000
 """Merged weights to learn from, of larger models."""
 
-_ROW = 256
 _FEWEST = 1024  # superblocks
-_HELD = 16  # one superblock in so many is only looked at
+_HELD = 16  # one superblock in so many is only looked at; as many choose when to stop
 _MOST_HELD = 2048
 _RATE = 5e-4
 
@@ -47,8 +48,8 @@ class Trained(NamedTuple):
     names: tuple[str, ...]
     n_weights: int
     n_covered: int
-    before: "Gain"
-    after: "Gain"
+    before: Gain
+    after: Gain
 
 
 def train_set(
@@ -60,7 +61,7 @@ def train_set(
     n_steps: int | None = None,
     size: int = 2048,
     seed: int = 0,
-    tell: "Callable[[Gain], None] | None" = None,
+    tell: Callable[[Gain], None] | None = None,
 ) -> Trained:
     """Write a network for the types that most weights of a merge have.
 
@@ -87,20 +88,15 @@ def train_set(
     Raises
     ------
     PlanError
-        If torch or the device cannot be used, or most weights are of types that are no set.
+        If most weights are of types that are no set.
     """
-    torch = import_torch(device)
-    from recover.estimators._joint_torch import begin
-    from recover.training.learner import Learner, look
-    from recover.training.of_set import Gain, batch_of, begin_as, to_device, train
-
     output = Path(output)
     check_output_path(output, [Path(each) for each in inputs])
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_merge(inputs, Path(folder) / "merged.gguf")
     names, tensors = most_common(plan)
     n_covered = sum(tensor.n_weights for tensor in tensors)
-    rows = np.concatenate(list(_rows(plan, tensors, N_WEIGHTS / n_covered)))
+    rows = np.concatenate(list(merged_rows(plan, tensors, N_WEIGHTS / n_covered)))
     if len(rows) < _FEWEST:
         raise PlanError(
             f"{len(rows):,} superblocks are too few to learn from: {_FEWEST:,} are needed"
@@ -108,12 +104,7 @@ def train_set(
     rng = np.random.default_rng(seed)
     rows = rows[rng.permutation(len(rows))]
     n_held = min(len(rows) // _HELD, _MOST_HELD)
-    held, pool = rows[:n_held], rows[n_held:]
-
-    def draw(rng: np.random.Generator, n: int) -> F32Array:
-        signs = np.where(rng.random((n, 1)) < 0.5, np.float32(-1), np.float32(1))
-        sizes = np.exp(rng.normal(0, 0.3, (n, 1))).astype(np.float32)
-        return pool[rng.integers(0, len(pool), n)] * signs * sizes
+    held, chosen_by, pool = np.split(rows, [n_held, 2 * n_held])
 
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
@@ -123,8 +114,12 @@ def train_set(
     looked_at = to_device(batch_of(np.random.default_rng(seed), held, names), device)
     alone, first, mended, claimed = look(learner.network(), looked_at)
     before = Gain(0, 0.0, first / alone, mended / alone, claimed / mended)
+    start = time.monotonic()
     options = {"seconds": seconds, "n_steps": n_steps, "size": size, "seed": seed, "tell": tell}
-    after = train(learner, names, draw, held, **options)  # type: ignore[arg-type]
+    train(learner, names, partial(_draw, pool), chosen_by, **options)  # type: ignore[arg-type]
+    alone, first, mended, claimed = look(learner.network(), looked_at)
+    passed = learner.n_steps, time.monotonic() - start
+    after = Gain(*passed, first / alone, mended / alone, claimed / mended)
     content = BytesIO()
     arrays = {k: v.cpu().numpy().astype(np.float16) for k, v in learner.network().items()}
     save_network(content, names, arrays)
@@ -134,53 +129,6 @@ def train_set(
     return Trained(names, sum(t.n_weights for t in plan.tensors), n_covered, before, after)
 
 
-def import_torch(device: str):  # type: ignore[no-untyped-def]  # torch has no annotations
-    """The module torch, if it has the device.
-
-    Raises
-    ------
-    PlanError
-        If it is not installed, or has no such device.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise PlanError("torch is needed, and is not here: pip install 'recover[gpu]'") from error
-    if device == "cuda" and not torch.cuda.is_available():
-        raise PlanError(
-            "torch finds no GPU; --device cpu works, but takes hours for what a GPU does in minutes"
-        )
-    return torch
-
-
-def most_common(plan: MergePlan) -> tuple[tuple[str, ...], list[TensorPlan]]:
-    """The set that most merged weights are stored as, and the tensors that are.
-
-    Raises
-    ------
-    PlanError
-        If they are stored in ways of which no network is known.
-    """
-    counts: Counter[tuple[str, ...]] = Counter()
-    for tensor in plan.tensors:
-        names = names_of(tensor.sources) if tensor.action == "merge" else None
-        if names and is_whole(tensor):
-            counts[names] += tensor.n_weights
-    if not counts:
-        raise PlanError(
-            "no tensors are merged whose inputs are all of scalar types with cells, as llama.cpp's"
-            " encoders write them, and whose rows are whole superblocks"
-        )
-    names = max(counts, key=lambda each: (counts[each], each))
-    chosen = [
-        tensor
-        for tensor in plan.tensors
-        if tensor.action == "merge" and is_whole(tensor) and names_of(tensor.sources) == names
-    ]
-    return names, chosen
-
-
-def _rows(plan: MergePlan, tensors: list[TensorPlan], share: float) -> Iterator[F32Array]:
-    """Superblocks of merged weights, drawn from what is known of each."""
-    for _, _, x in sample_merged(plan, tensors, share):
-        yield x.reshape(-1, _ROW)
+def _draw(pool: F32Array, rng: np.random.Generator, n: int) -> F32Array:
+    """Superblocks of the model in many disguises, so that none is learned by heart."""
+    return draw(rng, pool, n)

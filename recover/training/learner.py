@@ -112,6 +112,10 @@ class Learner:
         by_weight = pad(batch[0], (0, 0, 0, 7 * missing))
         return [by_weight, pad(batch[1], (0, 0, 0, 13 * missing)), *batch[2:]], present
 
+    def copy(self) -> Terms:
+        """What has been learned, to keep."""
+        return {name: each.clone() for name, each in self.mean.items()}
+
     def network(self, rows: Any = None) -> Terms:
         """What has been learned, as the network for a set."""
         if not self.for_any:

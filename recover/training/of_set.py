@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -83,7 +83,7 @@ def train(
     seed: int = 0,
     first: int = 0,
     n_threads: int | None = None,
-    every: float = 60,
+    every: float = 20,
     tell: Callable[[Gain], None] | None = None,
 ) -> Gain:
     """Let a network learn for some time, or some steps.
@@ -114,7 +114,8 @@ def train(
     Returns
     -------
     Gain
-        At the end.
+        Of what the learner has at the end: the best of what it was at the times of `every`, at the
+        beginning among them.
     """
     device = learner.device
     n_threads = n_threads or max(1, min(15, (os.cpu_count() or 2) - 1))
@@ -132,6 +133,15 @@ def train(
         passed = time.monotonic() - start
         return Gain(learner.n_steps, passed, before / alone, after / alone, claimed / after)
 
+    best, mean = gain(), learner.copy()
+
+    def keep() -> Gain:
+        nonlocal best, mean
+        now = gain()
+        if now.after < best.after:
+            best, mean = now, learner.copy()
+        return now
+
     for i, batch in enumerate(in_order(make, first, n_threads)):
         passed = time.monotonic() - start
         progress = passed / seconds if i >= _WARM_UP else 0.0
@@ -144,12 +154,15 @@ def train(
             if device == "cuda":
                 torch.cuda.synchronize()
             start, told = time.monotonic(), 0.0
-        if tell is not None and passed > told + every:
-            told = passed
-            tell(gain())
-    return gain()
+        if passed > told + every:
+            told, now = passed, keep()
+            if tell is not None:
+                tell(now)
+    keep()
+    learner.mean = mean
+    return best
 
 
-def begin_as(terms: Terms) -> Terms:
+def begin_as(terms: Mapping[str, F32Array]) -> Terms:
     """Terms to learn from, of arrays."""
     return {name: torch.from_numpy(np.array(each)) for name, each in terms.items()}

@@ -1,30 +1,25 @@
 """What the method `joint` gains over the posterior.
 
-    python -m tests.benchmarks.joint [MODEL-bf16.gguf ...]
+    python -m tests.benchmarks.joint [--sets LABEL ...] [--hard] [FILE ...]
 
-prints for each network and model the square errors of both over that of the finest input, what
-`joint` claims over what is measured, and the matrix that gains least; then those of hard weights.
+prints for each set and file (GGUF in BF16; safetensors, ONNX or npz in float32) the square errors
+of both over that of the finest input, what `joint` claims over what is measured, and the matrix
+that gains least; with --hard also those of weights that are hard to estimate. Without --sets: sets
+that have a network of their own.
 """
 
-import sys
-from collections.abc import Iterator
+import argparse
 from pathlib import Path
 
 import numpy as np
 
 from recover.estimators._joint_files import labels
 from recover.quants import F32Array
-from tests.oracle.weights import gguf_weights
+from tests.support.float_files import matrices_in
 from tests.support.joint_inputs import encode, hard_weights, run, sources_of
 
 N_ROWS = 1024  # superblocks that are looked at, of each matrix
-
-
-def matrices(path: Path) -> Iterator[F32Array]:
-    """Some superblocks of each matrix of a model."""
-    for x in gguf_weights(path):
-        if x.shape[1] % 256 == 0:
-            yield np.ascontiguousarray(x.reshape(-1, 256)[:N_ROWS])
+N_OWN = 16  # sets that have a network of their own
 
 
 def compare(name: str, x: F32Array) -> tuple[float, float, float, float]:
@@ -46,15 +41,21 @@ def line(label: str, sums: tuple[float, ...], least: float) -> str:
 
 
 def main() -> None:
-    for name in labels():
-        for path in map(Path, sys.argv[1:]):
-            each = [compare(name, x) for x in matrices(path)]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--sets", nargs="+", default=labels()[:N_OWN])
+    parser.add_argument("--hard", action="store_true")
+    args = parser.parse_args()
+    for name in args.sets:
+        for path in args.files:
+            each = [compare(name, x[:N_ROWS]) for x in matrices_in(path)]
             sums = tuple(map(sum, zip(*each, strict=True)))
-            print(line(f"{path.stem} {name}", sums, max(a / b - 1 for _, b, a, _ in each)))
-        for kind, x in hard_weights(N_ROWS).items():
+            least = max(after / before - 1 for _, before, after, _ in each if before > 0)
+            print(line(f"{path.stem} {name}", sums, least), flush=True)
+        for kind, x in (hard_weights(N_ROWS) if args.hard else {}).items():
             found = compare(name, x)
             if found[1] > 0:
-                print(line(f"{kind} {name}", found, found[2] / found[1] - 1))
+                print(line(f"{kind} {name}", found, found[2] / found[1] - 1), flush=True)
 
 
 if __name__ == "__main__":

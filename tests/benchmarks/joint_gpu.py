@@ -39,7 +39,7 @@ def main() -> None:
         return out
 
     on_gpu = work(1)
-    print(f"device: {joint.device() or 'cpu'}")
+    print(f"device: {_joint_gpu.device() or 'cpu'}")
     with ThreadPoolExecutor(args.threads) as threads:
         list(threads.map(work, [1] * args.threads))
         for _ in range(args.rounds):
@@ -48,7 +48,7 @@ def main() -> None:
             list(threads.map(work, [share] * args.threads))
             seconds = time.perf_counter() - start
             print(f"{share * args.threads * TILE / seconds / 1e6:.1f} million weights/s")
-    joint.device = lambda: None  # type: ignore[assignment]
+    vars(joint)["device"] = lambda: None
     tile, out = UncorrectedTileEstimator(sources, "joint"), np.empty(TILE, np.float32)
     deviation = np.empty_like(out)
     start = time.process_time()

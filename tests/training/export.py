@@ -25,7 +25,8 @@ def served(gains: dict[str, list[list[float]]]) -> dict[str, float]:
     found = {
         label_of(name.split("+")): round(float(np.mean([1 - a / b for _, b, a, _ in rows])), 4)
         for name, rows in gains.items()
-        if all(after < (1 - LEAST_GAIN) * before for _, before, after, _ in rows)
+        if "+" in name
+        and all(after < (1 - LEAST_GAIN) * before for _, before, after, _ in rows)
         and all(abs(claimed / after - 1) < MOST_OFF for _, _, after, claimed in rows)
     }
     return dict(sorted(found.items()))

@@ -1,0 +1,82 @@
+"""Models of which many weights are 0: the posterior's prior has a spike there."""
+
+import numpy as np
+import pytest
+
+from recover.quants import F32Array
+from tests.support.joint_inputs import encode, run, sources_of
+
+SHAPE = 256, 256
+SETS = "Q5_K+Q4_K+Q2_K", "Q4_K+Q2_K", "Q6_K+Q4_K", "Q8_0+Q4_K", "Q4_0+Q3_K", "Q5_K+Q4_K"
+
+
+def normal() -> F32Array:
+    return (0.05 * np.random.default_rng(0).standard_normal(SHAPE)).astype(np.float32)
+
+
+def pruned(share: float) -> F32Array:
+    keep = np.random.default_rng(1).random(SHAPE) >= share
+    return normal() * keep.astype(np.float32)
+
+
+def with_dead_columns() -> F32Array:
+    return normal() * (np.random.default_rng(2).random(256) > 0.4).astype(np.float32)
+
+
+def of_largest(share: float) -> F32Array:
+    x = normal()
+    return np.where(abs(x) > np.quantile(abs(x), share), x, np.float32(0))
+
+
+SPARSE = {
+    "half": pruned(0.5),
+    "most": pruned(0.9),
+    "dead columns": with_dead_columns(),
+    "by size": of_largest(0.5),
+}
+
+
+def error(method: str, name: str, x: F32Array) -> tuple[float, float]:
+    """Square error of the estimates, and what is claimed over it."""
+    sources = sources_of(name)
+    out, deviation, tally, _ = run(method, sources, encode(sources, x), x.size)
+    found = float(np.sum((out.astype(np.float64) - x.reshape(-1)) ** 2))
+    assert np.isfinite(deviation).all()
+    assert tally.variance == pytest.approx(np.sum(deviation.astype(np.float64) ** 2), rel=0.02)
+    return found, tally.variance / found
+
+
+@pytest.mark.quality
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", SPARSE)
+def test_the_posterior_is_not_worse_than_linear(kind: str, name: str) -> None:
+    x = SPARSE[kind]
+    posterior, claims = error("posterior", name, x)
+    assert posterior < error("linear", name, x)[0]
+    assert 0.8 < claims < 1.75
+    assert error("joint", name, x)[0] <= 1.002 * posterior
+
+
+def test_a_spike_is_worth_much() -> None:
+    """Half of the weights are known to be 0: a third of the error without that knowledge goes."""
+    x, name = SPARSE["half"], "Q5_K+Q4_K+Q2_K"
+    found, claims = error("posterior", name, x)
+    assert found < 0.75 * error("linear", name, x)[0]
+    assert claims == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-6])
+def test_zeros_are_all_but_zero(scale: float) -> None:
+    x, sources = (SPARSE["half"] * scale).astype(np.float32), sources_of("Q5_K+Q4_K")
+    out = run("posterior", sources, encode(sources, x), x.size)[0].reshape(SHAPE)
+    zero = x == 0
+    assert np.median(abs(out[zero])) < 1e-3 * np.std(x)
+
+
+def test_weights_that_are_often_small_have_no_spike() -> None:
+    """Heavy tails and outliers: the bulk is smooth, however fine it is beside the largest."""
+    rng, sources = np.random.default_rng(3), sources_of("Q5_K+Q4_K")
+    for x in (rng.laplace(size=SHAPE), rng.standard_t(3, SHAPE), normal()):
+        weights = (0.03 * x).astype(np.float32)
+        out = run("posterior", sources, encode(sources, weights), weights.size)[0]
+        assert np.mean(abs(out) < 1e-4 * np.std(weights)) < 2e-3
