@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from recover._brief import Brief
-from recover._text import printable, quoted, some
+from recover._text import printable
 from recover._version import __version__
 from recover.calibration.weights import Calibration, read_calibration
 from recover.containers.gguf.names import n_layers
-from recover.containers.gguf.side_scales import folded
 from recover.containers.mapping import check_unchanged
 from recover.containers.model import Model
 from recover.containers.places import FilePlan, Place, whole_place
@@ -28,7 +27,7 @@ from recover.inputs.descent import Descent
 from recover.inputs.matching import typical_error
 from recover.inputs.open import open_models
 from recover.inputs.originals.agreement import with_originals
-from recover.inputs.provenance import look_at_marks, searched_tensors
+from recover.inputs.provenance import look_at_marks
 from recover.inputs.recorded import Input
 from recover.inputs.repeated import describe_repeated
 from recover.merge.calibrated import with_calibration, with_error_calibration, with_network
@@ -56,7 +55,7 @@ from recover.merge.records import (
     tensor_record,
     tuples,
 )
-from recover.merge.redundant import describe, find_redundant, foreign_codes
+from recover.merge.redundant import describe, find_redundant, foreign_codes, searched_codes
 from recover.merge.source_format import with_source_format
 from recover.quants import ScalarType, type_by_name
 
@@ -439,15 +438,7 @@ def plan_merge(
     models = with_originals(models, names, warnings)
     models = complete(models, names, warnings)
     look_at_marks(models, names)
-    warnings += [
-        f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
-        f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
-        for model in models
-        if (searched := searched_tensors(model, names))
-    ]
-    for model in models:
-        if sides := folded(model.tensors[name] for name in names):
-            warnings.append(f"{printable(model.path)}: {sides}")
+    warnings += searched_codes(models, names)
     decider = Decider(models, method)
     drafts = decider.drafts(aligned, type_by_name(outtype))
     warnings += decider.warnings + foreign_codes(models, drafts)

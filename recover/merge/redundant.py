@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from recover._text import printable, quoted, some
+from recover.containers.gguf.side_scales import folded
 from recover.containers.model import Model
 from recover.inputs.descent import ESTIMATED, Descent
+from recover.inputs.provenance import searched_tensors
 from recover.merge.decide import Draft
 from recover.quants import FloatType, OpaqueType
 
@@ -150,3 +152,19 @@ def foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]
         " are is estimated"
         for number, tensors in sorted(names.items())
     ]
+
+
+def searched_codes(models: Sequence[Model], names: Sequence[str]) -> list[str]:
+    """A warning for each input whose codes were searched for, or whose scales lie beside them."""
+    searches = [
+        f"{printable(model.path)}: another quantizer than llama.cpp's plain one, or an importance"
+        f" matrix, made {some([quoted(name) for name in searched])}; their codes prove no bounds"
+        for model in models
+        if (searched := searched_tensors(model, names))
+    ]
+    scales = [
+        f"{printable(model.path)}: {sides}"
+        for model in models
+        if (sides := folded(model.tensors[name] for name in names))
+    ]
+    return searches + scales
