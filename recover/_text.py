@@ -56,6 +56,13 @@ def some(items: Sequence[str]) -> str:
     return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"
 
 
+def tensors_of(names: Sequence[str], singular: str = "is", plural: str = "are") -> str:
+    """The subject of a sentence on some tensors, quoted already, and its verb."""
+    if len(names) == 1:
+        return f"tensor {names[0]} {singular}"
+    return f"tensors {some(names)} {plural}"
+
+
 def printable(path: str | os.PathLike[str]) -> str:
     """A path as it is, or as by `repr` if it holds anything that cannot be printed."""
     text = os.fspath(path)

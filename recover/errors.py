@@ -33,6 +33,10 @@ class OutputError(RecoverError):
     """The output cannot be written: disk full, folder not writable, or it is one of the inputs."""
 
 
+class ExecutionError(RecoverError):
+    """Those who were to do the work are not there, or are lost: a cluster, or a process."""
+
+
 class ReblockError(RecoverError):
     """A source of integer weights is damaged, hostile, or has no exact GGUF type."""
 

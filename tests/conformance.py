@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
+from recover.containers.rows import blocks_of
 from recover.errors import QuantError
 from recover.evidence.densities import (
     ABOVE,
     ATOM,
     BELOW,
-    correlation,
     density,
     end_codes,
-    likelihood,
     tempering,
 )
 from recover.evidence.intervals import Intervals
@@ -39,6 +38,7 @@ from recover.quants import (
     VectorType,
     all_types,
     dequantize,
+    has_encoder,
     name_of_file_type,
     quantize,
     type_by_id,
@@ -46,7 +46,7 @@ from recover.quants import (
     types_by_id,
     types_of_files,
 )
-from tests.support.type_checks import check_pickle, check_what_is_stated
+from tests.support.type_checks import check_likelihood, check_pickle, check_what_is_stated
 
 F32 = NDArray[np.float32]
 Check = Callable[[TensorType], None]
@@ -81,6 +81,13 @@ def stored_bytes(kind: TensorType) -> U8Array:
     return np.random.default_rng(3).integers(0, 256, n_blocks * kind.part_size, np.uint8)
 
 
+def rows_decoded(raw: U8Array, kind: TensorType) -> F32:
+    """Rows as long as `weights` has them."""
+    row = ROW // kind.block_size * kind.block_size
+    blocks = blocks_of(raw, kind, row, 0, N_ROWS * row)
+    return dequantize(blocks, kind).reshape(N_ROWS, row)
+
+
 def unpacked(kind: ScalarType, raw: U8Array) -> tuple[U8Array, F32, F32]:
     n = raw.size // kind.type_size * kind.block_size
     codes = np.empty(n, np.uint8)
@@ -102,15 +109,15 @@ def checks(kind: TensorType) -> Iterator[Check]:
     if not isinstance(kind, OpaqueType | InterleavedType) and not kind.rows_interleaved > 1:
         yield check_decoding
         yield check_decoding_in_parts
-    if kind.is_by_rows:
-        return
-    yield check_sizes
-    if isinstance(kind, ScalarType | FloatType):
+    if has_encoder(kind):
         yield check_fallback
         yield check_encoding
         yield check_rows_are_encoded_alone
         yield check_what_cannot_be_encoded
         yield check_encoding_again
+    if kind.is_by_rows:
+        return
+    yield check_sizes
     if isinstance(kind, ScalarType | VectorType):
         yield check_what_it_counts
         yield check_integers
@@ -146,7 +153,7 @@ def check_file_types(kind: TensorType) -> None:
         assert name_of_file_type(number) == name
     if kind.file_type is not None:
         assert kind.file_type in kind.file_types
-        assert isinstance(kind, ScalarType | FloatType)
+        assert has_encoder(kind)
         assert types_of_files()[kind.name] is kind
     others = [other for other in all_types() if other is not kind]
     assert not any(kind.file_types.keys() & other.file_types.keys() for other in others)
@@ -159,7 +166,7 @@ def check_fallback(kind: TensorType) -> None:
         fallback = type_by_name(tried[-1].fallback)
         assert fallback.block_size <= tried[-1].block_size
         assert fallback not in tried
-        assert isinstance(fallback, ScalarType | FloatType)
+        assert has_encoder(fallback)
         tried.append(fallback)
 
 
@@ -277,14 +284,14 @@ def check_encoding_again(kind: TensorType) -> None:
     """What was decoded is encoded to what it was; of some types, to something close to it."""
     x = weights(kind)
     raw = quantize(x, kind)
-    decoded = dequantize(raw, kind).reshape(x.shape)
+    decoded = rows_decoded(raw, kind)
     again = quantize(decoded, kind)
     if isinstance(kind, FloatType) or (isinstance(kind, ScalarType) and kind.comes_back):
         used = decoded.reshape(-1, kind.block_size).any(axis=1)  # a block of 0 has any scale
         same = (again == raw).reshape(-1, kind.type_size).all(axis=1)
         assert same[used].all()
     lost = np.square(decoded - x, dtype=np.float64).mean()
-    lost_again = np.square(dequantize(again, kind).reshape(x.shape) - decoded, dtype=np.float64)
+    lost_again = np.square(rows_decoded(again, kind) - decoded, dtype=np.float64)
     assert lost_again.mean() <= lost
 
 
@@ -342,12 +349,14 @@ def check_unpacking_in_parts(kind: TensorType) -> None:
 
 def check_integers(kind: TensorType) -> None:
     """They come back: times the scale, plus the offset, rounded once."""
-    assert isinstance(kind, ScalarType | VectorType)
+    assert isinstance(kind, ScalarType | VectorType | BlockIntervals)
     held, rng = kind.integers, np.random.default_rng(4)
     if held is None:
         return
     integers = rng.integers(held.lowest, held.highest + 1, 8 * kind.block_size).astype(np.int8)
     integers[:2] = held.lowest, held.highest
+    if not held.has_zero:
+        integers[integers == 0] = held.highest
     d, m = rng.standard_normal((2, 4)).astype(np.float16)
     raw, group = np.empty(kind.n_bytes(integers.size), np.uint8), 2 * kind.block_size
     held.pack(integers, d.view(np.uint16), m.view(np.uint16), group, raw)
@@ -484,14 +493,3 @@ def check_what_it_counts(kind: TensorType) -> None:
             assert 0 < tempering(kind, [other]) <= 1
             assert 0 < tempering(kind, [other], has_cells=False) <= 3
             assert tempering(other, [kind]) == 1 or tempering(kind, [other]) == 1
-
-
-def check_likelihood(kind: TensorType) -> None:
-    assert isinstance(kind, VectorType)
-    gain, variance = likelihood(kind)
-    assert 0 < gain <= 1
-    assert 0 < variance < 1
-    vectors = [other for other in all_types() if isinstance(other, VectorType)]
-    for other in vectors:
-        assert correlation(kind, other) == pytest.approx(correlation(other, kind), abs=1e-5)
-        assert abs(correlation(kind, other)) <= 1

@@ -13,9 +13,11 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("__init__",),
+    ("api",),
     ("evaluate",),
     ("inspect",),
     ("bounds", "export", "reblock"),
+    ("training",),
     ("merge",),
     ("quantize",),
     ("calibration",),
@@ -26,8 +28,8 @@ LAYERS = (
     ("containers",),
     ("quants",),
     ("_compiled",),
-    ("_stopping", "_json", "_files"),
-    ("_text", "errors", "_version"),
+    ("_stopping", "_json", "_files", "_brief"),
+    ("_text", "errors", "_version", "_calling"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -2,11 +2,12 @@
 
 A sum over the weights of a sub-block has to be added up one by one, as ggml does, so it cannot be
 spread over SIMD lanes; but sixteen sub-blocks can be worked on at once, each in a lane of its own.
-Left to itself the compiler does not find that. Here `float32`, `int32` and truth values come in
-vectors of `LANES` that numba kernels load, compute with and store. LLVM maps one vector to whatever
-registers the machine has. Every operation is the IEEE operation on each lane; nothing is fused or
-reordered. A scalar next to a vector stands in every lane; only float32 mixes with float32 vectors,
-so that nothing is promoted to float64 by accident.
+Left to itself the compiler does not find that. Here `float32`, `float64`, `int32` and truth values
+come in vectors of `LANES` that numba kernels load, compute with and store. LLVM maps one vector to
+whatever registers the machine has. Every operation is the IEEE operation on each lane; nothing is
+fused or reordered. A scalar next to a vector stands in every lane; only float32 mixes with float32
+vectors, so that nothing is promoted to float64 by accident. What else is done with float64 is in
+`recover._compiled.doubles`.
 """
 
 import operator
@@ -21,10 +22,12 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 LANES = 16
 
 _F32 = ir.FloatType()
+_F64 = ir.DoubleType()
 _I32 = ir.IntType(32)
 _I8 = ir.IntType(8)
 _WORD = ir.IntType(LANES)
 _F32_VECTOR = ir.VectorType(_F32, LANES)
+_F64_VECTOR = ir.VectorType(_F64, LANES)
 _I32_VECTOR = ir.VectorType(_I32, LANES)
 _F16_VECTOR = ir.VectorType(ir.HalfType(), LANES)
 _I8_VECTOR = ir.VectorType(_I8, LANES)
@@ -32,6 +35,10 @@ _MASK_VECTOR = ir.VectorType(ir.IntType(1), LANES)
 
 
 class _F32Lanes(types.Type):
+    pass
+
+
+class _F64Lanes(types.Type):
     pass
 
 
@@ -44,10 +51,22 @@ class _MaskLanes(types.Type):
 
 
 f32_lanes = _F32Lanes("f32_lanes")
+f64_lanes = _F64Lanes("f64_lanes")
 i32_lanes = _I32Lanes("i32_lanes")
 mask_lanes = _MaskLanes("mask_lanes")
 
-_VECTORS = {f32_lanes: _F32_VECTOR, i32_lanes: _I32_VECTOR, mask_lanes: _MASK_VECTOR}
+_VECTORS = {
+    f32_lanes: _F32_VECTOR,
+    f64_lanes: _F64_VECTOR,
+    i32_lanes: _I32_VECTOR,
+    mask_lanes: _MASK_VECTOR,
+}
+_SCALARS: dict[types.Type, tuple[type[types.Type], ...]] = {
+    f32_lanes: (types.Float,),
+    f64_lanes: (types.Float,),
+    i32_lanes: (types.Integer,),
+    mask_lanes: (),
+}
 
 
 def _register_model(lane_type: Any, vector: ir.VectorType) -> None:
@@ -58,6 +77,7 @@ def _register_model(lane_type: Any, vector: ir.VectorType) -> None:
 
 
 _register_model(_F32Lanes, _F32_VECTOR)
+_register_model(_F64Lanes, _F64_VECTOR)
 _register_model(_I32Lanes, _I32_VECTOR)
 _register_model(_MaskLanes, _MASK_VECTOR)
 
@@ -68,6 +88,8 @@ def _mixes_with(lane_type: Any, other: Any) -> bool:
         return True
     if lane_type == f32_lanes:
         return bool(other == types.float32)
+    if lane_type == f64_lanes:
+        return bool(other == types.float64)
     return lane_type == i32_lanes and isinstance(other, types.Integer)
 
 
@@ -105,9 +127,8 @@ def _define_binary(
         left, right = (_splat(builder, value, _VECTORS[lane_type]) for value in args)
         return generate(builder, left, right)
 
-    scalars = {f32_lanes: (types.Float,), i32_lanes: (types.Integer,), mask_lanes: ()}[lane_type]
     lower_builtin(function, lane_type, lane_type)(lower)
-    for scalar in scalars:
+    for scalar in _SCALARS[lane_type]:
         lower_builtin(function, lane_type, scalar)(lower)
         lower_builtin(function, scalar, lane_type)(lower)
 
@@ -134,9 +155,9 @@ def call_llvm(
     result: ir.Type = _F32_VECTOR,
     flags: tuple[str, ...] = (),
 ) -> Any:
-    """An LLVM intrinsic of float32 vectors."""
+    """An LLVM intrinsic of float vectors."""
     kind = ir.FunctionType(result, [value.type for value in values])
-    full_name = f"{name}.v{LANES}f32"
+    full_name = f"{name}.v{LANES}{'f64' if values[0].type == _F64_VECTOR else 'f32'}"
     module = builder.module
     function = module.globals.get(full_name) or ir.Function(module, kind, name=full_name)
     return builder.call(function, values, fastmath=flags)
@@ -152,7 +173,7 @@ def _method(name: str, *before: str) -> Callable[..., Any]:
 
 
 def _magnitude(builder: Any, value: Any) -> Any:
-    return call_llvm(builder, "llvm.fabs", [value])
+    return call_llvm(builder, "llvm.fabs", [value], value.type)
 
 
 def _define_operators() -> None:
@@ -162,15 +183,18 @@ def _define_operators() -> None:
         (operator.mul, "fmul"),
         (operator.truediv, "fdiv"),
     ):
-        _define_binary(function, f32_lanes, f32_lanes, _method(name))
+        for lane_type in (f32_lanes, f64_lanes):
+            _define_binary(function, lane_type, lane_type, _method(name))
     for function, symbol in (
         (operator.lt, "<"),
         (operator.gt, ">"),
         (operator.eq, "=="),
     ):
-        _define_binary(function, f32_lanes, mask_lanes, _method("fcmp_ordered", symbol))
+        for lane_type in (f32_lanes, f64_lanes):
+            _define_binary(function, lane_type, mask_lanes, _method("fcmp_ordered", symbol))
         _define_binary(function, i32_lanes, mask_lanes, _method("icmp_signed", symbol))
-    _define_binary(operator.ne, f32_lanes, mask_lanes, _method("fcmp_unordered", "!="))
+    for lane_type in (f32_lanes, f64_lanes):
+        _define_binary(operator.ne, lane_type, mask_lanes, _method("fcmp_unordered", "!="))
     _define_binary(operator.ne, i32_lanes, mask_lanes, _method("icmp_signed", "!="))
     for function, name in (
         (operator.add, "add"),
@@ -187,6 +211,7 @@ def _define_operators() -> None:
     _define_unary(operator.invert, mask_lanes, _method("not_"))
     _define_unary(operator.neg, f32_lanes, _method("fneg"))
     _define_unary(abs, f32_lanes, _magnitude)
+    _define_unary(abs, f64_lanes, _magnitude)
 
 
 _define_operators()

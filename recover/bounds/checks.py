@@ -112,6 +112,9 @@ def check_sources(
     return [job.result() for job in jobs]
 
 
+_NO_RUNS = np.empty((0, 3))
+
+
 class _Job:
     """One tensor, and the counts of its tiles: their order is of no consequence."""
 
@@ -122,7 +125,7 @@ class _Job:
         self.is_other = QUANTIZER_KEY in model.metadata
         self.has_marks = not (self.weighted or self.is_other) or marks_hold_with_imatrix(self.kind)
         self.counts: list[tuple[int, ...]] = []
-        self.runs = np.empty((0, 3))
+        self.runs = _NO_RUNS
 
     def kind_of_stack(self) -> Hashable:
         """What tensors have in common that are checked together; None of one that is not."""
@@ -130,7 +133,7 @@ class _Job:
         return same if can_be_stacked(self.tensor) else None
 
     def result(self) -> SourceCheck:
-        n_blocks, n_without, n_encoded, n_same = np.sum([(0,) * 4, *self.counts], axis=0).tolist()
+        n_blocks, n_without, n_encoded, n_same = map(sum, zip((0,) * 4, *self.counts, strict=True))
         failed, expected = None, 1.0 if n_encoded else None
         if n_without:
             failed = f"{n_without:,} of {n_blocks:,} blocks lack the mark of ggml's encoder"

@@ -1,29 +1,28 @@
 """Bounds tile by tile: statistics, and if asked for the bounds themselves in a file."""
 
 import time
-from collections.abc import Hashable, Sequence
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.float16 import f16_to_f32, f32_to_f16
-from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import load, splat, store, where
+from recover._brief import Brief
 from recover._text import quoted, some
 from recover.bounds.checks import condition_of
-from recover.bounds.plan import BoundsPlan, TensorPlan, header_with
-from recover.evidence.buffer import Evidence
-from recover.evidence.cells import STRIP, intersect_strip, new_strips
+from recover.bounds.measuring import UP, measure, measure_cells
+from recover.bounds.plan import BoundsPlan, TensorPlan
+from recover.bounds.work import Bounding
 from recover.evidence.intervals import PART, Intervals
-from recover.execution.output import OutputFile
+from recover.execution.shares import Shard
+from recover.execution.sharing import PartResult, Tell
 from recover.execution.stacks import can_be_stacked, stack_of, stacks
+from recover.execution.tasks import Executor
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
-from recover.quants import TILE, F32Array, FloatType
-
-_UP = 1 + 2.0**-23  # a width is a rounded float32 difference
+from recover.execution.whole import Finished, execute, execute_part
+from recover.execution.work import HowToWork
+from recover.quants import TILE, FloatType
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class BoundStatistics:
         return asdict(self) | {"conflict_fraction": self.conflict_fraction}
 
 
-@dataclass(frozen=True)
-class BoundsResult:
+@dataclass(frozen=True, repr=False)
+class BoundsResult(Brief):
     """What was bounded.
 
     Attributes
@@ -81,6 +80,23 @@ class BoundsResult:
     seconds: float
     total: BoundStatistics
     tensors: tuple[BoundStatistics, ...]
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "output", self.plan.output
+        yield "weights", self.plan.n_weights
+        yield "seconds", self.seconds
+        yield "two_sided", self.total.two_sided
+        yield "mean_width", self.total.mean_width
+        yield "n_conflicts", self.total.n_conflicts
+        yield "condition", condition_of(self.plan.models)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "two-sided", "mean width", "max error", "conflicts"
+        for plan, each in zip(self.plan.tensors, self.tensors, strict=True):
+            told = each.two_sided, each.mean_width, each.certified_max_error, each.n_conflicts
+            yield plan.name, *told
 
     def failures(self, index: int) -> tuple[str, ...]:
         """What speaks against a tensor's bounds: of inputs that were left out, and conflicts."""
@@ -129,7 +145,11 @@ class BoundsResult:
 
 
 def execute_bounds(
-    plan: BoundsPlan, *, n_threads: int | None = None, progress: Progress | None = None
+    plan: BoundsPlan,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> BoundsResult:
     """Bound every weight; write the bounds if the plan has an output.
 
@@ -139,6 +159,8 @@ def execute_bounds(
         From `plan_bounds`.
     n_threads, progress : optional
         See `recover.execution.tiles`.
+    executor : Executor, optional
+        Who has the tasks done, if bounds are written; default: threads of this process.
 
     Returns
     -------
@@ -149,38 +171,70 @@ def execute_bounds(
     OutputError
         If the output cannot be written.
     """
+    if plan.output is None:
+        return _measure(plan, n_threads or available_cores(), progress)
+    work = Bounding(plan)
+    finished = execute(work, HowToWork(n_threads, progress, executor), conclude=work.conclude)
+    return _result(work, finished)
+
+
+def execute_bounds_part(
+    plan: BoundsPlan,
+    shard: Shard,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+    tell: Tell | None = None,
+) -> BoundsResult | PartResult:
+    """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
+
+    Each part checks the inputs of its own tensors: the plan is one without checks, and with an
+    output.
+
+    Returns
+    -------
+    BoundsResult or PartResult
+        Of all parts from the process that ends last.
+    """
+    work = Bounding(plan)
+    how = HowToWork(n_threads, progress, executor)
+    done = execute_part(work, shard, how, tell, conclude=work.conclude)
+    return done if isinstance(done, PartResult) else _result(work, done)
+
+
+def _result(work: Bounding, finished: Finished) -> BoundsResult:
+    plan = work.with_found(finished.totals)
+    sizes = [tensor.n_weights for tensor in plan.tensors]
+    figures = [np.array(finished.totals[i].rows) for i in range(len(sizes))]
+    tensors = tuple(statistics_of(n, rows) for n, rows in zip(sizes, figures, strict=True))
+    total = statistics_of(sum(sizes), np.concatenate(figures))
+    return BoundsResult(plan, finished.seconds, total, tensors)
+
+
+def _measure(plan: BoundsPlan, n_threads: int, progress: Progress | None) -> BoundsResult:
+    """Measure bounds that nobody wants to see; small tensors that are alike together."""
     start = time.perf_counter()
-    inputs = [part for model in plan.models for part in model.parts]
     sizes = [tensor.n_weights for tensor in plan.tensors]
     figures = [np.zeros((n_tiles(size), 4)) for size in sizes]
-    file = None if plan.output is None else OutputFile(plan.output, plan.n_bytes, inputs)
-    with nullcontext() if file is None else file as output:
-        told = ((i, each.n_weights, _kind_of(plan, each)) for i, each in enumerate(plan.tensors))
-        together = list(stacks(told))
-        workers = [
-            _Worker(plan, together, output, figures) for _ in range(n_threads or available_cores())
-        ]
-        stacked = [len(stack) * sizes[stack[0]] for stack in together]
-        for_each_tile(stacked, [worker.work for worker in workers], progress)
-        tensors = tuple(_statistics(n, rows) for n, rows in zip(sizes, figures, strict=True))
-        if output is not None:
-            failed = [
-                tensor.name
-                for tensor, found in zip(plan.tensors, tensors, strict=True)
-                if tensor.failures or found.n_conflicts
-            ]
-            output.write_at(0, header_with(plan, failed))
-    total = _statistics(sum(sizes), np.concatenate(figures))
+    together = list(
+        stacks((i, each.n_weights, _kind_of(each)) for i, each in enumerate(plan.tensors))
+    )
+    workers = [_Worker(plan, together, figures) for _ in range(n_threads)]
+    stacked = [len(stack) * sizes[stack[0]] for stack in together]
+    for_each_tile(stacked, [worker.work for worker in workers], progress)
+    tensors = tuple(statistics_of(n, rows) for n, rows in zip(sizes, figures, strict=True))
+    total = statistics_of(sum(sizes), np.concatenate(figures))
     return BoundsResult(plan, time.perf_counter() - start, total, tensors)
 
 
-def _kind_of(plan: BoundsPlan, tensor: TensorPlan) -> Hashable:
+def _kind_of(tensor: TensorPlan) -> Hashable:
     """What tensors have in common that are measured together; None of one that is not.
 
-    Those are whose bounds nobody wants to see, and whose evidence is looked at as a whole.
+    Those are whose evidence is looked at as a whole.
     """
     kinds = tuple(each.type for each in tensor.sources)
-    is_alone = plan.output is not None or not kinds or tensor.n_weights > PART
+    is_alone = not kinds or tensor.n_weights > PART
     if is_alone or any(isinstance(kind, FloatType) for kind in kinds):
         return None
     if not all(map(can_be_stacked, tensor.sources)):
@@ -188,15 +242,15 @@ def _kind_of(plan: BoundsPlan, tensor: TensorPlan) -> Hashable:
     return kinds
 
 
-def _statistics(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
+def statistics_of(n_weights: int, figures: NDArray[np.float64]) -> BoundStatistics:
     """Of rows (two-sided weights, conflicts, sum of widths, largest width), one per tile."""
-    n_two_sided, n_conflicts, width = figures[:, :3].sum(0)
+    n_two_sided, n_conflicts, width = figures[:, :3].sum(0).tolist()
     is_certified = n_two_sided > 0 and not n_conflicts
     return BoundStatistics(
         n_weights=n_weights,
         two_sided=float(n_two_sided / n_weights),
         mean_width=float(width / n_two_sided) if n_two_sided else None,
-        certified_max_error=float(figures[:, 3].max() * _UP / 2) if is_certified else None,
+        certified_max_error=float(figures[:, 3].max() * UP / 2) if is_certified else None,
         n_conflicts=int(n_conflicts),
     )
 
@@ -208,40 +262,25 @@ class _Worker:
         self,
         plan: BoundsPlan,
         together: Sequence[tuple[int, ...]],
-        output: OutputFile | None,
         figures: list[NDArray[np.float64]],
     ) -> None:
         self._plan = plan
         self._together = together
-        self._output = output
         self._figures = figures
         self._intervals = Intervals()
         self._at = -1
 
     def work(self, tile: Tile) -> None:
-        """Bound the weights of one tile."""
+        """Measure the bounds of one tile."""
         stack = self._together[tile.tensor]
         if tile.tensor != self._at:
             sources = zip(*(self._plan.tensors[i].sources for i in stack), strict=True)
             self._intervals.look_at([stack_of(each) for each in sources])
             self._at = tile.tensor
-        tensor = self._plan.tensors[stack[0]]
-        if self._output is None and self._measure_at_once(tile, stack):
+        if self._measure_at_once(tile, stack):
             return
         figures = self._figures[stack[0]][tile.start // TILE]
-        lower, upper = self._intervals.bound(tile.start, tile.end)
-        figures[:] = measure(lower, upper)
-        if self._output is None:
-            return
-        mark_conflicts(lower, upper)
-        for bounds, start, up in zip((lower, upper), tensor.positions, (False, True), strict=True):
-            position = start + tile.start * self._plan.item_size
-            if self._plan.dtype == "f32":
-                self._output.write_at(position, bounds.data)
-                continue
-            words: NDArray[np.uint16] = np.empty(bounds.size, np.uint16)
-            round_outward(bounds, up, words)
-            self._output.write_at(position, words.data)
+        figures[:] = measure(*self._intervals.bound(tile.start, tile.end))
 
     def _measure_at_once(self, tile: Tile, stack: Sequence[int]) -> bool:
         """Measure bounds that nobody wants to see, if all inputs are quantized."""
@@ -260,100 +299,3 @@ class _Worker:
                 figures[:3] += row[:3]
                 figures[3] = max(figures[3], row[3])
         return True
-
-
-@kernel
-def measure_cells(evidence: Evidence, found: NDArray[np.float64]) -> None:
-    """As `measure`, of the intersections of cells, which are not kept.
-
-    Fills a row (two-sided weights, conflicts, sum of widths, largest width) for each of the tensors
-    of one size that lie one behind the other.
-    """
-    strips = new_strips(evidence)
-    lower, upper = np.empty(16 * STRIP, np.float32), np.empty(16 * STRIP, np.float32)
-    size = evidence.scale.shape[1] // found.shape[0]
-    for i in range(found.shape[0]):
-        n_two_sided, n_conflicts, total, largest = 0, 0, 0.0, 0.0
-        for start in range(i * size, (i + 1) * size, STRIP):
-            n = 16 * (min(start + STRIP, (i + 1) * size) - start)
-            intersect_strip(evidence, strips, start, lower[:n], upper[:n])
-            counted = measure(lower[:n], upper[:n])
-            n_two_sided, n_conflicts = n_two_sided + counted[0], n_conflicts + counted[1]
-            total, largest = total + counted[2], max(largest, counted[3])
-        found[i, 0], found[i, 1], found[i, 2], found[i, 3] = (
-            n_two_sided,
-            n_conflicts,
-            total,
-            largest,
-        )
-
-
-@kernel
-def measure(lower: F32Array, upper: F32Array) -> tuple[int, int, float, float]:
-    """Two-sided weights, conflicts, the sum of the widths and the largest one of bounds (n,)."""
-    part, zero, one = 4096, np.float32(0), np.float32(1)
-    lanes = np.empty(64, np.float32)
-    n_two_sided, n_conflicts, total, largest = 0, 0, 0.0, zero
-    whole = lower.size - lower.size % 16
-    for start in range(0, whole, part):
-        closed_lanes = conflict_lanes = sum_lanes = largest_lanes = splat(zero)
-        for i in range(start, min(start + part, whole), 16):
-            low, high = load(lower, i), load(upper, i)
-            width = high - low
-            closed = (width < np.float32(np.inf)) & ~(high < low)
-            width = where(closed, width, zero)
-            closed_lanes = closed_lanes + where(closed, splat(one), zero)
-            conflict_lanes = conflict_lanes + where(high < low, splat(one), zero)
-            sum_lanes = sum_lanes + width
-            largest_lanes = where(width > largest_lanes, width, largest_lanes)
-        store(lanes, 0, closed_lanes)
-        store(lanes, 16, conflict_lanes)
-        store(lanes, 32, sum_lanes)
-        store(lanes, 48, largest_lanes)
-        for k in range(16):
-            n_two_sided += int(lanes[k])
-            n_conflicts += int(lanes[16 + k])
-            total += np.float64(lanes[32 + k])
-            largest = max(largest, lanes[48 + k])
-    for i in range(whole, lower.size):
-        width = upper[i] - lower[i]
-        n_conflicts += upper[i] < lower[i]
-        if width >= zero and width < np.float32(np.inf):
-            n_two_sided += 1
-            total += np.float64(width)
-            largest = max(largest, width)
-    return n_two_sided, n_conflicts, total, np.float64(largest)
-
-
-@kernel
-def mark_conflicts(lower: F32Array, upper: F32Array) -> None:
-    """Make both bounds NaN where they contradict each other."""
-    for i in range(lower.size):
-        if lower[i] > upper[i]:
-            lower[i] = upper[i] = np.float32(np.nan)
-
-
-@kernel
-def round_outward(bounds: F32Array, up: bool, words: NDArray[np.uint16]) -> None:
-    """The nearest float16 that is not above (`up`: not below) each bound; NaN stays NaN."""
-    for i in range(bounds.size):
-        value = bounds[i]
-        word = f32_to_f16(value)
-        back = f16_to_f32(word)
-        if up and back < value:
-            word = _next_f16(word)
-        elif not up and back > value:
-            word = _next_f16(word ^ np.uint16(0x8000)) ^ np.uint16(0x8000)
-        words[i] = word
-
-
-@inner
-def _next_f16(word: np.uint16) -> np.uint16:
-    """The float16 above one that is not NaN or infinity."""
-    if word == np.uint16(0x8000):
-        return np.uint16(1)
-    return (
-        np.uint16(word - np.uint16(1))
-        if word > np.uint16(0x8000)
-        else np.uint16(word + np.uint16(1))
-    )

@@ -3,11 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from recover._text import printable, quoted, some
+from recover._brief import Brief
+from recover._text import printable, quoted, some, tensors_of
 from recover._version import __version__
 from recover.bounds.checks import SourceCheck, check_sources, condition_of
 from recover.containers.gguf.metadata import QUANTIZER_KEY
@@ -29,8 +31,8 @@ from recover.quants import FloatType, OpaqueType, ScalarType
 DTYPES = ("f32", "f16")
 
 
-@dataclass(frozen=True)
-class TensorPlan:
+@dataclass(frozen=True, repr=False)
+class TensorPlan(Brief):
     """One tensor.
 
     Attributes
@@ -50,6 +52,8 @@ class TensorPlan:
         not among the sources.
     left_out : tuple of str
         Inputs that prove nothing of the original, and why, a line each.
+    kept : tuple of int or None
+        Which of the sources that there were before the checks are still there; None for all.
     """
 
     name: str
@@ -59,11 +63,21 @@ class TensorPlan:
     positions: tuple[int, int] = (0, 0)
     checks: tuple[SourceCheck, ...] = ()
     left_out: tuple[str, ...] = ()
+    kept: tuple[int, ...] | None = None
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "name", self.name
+        yield "shape", self.dims[::-1]
+        yield "types", " ".join(self.types)
+        yield "sources", len(self.sources)
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Why inputs were left out, a line each."""
         failed = [each for each in self.checks if each.failed]
+        if not failed:
+            return self.left_out
         return (*self.left_out, *(f"{printable(each.path)}: {each.failed}" for each in failed))
 
     @property
@@ -72,8 +86,8 @@ class TensorPlan:
         return math.prod(self.dims)
 
 
-@dataclass(frozen=True)
-class BoundsPlan:
+@dataclass(frozen=True, repr=False)
+class BoundsPlan(Brief):
     """All tensors, and the layout of the output.
 
     Attributes
@@ -87,11 +101,13 @@ class BoundsPlan:
     tensors : tuple of TensorPlan
         In the order of the first input.
     header : bytes
-        Of the output, as long as it can become (see `header_with`).
+        Of the output, as long as it can become (see `header_with`); empty if there is none.
     n_bytes : int
-        Size of the output.
-    warnings : tuple of str
-        What the user should know.
+        Size of the output; 0 if there is none.
+    told : tuple of str
+        What the user should know, before any check.
+    asked : dict
+        The parameters of `plan_bounds` as plain data, with absolute paths.
     """
 
     models: tuple[Model, ...]
@@ -100,7 +116,27 @@ class BoundsPlan:
     tensors: tuple[TensorPlan, ...]
     header: bytes
     n_bytes: int
-    warnings: tuple[str, ...]
+    told: tuple[str, ...]
+    asked: dict[str, Any]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return (*self.told, *_warnings(self.tensors))
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "inputs", " + ".join(each.path.name for each in self.models)
+        yield "output", self.output
+        yield "tensors", len(self.tensors)
+        yield "weights", self.n_weights
+        yield "warnings", len(self.warnings)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "shape", "inputs", "that confine"
+        for each in self.tensors:
+            yield each.name, each.dims[::-1], " ".join(each.types), len(each.sources)
 
     @property
     def item_size(self) -> int:
@@ -119,6 +155,7 @@ def plan_bounds(
     *,
     dtype: str = "f32",
     tensors: str | None = None,
+    checks: bool = True,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> BoundsPlan:
@@ -134,6 +171,9 @@ def plan_bounds(
         How bounds are stored; f16 is rounded outward.
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are taken.
+    checks : bool
+        Whether the inputs are checked now; otherwise each tensor's before its bounds are made (see
+        `recover.bounds.work`).
     n_threads : int, optional
         For the checks; default: the cores that this process may use.
     progress : callable, optional
@@ -150,31 +190,33 @@ def plan_bounds(
     """
     if dtype not in DTYPES:
         raise PlanError(f"bounds cannot be stored as {dtype!r}; known are {', '.join(DTYPES)}")
-    models = open_models(inputs)
+    opened = open_models(inputs)
     path = None if output is None else Path(output)
     if path is not None:
-        check_output_path(path, [part for model in models for part in model.parts])
-    aligned = align(models, tensors)
+        check_output_path(path, [part for model in opened for part in model.parts])
     warnings: list[str] = []
-    models = complete(aligned.models, aligned.names, warnings)
-    decider = Decider(models, DEFAULT_METHOD)
-    names = [name for name in aligned.names if _holds_weights(name, models)]
-    plans = [_plan_tensor(name, models, decider) for name in names]
+    models, names = prepare(opened, tensors, warnings)
+    plans = plan_tensors(models, names)
     if not plans:
         raise PlanError("none of the tensors holds weights")
-    plans = _checked(plans, models, n_threads, progress)
-    # As if all tensors failed: so long can the header become.
-    layout = _layout(plans, models, dtype, [tensor.name for tensor in plans])
-    positions = zip(layout.positions[::2], layout.positions[1::2], strict=True)
-    placed = [replace(tensor, positions=p) for tensor, p in zip(plans, positions, strict=True)]
+    header, n_bytes = b"", 0
+    if path is not None:
+        # As if all tensors failed: so long can the header become.
+        layout = _layout(plans, models, dtype, [tensor.name for tensor in plans])
+        header, n_bytes = layout.header, layout.n_bytes
+        positions = zip(layout.positions[::2], layout.positions[1::2], strict=True)
+        plans = [replace(tensor, positions=p) for tensor, p in zip(plans, positions, strict=True)]
+    asked = {
+        "inputs": [str(Path(each).absolute()) for each in inputs],
+        "output": None if path is None else str(path.absolute()),
+        "dtype": dtype,
+        "tensors": tensors,
+        "checks": False,
+    }
+    if checks:
+        plans = checked(plans, models, n_threads, progress)
     return BoundsPlan(
-        models,
-        path,
-        dtype,
-        tuple(placed),
-        layout.header,
-        layout.n_bytes,
-        (*warnings, *_warnings(plans)),
+        *(models, path, dtype, tuple(plans), header, n_bytes), told=tuple(warnings), asked=asked
     )
 
 
@@ -207,34 +249,79 @@ def _layout(
     )
 
 
-def _checked(
+def prepare(
+    opened: Sequence[Model], pattern: str | None, warnings: list[str]
+) -> tuple[tuple[Model, ...], list[str]]:
+    """The inputs with the same tensors, and the names of those that hold weights.
+
+    Parameters
+    ----------
+    opened : sequence of Model
+        The inputs.
+    pattern : str or None
+        Regular expression; only tensors in whose name it is found are taken.
+    warnings : list of str
+        What cannot be used is added.
+    """
+    aligned = align(opened, pattern)
+    models = complete(aligned.models, aligned.names, warnings)
+    return models, [name for name in aligned.names if _holds_weights(name, models)]
+
+
+def plan_tensors(models: Sequence[Model], names: Sequence[str]) -> list[TensorPlan]:
+    """Which inputs may confine the weights of some tensors; they are not checked yet."""
+    decider = Decider(models, DEFAULT_METHOD)
+    return [_plan_tensor(name, models, decider) for name in names]
+
+
+def checked(
     plans: Sequence[TensorPlan],
     models: Sequence[Model],
     n_threads: int | None,
     progress: Progress | None,
 ) -> list[TensorPlan]:
-    """The plans with what was checked, less the sources that failed."""
+    """The plans with what was checked of the sources, less those that failed."""
+    checks = check_tensors(plans, models, n_threads, progress)
+    return [_with_checks(plan, own) for plan, own in zip(plans, checks, strict=True)]
+
+
+def check_tensors(
+    plans: Sequence[TensorPlan],
+    models: Sequence[Model],
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> list[tuple[SourceCheck, ...]]:
+    """Check the sources of tensors; of each what was found of those of scalar types."""
     model_of = {id(tensor): model for model in models for tensor in model.tensors.values()}
-    pairs = [
-        (model_of[id(source)], source)
-        for tensor in plans
-        for source in tensor.sources
-        if isinstance(source.type, ScalarType)
+    sources = [
+        [source for source in plan.sources if isinstance(source.type, ScalarType)] for plan in plans
     ]
-    checks = check_sources(pairs, n_threads=n_threads, progress=progress)
-    found = {id(source): check for (_, source), check in zip(pairs, checks, strict=True)}
-    return [
-        replace(
-            tensor,
-            sources=tuple(
-                source
-                for source in tensor.sources
-                if id(source) not in found or found[id(source)].failed is None
-            ),
-            checks=tuple(found[id(source)] for source in tensor.sources if id(source) in found),
-        )
-        for tensor in plans
-    ]
+    pairs = [(model_of[id(source)], source) for own in sources for source in own]
+    found = iter(check_sources(pairs, n_threads=n_threads, progress=progress))
+    return [tuple(next(found) for _ in own) for own in sources]
+
+
+def _with_checks(plan: TensorPlan, checks: Sequence[SourceCheck]) -> TensorPlan:
+    """The plan of a tensor with what was checked, less the sources that failed."""
+    left = iter(checks)
+    kept = tuple(
+        i
+        for i, source in enumerate(plan.sources)
+        if not isinstance(source.type, ScalarType) or next(left).failed is None
+    )
+    sources = (
+        plan.sources if len(kept) == len(plan.sources) else tuple(plan.sources[i] for i in kept)
+    )
+    return replace(plan, sources=sources, checks=tuple(checks), kept=kept)
+
+
+def with_checks(plan: BoundsPlan, checks: Mapping[int, Sequence[SourceCheck]]) -> BoundsPlan:
+    """The plan with what was checked of some tensors, less the sources that failed."""
+    tensors = tuple(
+        _with_checks(tensor, checks[i]) if i in checks else tensor
+        for i, tensor in enumerate(plan.tensors)
+    )
+    return replace(plan, tensors=tensors)
 
 
 def _may_confine(model: Model, tensor: StoredTensor) -> bool:
@@ -294,13 +381,15 @@ def _names(models: Sequence[Model]) -> str:
     return ", ".join(printable(model.path.name) for model in models)
 
 
-def _warnings(plans: Sequence[TensorPlan]) -> tuple[str, ...]:
+def _warnings(plans: Sequence[TensorPlan]) -> list[str]:
     warnings = []
     if unbounded := [quoted(tensor.name) for tensor in plans if not tensor.sources]:
         warnings.append(f"no input confines the weights of {some(unbounded)}")
-    warnings += [
-        f"tensor {quoted(tensor.name)} is not bounded by {failure}, so that it proves nothing"
-        for tensor in plans
-        for failure in tensor.failures
+    failed: dict[str, list[str]] = {}
+    for tensor in plans:
+        for failure in tensor.failures:
+            failed.setdefault(failure, []).append(quoted(tensor.name))
+    return warnings + [
+        f"{tensors_of(names)} not bounded by {failure}, so that it proves nothing"
+        for failure, names in failed.items()
     ]
-    return tuple(warnings)

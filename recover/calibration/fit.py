@@ -7,14 +7,12 @@ out to measure the gain costs no further pass over the models.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from typing import Literal, NamedTuple
 
-import cvxpy as cp
 import numpy as np
-from cvxpy.atoms.sum_squares import sum_squares
 from numpy.typing import NDArray
 
+from recover.calibration.convex import require_solver, simplex_by_solver
 from recover.calibration.moments import Moments, Places, Survey, survey
 from recover.calibration.weights import (
     MOST_DEPTHS,
@@ -85,6 +83,8 @@ def calibrate(
     """
     if not 1 <= n_depths <= MOST_DEPTHS:
         raise CalibrationError(f"{n_depths} parts of the layers; possible are 1 to {MOST_DEPTHS}")
+    if constrained:
+        require_solver()  # before the work
     found = survey(inputs, truth, n_threads=n_threads, progress=progress)
     return fit(
         found, constrained=constrained, by_role=by_role, n_depths=n_depths, leave_out=leave_out
@@ -234,39 +234,9 @@ def simplex_weights(gram: F64Array) -> F64Array:
     if sizes.min() == 0:  # an input without error
         return np.eye(n_inputs)[int(np.argmin(sizes))]
     values, vectors = np.linalg.eigh(errors / sizes / sizes[:, None])
-    weights = _ask_solver(np.sqrt(np.maximum(values, 0))[:, None] * vectors.T, sizes.min() / sizes)
+    root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+    weights = simplex_by_solver(root, sizes.min() / sizes)
     return _polished(errors, weights)
-
-
-def _ask_solver(root: F64Array, scale: F64Array) -> F64Array:
-    """Least ``|root @ v|`` for ``v >= 0``, ``scale @ v = 1``; as weights, ``scale * v``."""
-    problem = _problem(len(scale))
-    problem.root.value, problem.scale.value = root, scale
-    try:
-        problem.problem.solve(solver=cp.CLARABEL)  # type: ignore[no-untyped-call]
-    except cp.error.SolverError as error:
-        raise CalibrationError(f"cvxpy finds no weights: {error}") from None
-    if problem.problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
-        raise CalibrationError(f"cvxpy finds no weights: the problem is {problem.problem.status}")
-    weights = np.maximum(np.asarray(problem.unknown.value, np.float64), 0) * scale
-    return weights / weights.sum()
-
-
-class _Problem(NamedTuple):
-    problem: cp.Problem
-    unknown: cp.Variable
-    root: cp.Parameter
-    scale: cp.Parameter
-
-
-@cache
-def _problem(n_inputs: int) -> _Problem:
-    """The problem for so many inputs: cvxpy prepares it once."""
-    unknown = cp.Variable(n_inputs, nonneg=True)
-    root = cp.Parameter((n_inputs, n_inputs))
-    scale = cp.Parameter(n_inputs, nonneg=True)
-    problem = cp.Problem(cp.Minimize(sum_squares(root @ unknown)), [scale @ unknown == 1])
-    return _Problem(problem, unknown, root, scale)
 
 
 def _polished(errors: F64Array, weights: F64Array) -> F64Array:

@@ -3,7 +3,6 @@
 import argparse
 import gc
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,13 +11,25 @@ from typing import Protocol
 
 from recover import RecoverError, UsageError
 from recover import _stopping as stopping
-from recover._version import __version__
-from recover.cli import bounds, calibrate, demo, evaluate, export, merge, quantize, reblock, verify
+from recover.cli import (
+    bounds,
+    calibrate,
+    completion,
+    demo,
+    evaluate,
+    export,
+    merge,
+    quantize,
+    reblock,
+    train_set,
+    verify,
+)
+from recover.cli import help as help_command
 from recover.cli import inspect as inspect_command
 from recover.cli._inputs import check_inputs, forget_inputs
-from recover.cli._parser import Parser
+from recover.cli._parser import Parser, Version
 from recover.cli._signals import Signals, last_line
-from recover.cli._streams import complain, drop, is_of_a_stream, open_closed_streams
+from recover.cli._streams import be_quiet, complain, drop, is_of_a_stream, open_closed_streams
 from recover.execution.temporary import tell_of_removals
 
 
@@ -45,9 +56,12 @@ _COMMANDS: tuple[Command, ...] = (  # type: ignore[assignment]
     quantize,
     evaluate,
     calibrate,
+    train_set,
     reblock,
     export,
     demo,
+    help_command,
+    completion,
 )
 
 
@@ -73,8 +87,14 @@ def run(argv: Sequence[str] | None) -> int:
 def _command(argv: Sequence[str] | None) -> int:
     """Understand the command line, and do what it says."""
     try:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        args = parser.parse_args(argv)
+        if "run" not in args:
+            parser.print_help()
+            return 0
         stopping.check()
+        args.parser, args.verbose = parser, args.verbose or args.tells_more
+        be_quiet(args.quiet)
         args.command_line = shlex.join(["recover", *(sys.argv[1:] if argv is None else argv)])
         tell_of_removals(None if args.quiet else lambda text: complain(f"recover: {text}"))
         return _outcome(args)
@@ -132,7 +152,7 @@ def _printed(status: int) -> int:
 def _unprinted(error: OSError) -> int:
     """The exit status of what cannot print: whoever closes a pipe has read enough."""
     if isinstance(error, BrokenPipeError):
-        return _given_up(128 + signal.SIGPIPE)
+        return _given_up(0)
     return _given_up(_fail(f"the results cannot be printed: {error.strerror}"))
 
 
@@ -157,8 +177,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="recover",
         description="The best possible full-precision weights from the quantizations of a model.",
     )
-    parser.add_argument("--version", action="version", version=f"recover {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    # For `--version --verbose`; a command has its own.
+    parser.add_argument(
+        "-v", "--verbose", dest="tells_more", action="store_true", help=argparse.SUPPRESS
+    )
+    parser.add_argument("--version", action=Version)
+    commands = parser.add_subparsers(metavar="COMMAND")
     for command in _COMMANDS:
         sub = commands.add_parser(
             command.NAME, help=command.SUMMARY, description=f"{command.SUMMARY}."
@@ -178,11 +202,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="number of threads (default: the cores that this process may use)",
     )
     group.add_argument(
-        "-q", "--quiet", action="store_true", help="nothing on stderr: no progress, no messages"
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="print nothing but errors (and what --json prints)",
     )
     group.add_argument("-v", "--verbose", action="store_true", help="tell more")
     group.add_argument("--debug", action="store_true", help="show a traceback on errors")
-    group.add_argument("--version", action="version", version=f"recover {__version__}")
+    group.add_argument("--version", action=Version)
 
 
 def _thread_count(text: str) -> int:

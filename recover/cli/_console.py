@@ -31,7 +31,7 @@ from recover._compiled.jit import is_first_run
 from recover._json import to_text
 from recover._text import escaped, shortened
 from recover.cli._inputs import check_inputs
-from recover.cli._streams import LONGEST_LINE, complain, say, write
+from recover.cli._streams import LONGEST_LINE, complain, is_quiet, say, write
 from recover.execution import tiles
 
 _PIPE_WIDTH = 200
@@ -129,6 +129,8 @@ def print_json(document: Any) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; columns whose name ends with a colon are text, the others figures."""
     check_inputs()
+    if is_quiet():
+        return
     if title:
         bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         line = shortened(escaped(title), LONGEST_LINE)
@@ -136,11 +138,16 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     is_text = [column.endswith(":") for column in columns]
     cells = [[column.rstrip(":") for column in columns]]
     cells += [[shortened(escaped(cell), _LONGEST_CELL) for cell in row] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     _narrow(widths, is_text, _width_of_stdout() - len(_GAP) * (len(widths) - 1))
     for row in cells:
         for line in _lines(row, widths, is_text):
             write(sys.stdout, line)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    return len(text) if text.isascii() else cell_len(text)
 
 
 def _width_of_stdout() -> int:
@@ -161,17 +168,24 @@ def _narrow(widths: list[int], is_text: Sequence[bool], wanted: int) -> None:
 
 def _lines(row: Sequence[str], widths: Sequence[int], is_text: Sequence[bool]) -> Iterator[str]:
     """A row of a table: several lines where a cell is folded."""
+    if all(len(cell) <= width and cell.isascii() for cell, width in zip(row, widths, strict=True)):
+        padded = [
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, is_text, strict=True)
+        ]
+        yield _GAP.join(padded).rstrip()
+        return
     folded = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
     for parts in zip_longest(*folded, fillvalue=""):
         padded = []
         for part, width, left in zip(parts, widths, is_text, strict=True):
-            space = " " * (width - cell_len(part))
+            space = " " * (width - _width(part))
             padded.append(part + space if left else space + part)
         yield _GAP.join(padded).rstrip()
 
 
 def _folded(cell: str, width: int) -> list[str]:
-    if cell_len(cell) <= width:
+    if _width(cell) <= width:
         return [cell]
     if cell.isascii():
         return wrap(cell, width, break_on_hyphens=False)

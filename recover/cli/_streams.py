@@ -31,9 +31,24 @@ def open_closed_streams() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
+_quiet = False
+
+
+def be_quiet(is_quiet: bool) -> None:
+    """Let `say` and tables print nothing from now on, or print again."""
+    global _quiet
+    _quiet = is_quiet
+
+
+def is_quiet() -> bool:
+    """Whether nothing is printed for people."""
+    return _quiet
+
+
 def say(text: str = "") -> None:
     """A line on stdout; what comes from files is escaped, and shortened."""
-    write(sys.stdout, shortened(escaped(text), LONGEST_LINE))
+    if not _quiet:
+        write(sys.stdout, shortened(escaped(text), LONGEST_LINE))
 
 
 def complain(text: str) -> None:
@@ -46,9 +61,18 @@ def complain(text: str) -> None:
 
 
 def write(stream: TextIO, line: str) -> None:
-    """Print a line that is escaped; characters that the stream lacks are escaped as well."""
+    """Print a line that is escaped; characters that the stream lacks are escaped as well.
+
+    Whoever closes the pipe of the results (``| head``) has read enough: the rest goes nowhere, and
+    the command ends as it would have.
+    """
     encoding = stream.encoding or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    try:
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    except BrokenPipeError:
+        if stream is not sys.stdout:
+            raise
+        drop(stream)
 
 
 def say_now(line: str) -> None:

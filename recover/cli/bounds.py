@@ -4,6 +4,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._sharing import add_sharing_arguments, means_of, print_part
+
 if TYPE_CHECKING:
     from recover.bounds.execute import BoundsResult, BoundStatistics
     from recover.bounds.plan import TensorPlan
@@ -31,30 +33,46 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tensors", metavar="REGEX", help="take only tensors in whose name this is found"
     )
+    add_sharing_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.bounds.execute import execute_bounds
+    from recover.bounds.execute import execute_bounds, execute_bounds_part
     from recover.bounds.plan import plan_bounds
     from recover.cli._console import print_json, progress_bar, warn
+    from recover.cli._streams import complain
+    from recover.errors import UsageError
+    from recover.execution.sharing import PartResult
 
+    for option, value in (("--shard", args.shard), ("--scheduler", args.scheduler)):
+        if value is not None and args.output is None:
+            raise UsageError(f"{option} is for bounds that are written; name a file with -o")
     with progress_bar(args, "checking") as progress:
         plan = plan_bounds(
             args.inputs,
             args.output,
             dtype=args.dtype,
             tensors=args.tensors,
+            checks=args.shard is None and args.scheduler is None,
             n_threads=args.threads,
             progress=progress,
         )
-    warn(args, plan.warnings)
-    with progress_bar(args, "bounding") as progress:
-        result = execute_bounds(plan, n_threads=args.threads, progress=progress)
-    warn(args, result.warnings)
+    is_checked = all(tensor.kept is not None for tensor in plan.tensors)
+    warn(args, plan.warnings if is_checked else ())
+    with progress_bar(args, "bounding") as progress, means_of(args, progress) as told:
+        whole, part = execute_bounds, execute_bounds_part
+        done = whole(plan, **told) if args.shard is None else part(plan, **told)
+    if isinstance(done, PartResult):
+        print_part(args, done)
+        return 0
+    result = done
+    warn(args, () if is_checked else result.plan.warnings)
     print_json(result.to_json()) if args.json else _print(result)
-    return 0
+    for line in result.warnings:  # what was written has no bound where inputs contradict each other
+        complain(f"recover: error: {line}")
+    return 1 if result.warnings else 0
 
 
 def _print(result: "BoundsResult") -> None:

@@ -5,10 +5,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._sharing import add_sharing_arguments, means_of, print_part
+
 if TYPE_CHECKING:
     from recover.export.execute import ExportResult
     from recover.export.plan import ExportedTensor
-    from recover.export.rounding import Rounding
+    from recover.quants.rounding import Rounding
 
     Exported = tuple[ExportedTensor, Rounding]
 
@@ -40,6 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace a model's folder that is there already"
     )
+    add_sharing_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -64,15 +67,16 @@ def _shard_size(text: str) -> int:
     from recover.containers.gguf.parts import parse_size
 
     try:
-        return parse_size(text.removesuffix("B"))
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no size like 500MB or 5GB") from None
+        return parse_size(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import print_json, progress_bar, warn
-    from recover.export.execute import execute_export
+    from recover.execution.sharing import PartResult
+    from recover.export.execute import execute_export, execute_export_part
     from recover.export.plan import plan_export
 
     plan = plan_export(
@@ -82,11 +86,18 @@ def run(args: Namespace) -> int:
         max_shard_size=args.max_shard_size,
         config=args.config,
         names=args.names,
-        force=args.force,
+        force=args.force or args.shard is not None,
     )
     warn(args, plan.warnings)
-    with progress_bar(args, "exporting") as progress:
-        result = execute_export(plan, n_threads=args.threads, progress=progress)
+    with progress_bar(args, "exporting") as progress, means_of(args, progress) as told:
+        if args.shard is None:
+            done: ExportResult | PartResult = execute_export(plan, **told)
+        else:
+            done = execute_export_part(plan, force=args.force, **told)
+    if isinstance(done, PartResult):
+        print_part(args, done)
+        return 0
+    result = done
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 
@@ -116,7 +127,7 @@ def _row(group: "list[Exported]") -> tuple[str, ...]:
     """One line for tensors that are treated alike."""
     from recover.cli._console import count
     from recover.export.execute import label_of
-    from recover.export.rounding import Rounding
+    from recover.quants.rounding import Rounding
 
     first = group[0][0]
     rounding = sum((each for _, each in group), Rounding())

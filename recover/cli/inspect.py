@@ -78,6 +78,7 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
     from recover.cli._console import count, optional, print_table
     from recover.cli._streams import say
     from recover.inspect.conflicts import conflict_share
+    from recover.merge.savings import sentence
 
     n_identical = len(result.identical_tensors)
     columns = ("tensor:", "inputs:", "weights", "conflicts", "expected rmse", "mse / best input")
@@ -97,10 +98,21 @@ def _print_together(result: "Inspection", *, verbose: bool) -> None:
     say(f"identical in all files: {n_identical} of {len(result.expectations)} tensors")
     for line in result.findings():
         say(line)
-    if result.same_original and result.expected_mse_ratio is None:
-        say("a merge has nothing to estimate: what it takes is known, or the same in all files")
-    elif result.same_original:
-        ratio = f"{result.expected_mse_ratio:.3f}"
-        say(f"a merge is expected to have {ratio} times the mean square error of the best input")
-    else:
-        say("a merge of all of them is of no use")
+    say(_verdict(result))
+    for saving in result.savings:
+        say(sentence(saving))
+
+
+def _verdict(result: "Inspection") -> str:
+    """What a merge of them would give."""
+    from recover.merge.expect import expected_ratio
+
+    if not result.is_of_use:
+        return "a merge of all of them is of no use"
+    ratio = expected_ratio(result.expectations)
+    if ratio is None:
+        return "a merge has nothing to estimate: what it takes is known, or the same in all files"
+    text = f"a merge is expected to have {ratio:.3f} times the mean square error of the best input"
+    if result.same_original:
+        return text
+    return f"{text}; it takes tensors that differ from one of them"

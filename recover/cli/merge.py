@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recover.cli._dry_run import dry_run
+from recover.cli._sharing import add_sharing_arguments, means_of, print_part
 from recover.cli.export import add_folder_arguments
 from recover.estimators import DEFAULT_METHOD, method_names, shipped_methods
 
@@ -62,6 +63,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="weights (--method linear) or densities (posterior) from recover calibrate",
     )
     parser.add_argument(
+        "--net",
+        metavar="FILE",
+        type=Path,
+        help="network from recover train-set (--method joint)",
+    )
+    parser.add_argument(
         "--simulate",
         metavar="N",
         type=int,
@@ -93,7 +100,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SIZE",
         type=_part_size,
         help="write parts OUT-00001-of-0000N.gguf with at most so many bytes of weights each, like"
-        " 500M or 2G (a tensor that is larger has a part of its own)",
+        " 500M, 2GB or 2GiB (a tensor that is larger has a part of its own)",
     )
     add_folder_arguments(parser)
     parser.add_argument(
@@ -108,6 +115,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="go on although the inputs contradict each other, and replace a model's folder that is"
         " there already",
     )
+    add_sharing_arguments(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -129,8 +137,9 @@ def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import message, print_json, progress_bar, warn
     from recover.estimators.base import estimator
+    from recover.execution.sharing import PartResult
     from recover.merge.checks import check_relations
-    from recover.merge.execute import execute_merge
+    from recover.merge.execute import execute_merge, execute_merge_part
     from recover.merge.plan import plan_merge
 
     plan = plan_merge(
@@ -146,6 +155,7 @@ def run(args: Namespace) -> int:
         split_max_size=args.split_max_size,
         max_shard_size=args.max_shard_size,
         config=args.config,
+        net=args.net,
     )
     if args.simulate is not None:
         from recover.merge.resimulate import with_simulated_densities
@@ -158,15 +168,20 @@ def run(args: Namespace) -> int:
         if not args.force:
             check_relations(plan)
         return dry_run(args, plan)
-    with progress_bar(args, "merging") as progress:
-        result = execute_merge(
-            plan,
-            n_threads=args.threads,
-            progress=progress,
-            force=args.force,
-            resume=args.resume,
-            tell=partial(message, args),
-        )
+    with (
+        progress_bar(args, "merging") as progress,
+        means_of(args, progress, force=args.force) as told,
+    ):
+        done: MergeResult | PartResult
+        if args.shard is None:
+            tell = partial(message, args)
+            done = execute_merge(plan, resume=args.resume, tell=tell, **told)
+        else:
+            done = execute_merge_part(plan, **told)
+    if isinstance(done, PartResult):
+        print_part(args, done)
+        return 0
+    result = done
     warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
@@ -175,6 +190,7 @@ def run(args: Namespace) -> int:
 def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     from recover.cli._console import print_table, print_written
     from recover.cli._streams import say
+    from recover.merge.savings import sentence
 
     plan = result.plan
     columns = ("action:", "inputs:", "output:", "tensors", "weights", "expected rmse", "conflicts")
@@ -191,6 +207,8 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
     if ratio is not None:
         remark = "" if ratio < _NO_GAIN else ", so nothing is gained"
         say(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
+        for saving in result.savings:
+            say(sentence(saving))
     elif all(tensor.expected_rmse is None for tensor in result.tensors):
         say(
             "nothing to estimate: of every tensor an input is unquantized, or its original found,"

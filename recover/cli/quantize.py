@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._parser import did_you_mean
+from recover.cli._sharing import add_sharing_arguments, means_of, print_part
 from recover.errors import QuantError
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         " block), k-lsq (for Q4_K and Q5_K: least-squares scales)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    add_sharing_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -107,7 +110,9 @@ def _type_name(text: str, known: Types = _TYPES) -> str:
     if name in known:
         return name
     names = {each for kind in all_types() for each in (kind.name, *kind.file_types.values())}
-    told = f"{name} is read, not written" if name in names else f"{text!r} is unknown"
+    told = f"{text!r} is unknown{did_you_mean(name, known)}"
+    if name in names:
+        told = f"{name} is read, not written"
     raise ArgumentTypeError(f"{told}; take one of {', '.join(known)}")
 
 
@@ -125,7 +130,8 @@ def _tensor_type(text: str) -> tuple[str, str]:
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import print_json, progress_bar, warn
-    from recover.quantize.execute import execute_quantize
+    from recover.execution.sharing import PartResult
+    from recover.quantize.execute import execute_quantize, execute_quantize_part
     from recover.quantize.plan import plan_quantize
 
     plan = plan_quantize(
@@ -143,8 +149,13 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
-    with progress_bar(args, "quantizing") as progress:
-        result = execute_quantize(plan, n_threads=args.threads, progress=progress)
+    with progress_bar(args, "quantizing") as progress, means_of(args, progress) as told:
+        whole, part = execute_quantize, execute_quantize_part
+        done = whole(plan, **told) if args.shard is None else part(plan, **told)
+    if isinstance(done, PartResult):
+        print_part(args, done)
+        return 0
+    result = done
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 

@@ -5,13 +5,27 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._sharing import add_sharing_arguments, means_of, print_part
+
 if TYPE_CHECKING:
     from recover.reblock.execute import ReblockResult, TensorResult
 
 NAME = "reblock"
 SUMMARY = "Store integer originals in GGUF without changing a value"
 
-_TYPES = ("auto", "q8_0", "q4_0", "q4_1", "q5_0", "tq2_0", "mxfp4", "nvfp4", "bf16")
+_TYPES = (
+    "auto",
+    "q8_0",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q1_0",
+    "q2_0",
+    "tq2_0",
+    "mxfp4",
+    "nvfp4",
+    "bf16",
+)
 _ARCHITECTURES = (
     "llama",
     "mistral",
@@ -84,14 +98,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         help="take metadata and vocabulary from this GGUF file of the same model",
     )
+    add_sharing_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
     from recover.cli._console import print_json, progress_bar, warn
+    from recover.execution.sharing import PartResult
     from recover.reblock.dispatch import open_original
-    from recover.reblock.execute import execute_reblock
+    from recover.reblock.execute import execute_reblock, execute_reblock_part
     from recover.reblock.integers import Request
     from recover.reblock.plan import plan_reblock
 
@@ -108,10 +124,16 @@ def run(args: Namespace) -> int:
     )
     plan = plan_reblock(source, args.output)
     warn(args, source.warnings)
-    with progress_bar(args, "re-blocking") as progress:
-        result = execute_reblock(
-            plan, verify=args.verify, n_threads=args.threads, progress=progress
-        )
+    with (
+        progress_bar(args, "re-blocking") as progress,
+        means_of(args, progress, verify=args.verify) as told,
+    ):
+        whole, part = execute_reblock, execute_reblock_part
+        done = whole(plan, **told) if args.shard is None else part(plan, **told)
+    if isinstance(done, PartResult):
+        print_part(args, done)
+        return 0
+    result = done
     if not result.exact:
         n_inexact = sum(not tensor.exact for tensor in result.tensors)
         warn(args, [f"{n_inexact} tensors are not exact; {plan.report} says by how much"])

@@ -6,13 +6,16 @@ else of it is known elsewhere. Ranges of weights are asked for, never slices of 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from recover._brief import Brief
 from recover.containers.rows import blocks_of
 from recover.quants import (
     GROUP,
@@ -24,6 +27,7 @@ from recover.quants import (
     dequantize,
     state_all,
 )
+from recover.quants.rounding import Rounding, round_weights
 
 GGML_DIMS = 4
 """Dimensions that ggml's tensors have. One with more is a parameter of another program, which takes
@@ -102,6 +106,34 @@ class StoredTensor(Protocol):
         """
         ...
 
+    def round_to(
+        self, kind: TensorType, start: int, end: int, out: U8Array, shift: float = 0.0
+    ) -> Rounding:
+        """Weights `start` to `end`, which are whole blocks, as floats of a type.
+
+        Parameters
+        ----------
+        kind : TensorType
+            F32, F16 or BF16.
+        start, end : int
+            The range.
+        out : uint8 (n_bytes,)
+            Where to put them.
+        shift : float
+            What is added to them before.
+
+        Returns
+        -------
+        Rounding
+            What that lost. The stored numbers are multiplied in float64, and rounded once.
+
+        Raises
+        ------
+        QuantError
+            If the type cannot be decoded.
+        """
+        ...
+
     def factors(self, start: int, end: int) -> F32Array | None:
         """What each 16 of the weights `start` to `end` are multiplied by, (n / 16,); None for 1."""
         ...
@@ -117,17 +149,17 @@ class BlockTensor:
     Attributes and methods are those of `StoredTensor`.
     """
 
-    @property
+    @cached_property
     def stored_type(self: StoredTensor) -> TensorType:
         """How the file stores the weights."""
         return self.type
 
-    @property
+    @cached_property
     def n_weights(self: StoredTensor) -> int:
         """Number of weights."""
         return math.prod(self.dims)
 
-    @property
+    @cached_property
     def n_bytes(self: StoredTensor) -> int:
         """Number of stored bytes."""
         return self.type.tensor_bytes(self.dims)
@@ -164,6 +196,23 @@ class BlockTensor:
             for first, last, scale in _scaled_ranges(self, start, end):
                 weights[first - start : last - start] *= scale
         return weights
+
+    def round_to(
+        self: StoredTensor,
+        kind: TensorType,
+        start: int,
+        end: int,
+        out: U8Array,
+        shift: float = 0.0,
+    ) -> Rounding:
+        """See `StoredTensor.round_to`."""
+        weights, rounding = dequantize(self.part(start, end), self.type), Rounding()
+        ranges = _scaled_ranges(self, start, end) if self.scales is not None else ()
+        for first, last, scale in ranges or [(start, end, np.float32(1))]:
+            own, at = weights[first - start : last - start], kind.n_bytes(first - start)
+            part = out[at : at + kind.n_bytes(own.size)]
+            rounding += round_weights(own, kind, part, float(scale), shift)
+        return rounding
 
     def factors(self: StoredTensor, start: int, end: int) -> F32Array | None:
         """See `StoredTensor.factors`."""
@@ -283,6 +332,26 @@ class Model(Protocol):
     def fingerprint(self) -> str:
         """A digest that changes if the files on the disk are changed; reads little of them."""
         ...
+
+
+class BriefModel(Brief):
+    """What people see of a `Model`: its size, its types, and its tensors."""
+
+    def facts(self: Model) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        kinds = Counter(each.stored_type.name for each in self.tensors.values())
+        yield "path", self.path
+        yield "architecture", self.get("general.architecture")
+        yield "weights", self.n_weights
+        yield "bytes", self.n_bytes
+        yield "tensors", len(self.tensors)
+        yield "types", " ".join(kind for kind, _ in kinds.most_common())
+
+    def rows(self: Model) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "shape", "type"
+        for name, each in self.tensors.items():
+            yield name, each.dims[::-1], each.stored_type.name
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,32 @@ def blocks_of(raw: U8Array, kind: TensorType, row_length: int, start: int, end: 
     return out.reshape(-1)
 
 
+def rows_of_blocks(blocks: U8Array, kind: TensorType, row_length: int) -> U8Array:
+    """The bytes of whole rows, of which `blocks_of` gave the blocks; not of interleaved ones.
+
+    Parameters
+    ----------
+    blocks : uint8 (n_blocks * part_size,)
+        The blocks of some rows.
+    kind : TensorType
+        How they are stored.
+    row_length : int
+        Weights of a row.
+
+    Returns
+    -------
+    uint8 (n_bytes,)
+        `blocks` itself, unless the type's rows have headers.
+    """
+    if not kind.row_header:
+        return blocks
+    parts = blocks.reshape(-1, kind.blocks_before(row_length), kind.part_size)
+    headers = parts[:, 0, : kind.row_header]
+    stored = parts[:, :, kind.row_header :].reshape(len(parts), -1)
+    rows: U8Array = np.concatenate([headers, stored], axis=1).reshape(-1)
+    return rows
+
+
 def _take(rows: U8Array, kind: TensorType, per_row: int, first: int, out: U8Array) -> None:
     """Blocks from number `first` on of rows that are stored together."""
     n_together, n_header = kind.rows_interleaved, kind.row_header

@@ -12,6 +12,7 @@ from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._decode import is_affine
 
 _LEAST_SHARE = np.float32(1e-6)
+_HARDLY_ANYTHING = 1e-30
 
 
 @inner
@@ -65,6 +66,15 @@ def n_effective(variance: F32Array) -> int:
             total += np.float64(variance[g])
             squares += np.float64(variance[g]) ** 2
     return int(total * total / squares) if squares > 0 else 0
+
+
+@bare_inlined
+def amount(variance: F32Array) -> float:
+    """What errors of groups are in proportion to: the sum of what is known, and hardly anything."""
+    total = variance.size * _HARDLY_ANYTHING
+    for g in range(variance.size):
+        total += np.float64(variance[g]) if variance[g] < np.float32(np.inf) else 0.0
+    return total
 
 
 @kernel

@@ -8,6 +8,7 @@ made by ``python -m tests.golden.make_sample_folders``.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import as_file, files
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from recover.containers.huggingface.formats import Matrix, read_matrix
-from recover.containers.huggingface.formats._compensated import CompensatedMatrix
+from recover.containers.huggingface.formats.base import is_soft
 from recover.containers.huggingface.modules import Module, as_float32, values
 from recover.containers.huggingface.rows import Rows
 from recover.containers.huggingface.scaled import ScaledMatrix, Scales
@@ -24,6 +25,7 @@ from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.containers.model import StoredTensor
 from recover.containers.safetensors.reader import Model, open_safetensors
 from recover.inputs.foreign import measure_ratio
+from recover.inputs.matching import typical_error
 from recover.quants import IntervalType
 
 SETTINGS = "settings"
@@ -39,20 +41,25 @@ _ONE_BIT = np.log(5)  # of mean square errors; a little more than four times
 def settings_like(kind: IntervalType) -> list[str]:
     """Settings of a type in the sample, those first whose errors are the most alike.
 
-    If there are none of its name, those of names that differ in the number of bits, by one at most.
+    Of its name, with scales in the same direction. If there are none, those of names that differ in
+    the number of bits, by one at most; if there are none either, with scales in the other one.
     """
 
     def unlikeness(name: str) -> float:
-        own = stored_half(name, 0).type.relative_mse
-        return abs(float(np.log(own / kind.relative_mse)))
+        return abs(float(np.log(types[name].relative_mse / kind.relative_mse)))
 
-    all_types = {name: setting["type"] for name, setting in _settings().items()}
-    names = [name for name, other in all_types.items() if other == kind.name]
-    if not names:
-        family = _family(kind.name)
-        names = [name for name, other in all_types.items() if _family(other) == family]
-        names = [name for name in names if unlikeness(name) <= _ONE_BIT]
-    return sorted(names, key=unlikeness)
+    def in_direction(names: list[str]) -> list[str]:
+        return [name for name in names if types[name].is_strided == kind.is_strided]
+
+    types = {name: stored_half(name, 0).type for name in _settings()}
+    family, own = _family(kind.name), [name for name in types if types[name].name == kind.name]
+    near = [
+        name
+        for name in types
+        if _family(types[name].name) == family and unlikeness(name) <= _ONE_BIT
+    ]
+    choices = in_direction(own), in_direction(near), own, near
+    return sorted(next(filter(None, choices), []), key=unlikeness)
 
 
 def _family(type_name: str) -> str:
@@ -79,12 +86,38 @@ def stored_half(setting: str, half: int) -> QuantizedTensor:
     return QuantizedTensor(setting, (matrix.row_length, matrix.n_rows), (Rows(matrix),), 0)
 
 
-def with_errors(tensor: QuantizedTensor, known: StoredTensor | None) -> QuantizedTensor:
-    """The same with the errors of compensated codes as a merge finds them beside another input."""
+def with_errors(tensors: Sequence[StoredTensor], has_cells: Sequence[bool]) -> list[StoredTensor]:
+    """Inputs with the errors of compensated codes as a merge finds them.
+
+    Those are found beside the finest input with cells or, if there is none, beside a finer one
+    whose errors are only typical themselves.
+
+    Parameters
+    ----------
+    tensors : sequence of StoredTensor
+        The inputs.
+    has_cells : sequence of bool
+        Which of them confine the weights.
+    """
+
+    def error(tensor: StoredTensor) -> float:
+        return typical_error(tensor.type)
+
+    known = [tensor for tensor, proves in zip(tensors, has_cells, strict=True) if proves]
+    finest = min(known or tensors, key=error)
+    return [
+        _with_errors(each, finest, is_sure=bool(known))
+        if isinstance(each, QuantizedTensor) and (known or error(finest) < error(each))
+        else each
+        for each in tensors
+    ]
+
+
+def _with_errors(tensor: QuantizedTensor, known: StoredTensor, *, is_sure: bool) -> QuantizedTensor:
     matrix = tensor.runs[0].matrix
-    if not isinstance(matrix, CompensatedMatrix) or known is None:
+    if not is_soft(matrix):
         return tensor
-    told = matrix.with_noise(matrix.noise * measure_ratio(tensor, known))
+    told = matrix.with_noise(matrix.noise * measure_ratio(tensor, known, is_sure=is_sure))
     return replace(tensor, runs=(Rows(told),))
 
 

@@ -95,13 +95,14 @@ def _correct_all(
             at = start + 16 * g
             if usable and is_like_others(means, g):
                 part = sums[start // size]
-                _settle(inputs, at, posterior, bounds, means.unit[g], g, scratch, part)
+                result = scratch.result[32 * g : 32 * g + 32]
+                settle(inputs, at, posterior, bounds, means.unit[g], result, part)
             else:
-                _confine(posterior[0], at, load(bounds[0], at), load(bounds[1], at))
+                confine(posterior[0], at, load(bounds[0], at), load(bounds[1], at))
 
 
 @bare_inlined
-def _confine(estimate: F32Array, at: int, lower: Any, upper: Any) -> None:
+def confine(estimate: F32Array, at: int, lower: Any, upper: Any) -> None:
     """Rounding may have led out of the cells."""
     old = load(estimate, at)
     value = where(old < lower, lower, old)
@@ -110,26 +111,25 @@ def _confine(estimate: F32Array, at: int, lower: Any, upper: Any) -> None:
 
 
 @bare_inner
-def _settle(
+def settle(
     inputs: Inputs,
     at: int,
     posterior: tuple[F32Array, F32Array],
     bounds: tuple[F32Array, F32Array],
     unit: np.float32,
-    g: int,
-    scratch: Scratch,
+    result: F32Array,
     sums: _Sums,
 ) -> None:
-    """Correct the group whose weights begin `at`, number `g` of its superblock."""
+    """Correct the group whose weights begin `at` by 16 corrections, and 16 factors."""
     estimate, deviation = posterior
     old, old_deviation = load(estimate, at), load(deviation, at)
     lower, upper = load(bounds[0], at), load(bounds[1], at)
     limit = splat(_MOST)
-    correction = smaller(larger(load(scratch.result, 32 * g), -limit), limit)
+    correction = smaller(larger(load(result, 0), -limit), limit)
     new = old + correction * least_deviation(old_deviation, unit)
     conflict = lower > upper
     new = where(conflict, old, smaller(larger(new, lower), upper))
-    factor = where(conflict, splat(np.float32(1)), load(scratch.result, 32 * g + 16))
+    factor = where(conflict, splat(np.float32(1)), load(result, 16))
     new_deviation = old_deviation * sqrt(factor)
     store(estimate, at, new)
     store(deviation, at, new_deviation)

@@ -35,6 +35,7 @@ from recover._compiled.lanes import (
     to_f32,
     where,
 )
+from recover.estimators._zeros import is_common, near_zero
 from recover.evidence.buffer import Evidence
 from recover.quants import F32Array, U8Array
 
@@ -188,6 +189,16 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     means.size[0] = size
     of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size
     return usable and bool(size > _TINY) and bool(size < _FAR) and not of_one_sign
+
+
+@bare_inner
+def _has_zeros(bounds: tuple[F32Array, F32Array], start: int) -> bool:
+    """Whether many weights of the superblock are likely to be exactly 0."""
+    n_zero = n_near = splat(_ZERO)
+    for at in range(start, start + 256, 16):
+        may_be, near = near_zero(load(bounds[0], at), load(bounds[1], at))
+        n_zero, n_near = n_zero + may_be, n_near + near
+    return is_common(n_zero, n_near, False)
 
 
 @bare_inlined
@@ -353,7 +364,7 @@ def describe(
         Whether there is something to tell; otherwise nothing was filled in.
     """
     mean, deviation = posterior
-    if not survey(inputs, mean, start, means):
+    if not survey(inputs, mean, start, means) or _has_zeros(bounds, start):
         return False
     n_inputs = inputs.step.size
     size = 16 * (PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs)

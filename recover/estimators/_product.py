@@ -28,14 +28,12 @@ from recover._compiled.lanes import (
     store,
     where,
 )
-from recover.estimators._combine import n_effective
+from recover.estimators._combine import amount, n_effective
 from recover.estimators._extremes import fix_extremes
 from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import (
     ATOMS,
-    CENTER_UNIT,
-    CURVATURE_UNIT,
     N_COLUMNS,
     H,
     Others,
@@ -43,6 +41,7 @@ from recover.estimators._product_tables import (
     Scalars,
     Spans,
 )
+from recover.estimators._rule import ALL, END, density, exp, is_mild, mode, moments, sharpen
 from recover.estimators._spans import (
     accumulate_spans,
     add_errors,
@@ -60,42 +59,20 @@ from recover.estimators._superblock import (
     replace_first,
     value_of,
 )
+from recover.estimators._zeros import find_zeros, zero_atom
 from recover.evidence.edges import edge_above, edge_below, has_extreme
 from recover.quants import F32Array
 
-# A rule with nodes at 0, +-h and +-2h: the density at the outer nodes follows from that at the
-# inner ones, as its logarithm is quadratic. h, the weights of the inner and outer nodes (that of
-# the middle is 1) and the curve of `_exp` are those with the least error in mean and variance for
-# densities exp(s t + b t**2 / 2) from -1 to 1 as merges of trained weights have them: s to +-15, b
-# from -21 to 0.
-_WEIGHTS = (1.0995, 0.8463)
-_CURVE = np.float32(0.4523)
-# The kernels count in units of the inner nodes' weight.
-_MIDDLE = np.float32(1 / _WEIGHTS[0])
-_OUTER = np.float32(_WEIGHTS[1] / _WEIGHTS[0])
-_OUTER_FIRST, _OUTER_SECOND = np.float32(2) * _OUTER, np.float32(4) * _OUTER
-_ALL = (1 + 2 * sum(_WEIGHTS)) / _WEIGHTS[0]
 _ZERO = np.float32(0)
 _HALF = np.float32(0.5)
 _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
-_END = np.float32(1 / H)
 _ULPS = np.float32(2.0**-22)
-_STEEP, _NARROW_HILL = np.float32(100), np.float32(-0.24)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
 _FIRST: Any = np.int64(0)  # what is called with a literal is compiled once more
 _N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
-
-
-@bare_inlined
-def _exp(y: Any) -> Any:
-    """About ``exp(8 y)`` for moderate y: ``(1 + y + 0.4523 y^2)^8``, y >= -1."""
-    y = larger(y, splat(-_ONE))
-    y = fused(y, fused(y, _CURVE, splat(_ONE)), splat(_ONE))
-    y = y * y
-    y = y * y
-    return y * y
+_STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 
 
 @bare_inlined
@@ -112,31 +89,6 @@ def _prove(low: Any, high: Any, scalars: Scalars, k: int, at: int) -> Any:
     low = where(proven > low, proven, low)  # not NaN, which infinite levels may give
     proven = edge_above(above, s, o, error, slack)
     return low, where(proven < high, proven, high)
-
-
-@bare_inlined
-def _moments(odd: Any, even: Any) -> Any:
-    """The integrals of a density over 1, t / h and its square; `odd` and `even` as in `_density`.
-
-    ``M_j = sum over i of a_i (t_i / h)^j p(t_i) / p(0)`` over the nodes -2h, -h, 0, h and 2h. With
-    ``R = p(h) / p(0)`` and ``L = p(-h) / p(0)`` the outer values are ``R^3 L`` and ``L^3 R``. They
-    are in a unit of their own: a flat density has `_ALL`.
-    """
-    right, left = _exp(even + odd), _exp(even - odd)
-    product = right * left
-    right2, left2 = right * right * product, left * left * product
-    both, both2 = right + left, right2 + left2
-    m0 = fused(both2, _OUTER, both + _MIDDLE)
-    m1 = fused(right2 - left2, _OUTER_FIRST, right - left)
-    return m0, m1, fused(both2, _OUTER_SECOND, both)
-
-
-@bare_inlined
-def _mode(odd: Any, even: Any) -> Any:
-    """Where the density is largest, over h: ``-S / (B h)``, or an end (see docs/posterior.md)."""
-    end = where(odd < _ZERO, splat(-_END), splat(_END))
-    top = odd / even * -_HALF
-    return where((even < _ZERO) & (abs(top) < _END), top, end)
 
 
 @bare_inlined
@@ -171,32 +123,10 @@ def _atom(
             odds = where(found, splat(block.odds[4 * pair + i // 2]), odds)
     share = where(q == scalars.ends[2 * k], splat(rows[row]), splat(rows[row + 1]))
     place = (value_of(scalars, k, at) - middle) / (half * np.float32(H))
-    unit = np.float32(_ALL / 2) * abs(splat(scalars.scale[at // 16]))
+    unit = np.float32(ALL / 2) * abs(splat(scalars.scale[at // 16]))
     mass = odds * share * unit / half
-    inside = (abs(place) < _JUST_INSIDE * _END) & (mass < _FAR)
+    inside = (abs(place) < _JUST_INSIDE * END) & (mass < _FAR)
     return where(inside, place, splat(_ZERO)), where(inside, mass, splat(_ZERO))
-
-
-@bare_inlined
-def _density(block: Superblock, i: int, prior: np.float32) -> Any:
-    """Middle and width of what the bounds of group `i` leave, and the log density there.
-
-    The latter as half the width w in units, and the odd and the even part of an eighth of its
-    logarithm at h, over that in the middle: ``S h / 8`` and ``B h^2 / 16`` with ``S = w G`` and
-    ``B = w^2 C``. G and C are the derivatives at the middle, the prior's share among them.
-    """
-    at, unit, per_unit = 16 * i, block.unit[i], block.per_unit[i]
-    low, high, center = load(block.low, at), load(block.high, at), load(block.center, at)
-    belief = -prior * unit * unit * CURVATURE_UNIT
-    gradient, curvature = (
-        fused(center, belief, load(block.gradient, at)),
-        load(block.curvature, at) + belief,
-    )
-    total, width = low + high, high - low
-    across = width * (_HALF * per_unit)
-    off = total * (_HALF * per_unit * CENTER_UNIT) - center
-    odd, even = fused(curvature, off, gradient) * across, curvature * across * across
-    return total * _HALF, width, across, odd, even
 
 
 @bare_inlined
@@ -215,28 +145,33 @@ def _estimate(
     sound = splat(_ONE)
     for i in range(16):
         at = 16 * (start + i)
-        middle, width, across, odd, even = _density(block, i, prior)
-        m0, m1, _ = _moments(odd, even)
+        middle, width, across, odd, even = density(block, i, prior)
+        m0, m1, _ = moments(odd, even)
         # Where next to nothing is left, rounding would lead out of the cells.
-        sound = where((width > floor) & _is_mild(m0, even), sound, splat(_ZERO))
+        sound = where((width > floor) & is_mild(m0, even), sound, splat(_ZERO))
         unit = splat(block.unit[i] * np.float32(H))
         if plain:
             estimate = fused(across * m1, unit / m0, middle)
         else:
             place = m1 / m0
             if outputs.mode:
-                place = _mode(odd, even)
+                place = mode(odd, even)
             on_atom = splat(_ZERO)
             for k in range(outputs.atoms.size):
                 if outputs.atoms[k] and block.inverse[16 * k + i] != _ZERO:
                     t, mass = _atom(scalars, k, block, k * n + at, i, middle, width * _HALF)
-                    mass = mass * _exp(t * (odd + even * t))
+                    mass = mass * exp(t * (odd + even * t))
                     m0, m1 = m0 + mass, fused(mass, t, m1)
                     if outputs.mode:  # an atom with more than half of the mass
                         on_atom = where(mass > on_atom, mass, on_atom)
                         place = where(on_atom + on_atom > m0, t, place)
                     else:
                         place = m1 / m0
+            if block.zeros[0] > _ZERO:
+                t, mass = zero_atom(block, middle, width)
+                mass = mass * exp(t * (odd + even * t))
+                m0, m1 = m0 + mass, fused(mass, t, m1)
+                place = where(mass + mass > m0, t, place) if outputs.mode else m1 / m0
             estimate = fused(across * place, unit, middle)
             if outputs.mode:  # often on an edge
                 low, high = load(block.low, 16 * i), load(block.high, 16 * i)
@@ -262,37 +197,6 @@ def _estimate_other(
 def _floor(prior: np.float32) -> np.float32:
     """The width from which the estimates of a superblock are good: ``2 sigma 2^-16``."""
     return np.float32(2) * np.sqrt(_NARROW / prior)
-
-
-@bare_inlined
-def _is_mild(total: Any, even: Any) -> Any:
-    """Whether the rule is accurate, see `_WEIGHTS`: neither a steep edge nor a narrow hill."""
-    return (total < _STEEP) & (even > _NARROW_HILL)
-
-
-@bare_inner
-def _sharpen(block: Superblock, prior: np.float32) -> None:
-    """Where a density is too steep for the rule, bounds within which it is above exp(-8).
-
-    They lie ``r = 16 / (f + sqrt(f^2 + 16 b))`` from its maximum at t: ``f = |S + B t|``, ``b =
-    max(-B, 0)``.
-    """
-    for i in range(16):
-        middle, width, _, odd, even = _density(block, i, prior)
-        total, _, _ = _moments(odd, even)
-        steep = ~_is_mild(total, even) & (width < _FAR)
-        if not any_lane(steep):
-            continue
-        curvature = even * np.float32(16 / H**2)
-        top = _mode(odd, even) * np.float32(H)
-        fall = abs(fused(curvature, top, odd * np.float32(8 / H)))
-        curvature = where(curvature < _ZERO, -curvature, splat(_ZERO))
-        reach = splat(np.float32(16)) / (fall + sqrt(fused(fall, fall, curvature * np.float32(16))))
-        steep = steep & (reach > _ZERO)
-        half, low, high = width * _HALF, load(block.low, 16 * i), load(block.high, 16 * i)
-        near, far = fused(half, top - reach, middle), fused(half, top + reach, middle)
-        store(block.low, 16 * i, where(steep & (near > low), near, low))
-        store(block.high, 16 * i, where(steep & (far < high), far, high))
 
 
 @bare_inner
@@ -384,15 +288,19 @@ def _variance(
     Where that is not known, the typical one of the finest input or, if less, that of the bounds.
     """
     n = scalars.codes.size // scalars.noise.size
-    middle, width, _, odd, even = _density(block, i, prior)
-    m0, m1, m2 = _moments(odd, even)
+    middle, width, _, odd, even = density(block, i, prior)
+    m0, m1, m2 = moments(odd, even)
     half = width * _HALF
     for k in range(scalars.noise.size):
         if outputs.atoms[k] and block.inverse[16 * k + i] != _ZERO:
             at = k * n + 16 * (start + i)
             place, mass = _atom(scalars, k, block, at, i, middle, half)
-            mass = mass * _exp(place * (odd + even * place))
+            mass = mass * exp(place * (odd + even * place))
             m0, m1, m2 = m0 + mass, fused(mass, place, m1), fused(mass * place, place, m2)
+    if block.zeros[0] > _ZERO:
+        place, mass = zero_atom(block, middle, width)
+        mass = mass * exp(place * (odd + even * place))
+        m0, m1, m2 = m0 + mass, fused(mass, place, m1), fused(mass * place, place, m2)
     mean, unit = m1 / m0, half * np.float32(H)
     error = unit * unit * (m2 / m0 - mean * mean)
     good = (width > _floor(prior)) & (abs(fused(unit, mean, middle)) < _FAR)
@@ -432,33 +340,38 @@ def _integrate_each(
     outputs: Outputs,
     tallies: NDArray[np.float64],
 ) -> None:
-    """See `integrate`; errors are summed over one superblock in so many, and scaled up."""
+    """See `integrate`; errors are summed over one superblock in so many, and scaled up.
+
+    They are taken to go with the variance of the finest input, which is known of all. The places
+    walk through rows, whose ends may differ.
+    """
     size, n_groups = outputs.variance.size // tallies.shape[0], outputs.n_groups // tallies.shape[0]
     for each in range(tallies.shape[0]):
-        stride = 1  # every so many superblocks are looked at for the errors to expect
+        variance = outputs.variance[each * size : (each + 1) * size]
+        stride = 1  # one of so many superblocks is looked at for the errors to expect
         if outputs.deviation.size == 0:
-            variance = outputs.variance[each * size : (each + 1) * size]
             stride = max(1, n_effective(variance) // 16 // _N_SAMPLED)
         outputs.errors[:] = _ZERO
         first, last = each * size, each * size + n_groups
-        n_conflicts, n_sampled = 0, 0
+        n_conflicts, sampled = 0, 0.0
         for start in range(first, last, 16):
             here = min(16, last - start)
             prior = _gather(scalars, spans, others, block, start, here, outputs)
-            if outputs.plain:
+            if outputs.plain and block.zeros[0] == _ZERO:
                 all_good = _estimate(scalars, block, prior, start, out, outputs, True)
             else:
                 all_good = _estimate_other(scalars, block, prior, start, out, outputs)
             if not all_good:
-                _sharpen(block, prior)
+                sharpen(block, prior)
                 _estimate_other(scalars, block, prior, start, out, outputs)
                 n_conflicts += _resolve_empty(scalars, spans, block, prior, start, out)
-            if (start - first) // 16 % stride == 0:
+            number = (start - first) // 16
+            if number % stride == number // stride * _STEP % stride:
                 _expect(scalars, spans, others, block, prior, start, out, outputs)
-                n_sampled += here
+                sampled += amount(outputs.variance[start : start + here])
         tallies[each, 1] += n_conflicts
         for k in range(outputs.errors.size // 16):
-            total = add_up(load(outputs.errors, 16 * k)) * (n_groups / n_sampled)
+            total = add_up(load(outputs.errors, 16 * k)) * (amount(variance[:n_groups]) / sampled)
             tallies[each, 0 if k == 0 else 1 + k] += total
 
 
@@ -483,7 +396,10 @@ def _gather(
         squares, noise = begin_with_spans(spans, scalars, block, start, noise)
         total += add_up(squares)
     prior = np.float32(16 * here) / total if total > _ZERO else _ZERO
-    if is_uneven(block):
+    block.zeros[0], uneven = _ZERO, is_uneven(block)
+    if spans is None and others is None:
+        prior = find_zeros(block, prior, here, uneven)
+    if uneven and block.zeros[0] == _ZERO:
         begin_again(scalars, spans, block, start, here, prior)
     elif spans is not None:
         accumulate_spans(spans, block, start)

@@ -105,6 +105,8 @@ class Superblock(NamedTuple):
     odds : float32 (K * 16,)
         Of each input, each of two pairs of extreme codes and each block of 32: the odds of a weight
         with such a code to be the one that is extreme.
+    zeros : float32 (16,)
+        The first says how likely weights are exactly 0 (see `recover.estimators._zeros`).
     each : float32 (7 * 16,)
         Of the scalar input at hand, for each group: what level 0 says and the bounds of that, the
         level of weights that are 0, what takes centers to levels and derivatives to units.
@@ -124,6 +126,7 @@ class Superblock(NamedTuple):
     fixed_low: F32Array
     fixed_high: F32Array
     odds: F32Array
+    zeros: F32Array
     each: F32Array
 
 
@@ -150,7 +153,7 @@ def new_superblock(n_scalars: int) -> Superblock:
     """Scratch memory of this thread, as if it were new."""
     block = _memory.blocks.get(n_scalars)
     if block is None:
-        sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 7 * 16
+        sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 16, 7 * 16
         block = Superblock(*(aligned(n, np.float32) for n in sizes))
         _memory.blocks[n_scalars] = block
     block.limit[:], block.fixed_low[:], block.fixed_high[:] = _FAR, -_FAR, _FAR

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -71,8 +72,16 @@ class Calibrate(Protocol):
         """
 
 
+WithNetwork = Callable[[Sequence[Source], Path], tuple[Source, ...] | None]
+"""How an estimator takes a network from a file."""
+
+
 def _never(source: Source) -> bool:
     return False
+
+
+def _nothing(sources: Sequence[Source]) -> float:
+    return 0.0
 
 
 def _unchanged(
@@ -113,6 +122,12 @@ class Estimator:
         What it takes from a calibration: `WEIGHTS`, `DENSITIES` or (the default) nothing.
     calibrate : callable
         How it does so (see `Calibrate`). Default: the sources stay as they are.
+    with_network : callable or None
+        ``with_network(sources, path)``: the sources of a tensor with a network in a file, None if
+        that is of other inputs. Default: None, it takes no network.
+    saves : callable
+        ``saves(sources)``: the share of the default method's expected square error that it is
+        known to save with such sources. Default: 0.
     gains_alone : callable
         ``gains_alone(source)``: whether its estimate from a single input is better than what that
         one is decoded to. Default: it never is.
@@ -128,10 +143,12 @@ class Estimator:
     takes_first: bool = False
     calibrated: str | None = None
     calibrate: Calibrate = _unchanged
+    with_network: WithNetwork | None = None
+    saves: Callable[[Sequence[Source]], float] = _nothing
     gains_alone: Callable[[Source], bool] = _never
 
 
-_FUNCTIONS = "estimate", "estimate_each", "calibrate", "gains_alone"
+_FUNCTIONS = "estimate", "estimate_each", "calibrate", "gains_alone", "with_network", "saves"
 _FACTS = "summary", "has_mode", "sees_conflicts", "decides", "takes_first", "calibrated"
 
 

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
-from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.containers.model import ArrayTensor, StoredTensor
 from recover.estimators import _folder_sample
 from recover.estimators._request import MEAN
@@ -264,18 +263,11 @@ def _tensors(
         else _stored_half(name, source.type, half, beside_folders=beside_folders)
         for name, source in zip(names, sources, strict=True)
     ]
-    known = [
-        tensor
+    proves = [
+        source.has_cells and not isinstance(tensor.type, VectorType)
         for tensor, source in zip(tensors, sources, strict=True)
-        if source.has_cells and not isinstance(tensor.type, VectorType)
     ]
-    finest = min(known, key=lambda tensor: typical_error(tensor.type), default=None)
-    return [
-        _folder_sample.with_errors(tensor, finest)
-        if isinstance(tensor, QuantizedTensor)
-        else tensor
-        for tensor in tensors
-    ]
+    return _folder_sample.with_errors(tensors, proves)
 
 
 def _sample_names(sources: Sequence[Source]) -> list[str]:

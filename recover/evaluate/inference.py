@@ -4,6 +4,7 @@ The original comes first, and its logits wait on the disk. Each model is made fi
 and its temporary file goes before the next one's comes.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,8 @@ N_CTX = 512
 _LEAST_N_CTX = 8
 _LONGEST_TEXT = 1 << 26
 _TOKENS = "tokenizer.ggml.tokens"
+_WORTH_TRYING = 16  # chunks, of all models
+_LONG = 20  # seconds
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,13 @@ class Measurement:
                 chunks = self._cut(llama, text, text_path)
                 for model in models[1:]:
                     _check_tokens(model, models[0], chunks.tokens)
+                n_threads = self._fastest(llama, chunks, len(models))
                 shape = chunks.n_scored, llama.n_vocab
                 reference = stack.enter_context(files.reference(len(chunks.tokens), shape))
                 for i, logits in self._logits(llama, chunks, 0, len(models)):
                     reference.store(i, logits)
             return [
-                self._compare(files, models, index, reference, chunks, threads)
+                self._compare(files, models, index, reference, chunks, threads, n_threads)
                 for index in range(1, len(models))
             ]
 
@@ -161,9 +165,40 @@ class Measurement:
             chosen[:, 0] = llama.bos
         return Chunks(chosen, numbers.astype(np.int32))
 
+    def _fastest(self, llama: LlamaModel, chunks: Chunks, n_models: int) -> int:
+        """How many threads read fastest.
+
+        A small model's work is too little for many threads, which then wait for each other. Half as
+        many are tried as long as that is not slower; on one chunk, which says the same however many
+        there are.
+        """
+        n_threads = self.n_threads
+        if n_threads == 1 or n_models * len(chunks.tokens) < _WORTH_TRYING:
+            return n_threads
+        # The first time loads pages of the file.
+        seconds = min(self._seconds(llama, chunks) for _ in range(2))
+        while n_threads > 1:
+            llama.use_threads(n_threads // 2)
+            less = self._seconds(llama, chunks)
+            if less > seconds:
+                break
+            n_threads, seconds = n_threads // 2, less
+        llama.use_threads(n_threads)
+        return n_threads
+
+    @staticmethod
+    def _seconds(llama: LlamaModel, chunks: Chunks) -> float:
+        start = time.perf_counter()
+        llama.logits(chunks.tokens[0, :-1], chunks.first)
+        return time.perf_counter() - start
+
     @contextmanager
     def _load(
-        self, files: RunnableFiles, models: Sequence[Model], index: int
+        self,
+        files: RunnableFiles,
+        models: Sequence[Model],
+        index: int,
+        n_threads: int | None = None,
     ) -> Iterator[LlamaModel]:
         """A model in llama.cpp, under the name that the user knows it by."""
         with (
@@ -171,7 +206,7 @@ class Measurement:
             LlamaModel(
                 path,
                 n_ctx=self.n_ctx,
-                n_threads=self.n_threads,
+                n_threads=n_threads or self.n_threads,
                 name=printable(models[index].path),
                 log=self.log,
             ) as llama,
@@ -185,12 +220,23 @@ class Measurement:
         n_chunks = len(chunks.tokens)
         n_before, n_all = index * n_chunks, n_models * n_chunks
         self.progress(n_before * self.n_ctx, n_all * self.n_ctx)
+        start = time.perf_counter()
         for i, tokens in enumerate(chunks.tokens):
             logits = llama.logits(tokens[:-1], chunks.first)
             if np.isnan(logits).any():
                 raise EvaluationError(f"{llama.name}: llama.cpp computes NaN with it")
+            if n_before + i == 0:
+                self._tell(n_all, n_models, time.perf_counter() - start)
             yield i, logits
             self.progress((n_before + i + 1) * self.n_ctx, n_all * self.n_ctx)
+
+    def _tell(self, n_all: int, n_models: int, seconds: float) -> None:
+        """Say what reading takes, if that is long; one chunk took so many seconds."""
+        if n_all * seconds >= _LONG:
+            self.notify(
+                f"reading {n_all // n_models:,} chunks of {self.n_ctx:,} tokens with each of"
+                f" {n_models} models takes about {_duration(n_all * seconds)}; --chunks takes fewer"
+            )
 
     def _compare(
         self,
@@ -200,10 +246,11 @@ class Measurement:
         reference: ReferenceLogits,
         chunks: Chunks,
         threads: ThreadPoolExecutor,
+        n_threads: int,
     ) -> PerToken:
         """The figures of one model."""
         parts = []
-        with self._load(files, models, index) as llama:
+        with self._load(files, models, index, n_threads) as llama:
             if llama.n_vocab != reference.shape[1]:
                 raise _wrong_vocabulary(models[index], llama.n_vocab, models[0], reference.shape[1])
             for i, logits in self._logits(llama, chunks, index, len(models)):
@@ -217,6 +264,14 @@ class Measurement:
                 f"{printable(models[index].path)}: its divergence from the original is infinite"
             )
         return joined
+
+
+def _duration(seconds: float) -> str:
+    """A time for people, which is only guessed."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
 
 
 def _check_vocabulary(model: Model, truth: Model) -> None:

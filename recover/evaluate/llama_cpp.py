@@ -141,6 +141,10 @@ class LlamaModel:
                 self._stopped.set()
             raise
 
+    def use_threads(self, n_threads: int) -> None:
+        """Let so many threads compute from now on."""
+        self._call(lambda: self._lib.llama_set_n_threads(self._context, n_threads, n_threads))
+
     def tokenize(self, text: str) -> NDArray[np.int32]:
         """Cut a text into tokens.
 

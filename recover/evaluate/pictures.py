@@ -128,13 +128,14 @@ def _of_types(names: Sequence[str], models: Sequence[ModelDistributions]) -> Ite
         drawn = zip(names, map(curves, models), strict=True)
         return [Panel(name, series) for name, series in drawn if series]
 
+    limit = _limit(models)
     yield Picture(
         "error-histogram",
         "Errors",
         "How often which error occurs, per type. The scale of density is logarithmic; the frame"
-        " holds 99.9% of the errors of the coarsest type.",
+        " holds 99.9% of the errors of the coarsest type, and is the same for all models.",
         error_histogram(
-            panels(lambda model: [Series(t.type, *_density(t, model)) for t in model.types])
+            panels(lambda model: [Series(t.type, *_density(t, limit)) for t in model.types])
         ),
     )
     yield Picture(
@@ -169,10 +170,16 @@ def _of_types(names: Sequence[str], models: Sequence[ModelDistributions]) -> Ite
         )
 
 
-def _density(own: TypeDistribution, model: ModelDistributions) -> tuple[F64Array, F64Array]:
-    """Edges and densities, on the same bins for all types of a model."""
-    limit = max(float(quantile_curve(t.magnitudes(), np.array([0.999]))[0]) for t in model.types)
-    edges = np.linspace(-1, 1, _N_BINS + 1) * (limit if limit > _TINY else 1.0)
+def _limit(models: Sequence[ModelDistributions]) -> float:
+    """What 99.9% of the errors of any type do not exceed: where all histograms end."""
+    sizes = [t.magnitudes() for model in models for t in model.types]
+    limit = max(float(quantile_curve(each, np.array([0.999]))[0]) for each in sizes)
+    return limit if limit > _TINY else 1.0
+
+
+def _density(own: TypeDistribution, limit: float) -> tuple[F64Array, F64Array]:
+    """Edges and densities, on the same bins for all types of all models."""
+    edges = np.linspace(-1, 1, _N_BINS + 1) * limit
     return edges, rebin(own.errors, edges) / (own.n_weights * np.diff(edges))
 
 

@@ -10,9 +10,10 @@ import json
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -92,8 +93,11 @@ class Provenance:
     def of(cls, command: str, *, inference: bool = False) -> "Provenance":
         """That of the running process, perhaps with llama.cpp."""
         packages = (*_PACKAGES, *([_INFERENCE] if inference else []))
-        own = {"recover": __version__, "Python": platform.python_version()}
-        return cls(command, own | {package: version(package) for package in packages})
+        versions = {"recover": __version__, "Python": platform.python_version()}
+        for package in packages:
+            with suppress(PackageNotFoundError):  # that of an extra, which took no part
+                versions[package] = version(package)
+        return cls(command, versions)
 
 
 def write_report(
@@ -140,6 +144,7 @@ def render_report(
     title = f"Compared with {Path(document['truth']).name}"
     parts = [
         f"<h1>{_text(title)}</h1>",
+        f'<p class="result">{_text(result_of(names, models))}</p>',
         "<h2>Errors of the weights</h2>",
         f"<p>{_ABOUT_ERRORS}</p>",
         _summary(names, models),
@@ -156,6 +161,34 @@ def render_report(
     ]
     page = Template((files("recover.evaluate") / "report.html").read_text(encoding="utf-8"))
     return page.substitute(title=_text(title), body="\n".join(parts))
+
+
+def result_of(names: Sequence[str], models: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence with the result: which model is the closest, and by how much.
+
+    Parameters
+    ----------
+    names : sequence of str
+        What the models are called.
+    models : sequence of mapping
+        Theirs, of the document that ``recover evaluate --json`` prints.
+    """
+    errors = [model["total"]["mse"] for model in models]
+    kl = [(model["divergence"] or {}).get("mean_kld") for model in models]
+    best = min(range(len(models)), key=lambda i: errors[i])
+    share = f"{errors[best] / errors[0]:.1%}" if errors[0] else "-"
+    if len(models) == 1:
+        rmse = models[0]["total"]["rmse"]
+        text = f"{names[0]} is off by {rmse:.4g} (root mean square of the weights' errors)"
+        return text + (
+            f", and diverges by {kl[0]:.4g} nats per token." if kl[0] is not None else "."
+        )
+    if best == 0:
+        return f"Of {len(models)} models {names[0]} has the smallest errors of the weights."
+    text = f"{names[best]} has {share} of the mean square error of {names[0]}"
+    if kl[0] and kl[best] is not None:
+        text += f", and {kl[best] / kl[0]:.1%} of its mean KL divergence from the original"
+    return f"{text}."
 
 
 def _text(text: str) -> str:

@@ -69,6 +69,8 @@ class Source:
     side_scaled : bool
         Whether its weights are multiplied by scales beside it, so that those of its blocks are of
         the best size.
+    network : tuple of (str, str), or None
+        Path and digest of the file of a network for these inputs, where one is asked for.
     """
 
     type: TensorType
@@ -79,6 +81,11 @@ class Source:
     weight: float | None = None
     density: tuple[tuple[float, ...], ...] | None = None
     side_scaled: bool = False
+    network: tuple[str, str] | None = None
+
+    def __hash__(self) -> int:
+        # Tensors are told apart by their sources, very often; these tell most of them apart.
+        return hash((self.type, self.has_cells, self.weighted))
 
 
 class EvidenceBuffer:

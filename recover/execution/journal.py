@@ -35,6 +35,10 @@ class Journal:
         The file; created if it is not there.
     purpose : Path
         What the records are about, for messages.
+    who : str
+        What another process that has it was called with, for messages.
+    insists : bool
+        Whether it is an error where files cannot be locked.
 
     Attributes
     ----------
@@ -49,11 +53,15 @@ class Journal:
         If another process has it, or it cannot be locked, read or written.
     """
 
-    def __init__(self, path: Path, purpose: Path) -> None:
+    def __init__(
+        self, path: Path, purpose: Path, who: str = "--resume", *, insists: bool = True
+    ) -> None:
         self.records: list[Any] = []
         self.is_damaged = False
         self._path = path
         self._purpose = purpose
+        self._who = who
+        self._insists = insists
         self._descriptor = -1
         self._end = 0
         self._digest = ""
@@ -85,15 +93,19 @@ class Journal:
     def _lock(self) -> None:
         shown = printable(self._purpose)
         if fcntl is None:
+            if not self._insists:
+                return
             raise OutputError(f"{shown}: files cannot be locked here; go without --resume")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(
-                f"{shown}: another process is writing it with --resume; wait for its end, or stop"
-                " it first"
+                f"{shown}: another process is writing it with {self._who}; wait for its end, or"
+                " stop it first"
             ) from None
         except OSError as error:
+            if not self._insists:
+                return
             raise OutputError(
                 f"{shown}: {printable(self._path)} cannot be locked ({error.strerror}); choose"
                 " another folder, or go without --resume"

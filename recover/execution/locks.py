@@ -50,3 +50,10 @@ def locked_range(descriptor: int, position: int, n_bytes: int) -> Iterator[None]
     finally:
         if is_locked:
             fcntl.lockf(descriptor, fcntl.LOCK_UN, n_bytes, position)
+
+
+def lock_byte(descriptor: int, position: int) -> None:
+    """Have one byte of a file to oneself until it is closed, where there are such locks."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)

@@ -12,10 +12,11 @@ from threading import Lock
 from typing import Self
 
 from recover import _stopping as stopping
-from recover._files import write_all
+from recover._files import read_all, reserve, write_all
 from recover._text import printable
 from recover.containers.mapping import check_unchanged
 from recover.errors import InputError, OutputError, RecoverError
+from recover.execution.locks import lock_byte
 from recover.execution.pieces import checksums, weave
 from recover.execution.publish import (
     Move,
@@ -26,6 +27,7 @@ from recover.execution.publish import (
 )
 from recover.execution.temporary import create, remove_stale
 
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 _WORTH_ADVICE = 1 << 16  # bytes at once: of fewer, advice takes longer than writing
 
 
@@ -51,6 +53,9 @@ class OutputFile:
         all of its files are complete (see `recover.execution.folder`).
     takes_notes : bool, optional
         Whether `digests` are kept; default: if there is a `partial`.
+    share : int, optional
+        Of `partial`, that other processes write other parts of it: the number of this one. The
+        file is there already (see `create_shared`).
 
     Attributes
     ----------
@@ -76,6 +81,7 @@ class OutputFile:
         partial: Path | None = None,
         within: Path | None = None,
         takes_notes: bool | None = None,
+        share: int | None = None,
     ) -> None:
         self.path = path
         self.n_bytes = n_bytes
@@ -92,6 +98,7 @@ class OutputFile:
         if partial is not None and within is None:
             check_output_path(partial, self._inputs)
         self._takes_notes = partial is not None if takes_notes is None else takes_notes
+        self._share = share
         self._weaving = Lock()
         self._temporary = partial
         self._descriptor = -1
@@ -113,13 +120,13 @@ class OutputFile:
             if self._partial is None:
                 self._temporary, self._descriptor = create(self._target)
             else:
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+                flags = _FLAGS | (os.O_CREAT if self._share is None else 0)
                 self._descriptor = os.open(self._partial, flags, 0o666)
         except OSError as error:
             raise self._error(error) from None
         try:
             self._registered.enter_context(stopping.leaves_behind(self._remove))
-            self._reserve()
+            self._reserve() if self._share is None else self._join(self._share)
             if self._partial is not None and self._within is None:
                 sync_folder(self._partial.parent)
         except BaseException as error:
@@ -143,6 +150,44 @@ class OutputFile:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise
         os.ftruncate(self._descriptor, self.n_bytes)
+
+    def _join(self, share: int) -> None:
+        """Look whether the file is what the others write, too.
+
+        A lock on a byte behind the end keeps clients of network file systems from writing more
+        than was changed: whole pages, which parts of other processes may share.
+        """
+        n_bytes = os.fstat(self._descriptor).st_size
+        if n_bytes != self.n_bytes:
+            raise OutputError(
+                f"{printable(self.path)}: {printable(self.place)} has {n_bytes:,} instead of"
+                f" {self.n_bytes:,} bytes"
+            )
+        lock_byte(self._descriptor, self.n_bytes + share)
+
+    def create_shared(self) -> None:
+        """Create the partial file that several processes write, if it is not there yet.
+
+        Raises
+        ------
+        OutputError
+            If there is no space for it.
+        """
+        assert self._partial is not None
+        is_new = not self._partial.exists()
+        try:
+            descriptor = os.open(self._partial, _FLAGS | os.O_CREAT, 0o666)
+            try:
+                reserve(descriptor, self.n_bytes)
+                os.fsync(descriptor)
+            except BaseException:
+                if is_new:
+                    self._partial.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._error(error) from None
 
     def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
         """Write `data` at a byte position; callable from several threads at once.
@@ -182,16 +227,13 @@ class OutputFile:
 
     def read_at(self, position: int, n_bytes: int) -> bytes:
         """What stands at a byte position now; callable from several threads at once."""
-        data = bytearray()
         try:
-            while len(data) < n_bytes:
-                more = os.pread(self._descriptor, n_bytes - len(data), position + len(data))
-                if not more:
-                    raise OutputError(f"{printable(self.path)}: is shorter than what was written")
-                data += more
+            data = read_all(self._descriptor, position, n_bytes)
         except OSError as error:
             raise self._error(error) from None
-        return bytes(data)
+        if len(data) < n_bytes:
+            raise OutputError(f"{printable(self.path)}: is shorter than what was written")
+        return data
 
     def sync(self) -> None:
         """Return when all that was written is on the disk, the size of the file included."""
@@ -205,7 +247,7 @@ class OutputFile:
         try:
             if kind is None:
                 self.flush()
-                _publish([self], 1)
+                publish([self], 1)
         finally:
             self.leave()
 
@@ -245,7 +287,8 @@ class OutputFile:
         if self._descriptor < 0:
             return
         if self.keeps and not self._is_in_place and self._within is None:
-            stopping.note(self.path, "is kept as far as it is complete, for --resume")
+            whom = "--resume" if self._share is None else "the same command"
+            stopping.note(self.path, f"is kept as far as it is complete, for {whom}")
         self._remove()
         self._registered.close()
         with suppress(OSError):
@@ -336,10 +379,10 @@ class OutputFiles:
 
     def _publish(self) -> None:
         """Give the flushed files their names."""
-        _publish(self.files, self._n_parts)
+        publish(self.files, self._n_parts)
 
 
-def _publish(files: Sequence[OutputFile], n_parts: int) -> None:
+def publish(files: Sequence[OutputFile], n_parts: int) -> None:
     """Give flushed files their names; from the first rename on nothing takes them away again."""
     for file in files:
         file.check_inputs()

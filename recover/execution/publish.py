@@ -20,6 +20,7 @@ from recover.execution.locks import is_locked_by_another, lock
 
 _LARGEST_RECORD = 1 << 24
 _HIDDEN = re.compile(r"\.(?P<name>.{0,50})\.[0-9a-f]{12}\.([0-9a-f]{8}\.tmp|partial)", re.DOTALL)
+_SHARED = re.compile(r"\..{0,50}\.[0-9a-f]{12}\.shards", re.DOTALL)
 
 
 class Move(NamedTuple):
@@ -210,11 +211,15 @@ def _read_record(descriptor: int) -> list[Move]:
 
 
 def _is_ours(move: Move) -> bool:
-    found = _HIDDEN.fullmatch(move.temporary.name)
+    folder = move.temporary.parent
+    if _SHARED.fullmatch(folder.name):  # of several processes
+        is_beside = folder.parent == move.target.parent and not folder.is_symlink()
+    else:
+        found = _HIDDEN.fullmatch(move.temporary.name)
+        is_own = found is not None and found["name"] == move.target.name[:50]
+        is_beside = is_own and folder == move.target.parent
     return (
-        found is not None
-        and found["name"] == move.target.name[:50]
-        and move.temporary.parent == move.target.parent
+        is_beside
         and move.target.is_absolute()
         and ".." not in move.target.parts
         and not move.temporary.is_symlink()

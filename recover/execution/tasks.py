@@ -9,7 +9,9 @@ data, too.
 Who plans and who adds up stay where they are; an `Executor` brings tasks to those who do them.
 """
 
+import importlib
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +21,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, Protocol, Self
 
-from recover._files import write_all
-from recover._text import printable
+from recover._files import read_all, write_all
+from recover._text import printable, quoted
 from recover.containers.places import Place
-from recover.errors import OutputError
+from recover.errors import OutputError, PlanError
 from recover.execution.locks import locked_range
 from recover.execution.pieces import checksums, weave
 
@@ -47,6 +49,7 @@ def _record_of(value: Recordable | Record) -> Record:
     return value if isinstance(value, dict) else value.to_record()
 
 
+_MODULE = re.compile(r"recover(\.[a-z_]+)+")
 WEIGHTS, DEVIATIONS = "weights", "deviations"
 
 
@@ -67,6 +70,8 @@ class Task:
 
     Attributes
     ----------
+    does : str
+        Module of this package whose `carry_out` does it in a process that has nothing else.
     plan : str
         Digest of the plan that it is a piece of.
     tensors : tuple of str
@@ -82,6 +87,7 @@ class Task:
         What is done, as those who planned it tell those who do it; or its record.
     """
 
+    does: str
     plan: str
     tensors: tuple[str, ...]
     start: int
@@ -120,6 +126,31 @@ class Task:
         return cls(**record | told | {"outputs": outputs})
 
 
+def carry_out(record: Record) -> Record:
+    """Do a task of whatever kind, in a process that has nothing but its record.
+
+    Parameters
+    ----------
+    record : dict
+        What `Task.to_record` gave, perhaps by way of JSON.
+
+    Returns
+    -------
+    dict
+        ``sums``: what is summed up of each tile, as plain data; ``written``: for each file, by
+        path, the position, number of bytes and CRC-32 of all that was written there.
+
+    Raises
+    ------
+    RecoverError
+        As of whoever does it.
+    """
+    if not _MODULE.fullmatch(record["does"]):
+        raise PlanError(f"{quoted(record['does'])} does no tasks")
+    gave: Record = importlib.import_module(record["does"]).carry_out(record)
+    return gave
+
+
 class Executor(Protocol):
     """Whoever has tasks done, in whatever order and wherever."""
 
@@ -143,7 +174,8 @@ _WEAVING = Lock()  # of the threads of a process; others wait for the range
 class PlacedFile:
     """A file that another process has created: bytes are put at their places in it.
 
-    It is open only while bytes are written, so that network file systems pass them on at once.
+    It is open only while bytes are written, so that network file systems pass them on at once, and
+    the range is locked, so that they pass on nothing else of the pages that it shares with others.
 
     Parameters
     ----------
@@ -168,9 +200,18 @@ class PlacedFile:
         OutputError
             If the file is not there, or too small, or cannot be written.
         """
-        with self._opened(position, memoryview(data).nbytes) as descriptor:
+        n_bytes = memoryview(data).nbytes
+        with (
+            self._opened(position, n_bytes) as descriptor,
+            locked_range(descriptor, position, n_bytes),
+        ):
             write_all(descriptor, data, position)
         self.written += checksums(position, data, n_pieces)
+
+    def read_at(self, position: int, n_bytes: int) -> bytes:
+        """What stands at a byte position now; errors as of `write_at`."""
+        with self._opened(position, n_bytes) as descriptor:
+            return read_all(descriptor, position, n_bytes)
 
     def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
         """Write `size` bytes at a byte position, the next `step` bytes behind it, and so on.

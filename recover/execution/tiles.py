@@ -62,9 +62,9 @@ def n_tiles(n_weights: int) -> int:
     return -(-n_weights // TILE)
 
 
-def whole_rows(row_length: int) -> int:
-    """Weights of a tile that is cut at rows: about `TILE`, or one row that is longer."""
-    return max(1, TILE // row_length) * row_length
+def whole_rows(row_length: int, most: int = TILE) -> int:
+    """Weights of a tile that is cut at rows: about `most`, or one row that is longer."""
+    return max(1, most // row_length) * row_length
 
 
 def for_each_tile(

@@ -1,22 +1,17 @@
-"""Carrying out an export: threads decode tiles, and put their weights at their places."""
+"""Carrying out an export: its tasks are done by threads or others; what they round is summed up."""
 
-import math
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from recover._text import printable, quoted
-from recover.containers.places import pieces_of, put, within
-from recover.errors import PlanError, QuantError
-from recover.execution.folder import OutputFolder
-from recover.execution.output import OutputFile
-from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
+from recover.execution.shares import Shard
+from recover.execution.sharing import PartResult, Tell
+from recover.execution.tasks import Executor
+from recover.execution.tiles import Progress
+from recover.execution.whole import Finished, execute, execute_part
+from recover.execution.work import HowToWork
 from recover.export.plan import ExportedTensor, ExportPlan
-from recover.export.rounding import Rounding, rounding_of
-from recover.quants import TILE, F32Array, U8Array, quantize
+from recover.export.work import Exporting
+from recover.quants.rounding import Rounding
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,11 @@ def label_of(tensor: ExportedTensor) -> str:
 
 
 def execute_export(
-    plan: ExportPlan, *, n_threads: int | None = None, progress: Progress | None = None
+    plan: ExportPlan,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> ExportResult:
     """Carry out a plan.
 
@@ -91,6 +90,8 @@ def execute_export(
         From `recover.export.plan.plan_export`.
     n_threads, progress : optional
         See `recover.execution.tiles`.
+    executor : Executor, optional
+        Who has the tasks done; default: threads of this process.
 
     Returns
     -------
@@ -103,71 +104,34 @@ def execute_export(
     PlanError
         If a weight is not finite, or too large for its type.
     """
-    start = time.perf_counter()
-    files = plan.layout.files
-    with OutputFolder(plan.output, files, plan.parts, replaces=plan.replaces) as outputs:
-        for file, output in zip(files, outputs.files, strict=True):
-            output.write_at(0, file.header)
-        workers = [_Worker(plan, outputs.files) for _ in range(n_threads or available_cores())]
-        for_each_tile(
-            [tensor.n_weights for tensor in plan.tensors],
-            [worker.work for worker in workers],
-            progress,
-        )
-    seconds = time.perf_counter() - start
-    roundings = [
-        sum((worker.roundings[i] for worker in workers), Rounding())
-        for i in range(len(plan.tensors))
-    ]
-    return ExportResult(plan, seconds, tuple(roundings))
+    how = HowToWork(n_threads, progress, executor)
+    return _result(plan, execute(Exporting(plan), how, replaces=plan.replaces))
 
 
-class _Worker:
-    """One thread's part: scratch memory, and its sums."""
+def execute_export_part(
+    plan: ExportPlan,
+    shard: Shard,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+    force: bool = False,
+    tell: Tell | None = None,
+) -> ExportResult | PartResult:
+    """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
 
-    def __init__(self, plan: ExportPlan, outputs: Sequence[OutputFile]) -> None:
-        self._plan = plan
-        self._outputs = outputs
-        self._weights = np.empty(TILE, np.float32)
-        self._encoded = np.empty(TILE * 4, np.uint8)
-        self.roundings = [Rounding() for _ in plan.tensors]
+    The plan is one with `force`: whoever repeats a part finds the folder in its place.
 
-    def work(self, tile: Tile) -> None:
-        """Write the weights of one tile."""
-        tensor = self._plan.tensors[tile.tensor]
-        if tensor.is_copied:
-            data = tensor.source.part(tile.start, tile.end)
-        else:
-            data = self._encode(tensor, tile)
-        size = tensor.kind.type_size
-        for place, start, end in within(
-            self._plan.layout.places[tensor.name], tile.start, tile.end
-        ):
-            own = data[(start - tile.start) * size : (end - tile.start) * size]
-            pieces = pieces_of(place, tensor.kind, start, end)
-            put(pieces, own, tensor.kind, self._outputs[place.file])
+    Returns
+    -------
+    ExportResult or PartResult
+        Of all parts from the process that ends last.
+    """
+    how = HowToWork(n_threads, progress, executor)
+    done = execute_part(Exporting(plan), shard, how, tell, replaces=force)
+    return done if isinstance(done, PartResult) else _result(plan, done)
 
-    def _encode(self, tensor: ExportedTensor, tile: Tile) -> U8Array:
-        weights = self._weights[: tile.end - tile.start]
-        tensor.source.read(tile.start, tile.end, weights)
-        if tensor.shift:
-            weights += np.float32(tensor.shift)
-        encoded = self._encoded[: tensor.kind.n_bytes(weights.size)]
-        try:
-            quantize(weights, tensor.kind, out=encoded)
-        except QuantError:
-            raise self._unfit(tensor, weights) from None
-        self.roundings[tile.tensor] += rounding_of(weights, encoded, tensor.kind)
-        return encoded
 
-    def _unfit(self, tensor: ExportedTensor, weights: F32Array) -> PlanError:
-        """Say why a tile cannot be stored."""
-        what = f"{printable(self._plan.path)}: tensor {quoted(tensor.name)}"
-        if not np.isfinite(weights).all():
-            return PlanError(f"{what} holds NaN or infinite weights")
-        largest = float(np.abs(weights).max())
-        assert math.isfinite(largest)
-        return PlanError(
-            f"{what}: a weight of {largest:.6g} is beyond the range of {tensor.kind.name} (65504"
-            " for F16); use --outtype bf16 or --outtype f32"
-        )
+def _result(plan: ExportPlan, finished: Finished) -> ExportResult:
+    roundings = tuple(finished.totals[i] for i in range(len(plan.tensors)))
+    return ExportResult(plan, finished.seconds, roundings)

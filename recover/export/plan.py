@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recover._text import printable, quoted
 from recover.containers.gguf.side_scales import folded
@@ -94,6 +95,8 @@ class ExportPlan:
         Whether a model's folder that is there already may be replaced.
     warnings : tuple of str
         What the user should know.
+    asked : dict
+        The parameters of `plan_export` as plain data, with absolute paths.
     """
 
     path: Path
@@ -106,6 +109,7 @@ class ExportPlan:
     left_out: tuple[str, ...]
     replaces: bool
     warnings: tuple[str, ...]
+    asked: dict[str, Any]
 
     @property
     def n_weights(self) -> int:
@@ -168,16 +172,25 @@ def plan_export(
         raise UsageError(f"output type {outtype!r} is unknown; known are {', '.join(OUTTYPES)}")
     if names not in NAMES:
         raise UsageError(f"names {names!r} are unknown; known are {', '.join(NAMES)}")
+    asked = {
+        "model": str(Path(model).absolute()),
+        "output": str(Path(output).absolute()),
+        "outtype": outtype,
+        "max_shard_size": max_shard_size,
+        "config": None if config is None else str(Path(config).absolute()),
+        "names": names,
+        "force": True,  # whoever writes the folder has asked
+    }
     if names != "gguf" and FOLDER.reads(Path(model)):
         if config is not None:
             raise UsageError(f"{printable(Path(model))} has a configuration of its own")
         plain = open_plain(Path(model))
         check_output_folder(Path(output), plain.parts, replaces=force)
-        return _plan_folder(plain, Path(output), outtype, max_shard_size, force)
+        return _plan_folder(plain, Path(output), outtype, max_shard_size, force, asked)
     opened = open_model(model)
     check_output_folder(Path(output), opened.parts, replaces=force)
     folder = None if config is None else Path(config)
-    return _plan_gguf(opened, Path(output), outtype, max_shard_size, folder, names, force)
+    return _plan_gguf(opened, Path(output), outtype, max_shard_size, folder, names, force, asked)
 
 
 def _plan_gguf(
@@ -188,6 +201,7 @@ def _plan_gguf(
     config: Path | None,
     names: str,
     force: bool,
+    asked: dict[str, Any],
 ) -> ExportPlan:
     """The plan for a model whose tensors have GGUF's names."""
     kind = plain_kind(outtype or _own_precision(model))
@@ -227,6 +241,7 @@ def _plan_gguf(
         left_out=tuple(name for name in model.tensors if name not in written.shares),
         replaces=force,
         warnings=tuple(warnings),
+        asked=asked,
     )
 
 
@@ -236,6 +251,7 @@ def _plan_folder(
     outtype: str | None,
     max_shard_size: int | None,
     force: bool,
+    asked: dict[str, Any],
 ) -> ExportPlan:
     """The plan for a folder: its names stay, and so do its floats if no type is asked for."""
     kind = plain_kind(outtype or plain.precision or "BF16")
@@ -262,6 +278,7 @@ def _plan_folder(
         left_out=plain.left_out,
         replaces=force,
         warnings=(),
+        asked=asked,
     )
 
 

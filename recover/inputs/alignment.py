@@ -9,6 +9,7 @@ Nothing is guessed: inputs that are aligned here are still compared weight by we
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from math import prod
 
@@ -108,16 +109,7 @@ def align(models: Sequence[Model], pattern: str | None = None) -> Alignment:
     aligned = [fitter.fit(model) for model in models]
     fitter.check_held(aligned)
     ordered = [each for name in names for each in fitter.pieces_of(name)]
-    full = tuple(
-        model.with_tensors(
-            {
-                name: AbsentTensor(name, fitter.dims[name])
-                for name in ordered
-                if name not in model.tensors
-            }
-        )
-        for model in aligned
-    )
+    full = tuple(_with_absent(model, ordered, fitter.dims) for model in aligned)
     warnings = [text for model in aligned if (text := _lacking(model, names, len(models)))]
     warnings += [
         f"{printable(model.path)}: left out are {some(list(map(quoted, model.left_out)))}, which"
@@ -126,6 +118,13 @@ def align(models: Sequence[Model], pattern: str | None = None) -> Alignment:
         if model.left_out
     ]
     return Alignment(full, tuple(ordered), fitter.followers, (*warnings, *fitter.warnings))
+
+
+def _with_absent(model: Model, names: Iterable[str], dims: Mapping[str, tuple[int, ...]]) -> Model:
+    """The model with what stands for the tensors that it does not have."""
+    held = model.tensors
+    absent = {name: AbsentTensor(name, dims[name]) for name in names if name not in held}
+    return model.with_tensors(absent) if absent else model
 
 
 def _selected(reference: Model, models: Sequence[Model], pattern: str | None) -> list[str]:
@@ -265,9 +264,10 @@ class _Fitter:
                 odd.append(name)
                 continue
             if not ends:
-                if shape_of(tensor) != _shape(self.dims[name]):
-                    self._say_reshaped(model, tensor)
-                changed[name] = reshaped(tensor, self.dims[name])
+                if tensor.dims != self.dims[name]:
+                    if shape_of(tensor) != _shape(self.dims[name]):
+                        self._say_reshaped(model, tensor)
+                    changed[name] = reshaped(tensor, self.dims[name])
                 continue
             n_rows = tensor.n_weights // tensor.dims[0]
             self._say_cut(model, tensor, ends[-1])
@@ -351,8 +351,8 @@ def name_of_rows(name: str, first: int) -> str:
 
 def _has_whole_blocks(tensor: StoredTensor, ends: Sequence[int]) -> bool:
     """Whether a tensor has whole blocks, also where its rows are cut."""
-    sizes = [tensor.n_weights, *(end * tensor.dims[0] for end in ends)]
-    return not any(size % tensor.type.block_size for size in sizes)
+    size = tensor.type.block_size
+    return not (tensor.n_weights % size or any(end * tensor.dims[0] % size for end in ends))
 
 
 def _fits(tensor: StoredTensor, wanted: StoredTensor) -> bool:
@@ -394,3 +394,19 @@ def _with_stacks(model: Model, models: Sequence[Model]) -> Model:
             changed[name] = stacked(name, tensors)
             taken.update(each.name for each in tensors)
     return model.without(taken).with_tensors(changed) if changed else model
+
+
+def index_of(names: Sequence[str], name: str) -> int:
+    """Which of some tensors has a name.
+
+    Raises
+    ------
+    UsageError
+        If none has; it names those that are spelt alike.
+    """
+    try:
+        return names.index(name)
+    except ValueError:
+        near = get_close_matches(name, names, 3)
+        hint = f"; did you mean {' or '.join(map(quoted, near))}?" if near else ""
+        raise UsageError(f"there is no tensor {quoted(name)} among {len(names):,}{hint}") from None

@@ -18,8 +18,8 @@ import numpy as np
 
 from recover._text import printable, quoted, some
 from recover.containers.huggingface.floats import Floats
-from recover.containers.huggingface.formats._compensated import CompensatedMatrix
 from recover.containers.huggingface.formats._grid import Grid
+from recover.containers.huggingface.formats.base import is_soft
 from recover.containers.huggingface.modules import as_float32, values
 from recover.containers.huggingface.scaled import (
     ScaledMatrix,
@@ -33,9 +33,10 @@ from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError
 from recover.evidence.intervals import Intervals
 from recover.inputs.alignment import AbsentTensor, align, is_absent
+from recover.inputs.as_seen import as_seen
 from recover.inputs.foreign import is_rounded_plainly, measure_ratio
 from recover.inputs.generations import with_generations
-from recover.inputs.matching import by_fineness
+from recover.inputs.matching import by_fineness, typical_error
 from recover.inputs.provenance import has_cells
 from recover.inputs.scaled import (
     SCALINGS,
@@ -54,7 +55,7 @@ class Found(NamedTuple):
     """What was found of one stored matrix; plain data but for the arrays."""
 
     noise: float | None = None
-    """Of a `CompensatedMatrix`."""
+    """Of a `recover.containers.huggingface.formats.base.SoftMatrix`."""
     columns: Scales | None = None
     """Of a `ScaledMatrix`; both are None if nothing was scaled."""
     rows: Scales | None = None
@@ -104,8 +105,14 @@ def complete(
             )
             warnings.append(f"{what}: they say nothing")
         gone = [*unknown, *completer.divided]
-        absent = {name: AbsentTensor(name, model.tensors[name].dims) for name in gone}
-        found.append(known.with_tensors(absent) if absent else known)
+        changed: dict[str, StoredTensor] = {
+            name: AbsentTensor(name, model.tensors[name].dims) for name in gone
+        }
+        others = [each for i, each in enumerate(models) if i != number]
+        changed |= as_seen(
+            {name: known.tensors[name] for name in wanted if name not in gone}, others
+        )
+        found.append(known.with_tensors(changed) if changed else known)
     lost = [name for name in wanted if all(is_absent(model.tensors[name]) for model in found)]
     if lost:
         raise PlanError(
@@ -252,23 +259,20 @@ def _read_scales(record: Sequence[Any] | None) -> Scales | None:
 
 
 def _with(matrix: Any, found: Found) -> Any:
-    if isinstance(matrix, CompensatedMatrix) and found.noise is not None:
-        return matrix.with_noise(found.noise)
     if isinstance(matrix, Grid) and found.is_plain:
         return matrix.with_cells()
     if isinstance(matrix, ScaledMatrix) and found.columns is not None:
-        return matrix.with_scales(found.columns, found.rows)
+        matrix = matrix.with_scales(found.columns, found.rows)
+    if is_soft(matrix) and found.noise is not None:
+        return matrix.with_noise(found.noise)
     return matrix
 
 
 def _found_of(matrix: Any) -> Found:
-    if isinstance(matrix, CompensatedMatrix):
-        return Found(noise=matrix.noise)
-    if isinstance(matrix, Grid):
-        return Found(is_plain=matrix.is_tried)
+    noise = matrix.noise if is_soft(matrix) else None
     if isinstance(matrix, UnscaledMatrix):
-        return Found(columns=matrix.columns, rows=matrix.rows)
-    return Found()
+        return Found(noise, matrix.columns, matrix.rows)
+    return Found(noise, is_plain=isinstance(matrix, Grid) and matrix.is_tried)
 
 
 class _Completer:
@@ -293,16 +297,21 @@ class _Completer:
         }
         found = {}
         for name, tensor in tensors.items():
-            if any(isinstance(run.matrix, CompensatedMatrix) for run in tensor.runs):
-                found[name] = self._noises(name, tensor)
-            elif self._is_plain(name, tensor):
+            if self._is_plain(name, tensor):
                 found[name] = [Found(is_plain=True)] * len(tensor.runs)
+            elif any(is_soft(run.matrix) for run in tensor.runs):
+                found[name] = self._noises(name, tensor)
         scaled = [name for name, tensor in tensors.items() if is_scaled(tensor)]
         self._find_scales(self._of_layers(scaled))
         for name in scaled:
             has_columns = name in self._columns or name in self._shared  # None: not scaled
             if has_columns and (name in self._rows or name not in self._with_rows):
-                found[name] = self._scales_of(name, tensors[name])
+                scales = self._scales_of(name, tensors[name])
+                tensor = completed_tensor(tensors[name], scales)
+                found[name] = [
+                    each._replace(noise=of_errors.noise)
+                    for each, of_errors in zip(scales, self._noises(name, tensor), strict=True)
+                ]
             else:
                 self.unknown.append(name)
         return found
@@ -318,24 +327,39 @@ class _Completer:
 
     def _known(self, name: str) -> StoredTensor | None:
         """The finest of the other inputs that confines a tensor's weights."""
+        return self._finest(name, has_cells)
+
+    def _finest(
+        self, name: str, is_wanted: Callable[[Model, StoredTensor], bool]
+    ) -> StoredTensor | None:
+        """The finest of the other inputs' quantized tensors that are wanted."""
         tensors = [
             tensor
             for model in self._others
             if (tensor := model.tensors.get(name)) is not None
             and not is_absent(tensor)
             and not isinstance(tensor.type, FloatType)
-            and has_cells(model, tensor)
+            and is_wanted(model, tensor)
         ]
         ordered = by_fineness(tensors, range(len(tensors)))
         return tensors[ordered[0]] if ordered else None
 
     def _noises(self, name: str, tensor: QuantizedTensor) -> list[Found]:
+        """The errors of codes that make up for others', beside the finest input that tells them.
+
+        That is one with cells or, if there is none, a finer one of such codes.
+        """
+        if not any(is_soft(run.matrix) for run in tensor.runs):
+            return [Found()] * len(tensor.runs)
         known = self._known(name)
-        ratio = 1.0 if known is None else measure_ratio(cast(IntervalTensor, tensor), known)
+        is_sure = known is not None
+        if known is None:
+            known = self._finest(name, lambda _, other: _is_finer(other, tensor))
+        ratio = 1.0
+        if known is not None:
+            ratio = measure_ratio(cast(IntervalTensor, tensor), known, is_sure=is_sure)
         return [
-            Found(noise=run.matrix.noise * ratio)
-            if isinstance(run.matrix, CompensatedMatrix)
-            else Found()
+            Found(noise=run.matrix.noise * ratio) if is_soft(run.matrix) else Found()
             for run in tensor.runs
         ]
 
@@ -388,9 +412,11 @@ class _Completer:
         if after is not None and scaling.only_if_alike and before.dims != after.dims:
             self._columns[name] = None
             return
+        if isinstance(after, QuantizedTensor) and not is_scaled(after):
+            return  # nothing of it was scaled, so that no rows take anything back
         self._with_rows.add(before_name)
         known = self._known(name)
-        if known is None or not isinstance(after, QuantizedTensor) or not is_scaled(after):
+        if known is None or not isinstance(after, QuantizedTensor):
             return
         n_plain = before.dims[1] - after.dims[0]  # rows of other matrices, in front of those meant
         if n_plain < 0 or len(before.runs) != len(after.runs):
@@ -426,6 +452,12 @@ def _scalings_of(name: str) -> Iterator[tuple[ByNorm | ByRows, str]]:
             yield scaling, f"{match['stem']}{scaling.norm}.weight"
         elif isinstance(scaling, ByRows) and match["role"] == scaling.rows:
             yield scaling, f"{match['stem']}{scaling.columns}.weight"
+
+
+def _is_finer(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether a tensor states errors, and smaller ones than those of another."""
+    is_stated = isinstance(one, QuantizedTensor) and not is_scaled(one)
+    return is_stated and typical_error(one.type) < typical_error(other.type)
 
 
 def _is_untried(matrix: Any) -> bool:

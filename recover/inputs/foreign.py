@@ -59,7 +59,7 @@ def measure_noise(tensor: StoredTensor, known: StoredTensor | None) -> float:
     return float(np.clip(noise, _SMALLEST_NOISE, _LARGEST_NOISE))
 
 
-def measure_ratio(tensor: IntervalTensor, known: StoredTensor) -> float:
+def measure_ratio(tensor: IntervalTensor, known: StoredTensor, *, is_sure: bool = True) -> float:
     """How many times as large the errors of compensated codes are as they are stated to be.
 
     Parameters
@@ -68,6 +68,8 @@ def measure_ratio(tensor: IntervalTensor, known: StoredTensor) -> float:
         Which states what is typical of such codes.
     known : StoredTensor
         The same weights from an encoder whose errors are known and independent.
+    is_sure : bool
+        Whether they are known; if not, they are only typical themselves.
 
     Returns
     -------
@@ -78,7 +80,8 @@ def measure_ratio(tensor: IntervalTensor, known: StoredTensor) -> float:
     def read(start: int, end: int) -> tuple[F32Array, float]:
         return _stated_by(tensor, start, end)
 
-    return float(np.clip(_relative(*_compare(read, known), 1.0), *_LIMITS))
+    deviation = _KNOWN_DEVIATION if is_sure else _TYPICAL_DEVIATION
+    return float(np.clip(_relative(*_compare(read, known), 1.0, deviation), *_LIMITS))
 
 
 def _compare(
@@ -124,7 +127,13 @@ def is_rounded_plainly(tried: IntervalTensor, known: StoredTensor) -> bool:
     return n_bounded >= _FEWEST_TRIED and n_conflicts <= _MOST_CONFLICTS * n_bounded
 
 
-def _relative(own: float, difference: float, other: float, typical: float) -> float:
+def _relative(
+    own: float,
+    difference: float,
+    other: float,
+    typical: float,
+    known_deviation: float = _KNOWN_DEVIATION,
+) -> float:
     """Squared errors of an input over something of it, from sums over its weights.
 
     Parameters
@@ -137,11 +146,13 @@ def _relative(own: float, difference: float, other: float, typical: float) -> fl
         The squared errors to expect of that one.
     typical : float
         The result where nothing is known; weighed in where the other one is coarse.
+    known_deviation : float
+        Of the squared errors of the other one, relative.
     """
     if own <= 0:
         return typical
     measured = (difference - other) / own
-    deviation = _KNOWN_DEVIATION * other / own / typical
+    deviation = known_deviation * other / own / typical
     trust = _TYPICAL_DEVIATION**2 / (_TYPICAL_DEVIATION**2 + deviation**2)
     return trust * measured + (1 - trust) * typical
 

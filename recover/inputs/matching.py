@@ -1,6 +1,7 @@
 """Which tensors of several models belong together, and which of them says most."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from recover.quants import (
 _N_COMPARED = 4096  # bytes that decide on the order of inputs of one type
 
 
+@lru_cache(maxsize=4096)
 def typical_error(tensor_type: TensorType) -> float:
     """Relative mean square error to expect of a type; ranks what is finest."""
     match tensor_type:
@@ -88,6 +90,8 @@ def find_duplicates(tensors: Sequence[StoredTensor]) -> tuple[int, ...]:
 
     Where scales are beside any of them, with the same weights.
     """
+    if len({tensor.type for tensor in tensors}) == len(tensors):
+        return tuple(range(len(tensors)))
     duplicate_of: list[int] = []
     for i, tensor in enumerate(tensors):
         same = (j for j in dict.fromkeys(duplicate_of) if _same(tensors[j], tensor))

@@ -64,6 +64,13 @@ def _inside(folder: Path) -> str:
     return f": there is {some(shown)} in it" if shown else ""
 
 
+def one_or_more(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> list[str | os.PathLike[str]]:
+    """Paths as a list; one alone need not be in one."""
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
 def open_models(paths: Iterable[str | os.PathLike[str]]) -> tuple[Model, ...]:
     """Open several models; the parts of one split file are one model.
 

@@ -25,7 +25,7 @@ from recover.containers.mapping import sampled
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS, count_scales, count_without
-from recover.inputs.provenance import has_cells, sample_blocks
+from recover.inputs.provenance import has_cells, joined_samples, sample_blocks
 from recover.quants import (
     F32Array,
     FromWeight,
@@ -220,8 +220,15 @@ def _from_weight(kind: TensorType) -> FromWeight | None:
 def source_of_file(model: Model) -> SourcePrecision:
     """What the original weights of a model were stored as, as norms and matrices tell together."""
     found = source_precision(model)
-    counts = [_scales(each) for each in model.tensors.values() if has_cells(model, each)]
-    n_scales, n_fitting = np.sum([(0, 0), *counts], axis=0).tolist()
+    told = [
+        each
+        for each in model.tensors.values()
+        if _from_weight(each.type) is not None and has_cells(model, each)
+    ]
+    n_scales = n_fitting = 0
+    for raw, kind in joined_samples(told):
+        n_here, n_without = scales_without_bf16(raw, kind)
+        n_scales, n_fitting = n_scales + n_here, n_fitting + n_here - n_without
     is_wrong = found.type == "bf16" and n_fitting < n_scales
     return replace(
         found,

@@ -28,10 +28,11 @@ the K-quants and IQ4 choose the codes last, whatever chose their scales. The typ
 their marks, and what these mean (see `recover.quants.base.ScalarType`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -48,6 +49,9 @@ from recover.quants import (
     TensorType,
     U8Array,
 )
+
+_FOUND: WeakKeyDictionary[StoredTensor, "Marks | None"] = WeakKeyDictionary()
+_TOLD: WeakKeyDictionary[Model, "_Metadata"] = WeakKeyDictionary()
 
 # Blocks that are looked at: so many runs, evenly spaced, of so many blocks.
 _N_RUNS = 16
@@ -115,18 +119,39 @@ def look_at_marks(models: Iterable[Model], names: Sequence[str]) -> None:
     What that says is the same without; but a look at a few blocks takes far less time if it is one
     at those of many small tensors.
     """
+    tensors = [
+        tensor
+        for model in models
+        for tensor in map(model.tensors.__getitem__, names)
+        if isinstance(tensor.type, ScalarType)
+        and tensor.type.marks is not None
+        and tensor not in _FOUND
+    ]
+    for kind, together in _small_together(tensors):
+        _look_at(together, kind)
+
+
+def _small_together(
+    tensors: Iterable[StoredTensor],
+) -> Iterator[tuple[ScalarType, Sequence[StoredTensor]]]:
+    """Those of some tensors of scalar types that are small: of one type together, but not many."""
     small: dict[ScalarType, list[StoredTensor]] = {}
-    for model in models:
-        for name in names:
-            tensor = model.tensors[name]
-            kind = tensor.type
-            if not isinstance(kind, ScalarType) or kind.marks is None or tensor in _FOUND:
-                continue
-            if tensor.n_weights // kind.block_size <= _N_RUNS * _RUN:
-                small.setdefault(kind, []).append(tensor)
-    for kind, tensors in small.items():
-        for first in range(0, len(tensors), _N_AT_ONCE):
-            _look_at(tensors[first : first + _N_AT_ONCE], kind)
+    for tensor in tensors:
+        kind = cast(ScalarType, tensor.type)
+        if tensor.n_weights // kind.block_size <= _N_RUNS * _RUN:
+            small.setdefault(kind, []).append(tensor)
+    for kind, alike in small.items():
+        for first in range(0, len(alike), _N_AT_ONCE):
+            yield kind, alike[first : first + _N_AT_ONCE]
+
+
+def joined_samples(tensors: Sequence[StoredTensor]) -> Iterator[tuple[U8Array, ScalarType]]:
+    """What `sample_blocks` gives of tensors of scalar types, that of small ones joined."""
+    for tensor in tensors:
+        if tensor.n_weights // tensor.type.block_size > _N_RUNS * _RUN:
+            yield sample_blocks(tensor).reshape(-1), cast(ScalarType, tensor.type)
+    for kind, together in _small_together(tensors):
+        yield _joined([sample_blocks(each).reshape(-1) for each in together]), kind
 
 
 def _look_at(tensors: Sequence[StoredTensor], kind: ScalarType) -> None:
@@ -171,6 +196,11 @@ def is_plain(tensor: StoredTensor) -> bool:
     """As `codes_are_plain`; asked for again, the bytes are not looked at again."""
     if not (isinstance(tensor.type, ScalarType) and tensor.type.cells_need_marks):
         return True
+    return has_marks(tensor)
+
+
+def has_marks(tensor: StoredTensor) -> bool:
+    """Whether no block lacks the mark of llama.cpp's encoder; also of types that bear none."""
     marks = marks_of(tensor)
     return marks is None or marks.n_without == 0
 
@@ -235,35 +265,47 @@ def source_of(model: Model, tensor: StoredTensor) -> Source:
     kind = tensor.type
     if isinstance(kind, IntervalType):
         return Source(kind, has_cells=cast(IntervalTensor, tensor).has_cells)
-    marks = marks_of(tensor)
-    has_marks = marks is None or marks.n_without == 0
-    return _source(
-        kind,
-        _has_cells(model, kind, has_marks=has_marks),
-        uses_imatrix(model) or not (has_marks or marks_hold_with_imatrix(kind)),
-        str(sorted(imatrix_of(model).items())),
-        tensor.scales is not None,
-    )
+    told = _metadata_of(model)
+    return _source(told, kind, has_marks(tensor), tensor.scales is not None)
+
+
+class _Metadata(NamedTuple):
+    """What the metadata of a file say of its quantizer."""
+
+    uses_imatrix: bool
+    is_searched: bool
+    imatrix: str
+
+
+def _metadata_of(model: Model) -> _Metadata:
+    """What the metadata of a model say; they are read once if the model can be told from others."""
+    try:
+        return _TOLD[model]
+    except (KeyError, TypeError):
+        pass
+    imatrix = str(sorted(imatrix_of(model).items()))
+    told = _Metadata(uses_imatrix(model), is_searched(model), imatrix)
+    with suppress(TypeError):
+        _TOLD[model] = told
+    return told
 
 
 @cache
-def _source(
-    kind: TensorType, has_cells: bool, weighted: bool, imatrix: str, side_scaled: bool
-) -> Source:
+def _source(told: _Metadata, kind: TensorType, marked: bool, side_scaled: bool) -> Source:
     """Tensors that are alike share a source, which is found and compared in no time then."""
     return Source(
         kind,
-        has_cells=has_cells,
-        weighted=weighted,
-        imatrix=imatrix,
+        has_cells=_has_cells(kind, is_searched=told.is_searched, has_marks=marked),
+        weighted=told.uses_imatrix or not (marked or marks_hold_with_imatrix(kind)),
+        imatrix=told.imatrix,
         side_scaled=side_scaled,
     )
 
 
-def _has_cells(model: Model, kind: TensorType, *, has_marks: bool) -> bool:
+def _has_cells(kind: TensorType, *, is_searched: bool, has_marks: bool) -> bool:
     if not isinstance(kind, ScalarType):
         return False
-    if kind.refits_scale_with_imatrix and is_searched(model):
+    if kind.refits_scale_with_imatrix and is_searched:
         return False
     return has_marks or not kind.cells_need_marks
 
@@ -301,6 +343,3 @@ def _joined(parts: Sequence[U8Array]) -> U8Array:
     joined = np.concatenate(parts)
     joined.flags.writeable = False
     return joined
-
-
-_FOUND: WeakKeyDictionary[StoredTensor, Marks | None] = WeakKeyDictionary()

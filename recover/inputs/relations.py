@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Bounds, Intervals
@@ -36,6 +37,7 @@ FINE_TUNE = "fine-tune, or quantized from another quantization"
 ANOTHER_MODEL = "another model"
 
 _N_RUNS = 8
+_NOT_EXPLAINED = np.zeros(1, np.bool_)
 _TOLERATED = 2  # conflicts in a pair of files; of one original there are none at all
 _RELATED = 0.5  # correlation of the weights of a model and its fine-tune: nearly 1
 
@@ -190,13 +192,9 @@ def _compare(together: Sequence[_Look], sampler: Sampler) -> None:
             i: sampler.read(i, tensor, first.confined[i], start, end)
             for i, tensor in stacked.items()
         }
-        for number, look in enumerate(together):
-            own = samples
-            if len(together) > 1:
-                part = number * n_weights, (number + 1) * n_weights
-                own = {i: sample.part(*part) for i, sample in samples.items()}
-            for pair in look.pairs:
-                pair.add(look.name, own[pair.first], own[pair.second])
+        names = [look.name for look in together]
+        for pair in first.pairs:
+            pair.add(names, samples[pair.first], samples[pair.second])
 
 
 def explained_by_rounding(models: Sequence[Model], inputs: Mapping[str, Sequence[int]]) -> bool:
@@ -281,12 +279,14 @@ class _Pair:
         elif descent.child in (self.first, self.second):
             self._is_of_another = True
 
-    def add(self, name: str, one: Sample, two: Sample) -> None:
-        """Compare some weights of a tensor."""
-        is_explained = name in self._explained
-        conflicts = self._rounding.add(one.bounds, two.bounds, is_explained=is_explained)
-        self._n_weights[name] = self._n_weights.get(name, 0) + one.values.size
-        self._n_conflicts[name] = self._n_conflicts.get(name, 0) + conflicts
+    def add(self, names: Sequence[str], one: Sample, two: Sample) -> None:
+        """Compare some weights of a tensor, or all of several small ones of one size."""
+        size = one.values.size // len(names)
+        explained = np.array([name in self._explained for name in names])
+        counts = self._rounding.add(one.bounds, two.bounds, explained).tolist()
+        for name, n_conflicts in zip(names, counts, strict=True):
+            self._n_weights[name] = self._n_weights.get(name, 0) + size
+            self._n_conflicts[name] = self._n_conflicts.get(name, 0) + n_conflicts
         a, b = (each.values.astype(np.float64) for each in (one, two))
         # Not by BLAS, whose threads would spin on the cores that the merge is to use.
         self._moments += [np.einsum("n,n", *pair) for pair in ((a, a), (a, b), (b, b))]
@@ -350,28 +350,41 @@ class _Rounding:
         # Which of the two is made from rounded weights, and to what they were rounded.
         self._open = {(which, via) for which in (0, 1) for via in ("F16", "BF16")}
 
-    def add(self, one: Bounds, two: Bounds, *, is_explained: bool = False) -> int:
+    def add(
+        self, one: Bounds, two: Bounds, explained: NDArray[np.bool_] = _NOT_EXPLAINED
+    ) -> NDArray[np.int64]:
         """Look at the bounds of some weights; how many conflicts there are.
 
-        Those that are explained otherwise need not come from rounding.
+        Parameters
+        ----------
+        one, two : tuple of 2 float32 (n,)
+            Lower and upper bounds by either file, of tensors of one size.
+        explained : bool (n_tensors,)
+            Whether conflicts of a tensor are explained otherwise, so that they need not come from
+            rounding.
+
+        Returns
+        -------
+        int64 (n_tensors,)
         """
         low, high = np.minimum(one[1], two[1]), np.maximum(one[0], two[0])
         conflicts = high > low  # a gap, from `low` to `high`
-        n_conflicts = int(np.count_nonzero(conflicts))
-        if is_explained:
-            return n_conflicts
+        rows = conflicts.reshape(explained.size, -1)
+        counts = np.count_nonzero(rows, axis=1)
+        rows[explained] = False
+        n_conflicts = int(counts[~explained].sum())
         self.n_conflicts += n_conflicts
         if not n_conflicts or not self._open:
-            return n_conflicts
+            return counts
         one_is_below = (one[1] < two[1])[conflicts]
         low, high = low[conflicts], high[conflicts]
         for which, via in sorted(self._open):
             up, down = rounded(low, via) >= high, rounded(high, via) <= low
             # What lies below the gap crosses it if rounding it leads up.
-            explained = np.where(one_is_below == (which == 1), up, down)
-            if not explained.all():
+            crosses = np.where(one_is_below == (which == 1), up, down)
+            if not crosses.all():
                 self._open.discard((which, via))
-        return n_conflicts
+        return counts
 
     def found(self) -> tuple[int, str] | None:
         """Which of the two is made from rounded weights, and to what they were rounded."""

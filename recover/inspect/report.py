@@ -29,6 +29,7 @@ from recover.inspect.conflicts import NOTHING_COMPARED, Conflicts, count_conflic
 from recover.inspect.files import FileReport, inspect_model
 from recover.merge.expect import Expectation, drafts_of, expect_merge, expected_ratio
 from recover.merge.redundant import find_redundant
+from recover.merge.savings import Saving, savings
 
 _UNLIKE = 0.2  # correlation of the weights; of different models it is next to 0
 
@@ -80,6 +81,25 @@ class Inspection:
         None if the files do not belong together, or nothing is estimated.
         """
         return expected_ratio(self.expectations) if self.same_original else None
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether `recover merge` merges them: also where floats of a few tensors differ."""
+        is_partly_one = all(
+            self._is_like(each) or each.kind == SOME_TENSORS_DIFFER for each in self.relations
+        )
+        return is_partly_one and not self.conflicts.refused
+
+    @property
+    def savings(self) -> tuple[Saving, ...]:
+        """What other methods are expected to save of a merge's error."""
+        if not self.same_original:
+            return ()
+        return savings(
+            (each.sources, each.n_weights, each.variance)
+            for each in self.expectations
+            if each.variance is not None
+        )
 
     @property
     def identical_tensors(self) -> tuple[str, ...]:
@@ -192,6 +212,7 @@ class Inspection:
                 "n_conflicts": self.conflicts.n_conflicts,
                 "contradicting_tensors": list(self.conflicts.refused),
                 "expected_mse_ratio": self.expected_mse_ratio,
+                "other_methods": [each._asdict() for each in self.savings],
                 "tensors": [
                     {
                         "name": each.name,

@@ -5,18 +5,17 @@ And what the errors that are expected of them are worth, once that is known.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from pathlib import Path
 
 from recover._text import quoted
 from recover.calibration.weights import Calibration
 from recover.containers.gguf.names import layer_of, role_of
-from recover.errors import CalibrationError
+from recover.errors import CalibrationError, UsageError
 from recover.estimators import estimator
+from recover.estimators.base import having
 from recover.estimators.error_calibration import calibrate_errors
 from recover.evidence.buffer import Source
-from recover.merge.decide import Draft
-
-AnyDraft = TypeVar("AnyDraft", bound=Draft)
+from recover.merge.decide import AnyDraft, changed
 
 
 def with_calibration(
@@ -56,6 +55,30 @@ def with_calibration(
     return tuple(changed)
 
 
+def with_network(
+    tensors: Sequence[AnyDraft], method: str, path: Path
+) -> tuple[tuple[AnyDraft, ...], int]:
+    """The tensors with the network in a file where it is of their inputs, and how many have it.
+
+    Raises
+    ------
+    UsageError
+        If the method takes no network.
+    PlanError
+        If the file is none.
+    """
+    give = estimator(method).with_network
+    if give is None:
+        those = having(lambda each: each.with_network)
+        raise UsageError(f"the method {method} uses no network; {those} does")
+    changed, n_with = [], 0
+    for tensor in tensors:
+        sources = give(tensor.sources, path) if tensor.action == "merge" else None
+        n_with += sources is not None
+        changed.append(tensor if sources is None else replace(tensor, sources=sources))
+    return tuple(changed), n_with
+
+
 def with_densities(tensor: AnyDraft, give: Callable[[Source], Source]) -> AnyDraft:
     """A tensor whose sources `give` a density, those apart whose codes llama.cpp did not make."""
     sources = (each if each.noise is not None else give(each) for each in tensor.sources)
@@ -73,10 +96,7 @@ def with_error_calibration(tensors: Sequence[AnyDraft], estimate: str) -> tuple[
         What is asked of the estimators.
     """
     return tuple(
-        type(tensor)(
-            **vars(tensor)
-            | {"error_calibration": calibrate_errors(tensor.sources, tensor.method, estimate)}
-        )
+        changed(tensor, error_calibration=calibrate_errors(tensor.sources, tensor.method, estimate))
         if tensor.action != "copy" and tensor.sources
         else tensor
         for tensor in tensors

@@ -112,6 +112,8 @@ def broken_inputs(
     plan: MergePlan, indices: Sequence[int], *, only_folders: bool = False
 ) -> dict[int, list[str]]:
     """By index of some tensors, the inputs that have NaN or infinite values of them."""
+    if only_folders:
+        indices = [i for i in indices if _is_of_folder(plan, plan.tensors[i])]
     found: dict[int, list[str]] = {index: [] for index in indices}
     told = ((i, plan.tensors[i].n_weights, kind_of(plan, plan.tensors[i])) for i in indices)
     for numbers in stacks(told):
@@ -130,6 +132,12 @@ def broken_inputs(
                 if not sound:
                     found[index].append(printable(model.path))
     return found
+
+
+def _is_of_folder(plan: MergePlan, tensor: TensorPlan) -> bool:
+    """Whether a tensor is taken from a folder, and quantized."""
+    stored = (plan.models[i].tensors[tensor.name] for i in tensor.used)
+    return any(isinstance(each, QuantizedTensor) for each in stored)
 
 
 def check_broken(plan: MergePlan, sums: Totals) -> None:

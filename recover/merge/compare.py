@@ -3,9 +3,14 @@
 Cells that do not meet are a proof. Inputs without cells are compared by the correlation of their
 decoded weights, superblock by superblock: errors of a few bits leave most of it, while rows that
 were swapped, or are another model's, have none. And the square difference of the whole tensor is to
-be what the errors of both explain.
+be what the errors of both explain. A tensor times a constant keeps its correlation and may differ
+by little: what tells it is the slope of one on the other, in many superblocks. Of types with errors
+as large as the weights (ternary ones) the correlation of many superblocks tells, not that of one.
+
+A superblock of zeros has no correlation. Encoders make it of weights that are all but zero.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +45,12 @@ _PAIR = 2 * GROUP  # weights that the bounds of lone extreme weights are found i
 _UNLIKE = 0.25
 _LARGEST_ERROR = 0.5
 _LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what errors explain
+# The slope of the first input on the other one is 1 but for a share of the root of relative errors:
+# codebooks reach too far on purpose (`python -m tests.benchmarks.likeness`).
+_STEEPER, _FLATTER, _OF_FIRST = 0.12, 1.25, 0.5
+_MANY_OFF = 0.25  # share of the weights, so that the tensor is another one
+# No type of llama.cpp makes zeros of larger weights: the scale of 2**-25 times codes and levels.
+_LARGEST_LOST = np.float32(2.0**-12)
 # Of vector types the error may be so many times what is typical: of weights of which many are 0, or
 # where some columns are much larger than others.
 _VARYING = 4
@@ -111,10 +122,15 @@ class Likeness(NamedTuple):
     """Of the decoded weights, summed."""
     expected: float
     """The same, as far as errors of both explain it."""
+    n_off: float
+    """Weights in superblocks of which they say a multiple, or, where their errors are as large as
+    the weights, something unrelated."""
 
     def n_contradicted(self, n_weights: int) -> int:
         """Of a tensor's weights: all, if the inputs differ more than their errors explain."""
         if self.square_difference > _LARGEST_DIFFERENCE * self.expected:
+            return n_weights
+        if self.n_off > _MANY_OFF * n_weights:
             return n_weights
         return self.n_unlike
 
@@ -122,7 +138,7 @@ class Likeness(NamedTuple):
 N_LIKENESS = len(Likeness._fields)
 
 Likenesses = NDArray[np.float64]
-"""Of tensors, float64 (n_tensors, 3): rows have the fields of `Likeness`."""
+"""Of tensors, float64 (n_tensors, 4): rows have the fields of `Likeness`."""
 
 
 def compare_unproven(evidence: Evidence, n_tensors: int = 1) -> Likenesses:
@@ -141,24 +157,66 @@ def compare_unproven(evidence: Evidence, n_tensors: int = 1) -> Likenesses:
     n_proven, typical = len(proves), evidence.likelihood[:, 3] < _LARGEST_ERROR
     finest = evidence.finest
     rows = [k for k in range(n_proven) if k != finest and not (proves[finest] and proves[k])]
-    rows += [n_proven + v for v in range(n_proven == 0, len(typical)) if typical[v]]
+    rows += [n_proven + v for v in range(n_proven == 0, len(typical))]
     likeness = np.zeros((n_tensors, N_LIKENESS))
+    likeness[:, 0] = _n_vanished(evidence, n_tensors)
     if rows:
         first, error = _values(evidence, finest), _error_of(evidence, finest, n_tensors)
     for row in rows:
         values, row_error = _values(evidence, row), _error_of(evidence, row, n_tensors)
-        likeness += _likeness(first, error, values, row_error)
+        is_typical = row < n_proven or bool(typical[row - n_proven])
+        likeness += _likeness(first, error, values, row_error, is_typical=is_typical)
     return likeness
 
 
+def _n_vanished(evidence: Evidence, n_tensors: int) -> NDArray[np.int64]:
+    """Weights in superblocks of which a scalar input has zeros alone, and another one has not.
+
+    Codes of a scale of zero prove nothing, but no encoder gives it to superblocks of large weights.
+    """
+    if len(evidence.scale) < 2:
+        return np.zeros(n_tensors, np.int64)
+    scale = evidence.scale.reshape(len(evidence.scale), n_tensors, -1)
+    n_superblocks = scale.shape[2] * GROUP // SUPERBLOCK
+    if not n_superblocks:
+        return np.zeros(n_tensors, np.int64)
+    n_groups = n_superblocks * (SUPERBLOCK // GROUP)
+    shape = len(scale), n_tensors, n_superblocks
+    is_zero = (scale[:, :, :n_groups] == 0).reshape(*shape, -1).all(3)
+    if not (is_zero.any(0) & ~is_zero.all(0)).any():
+        return np.zeros(n_tensors, np.int64)
+    largest = np.empty(shape, np.float32)
+    for k, own in enumerate(largest):
+        rows = np.abs(_values(evidence, k)).reshape(n_tensors, -1)
+        whole = rows[:, : n_superblocks * SUPERBLOCK]
+        own[:] = whole.reshape(n_tensors, n_superblocks, SUPERBLOCK).max(2)
+    is_lost = (largest == 0).any(0) & (largest.max(0) > _LARGEST_LOST)
+    return SUPERBLOCK * np.count_nonzero(is_lost, axis=1).astype(np.int64)
+
+
 def _likeness(
-    one: F32Array, one_error: NDArray[np.float64], other: F32Array, other_error: NDArray[np.float64]
+    one: F32Array,
+    one_error: "_Error",
+    other: F32Array,
+    other_error: "_Error",
+    *,
+    is_typical: bool = True,
 ) -> Likenesses:
-    """How two inputs compare: decoded weights (n,), and the square errors to expect, summed."""
-    found = np.empty((len(one_error), N_LIKENESS))
-    _compare_each(one, other, found)
-    found[:, 2] = one_error + other_error
+    """How two inputs compare: decoded weights (n,), and the square errors to expect, summed.
+
+    Of one that is not typical the errors are as large as the weights.
+    """
+    found = np.empty((len(one_error.at_most), N_LIKENESS))
+    first, second = (
+        math.sqrt(error.total / size) if 0 < (size := _square_sum(x)) < np.inf else 0.0
+        for x, error in ((one, one_error), (other, other_error))
+    )
+    _compare_each(one, other, 1 - _FLATTER * second, 1 + _STEEPER + _OF_FIRST * first, found)
+    found[:, 2] = one_error.at_most + other_error.at_most
     found[~np.isfinite(found[:, 1]), 1:] = 0
+    if not is_typical:
+        found[:, 3] = found[:, 0]
+        found[:, :3] = 0
     return found
 
 
@@ -212,13 +270,14 @@ class Comparison:
         if not self._others:
             return likeness
         taken = self._taken.read(start, end)
-        own_error = np.zeros(n_tensors)
+        own_error = _Error(np.zeros(n_tensors), 0.0)
         if self._own is not None:
             own_error = _error_of(self._own.read([self._taken], start, end), 0, n_tensors)
         for other, buffer in self._others:
             evidence = buffer.read([other], start, end)
             values, error = _values(evidence, 0), _error_of(evidence, 0, n_tensors)
-            likeness += _likeness(taken, own_error, values, error)
+            is_typical = typical_error(other.type) < _LARGEST_ERROR
+            likeness += _likeness(taken, own_error, values, error, is_typical=is_typical)
         return likeness
 
 
@@ -260,9 +319,7 @@ def unproven(kinds: Sequence[TensorType], confines: Sequence[bool], *, is_exact:
     return [
         i
         for i in range(1, len(kinds))
-        if not (confines[i] and (confines[0] or is_exact))
-        and isinstance(kinds[i], _SAID)
-        and typical_error(kinds[i]) < _LARGEST_ERROR
+        if not (confines[i] and (confines[0] or is_exact)) and isinstance(kinds[i], _SAID)
     ]
 
 
@@ -283,14 +340,27 @@ def takes_exact_codes(taken: StoredTensor, *, is_known: bool) -> bool:
     return is_known and not isinstance(taken.type, FloatType)
 
 
-def _error_of(evidence: Evidence, k: int, n_tensors: int) -> NDArray[np.float64]:
-    """The square error to expect of an input at most, as its type tells, summed: (n_tensors,)."""
+def _square_sum(x: F32Array) -> float:
+    return float(np.einsum("n,n", x, x, dtype=np.float64))
+
+
+class _Error(NamedTuple):
+    """The square error of an input, as its type tells, summed over weights."""
+
+    at_most: NDArray[np.float64]
+    """Of each tensor, (n_tensors,)."""
+    total: float
+    """What is typical, of all of them."""
+
+
+def _error_of(evidence: Evidence, k: int, n_tensors: int) -> _Error:
+    """The square error to expect of an input."""
     variance = np.empty(evidence.scale.shape[1], np.float32)
     group_variances(evidence, k, variance)
     is_vector = k >= len(evidence.codes) + len(evidence.interval_values)
     sums = np.zeros((n_tensors, 1))
     add_variance(variance, sums, 0)
-    return sums[:, 0] * (_VARYING if is_vector else 1)
+    return _Error(sums[:, 0] * (_VARYING if is_vector else 1), float(sums.sum()))
 
 
 def _values(evidence: Evidence, k: int) -> F32Array:
@@ -310,25 +380,38 @@ def _is_finite_anywhere(lower: F32Array, upper: F32Array) -> bool:
 
 
 @kernel
-def _compare_each(one: F32Array, other: F32Array, found: NDArray[np.float64]) -> None:
-    """Fill the first two columns of what is found of tensors of one size (n_tensors, 3)."""
+def _compare_each(
+    one: F32Array, other: F32Array, flattest: float, steepest: float, found: NDArray[np.float64]
+) -> None:
+    """Fill all but the third column of what is found of tensors of one size (n_tensors, 4)."""
     n = one.size // found.shape[0]
     for i in range(found.shape[0]):
         a, b = one[i * n : (i + 1) * n], other[i * n : (i + 1) * n]
-        found[i, 0] = count_unlike(a, b)
+        found[i, 0], found[i, 3] = count_unlike(a, b, flattest, steepest)
         found[i, 1] = square_difference(a, b)
 
 
 @kernel
-def count_unlike(one: F32Array, other: F32Array) -> int:
-    """Weights in superblocks of which two inputs, float32 (n,), say something unrelated."""
-    found = 0
+def count_unlike(
+    one: F32Array, other: F32Array, flattest: float, steepest: float
+) -> tuple[int, int]:
+    """Weights in superblocks of which two inputs, float32 (n,), say something unrelated.
+
+    And those of which they say a multiple: the slope of one on the other is out of some limits. Of
+    weights as small as encoders lose scales are imprecise, so that it says nothing; a superblock of
+    zeros is unrelated to one with larger weights.
+    """
+    n_unlike = n_off = 0
     for start in range(0, one.size, SUPERBLOCK):
         end = min(start + SUPERBLOCK, one.size)
-        aa = bb = ab = 0.0
+        aa = bb = ab = largest = 0.0
         for i in range(start, end):
             a, b = np.float64(one[i]), np.float64(other[i])
             aa, bb, ab = aa + a * a, bb + b * b, ab + a * b
-        if aa > 0 and bb > 0 and ab < _UNLIKE * np.sqrt(aa * bb):
-            found += end - start
-    return found
+            largest = max(largest, abs(a), abs(b))
+        is_lost = (aa == 0 or bb == 0) and largest > _LARGEST_LOST
+        unlike = is_lost or (aa > 0 and bb > 0 and ab < _UNLIKE * np.sqrt(aa * bb))
+        n_unlike += end - start if unlike else 0
+        is_off = largest > _LARGEST_LOST and not flattest * bb <= ab <= steepest * bb
+        n_off += end - start if is_off else 0
+    return n_unlike, n_off

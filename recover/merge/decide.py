@@ -1,11 +1,13 @@
 """What happens to one tensor of a merge: which inputs take part, and how they are combined."""
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
+from recover._brief import Brief
 from recover._text import printable, quoted
 from recover.containers.model import GGML_DIMS, Model, StoredTensor
 from recover.errors import PlanError
@@ -18,7 +20,13 @@ from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import foreign_noise, measure_noise
 from recover.inputs.matching import by_fineness, contradicts, find_duplicates
-from recover.inputs.provenance import is_foreign, is_plain, is_searched, source_of
+from recover.inputs.provenance import (
+    has_marks,
+    is_foreign,
+    is_plain,
+    is_searched,
+    source_of,
+)
 from recover.inputs.samples import Sampler
 from recover.merge.lineage import declared_parents
 from recover.quants import (
@@ -30,9 +38,11 @@ from recover.quants import (
     type_by_name,
 )
 
+AnyDraft = TypeVar("AnyDraft", bound="Draft")
 
-@dataclass(frozen=True)
-class Draft:
+
+@dataclass(frozen=True, repr=False)
+class Draft(Brief):
     """What happens to one tensor, wherever its output goes.
 
     Attributes
@@ -97,10 +107,25 @@ class Draft:
     follows: str = ""
     shift: float = 0.0
 
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "name", self.name
+        yield "shape", self.dims[::-1]
+        yield "action", self.action
+        yield "types", " ".join(self.types)
+        yield "outtype", self.outtype
+
     @property
     def n_weights(self) -> int:
         """Number of weights."""
         return math.prod(self.dims)
+
+
+def changed(draft: AnyDraft, **values: Any) -> AnyDraft:
+    """As `dataclasses.replace`; there may be very many drafts, and nothing is checked."""
+    new = object.__new__(type(draft))
+    vars(new).update(vars(draft), **values)
+    return new
 
 
 def _present(tensors: Sequence[StoredTensor], duplicate_of: Sequence[int]) -> list[int]:
@@ -178,14 +203,15 @@ class Decider:
         tensors = [model.tensors[name] for model in self._models]
         duplicate_of = find_duplicates(tensors)
         distinct = by_fineness(tensors, _present(tensors, duplicate_of))
-        kinds = {tensor.type.name for tensor in tensors if not is_absent(tensor)}
-        if isinstance(tensors[distinct[0]].type, OpaqueType) and len(kinds) > 1:
-            raise PlanError(
-                f"tensor {quoted(name)} has types that do not fit: {', '.join(sorted(kinds))}"
-            )
-        alike = self._what_decides(name, tensors, duplicate_of, distinct, outtype)
-        if alike is not None and alike in self._alike:
-            return Draft(**vars(self._alike[alike]) | {"name": name})
+        alike = self._what_decides(tensors, duplicate_of, distinct, outtype)
+        if alike is not None and (known := self._alike.get(alike)) is not None:
+            return changed(known, name=name)
+        if isinstance(tensors[distinct[0]].type, OpaqueType):
+            kinds = {tensor.type.name for tensor in tensors if not is_absent(tensor)}
+            if len(kinds) > 1:
+                raise PlanError(
+                    f"tensor {quoted(name)} has types that do not fit: {', '.join(sorted(kinds))}"
+                )
         draft = self._decide(name, tensors, duplicate_of, distinct, outtype)
         if alike is not None:
             self._alike[alike] = draft
@@ -193,24 +219,24 @@ class Decider:
 
     def _what_decides(
         self,
-        name: str,
         tensors: Sequence[StoredTensor],
         duplicate_of: Sequence[int],
         distinct: Sequence[int],
         outtype: TensorType,
     ) -> Hashable:
         """All that the draft of a small tensor follows from; None if its bytes are to be read."""
-        finest, kinds = tensors[distinct[0]], [tensor.type for tensor in tensors]
+        finest = tensors[distinct[0]]
         if finest.n_weights >= FEWEST_WEIGHTS or len(finest.dims) > GGML_DIMS:
             return None
-        if not all(isinstance(kind, ScalarType) for kind in kinds):
-            return None
-        pairs = [*zip(self._models, tensors, strict=True)]
-        if any(is_foreign(*pair) for pair in pairs):
-            return None
-        told = [(self._source(name, i), is_plain(each)) for i, each in enumerate(tensors)]
-        sides = [(each.dims, each.is_original) for each in tensors]
-        return outtype, *map(tuple, (duplicate_of, distinct, kinds, told, sides))
+        told: list[Hashable] = [outtype, duplicate_of, tuple(distinct)]
+        for model, each in zip(self._models, tensors, strict=True):
+            if not isinstance(each.type, ScalarType):
+                return None
+            marked = has_marks(each)
+            if not marked and is_foreign(model, each):
+                return None
+            told.append((each.type, each.dims, marked, each.scales is None, each.is_original))
+        return tuple(told)
 
     def _decide(
         self,

@@ -2,22 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from recover._text import quoted, some
-from recover.execution.folder import OutputFolder
-from recover.execution.local import Threads
-from recover.execution.output import OutputFile, OutputFiles
-from recover.execution.tasks import Executor, Record, Take, Task, Watch
-from recover.execution.tiles import Progress, available_cores
-from recover.inputs.recorded import OpenInputs
+from recover._brief import Brief
+from recover._text import quoted, some, tensors_of
+from recover.errors import UsageError
+from recover.execution.gathering import Gathering, do_tasks
+from recover.execution.homes import outputs_of, write_headers
+from recover.execution.kept import clear_gaps
+from recover.execution.shares import Shard
+from recover.execution.sharing import PartResult, Sharing
+from recover.execution.tasks import Executor
+from recover.execution.tiles import Progress
+from recover.execution.work import HowToWork
 from recover.merge.certain import find_withdrawal, to_estimate_again, without_certainty
 from recover.merge.checks import (
     broken_inputs,
@@ -27,18 +27,17 @@ from recover.merge.checks import (
     with_finest_alone,
 )
 from recover.merge.exact import warnings_of
+from recover.merge.merging import Merging
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
+from recover.merge.savings import Saving, savings
 from recover.merge.sums import Totals
-from recover.merge.tallies import Tallies
-from recover.merge.tasks import tasks_of
-from recover.merge.work import Worker
 from recover.quants import GROUP
 
 
-@dataclass(frozen=True)
-class TensorResult:
+@dataclass(frozen=True, repr=False)
+class TensorResult(Brief):
     """What a merge expects of one tensor; None where it makes no claim.
 
     Attributes
@@ -56,9 +55,17 @@ class TensorResult:
     conflict_fraction: float | None
     n_rounded: int = 0
 
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "name", self.plan.name
+        yield "action", self.plan.action
+        yield "types", " ".join(self.plan.types)
+        yield "expected_rmse", self.expected_rmse
+        yield "conflict_fraction", self.conflict_fraction
 
-@dataclass(frozen=True)
-class MergeResult:
+
+@dataclass(frozen=True, repr=False)
+class MergeResult(Brief):
     """What a merge did.
 
     Attributes
@@ -88,10 +95,38 @@ class MergeResult:
     tensors: tuple[TensorResult, ...]
     warnings: tuple[str, ...] = ()
 
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "output", self.plan.output
+        yield "method", self.plan.method
+        yield "weights", self.n_weights
+        yield "seconds", self.seconds
+        yield "expected_mse_ratio", self.expected_mse_ratio
+        yield "conflict_fraction", self.conflict_fraction
+        yield "warnings", len(self.warnings)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "action", "inputs", "expected rmse", "conflicts"
+        for each in self.tensors:
+            types = " ".join(each.plan.types)
+            told = each.expected_rmse, each.conflict_fraction
+            yield (each.plan.name, each.plan.action, types, *told)
+
     @property
     def n_weights(self) -> int:
         """Weights in the output."""
         return sum(tensor.n_weights for tensor in self.plan.tensors)
+
+    @property
+    def savings(self) -> tuple[Saving, ...]:
+        """What other methods are expected to save of the error."""
+        estimated = (
+            (each.plan.sources, each.plan.n_weights, each.expected_rmse**2)
+            for each in self.tensors
+            if each.expected_rmse is not None
+        )
+        return savings(estimated, self.plan.method)
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover merge --json`` prints."""
@@ -161,108 +196,121 @@ def execute_merge(
     PlanError
         If a weight is not finite in any input, or does not fit into the output type, or the inputs
         contradict each other on more weights of a tensor than chance allows.
+    UsageError
+        If it was planned without an output.
     """
     start = time.perf_counter()
+    how = HowToWork(n_threads, progress, executor)
+    if not plan.parts:
+        raise UsageError("the merge was planned without an output")
     if not force:
         check_relations(plan)
     with ExitStack() as stack:
         unfinished = stack.enter_context(Unfinished(plan, tell)) if resume else None
         before = 0.0 if unfinished is None else unfinished.seconds
-        tallies = Tallies(plan, {} if unfinished is None else unfinished.done)
-        indices = [i for i in range(len(plan.tensors)) if i not in tallies.done]
-        outputs = stack.enter_context(_outputs(plan, unfinished, replaces=force))
-        for file, output in zip(plan.files, outputs.files, strict=True):
-            output.write_at(0, file.header)
+        work = Merging(plan)
+        gathering = Gathering(work, {} if unfinished is None else unfinished.done)
+        indices = [i for i in range(len(plan.tensors)) if i not in gathering.done]
+        outputs = stack.enter_context(outputs_of(work, unfinished, replaces=force))
+        write_headers(work, outputs)
         save_if_due = None
         if unfinished is not None:
-            save_if_due = stack.enter_context(unfinished.saving(outputs, tallies.take_finished))
-        if executor is None:
-            executor = _threads(plan, outputs, n_threads or available_cores())
-        places, take = [file.place for file in outputs.files], _taking(outputs, tallies)
-        watch = _watch(plan, indices, progress, save_if_due)
-        executor.run(tasks_of(plan, indices, places), take, watch)
-        if not force:
-            check_broken(plan, tallies.totals)
-        names, warnings = contradicted(plan, tallies.totals, force=force)
-        withdrawal = find_withdrawal(tallies.totals)
-        warnings += withdrawal.warnings(plan)
-        again = set(to_estimate_again(withdrawal, tallies.totals))
-        plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
-        if again := again | alone:
-            executor.run(tasks_of(plan, sorted(again), places), take)
+            save_if_due = stack.enter_context(unfinished.saving(outputs, gathering.take_finished))
+        do_tasks(work, indices, outputs.files, gathering, how, save_if_due)
+        plan, again, warnings = _conclude(plan, gathering.totals, force=force)
+        do_tasks(Merging(plan), again, outputs.files, gathering, how.without_progress())
     seconds = before + time.perf_counter() - start
-    return _result(plan, seconds, tallies.totals, warnings)
+    return _result(plan, seconds, gathering.totals, warnings)
 
 
-def _outputs(plan: MergePlan, unfinished: Unfinished | None, *, replaces: bool) -> OutputFiles:
-    """All files of a plan; those of one that can be resumed lie where it says."""
-    inputs = [part for model in plan.models for part in model.parts]
-    if plan.is_folder:
-        partial = None if unfinished is None else unfinished.partial_folder
-        outputs: OutputFiles = OutputFolder(
-            plan.output, plan.parts, inputs, replaces=replaces, partial=partial
-        )
-    else:
-        outputs = _single_files(plan, unfinished, inputs)
-    if unfinished is not None and unfinished.done:
-        outputs.keep()
-    return outputs
-
-
-def _single_files(
-    plan: MergePlan, unfinished: Unfinished | None, inputs: Sequence[Path]
-) -> OutputFiles:
-    return OutputFiles(
-        [
-            OutputFile(
-                file.path,
-                file.n_bytes,
-                inputs,
-                partial=None if unfinished is None else unfinished.partial(file.path),
-            )
-            for file in plan.files
-        ],
-        len(plan.parts),
-    )
-
-
-def _threads(plan: MergePlan, outputs: OutputFiles, n_threads: int) -> Threads:
-    """Who does the tasks in this process: with its open inputs, and its output files."""
-    opened = OpenInputs(zip(plan.inputs, plan.models, strict=True))
-    files = {file.place: file for file in outputs.files}
-    return Threads([partial(Worker(opened).work, files=files) for _ in range(n_threads)])
-
-
-def _taking(outputs: OutputFiles, tallies: Tallies) -> Take:
-    """What takes the tasks that are done, and what other processes have written."""
-    files = {str(file.place): file for file in outputs.files}
-
-    def take(task: Task, gave: Record) -> None:
-        for path, written in gave.get("written", {}).items():
-            for each in written:
-                files[path].take_note(*each)
-        tallies.add(task, gave)
-
-    return take
-
-
-def _watch(
+def execute_merge_part(
     plan: MergePlan,
-    indices: Sequence[int],
-    progress: Progress | None,
-    save_if_due: Callable[[], None] | None,
-) -> Watch:
-    """What is called while the tasks of some tensors are done."""
-    n_weights = sum(tensor.n_weights for tensor in plan.tensors)
-    n_left = sum(plan.tensors[i].n_weights for i in indices)
+    shard: Shard,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+    tell: Tell | None = None,
+    executor: Executor | None = None,
+) -> MergeResult | PartResult:
+    """Carry out a part of a plan, and what is left if all other parts are done.
 
-    def watch(n_done: int) -> None:
-        if save_if_due is not None:
-            save_if_due()
-        if progress is not None:
-            progress(n_weights - n_left + n_done, n_weights)
+    Processes on any machines with a common file system do the parts, in any order; what they have
+    done stays after an error or a signal, for the same part again.
 
-    return watch
+    Parameters
+    ----------
+    plan : MergePlan
+        From `plan_merge`, with the same parameters everywhere.
+    shard : Shard
+        Which part.
+    n_threads, progress, force, tell, executor : optional
+        As of `execute_merge`.
+
+    Returns
+    -------
+    MergeResult or PartResult
+        Of the whole merge from the process that ends last; the bytes, and the sums, are those of
+        `execute_merge`. Others say what is missing.
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be written, or another plan is carried out there.
+    PlanError
+        As of `execute_merge`; what is wrong with all of the weights is found at the end.
+    """
+    if not plan.parts:
+        raise UsageError("the merge was planned without an output")
+    work, how = Merging(plan), HowToWork(n_threads, progress, executor)
+    if not force:
+        check_relations(plan)
+    with Sharing(work, shard, tell, replaces=force) as sharing:
+        if sharing.is_complete:
+            force, told = sharing.notes["force"], sharing.notes["again"]
+            plan, _, warnings = _conclude(plan, sharing.totals, force=force)
+            redone = {i: Merging(plan).read_sums(i, sums) for i, sums in told}
+        elif (part := sharing.carry_out(how)) is not None:
+            return part
+        else:
+            plan, again, warnings = _conclude(plan, sharing.totals, force=force)
+            with outputs_of(work, sharing, replaces=force) as outputs:
+                clear_gaps(work.units, work.files, outputs.files)
+                write_headers(work, outputs)
+                gathering, changed = Gathering(work, {}), Merging(plan)
+                do_tasks(changed, again, outputs.files, gathering, how.without_progress())
+                redone = gathering.totals
+                told = [[i, sums.to_record()] for i, sums in redone.items()]
+                sharing.announce(outputs.files, force=force, again=told)
+    return _result(plan, sharing.seconds, sharing.totals | redone, warnings)
+
+
+def _conclude(
+    plan: MergePlan, totals: Totals, *, force: bool
+) -> tuple[MergePlan, list[int], list[str]]:
+    """What the sums of all tensors say: the plan for those that are done again, and warnings."""
+    if not force:
+        check_broken(plan, totals)
+    names, warnings = contradicted(plan, totals, force=force)
+    withdrawal = find_withdrawal(totals)
+    warnings += withdrawal.warnings(plan)
+    again = set(to_estimate_again(withdrawal, totals))
+    plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
+    return plan, sorted(again | alone), warnings
+
+
+def _broken_warnings(plan: MergePlan, totals: Totals) -> list[str]:
+    """What people should know of tensors of which an input is broken, and others are not."""
+    indices = [i for i, sums in sorted(totals.items()) if sums.broken]
+    broken: dict[str, list[int]] = {}
+    for index, paths in broken_inputs(plan, indices).items():
+        broken.setdefault(some(paths), []).append(index)
+    return [
+        f"{tensors_of([quoted(plan.tensors[i].name) for i in own], 'holds', 'hold')} NaN or"
+        f" infinite weights in {paths}: on {GROUP * sum(totals[i].broken for i in own):,} weights"
+        " only the other inputs were taken"
+        for paths, own in broken.items()
+    ]
 
 
 def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]) -> MergeResult:
@@ -270,28 +318,23 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
     results: list[TensorResult] = []
     warnings = [*warnings, *warnings_of(plan, totals)]
     expected, n_merged, n_conflicts, n_exact = 0.0, 0, 0.0, 0
-    alone = np.zeros(len(plan.models))
-    broken = broken_inputs(plan, [i for i, sums in sorted(totals.items()) if sums.broken])
+    alone = [0.0] * len(plan.models)
+    warnings += _broken_warnings(plan, totals)
     for index, tensor in enumerate(plan.tensors):
         sums, n_weights, merged = totals[index], tensor.n_weights, tensor.action == "merge"
         contradicted = sums.conflicts / n_weights if tensor.compared or merged else None
         if sums.estimated is None:
             results.append(TensorResult(tensor, None, contradicted, sums.rounded))
             continue
-        if sums.broken:
-            warnings.append(
-                f"tensor {quoted(tensor.name)} holds NaN or infinite weights in"
-                f" {some(broken[index])}: on {GROUP * sums.broken:,} weights"
-                " only the other inputs were taken"
-            )
         n_exact, tally = n_exact + sums.certain, sums.estimated
         n_merged += n_weights * merged
         expected, n_conflicts = expected + tally.variance, n_conflicts + sums.conflicts * merged
-        of_input = dict(zip(tensor.used, tally.alone, strict=True))
-        alone += errors_alone(tensor.duplicate_of, tensor.descents, of_input)
+        of_input = dict(zip(tensor.used, tally.alone.tolist(), strict=True))
+        errors = errors_alone(tensor.duplicate_of, tensor.descents, of_input)
+        alone = [total + each for total, each in zip(alone, errors, strict=True)]
         rmse = math.sqrt(max(tally.variance, 0) / n_weights)
         results.append(TensorResult(tensor, rmse, contradicted, sums.rounded))
-    best = float(alone.min())
+    best = min(alone)
     return MergeResult(
         plan=plan,
         seconds=seconds,

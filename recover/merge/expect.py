@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover.containers.model import Model, StoredTensor
 from recover.estimators import DEFAULT_METHOD, MEAN, Tally, TileEstimator
@@ -55,6 +56,8 @@ class Expectation:
     n_unlike : int
         Weights of which inputs without cells say something else (see `recover.merge.compare`),
         also those that take no part.
+    sources : tuple of Source
+        The inputs that take part, if something is estimated.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Expectation:
     n_conflicts: int
     n_confining: int
     n_unlike: int = 0
+    sources: tuple[Source, ...] = ()
 
     @property
     def is_compared(self) -> bool:
@@ -126,9 +130,15 @@ def expected_ratio(expectations: Sequence[Expectation]) -> float | None:
     """Expected mean square error of all estimated weights over that of the best single input."""
     known = [each for each in expectations if each.variance is not None]
     merged = sum(each.n_weights * (each.variance or 0.0) for each in known)
-    alone = sum(each.n_weights * np.array(each.alone) for each in known)
-    best = float(np.min(alone)) if known else 0.0
+    alone = zip(*([each.n_weights * x for x in each.alone] for each in known), strict=True)
+    best = min(map(sum, alone), default=0.0)
     return merged / best if best > 0 else None
+
+
+def _total(figures: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sums over the tiles, one in a row; small tensors have one tile."""
+    total: NDArray[np.float64] = figures[0] if len(figures) == 1 else figures.sum(0)
+    return total
 
 
 class _Sums:
@@ -157,12 +167,13 @@ class _Sums:
     def expectation(self) -> Expectation:
         """What the sums mean."""
         draft = self.draft
-        n_unlike = Likeness(*self.likeness.sum(0)).n_contradicted(self.n_weights)
+        likeness, tallies = _total(self.likeness), _total(self.tallies)
+        n_unlike = Likeness(*likeness.tolist()).n_contradicted(self.n_weights)
         if not self.sources:
             known = draft.name, self.n_weights, draft.types, draft.duplicate_of
             return Expectation(*known, None, (), 0, 0, n_unlike)
-        tally = Tally(self.tallies.sum(0))
-        of_input = dict(zip(draft.used, tally.alone, strict=True))
+        tally = Tally(tallies)
+        of_input = dict(zip(draft.used, tally.alone.tolist(), strict=True))
         alone = errors_alone(draft.duplicate_of, draft.descents, of_input)
         return Expectation(
             draft.name,
@@ -170,10 +181,11 @@ class _Sums:
             draft.types,
             draft.duplicate_of,
             tally.variance / self.n_weights,
-            tuple(float(each / self.n_weights) for each in alone),
+            tuple(each / self.n_weights for each in alone),
             int(tally.n_conflicts) if len(draft.used) > 1 else 0,
             sum(source.has_cells for source in self.sources),
             n_unlike,
+            tuple(self.sources),
         )
 
 

@@ -104,18 +104,18 @@ def check_options(
 
 
 def folder_options(
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
     outtype: str,
     max_shard_size: int | None,
     config: str | os.PathLike[str] | None,
     **not_there: object,
 ) -> FolderOptions | None:
-    """How the output is written, if it is a folder; None if it is a GGUF file.
+    """How the output is written, if it is a folder; None if it is a GGUF file, or there is none.
 
     Parameters
     ----------
     output : path-like
-        A folder if it is one, or ends in a slash.
+        A folder if it is one, or ends in a slash; None if nothing is written.
     outtype, max_shard_size, config
         As given.
     **not_there
@@ -128,6 +128,8 @@ def folder_options(
     UsageError
         If options do not go with it.
     """
+    if output is None:
+        return None
     path = Path(output)
     if not (os.fspath(output).endswith(("/", os.sep)) or path.is_dir()):
         if not path.name.lower().endswith(".gguf"):

@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from recover._brief import Brief
 from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.calibration.weights import Calibration, read_calibration
@@ -15,7 +16,7 @@ from recover.containers.gguf.names import n_layers
 from recover.containers.gguf.side_scales import folded
 from recover.containers.mapping import check_unchanged
 from recover.containers.model import Model
-from recover.containers.places import FilePlan, Place
+from recover.containers.places import FilePlan, Place, whole_place
 from recover.errors import PlanError, UsageError
 from recover.estimators import DEFAULT_METHOD, MEAN, estimator
 from recover.evidence.lattice import SIGNIFICAND_BITS
@@ -30,7 +31,7 @@ from recover.inputs.originals.agreement import with_originals
 from recover.inputs.provenance import look_at_marks, searched_tensors
 from recover.inputs.recorded import Input
 from recover.inputs.repeated import describe_repeated
-from recover.merge.calibrated import with_calibration, with_error_calibration
+from recover.merge.calibrated import with_calibration, with_error_calibration, with_network
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
 from recover.merge.folder import as_folder
@@ -55,12 +56,13 @@ from recover.merge.records import (
     tensor_record,
     tuples,
 )
-from recover.merge.redundant import describe, find_redundant
+from recover.merge.redundant import describe, find_redundant, foreign_codes
 from recover.merge.source_format import with_source_format
 from recover.quants import ScalarType, type_by_name
 
 # Where the finest input's is larger, hardly a cell is so narrow that it holds one BF16 number.
 _TOO_COARSE = 1e-4
+_NOWHERE = Path(os.devnull)
 _FORMAT = "recover.merge.plan/1"
 _PLAIN = ("method", "estimate", "source_format", "snaps", "decides")
 
@@ -79,7 +81,7 @@ _UNTOLD = (
 _KEYS = {"used": "sources", "duplicate_of": "twins"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TensorPlan(Draft):
     """What happens to one tensor, and where its output goes.
 
@@ -90,6 +92,13 @@ class TensorPlan(Draft):
     """
 
     places: tuple[Place, ...] = ()
+
+    @classmethod
+    def of(cls, draft: Draft, places: tuple[Place, ...]) -> Self:
+        """What happens to a tensor, at its places; there may be very many."""
+        tensor = object.__new__(cls)
+        vars(tensor).update(vars(draft), places=places)
+        return tensor
 
     @property
     def position(self) -> int:
@@ -109,8 +118,8 @@ class TensorPlan(Draft):
         return document | {"descents": [asdict(each) for each in self.descents]}
 
 
-@dataclass(frozen=True)
-class MergePlan:
+@dataclass(frozen=True, repr=False)
+class MergePlan(Brief):
     """A whole merge: every output byte has its place before the first weight is read.
 
     It is plain data but for the opened inputs: it goes to JSON and back, and pickles.
@@ -173,6 +182,22 @@ class MergePlan:
     redundant: tuple[Descent, ...] = ()
     undecided: frozenset[str] = frozenset()
     decides: bool = True
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "inputs", " + ".join(each.path.name for each in self.models)
+        yield "output", self.output
+        yield "method", self.method
+        yield "tensors", len(self.tensors)
+        yield "weights", sum(each.n_weights for each in self.tensors)
+        yield "bytes", self.n_bytes
+        yield "warnings", len(self.warnings)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "shape", "action", "inputs", "output"
+        for each in self.tensors:
+            yield each.name, each.dims[::-1], each.action, " ".join(each.types), each.outtype
 
     @property
     def n_bytes(self) -> int:
@@ -327,7 +352,7 @@ class MergePlan:
 
 def plan_merge(
     inputs: Sequence[str | os.PathLike[str]],
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
     *,
     method: str = DEFAULT_METHOD,
     estimate: str = MEAN,
@@ -339,6 +364,7 @@ def plan_merge(
     split_max_size: int | None = None,
     max_shard_size: int | None = None,
     config: str | os.PathLike[str] | None = None,
+    net: str | os.PathLike[str] | None = None,
 ) -> MergePlan:
     """Decide what a merge does; nothing is written.
 
@@ -347,7 +373,8 @@ def plan_merge(
     inputs : sequence of path-like
         Models quantized from the same original. Metadata comes from the first GGUF file.
     output : path-like
-        GGUF file to be written; or a Hugging Face folder, if it is one or ends in a slash.
+        GGUF file to be written; or a Hugging Face folder, if it is one or ends in a slash. None if
+        nothing is to be written (see `recover.merge.single`).
     method : str
         Name of an estimator (`recover.estimators.method_names`).
     estimate : {"mean", "map"}
@@ -373,6 +400,8 @@ def plan_merge(
     config : path-like, optional
         Of a folder, another one whose ``config.json`` and tokenizer are taken; default: rebuilt
         from the metadata.
+    net : path-like, optional
+        For the method ``joint``, a network of `recover.training`, for tensors of its inputs' types.
 
     Returns
     -------
@@ -398,15 +427,14 @@ def plan_merge(
         max_shard_size,
         config,
         split_max_size=split_max_size,
-        uncertainty=uncertainty,
         tensors=tensors,
     )
     opened = open_models(inputs)
-    output = Path(output)
+    output = None if output is None else Path(output)
     parts = [part for model in opened for part in model.parts]
-    if to_folder is not None:
+    if output is not None and to_folder is not None:
         check_output_folder(output, parts, replaces=True)
-    else:
+    elif output is not None:
         check_output_path(output, parts if split_max_size is None else ())
     aligned = align(opened, tensors)
     models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
@@ -424,10 +452,13 @@ def plan_merge(
             warnings.append(f"{printable(model.path)}: {sides}")
     decider = Decider(models, method)
     drafts = decider.drafts(aligned, type_by_name(outtype))
-    warnings += decider.warnings + _foreign_codes(models, drafts)
+    warnings += decider.warnings + foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models)
     warnings += describe_repeated(models, {draft.name: draft.duplicate_of for draft in drafts})
-    if to_folder is not None:
+    files: tuple[FilePlan, ...] = ()
+    if output is None:
+        places = [whole_place(0, 0, each.n_weights) for each in drafts]
+    elif to_folder is not None:
         drafts, layout, more = as_folder(models, drafts, output, outtype, to_folder)
         files, places = layout.files, places_in_folder(drafts, layout)
         warnings += more
@@ -441,7 +472,7 @@ def plan_merge(
     plan = MergePlan(
         models=models,
         inputs=(),
-        output=files[0].path if to_folder is None else output,
+        output=_NOWHERE if output is None else output if to_folder else files[0].path,
         parts=files,
         is_folder=to_folder is not None,
         method=method,
@@ -449,39 +480,29 @@ def plan_merge(
         source_format="unknown",
         snaps=options.snaps,
         uncertainty=None,
-        tensors=tuple(
-            TensorPlan(**vars(draft), places=own) for draft, own in zip(drafts, places, strict=True)
-        ),
+        tensors=tuple(TensorPlan.of(draft, own) for draft, own in zip(drafts, places, strict=True)),
         warnings=(),
         calibration=options.calibration,
         redundant=find_redundant(models, drafts),
     )
     plan = with_source_format(plan, options, warnings)
     if uncertainty is not None:
-        second = lay_out_deviations(models, drafts, Path(uncertainty), files)
+        second = lay_out_deviations(
+            models, drafts, Path(uncertainty), files, output if to_folder else None
+        )
         plan = replace(plan, uncertainty=second)
     if options.calibration is not None:
         n_all = n_layers(names)
         changed = with_calibration(plan.tensors, method, options.calibration, n_all)
         plan = replace(plan, tensors=changed)
+    if net is not None:
+        changed, n_with = with_network(plan.tensors, method, Path(net))
+        plan = replace(plan, tensors=changed)
+        if n_with == 0:
+            warnings.append(f"{printable(net)} is a network of other types than any tensor has")
     plan = replace(plan, tensors=with_error_calibration(plan.tensors, estimate))
     # Zeros of a file that was truncated say nothing, nor do warnings on them.
     check_unchanged(parts)
     plan = replace(plan, inputs=tuple(map(Input.of, opened, models)), warnings=tuple(warnings))
     check_unchanged(parts)
     return plan
-
-
-def _foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
-    """A warning for each input whose codes another program than llama.cpp gave."""
-    names: dict[int, list[str]] = {}
-    for draft in drafts:
-        for number, noise in zip(draft.used, draft.noises, strict=True):
-            if noise is not None:
-                names.setdefault(number, []).append(quoted(draft.name))
-    return [
-        f"{printable(models[number].path)}: another program than llama.cpp gave the codes of"
-        f" {some(tensors)} (GPTQ and AWQ, for instance): they prove no bounds, and how far off they"
-        " are is estimated"
-        for number, tensors in sorted(names.items())
-    ]

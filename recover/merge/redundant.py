@@ -94,6 +94,8 @@ def errors_alone(
     list of float
         Of an input of which nothing is known the largest of these.
     """
+    if len(of_input) == len(duplicate_of):
+        return [of_input[number] for number in range(len(duplicate_of))]
     parents = {descent.child: descent.parents for descent in descents}
 
     def of(number: int) -> float:
@@ -117,9 +119,9 @@ def _rounding(models: Sequence[Model], draft: Draft, descent: Descent) -> str:
 
 def _has_its_own(models: Sequence[Model], draft: Draft, child: int) -> bool:
     """Whether an input has bytes of a matrix that the inputs before it do not have."""
-    own = draft.duplicate_of[child] == child and len(set(draft.duplicate_of)) > 1
-    opaque = isinstance(models[child].tensors[draft.name].type, OpaqueType)
-    return own and _is_matrix(draft) and not opaque
+    if draft.duplicate_of[child] != child or not any(draft.duplicate_of):
+        return False
+    return _is_matrix(draft) and not isinstance(models[child].tensors[draft.name].type, OpaqueType)
 
 
 def _descent_of(models: Sequence[Model], draft: Draft, child: int) -> Descent | None:
@@ -133,3 +135,18 @@ def _descent_of(models: Sequence[Model], draft: Draft, child: int) -> Descent | 
 
 def _is_matrix(draft: Draft) -> bool:
     return sum(dim > 1 for dim in draft.dims) > 1
+
+
+def foreign_codes(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
+    """A warning for each input whose codes another program than llama.cpp gave."""
+    names: dict[int, list[str]] = {}
+    for draft in drafts:
+        for number, noise in zip(draft.used, draft.noises, strict=True):
+            if noise is not None:
+                names.setdefault(number, []).append(quoted(draft.name))
+    return [
+        f"{printable(models[number].path)}: another program than llama.cpp gave the codes of"
+        f" {some(tensors)} (GPTQ and AWQ, for instance): they prove no bounds, and how far off they"
+        " are is estimated"
+        for number, tensors in sorted(names.items())
+    ]

@@ -53,7 +53,7 @@ def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
     """
     if estimator(plan.method).calibrated != DENSITIES or plan.calibration is not None:
         raise UsageError("densities are simulated for the method posterior without a calibration")
-    tensors = [each for each in plan.tensors if each.action == "merge" and _is_whole(each)]
+    tensors = [each for each in plan.tensors if each.action == "merge" and is_whole(each)]
     available = sum(tensor.n_weights for tensor in tensors)
     if min(n_weights, available) < FEWEST:
         raise PlanError(
@@ -61,7 +61,9 @@ def with_simulated_densities(plan: MergePlan, n_weights: int) -> MergePlan:
             f" {FEWEST:,} are needed, and {available:,} are merged in whole superblocks"
         )
     counts: dict[Key, Counts] = {}
-    for number, (tensor, start, x) in enumerate(_sample(plan, tensors, n_weights / available)):
+    for number, (tensor, start, x) in enumerate(
+        sample_merged(plan, tensors, n_weights / available)
+    ):
         for key, (source, kind) in _kinds(plan, tensor).items():
             _, weighted, has_cells = key
             if key not in counts:
@@ -102,7 +104,8 @@ def _fit(key: Key, counts: Counts) -> Density:
     return tuple(tuple(map(float, row)) for row in table)
 
 
-def _is_whole(tensor: TensorPlan) -> bool:
+def is_whole(tensor: TensorPlan) -> bool:
+    """Whether its rows are whole superblocks."""
     return tensor.dims[0] % _SUPERBLOCK == 0
 
 
@@ -115,7 +118,7 @@ def _kinds(plan: MergePlan, tensor: TensorPlan) -> dict[Key, tuple[StoredTensor,
     }
 
 
-def _sample(
+def sample_merged(
     plan: MergePlan, tensors: list[TensorPlan], share: float
 ) -> Iterator[tuple[TensorPlan, int, F32Array]]:
     """Merged rows of the tensors, in chunks that lie evenly over each; with their first weight."""

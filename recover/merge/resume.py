@@ -2,13 +2,11 @@
 
 The output so far lies beside its final name, as a hidden file that is always called the same, and
 next to it the journal: first a fingerprint of the plan, then the tensors that are complete, each
-with a digest of their bytes and the sums that the report needs (see `recover.merge.kept`). Their
-bytes are on the disk before the journal names them. Tensors whose bytes have changed since are made
-again.
+with a digest of their bytes (see `recover.execution.kept`) and the sums that the report needs.
+Their bytes are on the disk before the journal names them. Tensors whose bytes have changed since
+are made again.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,14 +15,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from recover._text import printable, quoted, some
-from recover._version import __version__
 from recover.containers.gguf.parts import whole_path
-from recover.errors import InputError, OutputError
 from recover.execution.folder import finish_earlier_folder
 from recover.execution.journal import Journal
+from recover.execution.kept import clear_gaps, damaged, read_seconds
 from recover.execution.output import OutputFiles, partial_path
 from recover.execution.publish import finish_earlier
-from recover.merge.kept import clear_gaps, damaged, digest, read_seconds, read_sums
+from recover.execution.saving import EVERY, Saver
+from recover.merge.merging import Merging, fingerprint
 from recover.merge.plan import MergePlan
 from recover.merge.sums import Totals
 
@@ -32,9 +30,8 @@ Tell = Callable[[str], None]
 """Called with a line for people."""
 
 _FORMAT = "recover.merge.journal/3"
-_SECONDS = 1.0  # at least, between two entries
+_SECONDS = EVERY
 _DAMAGED = "its journal is damaged"
-_PACKAGE = Path(__file__).parents[1]
 
 
 class Unfinished:
@@ -53,6 +50,8 @@ class Unfinished:
         The tensors that are complete on the disk, by index.
     seconds : float
         What they took, in all processes that were at it before.
+    share : None
+        No other process is at it now.
 
     Raises
     ------
@@ -63,6 +62,7 @@ class Unfinished:
     def __init__(self, plan: MergePlan, tell: Tell | None = None) -> None:
         self.done: Totals = {}
         self.seconds = 0.0
+        self.share = None
         self._digests: dict[int, str] = {}
         self._outputs: OutputFiles | None = None
         self._plan = plan
@@ -70,7 +70,8 @@ class Unfinished:
         self._key = str(whole_path(plan.output.resolve()))
         path = partial_path(Path(self._key), self._key).with_suffix(".journal")
         self._journal = Journal(path, plan.output)
-        self._start = self._last = time.perf_counter()
+        self._work = Merging(plan)
+        self._start = time.perf_counter()
 
     def __enter__(self) -> Self:
         """Take over what is there, if it belongs to this plan; otherwise start over."""
@@ -87,9 +88,14 @@ class Unfinished:
 
     def partial(self, path: Path) -> Path:
         """Where an output file lies until all are complete."""
-        if self._plan.is_folder:
+        if self._plan.is_folder and path.resolve().parent == self._plan.output.resolve():
             return self.partial_folder / path.name
         return partial_path(path, self._key)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is complete."""
+        return bool(self.done)
 
     @property
     def partial_folder(self) -> Path:
@@ -130,7 +136,7 @@ class Unfinished:
                 for index, sums, told in record["tensors"]:
                     if type(index) is not int or not 0 <= index < len(self._plan.tensors):
                         return _DAMAGED
-                    self.done[index] = read_sums(self._plan, index, sums)
+                    self.done[index] = self._work.read_sums(index, sums)
                     self._digests[index] = str(told)
         except (LookupError, TypeError, ValueError, OverflowError):
             return _DAMAGED
@@ -149,7 +155,7 @@ class Unfinished:
         paths = [self.partial(file.path) for file in self._plan.files]
         expected = {index: self._digests[index] for index in self.done}
         try:
-            lost = damaged(self._plan, paths, expected)
+            lost = damaged(self._work.units, paths, expected)
         except OSError:
             lost = set(expected)
         for index in lost:
@@ -190,46 +196,19 @@ class Unfinished:
         callable
             To be called often; most of the time it does nothing.
         """
-        pending: Totals = {}
-        has_failed = False
         self._outputs = outputs
-        clear_gaps(self._plan, outputs.files)
-
-        def save() -> None:
-            nonlocal has_failed
-            pending.update(finished())
-            self._last = time.perf_counter()
-            if not pending or has_failed:
-                return
-            for output in outputs.files:
-                output.check_inputs()
-            digests = [output.digests for output in outputs.files]
-            tensors = [
-                [i, sums.to_record(), digest(self._plan, i, digests)] for i, sums in pending.items()
-            ]
-            seconds = self.seconds + time.perf_counter() - self._start
-            try:
-                outputs.sync()
-                self._journal.append({"seconds": seconds, "tensors": tensors})
-            except OutputError:
-                has_failed = True  # after that, a flush that succeeds proves nothing
-                raise
-            outputs.keep()
-            self.done |= pending
-            pending.clear()
-            self._last = time.perf_counter()
-
-        def save_if_due() -> None:
-            if time.perf_counter() - self._last >= _SECONDS:
-                save()
-
+        clear_gaps(self._work.units, self._plan.files, outputs.files)
+        saver = Saver(
+            *(self._work, self._journal, outputs.files, finished),
+            before=self.seconds + time.perf_counter() - self._start,
+            every=_SECONDS,
+            keep=outputs.keep,
+        )
         try:
-            yield save_if_due
-        except BaseException:
-            with suppress(OutputError, InputError):
-                save()
-            raise
-        save()
+            with saver.saving() as save_if_due:
+                yield save_if_due
+        finally:
+            self.done |= saver.done
 
     def __exit__(
         self,
@@ -244,45 +223,6 @@ class Unfinished:
         self._journal.__exit__(kind, value, traceback)
         if kind is not None and self.done:
             self._say(f"kept for the same command with --resume: {self._amount()}")
-
-
-def fingerprint(plan: MergePlan) -> dict[str, str]:
-    """Digests of all that decides on the bytes of a merge.
-
-    Parameters
-    ----------
-    plan : MergePlan
-        The merge.
-
-    Returns
-    -------
-    dict of str to str
-        By what they are digests of.
-    """
-    sources = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        sources.update(path.read_bytes())
-    options = {
-        "method": plan.method,
-        "estimate": plan.estimate,
-        "source_format": plan.source_format,
-        "snaps": plan.snaps,
-        "tensors": [tensor.to_json() for tensor in plan.tensors],
-        "headers": [file.header.hex() for file in plan.files],
-    }
-    calibration = None if plan.calibration is None else plan.calibration.to_bytes().decode()
-    densities = None if plan.densities is None else sorted(plan.densities.items())
-    return {
-        "version": f"{__version__} {sources.hexdigest()}",
-        "inputs": _digest([each.fingerprint for each in plan.inputs]),
-        "options": _digest(options),
-        "calibration": _digest(calibration),
-        "densities": _digest(densities),
-    }
-
-
-def _digest(document: Any) -> str:
-    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
 
 
 def _difference(before: Any, now: Mapping[str, Any]) -> str:

@@ -39,6 +39,8 @@ class Sums:
         Square difference between inputs without cells and the first one.
     difference_expected : float
         The same, as far as errors of both explain it.
+    off : float
+        Weights in superblocks of which they say a multiple, or something unrelated.
     estimated : Tally or None
         What the estimator sums up, with the errors that the output's type adds; None where nothing
         is estimated or added.
@@ -56,19 +58,21 @@ class Sums:
     unlike: int = 0
     difference: float = 0.0
     difference_expected: float = 0.0
+    off: float = 0.0
     estimated: Tally | None = None
 
     @property
     def likeness(self) -> Likeness:
         """How inputs without cells compare with the first one."""
-        return Likeness(self.unlike, self.difference, self.difference_expected)
+        return Likeness(self.unlike, self.difference, self.difference_expected, self.off)
 
     def add_likeness(self, likeness: Sequence[float]) -> None:
         """Take a comparison of inputs without cells into account: the fields of a `Likeness`."""
-        n_unlike, square_difference, expected = likeness
+        n_unlike, square_difference, expected, n_off = likeness
         self.unlike += int(n_unlike)
         self.difference += square_difference
         self.difference_expected += expected
+        self.off += n_off
 
     def tally(self, n_inputs: int) -> Tally:
         """The estimator's sums; all 0 if there were none."""

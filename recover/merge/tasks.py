@@ -26,6 +26,8 @@ from recover.merge.records import (
 )
 from recover.quants import TILE
 
+_DOES = "recover.merge.work"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -154,6 +156,7 @@ def tasks_of(
             end = min(start + n_tiles * TILE, n_weights)
             upto = start + (end - start) * len(tensors)
             yield Task(
+                does=_DOES,
                 plan=plan.digest,
                 tensors=tuple(each.name for each in tensors),
                 start=start,

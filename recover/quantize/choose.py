@@ -66,9 +66,10 @@ _LEFT_PARTS_OF = {
 _LONGEST_ROW = 8 * TILE  # of types whose encoder looks at whole rows
 
 
-def weighs_rows(outtype: TensorType) -> bool:
-    """Whether an encoder with an importance matrix needs whole rows."""
-    return isinstance(outtype, ScalarType) and outtype.weighs_whole_rows
+def needs_rows(outtype: TensorType, *, weighted: bool) -> bool:
+    """Whether an encoder needs whole rows, perhaps only if it has an importance matrix."""
+    weighs = weighted and isinstance(outtype, ScalarType) and outtype.weighs_whole_rows
+    return weighs or outtype.is_by_rows
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,14 @@ class Chooser:
             return TensorDraft(tensor, outtype, False)
         if not isinstance(tensor.type, FloatType):
             self.requantized.append(f"{quoted(tensor.name)} ({tensor.type.name})")
-        weighs = isinstance(outtype, ScalarType) and self._weighs(tensor)
-        if weighs and weighs_rows(outtype) and tensor.dims[0] > _LONGEST_ROW:
+        weighs = not isinstance(outtype, FloatType) and self._weighs(tensor)
+        if needs_rows(outtype, weighted=weighs) and tensor.dims[0] > _LONGEST_ROW:
+            always = needs_rows(outtype, weighted=False)
             raise PlanError(
-                f"tensor {quoted(tensor.name)}: with an importance matrix {outtype.name} is encoded"
-                f" by whole rows, of at most {_LONGEST_ROW:,} weights, but its have"
-                f" {tensor.dims[0]:,}; take another type for it, or no importance matrix"
+                f"tensor {quoted(tensor.name)}: {'' if always else 'with an importance matrix '}"
+                f"{outtype.name} is encoded by whole rows, of at most {_LONGEST_ROW:,} weights, but"
+                f" its have {tensor.dims[0]:,}; take another type for it"
+                f"{'' if always else ', or no importance matrix'}"
             )
         return TensorDraft(tensor, outtype, weighs)
 

@@ -1,28 +1,16 @@
-"""Carrying out a plan: threads take whole rows, encode them and write their bytes."""
+"""Carrying out a plan: its tasks are done by threads or others."""
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from recover._compiled.float16 import all_finite
-from recover._text import printable, quoted
-from recover.errors import PlanError, QuantError
-from recover.execution.output import OutputFile
-from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
+from recover.execution.shares import Shard
+from recover.execution.sharing import PartResult, Tell
+from recover.execution.tasks import Executor
+from recover.execution.tiles import Progress
+from recover.execution.whole import execute, execute_part
+from recover.execution.work import HowToWork
 from recover.quantize.plan import QuantizePlan
-from recover.quants import (
-    DEFAULT_QUANTIZER,
-    F32Array,
-    FloatType,
-    ScalarType,
-    U8Array,
-    dequantize,
-    quantize,
-    type_by_name,
-)
+from recover.quantize.work import Quantizing
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,11 @@ class QuantizeResult:
 
 
 def execute_quantize(
-    plan: QuantizePlan, *, n_threads: int | None = None, progress: Progress | None = None
+    plan: QuantizePlan,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> QuantizeResult:
     """Carry out a plan.
 
@@ -79,6 +71,8 @@ def execute_quantize(
         From `plan_quantize`.
     n_threads, progress : optional
         See `recover.execution.tiles`.
+    executor : Executor, optional
+        Who has the tasks done; default: threads of this process.
 
     Returns
     -------
@@ -91,115 +85,26 @@ def execute_quantize(
     PlanError
         If a weight is not finite, or too large for its type.
     """
-    start = time.perf_counter()
-    with OutputFile(plan.output, plan.n_bytes, plan.inputs) as output:
-        output.write_at(0, plan.header)
-        workers = [_Worker(plan, output) for _ in range(n_threads or available_cores())]
-        for_each_tile(
-            [tensor.n_weights for tensor in plan.tensors],
-            [worker.work for worker in workers],
-            progress,
-            [tensor.tile_size for tensor in plan.tensors],
-        )
-    return QuantizeResult(plan, time.perf_counter() - start)
+    finished = execute(Quantizing(plan), HowToWork(n_threads, progress, executor))
+    return QuantizeResult(plan, finished.seconds)
 
 
-class _Worker:
-    """One thread's part: scratch memory, and what it needs to know of the tensor at hand."""
+def execute_quantize_part(
+    plan: QuantizePlan,
+    shard: Shard,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+    tell: Tell | None = None,
+) -> QuantizeResult | PartResult:
+    """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
 
-    def __init__(self, plan: QuantizePlan, output: OutputFile) -> None:
-        self._plan = plan
-        self._output = output
-        most = max(tensor.tile_size for tensor in plan.tensors)
-        self._weights = np.empty(most, np.float32)
-        self._encoded = np.empty(most * 4, np.uint8)
-        self._index = -1
-
-    def work(self, tile: Tile) -> None:
-        """Write the bytes of one tile."""
-        if tile.tensor != self._index:
-            self._begin(tile.tensor)
-        try:
-            if self._tensor.action == "quantize":
-                weights = self._weights[: tile.end - tile.start]
-                encoded = self._encode(tile, self._source.read(tile.start, tile.end, weights))
-            else:
-                encoded = self._source.part(tile.start, tile.end)
-            self._check(encoded)
-        except QuantError:
-            raise self._unfit(tile) from None
-        position = self._tensor.position + self._outtype.n_bytes(tile.start)
-        self._output.write_at(position, encoded.data)
-
-    def _begin(self, index: int) -> None:
-        self._index = index
-        self._means_of = (-1, 0)
-        self._tensor = self._plan.tensors[index]
-        self._outtype = type_by_name(self._tensor.outtype)
-        self._source = self._plan.model.stored[self._tensor.name]
-        self._importance = self._plan.importance(self._tensor)
-
-    def _encode(self, tile: Tile, weights: F32Array) -> U8Array:
-        """The bytes of whole rows, or of a part of long ones."""
-        row_length = self._tensor.dims[0]
-        encoded = self._encoded[: self._outtype.n_bytes(weights.size)]
-        if self._importance is None:
-            special = self._tensor.outtype == self._plan.base
-            quantizer = self._plan.quantizer if special else DEFAULT_QUANTIZER
-            length = min(row_length, weights.size)
-            rows = weights.reshape(-1, length)
-            return quantize(rows, self._outtype, out=encoded, quantizer=quantizer)
-        for start, end, length in self._pieces(tile):
-            out = encoded[self._outtype.n_bytes(start) : self._outtype.n_bytes(end)]
-            means = self._means(tile.start + start, length)
-            quantize(weights[start:end].reshape(-1, length), self._outtype, means, out)
-        return encoded
-
-    def _pieces(self, tile: Tile) -> Iterator[tuple[int, int, int]]:
-        """Parts of a tile with the same importances, and how long their rows are.
-
-        Parts are whole rows of one matrix of a stack, or lie in one row.
-        """
-        row_length, n_rows, *_ = self._tensor.dims
-        at = tile.start
-        while at < tile.end:
-            rest, end = at % row_length, tile.end
-            if rest or end - at < row_length:
-                end = min(end, at - rest + row_length)
-            else:
-                matrix_end = (at // (row_length * n_rows) + 1) * row_length * n_rows
-                end = min(end - (end - at) % row_length, matrix_end)
-            yield at - tile.start, end - tile.start, min(end - at, row_length)
-            at = end
-
-    def _means(self, first: int, n_columns: int) -> F32Array:
-        """The importances of so many columns, from that of weight `first` on."""
-        importance = self._importance
-        assert importance is not None
-        row_length, n_rows, *_ = self._tensor.dims
-        matrix, column = first // (row_length * n_rows), first % row_length
-        start = (matrix * row_length + column) % importance.n_values
-        if self._means_of != (start, n_columns):
-            self._means_of = start, n_columns
-            self._last_means = importance.means(start, start + n_columns)
-        return self._last_means
-
-    def _check(self, encoded: U8Array) -> None:
-        """Refuse what does not decode to finite numbers, as `ggml_validate_row_data` does."""
-        if isinstance(self._outtype, FloatType | ScalarType):
-            n_weights = encoded.size // self._outtype.type_size * self._outtype.block_size
-            if not all_finite(dequantize(encoded, self._outtype, self._weights[:n_weights])):
-                raise QuantError(f"there are infinite or undefined {self._outtype.name} numbers")
-
-    def _unfit(self, tile: Tile) -> PlanError:
-        """Say why a tile cannot be stored."""
-        weights = self._source.read(tile.start, tile.end)
-        what = f"tensor {quoted(self._tensor.name)}"
-        if not np.isfinite(weights).all():
-            path = printable(self._plan.model.path)
-            return PlanError(f"{path}: {what} holds NaN or infinite weights")
-        return PlanError(
-            f"{what}: a weight of {np.abs(weights).max():.6g} is beyond the range of"
-            f" {self._outtype.name}, whose numbers or scales are F16 (at most 65504); give it"
-            " another type with --tensor-type, for instance BF16"
-        )
+    Returns
+    -------
+    QuantizeResult or PartResult
+        Of all parts from the process that ends last.
+    """
+    how = HowToWork(n_threads, progress, executor)
+    done = execute_part(Quantizing(plan), shard, how, tell)
+    return done if isinstance(done, PartResult) else QuantizeResult(plan, done.seconds)

@@ -15,12 +15,13 @@ from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.errors import PlanError, UsageError
 from recover.execution.output import check_output_path
 from recover.execution.tiles import whole_rows
-from recover.quantize.choose import ANY, Chooser, TensorDraft, weighs_rows
+from recover.quantize.choose import ANY, Chooser, TensorDraft, needs_rows
 from recover.quantize.imatrix import Imatrix, Importance, load_imatrix
 from recover.quantize.mixes import Mix, mix_of
 from recover.quants import (
     DEFAULT_QUANTIZER,
     TILE,
+    BlockIntervals,
     TensorType,
     type_by_name,
     types_of_files,
@@ -71,14 +72,16 @@ class TensorPlan:
 
     @property
     def tile_size(self) -> int:
-        """Weights that are worked on at once: whole rows, but of rows that are longer a part."""
-        if self.action == "copy" or (self.dims[0] > TILE and not self._needs_rows):
-            return TILE
-        return whole_rows(self.dims[0])
+        """Weights that are worked on at once: whole rows, but of rows that are longer a part.
 
-    @property
-    def _needs_rows(self) -> bool:
-        return self.uses_imatrix and weighs_rows(type_by_name(self.outtype))
+        An encoder of trellis codes takes some microseconds for each, so that it gets fewer.
+        """
+        kind = type_by_name(self.outtype)
+        rows_are_needed = needs_rows(kind, weighted=self.uses_imatrix)
+        if not rows_are_needed and (self.action == "copy" or self.dims[0] > TILE):
+            return TILE
+        is_slow = self.action != "copy" and isinstance(kind, BlockIntervals)
+        return whole_rows(self.dims[0], TILE // 8 if is_slow else TILE)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ class QuantizePlan:
         Size of the output.
     warnings : tuple of str
         What the user should know.
+    asked : dict
+        The parameters of `plan_quantize` as plain data, with absolute paths.
     """
 
     model: GGUFModel[Tensor]
@@ -122,6 +127,7 @@ class QuantizePlan:
     header: bytes
     n_bytes: int
     warnings: tuple[str, ...]
+    asked: dict[str, Any]
 
     @property
     def n_weights(self) -> int:
@@ -253,6 +259,17 @@ def plan_quantize(
         header=layout.header,
         n_bytes=layout.n_bytes,
         warnings=tuple(chooser.warnings()),
+        asked={
+            "source": str(model.path.absolute()),
+            "output": str(output.absolute()),
+            "outtype": outtype,
+            "imatrix": None if imatrix_path is None else str(imatrix_path.absolute()),
+            "tensor_types": [list(each) for each in tensor_types],
+            "allow_requantize": allow_requantize,
+            "leave_output_tensor": leave_output_tensor,
+            "quantizer": quantizer,
+            "mix": mix,
+        },
     )
 
 

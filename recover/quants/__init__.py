@@ -9,6 +9,7 @@ from recover.errors import QuantError
 from recover.quants._decode import decode_scalar
 from recover.quants._registry import (
     all_types,
+    has_encoder,
     is_ambiguous,
     makes_files,
     name_of_file_type,
@@ -70,6 +71,7 @@ __all__ = [
     "VectorType",
     "all_types",
     "dequantize",
+    "has_encoder",
     "is_ambiguous",
     "makes_files",
     "name_of_file_type",
@@ -135,14 +137,14 @@ def quantize(
     out: U8Array | None = None,
     quantizer: str = DEFAULT_QUANTIZER,
 ) -> U8Array:
-    """Encode rows of weights, byte for byte as `ggml_quantize_chunk` does on x86-64.
+    """Encode rows of weights, types of ggml byte for byte as `ggml_quantize_chunk` on x86-64.
 
     Parameters
     ----------
     x : float32 (..., ne0)
         Rows of weights, finite; `ne0` is a multiple of the block size.
     tensor_type : TensorType
-        A `ScalarType` or a `FloatType`.
+        A `ScalarType`, a `FloatType`, or one of `BlockIntervals` that has an encoder.
     imatrix : float32 (ne0,), optional
         The importance of each column, finite and not negative. It changes the search for the
         scales; Q8_0, MXFP4, NVFP4 and the float types do not use it.
@@ -163,11 +165,11 @@ def quantize(
         importances, `out` has another size, or `quantizer` is unknown, does not make the type or
         takes no importance matrix.
     """
-    if not isinstance(tensor_type, ScalarType | FloatType):
+    if not has_encoder(tensor_type):
         raise QuantError(f"weights cannot be encoded as {tensor_type.name}")
     ne0 = x.shape[-1]
-    n_bytes = tensor_type.n_bytes(ne0) * (x.size // max(ne0, 1))
     weights = np.ascontiguousarray(x, np.float32).reshape(x.size // max(ne0, 1), ne0)
+    n_bytes = tensor_type.tensor_bytes(weights.shape[::-1])
     if not isinstance(tensor_type, FloatType):
         _check_finite(weights)
     importance = _checked_imatrix(imatrix, ne0)
@@ -181,9 +183,12 @@ def quantize(
         )
     if encode is not None:
         encode(weights, out)
-    elif isinstance(tensor_type, ScalarType):
+    elif isinstance(tensor_type, ScalarType | BlockIntervals):
+        assert tensor_type.quantize is not None
         tensor_type.quantize(weights, importance, out)
-    elif n_bad := tensor_type.encode(weights.reshape(-1), out):
+    elif isinstance(tensor_type, FloatType) and (
+        n_bad := tensor_type.encode(weights.reshape(-1), out)
+    ):
         _check_finite(weights)
         raise QuantError(f"{n_bad} of {weights.size} weights are too large for {tensor_type.name}")
     return out

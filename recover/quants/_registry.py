@@ -15,6 +15,7 @@ import recover.quants
 from recover.errors import QuantError
 from recover.quants._elsewhere import AMBIGUOUS, described_elsewhere
 from recover.quants.base import FloatType, Integers, ScalarType, TensorType, VectorType
+from recover.quants.interval import BlockIntervals
 
 ENTRY_POINTS = "recover.types"
 """Group of the entry points through which packages add types."""
@@ -43,6 +44,7 @@ def type_by_id(type_id: int) -> TensorType:
     raise QuantError(described_elsewhere(type_id) or unknown)
 
 
+@cache
 def types_by_id(type_id: int) -> tuple[TensorType, ...]:
     """The types of a number: that of `type_by_id` first, then its alternatives.
 
@@ -60,6 +62,7 @@ def is_ambiguous(type_id: int) -> bool:
     return type_id in AMBIGUOUS or type_id in _alternatives()
 
 
+@cache
 def type_by_name(name: str) -> TensorType:
     """The type of that name, in any case; `QuantError` if there is none."""
     for of_others in (False, True):
@@ -68,9 +71,16 @@ def type_by_name(name: str) -> TensorType:
     raise QuantError(f"tensor type {name!r} is unknown; known are {_names(all_types())}")
 
 
+def has_encoder(kind: TensorType) -> bool:
+    """Whether weights can be encoded as a type."""
+    if isinstance(kind, BlockIntervals):
+        return kind.quantize is not None
+    return isinstance(kind, ScalarType | FloatType)
+
+
 def makes_files(kind: TensorType) -> bool:
     """Whether ``quantize`` makes files of a type."""
-    return kind.file_type is not None and isinstance(kind, ScalarType | FloatType)
+    return kind.file_type is not None and has_encoder(kind)
 
 
 def types_of_files() -> dict[str, TensorType]:
@@ -82,7 +92,8 @@ def types_of_files() -> dict[str, TensorType]:
 @cache
 def types_of_integers() -> Mapping[str, Integers]:
     """The types that hold integers times scales, by name, the smallest first."""
-    kinds = [kind for kind in all_types() if isinstance(kind, ScalarType | VectorType)]
+    holders = ScalarType | VectorType | BlockIntervals
+    kinds = [kind for kind in all_types() if isinstance(kind, holders)]
     kinds.sort(key=lambda each: each.bits_per_weight)
     return MappingProxyType({kind.name: kind.integers for kind in kinds if kind.integers})
 
@@ -98,7 +109,7 @@ def name_of_file_type(number: int) -> str | None:
 
 def forget_types_of_others() -> None:
     """Look for types of other packages again when they are next asked for."""
-    for cached in (all_types, types_of_integers, _by_name, _by_id):
+    for cached in (all_types, type_by_name, types_by_id, types_of_integers, _by_name, _by_id):
         cached.cache_clear()
 
 

@@ -71,6 +71,8 @@ class Integers:
         The integers that it has codes for.
     has_offset : bool
         Whether a float16 is added to the product.
+    has_zero : bool
+        Whether it has a code for 0. Blocks of zeros alone can be held without, as their scale is 0.
     pack : Callable
         ``pack(integers: int8 (n,), d: uint16 (n / group,), m: uint16 (n / group,), group: int,
         raw: uint8 (n_bytes,))``, where `d` are the bits of the scales, each of `group` weights,
@@ -81,6 +83,7 @@ class Integers:
     lowest: int
     highest: int
     has_offset: bool = False
+    has_zero: bool = True
     pack: Callable[[I8Array, U16Array, U16Array, int, U8Array], None]
 
     @property
@@ -98,14 +101,18 @@ class Integers:
         """Whether it holds the same integers of both signs."""
         return self.lowest == -self.highest
 
-    def holds(self, reach: int, largest: int) -> bool:
+    def holds(self, reach: int, largest: int, *, has_zeros: bool = True) -> bool:
         """Whether it holds integers with scales that may be negative.
 
         Parameters
         ----------
         reach, largest : int
             The largest magnitude; the first is one more if a block has it with both signs.
+        has_zeros : bool
+            Whether there are zeros beside others.
         """
+        if has_zeros and not self.has_zero:
+            return False
         return largest <= self.highest if self.is_symmetric else reach <= self.reach
 
 
@@ -209,13 +216,16 @@ class TensorType:
         QuantError
             If its rows are no whole number of blocks, or are not as many as are interleaved.
         """
-        n_rows = prod(dims[1:])
+        length, *others = dims
+        n_rows = prod(others)
+        if not (self.is_by_rows or length % self.block_size):
+            return n_rows * (length // self.block_size) * self.type_size
         if n_rows % self.rows_interleaved:
             raise QuantError(
                 f"{n_rows} rows cannot be stored as {self.name}, which interleaves"
                 f" {self.rows_interleaved}"
             )
-        return n_rows * (self.row_header + self._block_bytes(dims[0]))
+        return n_rows * (self.row_header + self._block_bytes(length))
 
     def position(self, n_weights: int, row_length: int) -> int:
         """Where in a tensor's bytes the weights begin that follow the first `n_weights`.

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from recover._compiled.jit import inner, kernel
-from recover.quants.base import GROUP, F32Array, TensorType, U8Array
+from recover.quants.base import GROUP, F32Array, Integers, TensorType, U8Array
 
 SUPERBLOCK = 256
 """Weights that share a hidden scale."""
@@ -50,6 +50,9 @@ class IntervalType(TensorType):
     is_uniform : bool
         Whether weights are anywhere between two bounds, whatever the variance: where that is less
         than a uniform one since small weights are more frequent than large ones.
+    is_strided : bool
+        Whether weights that share a scale lie in different rows, one below the other. Blocks along
+        a row have other extremes than they, so that errors have less in common.
     alike : TensorType or None
         Beside others the density counts what that type's would, and errors are shared with inputs
         of that type. None if the errors are independent of all others.
@@ -61,6 +64,7 @@ class IntervalType(TensorType):
     noise: float = ROUNDED
     density: tuple[tuple[float, ...], ...] | None = None
     is_uniform: bool = False
+    is_strided: bool = False
     alike: TensorType | None = None
 
 
@@ -129,6 +133,12 @@ class BlockIntervals(IntervalType):
     hidden : Hidden or None
         Of types whose codes were chosen with a scale that is not the stored one: which one it may
         be. What `state` fills are the bounds if it were the stored one. None if it is.
+    quantize : Callable or None
+        ``quantize(x: float32 (n_rows, ne0), imatrix: float32 (ne0,) or (0,) for none, raw: uint8
+        (n_rows * row_bytes,))``: an encoder of our own. The numbers are finite and `imatrix` is not
+        negative. None if there is none.
+    integers : Integers or None
+        As in `recover.quants.ScalarType`.
     twin : str
         Name of a type of the same number and size, with other values; the other inputs tell which
         of them a tensor is. Empty if there is none.
@@ -139,6 +149,8 @@ class BlockIntervals(IntervalType):
     state: Callable[[U8Array, Stated], None]
     has_cells: bool = True
     hidden: Hidden | None = None
+    quantize: Callable[[F32Array, F32Array, U8Array], None] | None = None
+    integers: Integers | None = None
     twin: str = ""
 
 

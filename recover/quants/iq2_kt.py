@@ -11,8 +11,12 @@ from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._soft import LEVELS, errors
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, SCALES, fill_group, first_generation
+from recover.quants._trellis_book import Shape
+from recover.quants._trellis_encode import encode
+from recover.quants._trellis_marks import fill_by_encoder
+from recover.quants._trellis_pack import blocks_of_rows, pack_scales_and_words
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -41,6 +45,11 @@ _ERRORS = errors(
         *((52, 0.894), (67, 0.744), (82, 0.56), (99, 0.443)),
     ),
 )
+_OUR_ERRORS = errors(
+    8,
+    ((9, 7.1), (16, 7), (20, 7.4), (28, 8.4), (32, 9.2), (36, 10.3), (44, 12.55), (57, 15.8)),
+    ((80, 1), (100, 1.15)),
+)
 
 
 def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
@@ -48,7 +57,16 @@ def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
     levels, scale = np.empty(n, np.float32), np.empty(n // 16, np.float32)
     _unpack(raw, is_first, levels, scale)
     unit = FIRST_UNIT if is_first else LEVELS
-    fill_soft(levels, scale, _ERRORS, unit, stated)
+    blocks = raw.reshape(-1, 72)
+    fill_by_encoder(blocks, levels, scale, (_ERRORS, _OUR_ERRORS), unit, stated)
+
+
+_SHAPE = Shape(8, 65_536, 1, False, tuple(SCALES.tolist()))
+
+
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    scales, found = encode(_SHAPE, x, imatrix)
+    pack_scales_and_words(found, blocks_of_rows(raw, scales, IQ2_KT.type_size))
 
 
 IQ2_KT = BlockIntervals(
@@ -57,12 +75,14 @@ IQ2_KT = BlockIntervals(
     block_size=256,
     type_size=68,
     row_header=4,
-    file_types={151: "IQ2_KT"},
+    file_type=151,
+    fallback="IQ4_NL",
     writer=IK,
     relative_mse=0.115,
     noise=1.0,
     has_cells=False,
     state=partial(_state, False),
+    quantize=_quantize,
     twin="IQ2_KT_V1",
 )
 

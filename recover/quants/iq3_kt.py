@@ -12,8 +12,12 @@ from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._soft import LEVELS, errors
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
+from recover.quants._trellis_book import Shape
+from recover.quants._trellis_encode import encode
+from recover.quants._trellis_marks import fill_by_encoder
+from recover.quants._trellis_pack import blocks_of_rows, pack_scales_and_words
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -63,6 +67,11 @@ _ERRORS = errors(
         *((52, 0.703), (66, 0.544), (82, 0.434), (99, 0.362)),
     ),
 )
+_OUR_ERRORS = errors(
+    8,
+    ((9, 4.1), (16, 3.8), (24, 4.1), (32, 4.7), (36, 5.2), (40, 5.9), (48, 7.25), (57, 8.6)),
+    ((2, 0.85), (7, 0.92), (15, 1.05), (40, 1), (80, 1.02), (100, 1.1)),
+)
 
 
 def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
@@ -70,8 +79,20 @@ def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
     levels, scale = np.empty(n, np.float32), np.empty(n // 16, np.float32)
     _unpack(raw, is_first, levels, scale)
     unit = FIRST_UNIT if is_first else LEVELS
-    fill_soft(levels, scale, _ERRORS, unit, stated)
+    blocks = raw.reshape(-1, 104)
+    fill_by_encoder(blocks, levels, scale, (_ERRORS, _OUR_ERRORS), unit, stated)
     _add_signs(raw, scale, stated.value, stated.lower, stated.upper)
+
+
+_SHAPE = Shape(8, 65_536, 1, True, tuple(map(float, range(16))))
+
+
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    scales, found = encode(_SHAPE, x, imatrix)
+    blocks = blocks_of_rows(raw, scales, IQ3_KT.type_size)
+    pack_scales_and_words(found, blocks)
+    is_negative = (x < 0).reshape(*blocks.shape[:2], 8, 32)
+    blocks[..., 68:] = np.packbits(is_negative, axis=2, bitorder="little")[..., 0, :]
 
 
 IQ3_KT = BlockIntervals(
@@ -80,11 +101,13 @@ IQ3_KT = BlockIntervals(
     block_size=256,
     type_size=100,
     row_header=4,
-    file_types={152: "IQ3_KT"},
+    file_type=152,
+    fallback="IQ4_NL",
     writer=IK,
     relative_mse=0.0301,
     noise=1.0,
     state=partial(_state, False),
+    quantize=_quantize,
     twin="IQ3_KT_V1",
 )
 

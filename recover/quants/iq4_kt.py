@@ -13,8 +13,12 @@ from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._soft import LEVELS, errors
 from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
+from recover.quants._trellis_book import Shape
+from recover.quants._trellis_encode import encode
+from recover.quants._trellis_marks import fill_by_encoder
+from recover.quants._trellis_pack import blocks_of_rows, by_block
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -53,6 +57,11 @@ _ERRORS = errors(
         *((52, 0.513), (67, 0.396), (82, 0.308), (100, 0.217)),
     ),
 )
+_OUR_ERRORS = errors(
+    4,
+    ((8, 2.1), (16, 2.2), (24, 2.4), (32, 2.7), (40, 3.05), (48, 3.5), (57, 4.35), (68, 5.6)),
+    ((2, 1.01), (40, 1), (60, 0.955), (80, 0.95), (100, 0.89), (115, 0.76)),
+)
 
 
 def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
@@ -61,9 +70,27 @@ def _state(is_first: bool, raw: U8Array, stated: Stated) -> None:
     average = np.zeros(n // 256, np.float32)
     _unpack(raw, is_first, levels, scale, average)
     unit = FIRST_UNIT if is_first else LEVELS
-    fill_soft(levels, scale, _ERRORS, unit, stated)
+    blocks = raw.reshape(-1, 136 if is_first else 132)
+    fill_by_encoder(blocks, levels, scale, (_ERRORS, _OUR_ERRORS), unit, stated)
     if is_first:
         stated.value[:] = (stated.value.reshape(-1, 256) + average[:, None]).reshape(-1)
+
+
+_SHAPE = Shape(4, 32_768, 2, False, tuple(map(float, range(-64, 64))))
+
+
+def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
+    scales, found = encode(_SHAPE, x, imatrix)
+    blocks = blocks_of_rows(raw, scales, IQ4_KT.type_size)
+    seeds = by_block(found.seeds.astype(np.int64), blocks)
+    words = by_block(found.sets | found.codes << 1, blocks)
+    words |= (seeds >> 12 << (8 + 3 * np.arange(8))).sum(axis=-1)
+    words_and_bytes = words.astype("<u4").view(np.uint8)
+    blocks[..., :32] = words_and_bytes.reshape(*blocks.shape[:2], 32)
+    seeds = seeds.reshape(*blocks.shape[:2], 64)
+    blocks[..., 32:96] = seeds & 255
+    high = seeds >> 8 & 15
+    blocks[..., 96:] = high[..., :32] | high[..., 32:] << 4
 
 
 IQ4_KT = BlockIntervals(
@@ -72,12 +99,14 @@ IQ4_KT = BlockIntervals(
     block_size=256,
     type_size=128,
     row_header=4,
-    file_types={153: "IQ4_KT"},
+    file_type=153,
+    fallback="IQ4_NL",
     writer=IK,
     relative_mse=0.00978,
     noise=1.0,
     has_cells=False,
     state=partial(_state, False),
+    quantize=_quantize,
 )
 
 IQ4_KT_V1 = first_generation(IQ4_KT, _state, row_header=8)

@@ -8,7 +8,8 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
-from recover.quants.base import U8Array
+from recover.quants._legacy import write_u16
+from recover.quants.base import I8Array, Integers, U8Array, U16Array
 from recover.quants.interval import BlockIntervals, Stated
 
 _FAR = np.float32(np.inf)
@@ -35,6 +36,19 @@ def _state(raw: U8Array, stated: Stated) -> None:
     _fill(raw, stated)
 
 
+@kernel
+def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw: U8Array) -> None:
+    """See `Integers`; mirrors `quantize_row_q1_0_ref`."""
+    for b in range(integers.size // 128):
+        block = raw[18 * b : 18 * b + 18]
+        write_u16(block, 0, d[128 * b // group])
+        for i in range(16):
+            byte = np.int32(0)
+            for j in range(8):
+                byte |= np.int32(integers[128 * b + 8 * i + j] > 0) << j
+            block[2 + i] = byte
+
+
 Q1_0 = BlockIntervals(
     name="Q1_0",
     type_id=41,
@@ -44,4 +58,5 @@ Q1_0 = BlockIntervals(
     noise=1.0,
     is_native=True,
     state=_state,
+    integers=Integers(lowest=-1, highest=1, has_zero=False, pack=_pack_integers),
 )

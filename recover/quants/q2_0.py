@@ -11,7 +11,8 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
-from recover.quants.base import F32Array, U8Array, VectorType
+from recover.quants._legacy import write_u16
+from recover.quants.base import F32Array, I8Array, Integers, U8Array, U16Array, VectorType
 
 
 @kernel
@@ -33,6 +34,19 @@ def _decode_128(raw: U8Array, out: F32Array) -> None:
     _fill(raw, 34, out)
 
 
+@kernel
+def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw: U8Array) -> None:
+    """See `Integers`; mirrors `quantize_row_q2_0_ref`."""
+    for b in range(integers.size // 64):
+        block = raw[18 * b : 18 * b + 18]
+        write_u16(block, 0, d[64 * b // group])
+        for i in range(16):
+            byte = np.int32(0)
+            for j in range(4):
+                byte |= (np.int32(integers[64 * b + 4 * i + j]) + 1) << (2 * j)
+            block[2 + i] = byte
+
+
 Q2_0 = VectorType(
     name="Q2_0",
     type_id=42,
@@ -41,6 +55,7 @@ Q2_0 = VectorType(
     relative_mse=0.65,
     is_native=True,
     decode=_decode,
+    integers=Integers(lowest=-1, highest=1, pack=_pack_integers),
 )
 
 Q2_0_G128 = replace(
@@ -51,4 +66,5 @@ Q2_0_G128 = replace(
     type_size=34,
     writer="PrismML's llama.cpp",
     decode=_decode_128,
+    integers=None,
 )

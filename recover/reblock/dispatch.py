@@ -1,5 +1,6 @@
 """Which kind of source a path is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from recover._text import printable
@@ -53,11 +54,21 @@ def open_original(
     RecoverError
         If the source cannot be read, has no exact type, or an option does not belong to it.
     """
+    asked = {
+        "path": str(path.absolute()),
+        "outtype": request.outtype,
+        "allow_inexact": request.allow_inexact,
+        "second_hand": second_hand,
+        "arch": arch,
+        "hparams": None if hparams is None else str(hparams.absolute()),
+        "float_type": float_type,
+        "like": None if like is None else str(like.absolute()),
+    }
     source = _opened(path, request, second_hand, arch, hparams, float_type, n_threads)
     if like is not None:
         source = with_metadata_of(source, like)
     is_gguf = second_hand or not (path.is_dir() or path.suffix == ".safetensors")
-    return source if is_gguf else with_vocabulary(source)
+    return replace(source if is_gguf else with_vocabulary(source), asked=asked)
 
 
 def _opened(

@@ -1,24 +1,23 @@
-"""Carrying out a re-blocking: threads encode tiles, write them, read them back and compare."""
+"""Carrying out a re-blocking: tiles are encoded, written, read back and compared."""
 
 import json
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from recover._text import quoted
 from recover.errors import ReblockError
-from recover.execution.output import OutputFile
-from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile
-from recover.quants import F32Array, U8Array, dequantize, types_of_integers
+from recover.execution.gathering import Totals
+from recover.execution.output import OutputFile, OutputFiles
+from recover.execution.shares import Shard
+from recover.execution.sharing import PartResult, Tell
+from recover.execution.tasks import Executor
+from recover.execution.tiles import Progress
+from recover.execution.whole import Finished, execute, execute_part
+from recover.execution.work import HowToWork
 from recover.reblock.plan import ReblockPlan
 from recover.reblock.source import OriginalTensor
-
-F64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
+from recover.reblock.work import Compared, Reblocking
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,7 @@ def execute_reblock(
     verify: bool = True,
     n_threads: int | None = None,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> ReblockResult:
     """Carry out a plan; the output and its report appear only when all of it holds.
 
@@ -158,6 +158,8 @@ def execute_reblock(
         are always measured.
     n_threads, progress : optional
         See `recover.execution.tiles`.
+    executor : Executor, optional
+        Who has the tasks done; default: threads of this process.
 
     Returns
     -------
@@ -170,79 +172,65 @@ def execute_reblock(
     ReblockError
         If a tensor that was to be exact is not, or cannot be stored.
     """
-    start = time.perf_counter()
-    tensors = plan.source.tensors
-    tallies = [_Tally() for _ in tensors]
+    work = Reblocking(plan, verify=verify)
+    results: list[ReblockResult] = []
     inputs = plan.source.parts
-    with (
-        OutputFile(plan.report, 0, inputs) as report,
-        OutputFile(plan.output, plan.n_bytes, inputs) as output,
-    ):
-        output.write_at(0, plan.header)
-        n_workers = n_threads or available_cores()
-        workers = [_Worker(plan, output, tallies, verify=verify) for _ in range(n_workers)]
-        for_each_tile(
-            [tensor.n_weights for tensor in tensors],
-            [worker.work for worker in workers],
-            progress,
-            plan.tile_sizes,
-        )
-        results = tuple(map(_judge, tensors, tallies))
-        seconds = time.perf_counter() - start
-        result = ReblockResult(plan, results, seconds)
-        report.write_at(0, json.dumps(result.report(), indent=2).encode())
+    start = time.perf_counter()
+    with OutputFile(plan.report, 0, inputs) as report:
+
+        def conclude(_outputs: OutputFiles, totals: Totals) -> None:
+            seconds = time.perf_counter() - start
+            results.append(_result(plan, Finished(totals, seconds)))
+            report.write_at(0, _text_of(results[0]))
+
+        execute(work, HowToWork(n_threads, progress, executor), conclude=conclude)
+    return results[0]
+
+
+def execute_reblock_part(
+    plan: ReblockPlan,
+    shard: Shard,
+    *,
+    verify: bool = True,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+    tell: Tell | None = None,
+) -> ReblockResult | PartResult:
+    """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
+
+    Returns
+    -------
+    ReblockResult or PartResult
+        Of all parts from the process that ends last, which writes the report.
+    """
+    work, how = Reblocking(plan, verify=verify), HowToWork(n_threads, progress, executor)
+
+    def judge(_outputs: OutputFiles, totals: Totals) -> None:
+        _result(plan, Finished(totals, 0.0))
+
+    done = execute_part(work, shard, how, tell, conclude=judge)
+    if isinstance(done, PartResult):
+        return done
+    result = _result(plan, done)
+    text = _text_of(result)
+    if not plan.report.exists() or plan.report.read_bytes() != text:
+        with OutputFile(plan.report, 0, plan.source.parts) as report:
+            report.write_at(0, text)
     return result
 
 
-class _Tally:
-    """What the comparison of a tensor's tiles adds up to."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.n_compared = 0
-        self.n_different = 0
-        self.squared_error = 0.0
-        self.squared_weight = 0.0
-        self.max_error = 0.0
-        self.example = ""
-
-    def add(
-        self, first: int, decoded: F32Array | F64Array, expected: F64Array, same: BoolArray
-    ) -> None:
-        """Count a tile of a tensor that is to be exact, from its weight `first` on."""
-        n_different = same.size - int(np.count_nonzero(same))
-        with self._lock:
-            self.n_compared += same.size
-            self.n_different += n_different
-            if n_different and not self.example:
-                at = int(np.argmin(same))
-                self.example = (
-                    f"weight {first + at} is {decoded[at]:.9g} instead of {expected[at]:.17g}"
-                )
-
-    def measure(self, decoded: F32Array | F64Array, expected: F64Array) -> None:
-        """Add a tile's errors."""
-        error = np.abs(decoded - expected)
-        squares = float(np.square(error).sum()), float(np.square(expected).sum())
-        with self._lock:
-            self.squared_error += squares[0]
-            self.squared_weight += squares[1]
-            self.max_error = max(self.max_error, float(error.max()))
-
-    def count_copied(self, n_weights: int) -> None:
-        """Count weights whose bytes are those of the source."""
-        with self._lock:
-            self.n_compared += n_weights
-
-    @property
-    def relative_rmse(self) -> float:
-        """Error relative to the weights, both as root mean square."""
-        if self.squared_weight == 0:
-            return 0.0 if self.squared_error == 0 else float("inf")
-        return float(np.sqrt(self.squared_error / self.squared_weight))
+def _result(plan: ReblockPlan, finished: Finished) -> ReblockResult:
+    tallies = [finished.totals[i] for i in range(len(plan.source.tensors))]
+    results = tuple(map(_judge, plan.source.tensors, tallies))
+    return ReblockResult(plan, results, finished.seconds)
 
 
-def _judge(tensor: OriginalTensor, tally: _Tally) -> TensorResult:
+def _text_of(result: ReblockResult) -> bytes:
+    return json.dumps(result.report(), indent=2).encode()
+
+
+def _judge(tensor: OriginalTensor, tally: Compared) -> TensorResult:
     """The result of a tensor; a broken promise is an error."""
     verified = tally.n_compared == tensor.n_weights
     exact = (tally.n_different == 0 if verified else tensor.exact) and tensor.proven
@@ -254,66 +242,3 @@ def _judge(tensor: OriginalTensor, tally: _Tally) -> TensorResult:
     return TensorResult(
         tensor, verified, exact, tally.n_different, tally.relative_rmse, tally.max_error
     )
-
-
-def _with_scales_beside(
-    tensor: OriginalTensor, tile: Tile, decoded: F32Array
-) -> F32Array | F64Array:
-    """Decoded weights times the scale of their matrix, if there is one; exact in float64."""
-    if tensor.beside is None:
-        return decoded
-    n_each = tensor.n_weights // tensor.beside.size
-    first, last = tile.start // n_each, -(-tile.end // n_each)
-    ends = np.minimum(np.arange(first + 1, last + 1) * n_each, tile.end)
-    counts = np.diff(ends, prepend=tile.start)
-    return decoded * np.repeat(tensor.beside[first:last].astype(np.float64), counts)
-
-
-class _Worker:
-    """One thread's part: encode a tile, write it, read it back, compare."""
-
-    def __init__(
-        self, plan: ReblockPlan, output: OutputFile, tallies: list[_Tally], *, verify: bool
-    ) -> None:
-        self._plan = plan
-        self._output = output
-        self._tallies = tallies
-        self._verify = verify
-        self._encoded = np.empty(0, np.uint8)
-
-    def work(self, tile: Tile) -> None:
-        """Write and check one tile."""
-        tensor = self._plan.source.tensors[tile.tensor]
-        n_bytes = tensor.outtype.n_bytes(tile.end - tile.start)
-        if self._encoded.size < n_bytes:
-            self._encoded = np.empty(n_bytes, np.uint8)
-        encoded = self._encoded[:n_bytes]
-        tensor.encode(tile.start, tile.end, encoded)
-        position = self._plan.positions[tile.tensor] + tensor.outtype.n_bytes(tile.start)
-        self._output.write_at(position, encoded.data)
-        if self._verify or not tensor.exact:
-            self._check(
-                tile, tensor, np.frombuffer(self._output.read_at(position, n_bytes), np.uint8)
-            )
-
-    def _check(self, tile: Tile, tensor: OriginalTensor, written: U8Array) -> None:
-        """Compare what stands in the file with the source."""
-        tally = self._tallies[tile.tensor]
-        if tensor.reference is None:
-            expected_bytes = np.empty(written.size, np.uint8)
-            tensor.encode(tile.start, tile.end, expected_bytes)
-            if not np.array_equal(written, expected_bytes):
-                raise ReblockError(f"tensor {quoted(tensor.name)}: the file holds other bytes")
-            tally.count_copied(tile.end - tile.start)
-            return
-        decoded = _with_scales_beside(tensor, tile, dequantize(written, tensor.outtype))
-        expected = tensor.reference(tile.start, tile.end)
-        integers = types_of_integers().get(tensor.outtype.name)
-        if integers is not None and integers.has_offset:
-            # d, m and d * q are exact, but decoders add them in float32: rounded once.
-            same = decoded == expected.astype(np.float32)
-        else:
-            same = decoded == expected
-        tally.add(tile.start, decoded, expected, same)
-        if not tensor.exact:
-            tally.measure(decoded, expected)

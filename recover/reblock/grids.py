@@ -1,6 +1,6 @@
 """Rows of floats that are integers times a scale: with the codes, and the scales, found in them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from recover.inputs.originals.codes import (
     types_for,
 )
 from recover.inputs.originals.grid import (
+    FEW,
     LONGEST_ROW,
     Floats,
     Grid,
@@ -115,9 +116,12 @@ def on_grid(
     inexact = f"the scales of {grid.n_inexact} runs are no F16 numbers" if grid.n_inexact else ""
     off = what_is_off(grid) if grid.off_rows.size else ""
     faults = "; ".join(filter(None, (inexact, off)))
-    if type_name and request.allow_inexact and faults:
+    n_off = grid.n_off + (grid.n_failed + grid.n_inexact) * grid.run_length
+    are_few = request.outtype is None and n_off * FEW <= floats.n_weights
+    if type_name and faults and (request.allow_inexact or are_few):
         said = f"{what}, but {faults}: every other code is kept"
-        return GridRows(grid_rows(name, floats, grid, type_name, obstacle=said), type_name, "")
+        rows = grid_rows(name, floats, grid, type_name, obstacle=said)
+        return GridRows(replace(rows, are_few_off=are_few), type_name, "")
     if obstacle or inexact:
         return f"{what}, but {obstacle or inexact}"
     if not off:
@@ -149,12 +153,12 @@ def what_is_off(grid: Grid) -> str:
 def type_for(grid: Grid, wanted: str | None) -> tuple[str, str]:
     """The smallest type that holds the codes of a grid, or the wanted one; or why there is none."""
     size = grid.reach, grid.largest, grid.run_length
-    names = types_for(*size)
+    names = types_for(*size, has_zeros=grid.has_zeros)
     if not names:
         return "", "a block has codes 128 and -128, and no type holds both"
     if wanted is None:
         return names[0], ""
-    if holds(wanted, *size):
+    if holds(wanted, *size, has_zeros=grid.has_zeros):
         return wanted, ""
     return "", f"{wanted} does not hold it exactly; {' and '.join(names)} would"
 
@@ -198,11 +202,15 @@ def grid_rows(
             parts = [floats.words(row * length, (row + 1) * length) for row in rows[first:last]]
             words = np.concatenate(parts)
         runs = read(words, floats.type_name, grid.run_length, grid.expected)
+        if obstacle:
+            _forget_unusual(runs, grid)
         if not obstacle and not np.isin(runs.status, (ZERO, ON_GRID)).all():
             raise ReblockError(f"tensor {quoted(name)} is not what it was: the file changed")
         codes, scales = runs.codes, np.repeat(runs.scales, grid.run_length // group)
         if obstacle:
             codes, scales = _with_nearest(words, floats.type_name, runs, integers, group)
+            if not integers.has_zero:
+                codes = np.where(codes == 0, np.int16(1), codes)
         if not integers.is_symmetric:
             blocks = codes.reshape(-1, BLOCK)
             sign = np.where(blocks.max(1) >= integers.reach, -1, 1)
@@ -244,7 +252,16 @@ def grid_rows(
         scales_are_f16=True,
         obstacle=obstacle,
         run_length=grid.run_length,
+        has_zeros=integers.has_zero,
     )
+
+
+def _forget_unusual(runs: Runs, grid: Grid) -> None:
+    """Take runs with codes that are too large for the type as runs without a grid."""
+    far = np.where(runs.codes == OFF_GRID, 0, np.abs(runs.codes)).reshape(-1, grid.run_length)
+    unusual = far.max(1) > grid.largest
+    runs.codes.reshape(far.shape)[unusual] = OFF_GRID
+    runs.scales[unusual] = 0
 
 
 def _with_nearest(
@@ -257,8 +274,6 @@ def _with_nearest(
     codes = runs.codes.reshape(-1, group).copy()
     scales = np.repeat(runs.scales, len(codes) // runs.scales.size)
     is_off = codes == OFF_GRID
-    if not is_off.any():
-        return codes.reshape(-1), scales
     groups, most = as_float64(words, type_name).reshape(codes.shape), -integers.lowest
     if integers.has_offset:
         most = integers.reach
@@ -270,4 +285,8 @@ def _with_nearest(
         both = (codes.max(1) == most) & (codes.min(1) == -most)
         is_off &= both[:, None] & (np.abs(codes) == most)
         codes[is_off] -= np.sign(codes[is_off])
+        both = (codes.max(1) == most) & (codes.min(1) == -most)
+        rarer = np.where((codes == most).sum(1) > (codes == -most).sum(1), -most, most)
+        is_rarer = both[:, None] & (codes == rarer[:, None])
+        codes[is_rarer] -= np.sign(codes[is_rarer])
     return codes.reshape(-1), scales

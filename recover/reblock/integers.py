@@ -77,6 +77,11 @@ class IntegerRows:
         are.
     run_length : int or None
         Weights that share a scale in the source, if they are more than `group`.
+    has_zeros : bool
+        Whether 0 may be among the codes, beside others.
+    are_few_off : bool
+        Whether so few weights are no code times a scale that the others need no permission to be
+        kept as such.
     """
 
     n_rows: int
@@ -91,6 +96,8 @@ class IntegerRows:
     scales_are_f16: bool = False
     obstacle: str = ""
     run_length: int | None = None
+    has_zeros: bool = True
+    are_few_off: bool = False
 
     @property
     def formula(self) -> str:
@@ -122,7 +129,8 @@ def exact_tensor(
     Raises
     ------
     ReblockError
-        If no type is exact, or not the wanted one, and inexact ones are not allowed.
+        If no type is exact, or not the wanted one, and inexact ones are not allowed (unless few
+        weights are off).
     """
     check_row_length(name, rows.row_length)
     outtype, obstacle = _type_of_codes(rows, request.outtype)
@@ -133,7 +141,7 @@ def exact_tensor(
         elif not rows.scales_are_f16 and (obstacle := _beyond_f16(rows)):
             is_kept = request.outtype == outtype.name
             said = f"every code is kept, but scales are rounded to float16: {obstacle}"
-        if not obstacle or (request.allow_inexact and is_kept):
+        if not obstacle or rows.are_few_off or (request.allow_inexact and is_kept):
             return OriginalTensor(
                 name=name,
                 dims=dims,
@@ -209,6 +217,7 @@ def _type_of_codes(rows: IntegerRows, wanted: str | None) -> tuple[TensorType | 
         and rows.group % type_by_name(name).block_size == 0
         and each.lowest <= rows.lowest
         and rows.highest <= each.highest
+        and (each.has_zero or not rows.has_zeros)
     ]
     if not names:
         return None, f"no type holds codes from {rows.lowest} to {rows.highest} with these scales"

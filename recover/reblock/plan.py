@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recover._text import printable
 from recover.containers.gguf.header import DEFAULT_ALIGNMENT, lay_out
@@ -38,6 +39,11 @@ class ReblockPlan:
     header: bytes
     positions: tuple[int, ...]
     n_bytes: int
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What it was made from, as plain data."""
+        return {**self.source.asked, "output": str(self.output.absolute())}
 
     @property
     def n_weights(self) -> int:

@@ -1,8 +1,9 @@
 """What every source of integer weights gives: tensors that can be written range by range."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,9 @@ class Original:
         What the user should know.
     left_out : tuple of str
         Tensors of the source that are not written, such as those of a vision tower.
+    asked : dict
+        The parameters of `recover.reblock.dispatch.open_original` that it was opened with, as plain
+        data, with absolute paths.
     """
 
     path: Path
@@ -91,3 +95,4 @@ class Original:
     conditions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    asked: Mapping[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recover.estimators.methods.joint import network_names
+from recover.estimators._joint_files import labels
 from recover.quants import F32Array
 from tests.oracle.weights import gguf_weights
 from tests.support.joint_inputs import encode, hard_weights, run, sources_of
@@ -46,7 +46,7 @@ def line(label: str, sums: tuple[float, ...], least: float) -> str:
 
 
 def main() -> None:
-    for name in network_names():
+    for name in labels():
         for path in map(Path, sys.argv[1:]):
             each = [compare(name, x) for x in matrices(path)]
             sums = tuple(map(sum, zip(*each, strict=True)))

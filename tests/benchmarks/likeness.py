@@ -5,8 +5,10 @@ model that comes with the package):
 
 - the share of weights whose cells contradict each other where one of two inputs was made from
   weights that a LoRA of a thousandth of their size changed,
-- the smallest correlation of two inputs in a superblock, and the largest square difference over
-  what `recover.merge.compare` expects, of a K-quant and each type without cells.
+- the smallest correlation of two inputs in a superblock, the largest square difference over what
+  `recover.merge.compare` expects, and the largest share of weights in superblocks whose slope is
+  off, of a K-quant and each type without cells; and the smallest such share if it was made from 1.3
+  times the weights.
 """
 
 import sys
@@ -61,7 +63,7 @@ def main() -> None:
     for name in (*LEGACY, *VECTOR):
         kind, fine = type_by_name(name), type_by_name("Q4_K")
         buffer = EvidenceBuffer([Source(fine), Source(kind, has_cells=False, weighted=True)])
-        correlation, difference = 1.0, 0.0
+        correlation, difference, off, off_scaled = 1.0, 0.0, 0.0, 1.0
         for x in matrices:
             importance = rng.lognormal(size=x.shape[1:]).astype(np.float32)
             raws = [encode("Q4_K", x), encode(name, x, importance)]
@@ -74,7 +76,14 @@ def main() -> None:
             correlation = min(correlation, ((a * b).sum(1)[known] / norms[known]).min())
             likeness = Likeness(*compare_unproven(buffer.load(raws, x.size))[0])
             difference = max(difference, likeness.square_difference / likeness.expected)
-        print(f"Q4_K + {name}: correlation {correlation:.2f}, difference {difference:.2f}")
+            off = max(off, likeness.n_off / x.size)
+            raws[1] = encode(name, np.float32(1.3) * x, importance)
+            scaled = Likeness(*compare_unproven(buffer.load(raws, x.size))[0])
+            off_scaled = min(off_scaled, scaled.n_off / x.size)
+        print(
+            f"Q4_K + {name}: correlation {correlation:.2f}, difference {difference:.2f}, off"
+            f" {off:.3f}, of 1.3 times the weights {off_scaled:.3f}"
+        )
 
 
 if __name__ == "__main__":

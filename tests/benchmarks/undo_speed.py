@@ -1,11 +1,13 @@
-"""Speed and memory of undoing folders on a CPU, against a plain copy of the bytes that are written.
+"""Speed and memory of undoing folders on a CPU, against a plain copy of the same bytes.
 
-    python -m tests.benchmarks.undo_speed [--weights 400e6] [--folder DIR] [--threads 2] [KIND ...]
+    python -m tests.benchmarks.undo_speed [--weights 1.2e9] [--folder DIR] [--threads 2] [KIND ...]
 
 makes folders with that many random weights in each format, exports each in a process of its own,
-and copies the result. Prints both times, their ratio, how long processors were busy with the export
-(which tells more where others use them, too) and the largest anonymous memory. The files are in the
-page cache.
+and lets a plain copy do the same to the disk: read the bytes of the input, and write as many as the
+output has. Both end when all of it is on the disk. Prints both times and their ratio; the time that
+the process takes to start, which is in it; how long processors were busy with the export (which
+tells more where others use them, too); and the largest anonymous memory. The inputs are in the page
+cache. KIND is one of tests/support/plain_weights.py; by default one of each way of decoding.
 """
 
 import argparse
@@ -16,80 +18,57 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tests.benchmarks.merge_speed import measure
-from tests.support.foreign_modules import Array
 from tests.support.hf_folders import write_arrays
-from tests.support.quantized_folders import COMPRESSED, gptq_config
+from tests.support.plain_weights import FORMATS
+from tests.support.quantized_folders import named
 
 N_ROWS, N_COLUMNS = 4096, 8192
-Made = tuple[dict[str, Array], dict[str, Any]]
-
-
-def fp8(rng: np.random.Generator) -> Made:
-    import ml_dtypes
-
-    weight = rng.integers(0, 120, (N_ROWS, N_COLUMNS), np.uint8).view(ml_dtypes.float8_e4m3fn)
-    scales = rng.uniform(1e-4, 2e-4, (N_ROWS // 128, N_COLUMNS // 128)).astype(np.float32)
-    config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    arrays = {"weight": weight, "weight_scale_inv": scales}
-    return arrays, {"quantization_config": config}
-
-
-def int4(rng: np.random.Generator) -> Made:
-    import ml_dtypes
-
-    packed = rng.integers(-(1 << 31), 1 << 31, (N_ROWS, N_COLUMNS // 8)).astype(np.int32)
-    scales = rng.uniform(1e-3, 2e-3, (N_ROWS, N_COLUMNS // 32)).astype(ml_dtypes.bfloat16)
-    shape = np.array([N_ROWS, N_COLUMNS], np.int64)
-    arrays = {"weight_packed": packed, "weight_scale": scales, "weight_shape": shape}
-    return arrays, dict(COMPRESSED)
-
-
-def gptq(rng: np.random.Generator) -> Made:
-    words = rng.integers(-(1 << 31), 1 << 31, (N_COLUMNS // 8, N_ROWS)).astype(np.int32)
-    zeros = np.full((N_COLUMNS // 128, N_ROWS // 8), 0x77777777, np.int32)
-    scales = rng.uniform(1e-3, 2e-3, (N_COLUMNS // 128, N_ROWS)).astype(np.float16)
-    groups = np.arange(N_COLUMNS, dtype=np.int32) // 128
-    arrays: dict[str, Array] = {
-        "qweight": words,
-        "qzeros": zeros,
-        "scales": scales,
-        "g_idx": groups,
-    }
-    return arrays, gptq_config()
-
-
-KINDS: dict[str, Callable[[np.random.Generator], Made]] = {"fp8": fp8, "int4": int4, "gptq": gptq}
+KINDS = "fp8", "int4", "int8", "gptq", "awq", "nf4", "llm.int8", "mxfp4", "nvfp4", "mlx", "hqq"
+_PART = 1 << 20
 
 
 def make(folder: Path, kind: str, n_weights: float) -> int:
     """A folder of that many weights; how many they are."""
     n = max(1, round(n_weights / (N_ROWS * N_COLUMNS)))
-    arrays, config = KINDS[kind](np.random.default_rng(1))
+    made = FORMATS[kind](np.random.default_rng(1), N_ROWS, N_COLUMNS)
     folder.mkdir()
     for i in range(n):
-        module = f"model.layers.{i}.mlp.up_proj"
-        own = {f"{module}.{leaf}": each for leaf, each in arrays.items()}
-        write_arrays(folder / f"model-{i:05}.safetensors", own)
-    whole = {"model_type": "llama", "torch_dtype": "bfloat16", **config}
+        path = folder / f"model-{i:05}.safetensors"
+        write_arrays(path, named(f"model.layers.{i}.mlp.up_proj", made.arrays))
+    whole = {"model_type": "llama", "torch_dtype": "bfloat16", "quantization_config": made.config}
     (folder / "config.json").write_text(json.dumps(whole))
     return n * N_ROWS * N_COLUMNS
 
 
-def copy(source: Path, target: Path) -> float:
-    """Seconds of a plain copy that is on the disk at the end."""
+def copy(source: Path, n_bytes: int, target: Path) -> float:
+    """Seconds of reading files, and writing so many bytes, which are on the disk at the end."""
+    files = sorted(each for each in source.iterdir() if each.suffix == ".safetensors")
+    n_read = sum(each.stat().st_size for each in files)
+    part, n_written = bytearray(os.urandom(_PART)), 0
     start = time.perf_counter()
-    shutil.copytree(source, target)
-    for path in target.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    return time.perf_counter() - start
+    with target.open("wb", buffering=0) as output:
+        for n_done, path in _starts(files):
+            with path.open("rb", buffering=0) as file:
+                while n := file.readinto(part):
+                    n_done += n
+                    while n_written < n_bytes * n_done // n_read:
+                        n_left = n_bytes * n_done // n_read - n_written
+                        n_written += output.write(memoryview(part)[:n_left])
+        os.fsync(output.fileno())
+    seconds = time.perf_counter() - start
+    assert n_written == n_bytes
+    return seconds
+
+
+def _starts(files: list[Path]) -> list[tuple[int, Path]]:
+    """Files, and how many bytes are in those in front of each."""
+    sizes = [each.stat().st_size for each in files]
+    return [(sum(sizes[:i]), path) for i, path in enumerate(files)]
 
 
 def processor_seconds() -> float:
@@ -100,31 +79,37 @@ def processor_seconds() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("kinds", nargs="*", default=list(KINDS))
-    parser.add_argument("--weights", type=float, default=400e6)
+    parser.add_argument("kinds", nargs="*", default=KINDS, metavar="KIND")
+    parser.add_argument("--weights", type=float, default=1.2e9)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    nothing = [sys.executable, "-c", "import recover.export.execute"]
+    measure(nothing)
+    begin = min(measure(nothing)[0] for _ in range(args.rounds))
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         for kind in args.kinds:
             source, out = Path(scratch, kind), Path(scratch, "out")
             n = make(source, kind, args.weights)
             command = [sys.executable, "-m", "recover", "export", str(source), "-o", str(out)]
-            command += ["--threads", str(args.threads), "--force"]
+            command += ["--threads", str(args.threads), "--quiet"]
             measure(command)  # compile, and fill the page cache
             ours, copies, busy, memory = [], [], [], 0.0
             for _ in range(args.rounds):
+                n_bytes = sum(each.stat().st_size for each in out.glob("*.safetensors"))
+                shutil.rmtree(out)
                 before = processor_seconds()
                 seconds, most = measure(command)
                 busy.append(processor_seconds() - before)
                 ours.append(seconds)
                 memory = max(memory, most)
-                copies.append(copy(out, Path(scratch, "copy")))
-                shutil.rmtree(Path(scratch, "copy"))
+                copies.append(copy(source, n_bytes, Path(scratch, "copy")))
+                Path(scratch, "copy").unlink()
             print(
-                f"{kind}: {n / 1e6:.0f}M weights in {min(ours):.2f} s (processors busy for"
-                f" {min(busy):.2f} s), a copy in {min(copies):.2f} s:"
+                f"{kind}: {n / 1e6:.0f}M weights in {min(ours):.2f} s, {begin:.2f} s of it to start"
+                f" (processors busy for {min(busy):.2f} s); a copy in {min(copies):.2f} s:"
                 f" {min(copies) / min(ours):.2f} of its speed; {memory:.0f} MiB"
             )
             shutil.rmtree(source)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from recover.bounds.execute import BoundsResult, execute_bounds, measure, round_outward
+from recover.bounds.execute import BoundsResult, execute_bounds
+from recover.bounds.measuring import measure, round_outward
 from recover.bounds.plan import plan_bounds
 from recover.cli import main
 from recover.containers.gguf.header import TensorInfo

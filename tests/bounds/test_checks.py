@@ -222,3 +222,21 @@ class TestCommand:
         printed = capsys.readouterr()
         assert "; 1 of 1 tensors are not certified" in printed.out
         assert "is not bounded by" in printed.err
+
+    def test_contradictions_are_an_error(
+        self, make: Make, real_rows: F32Array, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The check did not hold; what was asked for is written all the same."""
+        rows = real_rows[:32].copy()
+        one = make("one", {UP: stored("Q8_0", rows)})
+        rows[7] = rows[7, ::-1]
+        other = make("other", {UP: stored("Q5_K", rows)})
+        output = tmp_path / "out.safetensors"
+        assert main(["bounds", str(one), str(other), "-o", str(output)]) == 1
+        printed = capsys.readouterr()
+        assert "; 1 of 1 tensors are not certified" in printed.out
+        assert printed.err.count("recover: error: the inputs contradict each other on") == 1
+        assert UP in printed.err
+        assert output.exists()
+        assert main(["inspect", str(one), str(other)]) == 0
+        assert "contradict" in capsys.readouterr().out

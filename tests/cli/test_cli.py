@@ -36,7 +36,6 @@ def test_version_and_usage() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"recover {recover.__version__}\n")
     for arguments in (
-        [],
         ["merge"],
         ["merge", "a.gguf"],
         ["nonsense"],
@@ -45,7 +44,9 @@ def test_version_and_usage() -> None:
         done = run(*arguments)
         assert done.returncode == 2
         assert done.stdout == ""
-        assert "usage: recover" in done.stderr
+        assert done.stderr.startswith("recover: error: ")
+        assert done.stderr.splitlines()[1].startswith("usage: recover")
+        assert done.stderr.count("\n") == 2
 
 
 @pytest.mark.parametrize(

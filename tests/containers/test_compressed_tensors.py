@@ -1,15 +1,26 @@
 """compressed-tensors' integers: what is decoded, what codes prove, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from recover.containers.huggingface.formats import read_matrix
 from recover.containers.huggingface.formats._grid import Grid
 from recover.containers.huggingface.scaled import ScaledMatrix, Scales
 from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.compressed_tensors import RECIPE, config, encode
 from tests.support.encoders.mlx import pack
-from tests.support.foreign_modules import FLOATS, Array, heavy_tailed, n_outside, rounded, state
+from tests.support.foreign_modules import (
+    FLOATS,
+    Array,
+    heavy_tailed,
+    module_of,
+    n_outside,
+    rounded,
+    state,
+)
 from tests.support.format_checks import check_says_nothing, matrix_of
 
 GOLDEN = load("compressed_tensors")
@@ -175,6 +186,40 @@ def test_scaled_columns_may_have_codes_without_cells() -> None:
     found = matrix_of(encode(weights_of(1)), config(), recipe)
     assert isinstance(found, ScaledMatrix)
     assert not found.stored.has_cells
+
+
+def _mapped(items: str) -> str:
+    return f"    SmoothQuantModifier:\n      mappings:{items}\n    QuantizationModifier: {{}}\n"
+
+
+TUPLES = "\n      - - ['re:.*q_proj', 're:.*k_proj']\n        - re:.*input_layernorm"
+LISTS = ' [[["re:.*q_proj", "re:.*k_proj"], "re:.*input_layernorm"]]'
+NAMED = "\n      - smooth_layer: re:.*norm$\n        balance_layers: ['re:.*q_proj$']"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "is_scaled"),
+    [
+        *((_mapped(items), (True, False)) for items in (TUPLES, LISTS, NAMED)),
+        *(
+            (_mapped(items), (True, True))
+            for items in (
+                *("", " null", " []", TUPLES.replace("re:.*input_layernorm", "re:.*v_proj")),
+                *(TUPLES.replace("q_proj", other) for other in ("(q|o)_proj", "[qo]_proj")),
+                *(TUPLES.replace("q_proj", other) for other in ("attn.*", "proj")),
+            )
+        ),
+        (_mapped(TUPLES.replace("q_proj", "o_proj")), (False, True)),
+        (f"SmoothQuantModifier: {{}}\nGPTQModifier:\n{TUPLES}", (True, True)),
+    ],
+)
+def test_mappings_of_a_recipe_tell_what_is_scaled(
+    recipe: str, is_scaled: tuple[bool, bool]
+) -> None:
+    names = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"
+    module = module_of(encode(weights_of(1)), config(), recipe)
+    found = [read_matrix(replace(module, name=name)) for name in names]
+    assert tuple(isinstance(each, ScaledMatrix) for each in found) == is_scaled
 
 
 def test_rotated_weights_are_refused() -> None:

@@ -183,3 +183,11 @@ def test_damaged_modules(rng: np.random.Generator) -> None:
         assert check_hostile(encode_nvfp4(w), config=config) > 30
         assert check_hostile(encode_nvfp4(w, by="compressed-tensors"), config=config) > 30
     assert check_hostile(encode_mxfp4(w)) > 20
+
+
+@pytest.mark.parametrize("how", ["floor", "even", "up"])
+def test_codes_tell_how_exponents_were_rounded(how: str, rng: np.random.Generator) -> None:
+    w = rounded(heavy_tailed(rng, 256, 512), "BF16")
+    found = state(matrix_of(encode_mxfp4(w, how=how)))
+    error = np.sum((found.value - w.reshape(-1)) ** 2.0)
+    assert np.sum(found.variance) == pytest.approx(error, rel=0.06)

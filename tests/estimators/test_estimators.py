@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from recover._compiled import lanes
 from recover._compiled.jit import bare_kernel
-from recover.estimators import Request, Tally, _product, estimator
+from recover.estimators import Request, Tally, _rule, estimator
 from recover.estimators._product_tables import H
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.evidence.cells import intersect_cells
@@ -338,7 +338,7 @@ def test_vector_types_are_conditioned_on(rng: np.random.Generator) -> None:
 
 def test_rule_of_the_posterior() -> None:
     """Moments of normal densities that are cut off, against a dense sum."""
-    inner, outer = _product._WEIGHTS
+    inner, outer = _rule._WEIGHTS
     nodes = np.arange(-2, 3) * H
     weights = np.array([outer, inner, 1, inner, outer])
     dense = np.linspace(-1, 1, 20001)
@@ -372,7 +372,7 @@ def about_exp(y: np.float32) -> float:
 
 @bare_kernel
 def call_exp(y: F32Array, out: F32Array) -> None:
-    lanes.store(out, 0, _product._exp(lanes.load(y, 0)))
+    lanes.store(out, 0, _rule.exp(lanes.load(y, 0)))
 
 
 @pytest.mark.parametrize("mix", MIXES[:-1], ids="+".join)

@@ -15,6 +15,7 @@ from recover.containers.model import StoredTensor
 from recover.estimators import Tally, TileEstimator
 from recover.estimators import _folder_sample as folders
 from recover.estimators.error_calibration import calibrate_errors
+from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.quants import F32Array, IntervalType, ScalarType, quantize, type_by_name
 from tests.golden import make_sample, make_sample_folders
@@ -29,6 +30,7 @@ SETS = (
     ("AWQ4-g128", "Q4_K"),
     ("MLX4-g64", "Q4_K"),
     ("HQQ4-g64", "Q4_K"),
+    ("HQQ4-g64-strided", "Q4_K"),
     ("INT4-g128", "Q4_K"),
     ("LLM.int8", "Q8_0"),
     ("INT8-rows", "Q8_0"),
@@ -66,11 +68,7 @@ def made(name: str, half: int) -> StoredTensor:
 
 def inputs_of(names: Sequence[str], half: int) -> list[StoredTensor]:
     tensors = [made(name, half) for name in names]
-    known = made(names[-1], half)
-    return [
-        folders.with_errors(each, known) if isinstance(each, QuantizedTensor) else each
-        for each in tensors
-    ]
+    return folders.with_errors(tensors, [source(each).has_cells for each in tensors])
 
 
 def source(tensor: StoredTensor) -> Source:
@@ -144,6 +142,26 @@ def test_the_setting_whose_errors_are_most_alike_is_taken() -> None:
     other = IntervalType(name="NF4", relative_mse=1.0)
     assert set(folders.settings_like(other)) == {"NF4-nested", "NF4"}
     assert not folders.settings_like(IntervalType(name="NF5", relative_mse=1e-3))
+
+
+def test_settings_have_scales_in_the_same_direction() -> None:
+    strided = folders.stored_half("HQQ4-g64-strided", 0).type
+    assert strided.is_strided
+    assert folders.settings_like(strided) == ["HQQ4-g64-strided"]
+    assert folders.settings_like(folders.stored_half("HQQ4-g64", 0).type) == ["HQQ4-g64"]
+    three = replace(folders.stored_half("HQQ3-g64", 0).type, is_strided=True)
+    assert folders.settings_like(three) == ["HQQ4-g64-strided"]
+    eight = replace(folders.stored_half("HQQ8-g64", 0).type, is_strided=True)
+    assert folders.settings_like(eight) == ["HQQ8-g64"]
+
+
+def test_bounds_that_are_wider_than_cells_do_not_raise_the_errors_to_expect() -> None:
+    """Bounds of INT8 are half as wide again, by the floats of encoder and original."""
+    tensors, x = inputs_of(("INT8-rows", "Q6_K"), 0), weights(0).reshape(-1)
+    out = np.empty(x.size, np.float32)
+    estimator = UncorrectedTileEstimator(list(map(source, tensors)), "midpoint")
+    tally = estimator.estimate(tensors, 0, x.size, out)
+    assert tally.variance == pytest.approx(np.sum((out - x) ** 2.0), rel=0.15)
 
 
 def test_two_inputs_of_a_name_are_two_settings() -> None:

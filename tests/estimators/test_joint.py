@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from recover._compiled.jit import bare_kernel
+from recover.estimators._joint_files import label_of, labels, network_of, serving, terms_of
 from recover.estimators._joint_net import Network, Scratch, infer, new_scratch
-from recover.estimators.methods.joint import network, network_name, network_names
+from recover.estimators.methods.joint import names_of, terms_for
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.quants import F32Array
 from tests.naive import joint_network
@@ -32,8 +33,13 @@ def square_error(values: F32Array, x: F32Array) -> float:
     return float(np.sum((values.astype(np.float64) - x.reshape(-1)) ** 2))
 
 
+SETS = labels()
+# All that have a network of their own, and some of those that share one.
+SOME = (*SETS[:16], *SETS[16::120])
+
+
 @pytest.mark.quality
-@pytest.mark.parametrize("name", network_names())
+@pytest.mark.parametrize("name", SOME)
 def test_each_network_gains_a_percent_and_claims_what_it_does(name: str) -> None:
     sources, x = sources_of(name), weights()
     raws = encode(sources, x)
@@ -60,10 +66,10 @@ def test_the_best_known_set_reaches_what_was_asked_for() -> None:
 
 def test_other_sets_get_the_posterior() -> None:
     x = weights()[:16]
-    for name in ("Q5_K+Q3_K", "Q5_K+Q4_K+Q2_K+Q2_K", "Q5_K", "Q4_K+Q5_K"):
+    for name in ("Q5_1+Q5_0", "Q5_K+Q4_K+Q2_K+Q2_K", "Q5_K", "Q4_K+Q5_K", "Q8_0+Q3_K"):
         sources = sources_of(name)
         raws = encode(sources, x)
-        assert network_name(sources) is None
+        assert terms_for(sources) is None
         got, expected = (run(method, sources, raws, x.size) for method in ("joint", "posterior"))
         np.testing.assert_array_equal(got[0], expected[0])
         np.testing.assert_array_equal(got[1], expected[1])
@@ -71,22 +77,47 @@ def test_other_sets_get_the_posterior() -> None:
 
 
 def test_which_network_serves_which_inputs() -> None:
-    plain, weighted = sources_of("Q6_K+Q4_K"), sources_of("Q6_K+Q4_K weighted")
-    assert network_name(plain) == "Q6_K+Q4_K"
-    assert network_name(weighted) == "Q6_K+Q4_K weighted"
-    assert network_name([plain[0], weighted[1]]) is None
-    assert network_name([weighted[0], replace(weighted[1], imatrix="another")]) is None
-    assert network_name([replace(plain[0], noise=0.1), plain[1]]) is None
-    assert network_name([replace(plain[0], density=((0.0,) * 5,) * 4), plain[1]]) is None
+    plain, weighted = sources_of("Q6_K+Q4_K"), sources_of("Q6_K*+Q4_K*")
+    assert names_of(plain) == ("Q6_K", "Q4_K")
+    assert names_of(weighted) == ("Q6_K*", "Q4_K*")
+    assert names_of([plain[0], weighted[1]]) == ("Q6_K", "Q4_K*")
+    assert names_of([weighted[0], replace(weighted[1], imatrix="another")]) == ("Q6_K*", "Q4_K**")
+    assert names_of([replace(plain[0], noise=0.1), plain[1]]) is None
+    assert names_of([replace(plain[0], density=((0.0,) * 5,) * 4), plain[1]]) is None
+    assert names_of([replace(plain[0], has_cells=False), plain[1]]) is None
     five = sources_of("Q8_0+Q6_K+Q5_K+Q4_K+Q2_K")
-    assert network_name([replace(five[0], weighted=True), *five[1:]]) is not None
-    assert network_name(()) is None
+    assert names_of([replace(five[0], weighted=True), *five[1:]]) == names_of(five)
+    assert terms_for(five) is not None
+    assert terms_for(()) is None
+    own, shared = serving("Q5_K+Q4_K"), serving("Q5_K+Q3_K")
+    assert own is not None
+    assert not own.for_any
+    assert shared is not None
+    assert shared.for_any
+
+
+def test_equal_sets_have_one_label() -> None:
+    assert label_of(["Q5_K", "Q4_K**", "Q4_K*"]) == "Q5_K+Q4_K*+Q4_K**"
+    assert label_of(["Q5_K**", "Q5_K*", "Q4_K**"]) == "Q5_K*+Q5_K**+Q4_K*"
+    assert label_of(["Q5_K*", "Q5_K**", "Q4_K*"]) == "Q5_K*+Q5_K**+Q4_K*"
+    assert label_of(["Q4_K*", "Q4_K"]) == "Q4_K+Q4_K*"
+    assert label_of(["Q4_K*****", "Q4_K*", "Q4_K**", "Q4_K***", "Q4_K****"]) == ""
+    assert all(label_of(label.split("+")) == label for label in SETS)
+
+
+def test_inputs_of_one_type_may_come_in_any_order() -> None:
+    x, sources = weights()[:64], sources_of("Q4_K+Q4_K*+Q3_K")
+    raws = encode(sources, x)
+    one = run("joint", sources, raws, x.size)[0]
+    other = run("joint", [sources[i] for i in (1, 0, 2)], [raws[i] for i in (1, 0, 2)], x.size)[0]
+    assert square_error(other, x) == pytest.approx(square_error(one, x), rel=0.01)
 
 
 @pytest.mark.parametrize("kind", hard_weights())
 def test_on_hard_weights_it_is_in_the_cells_and_not_worse(kind: str) -> None:
     x = hard_weights()[kind]
-    for name in ("Q5_K+Q4_K+Q2_K", "Q6_K+Q4_K", "Q8_0+Q6_K+Q5_K+Q4_K+Q2_K"):
+    own = "Q5_K+Q4_K+Q2_K", "Q6_K+Q4_K", "Q8_0+Q6_K+Q5_K+Q4_K+Q2_K"
+    for name in (*own, "Q4_K+Q3_K", "IQ4_XS+Q3_K", "Q5_1+Q4_K+Q2_K", "Q4_K+Q4_K*"):
         sources = sources_of(name)
         raws = encode(sources, x)
         before = square_error(run("posterior", sources, raws, x.size)[0], x)
@@ -133,17 +164,16 @@ def _infer(network: Network, told: F32Array, of_groups: F32Array, scratch: Scrat
     infer(network, told, of_groups, scratch)
 
 
-@pytest.mark.parametrize("name", ["Q5_K+Q4_K", "Q8_0+Q6_K+Q5_K+Q4_K+Q2_K weighted"])
+@pytest.mark.parametrize("name", ["Q5_K+Q4_K", "Q4_K*+IQ4_XS*+Q3_K*", "Q4_K+IQ4_XS+Q4_0"])
 def test_a_network_is_what_its_layers_say(name: str) -> None:
-    known, rng = network(name), np.random.default_rng(4)
+    entry, names = serving(name), tuple(name.split("+"))
+    assert entry is not None
+    known, rng = network_of(terms_of(entry, names)), np.random.default_rng(4)
     by_weight = rng.standard_normal((16, known.weights.n_in, 16)).astype(np.float32)
     by_group = rng.standard_normal((known.groups.n_in, 16)).astype(np.float32)
     scratch = new_scratch(known)
     _infer(known, by_weight.reshape(-1), by_group.reshape(-1), scratch)
-    types, _, weighted = name.partition(" ")
-    file = "-".join([*types.split("+"), *weighted.split()]) + ".npz"
-    with np.load(FOLDER / file) as arrays:
-        corrections, factors = joint_network.infer(arrays, by_weight, by_group)
+    corrections, factors = joint_network.infer(terms_of(entry, names), by_weight, by_group)
     got = scratch.result.reshape(16, 2, 16)
     np.testing.assert_allclose(got[:, 0].reshape(-1), corrections, atol=1e-4)
     np.testing.assert_allclose(got[:, 1].reshape(-1), factors, atol=1e-4)

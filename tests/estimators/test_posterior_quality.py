@@ -17,6 +17,7 @@ from recover.quants import (
     U8Array,
     VectorType,
     dequantize,
+    quantize,
     type_by_name,
 )
 from tests.golden.make_sample import encoded_types
@@ -373,3 +374,21 @@ def test_deviations_are_the_errors(weights: F32Array) -> None:
     assert np.sum(deviation.astype(np.float64) ** 2) == pytest.approx(tally.variance, rel=1e-4)
     z = (out - weights.reshape(-1)) / np.maximum(deviation, 1e-9)
     assert np.mean(z**2) == pytest.approx(1, abs=0.06)
+
+
+def test_errors_to_expect_do_not_depend_on_where_in_a_row_weights_are() -> None:
+    """Nor on the number of superblocks in a row, though only some are looked at."""
+    rng = np.random.default_rng(3)
+    for n_superblocks in (1, 2, 3, 4, 6, 8, 12, 16):
+        n_rows = TILE // 256 // n_superblocks
+        sizes = np.exp2(rng.uniform(-2, 2, n_superblocks))[:, None]
+        x = (rng.standard_normal((n_rows, n_superblocks, 256)) * sizes).astype(np.float32)
+        x = x.reshape(-1)
+        kind = scalar("Q4_K")
+        estimator = TileEstimator([Source(kind)], "posterior")
+        out, deviation = np.empty((2, x.size), np.float32)
+        raw = quantize(x[None], kind).reshape(-1)
+        some, each = (
+            estimator.estimate([raw], 0, x.size, out, *more).variance for more in ((), (deviation,))
+        )
+        assert some == pytest.approx(each, rel=0.02)

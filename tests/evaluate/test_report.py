@@ -15,7 +15,7 @@ from recover.cli import main
 from recover.evaluate.divergence import compare_with_first, summarize
 from recover.evaluate.histograms import collect_distributions
 from recover.evaluate.pictures import draw_pictures
-from recover.evaluate.report import Provenance, render_report, write_report
+from recover.evaluate.report import Provenance, render_report, result_of, write_report
 from tests.support.gguf_files import stored, write_gguf
 from tests.support.html_pages import Page, read_page
 from tests.support.models import TINY
@@ -144,3 +144,20 @@ def test_nothing_is_written_over(
         write_report(model, {"truth": "t", "models": []}, [], Provenance.of(""), [model])
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
     assert model.read_bytes() == tiny[2].read_bytes()
+
+
+def test_the_result_in_a_sentence() -> None:
+    models = [
+        {"total": {"mse": mse, "rmse": mse**0.5}, "divergence": {"mean_kld": kl}}
+        for mse, kl in ((4.0, 0.02), (3.0, 0.015), (5.0, 0.03))
+    ]
+    names = ["a.gguf", "b.gguf", "c.gguf"]
+    assert result_of(names, models) == (
+        "b.gguf has 75.0% of the mean square error of a.gguf,"
+        " and 75.0% of its mean KL divergence from the original."
+    )
+    assert result_of(names[::-1], models[::-1]).startswith("b.gguf has 60.0% of the mean square")
+    assert result_of(["b.gguf", "a.gguf"], [models[1], models[0]]) == (
+        "Of 2 models b.gguf has the smallest errors of the weights."
+    )
+    assert result_of(["a.gguf"], [models[0] | {"divergence": None}]).endswith("errors).")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import recover.export.execute as executing
+import recover.export.work as working
 from recover.cli import main
 from recover.errors import OutputError, PlanError, UsageError
 from recover.export.execute import ExportResult, execute_export
@@ -219,7 +219,7 @@ def test_command(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_interrupted(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executing, "rounding_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(working, "put_all", lambda *_: 1 / 0)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError):
         export(llama, tmp_path / "out", outtype="bf16")

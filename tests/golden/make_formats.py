@@ -23,6 +23,7 @@ from recover.quants import (
     Stated,
     TensorType,
     all_types,
+    makes_files,
 )
 
 OUT = Path(__file__).parents[2] / "docs" / "formats.md"
@@ -47,6 +48,7 @@ COLUMNS = (
     "bits per weight",
     "`general.file_type`",
     "what a code proves",
+    "`recover quantize`",
     "written by",
 )
 
@@ -79,6 +81,7 @@ def _cells(kind: TensorType) -> list[str]:
         f"{kind.bits_per_weight:.4g}",
         ", ".join(f"{number} {name}" for number, name in sorted(kind.file_types.items())) or "-",
         _proves(kind),
+        "makes files" if makes_files(kind) else "-",
         kind.writer or "llama.cpp",
     ]
 

@@ -125,19 +125,34 @@ INDEX = "model.safetensors.index.json"
         ({"weight_map": {"a": "x/../a"}}, "no name of a file beside it"),
         ({"weight_map": {"a": "missing"}}, "missing: there is no such file"),
         ({"weight_map": {"b": "good"}}, "does not hold what"),
-        ({"weight_map": {"a": "good", "b": "same"}}, "good, too; move one"),
+        ({"weight_map": {"a": "good", "b": "other"}}, "good, too; move one"),
+        ({"weight_map": {"a": "x-TP-0", "b": "x-TP-1"}}, "a slice for one GPU"),
+        ({"weight_map": {"b": "same"}}, "holds more than"),
         ({"weight_map": {"a": "a\0b"}}, "cannot be read"),
     ],
 )
 def test_index(index: Any, expected: str, tmp_path: Path) -> None:
     for name in ("good", "same"):
         (tmp_path / name).write_bytes(file({"a": entry()}))
-    (tmp_path / "same").write_bytes(file({"a": entry(), "b": entry(offsets=[8, 16])}, bytes(16)))
+    two = {"a": entry(), "b": entry(offsets=[8, 16])}
+    (tmp_path / "x-TP-0").write_bytes(file({"a": entry()}))
+    others = dict.fromkeys(("other", "x-TP-1"), bytes(range(16)))
+    for name, numbers in {"same": bytes(16), **others}.items():
+        (tmp_path / name).write_bytes(file(two, numbers))
     (tmp_path / INDEX).write_text(json.dumps(index))
     with pytest.raises(SafetensorsError) as caught:
         open_safetensors(tmp_path)
     check_line(str(caught.value))
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("of_a", ["good", "same"])
+def test_a_tensor_in_two_files_is_taken_once(of_a: str, tmp_path: Path) -> None:
+    (tmp_path / "good").write_bytes(file({"a": entry(), "c": entry(offsets=[8, 16])}, bytes(16)))
+    (tmp_path / "same").write_bytes(file({"a": entry(), "b": entry(offsets=[8, 16])}, bytes(16)))
+    index = {"weight_map": {"a": of_a, "b": "same", "c": "good"}}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    assert sorted(open_safetensors(tmp_path).tensors) == ["a", "b", "c"]
 
 
 def test_folder_without_anything(tmp_path: Path) -> None:

@@ -159,6 +159,19 @@ class TestTogether:
         with pytest.raises(PlanError, match=UP):
             execute_merge(plan, n_threads=2)
 
+    def test_a_merge_is_of_use_where_only_floats_differ(
+        self, make: Make, truth: Weights, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        norm = "blk.1.ffn_norm.weight"
+        paths = [make("Q5_K"), make("Q4_K", truth | {norm: truth[norm] + 1}, "single")]
+        assert not inspect(*paths).same_original
+        main(["inspect", *map(str, paths)])
+        assert "it takes tensors that differ from one of them" in capsys.readouterr().out
+        execute_merge(plan_merge(paths, tmp_path / "out.gguf"), n_threads=2)
+        other = make("Q4_K", truth | {UP: truth[UP][::-1]}, "turned")
+        main(["inspect", str(paths[0]), str(other)])
+        assert "a merge of all of them is of no use" in capsys.readouterr().out
+
     def test_identical_tensors_count_as_well(
         self, make: Make, truth: Weights, rng: np.random.Generator
     ) -> None:

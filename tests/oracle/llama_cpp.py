@@ -3,10 +3,11 @@
 Only the binding is the package's own; what is computed from the logits is computed here.
 """
 
+import ctypes
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +25,18 @@ class LlamaError(RuntimeError):
     """llama.cpp is not installed, or cannot do what was asked."""
 
 
+_IN_F32 = {52: (-1, 0), 104: (1, 0), 108: (1, 0)}
+"""Of llama_context_params: flash_attn_type auto to off, type_k and type_v F16 to F32."""
+
+
+def _set_fields(params: Any, fields: dict[int, tuple[int, int]]) -> None:
+    """Change int32 fields of a struct, by where they are; each must have the value that it had."""
+    for place, (before, after) in fields.items():
+        field = ctypes.c_int32.from_address(ctypes.addressof(params) + place)
+        assert field.value == before, (place, field.value)
+        field.value = after
+
+
 class LlamaModel:
     """A GGUF file loaded into llama.cpp; a context manager that frees it.
 
@@ -35,6 +48,9 @@ class LlamaModel:
         Most tokens that `logits` takes at once.
     n_threads : int
         Threads that compute; the logits do not depend on it.
+    in_f32 : bool
+        Whether keys and values are kept as F32, not F16, and flash attention is not used, which
+        rounds to F16. Matrices that are F16 round what they are multiplied with: give F32 ones.
 
     Attributes
     ----------
@@ -52,7 +68,12 @@ class LlamaModel:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, n_ctx: int = N_CTX, n_threads: int = 1
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int = N_CTX,
+        n_threads: int = 1,
+        in_f32: bool = False,
     ) -> None:
         self.path = Path(path)
         self.n_ctx = n_ctx
@@ -72,15 +93,17 @@ class LlamaModel:
         self.bos = int(self._lib.llama_vocab_bos(self._vocab))
         self.adds_bos = bool(self._lib.llama_vocab_get_add_bos(self._vocab))
         try:
-            self._open_context(n_threads)
+            self._open_context(n_threads, in_f32=in_f32)
         except LlamaError:
             self.close()
             raise
 
-    def _open_context(self, n_threads: int) -> None:
+    def _open_context(self, n_threads: int, *, in_f32: bool) -> None:
         params = self._lib.llama_context_default_params()
         params.n_ctx = params.n_batch = self.n_ctx
         params.n_ubatch = min(self.n_ctx, _N_UBATCH)
+        if in_f32:
+            _set_fields(params, _IN_F32)
         self._context = self._lib.llama_init_from_model(self._model, params)
         if not self._context:
             raise LlamaError(

@@ -11,6 +11,7 @@ from recover.containers.gguf.reader import open_gguf
 from tests.oracle.llama_cpp import LlamaModel
 from tests.support.quantized_folders import (
     BF16,
+    LLAMA,
     Array,
     check,
     fp4_pairs,
@@ -243,4 +244,67 @@ def test_a_whole_gpt_oss_in_llama_cpp(rng: np.random.Generator, tmp_path: Path) 
         with LlamaModel(tmp_path / f"{name}.gguf", n_ctx=64) as loaded:
             logits.append(loaded.logits(np.arange(9)))
     # llama.cpp rounds activations to 8 bits beside MXFP4
+    assert np.abs(logits[0] - logits[1]).max() < 0.05 * np.abs(logits[1]).max()
+
+
+NORMS = "input", "post_attention"
+SIZES = {
+    "self_attn.q_proj": (256, 256, "attn_q"),
+    "self_attn.k_proj": (128, 256, "attn_k"),
+    "self_attn.v_proj": (128, 256, "attn_v"),
+    "self_attn.o_proj": (256, 256, "attn_output"),
+    "mlp.gate_proj": (128, 256, "ffn_gate"),
+    "mlp.up_proj": (128, 256, "ffn_up"),
+    "mlp.down_proj": (256, 128, "ffn_down"),
+}
+
+
+@pytest.mark.inference
+@pytest.mark.parametrize("kind", ["NVFP4", "MXFP4"])
+def test_a_whole_llama_in_llama_cpp(kind: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    """Every weight is code times scales in float64, and llama.cpp computes with these."""
+    tensors: dict[str, Array] = {}
+    plain: dict[str, Array] = {}
+    truth = {}
+    for name, (n, k, own) in SIZES.items():
+        module = f"model.layers.0.{name}"
+        if kind == "NVFP4":
+            arrays, weights = nvfp4(rng, 3e-5, n, k)
+        else:
+            packed, levels = fp4_pairs(rng, n, k // 2)
+            stored, powers = exponents(rng, n, k // 32)
+            stored, powers = stored // 8 + 108, np.ldexp(1.0, stored.astype(int) // 8 - 19)
+            arrays = {"weight": packed, "weight_scale": stored}
+            weights = levels * spread(powers, k)
+        tensors |= named(module, arrays)
+        plain[f"{module}.weight"] = weights.astype(np.float32)
+        heads = {"attn_q": 4, "attn_k": 2}.get(own)
+        if heads is not None:
+            weights = weights.reshape(heads, 2, -1, k).swapaxes(1, 2).reshape(n, k)
+        truth[own] = weights
+    for name in ("model.embed_tokens", "lm_head"):
+        plain[f"{name}.weight"] = rng.standard_normal((64, 256)).astype(BF16)
+    for name in ("model.norm", *(f"model.layers.0.{each}_layernorm" for each in NORMS)):
+        plain[f"{name}.weight"] = rng.uniform(0.9, 1.1, 256).astype(BF16)
+    others = {name: each for name, each in plain.items() if "proj" not in name}
+    config = {**LLAMA, "intermediate_size": 128}
+    packed_config = {**config, "quantization_config": {"quant_method": "modelopt"}}
+    result = reblock(
+        model(tmp_path / "m", {**tensors, **others}, packed_config),
+        tmp_path / "a.gguf",
+        arch="llama",
+    )
+    assert result.exact
+    found = read_gguf(tmp_path / "a.gguf")
+    for own, weights in truth.items():
+        stored_as, decoded = found[f"blk.0.{own}.weight"]
+        assert stored_as == kind
+        beside = found.get(f"blk.0.{own}.scale", ("F32", np.ones(1, np.float32)))[1]
+        assert np.array_equal(decoded * beside.astype(np.float64), weights)
+    reblock(model(tmp_path / "p", plain, config), tmp_path / "b.gguf", arch="llama")
+    logits = []
+    for name in ("a", "b"):
+        with LlamaModel(tmp_path / f"{name}.gguf", n_ctx=64) as loaded:
+            logits.append(loaded.logits(np.arange(9)))
+    # llama.cpp rounds activations to 8 bits beside these types
     assert np.abs(logits[0] - logits[1]).max() < 0.05 * np.abs(logits[1]).max()

@@ -71,18 +71,54 @@ def test_touched_weights_do_not_change_other_codes(rng: Generator, tmp_path: Pat
     stored = weights.astype(BF16)
     stored[touched] = (0.05 * rng.standard_normal(int(touched.sum()))).astype(BF16)
     source = model(tmp_path / "m", {"a.weight": stored})
-    kept = reblock(source, tmp_path / "kept.gguf")
+    kept = reblock(source, tmp_path / "kept.gguf", outtype="BF16")
     assert kept.exact
     assert kept.tensors[0].tensor.outtype.name == "BF16"
-    assert "--allow-inexact keeps all other codes in Q4_0" in kept.tensors[0].reason
-    result = reblock(source, tmp_path / "a.gguf", allow_inexact=True)
+    result = reblock(source, tmp_path / "a.gguf")
     assert not result.exact
+    assert not result.to_json()["tensors"][0]["exact"]
     assert 0 < result.tensors[0].n_different <= touched.sum()
+    assert "single weights off the grid in rows" in result.tensors[0].reason
+    assert f"{result.tensors[0].n_different} of {weights.size} weights differ" in (
+        result.tensors[0].reason
+    )
     kind, found = read_gguf(tmp_path / "a.gguf")["a.weight"]
     assert kind == "Q4_0"
     assert np.array_equal(found[~touched], weights[~touched])
     whole = ~touched.reshape(-1, 32).any(1)
     assert np.array_equal(file_blocks(tmp_path / "a.gguf")[whole], raw[whole])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_touched_weights_that_look_like_codes_change_no_type(seed: int, tmp_path: Path) -> None:
+    """Some are +8 beside -8, or make a scale that is no float16 number: few blocks of all."""
+    rng = np.random.default_rng(seed)
+    raw, weights = q4_0(rng, 500)
+    touched = rng.random(weights.shape) < 5e-4
+    stored = weights.astype(BF16)
+    stored[touched] = (0.05 * rng.standard_normal(int(touched.sum()))).astype(BF16)
+    source = model(tmp_path / "m", {"a.weight": stored})
+    assert not reblock(source, tmp_path / "a.gguf").exact
+    kind, found = read_gguf(tmp_path / "a.gguf")["a.weight"]
+    assert kind == "Q4_0"
+    whole = ~touched.reshape(-1, 32).any(1)
+    assert np.array_equal(file_blocks(tmp_path / "a.gguf")[whole], raw[whole])
+    assert np.mean(found[~touched] == weights[~touched]) > 1 - 1e-4
+
+
+def test_more_touched_weights_stay_floats(rng: Generator, tmp_path: Path) -> None:
+    _, weights = q4_0(rng, 500)
+    stored = weights.astype(BF16)
+    touched = rng.random(weights.shape) < 2e-3
+    stored[touched] = (0.05 * rng.standard_normal(int(touched.sum()))).astype(BF16)
+    source = model(tmp_path / "m", {"a.weight": stored})
+    kept = reblock(source, tmp_path / "kept.gguf")
+    assert kept.exact
+    assert kept.tensors[0].tensor.outtype.name == "BF16"
+    assert "times a scale per 32 weights, rounded to BF16, but" in kept.tensors[0].reason
+    result = reblock(source, tmp_path / "a.gguf", allow_inexact=True)
+    assert not result.exact
+    assert result.tensors[0].tensor.outtype.name == "Q4_0"
 
 
 def test_scales_that_were_float32(rng: Generator, tmp_path: Path) -> None:

@@ -102,11 +102,7 @@ class Sets:
         """As a merge has them: the finest first, beside which errors of compensated codes are."""
         tensors = [self._made[name] for name in names]
         tensors.sort(key=lambda each: typical_error(each.type))
-        known = next(filter(_has_cells, tensors), None)
-        return [
-            folders.with_errors(each, known) if isinstance(each, QuantizedTensor) else each
-            for each in tensors
-        ]
+        return folders.with_errors(tensors, list(map(_has_cells, tensors)))
 
 
 def _has_cells(tensor: StoredTensor) -> bool:

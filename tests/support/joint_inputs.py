@@ -3,22 +3,30 @@
 import numpy as np
 
 from recover.estimators import Tally, TileEstimator
+from recover.estimators._joint_files import STAR
 from recover.evidence.buffer import Source
 from recover.evidence.cells import intersect_cells
 from recover.quants import F32Array, U8Array, quantize, type_by_name
 
 
-def sources_of(name: str) -> list[Source]:
-    types, _, weighted = name.partition(" ")
+def sources_of(label: str) -> list[Source]:
+    """Inputs by their label: types with as many stars as the number of their importance matrix."""
     return [
-        Source(type_by_name(each), weighted=bool(weighted), imatrix=weighted)
-        for each in types.split("+")
+        Source(
+            type_by_name(each.rstrip(STAR)), weighted=STAR in each, imatrix=STAR * each.count(STAR)
+        )
+        for each in label.split("+")
     ]
 
 
 def encode(sources: list[Source], x: F32Array) -> list[U8Array]:
-    importance = np.random.default_rng(2).lognormal(0, 1, (x.shape[1],)).astype(np.float32)
-    return [quantize(x, each.type, importance if each.weighted else None) for each in sources]
+    def importance(source: Source) -> F32Array | None:
+        if not source.weighted:
+            return None
+        rng = np.random.default_rng(1 + len(source.imatrix))
+        return rng.lognormal(0, 1, (x.shape[1],)).astype(np.float32)
+
+    return [quantize(x, each.type, importance(each)) for each in sources]
 
 
 def run(

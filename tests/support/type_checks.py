@@ -4,8 +4,18 @@ import copy
 import pickle
 
 import numpy as np
+import pytest
 
-from recover.quants import BlockIntervals, Stated, TensorType, dequantize, state_all
+from recover.evidence.densities import correlation, likelihood
+from recover.quants import (
+    BlockIntervals,
+    Stated,
+    TensorType,
+    VectorType,
+    all_types,
+    dequantize,
+    state_all,
+)
 
 
 def check_what_is_stated(kind: TensorType) -> None:
@@ -33,3 +43,14 @@ def check_pickle(kind: TensorType) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         assert pickle.loads(pickle.dumps(kind, protocol)) is kind
     assert copy.deepcopy([kind])[0] is kind
+
+
+def check_likelihood(kind: TensorType) -> None:
+    assert isinstance(kind, VectorType)
+    gain, variance = likelihood(kind)
+    assert 0 < gain <= 1
+    assert 0 < variance < 1
+    vectors = [other for other in all_types() if isinstance(other, VectorType)]
+    for other in vectors:
+        assert correlation(kind, other) == pytest.approx(correlation(other, kind), abs=1e-5)
+        assert abs(correlation(kind, other)) <= 1

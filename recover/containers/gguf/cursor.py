@@ -156,7 +156,11 @@ class Cursor:
 
     def string(self, most: int = _MAX_TEXT) -> str:
         """A text of at most `most` bytes."""
-        length = self.n()
+        start, size = self.position, self.length.size
+        if start + size > self.size:
+            self.skip(size)
+        length = self.length.unpack_from(self.buffer, start)[0]
+        self.position = start + size
         start = self.skip(length)
         if length > most:
             raise GGUFError(
@@ -204,7 +208,9 @@ class Cursor:
         """Step over a value without building it."""
         size = _SIZES.get(value_type)
         if size is not None:
-            self.skip(size)
+            if size > self.size - self.position:
+                self.skip(size)
+            self.position += size
         elif value_type == ValueType.STRING:
             self.skip_string()
         else:

@@ -5,6 +5,7 @@ Types of one number are told apart by the room that a tensor has, up to where th
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 from recover._text import quoted
@@ -39,11 +40,14 @@ class TensorInfo:
 
     def __post_init__(self) -> None:
         # There may be many tensors, and a `cached_property` takes its time.
-        object.__setattr__(self, "n_weights", prod(self.dims))
+        told = vars(self)
+        told["n_weights"] = prod(self.dims)
+        if self.dims[0] % self.type.block_size == 0 and not self.type.is_by_rows:
+            told["n_bytes"] = self.type.tensor_bytes(self.dims)
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
-        """Number of stored bytes."""
+        """Number of stored bytes; `QuantError` if the rows do not fit the type."""
         return self.type.tensor_bytes(self.dims)
 
 

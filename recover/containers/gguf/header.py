@@ -229,13 +229,13 @@ def _parse_tensor(cursor: Cursor) -> TensorInfo:
     if 0 in dims:
         raise GGUFError(f"{cursor.what}: shape {dims} has no weights")
     offset = cursor.u64()
-    whole = [kind for kind in kinds if dims[0] % kind.block_size == 0]
-    if not whole:
+    kind = next((each for each in kinds if dims[0] % each.block_size == 0), None)
+    if kind is None:
         raise GGUFError(
             f"{cursor.what}: rows of {dims[0]} weights are no multiple"
             f" of the {kinds[0].block_size} weights in a {kinds[0].name} block"
         )
-    info = TensorInfo(name, dims, whole[0], offset)
+    info = TensorInfo(name, dims, kind, offset)
     try:
         _ = info.n_bytes
     except QuantError as error:

@@ -27,8 +27,10 @@ PREFIX = "split."
 
 _MOST_PARTS = 65_535  # split.count is a u16
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf", re.DOTALL)
-_SIZE = re.compile(r"(?P<number>[0-9]{1,18})(?P<unit>[KMG]?)")
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_SIZE = re.compile(
+    r"(?P<number>[0-9]{1,18})(?P<unit>[KMGTkmgt]?)(?:(?P<binary>(?<=[KMGTkmgt])[Ii][Bb])|[Bb])?"
+)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 Shape = tuple[str, tuple[int, ...], TensorType]
 """Name, dims and type of a tensor."""
@@ -126,12 +128,15 @@ def without_further_parts(paths: Iterable[str | os.PathLike[str]]) -> list[Path]
 
 
 def parse_size(text: str) -> int:
-    """A number of bytes, as ``llama-gguf-split`` reads it: ``500M`` are 500,000,000.
+    """A number of bytes: ``500M`` and ``500MB`` are 500,000,000, ``2GiB`` are 2 * 1024**3.
+
+    Without an i in it, as ``llama-gguf-split`` and Hugging Face read it.
 
     Parameters
     ----------
     text : str
-        A positive integer, perhaps followed by K, M or G.
+        A positive integer, perhaps followed by K, M, G or T, and these by B or iB; in any case of
+        letters.
 
     Raises
     ------
@@ -139,10 +144,10 @@ def parse_size(text: str) -> int:
         If it is anything else.
     """
     match = _SIZE.fullmatch(text)
-    n_bytes = int(match["number"]) * _UNITS[match["unit"]] if match else 0
-    if n_bytes == 0:
-        raise ValueError(f"{text!r} is no size like 500M or 2G")
-    return n_bytes
+    if match is None or not int(match["number"]):
+        raise ValueError(f"{text!r} is no size like 500M, 2GB or 2GiB")
+    base = 1024 if match["binary"] else 1000
+    return int(match["number"]) * int(base ** _POWERS[match["unit"].upper()])
 
 
 def cut(sizes: Sequence[int], most: int) -> list[range]:

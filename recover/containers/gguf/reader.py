@@ -17,7 +17,7 @@ from recover.containers.gguf.parts import described_piece, parse_part_name, part
 from recover.containers.gguf.side_scales import with_side_scales
 from recover.containers.gguf.tensor import Tensor
 from recover.containers.mapping import check_unchanged, map_file, name_tensors
-from recover.containers.model import Container, StoredTensor
+from recover.containers.model import BriefModel, Container, StoredTensor
 from recover.errors import GGUFError
 from recover.quants import U8Array
 
@@ -28,8 +28,8 @@ T = TypeVar("T", bound=StoredTensor, covariant=True)
 _NO_INTEGERS = (ValueType.FLOAT32, ValueType.FLOAT64, ValueType.STRING, ValueType.ARRAY)
 
 
-@dataclass(frozen=True)
-class GGUFModel(Generic[T]):
+@dataclass(frozen=True, repr=False, eq=False)
+class GGUFModel(BriefModel, Generic[T]):
     """A GGUF file, or all parts of a split one, opened read-only.
 
     A `recover.containers.model.Model` that has a header besides. Its tensors are `Tensor`, unless

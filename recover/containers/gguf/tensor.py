@@ -1,6 +1,6 @@
 """A tensor in a file: its stored bytes, and the weights that they stand for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.model import BlockTensor
@@ -30,36 +30,24 @@ class Tensor(BlockTensor):
     raw: U8Array
     scales: F32Array | None = None
     side_tensors: tuple["Tensor", ...] = ()
+    # These follow from `info`. They are asked for very often, and there may be many tensors.
+    name: str = field(init=False)
+    dims: tuple[int, ...] = field(init=False)
+    type: TensorType = field(init=False)
+    stored_type: TensorType = field(init=False)
+    n_bytes: int = field(init=False)
+    n_weights: int = field(init=False)
 
-    @property
-    def name(self) -> str:
-        """Name of the tensor."""
-        return self.info.name
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Sizes, row length first."""
-        return self.info.dims
-
-    @property
-    def type(self) -> TensorType:
-        """How its weights are stored, once interleaved rows are taken apart."""
-        return type_of_blocks(self.info.type)
-
-    @property
-    def stored_type(self) -> TensorType:
-        """How the file stores it."""
-        return self.info.type
-
-    @property
-    def n_bytes(self) -> int:
-        """Number of stored bytes."""
-        return self.info.n_bytes
-
-    @property
-    def n_weights(self) -> int:
-        """Number of weights."""
-        return self.info.n_weights
+    def __post_init__(self) -> None:
+        info, kind = self.info, self.info.type
+        vars(self).update(
+            name=info.name,
+            dims=info.dims,
+            type=type_of_blocks(kind),
+            stored_type=kind,
+            n_bytes=info.n_bytes,
+            n_weights=info.n_weights,
+        )
 
     def part(self, start: int, end: int) -> U8Array:
         """The stored bytes of weights `start` to `end`, which are whole blocks.
@@ -69,4 +57,6 @@ class Tensor(BlockTensor):
         QuantError
             If they are not.
         """
-        return blocks_of(self.raw, self.info.type, self.info.dims[0], start, end)
+        if start == 0 and end == self.n_weights and not self.stored_type.is_by_rows:
+            return self.raw  # of small tensors all is asked for, very often
+        return blocks_of(self.raw, self.stored_type, self.dims[0], start, end)

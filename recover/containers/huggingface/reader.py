@@ -21,14 +21,14 @@ from recover.containers.huggingface.modules import (
 from recover.containers.huggingface.placing import Placed, place_tensors
 from recover.containers.huggingface.sizes import check_sizes
 from recover.containers.huggingface.stacks import unstacked
-from recover.containers.model import Container, StoredTensor
+from recover.containers.model import BriefModel, Container, StoredTensor
 from recover.containers.safetensors.folder import INDEX
 from recover.containers.safetensors.reader import CONFIG, open_safetensors
 from recover.errors import RecoverError, SafetensorsError
 
 
-@dataclass(frozen=True)
-class FolderModel:
+@dataclass(frozen=True, repr=False, eq=False)
+class FolderModel(BriefModel):
     """A Hugging Face folder, opened read-only (see `recover.containers.model.Model`).
 
     Attributes

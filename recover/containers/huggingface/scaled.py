@@ -7,12 +7,13 @@ and neither are those norms. Beside an input that has the original's the scales 
 `recover.inputs.scaled`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from recover._compiled.jit import kernel
-from recover.containers.huggingface.formats.base import Matrix
+from recover.containers.huggingface.formats._coded import Coded
+from recover.containers.huggingface.formats.base import Matrix, is_soft
 from recover.quants import F32Array, IntervalType, Stated
 
 _DEVIATIONS = np.float32(3)
@@ -115,6 +116,10 @@ class ScaledMatrix(_OfStored):
         self.stored.intervals(start, end, out)
         out.lower[:], out.upper[:], out.variance[:] = -np.inf, np.inf, np.inf
 
+    def coded(self, start: int, end: int) -> Coded:
+        """See `Matrix.coded`; of the scaled weights."""
+        return self.stored.coded(start, end)
+
     def with_scales(self, columns: Scales | None, rows: Scales | None = None) -> "UnscaledMatrix":
         """The original's weights, by scales (row_length,) and (n_rows,); None if there are none."""
         return UnscaledMatrix(
@@ -142,6 +147,16 @@ class UnscaledMatrix(_OfStored):
     rows: Scales
 
     @property
+    def noise(self) -> float | None:
+        """That of the stored matrix (see `SoftMatrix`)."""
+        return self.stored.noise if is_soft(self.stored) else None
+
+    def with_noise(self, noise: float) -> "UnscaledMatrix":
+        """The same with errors that were measured beside another input."""
+        assert is_soft(self.stored)
+        return replace(self, stored=self.stored.with_noise(noise))
+
+    @property
     def has_cells(self) -> bool:
         """See `Matrix`."""
         return self.stored.has_cells
@@ -157,6 +172,13 @@ class UnscaledMatrix(_OfStored):
         columns = self.columns.values, self.columns.deviations
         rows = self.rows.values, self.rows.deviations
         _unscale(start, columns, rows, *out)
+
+    def coded(self, start: int, end: int) -> Coded:
+        """See `Matrix.coded`; by the scales that are likely."""
+        row, column = np.divmod(np.arange(start, end), self.row_length)
+        factor = self.rows.values[row].astype(np.float64) / self.columns.values[column]
+        own = self.stored.coded(start, end).by_weight()
+        return own._replace(scale=own.scale * factor, base=own.base * factor)
 
 
 @kernel

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover._text import quoted
+from recover.containers.huggingface.formats._coded import Coded
 from recover.containers.huggingface.rows import Piece, Rows
 from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.model import BlockTensor
 from recover.errors import QuantError
 from recover.quants import GROUP, F32Array, IntervalType, Stated, TensorType, U8Array
+from recover.quants.rounding import Rounding
 
 _ROUNDING = {
     "BF16": (np.float32(2.0**-8), np.float32(2.0**-134)),
@@ -99,7 +101,16 @@ class FloatTensor(BytesTensor):
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor(FolderTensor):
-    """A tensor that states an interval for each weight."""
+    """A tensor that states an interval for each weight.
+
+    Attributes
+    ----------
+    is_as_seen : bool
+        Whether the original is known to have been stored in the floats that the encoder saw, so
+        that nothing was rounded before.
+    """
+
+    is_as_seen: bool = False
 
     @cached_property
     def type(self) -> IntervalType:
@@ -124,27 +135,63 @@ class QuantizedTensor(FolderTensor):
             if (span := run.span(first, last)) is None:
                 for piece in run.pieces(first, last):
                     within = own.part(piece.at, piece.at + piece.end - piece.start)
-                    _state(run.matrix, piece.start, piece.end, within)
+                    self._state(run.matrix, piece.start, piece.end, within)
                 continue
             stated = Stated.of(span.end - span.start)
-            _state(run.matrix, span.start, span.end, stated)
+            self._state(run.matrix, span.start, span.end, stated)
             for each, found in zip(own, stated, strict=True):
                 by_row = found.reshape(-1, run.matrix.row_length)[span.rows].reshape(-1)
                 each[:] = by_row[span.offset : span.offset + last - first]
 
+    def _state(self, matrix: Any, start: int, end: int, out: Stated) -> None:
+        """What a matrix states of the original's weights."""
+        matrix.intervals(start, end, out)
+        if matrix.seen_as != "F32" and not self.is_as_seen:
+            widen(out.lower, out.upper, *_ROUNDING[matrix.seen_as])
+
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `recover.containers.model.StoredTensor.read`."""
+        self._check_scales()
+        stated = Stated.of(end - start)
+        if out is not None:
+            stated = stated._replace(value=out)
+        self.intervals(start, end, stated)
+        return stated.value
+
+    def round_to(
+        self, kind: TensorType, start: int, end: int, out: U8Array, shift: float = 0.0
+    ) -> Rounding:
+        """See `recover.containers.model.StoredTensor.round_to`."""
+        self._check_scales()
+        rounding = Rounding()
+        for coded, at in self._coded(start, end):
+            own = coded._replace(base=coded.base + shift) if shift else coded
+            part = out[kind.n_bytes(at) : kind.n_bytes(at + coded.codes.size)]
+            rounding += own.store(kind, part)
+        return rounding
+
+    def _coded(self, start: int, end: int) -> Iterator[tuple[Coded, int]]:
+        """What the weights of a range are, and where in the range they begin."""
+        for run, first, last, at in self._shares(start, end):
+            if (span := run.span(first, last)) is None:
+                for piece in run.pieces(first, last):
+                    yield run.matrix.coded(piece.start, piece.end), at + piece.at
+                continue
+            whole, length = run.matrix.coded(span.start, span.end), run.matrix.row_length
+            done = -span.offset
+            for row in span.rows.tolist():
+                begin, stop = max(0, -done), min(length, last - first - done)
+                yield whole.part(row * length + begin, row * length + stop), at + done + begin
+                done += length
+
+    def _check_scales(self) -> None:
+        """Refuse weights that are none of the original's."""
         if any(isinstance(run.matrix, ScaledMatrix) for run in self.runs):
             raise QuantError(
                 f"tensor {quoted(self.name)}: its columns were scaled before they were quantized"
                 f" ({self.label}), so that it holds no weights of the original; merge the folder"
                 " with a GGUF file of the same model, which tells the scales"
             )
-        stated = Stated.of(end - start)
-        if out is not None:
-            stated = stated._replace(value=out)
-        self.intervals(start, end, stated)
-        return stated.value
 
     def part(self, start: int, end: int) -> U8Array:
         """What it states of weights `start` to `end`, which are whole groups of 16.
@@ -157,13 +204,6 @@ class QuantizedTensor(FolderTensor):
         self.intervals(start, end, stated)
         groups = [each.reshape(-1, GROUP) for each in (stated.value, stated.lower, stated.upper)]
         return np.stack(groups, 1).view(np.uint8).reshape(-1)
-
-
-def _state(matrix: Any, start: int, end: int, out: Stated) -> None:
-    """What a matrix states of the original's weights."""
-    matrix.intervals(start, end, out)
-    if matrix.seen_as != "F32":
-        widen(out.lower, out.upper, *_ROUNDING[matrix.seen_as])
 
 
 @kernel

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recover.containers.huggingface.formats._coded import Coded, joined
 from recover.containers.huggingface.rows import Rows
 from recover.quants import FloatType, IntervalType, Stated, U8Array
 
@@ -75,6 +76,17 @@ class BlockTransposed:
                 matrix.intervals(begin, stop, stated.part(place, place + stop - begin))
             for own, each in zip(out.part(at, at + last - first), stated, strict=True):
                 own[:] = each.reshape(self.n_rows_each, -1).T.reshape(-1)[first:last]
+
+    def coded(self, start: int, end: int) -> Coded:
+        """See `recover.containers.huggingface.formats.base.Matrix`."""
+        return joined(list(self._turned(start, end)))
+
+    def _turned(self, start: int, end: int) -> Iterator[Coded]:
+        """Parts of a range, each within a block."""
+        for block, first, last, _ in self._blocks(start, end):
+            whole = joined([m.coded(begin, stop) for m, begin, stop, _ in self.rows.pieces(*block)])
+            turned = np.arange(block[1] - block[0]).reshape(self.n_rows_each, -1).T.reshape(-1)
+            yield whole.taken(turned[first:last])
 
     def _blocks(self, start: int, end: int) -> Iterator[tuple[tuple[int, int], int, int, int]]:
         """Blocks that overlap a range: the block, its part, and where that is in the range."""

@@ -10,12 +10,15 @@ The key ``__metadata__`` holds texts. Shapes are row-major, so the row length co
 """
 
 import os
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from recover._json import MOST_BYTES, JSONError, parse_object
 from recover._text import printable, quoted, some
@@ -54,6 +57,8 @@ CONFIG = "config.json"
 _MAX_DIMS = 8
 _MAX_NAME = 65_535
 _MAX_SIZE = 1 << 62
+_COMPARED = 1 << 24  # bytes at once
+_SLICE = re.compile(r"-TP-\d+\b")
 _N_TELLING = 64  # bytes at the start that tell other kinds of files
 
 
@@ -263,19 +268,20 @@ def open_safetensors(path: str | os.PathLike[str]) -> Model:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     wanted = indexed_files(folder) if path.is_dir() else {path: None}
+    all_names = {name for names in wanted.values() for name in names or ()}
     tensors: dict[str, Tensor] = {}
     metadata: Mapping[str, str] = {}
     for number, (part, names) in enumerate(wanted.items()):
         header = _open_part(part, tensors)
         metadata = header.metadata if number == 0 else metadata
         if names is not None:
-            _check_indexed(part, names, {tensor.name for tensor in header.tensors})
+            _check_indexed(part, names, {tensor.name for tensor in header.tensors}, all_names)
     config = read_json(folder / CONFIG)
     return Model(path, tuple(wanted), MappingProxyType(tensors), metadata, MappingProxyType(config))
 
 
 def _open_part(part: Path, tensors: dict[str, Tensor]) -> Header:
-    """Map a file and add its tensors."""
+    """Map a file and add its tensors; those that another one holds, too, are taken once."""
     try:
         data = map_file(part)
         header = parse_header(data.data)
@@ -283,20 +289,43 @@ def _open_part(part: Path, tensors: dict[str, Tensor]) -> Header:
         for info in header.tensors:
             raw = data[header.data_start + info.start : header.data_start + info.end]
             tensor = Tensor(info.name, info.dtype, info.shape, raw, part)
-            if (other := tensors.setdefault(info.name, tensor)) is not tensor:
-                raise SafetensorsError(
-                    f"tensor {quoted(info.name)} is in {printable(other.part)}, too; move one of"
-                    " the files out of the folder, or name the file that is meant"
-                )
+            if not _is_same(tensors.setdefault(info.name, tensor), tensor):
+                raise SafetensorsError(_of_two(info.name, part, tensors[info.name].part))
     except (GGUFError, SafetensorsError) as error:
         check_unchanged([part])
         raise SafetensorsError(f"{printable(part)}: {error}") from None
     return header
 
 
-def _check_indexed(part: Path, names: Set[str], held: Set[str]) -> None:
-    """Refuse a file that holds other tensors than the index says."""
-    for odd, what in ((names - held, "does not hold what"), (held - names, "holds more than")):
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two arrays are of one type and shape, and have the same bytes."""
+    if one is other:
+        return True
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    parts = range(0, one.raw.size, _COMPARED)
+    return all(
+        np.array_equal(one.raw[i : i + _COMPARED], other.raw[i : i + _COMPARED]) for i in parts
+    )
+
+
+def _of_two(name: str, one: Path, other: Path) -> str:
+    """What to say of a tensor that two files hold with other numbers."""
+    what = f"tensor {quoted(name)} is in {printable(other)}, too"
+    if _SLICE.search(one.name) and _SLICE.search(other.name):
+        return (
+            f"{what}, with other numbers: each file holds a slice for one GPU (tensor parallel);"
+            " join the slices, and name the result"
+        )
+    return f"{what}; move one of the files out of the folder, or name the file that is meant"
+
+
+def _check_indexed(part: Path, names: Set[str], held: Set[str], all_names: Set[str]) -> None:
+    """Refuse a file that holds other tensors than the index says.
+
+    Several files may hold a tensor, of which the index names one.
+    """
+    for odd, what in ((names - held, "does not hold what"), (held - all_names, "holds more than")):
         if odd:
             raise SafetensorsError(
                 f"{printable(part)}: {what} {INDEX} says:"

@@ -6,21 +6,32 @@ was trained by simulating the encoders, is told what the posterior says of a sup
 codes and scales lie; it corrects the means, in units of their deviations, and the deviations. The
 estimates stay within the cells of all inputs.
 
-There is one network for each set of types that ``recover/data/joint/index.json`` lists, with or
-without an importance matrix. Other sets get the posterior.
+``recover/data/joint/index.json`` lists the sets of types that have a network: some have one of
+their own, others share one that is assembled from what was learned of each type. All other sets get
+the posterior.
 """
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
-from importlib.resources import files
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.estimators import _joint_gpu
 from recover.estimators._joint import correct
-from recover.estimators._joint_net import Layer, Network, Round, layer
+from recover.estimators._joint_files import (
+    STAR,
+    Terms,
+    digest_of,
+    label_of,
+    network_of,
+    read_network,
+    serving,
+    terms_of,
+)
+from recover.estimators._joint_gpu import device
 from recover.estimators._request import Request
 from recover.estimators.base import DENSITIES
 from recover.estimators.methods import posterior
@@ -28,13 +39,12 @@ from recover.estimators.tally import ALONE
 from recover.evidence.buffer import Evidence, Source
 from recover.quants import F32Array, ScalarType
 
-SUMMARY = "the posterior, corrected by a network for the sets of K-quants that people have most"
+SUMMARY = "the posterior, corrected by a network for the inputs' types"
 SEES_CONFLICTS = True
 DECIDES = True
 CALIBRATED = DENSITIES
 
 _SUPERBLOCK = 256
-_ROUND = "enter", "gather", "spread", "leave"
 
 calibrate = posterior.calibrate
 gains_alone = posterior.gains_alone
@@ -44,35 +54,72 @@ def estimate_each(
     evidence: Evidence, out: F32Array, tallies: NDArray[np.float64], request: Request
 ) -> None:
     """See `recover.estimators`."""
-    name = network_name(request.sources)
-    if name is None or out.size % _SUPERBLOCK:
+    terms = terms_for(request.sources)
+    if terms is None or out.size % _SUPERBLOCK:
         posterior.estimate_each(evidence, out, tallies, request)
         return
     deviation = request.deviation if request.deviation.size else np.empty_like(out)
     posterior.estimate_each(evidence, out, tallies, request._replace(deviation=deviation))
-    more = correct(network(name), evidence, out, deviation, len(tallies))
+    where = device()
+    if where is None:
+        more = correct(network_of(terms), evidence, out, deviation, len(tallies))
+    else:
+        more = _joint_gpu.correct(terms, evidence, out, deviation, len(tallies), where)
     tallies[:, 0] += more[:, 0]
     tallies[:, ALONE:] += more[:, 1:]
 
 
-def network_name(sources: Sequence[Source]) -> str | None:
-    """Name of the network that serves a set of inputs, finest first; None if none does."""
+def names_of(sources: Sequence[Source]) -> tuple[str, ...] | None:
+    """Types of inputs with as many stars as the number of their importance matrix.
+
+    None if one of them is not as in the simulation.
+    """
     if not all(map(_is_usual, sources)):
         return None
-    name = "+".join(source.type.name for source in sources)
-    weighted = {source.weighted for source in sources if _is_searched(source)}
-    if len(weighted) != 1:
+    weighted = [source.weighted and _is_searched(source) for source in sources]
+    pairs = list(zip(sources, weighted, strict=True))
+    matrices = list(dict.fromkeys(source.imatrix for source, counts in pairs if counts))
+    return tuple(
+        source.type.name + STAR * (1 + matrices.index(source.imatrix) if counts else 0)
+        for source, counts in pairs
+    )
+
+
+def terms_for(sources: Sequence[Source]) -> Terms | None:
+    """Terms of the network that serves a set of inputs, finest first; None if none does."""
+    names = names_of(sources)
+    if names is None:
         return None
-    if weighted.pop():
-        if len({source.imatrix for source in sources if source.weighted}) > 1:
-            return None
-        name += " weighted"
-    return name if name in _index() else None
+    own = sources[0].network if sources else None
+    return _terms_for(names) if own is None else read_network(*own).terms
 
 
-def network_names() -> tuple[str, ...]:
-    """Names of all networks."""
-    return tuple(_index())
+def with_network(sources: Sequence[Source], path: Path) -> tuple[Source, ...] | None:
+    """See `recover.estimators.base.Estimator`.
+
+    Raises
+    ------
+    PlanError
+        If the file cannot be read, or is none of a network.
+    """
+    own = str(path.absolute()), digest_of(path)
+    if names_of(sources) != read_network(*own).names:
+        return None
+    return tuple(replace(source, network=own) for source in sources)
+
+
+def saves(sources: Sequence[Source]) -> float:
+    """See `recover.estimators.base.Estimator`."""
+    names = names_of(sources)
+    label = "" if names is None else label_of(names)
+    entry = serving(label)
+    return 0.0 if entry is None else entry.sets[label]
+
+
+@cache
+def _terms_for(names: tuple[str, ...]) -> Terms | None:
+    entry = serving(label_of(names))
+    return None if entry is None else terms_of(entry, names)
 
 
 def _is_usual(source: Source) -> bool:
@@ -89,26 +136,3 @@ def _is_usual(source: Source) -> bool:
 def _is_searched(source: Source) -> bool:
     """Whether the scales were searched for, so that an importance matrix matters."""
     return source.type.name != "Q8_0"
-
-
-@cache
-def _index() -> dict[str, Any]:
-    """What is known of each network, by its name."""
-    text = (files("recover") / "data" / "joint" / "index.json").read_text(encoding="utf-8")
-    index: dict[str, Any] = json.loads(text)["networks"]
-    return index
-
-
-@cache
-def network(name: str) -> Network:
-    """A network of the index."""
-    path = files("recover") / "data" / "joint" / _index()[name]["file"]
-    with path.open("rb") as file, np.load(file) as arrays:
-        terms = {key: value.astype(np.float32) for key, value in arrays.items()}
-
-    def part(name: str) -> Layer:
-        return layer(terms[f"{name}.weight"], terms[f"{name}.bias"])
-
-    n_rounds = sum(key.startswith("rounds.") for key in terms) // (2 * len(_ROUND))
-    rounds = [Round(*(part(f"rounds.{i}.{each}") for each in _ROUND)) for i in range(n_rounds)]
-    return Network(part("weights"), part("groups"), part("begin"), tuple(rounds), part("end"))

@@ -6,7 +6,7 @@ from recover._text import printable, quoted, some
 from recover.containers.model import Model, StoredTensor
 from recover.inputs.alignment import is_absent
 from recover.inputs.descent import FLOATS, Trial
-from recover.inputs.originals.origin import find_original
+from recover.inputs.originals.origin import MADE_FROM_INTEGERS, find_original
 from recover.inputs.provenance import confines
 from recover.inputs.samples import Sampler, rounded, runs
 from recover.quants import FloatType, OpaqueType
@@ -41,11 +41,13 @@ def with_originals(
     sampler = Sampler()
     for name in names:
         tensors = [model.tensors[name] for model in models]
+        if not any(tensor.type.name == MADE_FROM_INTEGERS for tensor in tensors):
+            continue
         present = [tensor for tensor in tensors if not is_absent(tensor)]
         if any(isinstance(tensor.type, FloatType | OpaqueType) for tensor in present):
             continue
         for i, model in enumerate(models):
-            found = None if is_absent(tensors[i]) else find_original(tensors[i])
+            found = find_original(tensors[i])
             if found is None:
                 continue
             tensor, what = found

@@ -38,7 +38,7 @@ def n_bits(reach: int) -> int:
     return min(sizes, default=_MOST_BITS)
 
 
-def types_for(reach: int, largest: int, group: int) -> list[str]:
+def types_for(reach: int, largest: int, group: int, *, has_zeros: bool = True) -> list[str]:
     """Names of the types that hold integers without an offset, the smallest first.
 
     Parameters
@@ -47,20 +47,22 @@ def types_for(reach: int, largest: int, group: int) -> list[str]:
         See `recover.quants.base.Integers.holds`.
     group : int
         Weights that share a scale.
+    has_zeros : bool
+        See there.
     """
     return [
         name
         for name, each in types_of_integers().items()
-        if holds(name, reach, largest, group) and not each.has_offset
+        if holds(name, reach, largest, group, has_zeros=has_zeros) and not each.has_offset
     ]
 
 
-def holds(type_name: str, reach: int, largest: int, group: int) -> bool:
+def holds(type_name: str, reach: int, largest: int, group: int, *, has_zeros: bool = True) -> bool:
     """Whether a type holds integers; one that holds no integers does not."""
     integers = types_of_integers().get(type_name)
     if integers is None or group % type_by_name(type_name).block_size:
         return False
-    return integers.holds(reach, largest)
+    return integers.holds(reach, largest, has_zeros=has_zeros)
 
 
 def as_float64(words: NDArray[Any], type_name: str) -> NDArray[np.float64]:

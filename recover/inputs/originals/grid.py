@@ -1,7 +1,7 @@
 """Hidden grids: tensors of floats that were once integers times a scale."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from recover.inputs.originals._fit import (
     ON_GRID,
     PATCHED,
     STORAGES,
+    ZERO,
     Expected,
     all_have_grids,
     reach,
@@ -71,6 +72,9 @@ class Floats:
         return self.raw[start * size : end * size].copy().view(f"<u{size}")
 
 
+FEW = 1000
+"""One weight of so many may be off a grid without making a tensor one of floats."""
+
 LONGEST_ROW = 1 << 20
 """Of longer rows, which no matrix has, some are too large to be looked at."""
 
@@ -97,6 +101,8 @@ class Grid:
         Runs without a grid, among them replaced rows.
     n_inexact : int
         Runs whose scale cannot be an F16 number.
+    has_zeros : bool
+        Whether there are codes 0 beside others.
     """
 
     run_length: int
@@ -107,6 +113,7 @@ class Grid:
     n_off: int
     n_failed: int
     n_inexact: int
+    has_zeros: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,15 +225,21 @@ def _run_length(rows: list[NDArray[Any]], floats: Floats) -> int | None:
 
     A run can only be on a grid if its parts are: so run lengths grow by one prime factor of the
     row at a time, as long as all the runs hold. Rows with other things on them do not take part.
+    Two runs of one magnitude each are a run of two, on some grid: where blocks have one, runs have.
     """
+    is_of_one = False
 
     def holds(row: NDArray[Any], length: int) -> bool:
         expected = anything(length)
+        if is_of_one:
+            runs = read(row, floats.type_name, length, expected)
+            return bool(np.all((np.abs(runs.codes) <= 1) | (runs.codes == OFF_GRID)))
         return all_have_grids(row, STORAGES[floats.type_name], expected, scratch(), length)
 
     rows = [row for row in rows if holds(row, BLOCK)]
     if not rows:
         return None
+    is_of_one = _are_of_one(_reaches(rows, floats.type_name, BLOCK)[2])
     length = BLOCK
     for prime in _prime_factors(floats.row_length // BLOCK):
         if all(holds(row, length * prime) for row in rows):
@@ -240,7 +253,7 @@ def _expected(rows: list[NDArray[Any]], type_name: str, run_length: int) -> Expe
     A patched weight may lie on a much finer grid together with the rest of its run; where all
     other runs are of int4 or have BF16 scales, it does not.
     """
-    of_blocks, scales, _ = _reaches(rows, type_name, BLOCK)
+    of_blocks, scales, largest = _reaches(rows, type_name, BLOCK)
     of_runs, _, extremes = _reaches(rows, type_name, run_length)
     widest = anything(run_length)
     if not scales.size or not of_runs.size:
@@ -250,10 +263,17 @@ def _expected(rows: list[NDArray[Any]], type_name: str, run_length: int) -> Expe
     for limit in (16, 8):
         if np.mean(of_blocks <= limit) >= 0.9 and np.mean(of_runs <= limit) >= 0.1:
             max_code = limit
+    if _are_of_one(largest):
+        max_code = 1
     is_bf16 = scales.astype(np.float32).view(np.uint32) & 0xFFFF == 0
     usual = int(np.bincount(extremes).argmax())
     extreme = usual if np.mean(extremes == usual) >= 0.9 else 0
     return Expected(max_code, 7 if np.mean(is_bf16) >= 0.9 else 10, widest.most_off, extreme)
+
+
+def _are_of_one(largest: NDArray[np.int64]) -> bool:
+    """Whether nearly all blocks, by their largest codes, have no magnitude but one."""
+    return bool(largest.size and np.mean(largest <= 1) >= 0.9)
 
 
 def _reaches(
@@ -281,30 +301,87 @@ def _prime_factors(n: int) -> list[int]:
     return [*factors, n] if n > 1 else factors
 
 
+class _Tile(NamedTuple):
+    """What the runs of a tile add up to."""
+
+    n_off: int
+    n_failed: int
+    n_inexact: int
+    has_zeros: bool
+    n_beyond: int
+    """Blocks of 32 with codes that nearly no other has."""
+    reach: int
+    largest: int
+    usual_reach: int
+    usual_largest: int
+    """The same without those blocks."""
+
+
 def _prove(
     floats: Floats, run_length: int, expected: Expected, n_threads: int | None
 ) -> Grid | None:
     """Read every run of the tensor, a tile at a time."""
     runs_per_row = floats.row_length // run_length
-    is_off = np.zeros(floats.n_rows, np.bool_)
-    sums: list[tuple[int, int, int, int, int]] = []
+    is_off, is_beyond = np.zeros((2, floats.n_rows), np.bool_)
+    tiles: list[_Tile] = []
 
     def work(tile: Tile) -> None:
         words = floats.words(tile.start, tile.end)
         runs = read(words, floats.type_name, run_length, expected)
         status = runs.status.reshape(-1, runs_per_row)
         first = tile.start // floats.row_length
-        is_off[first : first + len(status)] = ((status == NONE) | (status == PATCHED)).any(1)
-        n_failed, n_inexact = (int(np.count_nonzero(status == kind)) for kind in (NONE, INEXACT))
-        far = int(np.abs(runs.codes[runs.codes != OFF_GRID]).max(initial=0))
-        sums.append((runs.n_off, n_failed, n_inexact, int(reach(runs.codes)), far))
+        rows = slice(first, first + len(status))
+        is_off[rows] = ((status == NONE) | (status == PATCHED)).any(1)
+        found = _add_up(runs, run_length, expected)
+        tiles.append(found[0])
+        is_beyond[rows] = found[1].reshape(len(status), -1).any(1)
 
     workers = [work] * (n_threads or available_cores())
     for_each_tile([floats.n_weights], workers, steps=[whole_rows(floats.row_length)])
-    n_off, n_failed, n_inexact = (sum(each) for each in list(zip(*sums, strict=True))[:3])
+    n_off, n_failed, n_inexact, n_beyond = (
+        sum(of)
+        for of in zip(*((t.n_off, t.n_failed, t.n_inexact, t.n_beyond) for t in tiles), strict=True)
+    )
     n_runs = floats.n_rows * runs_per_row
     if n_failed > _MOST_FAILED_RUNS * n_runs or n_off > _MOST_OFF_WEIGHTS * floats.n_weights:
         return None
-    far, largest = max(each[3] for each in sums), max(each[4] for each in sums)
-    off_rows = np.flatnonzero(is_off)
-    return Grid(run_length, expected, far, largest, off_rows, n_off, n_failed, n_inexact)
+    far, largest = max(t.reach for t in tiles), max(t.largest for t in tiles)
+    if n_off + n_failed + n_inexact and n_beyond * BLOCK * FEW <= floats.n_weights:
+        # Where weights were touched, some of them look like codes.
+        far, largest = max(t.usual_reach for t in tiles), max(t.usual_largest for t in tiles)
+        n_off += n_beyond
+        is_off |= is_beyond
+    return Grid(
+        run_length=run_length,
+        expected=expected,
+        reach=far,
+        largest=largest,
+        off_rows=np.flatnonzero(is_off),
+        n_off=n_off,
+        n_failed=n_failed,
+        n_inexact=n_inexact,
+        has_zeros=any(t.has_zeros for t in tiles),
+    )
+
+
+def _add_up(runs: Runs, run_length: int, expected: Expected) -> tuple[_Tile, NDArray[np.bool_]]:
+    """The sums, and which blocks of 32 have unusual codes."""
+    codes, status = runs.codes, runs.status
+    blocks = np.where(codes == OFF_GRID, 0, codes).reshape(-1, BLOCK)
+    high, low = blocks.max(1), blocks.min(1)
+    largest = np.maximum(high, -low)
+    reaches = largest + ((high == -low) & (high > 0))
+    beyond = reaches > max(expected.max_code, 2)
+    zeros = (codes.reshape(-1, run_length) == 0).any(1) & (status != ZERO)
+    n_failed, n_inexact = (int(np.count_nonzero(status == kind)) for kind in (NONE, INEXACT))
+    return _Tile(
+        n_off=runs.n_off,
+        n_failed=n_failed,
+        n_inexact=n_inexact,
+        has_zeros=bool(zeros.any()),
+        n_beyond=int(np.count_nonzero(beyond)),
+        reach=int(reaches.max(initial=0)),
+        largest=int(largest.max(initial=0)),
+        usual_reach=int(reaches[~beyond].max(initial=0)),
+        usual_largest=int(largest[~beyond].max(initial=0)),
+    ), beyond

@@ -14,6 +14,9 @@ from recover.inputs.originals.codes import BLOCK, holds, n_bits, pack_codes
 from recover.inputs.originals.requantized import SecondHand, find_second_hand, read_second_hand
 from recover.quants import TensorType, U8Array, type_by_name, types_of_integers
 
+MADE_FROM_INTEGERS = "Q8_0"
+"""The type whose tensors are looked at."""
+
 _N_LOOKED_AT = 64  # runs of rows in which the encoder's mark is looked for
 
 
@@ -77,7 +80,7 @@ def find_original(tensor: StoredTensor) -> tuple[RecoveredTensor, str] | None:
     str
         What was found, for people.
     """
-    if tensor.type.name != "Q8_0":
+    if tensor.type.name != MADE_FROM_INTEGERS:
         return None
     found = find_second_hand(tensor)
     if found is None or not holds(tensor.type.name, found.reach, found.reach, BLOCK):

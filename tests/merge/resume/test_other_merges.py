@@ -115,7 +115,7 @@ def test_another_version(
 ) -> None:
     plan = make_plan(tiny, tmp_path)
     interrupt(plan, 2)
-    monkeypatch.setattr(resume_module, "__version__", "99.0")
+    monkeypatch.setattr("recover.execution.fingerprints.__version__", "99.0")
     assert (
         "starting over: what is there belongs to another merge (other version)"
         in (interrupt(plan, 2)[0])

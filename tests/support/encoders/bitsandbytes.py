@@ -40,9 +40,15 @@ def _blocks(flat: Array, block: int) -> Array:
 
 
 def encode(
-    w: Array, kind: str = "nf4", *, block: int = 64, nested: bool = True, seen_as: str = "BF16"
+    w: Array,
+    kind: str = "nf4",
+    *,
+    block: int = 64,
+    nested: bool = True,
+    seen_as: str = "BF16",
+    levels: Array | None = None,
 ) -> dict[str, Array]:
-    """The arrays of a module."""
+    """The arrays of a module; `levels` of nested scales are bitsandbytes' if there are none."""
     x = _blocks(rounded(w, seen_as).reshape(-1), block)
     absmax = np.abs(x).max(1)
     scaled = x * (np.float32(1) / np.maximum(absmax, np.float32(1e-38)))[:, None]
@@ -61,7 +67,8 @@ def encode(
         "weight.absmax": absmax,
     }
     if nested:
-        levels, offset = dynamic_map(), absmax.mean(dtype=np.float32)
+        levels = dynamic_map() if levels is None else levels
+        offset = absmax.mean(dtype=np.float32)
         y = _blocks(absmax - offset, 256)
         scale = np.abs(y).max(1)
         nested_codes = _nearest(levels, y / np.maximum(scale, np.float32(1e-38))[:, None])

@@ -30,8 +30,7 @@ def unpack_rows(
         m = min(n - i, row_length - column)
         line, out = packed[row], codes[i : i + m]
         if n_bits == 8:
-            for k in range(m):
-                out[k] = line[column + k]
+            out[:] = line[column : column + m]
         elif n_bits == 4:
             _split_nibbles(line, column, out)
         else:
@@ -52,10 +51,10 @@ def _split_nibbles(line: U8Array, column: int, out: U8Array) -> None:
     if odd and m:
         out[0] = line[column >> 1] >> np.uint8(4)
     n_pairs, first = (m - odd) // 2, (column + odd) >> 1
+    pairs, packed = out[odd : odd + 2 * n_pairs].view(np.uint16), line[first : first + n_pairs]
     for j in range(n_pairs):
-        byte = line[first + j]
-        out[odd + 2 * j] = byte & np.uint8(15)
-        out[odd + 2 * j + 1] = byte >> np.uint8(4)
+        byte = np.uint16(packed[j])
+        pairs[j] = (byte & np.uint16(15)) | ((byte & np.uint16(0xF0)) << np.uint16(4))
     if odd + 2 * n_pairs < m:
         out[m - 1] = line[first + n_pairs] & np.uint8(15)
 

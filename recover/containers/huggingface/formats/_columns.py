@@ -57,15 +57,29 @@ def unpack_columns(words: Words, n_bits: int, column: int, codes: U8Array) -> No
 def _split_word(words: Words, start: int, row: int, n_bits: int, codes: U8Array, at: int) -> None:
     """The codes of some words, each with whole codes."""
     n_each, mask = 32 // n_bits, np.uint32((1 << n_bits) - 1)
-    for w in range(start, min(start + _STRIP, words.shape[0])):
+    end = min(start + _STRIP, words.shape[0])
+    if n_bits == 4 and at + 8 * (end - start) <= codes.size:
+        eights = codes[at : at + 8 * (end - start)].view(np.uint64)
+        for w in range(start, end):
+            eights[w - start] = _spread(words[w, row])
+        return
+    if n_bits == 8 and at + 4 * (end - start) <= codes.size:
+        codes[at : at + 4 * (end - start)].view(np.uint32)[:] = words[start:end, row]
+        return
+    for w in range(start, end):
         word, n = words[w, row], min(n_each, codes.size - at)
-        if n == 8 and n_bits == 4:
-            for k in range(8):
-                codes[at + k] = np.uint8((word >> np.uint32(4 * k)) & np.uint32(15))
-        else:
-            for k in range(n):
-                codes[at + k] = np.uint8((word >> np.uint32(n_bits * k)) & mask)
+        for k in range(n):
+            codes[at + k] = np.uint8((word >> np.uint32(n_bits * k)) & mask)
         at += n_each
+
+
+@inner
+def _spread(word: np.uint32) -> np.uint64:
+    """Eight codes of 4 bits as bytes, in their order."""
+    found = np.uint64(word)
+    found = (found | found << np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
+    found = (found | found << np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)
+    return (found | found << np.uint64(4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
 
 
 @inner

@@ -12,7 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.huggingface.formats._columns import state_groups, state_scattered
+from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs, in_order
+from recover.containers.huggingface.formats._columns import (
+    state_groups,
+    state_scattered,
+)
 from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 TYPICAL_NOISE = 1.4 / 12
@@ -74,3 +78,18 @@ class CompensatedMatrix:
             state_groups(*table, self.group, noise, begin, out.value, out.variance)
         else:
             state_scattered(*table, self.places, noise, begin, out.value, out.variance)
+
+    def coded(self, start: int, end: int) -> Coded:
+        """See `Matrix.coded`."""
+        length = self.row_length
+        first, last = start // length, -(-end // length)
+        codes = np.empty((last - first, length), np.uint8)
+        self.codes(first, last, codes)
+        scales, zeros = self.scales(first, last), self.zeros(first, last)
+        if self.places is not None:
+            whole = in_order(self.places, codes, scales, zeros)
+        else:
+            scale, zero = (each.reshape(-1).astype(np.float64) for each in (scales, zeros))
+            runs = Runs(length, self.group, 0)
+            whole = Coded(codes.reshape(-1), WHOLE_NUMBERS, runs, scale, zero)
+        return whole.part(start - first * length, end - first * length)

@@ -12,6 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
+from recover.containers.huggingface.formats._coded import (
+    WHOLE_NUMBERS,
+    Coded,
+    Runs,
+    in_order,
+)
 from recover.containers.huggingface.modules import as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, Stated, U8Array
@@ -26,6 +32,32 @@ Measured with GPTQ: 1.32 to 1.46 in the order of the columns, 1.37 to 1.66 in an
 _PIECE = 1 << 17
 _FEW = 8  # codes of a table that take as long as one alone
 _ROUNDING = 2.0**-22
+
+
+class Steps(NamedTuple):
+    """What codes of groups of weights mean: ``(code - shift) * step + base``; each (n,)."""
+
+    step: F32Array
+    """With its sign."""
+    shift: F32Array | None = None
+    """None where it is 0 everywhere; and so is `base`."""
+    base: F32Array | None = None
+
+    def coded(self, codes: U8Array, runs: Runs) -> Coded:
+        """Codes of groups that are such runs."""
+        found = Coded(codes, WHOLE_NUMBERS, runs, self.step.astype(np.float64))
+        if self.shift is not None:
+            found = found._replace(shift=self.shift.astype(np.float64))
+        return found if self.base is None else found._replace(base=self.base.astype(np.float64))
+
+
+class Order(NamedTuple):
+    """Columns whose groups are scattered."""
+
+    groups: NDArray[np.int64]
+    """Of each column (row_length,)."""
+    n_groups: int
+    """Of a row."""
 
 
 class Groups(NamedTuple):
@@ -163,6 +195,8 @@ class Grid:
     codes : callable
         ``codes(start, out: uint8 (n,))`` fills in the codes of the flattened matrix from `start`
         on.
+    steps : callable
+        ``steps(first, last) -> Steps`` of these runs.
     groups : callable
         ``groups(first, last, codes) -> Groups`` of these runs; `codes` are all of theirs if
         `by_codes`, otherwise empty.
@@ -170,6 +204,11 @@ class Grid:
         The tables.
     by_codes : bool
         Whether the codes of a run choose its table.
+    period : int
+        After so many runs, of one weight each, their scales begin again; 0 if they do not.
+    order : Order or None
+        Of a matrix whose runs are weights since its columns are in another order; `steps` are then
+        those of the groups of all rows.
     untried : Grid or None
         The same with the cells that codes would have if they had been rounded plainly, which is not
         known here.
@@ -187,11 +226,24 @@ class Grid:
     run: int
     n_codes: int
     codes: Callable[[int, U8Array], None]
+    steps: Callable[[int, int], Steps]
     groups: Callable[[int, int, U8Array], Groups]
     cells: Cells
     by_codes: bool = False
+    period: int = 0
+    order: Order | None = None
     untried: "Grid | None" = None
     is_tried: bool = False
+
+    @property
+    def noise(self) -> float | None:
+        """Mean square error of codes that prove nothing, in units of the squared step."""
+        return None if self.has_cells else float(self.cells.variance.max())
+
+    def with_noise(self, noise: float) -> "Grid":
+        """The same with errors that were measured beside another input."""
+        variance = np.full_like(self.cells.variance, noise)
+        return replace(self, cells=self.cells._replace(variance=variance))
 
     def with_cells(self) -> "Grid":
         """The matrix with cells that are to be tried against other inputs, or as it is."""
@@ -203,6 +255,31 @@ class Grid:
             for first in range(start, end, _PIECE):
                 last = min(first + _PIECE, end)
                 self._state(first, last, out.part(first - start, last - start))
+
+    def coded(self, start: int, end: int) -> Coded:
+        """See `recover.containers.huggingface.formats.Matrix`."""
+        if self.order is not None:
+            return self._coded_rows(start, end, self.order)
+        first, last = start // self.run, -(-end // self.run)
+        codes = np.empty(end - start, np.uint8)
+        self.codes(start, codes)
+        runs = Runs(self.run, self.run, start % self.run)
+        if self.period:
+            first, last, runs = 0, self.period, Runs(self.period, 1, start % self.period)
+        return self.steps(first, last).coded(codes, runs)
+
+    def _coded_rows(self, start: int, end: int, order: Order) -> Coded:
+        """Whole rows, of which a part is taken."""
+        length, n_groups = self.row_length, order.n_groups
+        first, last = start // length, -(-end // length)
+        codes = np.empty((last - first, length), np.uint8)
+        self.codes(first * length, codes.reshape(-1))
+        steps = self.steps(first * n_groups, last * n_groups)
+        assert steps.shift is not None
+        places = np.stack([np.arange(length), order.groups]).astype(np.int32)
+        scale, shift = (each.reshape(-1, n_groups) for each in (steps.step, steps.shift))
+        whole = in_order(places, codes, scale, shift)
+        return whole.part(start - first * length, end - first * length)
 
     def _state(self, start: int, end: int, said: Stated) -> None:
         first, last = start // self.run, -(-end // self.run)

@@ -6,7 +6,7 @@ those of a run along a row.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
+from recover.containers.huggingface.formats._coded import Coded, Runs
 from recover.containers.huggingface.formats._grid import SOFT
 from recover.quants import F32Array, IntervalType, Stated, U8Array
 
@@ -53,22 +54,6 @@ class Scales(NamedTuple):
         return cls(stored, stored, stored, table)
 
 
-class Runs(NamedTuple):
-    """Which weights share a scale."""
-
-    row_length: int
-    """Weights of a row."""
-    width: int
-    """Weights along a row that share a scale; the last run of a row may be shorter."""
-    first: int
-    """Position of the range's first weight in the row that the first scale belongs to."""
-
-    @property
-    def per_row(self) -> int:
-        """Runs in a row."""
-        return -(-self.row_length // self.width)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LevelMatrix:
     """A matrix of levels times scales: see `recover.containers.huggingface.formats.base.Matrix`.
@@ -78,6 +63,10 @@ class LevelMatrix:
     tell : callable
         ``tell(start, end, stated)`` fills `stated` for a range of weights, as if its codes had
         cells.
+    decode : callable
+        ``decode(start, end) -> Coded``
+    softness : float
+        Mean square error over that of rounding, where codes have no cells.
     """
 
     n_rows: int
@@ -88,13 +77,36 @@ class LevelMatrix:
     leaves: frozenset[str]
     label: str
     tell: Callable[[int, int, Stated], None]
+    decode: Callable[[int, int], Coded]
+    softness: float = SOFT
+
+    @property
+    def noise(self) -> float | None:
+        """Mean square error of codes that have no cells, over that of rounding."""
+        return None if self.has_cells else self.softness
+
+    def with_noise(self, noise: float) -> "LevelMatrix":
+        """The same with errors that were measured beside another input."""
+        return replace(self, softness=noise)
 
     def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.containers.huggingface.formats.base.Matrix`."""
         self.tell(start, end, out)
         if not self.has_cells:
             out.lower[:], out.upper[:] = -np.inf, np.inf
-            out.variance[:] *= np.float32(SOFT)
+            out.variance[:] *= np.float32(self.softness)
+
+    def coded(self, start: int, end: int) -> Coded:
+        """See `recover.containers.huggingface.formats.base.Matrix`."""
+        return self.decode(start, end)
+
+
+def in_units(levels: NDArray[np.float64]) -> F32Array:
+    """Levels of some codes (n,) as `Coded` has them (256,); those of other codes are no number."""
+    found = np.full(N_CODES, np.nan, np.float32)
+    found[: levels.size] = levels
+    found.flags.writeable = False
+    return found
 
 
 def deviation_of(n: int) -> float:
@@ -365,8 +377,12 @@ def _square_error(low: np.float32, high: np.float32, value: np.float32) -> np.fl
 @kernel
 def split_pairs(packed: U8Array, high_first: bool, codes: U8Array) -> None:
     """Bytes (n / 2,) to their halves (n,), of 4 bits each."""
-    four, low = np.uint8(4), np.uint8(15)
-    for i in range(codes.size // 2):
-        first, second = packed[i] & low, packed[i] >> four
-        codes[2 * i] = second if high_first else first
-        codes[2 * i + 1] = first if high_first else second
+    pairs, low = codes[: codes.size // 2 * 2].view(np.uint16), np.uint16(15)
+    if high_first:
+        for i in range(pairs.size):
+            byte = np.uint16(packed[i])
+            pairs[i] = (byte >> np.uint16(4)) | ((byte & low) << np.uint16(8))
+    else:
+        for i in range(pairs.size):
+            byte = np.uint16(packed[i])
+            pairs[i] = (byte & low) | ((byte >> np.uint16(4)) << np.uint16(8))

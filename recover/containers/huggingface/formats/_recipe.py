@@ -20,6 +20,12 @@ _ROUNDING = frozenset({"QuantizationModifier"})
 _SCALING = frozenset({"SmoothQuantModifier", "LogarithmicEqualizationModifier", "AWQModifier"})
 _ROTATING = frozenset({"SpinQuantModifier", "QuIPModifier", "TransformModifier"})
 _MODIFIER = re.compile(r"\b\w+Modifier\b")
+_MAPPINGS = re.compile(
+    r"^(?P<indent> +)mappings:(?P<items>.*\n(?:(?P=indent)[ -].*\n?)*)", re.MULTILINE
+)
+# Modules in these, without tags and keys of YAML, and how their names end.
+_NAME = re.compile(r"(?<![\w!./])(?!\w+:\s|!)[\w^.*][^\s,\[\]'\"]*")
+_END = re.compile(r"(re:)?\^?([\w.*\\]*[.*])?(?P<end>[a-z]\w*)\$?")
 _SEARCHING = re.compile(r"\w*(mse|imatrix)")
 _SEARCHED = re.compile(r"observer\W+\w*(mse|imatrix)")
 _CLOSED = frozenset({"minmax", "memoryless_minmax", "static_minmax"})
@@ -41,11 +47,33 @@ def made(module: Module) -> Made:
             f"the weights were rotated ({rotations[0]}), so that a stored number is a sum of many"
             " original ones; give a file without it"
         )
-    if named & _SCALING:
+    if named & _SCALING and _may_be_scaled(module):
         return Made.SCALED
     if not named:
         return Made.UNKNOWN
-    return Made.PLAINLY if named == _ROUNDING else Made.CORRECTING
+    return Made.PLAINLY if named <= _ROUNDING | _SCALING else Made.CORRECTING
+
+
+def _may_be_scaled(module: Module) -> bool:
+    """Whether columns or rows of a module may have been scaled, by the recipe's mappings.
+
+    They name what is scaled by the ends of names. Where a modifier has no mappings, or some that
+    are not of that kind, any module may be.
+    """
+    ends: set[str] = set()
+    for modifier in _SCALING & frozenset(_MODIFIER.findall(module.recipe)):
+        _, _, settings = module.recipe.partition(f"{modifier}:")
+        mappings = _MAPPINGS.search(settings)
+        # those of another modifier, behind this one, are none of its own
+        if mappings is None or _MODIFIER.search(settings, 0, mappings.start()):
+            return True
+        found = [_END.fullmatch(each) for each in _NAME.findall(mappings["items"])]
+        if not any(each is not None and "norm" in each["end"] for each in found):
+            return True
+        if any(each is None for each in found):
+            return True
+        ends.update(each["end"] for each in found if each is not None)
+    return module.name.endswith(tuple(ends))
 
 
 def corrects(module: Module) -> bool:

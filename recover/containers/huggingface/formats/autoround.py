@@ -23,6 +23,7 @@ from recover.containers.huggingface.formats._grid import (
     Cells,
     Grid,
     Groups,
+    Steps,
     cells_of,
     rounding_interval,
     widened,
@@ -83,6 +84,7 @@ def read(module: Module) -> Grid | None:
         run=group,
         n_codes=1 << n_bits,
         codes=lambda start, out: _codes(found, start, out),
+        steps=lambda first, last: _steps(found, first, last),
         groups=lambda first, last, codes: _groups(found, first, last, is_exact=is_exact),
         cells=_cells(n_bits, moved),
     )
@@ -173,13 +175,18 @@ def _codes(found: _Layout, start: int, out: U8Array) -> None:
     out[:] = rows.reshape(-1)[begin : begin + out.size]
 
 
-def _groups(found: _Layout, first: int, last: int, *, is_exact: bool) -> Groups:
+def _steps(found: _Layout, first: int, last: int) -> Steps:
     rows = first // found.n_groups, -(-last // found.n_groups)
     part = slice(first - rows[0] * found.n_groups, last - rows[0] * found.n_groups)
     step = found.scale_rows(*rows).reshape(-1)[part]
     # one less than 0 is stored as the largest number
     zeros = found.zeros(*rows) & np.int32((1 << _n_bits(found)) - 1)
-    zero = np.ascontiguousarray(zeros.T).reshape(-1)[part].astype(np.float32)
+    return Steps(step, np.ascontiguousarray(zeros.T).reshape(-1)[part].astype(np.float32))
+
+
+def _groups(found: _Layout, first: int, last: int, *, is_exact: bool) -> Groups:
+    step, zero, _ = _steps(found, first, last)
+    assert zero is not None
     size = np.abs(step).astype(np.float64)
     small, large = (size, size) if is_exact else rounding_interval(found.scales.dtype, size)
     limits = widened(np.where(size > 0, small, np.inf), large)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
+from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs
 from recover.containers.huggingface.formats._columns import WORDS, unpack_interleaved
 from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
 from recover.containers.huggingface.scaled import ScaledMatrix
@@ -214,6 +215,18 @@ class AwqMatrix:
         unit = np.float32(_UNIT[self.seen_as])
         begin = start - first * row_length
         _state(codes, (scales, zeros), self.layout.group, self.is_clipped, unit, begin, out)
+
+    def coded(self, start: int, end: int) -> Coded:
+        """See `Matrix.coded`."""
+        length = self.row_length
+        first, last = start // length, -(-end // length)
+        codes = np.empty((last - first, length), np.uint8)
+        self.layout.codes(first, last, codes)
+        zeros = self.layout.zeros(first, last).T.astype(np.float64, order="C").reshape(-1)
+        scales = self.layout.scale_rows(first, last).astype(np.float64).reshape(-1)
+        runs = Runs(length, self.layout.group, 0)
+        whole = Coded(codes.reshape(-1), WHOLE_NUMBERS, runs, scales, zeros)
+        return whole.part(start - first * length, end - first * length)
 
 
 @kernel

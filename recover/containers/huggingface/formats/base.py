@@ -1,7 +1,8 @@
 """What a format makes of the arrays of a module: `Matrix`."""
 
-from typing import Protocol
+from typing import Any, Protocol, Self, TypeGuard
 
+from recover.containers.huggingface.formats._coded import Coded
 from recover.quants import IntervalType, Stated
 
 
@@ -53,3 +54,30 @@ class Matrix(Protocol):
             included.
         """
         ...
+
+    def coded(self, start: int, end: int) -> Coded:
+        """What weights `start` to `end` of the flattened matrix are, without any rounding."""
+        ...
+
+
+class SoftMatrix(Matrix, Protocol):
+    """A matrix whose codes prove nothing: how far off they are is measured beside another input.
+
+    Attributes
+    ----------
+    noise : float
+        What the variances that it states are multiples of, in whatever unit. (A matrix that may
+        have cells as well says None if it has: there is nothing to measure.)
+    """
+
+    @property
+    def noise(self) -> float: ...  # noqa: D102
+
+    def with_noise(self, noise: float) -> Self:
+        """The same with variances for another `noise`, which they are in proportion to."""
+        ...
+
+
+def is_soft(matrix: Any) -> TypeGuard[SoftMatrix]:
+    """Whether the errors of a matrix are to be measured beside another input."""
+    return getattr(matrix, "noise", None) is not None

@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._json import JSONError, parse_object
+from recover.containers.huggingface.formats._coded import Coded, Runs
 from recover.containers.huggingface.formats._levels import (
     TINY,
     LevelMatrix,
-    Runs,
     Scales,
     deviation_of,
+    in_units,
     nearest_cells,
     split_pairs,
     state,
@@ -142,6 +143,7 @@ def read(module: Module) -> LevelMatrix | None:
     module.expect("weight.absmax", (-(-n // block),))
     nested = _nested_of(module, told) if magnitudes.dtype == "U8" else None
     stored, table = values(magnitudes), _table(levels, block)
+    numbers = in_units(values(module.tensors["weight.quant_map"]))
     ends = int(np.argmin(table[0, 0, :16])), int(np.argmax(table[0, 0, :16]))
 
     def tell(start: int, end: int, stated: Stated) -> None:
@@ -156,6 +158,15 @@ def read(module: Module) -> LevelMatrix | None:
             largest = scales.low * (1 - _ROUNDING) - TINY, scales.high * (1 + _ROUNDING) + TINY
             state_largest(codes[: stop - begin], block, place, ends, largest, stated)
 
+    def decode(start: int, end: int) -> Coded:
+        first, last = start // block, -(-end // block)
+        begin = first * block
+        codes = np.empty(2 * -(-(end - begin) // 2), np.uint8)
+        split_pairs(packed[begin // 2 : -(-end // 2)], True, codes)
+        runs = Runs(block, block, start - begin)
+        scales = _exact_scales(stored, nested, first, last)
+        return Coded(codes[start - begin : end - begin], numbers, runs, scales)
+
     return LevelMatrix(
         n_rows=n_rows,
         row_length=row_length,
@@ -166,6 +177,7 @@ def read(module: Module) -> LevelMatrix | None:
         label=f"{quant_type.upper()}, blocks of {block}{', nested' if nested else ''}"
         f"{'' if has_cells else ', levels of its own'}",
         tell=tell,
+        decode=decode,
     )
 
 
@@ -232,6 +244,18 @@ def _nested_of(module: Module, told: _State) -> _Nested:
     middle = (levels[1:] + levels[:-1]) / 2
     edges = np.concatenate(([-1], middle, [1])).astype(np.float32)
     return _Nested(levels, edges, values(scales), block, np.float32(offset))
+
+
+def _exact_scales(
+    stored: NDArray[Any], nested: _Nested | None, first: int, last: int
+) -> NDArray[np.float64]:
+    """The largest magnitudes of blocks `first` to `last`, in float64."""
+    if nested is None:
+        return np.array(stored[first:last], np.float64)
+    begin, end = first // nested.block, -(-last // nested.block)
+    group = np.arange(first, last) // nested.block - begin
+    scale = np.array(nested.scales[begin:end], np.float64)[group]
+    return nested.levels.astype(np.float64)[stored[first:last]] * scale + float(nested.offset)
 
 
 def _scales(stored: NDArray[Any], nested: _Nested | None, first: int, last: int) -> Scales:

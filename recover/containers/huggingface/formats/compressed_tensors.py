@@ -26,6 +26,8 @@ from recover.containers.huggingface.formats._grid import (
     Cells,
     Grid,
     Groups,
+    Order,
+    Steps,
     by_code,
     cells_of,
     soft,
@@ -203,8 +205,10 @@ def read(module: Module) -> Grid | ScaledMatrix | None:
         run=run if order is None else 1,
         n_codes=1 << n_bits,
         codes=codes,
+        steps=lambda first, last: _steps(found, np.arange(first, last)),
         groups=lambda first, last, codes: _groups(found, order, first, last),
         cells=_cells(n_bits, found.scale.dtype, is_asymmetric, is_closed(module)),
+        order=None if order is None else Order(order, found.n_groups),
     )
     is_corrected = corrects(module)
     if how is Made.UNKNOWN or is_corrected:
@@ -237,20 +241,33 @@ def groups_of_columns(module: Module, found: Packed) -> I64 | None:
     return order
 
 
-def _groups(found: Packed, order: I64 | None, first: int, last: int) -> Groups:
-    """Runs `first` to `last`, which are groups or, in another order of the columns, weights."""
+def _which(found: Packed, order: I64 | None, first: int, last: int) -> I64:
+    """The groups of runs, which are groups or, in another order of the columns, weights."""
     which = np.arange(first, last)
     if order is not None:
         which = which // found.row_length * found.n_groups + order[which % found.row_length]
+    return which
+
+
+def _steps(found: Packed, which: I64) -> Steps:
+    """What codes of these groups mean."""
     place = which if found.scale.n_weights > 1 else np.zeros_like(which)
     step = as_float32(found.scale, values(found.scale).reshape(-1)[place])
+    zeros = found.zero_points(which) + (1 << (found.n_bits - 1))
+    return Steps(step, zeros.astype(np.float32))
+
+
+def _groups(found: Packed, order: I64 | None, first: int, last: int) -> Groups:
+    """Runs `first` to `last`."""
+    which = _which(found, order, first, last)
+    step, shift, _ = _steps(found, which)
+    assert shift is not None
     size, half = step.astype(np.float64), 1 << (found.n_bits - 1)
     # half the distance of subnormal scales is no small part of them
     least = 2.0**-14 if found.scale.dtype == "F16" else 2.0**-120
     small, large = widened(np.where(size >= least, size, np.inf), size)
     nothing, zeros = np.zeros_like(step), found.zero_points(which)
     row = np.zeros(len(which), np.int32) if found.zeros is None else (zeros + half) * N_CODES
-    shift = (zeros + half).astype(np.float32)
     return Groups(step, nothing, shift, nothing, small, large, nothing + np.inf, nothing, row)
 
 

@@ -14,13 +14,15 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats import _mlx_floats
+from recover.containers.huggingface.formats._coded import Coded, Runs
 from recover.containers.huggingface.formats._levels import (
     LevelMatrix,
-    Runs,
     Scales,
     deviation_of,
+    in_units,
     nearest_cells,
     rounded_twice,
     split_pairs,
@@ -43,6 +45,7 @@ _GLOBAL_LEAVES = ("weight_scale_2", "weight_global_scale")
 ACTIVATION_LEAVES = ("input_scale", "input_global_scale", "output_scale")
 _POSITIVE = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 _LEVELS = np.concatenate((_POSITIVE, -_POSITIVE))
+_NUMBERS = in_units(_LEVELS)
 _MOST, _NEGATIVE_ZERO = 7, 8
 _ENDS = 15, 7
 _SLACK = 2.0**-20
@@ -50,6 +53,7 @@ _SLACK = 2.0**-20
 _SCALE_SLACK = 2.0**-7
 _MOST_FITTED = 6 * (1 + 2.0**-5)
 _SAMPLE = 1 << 16
+_FEWEST_BLOCKS = 128
 
 
 def _scale_table() -> F32Array:
@@ -74,23 +78,24 @@ class _Made(NamedTuple):
     """Whether it kept the signs of zeros."""
     fits_largest: bool
     """Whether it fitted the scales to the largest weights: each block has an outermost code."""
+    reach: float
+    """How far the largest weights of blocks are likely to be, in scales; infinite if unknown."""
+    typical: float
+    """How large they typically are."""
 
 
 @lru_cache(16)
-def _table(is_signed: bool, block: int, largest: float) -> F32Array:
-    """Codes in units of the scale; the cells of the outermost ones are open.
-
-    `largest` is how far they are likely to reach.
-    """
+def _table(made: _Made, block: int) -> F32Array:
+    """Codes in units of the scale; the cells of the outermost ones are open."""
     levels = np.full(256, np.nan)
     levels[:16] = _LEVELS
     cells = rounded_twice(levels, nearest_cells(levels, np.inf))
-    likely = nearest_cells(levels, largest)
-    if is_signed:
+    likely = nearest_cells(levels, made.reach)
+    if made.is_signed:
         for each in (cells, likely):
             each[0, 0] = each[1, _NEGATIVE_ZERO] = 0
-    typical = _POSITIVE[_MOST] * deviation_of(block)
-    return table_of(levels, cells, _SLACK, likely, deviation=typical)[None]
+    deviation = made.typical * deviation_of(block)
+    return table_of(levels, cells, _SLACK, likely, deviation=deviation)[None]
 
 
 class Layout(NamedTuple):
@@ -164,6 +169,7 @@ def read(module: Module) -> LevelMatrix | None:
         return None
     how = made_of_floats(module)
     find = _nv_scales(module, found.scale) if found.is_nv else _mx_scales(found.scale)
+    scales = _exact_nv_scales(module, found.scale) if found.is_nv else _exact_mx_scales(found.scale)
     kind = (NVFP4_FITTED if is_closed(module) else NVFP4) if found.is_nv else MXFP4
     return LevelMatrix(
         n_rows=found.n_rows,
@@ -174,6 +180,7 @@ def read(module: Module) -> LevelMatrix | None:
         leaves=found.leaves,
         label="NVFP4" if found.is_nv else "MXFP4",
         tell=_teller(found.packed.raw, found.block, find, is_closed(module)),
+        decode=_decoder(found.packed.raw, found.block, scales),
     )
 
 
@@ -196,14 +203,29 @@ def _teller(
         split_pairs(packed[begin // 2 : last * block // 2], False, codes)
         place = start - begin, end - begin
         scales, low, high = find(first, last)
-        fits = made[0].fits_largest
-        table = _table(made[0].is_signed, block, _MOST_FITTED if fits else np.inf)
+        table = _table(made[0], block)
         runs = Runs(block, block, place[0])
         state(codes[slice(*place)], Scales.exact(scales), runs, table, stated)
-        if fits:
+        if made[0].fits_largest:
             state_largest(codes, block, place, _ENDS, (low, high), stated, is_sure=is_sure)
 
     return tell
+
+
+def _decoder(
+    packed: U8Array, block: int, scales: Callable[[int, int], NDArray[np.float64]]
+) -> Callable[[int, int], Coded]:
+    """See `LevelMatrix.decode`; ``scales(first, last)`` are those of a range of blocks."""
+
+    def decode(start: int, end: int) -> Coded:
+        first, last = start // block, -(-end // block)
+        codes = np.empty((last - first) * block, np.uint8)
+        split_pairs(packed[first * block // 2 : last * block // 2], False, codes)
+        runs = Runs(block, block, start % block)
+        own = codes[start - first * block : end - first * block]
+        return Coded(own, _NUMBERS, runs, scales(first, last))
+
+    return decode
 
 
 def _made(packed: U8Array, block: int, find: _Find) -> _Made:
@@ -213,10 +235,32 @@ def _made(packed: U8Array, block: int, find: _Find) -> _Made:
     split_pairs(packed[: codes.size // 2], False, codes)
     magnitudes = codes.reshape(n_blocks, block) & 7
     largest, high = magnitudes.max(1), find(0, n_blocks)[2]
+    fits = bool(np.all((largest == _MOST) | (largest == 0) | np.isinf(high)))
+    reach = _MOST_FITTED if fits else np.inf
+    if np.isinf(high).all():
+        reach = _reach_of_powers(largest[largest > 0])
+        fits = False
     return _Made(
         is_signed=bool(np.any(codes == _NEGATIVE_ZERO)),
-        fits_largest=bool(np.all((largest == _MOST) | (largest == 0) | np.isinf(high))),
+        fits_largest=fits,
+        reach=reach,
+        # Over a power of two the largest magnitudes are spread evenly in the logarithm.
+        typical=float(_POSITIVE[_MOST] if reach in (_MOST_FITTED, np.inf) else reach / 2**0.5),
     )
+
+
+def _reach_of_powers(largest: U8Array) -> float:
+    """How far largest weights are, in scales that are powers of two: 8, 7 or 6; by their codes.
+
+    Exponents may be rounded down, so that these are 4 to 8 scales, to the nearest number of the
+    format (3.5 to 7), or up (3 to 6). Of numbers spread evenly in the logarithm 68%, 49% and 26%
+    have the outermost code, which is that of 5 and more.
+    """
+    if largest.size < _FEWEST_BLOCKS:
+        return np.inf
+    share = np.count_nonzero(largest == _MOST) / largest.size
+    expected = {reach: float(np.log2(reach / 5)) for reach in (8.0, 7.0, 6.0)}
+    return min(expected, key=lambda reach: abs(expected[reach] - share))
 
 
 def common_scale(module: Module) -> tuple[np.float32, bool]:
@@ -249,6 +293,25 @@ def _nv_scales(module: Module, scale: Tensor) -> _Find:
         return stored, low, high
 
     return find
+
+
+def _exact_nv_scales(module: Module, scale: Tensor) -> Callable[[int, int], NDArray[np.float64]]:
+    """Scales of a range of blocks, in float64."""
+    common, divides = common_scale(module)
+    factor, codes, numbers = float(common), scale.raw, e4m3()
+
+    def find(first: int, last: int) -> NDArray[np.float64]:
+        told = numbers[codes[first:last]]
+        with np.errstate(all="ignore"):
+            return told / factor if divides else told * factor
+
+    return find
+
+
+def _exact_mx_scales(scale: Tensor) -> Callable[[int, int], NDArray[np.float64]]:
+    """The same of exponents."""
+    codes = scale.raw
+    return lambda first, last: e8m0(codes[first:last]).astype(np.float64)
 
 
 def _mx_scales(scale: Tensor) -> _Find:

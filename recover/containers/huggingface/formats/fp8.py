@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from recover._compiled.float16 import f32_bits
 from recover._compiled.jit import inner, kernel
 from recover.containers.huggingface.formats import _mlx_floats
+from recover.containers.huggingface.formats._coded import Coded, Runs
 from recover.containers.huggingface.formats._levels import (
     HALF_UNIT,
     TINY,
     LevelMatrix,
-    Runs,
     Scales,
+    in_units,
     nearest_cells,
     rounded_twice,
     state,
@@ -40,6 +41,8 @@ FP8_E5M2 = IntervalType(name="FP8_E5M2", relative_mse=2.75e-3)
 
 SCALE_LEAVES = ("weight_scale_inv", "weight_scale")
 ACTIVATION_LEAVES = ("input_scale", "output_scale")
+_EXACT = "compressed-tensors"
+"""Uses scales as it stores them."""
 _SCALE_TYPES = ("F32", "BF16", "F16", "F8_E8M0")
 EXPONENTS = "F8_E8M0", "U8"
 _MOST_SCALES = 1 << 22
@@ -96,6 +99,12 @@ def e5m2() -> NDArray[np.float64]:
     numbers = (np.arange(256, dtype=np.uint16) << np.uint16(8)).view(np.float16)
     with np.errstate(invalid="ignore"):
         return np.where(np.isnan(numbers), np.nan, numbers.astype(np.float64))
+
+
+@cache
+def _levels(dtype: str) -> F32Array:
+    """What codes stand for."""
+    return in_units(e4m3() if dtype == "F8_E4M3" else e5m2())
 
 
 @cache
@@ -189,16 +198,27 @@ def read(module: Module) -> LevelMatrix | None:
     tables = _tables(weight.dtype, is_power or is_searched(module))
     n_rows, row_length = stored.n_rows, stored.row_length
     margin = TINY if stored.scale.dtype == "BF16" else _SMALLEST_HALF
+    # It may have been rounded afterwards, except by compressed-tensors.
+    is_exact = leaf == "weight_scale" and module.config.get("quant_method") == _EXACT
+    is_rounded = stored.scale.dtype == "BF16" and not is_exact
     codes, shape = weight.raw, as_matrix(stored.scale)
     scales = values(stored.scale).reshape(shape)
 
     def tell(start: int, end: int, stated: Stated) -> None:
         first, last = start // row_length, -(-end // row_length)
         rows = np.arange(first, last) // stored.high
-        part = _as_scales(stored, scales[rows[0] : rows[-1] + 1])
+        part = _as_scales(stored, scales[rows[0] : rows[-1] + 1], is_rounded=is_rounded)
         each = [np.ascontiguousarray(of[rows - rows[0]]).reshape(-1) for of in part]
         runs = Runs(row_length, min(stored.wide, row_length), start - first * row_length)
         state(codes[start:end], Scales(*each), runs, tables, stated, margin=margin)
+
+    def decode(start: int, end: int) -> Coded:
+        first, last = start // row_length, -(-end // row_length)
+        rows = np.arange(first, last) // stored.high
+        part = _numbers(stored, scales[rows[0] : rows[-1] + 1]).astype(np.float64)
+        runs = Runs(row_length, min(stored.wide, row_length), start - first * row_length)
+        each = part[rows - rows[0]].reshape(-1)
+        return Coded(codes[start:end], _levels(weight.dtype), runs, each)
 
     return LevelMatrix(
         n_rows=n_rows,
@@ -209,6 +229,7 @@ def read(module: Module) -> LevelMatrix | None:
         leaves=_mlx_floats.LEAVES.union(SCALE_LEAVES, ACTIVATION_LEAVES),
         label=f"{_name(weight.dtype)}, {_extent(stored)}",
         tell=tell,
+        decode=decode,
     )
 
 
@@ -219,15 +240,23 @@ def e8m0(exponents: NDArray[Any]) -> F32Array:
     return powers
 
 
-def _as_scales(stored: StoredFP8, numbers: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+def _numbers(stored: StoredFP8, scales: NDArray[Any]) -> F32Array:
+    """Some of the stored scales as float32, in their shape; exact."""
+    if stored.scale.dtype in EXPONENTS:
+        return e8m0(scales)
+    return as_float32(stored.scale, scales)
+
+
+def _as_scales(
+    stored: StoredFP8, numbers: NDArray[Any], *, is_rounded: bool
+) -> tuple[NDArray[Any], ...]:
     """The fields of `Scales` for some of the stored scales, in their shape."""
-    found = e8m0(numbers) if stored.scale.dtype in EXPONENTS else as_float32(stored.scale, numbers)
+    found = _numbers(stored, numbers)
     arithmetic = np.empty(found.shape, np.uint8)
     # PyTorch divides by a single number in the type of the weights, whatever its own is.
     least = _EITHER if stored.scale.n_weights == 1 else _SINGLE
     _find_arithmetic(found.reshape(-1), least, arithmetic.reshape(-1))
-    if stored.leaf == "weight_scale_inv" and stored.scale.dtype == "BF16":
-        # It may have been rounded afterwards.
+    if is_rounded:
         error = np.float32(HALF_UNIT)
         return found, found * (1 - error), found * (1 + error), arithmetic
     return found, found, found, arithmetic
@@ -267,6 +296,10 @@ def _without_scale(module: Module) -> LevelMatrix:
     def tell(start: int, end: int, stated: Stated) -> None:
         state(codes[start:end], one, whole, tables, stated, margin=_SMALLEST_HALF)
 
+    def decode(start: int, end: int) -> Coded:
+        runs = whole._replace(first=start)
+        return Coded(codes[start:end], _levels(weight.dtype), runs, np.ones(1))
+
     return LevelMatrix(
         n_rows=n_rows,
         row_length=row_length,
@@ -276,6 +309,7 @@ def _without_scale(module: Module) -> LevelMatrix:
         leaves=frozenset({"weight", *ACTIVATION_LEAVES}),
         label=f"{_name(weight.dtype)}, no scale",
         tell=tell,
+        decode=decode,
     )
 
 

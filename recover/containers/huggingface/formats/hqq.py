@@ -29,6 +29,7 @@ from recover.containers.huggingface.formats._grid import (
     Cells,
     Grid,
     Groups,
+    Steps,
     cells_of,
     floats,
     rounding_interval,
@@ -63,9 +64,9 @@ _SMALL = "U8", "I32", "I64", "F32"
 
 
 @cache
-def _type(n_bits: int) -> IntervalType:
+def _type(n_bits: int, axis: int) -> IntervalType:
     error, inner, _ = _MEASURED[n_bits]
-    return IntervalType(name=f"HQQ{n_bits}", relative_mse=error, noise=inner)
+    return IntervalType(name=f"HQQ{n_bits}", relative_mse=error, noise=inner, is_strided=axis == 0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def read(module: Module) -> Grid | None:
     return Grid(
         n_rows=found.n_rows,
         row_length=found.row_length,
-        type=_type(found.n_bits),
+        type=_type(found.n_bits, found.axis),
         has_cells=True,
         seen_as=found.scale.dtype,
         leaves=LEAVES,
@@ -109,8 +110,10 @@ def read(module: Module) -> Grid | None:
         run=found.group if found.axis == 1 else 1,
         n_codes=1 << width,
         codes=codes,
+        steps=lambda first, last: _steps(found, first, last),
         groups=lambda first, last, codes: _groups(found, first, last),
         cells=_cells(found.n_bits, 1 << width),
+        period=found.n_groups if found.axis == 0 else 0,
     )
 
 
@@ -186,9 +189,15 @@ def _cells(n_bits: int, n_codes: int) -> Cells:
     return cells_of(lower, upper, code, slack=(1e-6 * n_codes, 1e-6), inner=inner, end=end)
 
 
-def _groups(found: _Packed, first: int, last: int) -> Groups:
+def _steps(found: _Packed, first: int, last: int) -> Steps:
     """Runs `first` to `last`, which are groups or, if those are strided, weights."""
-    step, zero = (_around(each, first, last) for each in (found.scale, found.zero))
+    return Steps(*(_around(each, first, last) for each in (found.scale, found.zero)))
+
+
+def _groups(found: _Packed, first: int, last: int) -> Groups:
+    """See `_steps`."""
+    step, zero, _ = _steps(found, first, last)
+    assert zero is not None
     small, large = widened(*_scale_interval(found.scale, step))
     loose = np.zeros_like(zero)
     if found.zero.dtype != "F32":

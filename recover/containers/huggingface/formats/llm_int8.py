@@ -7,9 +7,9 @@ for rows. The weights are cast to float16; a code is 127 times the weight over S
 
 import numpy as np
 
+from recover.containers.huggingface.formats._coded import Coded, Runs
 from recover.containers.huggingface.formats._levels import (
     LevelMatrix,
-    Runs,
     Scales,
     nearest_cells,
     state,
@@ -36,6 +36,7 @@ def _table() -> F32Array:
 
 
 _TABLES = _table()
+_LEVELS = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
 
 
 def read(module: Module) -> LevelMatrix | None:
@@ -67,6 +68,12 @@ def read(module: Module) -> LevelMatrix | None:
         place = start - begin, end - begin
         state_largest(codes[begin:stop], row_length, place, _ENDS, sides, stated)
 
+    def decode(start: int, end: int) -> Coded:
+        first, last = start // row_length, -(-end // row_length)
+        steps = np.array(stored[first:last], np.float64) / 127
+        runs = Runs(row_length, row_length, start - first * row_length)
+        return Coded(codes[start:end], _LEVELS, runs, steps)
+
     return LevelMatrix(
         n_rows=n_rows,
         row_length=row_length,
@@ -76,4 +83,5 @@ def read(module: Module) -> LevelMatrix | None:
         leaves=_LEAVES,
         label="LLM.int8",
         tell=tell,
+        decode=decode,
     )

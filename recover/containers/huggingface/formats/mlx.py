@@ -24,6 +24,7 @@ from recover.containers.huggingface.formats._grid import (
     Cells,
     Grid,
     Groups,
+    Steps,
     cells_of,
     floats,
     rounding_interval,
@@ -132,6 +133,9 @@ def read(module: Module) -> Grid | None:
         run=found.group,
         n_codes=1 << found.n_bits,
         codes=codes,
+        steps=lambda first, last: Steps(
+            floats(found.scales, first, last), base=floats(found.biases, first, last)
+        ),
         groups=lambda first, last, codes: how(found, first, last, codes),
         cells=_cells(found.n_bits, how, found.scales.dtype),
         by_codes=not is_trained,

@@ -25,6 +25,7 @@ from recover.containers.huggingface.formats._grid import (
     Cells,
     Grid,
     Groups,
+    Steps,
     cells_of,
     floats,
     widened,
@@ -32,7 +33,7 @@ from recover.containers.huggingface.formats._grid import (
 from recover.containers.huggingface.formats.base import Matrix
 from recover.containers.huggingface.modules import FLOATS, Module
 from recover.containers.safetensors.reader import Tensor
-from recover.quants import F32Array, IntervalType, U8Array
+from recover.quants import IntervalType, U8Array
 
 PLAIN = "weight._data"
 PACKED = "weight._data._data"
@@ -78,10 +79,9 @@ def _rows_of(module: Module) -> Grid:
     def codes_of(start: int, out: U8Array) -> None:
         np.bitwise_xor(raw[start : start + out.size], np.uint8(128), out=out)
 
-    def groups(first: int, last: int, codes: U8Array) -> Groups:
+    def steps(first: int, last: int) -> Steps:
         step = floats(scale, first, last)
-        offset = np.full(len(step), 128, np.float32)
-        return _with(scale, step, np.zeros_like(step), offset)
+        return Steps(step, np.full(len(step), 128, np.float32))
 
     return Grid(
         n_rows=n_rows,
@@ -94,7 +94,8 @@ def _rows_of(module: Module) -> Grid:
         run=row_length,
         n_codes=N_CODES,
         codes=codes_of,
-        groups=groups,
+        steps=steps,
+        groups=lambda first, last, codes: _with(scale, steps(first, last)),
         cells=_cells(8, scale.dtype, lowest=-128),
     )
 
@@ -120,9 +121,8 @@ def _groups_of(module: Module) -> Grid:
     def codes_of(start: int, out: U8Array) -> None:
         _unpack(raw, found.n_bits, per_byte, start, out)
 
-    def groups(first: int, last: int, codes: U8Array) -> Groups:
-        step, shift = floats(found.scale, first, last), floats(found.shift, first, last)
-        return _with(found.scale, step, -shift, np.zeros_like(step))
+    def steps(first: int, last: int) -> Steps:
+        return Steps(floats(found.scale, first, last), base=-floats(found.shift, first, last))
 
     return Grid(
         n_rows=n_rows,
@@ -135,7 +135,8 @@ def _groups_of(module: Module) -> Grid:
         run=found.group,
         n_codes=1 << found.n_bits,
         codes=codes_of,
-        groups=groups,
+        steps=steps,
+        groups=lambda first, last, codes: _with(found.scale, steps(first, last)),
         cells=_cells(found.n_bits, found.scale.dtype, lowest=0),
     )
 
@@ -194,13 +195,15 @@ def _unpack(raw: U8Array, n_bits: int, per_byte: int, start: int, out: U8Array) 
         i += m
 
 
-def _with(scale: Tensor, step: F32Array, base: F32Array, shift: F32Array) -> Groups:
+def _with(scale: Tensor, steps: Steps) -> Groups:
     """Groups whose scales are those that were used."""
+    step = steps.step
     size = step.astype(np.float64)
     # half the distance of subnormal scales is no small part of them
     least = 2.0**-14 if scale.dtype == "F16" else 2.0**-120
     small, large = widened(np.where(size >= least, size, np.inf), size)
     nothing, row = np.zeros_like(step), np.zeros(len(step), np.int32)
+    base, shift = (nothing if each is None else each for each in (steps.base, steps.shift))
     return Groups(step, base, shift, nothing, small, large, nothing + np.inf, nothing, row)
 
 

@@ -20,6 +20,7 @@ from recover.containers.huggingface.formats._grid import (
     Cells,
     Grid,
     Groups,
+    Steps,
     cells_of,
     floats,
     widened,
@@ -83,6 +84,7 @@ def read(module: Module) -> Grid | ScaledMatrix | None:
         run=stored.run,
         n_codes=N_CODES,
         codes=codes_of,
+        steps=lambda first, last: _steps(stored, first, last),
         groups=lambda first, last, codes: _groups(stored, first, last),
         cells=_cells(n_bits, stored.scale.dtype, has_zeros),
     )
@@ -135,19 +137,29 @@ def _extent(stored: _Stored) -> str:
     return "scales by row" if by_row else f"groups of {stored.run}"
 
 
+def _zero_points(stored: _Stored, first: int, last: int) -> NDArray[np.int32]:
+    if stored.zero is None:
+        return np.zeros(last - first, np.int32)
+    zeros: NDArray[np.int32] = values(stored.zero).reshape(-1)[first:last].astype(np.int32)
+    return zeros
+
+
+def _steps(stored: _Stored, first: int, last: int) -> Steps:
+    zeros = _zero_points(stored, first, last) + _HALF
+    return Steps(floats(stored.scale, first, last), zeros.astype(np.float32))
+
+
 def _groups(stored: _Stored, first: int, last: int) -> Groups:
-    step = floats(stored.scale, first, last)
+    step, shift, _ = _steps(stored, first, last)
+    assert shift is not None
     size = step.astype(np.float64)
     # the encoder multiplies by the reciprocal, as it is rounded
     used = 1 / rounded_to(stored.scale.dtype, 1 / size)
     known = size >= (2.0**-14 if stored.scale.dtype == "F16" else 2.0**-120)
     small, large = widened(np.where(known, used, np.inf), used)
     nothing = np.zeros_like(step)
-    zeros = np.zeros(len(step), np.int32)
-    if stored.zero is not None:
-        zeros = values(stored.zero).reshape(-1)[first:last].astype(np.int32)
+    zeros = _zero_points(stored, first, last)
     row = zeros if stored.zero is None else (zeros + _HALF) * N_CODES
-    shift = (zeros + _HALF).astype(np.float32)
     return Groups(step, nothing, shift, nothing, small, large, nothing + np.inf, nothing, row)
 
 

@@ -1,7 +1,6 @@
 """What a network learns from: weights, what encoders make of them, and what it is told of that."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from recover.estimators._joint_features import (
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.evidence.cells import intersect_cells
-from recover.quants import TILE, F32Array, U8Array, quantize, type_by_name
+from recover.quants import TILE, F32Array, TensorType, U8Array, quantize, type_by_name
 
 N_SUPERBLOCKS = TILE // 256
 N_PARTS = 16  # of a batch, each of one kind of weights
@@ -53,7 +52,7 @@ class Batch(NamedTuple):
     alone: F32Array
 
 
-def pool_from(path: Path) -> F32Array:
+def pool_from(path: str) -> F32Array:
     """Rows of 256 weights, from an array of float16, or of the bits of bfloat16."""
     stored = np.load(path)
     if stored.dtype == np.uint16:
@@ -153,49 +152,58 @@ def _describe_all(
 
 
 def source_of(name: str) -> Source:
-    """An input of a type, with an importance matrix if the name ends with a star."""
-    return Source(type_by_name(name.rstrip(STAR)), weighted=name.endswith(STAR), imatrix="one")
+    """An input of a type; n stars after the name say that it has importance matrix number n."""
+    matrix = name.count(STAR)
+    return Source(type_by_name(name.rstrip(STAR)), weighted=matrix > 0, imatrix=STAR * matrix)
 
 
-def draw_importance(rng: np.random.Generator, n: int = N_PARTS) -> F32Array:
-    """Importance matrices, float32 (n, 256): of some, a few columns count far more than others.
+def draw_importance(
+    rng: np.random.Generator, n_matrices: int = 1, n: int = N_PARTS, missing: float = 0.15
+) -> F32Array:
+    """Importance matrices, float32 (n_matrices, n, 256): of some, few columns count far more.
 
     Rows of NaN stand for none: files with an importance matrix have tensors without.
     """
-    importance = rng.lognormal(0, rng.uniform(0.3, 1.5, (n, 1)), (n, ROW))
-    large = rng.random((n, ROW)) < rng.choice([0, 0.01, 0.03], (n, 1))
+    shape = n_matrices, n
+    importance = rng.lognormal(0, rng.uniform(0.3, 1.5, (*shape, 1)), (*shape, ROW))
+    large = rng.random((*shape, ROW)) < rng.choice([0, 0.01, 0.03], (*shape, 1))
     importance *= np.where(large, 30, 1)
-    importance[rng.random(n) < 0.15] = np.nan
+    importance[:, rng.random(n) < missing] = np.nan
     return importance.astype(np.float32)
 
 
-def _encode(x: F32Array, source: Source, importance: F32Array | None) -> U8Array:
+def _encode(x: F32Array, name: str, kind: TensorType, importance: F32Array | None) -> U8Array:
     """What an encoder makes of the rows, of which each part has an importance matrix of its own."""
-    if importance is None or not source.weighted:
-        return quantize(x, source.type).reshape(-1)
-    parts = np.split(x, len(importance))
-    each = zip(parts, importance, strict=True)
+    if importance is None or STAR not in name:
+        return quantize(x, kind).reshape(-1)
+    own = importance[name.count(STAR) - 1]
+    each = zip(np.split(x, len(own)), own, strict=True)
     return np.concatenate(
-        [
-            quantize(part, source.type, None if np.isnan(own[0]) else own).reshape(-1)
-            for part, own in each
-        ]
+        [quantize(part, kind, None if np.isnan(m[0]) else m).reshape(-1) for part, m in each]
     )
 
 
 def simulate(x: F32Array, names: Sequence[str], importance: F32Array | None = None) -> Batch:
     """What becomes of superblocks (n, 256) as a set of types, finest first.
 
-    Inputs with a star share the importance matrices (n_parts, 256).
+    Inputs with n stars have the importance matrices (n_matrices, n_parts, 256)[n - 1].
     """
     sources = [source_of(name) for name in names]
-    raws = [_encode(x, source, importance) for source in sources]
+    raws = [
+        _encode(x, name, source.type, importance)
+        for name, source in zip(names, sources, strict=True)
+    ]
+    return tell(x, sources, raws)
+
+
+def tell(x: F32Array, sources: Sequence[Source], raws: Sequence[U8Array]) -> Batch:
+    """What a network is told of superblocks (n, 256) that are encoded already, finest first."""
     estimator = UncorrectedTileEstimator(sources, "posterior")
     mean, deviation, lower, upper, first = np.empty((5, x.size), np.float32)
     estimator.estimate(raws, 0, x.size, mean, deviation)
     intersect_cells(estimator.evidence, lower, upper)
     estimator.decode(0, first)
-    n_inputs = len(names)
+    n_inputs = len(sources)
     n_by_weight = PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs
     n_by_group = PER_GROUP + PER_GROUP_AND_INPUT * n_inputs
     by_weight = np.empty((len(x), 16, n_by_weight, 16), np.uint16)

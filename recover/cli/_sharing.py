@@ -1,0 +1,78 @@
+"""Options of commands whose work several processes share."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recover.execution.shares import Shard
+    from recover.execution.sharing import PartResult
+    from recover.execution.tiles import Progress
+
+
+def add_sharing_arguments(parser: ArgumentParser) -> None:
+    """Declare how the work is shared."""
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=_shard,
+        help="do part I of N: as many processes, on any machines with a common file system, write"
+        " one output; the one that ends last gives it its name; each can be repeated",
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="have the work done by the Dask cluster of this scheduler (tcp://HOST:PORT, or its"
+        " file), or, if it is local, by one on this machine; needs the extra distributed",
+    )
+
+
+def _shard(text: str) -> "Shard":
+    from recover.errors import UsageError
+    from recover.execution.shares import Shard
+
+    try:
+        return Shard.parse(text)
+    except UsageError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+@contextmanager
+def means_of(
+    args: Namespace, progress: "Progress | None", **others: Any
+) -> Iterator[dict[str, Any]]:
+    """What executes a plan, or a part of it, is told: who does the tasks, and who hears of it."""
+    from recover.cli._console import message
+
+    tell = partial(message, args)
+    told = {"n_threads": args.threads, "progress": progress, **others}
+    if args.shard is not None:
+        told |= {"shard": args.shard, "tell": tell}
+    if args.scheduler is None:
+        yield told
+        return
+    from recover.execution.dask import cluster
+
+    with cluster(args.scheduler, args.threads, tell) as executor:
+        yield told | {"executor": executor}
+
+
+def print_part(args: Namespace, part: "PartResult") -> None:
+    """What a process has done that was not the last one."""
+    from recover.cli._console import count, print_json
+    from recover.cli._streams import say
+
+    if args.json:
+        print_json(part.to_json())
+        return
+    say(
+        f"part {part.shard} of {part.output} is done: {count(part.n_weights)} weights in"
+        f" {part.seconds:.2f} s"
+    )
+    if part.missing:
+        shown = ", ".join(map(str, part.missing[:20])) + (", ..." if part.missing[20:] else "")
+        say(f"not done yet: {shown} of {part.shard.n}")
+    else:
+        say(f"all parts are done; the process of part {part.finished_by} finishes")

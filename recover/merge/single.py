@@ -1,0 +1,219 @@
+"""One tensor of a merge as arrays: what a merge of all tensors would write of it, bit for bit."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from recover._text import quoted
+from recover.containers.places import Writer, whole_place
+from recover.errors import UsageError
+from recover.estimators import FIRST_ALONE
+from recover.execution.gathering import Gathering
+from recover.execution.local import Threads
+from recover.execution.tasks import DEVIATIONS, Target, Task, Watch
+from recover.execution.tiles import Progress, available_cores
+from recover.inputs.alignment import index_of
+from recover.inputs.recorded import OpenInputs
+from recover.merge.calibrated import with_error_calibration
+from recover.merge.certain import find_withdrawal, to_estimate_again, without_certainty
+from recover.merge.checks import check_broken, check_relations, contradicted, with_finest_alone
+from recover.merge.merging import Merging
+from recover.merge.plan import MergePlan, TensorPlan
+from recover.merge.sums import Sums
+from recover.merge.tasks import tasks_of
+from recover.merge.work import Worker
+from recover.quants import F32Array, OpaqueType, TensorType, dequantize, type_by_name
+
+_MEAN, _DEVIATION = Path("mean"), Path("deviation")
+_BF16 = "BF16"  # of standard deviations, as in files
+
+
+class SingleResult(NamedTuple):
+    """What a merge would write of one tensor.
+
+    Attributes
+    ----------
+    plan : TensorPlan
+        What was done.
+    mean : float32 (n_weights,)
+        The estimates.
+    deviation : float32 (n_weights,)
+        Their standard deviations, rounded to BF16 as in the file that a merge writes; 0 where
+        weights are certain, or nothing was estimated.
+    expected_rmse : float or None
+        The error to expect; None where nothing is estimated.
+    warnings : tuple of str
+        What is wrong with the inputs.
+    """
+
+    plan: TensorPlan
+    mean: F32Array
+    deviation: F32Array
+    expected_rmse: float | None
+    warnings: tuple[str, ...]
+
+
+class _Array:
+    """A file in memory."""
+
+    def __init__(self, kind: TensorType, n_weights: int) -> None:
+        self._kind = kind
+        self._raw = np.empty(kind.n_bytes(n_weights), np.uint8)
+
+    def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
+        """See `recover.containers.places.Writer`."""
+        raw = np.frombuffer(data, np.uint8)
+        self._raw[position : position + raw.size] = raw
+
+    def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
+        """Nothing is woven: weights follow each other."""
+        raise AssertionError
+
+    def weights(self) -> F32Array:
+        """What was written, decoded."""
+        return dequantize(self._raw, self._kind)
+
+
+def estimate_tensor(
+    plan: MergePlan,
+    name: str,
+    *,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> SingleResult:
+    """Estimate the weights of one tensor, as a merge of all of them does.
+
+    The other tensors are looked at only where it depends on them what happens to this one: where
+    its weights were set to numbers of the source's format, which others may contradict, and where
+    the inputs contradict each other.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        From `recover.merge.plan.plan_merge` with ``outtype="f32"``.
+    name : str
+        Of the tensor.
+    n_threads, progress, force
+        As of `recover.merge.execute.execute_merge`.
+
+    Returns
+    -------
+    SingleResult
+
+    Raises
+    ------
+    PlanError
+        As `execute_merge` does.
+    UsageError
+        If there is no such tensor, or it holds no weights.
+    """
+    planned, index = plan, index_of([each.name for each in plan.tensors], name)
+    if isinstance(plan.models[plan.tensors[index].used[0]].tensors[name].type, OpaqueType):
+        raise UsageError(f"tensor {quoted(name)} holds no weights")
+    if not force:
+        check_relations(plan)
+    single = _Single(plan, index, n_threads or available_cores())
+    sums = single.estimate(plan, progress)
+    if int(sums.conflicts):
+        single.count(plan, [i for i in range(len(plan.tensors)) if i != index])
+    elif _may_be_withdrawn(sums, rounds_all=plan.snaps):
+        single.count(
+            _decoding(plan),
+            [
+                i
+                for i, each in enumerate(plan.tensors)
+                if i != index and each.action != "copy" and plan.evidence_bits(each)
+            ],
+        )
+    totals = single.tallies.totals
+    if not force:
+        check_broken(plan, {index: sums})
+    names, warnings = contradicted(plan, totals, force=force)
+    withdrawal = find_withdrawal(totals)
+    plan, alone = with_finest_alone(without_certainty(plan, withdrawal), names)
+    if index in alone | set(to_estimate_again(withdrawal, totals)):
+        sums = single.estimate(plan)
+    warnings = [each for each in warnings if quoted(name) in each]
+    if index in withdrawal.tensors and name not in planned.undecided:
+        warnings.append(
+            f"not all weights may have been stored as {planned.source_format}, so none of tensor"
+            f" {quoted(name)} is certain or set to such numbers"
+        )
+    return single.result(plan, sums, warnings)
+
+
+class _Single:
+    """The tensor at hand, and what was counted."""
+
+    def __init__(self, plan: MergePlan, index: int, n_threads: int) -> None:
+        self._index, self._n_threads = index, n_threads
+        self.tensor = plan.tensors[index]
+        self.tallies = Gathering(Merging(plan), {})
+        self._opened = OpenInputs(zip(plan.inputs, plan.models, strict=True))
+        n_weights = self.tensor.n_weights
+        self._mean = _Array(type_by_name(self.tensor.outtype), n_weights)
+        self._deviation = _Array(type_by_name(_BF16), n_weights)
+
+    def estimate(self, plan: MergePlan, progress: Progress | None = None) -> Sums:
+        """Estimate the tensor, and count."""
+        n_weights = self.tensor.n_weights
+        (whole,) = whole_place(0, 0, n_weights)
+        outputs: tuple[Target, ...] = (Target(_MEAN, whole), Target(_DEVIATION, whole, DEVIATIONS))
+        if self.tensor.action == "copy":
+            outputs = ()  # its bytes are where they are
+        tasks = (replace(each, outputs=outputs) for each in self._tasks(plan, [self._index]))
+        watch = None if progress is None else partial(_tell, progress, n_weights)
+        self._run(tasks, watch)
+        return self.tallies.totals[self._index]
+
+    def count(self, plan: MergePlan, indices: Sequence[int]) -> None:
+        """Count what the other tensors show, and throw away their weights."""
+        self._run(replace(each, outputs=()) for each in self._tasks(plan, indices))
+
+    def result(self, plan: MergePlan, sums: Sums, warnings: Sequence[str]) -> SingleResult:
+        """What was estimated, as arrays."""
+        tensor, n_weights = plan.tensors[self._index], self.tensor.n_weights
+        if tensor.action == "copy":
+            mean = plan.models[tensor.used[0]].tensors[tensor.name].read(0, n_weights)
+            deviation = np.zeros(n_weights, np.float32)
+        else:
+            mean, deviation = self._mean.weights(), self._deviation.weights()
+        rmse = None
+        if sums.estimated is not None:
+            rmse = math.sqrt(max(sums.estimated.variance, 0) / n_weights)
+        return SingleResult(tensor, mean, deviation, rmse, tuple(warnings))
+
+    @staticmethod
+    def _tasks(plan: MergePlan, indices: Sequence[int]) -> Iterator[Task]:
+        files = [file.path for file in plan.files] or [_MEAN]
+        return tasks_of(plan, indices, files)
+
+    def _run(self, tasks: Iterable[Task], watch: Watch | None = None) -> None:
+        files: dict[Path, Writer] = {_MEAN: self._mean, _DEVIATION: self._deviation}
+        workers = [partial(Worker(self._opened).work, files=files) for _ in range(self._n_threads)]
+        Threads(workers).run(tasks, self.tallies.add, watch)
+
+
+def _tell(progress: Progress, n_weights: int, n_done: int) -> None:
+    progress(n_done, n_weights)
+
+
+def _may_be_withdrawn(sums: Sums, *, rounds_all: bool) -> bool:
+    """Whether other tensors may show that weights were set to numbers that they did not have."""
+    is_shown = sums.empty + sums.foreign_scales > 0  # by the tensor itself
+    return bool(sums.snapped and (sums.certain or rounds_all) and not is_shown)
+
+
+def _decoding(plan: MergePlan) -> MergePlan:
+    """A plan that counts the same evidence on the source's format, and does little else."""
+    tensors = [
+        each if each.action == "copy" or each.is_known else replace(each, method=FIRST_ALONE)
+        for each in plan.tensors
+    ]
+    return replace(plan, tensors=with_error_calibration(tensors, plan.estimate))

@@ -1,0 +1,1 @@
+"""Networks of the method `joint`: what they learn from, and how. It needs torch."""
