@@ -6,10 +6,13 @@ pages and writes down that it did; whoever reads asks `check_faults` before what
 leaves the process, and `check_unchanged` whether size and time of change are as they were.
 """
 
+import ctypes
+import mmap
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +66,10 @@ _lock = threading.Lock()
 _watched: dict[str, _Watched] = {}
 _guard = Guard()
 _known: frozenset[int] = frozenset()
+_mapped: dict[int, int] = {}
+"""Bytes that are mapped, by their address."""
+_n_sampling = 0
+_libc = ctypes.CDLL(None)
 
 
 def map_file(path: Path, *, is_part: bool = False, is_watched: bool = True) -> U8Array:
@@ -98,10 +105,43 @@ def map_file(path: Path, *, is_part: bool = False, is_watched: bool = True) -> U
     watched = _Watched(path.absolute(), status)
     slot = _guard.add(data.ctypes.data, data.size, watched)
     before_end.append(partial(_guard.remove, slot))
+    address = data.ctypes.data
+    _mapped[address] = data.size
+    before_end.append(partial(_mapped.pop, address, None))
     if is_watched:
         with _lock:
             _watched[str(watched.path)] = watched
     return data
+
+
+@contextmanager
+def sampled() -> Iterator[None]:
+    """While samples are taken from all over mapped files, load what is touched and no more.
+
+    Otherwise the system reads megabytes around each, which costs far more than the samples where
+    files do not fit into memory.
+    """
+    global _n_sampling
+    with _lock:
+        _n_sampling += 1
+        if _n_sampling == 1:
+            _advise("MADV_RANDOM")
+    try:
+        yield
+    finally:
+        with _lock:
+            _n_sampling -= 1
+            if _n_sampling == 0:
+                _advise("MADV_NORMAL")
+
+
+def _advise(name: str) -> None:
+    """Tell the system how mapped files are read from now on, where it wants to know."""
+    advice = getattr(mmap, name, None)
+    if advice is None:
+        return
+    for address, n_bytes in list(_mapped.items()):
+        _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(n_bytes), advice)
 
 
 def name_tensors(path: Path, places: Places) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
+from recover.containers.mapping import sampled
 from recover.containers.model import StoredTensor
 from recover.evidence.intervals import Bounds
 from recover.inputs.samples import TIES_AWAY, Sample, Sampler, rounded, runs
@@ -275,6 +276,10 @@ class Family:
         """Who descends from whom."""
         if next(iter(self._tensors.values())).n_weights < FEWEST_WEIGHTS:
             return ()
+        with sampled():
+            return self._found()
+
+    def _found(self) -> tuple[Descent, ...]:
         self._try_decoded()
         found = [
             (trials[ways[0]].surprise, Descent(pair.child, (pair.parent,), ways))

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from recover.containers.mapping import sampled
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Intervals
 from recover.evidence.lattice import SIGNIFICAND_BITS, count_scales, count_without
@@ -171,9 +172,11 @@ def fit_of(name: str, models: Sequence[Model], format_name: str, intervals: Inte
         intervals.look_at(confining)
         n_weights = confining[0].n_weights
         last = max(n_weights - _RUN, 0) // _RUN * _RUN
-        for start in np.unique(np.linspace(0, last, _N_RUNS).astype(np.int64) // _RUN * _RUN):
-            bounds = intervals.bound(int(start), min(int(start) + _RUN, n_weights))
-            found += count_without(*bounds, SIGNIFICAND_BITS[format_name])
+        starts = np.unique(np.linspace(0, last, _N_RUNS).astype(np.int64) // _RUN * _RUN)
+        with sampled():
+            for start in starts.tolist():
+                bounds = intervals.bound(start, min(start + _RUN, n_weights))
+                found += count_without(*bounds, SIGNIFICAND_BITS[format_name])
     n_bounded, n_without, expected, n_single = found.tolist()
     if n_scales:
         sizes = [each.type.block_size for each in confining if _from_weight(each.type)]

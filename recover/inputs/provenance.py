@@ -38,6 +38,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY
+from recover.containers.mapping import sampled
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import Source
 from recover.quants import (
@@ -332,7 +333,8 @@ def sample_blocks(tensor: StoredTensor) -> U8Array:
         raw = tensor.part(0, n_blocks * size)
     else:
         starts = np.linspace(0, n_blocks - _RUN, _N_RUNS).astype(np.int64).tolist()
-        raw = _joined([tensor.part(first * size, (first + _RUN) * size) for first in starts])
+        with sampled():
+            raw = _joined([tensor.part(first * size, (first + _RUN) * size) for first in starts])
     return raw.reshape(-1, tensor.type.type_size)
 
 
