@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.remote [--model 70b] [--inputs 1] [--folder DIR]
 
-writes files as `tests.benchmarks.large_plan` does, serves them on this machine, and prints the bytes
-that were sent, the requests, and the seconds.
+writes files as `tests.benchmarks.large_plan` does, serves them on this machine, and prints the
+bytes that were sent, the requests, and the seconds.
 """
 
 import argparse

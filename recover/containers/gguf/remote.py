@@ -1,15 +1,20 @@
 """GGUF files on servers: the header first, in as few requests as its size takes."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from recover.containers.gguf.cursor import ShortError
 from recover.containers.gguf.header import Header
+from recover.containers.model import StoredTensor
 from recover.containers.remote.cache import Cache, RemoteBytes
 from recover.containers.remote.fetching import RemoteFile
 
 _FIRST = 1 << 20
 _MOST_MORE = 1 << 22
+_lock = threading.Lock()
+_n_sparing = 0
 
 
 def read_remote(
@@ -41,3 +46,24 @@ def read_remote(
             end = max(error.needed, len(data) + min(len(data), _MOST_MORE))
             data += file.fetch(len(data), min(end, identity.n_bytes))
     return header, partial(RemoteBytes, Cache(file, identity.n_bytes, data)), identity.n_bytes
+
+
+@contextmanager
+def sparing() -> Iterator[None]:
+    """While only people are told of files on servers, look at fewer of their weights.
+
+    What decides on the bytes of an output looks at as many as in local files.
+    """
+    global _n_sparing
+    with _lock:
+        _n_sparing += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _n_sparing -= 1
+
+
+def is_spared(tensor: StoredTensor) -> bool:
+    """Whether a tensor is on a server, and few of its weights are to be looked at."""
+    return _n_sparing > 0 and isinstance(getattr(tensor, "stored", None), RemoteBytes)
