@@ -382,8 +382,7 @@ def plan_merge(
     outtype : {"f16", "bf16", "f32", "q8_0"}
         How merged and converted tensors are stored (rows of no whole blocks as F16).
     snap : {"auto", "none", "bf16", "f16"}
-        Round to the numbers of the format that the original weights had; ``auto``: as its norms
-        tell.
+        Round to the numbers of the original weights' format; ``auto``: as its norms tell.
     uncertainty : path-like, optional
         GGUF file to be written with the standard deviation of every weight.
     tensors : str, optional
