@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.support.models import ROOT, TINY
+from tests.support.models import ROOT, SHARED, TINY
 
 
 def run(name: str, *models: str) -> list[list[str]]:
@@ -58,3 +59,17 @@ def test_q8_and_others() -> None:
     for linear, midpoint, posterior in rows:
         assert posterior < midpoint < linear < 0.91
     assert rows[-1][2] < rows[0][2]
+
+
+@pytest.mark.inference
+def test_linear_weights(tmp_path: Path) -> None:
+    picture = tmp_path / "sweep.png"
+    few = ("--chunks", "2", "--n-ctx", "128", "--text", str(SHARED / "hamlet.txt"))
+    lines = run("linear_weights", str(TINY), *few, "--plot", str(picture))
+    error = {name: figures(lines, name)[0] for name in ("posterior", "linear", "least", "equal")}
+    grid = [float(line[3]) for line in lines if line[0][0] == "0"]
+    assert len(grid) == 14
+    assert error["posterior"] < error["linear"] < min(grid) + 0.002
+    assert error["linear"] == pytest.approx(error["least"], abs=0.005)
+    assert error["equal"] > 5
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -12,6 +12,7 @@ SUMMARY = "Recover a small model that comes with the package, and compare with t
 
 _TRUTH = "tiny-llama-3m-bf16.gguf"
 _SMALLER = "Q8_0"
+_BAR = 40  # characters
 _INPUTS = tuple(f"tiny-llama-3m-{name}.gguf" for name in ("Q5_K_M", "Q4_K_M", "Q2_K"))
 
 
@@ -76,6 +77,15 @@ def _run_in(args: Namespace, folder: Path, scratch: Path) -> int:
     say(f"merged with each method, and the default one's merge quantized to {_SMALLER}:")
     say()
     print_errors([replace(result, path=Path(result.path).name) for result in results])
+    say()
+    say("mean square error of the weights; one file alone, as every other tool takes it, is 1:")
+    say()
+    first = results[0].total.mse
+    shown = [results[0], *results[len(inputs) :]]
+    width = max(len(Path(each.path).name) for each in shown)
+    for each in shown:
+        ratio = each.total.mse / first
+        say(f"{Path(each.path).name:{width}}  {'#' * round(_BAR * ratio):{_BAR}}  {ratio:.3f}")
     say()
     for merge in merges:
         say(

@@ -12,18 +12,22 @@ latter, and take the former where the other inputs exclude them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.across import any_lane
 from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import LANES, load, store, where
 from recover.evidence.cells import intersect_cells
 from recover.evidence.tile import Evidence
 from recover.quants import TILE, BlockIntervals, F32Array, IntervalType, Stated, U8Array
-from recover.quants.interval import SUPERBLOCK, least_place, spread
+from recover.quants.interval import SUPERBLOCK, spread
 
 _N_ROUNDS = 2  # inputs with hidden scales narrow each other
 _OUTWARD = np.float32(1 + 2.0**-20)
+_NONE, _FAR = np.float32(0), np.float32(np.inf)
 
 
 class HiddenScales:
@@ -138,8 +142,7 @@ def _narrow(
     lower, upper = np.empty(SUPERBLOCK, np.float32), np.empty(SUPERBLOCK, np.float32)
     for b in range(ranges.shape[2]):
         start, end = SUPERBLOCK * b, min(SUPERBLOCK * (b + 1), n)
-        for i in range(start, end):
-            lower[i - start], upper[i - start] = _bounds(place, rows, cells, known, ranges, i)
+        _fill_bounds(place, rows, cells, known, ranges, b, lower, upper)
         own = cells[0][rows[place], start:end], cells[1][rows[place], start:end]
         least, most = _left(own, lower, upper, ranges[0, place, b], ranges[1, place, b])
         if least > most:  # what is usual is excluded
@@ -151,22 +154,35 @@ def _narrow(
 
 
 @inner
-def _bounds(
+def _fill_bounds(
     place: int,
     rows: NDArray[np.int64],
     cells: tuple[F32Array, F32Array],
     known: tuple[F32Array, F32Array],
     ranges: F32Array,
-    i: int,
-) -> tuple[np.float32, np.float32]:
-    """What all inputs but one say of a weight."""
-    low, high, b = known[0][i], known[1][i], i // SUPERBLOCK
-    for k in range(rows.size):
-        if k != place:
-            a, z = ranges[0, k, b], ranges[1, k, b]
-            low = max(low, least_place(cells[0][rows[k], i], a, z))
-            high = min(high, -least_place(-cells[1][rows[k], i], a, z))
-    return low, high
+    b: int,
+    lower: F32Array,
+    upper: F32Array,
+) -> None:
+    """What all inputs but one say of the weights of superblock `b`, sixteen at a time."""
+    start = SUPERBLOCK * b
+    for i in range(0, min(SUPERBLOCK, known[0].size - start), LANES):
+        low, high = load(known[0], start + i), load(known[1], start + i)
+        for k in range(rows.size):
+            if k != place:
+                a, z = ranges[0, k, b], ranges[1, k, b]
+                below = _least_places(load(cells[0][rows[k]], start + i), a, z)
+                above = -_least_places(-load(cells[1][rows[k]], start + i), a, z)
+                low = where(below > low, below, low)
+                high = where(above < high, above, high)
+        store(lower, i, low)
+        store(upper, i, high)
+
+
+@inner
+def _least_places(edge: Any, low: np.float32, high: np.float32) -> Any:
+    """`least_place` of sixteen edges."""
+    return where(edge == -_FAR, edge, where(edge < _NONE, edge * high, edge * low))
 
 
 @kernel
@@ -182,10 +198,11 @@ def _take_back(
     What is usual of one input may have excluded what is true of another one.
     """
     found = False
+    lower, upper = np.empty(SUPERBLOCK, np.float32), np.empty(SUPERBLOCK, np.float32)
     for b in range(ranges.shape[2]):
-        for i in range(SUPERBLOCK * b, min(SUPERBLOCK * (b + 1), known[0].size)):
-            low, high = _bounds(-1, rows, cells, known, ranges, i)
-            if low > high:
+        _fill_bounds(-1, rows, cells, known, ranges, b, lower, upper)
+        for i in range(0, min(SUPERBLOCK, known[0].size - SUPERBLOCK * b), LANES):
+            if any_lane(load(lower, i) > load(upper, i)):
                 ranges[:, :, b] = possible[:, :, b]
                 found = True
                 break
@@ -200,20 +217,42 @@ def _left(
     least: np.float32,
     most: np.float32,
 ) -> tuple[np.float32, np.float32]:
-    """The ratios of a superblock for which every cell meets the bounds of the others."""
-    for i in range(own[0].size):
-        low, high = own[0][i], own[1][i]
-        below, above = lower[i], upper[i]
-        # low * ratio <= above and high * ratio >= below; they are divided only where that excludes
-        # some: seldom.
-        if low > 0:
-            if 0 < above < low * most:
-                most = above / low * _OUTWARD
-        elif above < low * least and above < 0:
-            least = above / low / _OUTWARD
-        if high < 0:
-            if high * most < below < 0:
-                most = below / high * _OUTWARD
-        elif high * least < below and below > 0:
-            least = below / high / _OUTWARD
+    """The ratios of a superblock for which every cell meets the bounds of the others.
+
+    Few weights exclude any: what sixteen at once do not is not looked at one by one.
+    """
+    for i in range(0, own[0].size, LANES):
+        low, high = load(own[0], i), load(own[1], i)
+        below, above = load(lower, i), load(upper, i)
+        excludes = (low > _NONE) & (above > _NONE) & (above < low * most)
+        excludes = excludes | (~(low > _NONE) & (above < low * least) & (above < _NONE))
+        excludes = excludes | ((high < _NONE) & (high * most < below) & (below < _NONE))
+        excludes = excludes | (~(high < _NONE) & (high * least < below) & (below > _NONE))
+        if any_lane(excludes):
+            for k in range(i, i + LANES):
+                least, most = _left_by(own[0][k], own[1][k], lower[k], upper[k], least, most)
+    return least, most
+
+
+@inner
+def _left_by(
+    low: np.float32,
+    high: np.float32,
+    below: np.float32,
+    above: np.float32,
+    least: np.float32,
+    most: np.float32,
+) -> tuple[np.float32, np.float32]:
+    """The same of one weight."""
+    # low * ratio <= above and high * ratio >= below: a division only where that excludes some.
+    if low > 0:
+        if 0 < above < low * most:
+            most = above / low * _OUTWARD
+    elif above < low * least and above < 0:
+        least = above / low / _OUTWARD
+    if high < 0:
+        if high * most < below < 0:
+            most = below / high * _OUTWARD
+    elif high * least < below and below > 0:
+        least = below / high / _OUTWARD
     return least, most

@@ -22,7 +22,7 @@ from recover._text import printable
 from recover.containers.places import FilePlan
 from recover.errors import OutputError
 from recover.execution.locks import is_locked_by_another, lock
-from recover.execution.output import OutputFile, OutputFiles
+from recover.execution.output import OutputFile, OutputFiles, publish
 from recover.execution.publish import hidden, sync_folder
 
 _RANDOM = re.compile(r"[0-9a-f]{8}\.tmp")
@@ -44,8 +44,18 @@ class OutputFolder(OutputFiles):
         Whether a model's folder that is there already may be replaced.
     partial : Path, optional
         The hidden folder, if a later process is to go on with it.
-    share : int, optional
-        As of `OutputFile`; the hidden folder is there already, with its files.
+                *(
+                    OutputFile(
+                        plan.path,
+                        plan.n_bytes,
+                        inputs,
+                        within=self._place,
+                        takes_notes=partial is not None,
+                        share=share,
+                    )
+                    for plan in plans
+                ),
+                *beside,
 
     Raises
     ------
@@ -62,6 +72,7 @@ class OutputFolder(OutputFiles):
         replaces: bool,
         partial: Path | None = None,
         share: int | None = None,
+        beside: Sequence[OutputFile] = (),
     ) -> None:
         inputs = tuple(inputs)
         check_output_folder(path, inputs, replaces=replaces)
@@ -72,17 +83,21 @@ class OutputFolder(OutputFiles):
         self._keeps = False
         self._descriptor = -1
         self._around = ExitStack()
+        self._beside = tuple(beside)
         super().__init__(
             [
-                OutputFile(
-                    plan.path,
-                    plan.n_bytes,
-                    inputs,
-                    within=self._place,
-                    takes_notes=partial is not None,
-                    share=share,
-                )
-                for plan in plans
+                *(
+                    OutputFile(
+                        plan.path,
+                        plan.n_bytes,
+                        inputs,
+                        within=self._place,
+                        takes_notes=partial is not None,
+                        share=share,
+                    )
+                    for plan in plans
+                ),
+                *beside,
             ]
         )
 
@@ -125,6 +140,8 @@ class OutputFolder(OutputFiles):
             stopping.undivided(self._put)
         except OSError as error:
             raise self._error(error) from None
+        if self._beside:
+            publish(self._beside, 1)
 
     def _put(self) -> None:
         """Give the folder its name; an older one goes."""
@@ -138,7 +155,7 @@ class OutputFolder(OutputFiles):
             if is_older:
                 aside.rename(self._target)
             raise
-        for file in self.files:
+        for file in self.files[: len(self.files) - len(self._beside)]:
             file.arrive()
         self.are_in_place = True
         stopping.note(self._path, "is complete")

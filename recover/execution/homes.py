@@ -50,29 +50,29 @@ def outputs_of(work: Work, home: Home | None = None, *, replaces: bool = False) 
         If they cannot be written there.
     """
     share = None if home is None else home.share
+    inside = [file for file in work.files if work.is_inside(file.path)]
+    single = [
+        OutputFile(
+            file.path,
+            file.n_bytes,
+            work.inputs,
+            partial=None if home is None else home.partial(file.path),
+            share=share,
+        )
+        for file in work.files[len(inside) :]
+    ]
     if work.is_folder:
         outputs: OutputFiles = OutputFolder(
             work.output,
-            work.files,
+            inside,
             work.inputs,
             replaces=replaces,
             partial=None if home is None else home.partial_folder,
             share=share,
+            beside=single,
         )
     else:
-        outputs = OutputFiles(
-            [
-                OutputFile(
-                    file.path,
-                    file.n_bytes,
-                    work.inputs,
-                    partial=None if home is None else home.partial(file.path),
-                    share=share,
-                )
-                for file in work.files
-            ],
-            work.n_parts,
-        )
+        outputs = OutputFiles(single, work.n_parts)
     if home is not None and home.keeps:
         outputs.keep()
     return outputs

@@ -247,7 +247,7 @@ class OutputFile:
         try:
             if kind is None:
                 self.flush()
-                _publish([self], 1)
+                publish([self], 1)
         finally:
             self.leave()
 
@@ -379,10 +379,10 @@ class OutputFiles:
 
     def _publish(self) -> None:
         """Give the flushed files their names."""
-        _publish(self.files, self._n_parts)
+        publish(self.files, self._n_parts)
 
 
-def _publish(files: Sequence[OutputFile], n_parts: int) -> None:
+def publish(files: Sequence[OutputFile], n_parts: int) -> None:
     """Give flushed files their names; from the first rename on nothing takes them away again."""
     for file in files:
         file.check_inputs()

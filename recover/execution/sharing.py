@@ -170,7 +170,7 @@ class Sharing:
 
     def partial(self, path: Path) -> Path:
         """Where an output file is written."""
-        if self._work.is_folder:
+        if self._work.is_inside(path):
             return self.partial_folder / path.name
         return self._folder_beside(path) / f"{self._key}.{path.name}"
 
@@ -190,14 +190,13 @@ class Sharing:
 
     def _files(self) -> list[OutputFile]:
         """The files that are there, to be opened."""
-        within = self.partial_folder if self._work.is_folder else None
         return [
             OutputFile(
                 file.path,
                 file.n_bytes,
                 self._work.inputs,
                 partial=self.partial(file.path),
-                within=within,
+                within=self.partial_folder if self._work.is_inside(file.path) else None,
                 share=self._shard.number,
             )
             for file in self._work.files
@@ -241,7 +240,8 @@ class Sharing:
         raise OutputError(f"{printable(self._folder)}: vanishes while it is used")
 
     def _paths_of_files(self) -> Sequence[Path]:
-        return [] if self._work.is_folder else [file.path for file in self._work.files]
+        paths = [file.path for file in self._work.files]
+        return [path for path in paths if not self._work.is_inside(path)]
 
     def _create_files(self) -> None:
         if self._work.is_folder:

@@ -102,7 +102,7 @@ class Work(ABC):
     units : sequence of Unit
         The tensors.
     is_folder : bool
-        Whether the files make a folder of their own, `output`.
+        Whether the files make a folder of their own, `output`; others come behind them.
     n_parts : int
         So many of the files, from the first on, are parts of one.
     """
@@ -153,6 +153,10 @@ class Work(ABC):
         n_threads : int
             How many threads.
         """
+
+    def is_inside(self, path: Path) -> bool:
+        """Whether a file belongs to the folder that is made."""
+        return self.is_folder and path.resolve().parent == self.output.resolve()
 
     def read_sums(self, index: int, record: Any) -> Summed:
         """The sums of a tensor out of a file of any origin.

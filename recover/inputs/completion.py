@@ -33,6 +33,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.errors import PlanError
 from recover.evidence.intervals import Intervals
 from recover.inputs.alignment import AbsentTensor, align, is_absent
+from recover.inputs.as_seen import as_seen
 from recover.inputs.foreign import is_rounded_plainly, measure_ratio
 from recover.inputs.generations import with_generations
 from recover.inputs.matching import by_fineness, typical_error
@@ -104,8 +105,14 @@ def complete(
             )
             warnings.append(f"{what}: they say nothing")
         gone = [*unknown, *completer.divided]
-        absent = {name: AbsentTensor(name, model.tensors[name].dims) for name in gone}
-        found.append(known.with_tensors(absent) if absent else known)
+        changed: dict[str, StoredTensor] = {
+            name: AbsentTensor(name, model.tensors[name].dims) for name in gone
+        }
+        others = [each for i, each in enumerate(models) if i != number]
+        changed |= as_seen(
+            {name: known.tensors[name] for name in wanted if name not in gone}, others
+        )
+        found.append(known.with_tensors(changed) if changed else known)
     lost = [name for name in wanted if all(is_absent(model.tensors[name]) for model in found)]
     if lost:
         raise PlanError(

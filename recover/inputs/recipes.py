@@ -9,10 +9,11 @@ made, so that another process can make it of the opened input:
 - ``{"view": NAME, "dims": [...], "spans": [[RECIPE, START, END], ...]}``: weights of others;
 - ``{"absent": NAME, "dims": [...]}``: the input does not have it;
 - ``{"integers": RECIPE, "type": TYPE, "found": {...}}``: what naive blocks were made from;
-- ``{"completed": NAME, "found": [...]}``: as it is stored, with what other inputs told of it.
+- ``{"completed": NAME, "found": [...], "as_seen": BOOLEAN}``: as it is stored, with what other
+  inputs told of it (see `recover.containers.huggingface.tensors.QuantizedTensor`).
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from recover.containers.huggingface.tensors import QuantizedTensor
@@ -40,8 +41,10 @@ def recipe_of(tensor: StoredTensor) -> Recipe:
         case RecoveredTensor():
             found, kind = asdict(tensor.found), tensor.type.name
             return {"integers": recipe_of(tensor.naive), "type": kind, "found": found}
-        case QuantizedTensor() if any(of_runs := [found_record(each) for each in found_of(tensor)]):
-            return {"completed": tensor.name, "found": of_runs}
+        case QuantizedTensor() if (
+            any(of_runs := [found_record(each) for each in found_of(tensor)]) or tensor.is_as_seen
+        ):
+            return {"completed": tensor.name, "found": of_runs, "as_seen": tensor.is_as_seen}
         case _ if tensor.type.is_alternative and twin_of(tensor) is not None:
             return {"stored": tensor.name, "type": tensor.type.name}
         case _:
@@ -61,10 +64,9 @@ def make(recipe: Recipe, model: Model) -> StoredTensor:
             return as_type(_stored(name, model), type_by_name(kind))
         case {"stored": name}:
             return _stored(name, model)
-        case {"completed": name, "found": found}:
-            return completed_tensor(
-                cast(QuantizedTensor, _stored(name, model)), list(map(read_found, found))
-            )
+        case {"completed": name, "found": found, "as_seen": bool(is_as_seen)}:
+            stored = replace(cast(QuantizedTensor, _stored(name, model)), is_as_seen=is_as_seen)
+            return completed_tensor(stored, list(map(read_found, found)))
         case {"view": name, "dims": dims, "spans": spans}:
             parts = tuple(Span(make(each, model), start, end) for each, start, end in spans)
             return View(name, tuple(dims), parts)

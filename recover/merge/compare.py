@@ -178,6 +178,8 @@ def _n_vanished(evidence: Evidence, n_tensors: int) -> NDArray[np.int64]:
         return np.zeros(n_tensors, np.int64)
     scale = evidence.scale.reshape(len(evidence.scale), n_tensors, -1)
     n_superblocks = scale.shape[2] * GROUP // SUPERBLOCK
+    if not n_superblocks:
+        return np.zeros(n_tensors, np.int64)
     n_groups = n_superblocks * (SUPERBLOCK // GROUP)
     shape = len(scale), n_tensors, n_superblocks
     is_zero = (scale[:, :, :n_groups] == 0).reshape(*shape, -1).all(3)

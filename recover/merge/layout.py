@@ -116,9 +116,13 @@ def _places_of(
 
 
 def lay_out_deviations(
-    models: Sequence[Model], drafts: Sequence[Draft], path: Path, outputs: Sequence[FilePlan]
+    models: Sequence[Model],
+    drafts: Sequence[Draft],
+    path: Path,
+    outputs: Sequence[FilePlan],
+    folder: Path | None = None,
 ) -> SecondOutput:
-    """The file with the standard deviations; `outputs` are those with the weights.
+    """The file with the standard deviations; `outputs` are those with the weights, in a folder.
 
     Raises
     ------
@@ -128,6 +132,8 @@ def lay_out_deviations(
     check_output_path(path, [part for model in models for part in model.parts])
     if path.resolve() in [file.path.resolve() for file in outputs]:
         raise PlanError(f"{printable(path)}: is the output as well; name another file")
+    if folder is not None and folder.resolve() in path.resolve().parents:
+        raise PlanError(f"{printable(path)}: is in the folder that is written; name another file")
     told = [draft for draft in drafts if not isinstance(output_type_of(draft), OpaqueType)]
     bf16 = type_by_name("BF16")
     entries = [

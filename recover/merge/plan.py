@@ -388,8 +388,7 @@ def plan_merge(
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are written.
     calibration : Calibration or path-like, optional
-        Weights for the method ``linear``, densities for the method ``posterior``, fitted on a model
-        whose original is known.
+        Weights for ``linear``, densities for ``posterior``, of a model whose original is known.
     split_max_size : int, optional
         Most bytes of tensors in a file: write parts ``...-00001-of-0000N.gguf`` as
         ``llama-gguf-split`` makes them, even if there is only one.
@@ -424,7 +423,6 @@ def plan_merge(
         max_shard_size,
         config,
         split_max_size=split_max_size,
-        uncertainty=uncertainty,
         tensors=tensors,
     )
     opened = open_models(inputs)
@@ -485,7 +483,9 @@ def plan_merge(
     )
     plan = with_source_format(plan, options, warnings)
     if uncertainty is not None:
-        second = lay_out_deviations(models, drafts, Path(uncertainty), files)
+        second = lay_out_deviations(
+            models, drafts, Path(uncertainty), files, output if to_folder else None
+        )
         plan = replace(plan, uncertainty=second)
     if options.calibration is not None:
         changed = with_calibration(plan.tensors, method, options.calibration, n_layers(names))

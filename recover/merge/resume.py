@@ -88,7 +88,7 @@ class Unfinished:
 
     def partial(self, path: Path) -> Path:
         """Where an output file lies until all are complete."""
-        if self._plan.is_folder:
+        if self._plan.is_folder and path.resolve().parent == self._plan.output.resolve():
             return self.partial_folder / path.name
         return partial_path(path, self._key)
 

@@ -203,7 +203,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_command_line(tiny: list[Path], tmp_path: Path) -> None:
-    command = ["merge", *tiny, "--tensors", "blk.0", "--threads", "1", "--json", "-o"]
+    command = ["merge", *tiny, "--tensors", "blk.0", "--threads", "1", "--json", "-q", "-o"]
     (home := tmp_path / "home").mkdir()
     alone = run(*command, home / "once.gguf", tmp_path)
     assert alone.returncode == 0, alone.stderr

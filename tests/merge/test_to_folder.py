@@ -141,6 +141,37 @@ def test_folder_that_is_there(tmp_path: Path) -> None:
         plan_merge([*inputs, tmp_path / "out"], tmp_path / "out")
 
 
+def test_deviations_are_a_file_beside_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, wanted = quantizations("llama", tmp_path), tmp_path / "wanted.gguf"
+    execute_merge(plan_merge(inputs, tmp_path / "out.gguf", uncertainty=wanted))
+    found = tmp_path / "found.gguf"
+    plan = plan_merge(inputs, f"{tmp_path}/out/", uncertainty=found)
+    workers = Workers()
+    workers.stops_after = 5
+    with monkeypatch.context() as patch:
+        workers.watch(patch)
+        with pytest.raises(Interrupted):
+            execute_merge(plan)
+    assert not found.exists()
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*"))
+    workers = Workers()
+    workers.stops_after = 5
+    with monkeypatch.context() as patch:
+        workers.watch(patch)
+        with pytest.raises(Interrupted):
+            finish(plan)
+    _, said = finish(plan)
+    assert any("going on with what is there" in each for each in said)
+    assert found.read_bytes() == wanted.read_bytes()
+    assert read_arrays(tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(PlanError, match="is in the folder that is written"):
+        plan_merge(inputs, tmp_path / "out", uncertainty=tmp_path / "out" / "u.gguf")
+
+
 def test_names_of_outputs(tmp_path: Path) -> None:
     inputs = quantizations("llama", tmp_path)
     for name in ("out", "out.safetensors", "out.bin"):
@@ -151,7 +182,6 @@ def test_names_of_outputs(tmp_path: Path) -> None:
         (file, {"max_shard_size": 10}, "--max-shard-size is for folders"),
         (file, {"config": tmp_path}, "--config is for folders"),
         (folder, {"split_max_size": 10}, "--split-max-size is for GGUF files"),
-        (folder, {"uncertainty": file}, "--uncertainty is for GGUF files"),
         (folder, {"tensors": "x"}, "--tensors is for GGUF files"),
         (folder, {"outtype": "q8_0"}, "folders hold no q8_0"),
         (folder, {"max_shard_size": 0}, "too small"),

@@ -196,8 +196,9 @@ def test_many_rows_are_those_alone(name: str) -> None:
 
 @types
 def test_rows_are_marked_and_their_errors_known(name: str) -> None:
-    """Within 10% of those to expect; without the mark, those of the other program are expected."""
-    kind, x = type_by_name(name), trained(18, 24, 512)
+    """Within 5% of normal weights; without the mark, those of the other program are expected."""
+    kind = type_by_name(name)
+    x = np.random.default_rng(18).standard_normal((24, 512), np.float32)
     assert isinstance(kind, BlockIntervals)
     raw = quantize(x, kind)
     assert {int(d) & 0xFFF for d in raw.reshape(24, -1)[:, :4].copy().view("<u4")[:, 0]} == {MARK}
@@ -209,7 +210,7 @@ def test_rows_are_marked_and_their_errors_known(name: str) -> None:
         kind.state(blocks_of(raw, kind, 512, 0, x.size), stated)
         off = np.square(stated.value.reshape(x.shape) - x, dtype=np.float64).sum(axis=1)
         claims.append((stated.variance.reshape(x.shape).sum(axis=1) / off).mean())
-    assert 0.9 < claims[0] < 1.1
+    assert 0.95 < claims[0] < 1.05
     assert claims[1] > 1.1 * claims[0]
 
 

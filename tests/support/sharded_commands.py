@@ -22,6 +22,10 @@ def commands(tiny: list[Path], folder: Path) -> dict[str, Command]:
     inputs = list(map(str, tiny))
     return {
         "quantize": lambda home: ["quantize", str(TINY), "Q4_K", "-o", f"{home}/out.gguf"],
+        "quantize by rows": lambda home: [
+            *("quantize", str(TINY), "Q8_0", "-o", f"{home}/out.gguf"),
+            *("--tensor-type", "blk.0.ffn_up=IQ4_KT", "--tensor-type", "blk.1.attn_q=IQ4_KT"),
+        ],
         "export": lambda home: [
             *("export", str(TINY), "-o", f"{home}/out", "--outtype", "f16"),
             *("--max-shard-size", "2MB"),
@@ -35,7 +39,7 @@ def commands(tiny: list[Path], folder: Path) -> dict[str, Command]:
     }
 
 
-NAMES = ("quantize", "export", "bounds", "half bounds", "reblock")
+NAMES = ("quantize", "quantize by rows", "export", "bounds", "half bounds", "reblock")
 
 
 def _with_integers(folder: Path) -> Path:

@@ -101,7 +101,16 @@ class FloatTensor(BytesTensor):
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor(FolderTensor):
-    """A tensor that states an interval for each weight."""
+    """A tensor that states an interval for each weight.
+
+    Attributes
+    ----------
+    is_as_seen : bool
+        Whether the original is known to have been stored in the floats that the encoder saw, so
+        that nothing was rounded before.
+    """
+
+    is_as_seen: bool = False
 
     @cached_property
     def type(self) -> IntervalType:
@@ -126,13 +135,19 @@ class QuantizedTensor(FolderTensor):
             if (span := run.span(first, last)) is None:
                 for piece in run.pieces(first, last):
                     within = own.part(piece.at, piece.at + piece.end - piece.start)
-                    _state(run.matrix, piece.start, piece.end, within)
+                    self._state(run.matrix, piece.start, piece.end, within)
                 continue
             stated = Stated.of(span.end - span.start)
-            _state(run.matrix, span.start, span.end, stated)
+            self._state(run.matrix, span.start, span.end, stated)
             for each, found in zip(own, stated, strict=True):
                 by_row = found.reshape(-1, run.matrix.row_length)[span.rows].reshape(-1)
                 each[:] = by_row[span.offset : span.offset + last - first]
+
+    def _state(self, matrix: Any, start: int, end: int, out: Stated) -> None:
+        """What a matrix states of the original's weights."""
+        matrix.intervals(start, end, out)
+        if matrix.seen_as != "F32" and not self.is_as_seen:
+            widen(out.lower, out.upper, *_ROUNDING[matrix.seen_as])
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `recover.containers.model.StoredTensor.read`."""
@@ -189,13 +204,6 @@ class QuantizedTensor(FolderTensor):
         self.intervals(start, end, stated)
         groups = [each.reshape(-1, GROUP) for each in (stated.value, stated.lower, stated.upper)]
         return np.stack(groups, 1).view(np.uint8).reshape(-1)
-
-
-def _state(matrix: Any, start: int, end: int, out: Stated) -> None:
-    """What a matrix states of the original's weights."""
-    matrix.intervals(start, end, out)
-    if matrix.seen_as != "F32":
-        widen(out.lower, out.upper, *_ROUNDING[matrix.seen_as])
 
 
 @kernel

@@ -1,10 +1,17 @@
-"""Formats of integers with scales: what is merged with which types of GGUF."""
+"""Formats of integers with scales: what is merged with which types of GGUF.
+
+The errors of codes of which nobody says how they were made are found beside Q4_K.
+"""
 
 from collections.abc import Callable
 
 from recover.containers.huggingface.formats import Matrix, read_matrix
+from recover.containers.huggingface.formats.base import is_soft
+from recover.inputs.foreign import measure_ratio
+from recover.quants import quantize, type_by_name
 from tests.support.encoders import autoround, compressed_tensors, hqq, mlx, quanto, torchao
 from tests.support.foreign_modules import Array, module_of
+from tests.support.stated_intervals import tensor_of
 
 Encoder = Callable[[Array], Matrix]
 
@@ -22,9 +29,15 @@ def _mlx(n_bits: int, group: int, kind: str = "BF16") -> Encoder:
 def _int(n_bits: int, group: int | str, *, search: bool = False, known: bool = True) -> Encoder:
     config = compressed_tensors.config("mse" if search else "minmax")
     recipe = compressed_tensors.RECIPE if known else ""
-    return lambda w: _read(
-        compressed_tensors.encode(w, n_bits, group, search=search), config, recipe
-    )
+
+    def make(w: Array) -> Matrix:
+        found = _read(compressed_tensors.encode(w, n_bits, group, search=search), config, recipe)
+        if not is_soft(found):
+            return found
+        beside = tensor_of(quantize(w, type_by_name("Q4_K")), "Q4_K", w.size)
+        return found.with_noise(found.noise * measure_ratio(found, beside))
+
+    return make
 
 
 def _hqq(n_bits: int, kind: str = "F16", axis: int = 1) -> Encoder:

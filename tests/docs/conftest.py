@@ -1,0 +1,33 @@
+"""A folder with the files that README and docs speak of."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.hf_folders import write_folder
+from tests.support.llama_folders import folder as int4_folder
+from tests.support.models import DATA, ROOT, TINY
+
+
+@pytest.fixture(scope="package")
+def place(
+    quantized_29m: dict[str, Path], llama_29m: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Where their commands run: q5.gguf is of llama-29m, tiny-q5.gguf of the small model."""
+    where = tmp_path_factory.mktemp("docs")
+    links = {"original.gguf": llama_29m, "tiny.gguf": TINY, "known.gguf": TINY}
+    for name, kind in (("q5", "Q5_K_M"), ("q4", "Q4_K_M"), ("q2", "Q2_K")):
+        links[f"{name}.gguf"] = quantized_29m[kind]
+        links[f"tiny-{name}.gguf"] = DATA / f"tiny-llama-3m-{kind}.gguf"
+        links[f"known-{name}.gguf"] = DATA / f"tiny-llama-3m-{kind}.gguf"
+    for name, target in links.items():
+        (where / name).symlink_to(target)
+    write_folder(llama_29m, where / "model-bnb-4bit", "nf4")
+    write_folder(TINY, where / "model-FP8", "fp8")
+    int4_folder(where / "model-int4", "llama", np.random.default_rng(1))
+    script = ROOT / "examples" / "make_grok_checkpoint.py"
+    subprocess.run([sys.executable, str(script), str(where / "grok-small")], check=True)
+    return where
