@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from recover._brief import Brief
-from recover._text import printable
 from recover._version import __version__
 from recover.calibration.weights import Calibration, read_calibration
 from recover.containers.gguf.names import n_layers
