@@ -381,15 +381,13 @@ def plan_merge(
     outtype : {"f16", "bf16", "f32", "q8_0"}
         How merged and converted tensors are stored (rows of no whole blocks as F16).
     snap : {"auto", "none", "bf16", "f16"}
-        Round to the numbers of the format that the original weights had; ``auto``: as its norms
-        tell.
+        Round to the numbers of the original weights' format; ``auto``: as its norms tell.
     uncertainty : path-like, optional
         GGUF file to be written with the standard deviation of every weight.
     tensors : str, optional
         Regular expression; only tensors in whose name it is found are written.
     calibration : Calibration or path-like, optional
-        Weights for the method ``linear``, densities for the method ``posterior``, fitted on a model
-        whose original is known.
+        Weights for ``linear``, densities for ``posterior``, of a model whose original is known.
     split_max_size : int, optional
         Most bytes of tensors in a file: write parts ``...-00001-of-0000N.gguf`` as
         ``llama-gguf-split`` makes them, even if there is only one.
