@@ -27,9 +27,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from recover._compiled.jit import is_first_run
 from recover._json import to_text
 from recover._text import escaped, shortened
+from recover.cli._compiling import tell_of_compilation
 from recover.cli._inputs import check_inputs
 from recover.cli._streams import LONGEST_LINE, complain, is_quiet, say, write
 from recover.execution import tiles
@@ -39,6 +39,8 @@ _LOG_SECONDS = 60.0
 _NARROWEST = 12
 _LONGEST_CELL = 500
 _GAP = "  "
+
+tell_of_compilation()
 
 
 @contextmanager
@@ -55,8 +57,6 @@ def progress_bar(
     if not sys.stderr.isatty():
         yield _Log(args, what, unit)
         return
-    if is_first_run():
-        message(args, "compiling for this CPU first, which takes half a minute or more once")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

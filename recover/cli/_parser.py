@@ -13,6 +13,7 @@ from argparse import (
     _SubParsersAction,
 )
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from recover._text import escaped, shortened
@@ -20,6 +21,7 @@ from recover._version import __version__
 from recover.cli._streams import drop
 
 _LONGEST = 1000
+_MISSING = "the following arguments are required"  # as argparse says it
 _MOST_NAMED = 3
 
 
@@ -29,7 +31,12 @@ class Parser(ArgumentParser):
     given: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and the usage on stderr, a line each, and leave with status 2."""
+        """Print the error and the usage on stderr, a line each, and leave with status 2.
+
+        Where something is missing, an option that nobody knows may have been meant to give it.
+        """
+        if message.startswith(_MISSING):
+            message += self._of_unknown_option()
         usage = f"usage: {_usage(self)} (more: {self.prog} --help)"
         try:
             for line in (f"recover: error: {message}", usage):
@@ -50,6 +57,15 @@ class Parser(ArgumentParser):
             hint = did_you_mean(options[0].partition("=")[0], known) if options else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
+
+    def _of_unknown_option(self) -> str:
+        """``; there is no option --outptu; did you mean --output?``, if one was given."""
+        known = [name for action in self._actions for name in action.option_strings]
+        for word in takewhile(lambda each: each != "--", self.given):
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(each.startswith(name) for each in known):
+                return f"; there is no option {name}{did_you_mean(name, known)}"
+        return ""
 
     def _get_value(self, action: Action, arg_string: str) -> Any:
         """A value, as one of the choices is spelt."""

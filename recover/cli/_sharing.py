@@ -73,6 +73,7 @@ def print_part(args: Namespace, part: "PartResult") -> None:
     )
     if part.missing:
         shown = ", ".join(map(str, part.missing[:20])) + (", ..." if part.missing[20:] else "")
-        say(f"not done yet: {shown} of {part.shard.n}")
+        noun = "part" if len(part.missing) == 1 else "parts"
+        say(f"not done yet: {noun} {shown} of {part.shard.n}")
     else:
         say(f"all parts are done; the process of part {part.finished_by} finishes")

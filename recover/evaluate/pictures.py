@@ -38,6 +38,7 @@ _N_POINTS = 401
 _N_POSITIONS = 32
 _MOST_ROLES = 24
 _FEWEST_WEIGHTS = 20
+_OF_PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
 _TINY = 1e-30
 _DPI = 200
 
@@ -334,12 +335,15 @@ def check_folder(folder: Path) -> None:
     Raises
     ------
     OutputError
-        If it is a file, or the folder that it is to be made in does not exist.
+        If it is a file or called like a picture, or the folder that it is to be made in does not
+        exist.
     """
     shown = printable(folder)
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{shown}: is no folder; name one for the pictures")
+        if folder.suffix.lower() in _OF_PICTURES and not folder.exists():
+            raise OutputError(f"{shown}: is the name of a picture; name a folder for several")
         if not folder.resolve().parent.is_dir():
             raise OutputError(f"{shown}: the folder that it is to be made in does not exist")
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL character

@@ -4,6 +4,7 @@ import argparse
 import gc
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from numba.core import event
 
 import recover
 from recover._compiled import jit as _jit
-from recover.cli import _console, main
+from recover.cli import _compiling, _console, _streams, main
 from tests.support.models import TINY
 
 RECOVER = (sys.executable, "-m", "recover")
@@ -268,7 +270,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 SLOW_MERGE = """
 import signal, sys, time
-from recover.cli import _console, main
+from recover.cli import _compiling, _console, _streams, main
 from recover.merge.work import Worker
 work = Worker.work
 def slow(self, task, files):
@@ -328,21 +330,45 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_people_are_told_of_compilation(
+def test_people_are_told_of_compilation_once(
     first: bool,
-    tiny: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(_jit, "_folder", lambda _path: tmp_path)
+    if not first:
+        (tmp_path / "of-an-earlier-run.nbi").touch()
+    listener = _compiling.Compilations()
+
+    def told() -> str:
+        with event.trigger_event("tests:compile"):
+            return capsys.readouterr().err
+
+    event.register("tests:compile", listener)
+    try:
+        assert told() == ""  # nobody looks
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        monkeypatch.setattr(_streams, "_quiet", True)
+        assert told() == ""
+        monkeypatch.setattr(_streams, "_quiet", False)
+        assert told().startswith("recover: compiling for this CPU")
+        assert told() == ""
+    finally:
+        event.unregister("tests:compile", listener)
+
+
+def test_people_are_told_of_compilation_before_it(tiny: list[Path], tmp_path: Path) -> None:
+    """A merge compiles when it looks at samples, long before there is a bar."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     some = "merge", *map(str, tiny), "-o", str(tmp_path / "out.gguf"), "--tensors", "norm"
-    assert main([*some]) == 0
-    assert capsys.readouterr().err == ""  # nobody looks
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    if first:
-        monkeypatch.setattr(_jit, "_folder", lambda _path: tmp_path)
-    assert main([*some]) == 0
-    assert ("compiling for this CPU" in capsys.readouterr().err) == first
+    master, slave = pty.openpty()
+    with subprocess.Popen([*RECOVER, *some, "--dry-run"], stderr=slave, env=environment) as process:
+        os.close(slave)
+        first = os.read(master, 1000)
+    os.close(master)
+    assert process.returncode == 0
+    assert first.startswith(b"recover: compiling for this CPU first")
 
 
 def test_second_run_compiles_nothing(tiny: list[Path], tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["quantize", "a.gguf", "Q4KM", "-o", "b.gguf"], "Q4_K_M"),
         (["reblock", "a", "-o", "b.gguf", "--type", "mxpf4"], "mxfp4"),
         (["completion", "fsh"], "fish"),
+        (["merge", "a.gguf", "--outptu", "b.gguf"], "--output"),
+        (["evaluate", "a.gguf", "--thruth=b.gguf"], "--truth"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )

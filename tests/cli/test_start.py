@@ -50,4 +50,4 @@ def test_process_ends_with_all_printed_and_its_status(tiny: list[Path], tmp_path
             stderr=subprocess.PIPE,
             check=False,
         )
-    assert done.returncode != 0
+    assert (done.returncode, done.stderr) == (0, b"")  # who closes a pipe has read enough

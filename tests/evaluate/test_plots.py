@@ -335,7 +335,7 @@ def test_folders_that_cannot_be_used(
 ) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    for folder in (file, tmp_path / "no" / "folder"):
+    for folder in (file, tmp_path / "no" / "folder", tmp_path / "picture.PNG"):
         assert evaluate(tiny, "--plot", folder) == 1
         printed = capsys.readouterr()
         assert printed.out == ""

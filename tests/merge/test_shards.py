@@ -381,7 +381,7 @@ def test_command_line(tiny: list[Path], tmp_path: Path, capsys: Any) -> None:
     assert main([*command, "--shard", "2/2"]) == 0
     shown = capsys.readouterr().out
     assert f"part 2/2 of {output} is done" in shown
-    assert "not done yet: 1 of 2" in shown
+    assert "not done yet: part 1 of 2" in shown
     assert main([*command, "--shard", "2/2", "--json"]) == 0
     assert '"missing": [\n    1\n  ]' in capsys.readouterr().out
     assert not output.exists()
