@@ -66,7 +66,8 @@ def odd(x: F32Array, rng: Rng) -> dict[str, F32Array]:
     """What is made of trained weights (n, k), and what is drawn."""
     n, k = x.shape
     rows, columns = np.arange(n)[:, None], np.arange(k)
-    fours = abs(x).reshape(n, -1, 4)
+    order = np.argsort(np.argsort(abs(x).reshape(n, -1, 4))).reshape(x.shape)
+    is_large: NDArray[np.bool_] = order > 1
     powers = np.exp2(rng.uniform(-12, 12, (n, 1))).astype(np.float32)
     return {
         "sparse": _where(x, rng.random(x.shape) < 0.1),
@@ -74,7 +75,7 @@ def odd(x: F32Array, rng: Rng) -> dict[str, F32Array]:
         "dead columns": _where(x, rng.random(k) < 0.5),
         "dead rows": _where(x, rows % 3 != 0),
         "dead but for one": _where(x, (columns % 256 == 3) | (rows % 2 == 0)),
-        "2 of 4": _where(x, np.greater(np.argsort(np.argsort(fours)).reshape(x.shape), 1)),
+        "2 of 4": _where(x, is_large),
         "student 3": _student(rng, 3),
         "student 1.5": _student(rng, 1.5),
         "one outlier": np.where((rows == 2) & (columns == 7), np.float32(50), x),
