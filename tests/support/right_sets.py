@@ -72,7 +72,7 @@ def odd(x: F32Array, rng: Rng) -> dict[str, F32Array]:
     return {
         "sparse": _where(x, rng.random(x.shape) < 0.1),
         "very sparse": _where(x, rng.random(x.shape) < 0.005),
-        "dead columns": _where(x, rng.random(k) < 0.5),
+        "dead columns": _where(x, rng.random((k,)) < 0.5),
         "dead rows": _where(x, rows % 3 != 0),
         "dead but for one": _where(x, (columns % 256 == 3) | (rows % 2 == 0)),
         "2 of 4": _where(x, is_large),
