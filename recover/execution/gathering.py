@@ -105,8 +105,11 @@ def do_tasks(
     how : HowToWork
         Who does them.
     save_if_due : callable, optional
-        Called now and then.
+        Called now and then, and at the start.
     """
+    n_left = sum(work.units[i].n_weights for i in indices)
+    watch = _watch(how.progress, work.n_weights, n_left, save_if_due)
+    watch(0)
     if not indices:
         return
     files = {str(file.place): file for file in outputs}
@@ -120,8 +123,6 @@ def do_tasks(
 
     work.prepare(indices, how)
     executor = how.executor_of(work, {file.place: file for file in outputs})
-    n_left = sum(work.units[i].n_weights for i in indices)
-    watch = _watch(how.progress, work.n_weights, n_left, save_if_due)
     executor.run(work.tasks(indices, places), take, watch)
 
 

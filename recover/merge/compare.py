@@ -1,13 +1,19 @@
 """Whether inputs contradict each other, tile by tile, also those that are not combined.
 
-Cells that do not meet are a proof. Inputs without cells are compared by the correlation of their
-decoded weights, superblock by superblock: errors of a few bits leave most of it, while rows that
-were swapped, or are another model's, have none. And the square difference of the whole tensor is to
-be what the errors of both explain. A tensor times a constant keeps its correlation and may differ
-by little: what tells it is the slope of one on the other, in many superblocks. Of types with errors
-as large as the weights (ternary ones) the correlation of many superblocks tells, not that of one.
+Cells that do not meet are a proof. Inputs without cells are compared by what they say of each
+superblock: errors of a few bits leave most of the correlation of its weights, while rows that were
+swapped, or are another model's, have none. And the square difference of the whole tensor is to be
+what the errors of both explain. A tensor times a constant keeps its correlation and may differ by
+little: what tells it is the slope of one on the other, in many superblocks.
 
-A superblock of zeros has no correlation. Encoders make it of weights that are all but zero.
+An encoder with an importance matrix may be far off where little matters, but not everywhere. In a
+group it cuts off what exceeds its largest code, and a codebook without a zero has nothing for
+weights that are smaller than its smallest. So weights at the ends of a group say nothing of the
+slope and the difference, and are cut to the other input's ends in correlations. Of types that have
+hardly more than ends (ternary ones) the correlation of many superblocks tells, not that of one.
+
+A superblock of zeros has no correlation. Encoders make it of weights that are all but zero, or of a
+few that do not matter.
 """
 
 import math
@@ -19,12 +25,13 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover.containers.model import Model, StoredTensor
-from recover.estimators._combine import add_variance, group_variances, square_difference
+from recover.estimators._combine import add_variance, group_variances
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
 from recover.evidence.cells import intersect_cells
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
 from recover.merge.decide import Draft
+from recover.merge.superblocks import FEWEST, LARGEST_LOST, SUPERBLOCK, compare_each
 from recover.quants import (
     GROUP,
     F32Array,
@@ -35,25 +42,18 @@ from recover.quants import (
     VectorType,
 )
 
-SUPERBLOCK = 256
 # In tensors of up to so many weights all are looked at, in larger ones one in eight at least.
 _LOOK_AT_ALL = 1 << 20
 _LARGEST_STEP = 8
 _PAIR = 2 * GROUP  # weights that the bounds of lone extreme weights are found in
-# Of two quantizations it is far larger (`python -m tests.benchmarks.likeness`), but of ternary
-# types, whose errors are as large as the weights; of 256 unrelated weights it is 0.06 typically.
-_UNLIKE = 0.25
 _LARGEST_ERROR = 0.5
 _LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what errors explain
 # The slope of the first input on the other one is 1 but for a share of the root of relative errors:
 # codebooks reach too far on purpose (`python -m tests.benchmarks.likeness`).
-_STEEPER, _FLATTER, _OF_FIRST = 0.12, 1.25, 0.5
-_MANY_OFF = 0.25  # share of the weights, so that the tensor is another one
-# No type of llama.cpp makes zeros of larger weights: the scale of 2**-25 times codes and levels.
-_LARGEST_LOST = np.float32(2.0**-12)
-# Of vector types the error may be so many times what is typical: of weights of which many are 0, or
-# where some columns are much larger than others.
-_VARYING = 4
+_FLATTER, _OF_FIRST = 1.25, 0.5
+_MANY_OFF = 0.5  # share of the weights, so that the tensor is another one
+# Of vector types the error may be so many times what is typical.
+_VARYING = 2
 
 # Types whose errors are known, so that they can be compared.
 _SAID = ScalarType | IntervalType | VectorType
@@ -185,12 +185,13 @@ def _n_vanished(evidence: Evidence, n_tensors: int) -> NDArray[np.int64]:
     is_zero = (scale[:, :, :n_groups] == 0).reshape(*shape, -1).all(3)
     if not (is_zero.any(0) & ~is_zero.all(0)).any():
         return np.zeros(n_tensors, np.int64)
-    largest = np.empty(shape, np.float32)
-    for k, own in enumerate(largest):
+    is_empty, is_large = np.empty((2, *shape), np.bool_)
+    for k in range(len(scale)):
         rows = np.abs(_values(evidence, k)).reshape(n_tensors, -1)
-        whole = rows[:, : n_superblocks * SUPERBLOCK]
-        own[:] = whole.reshape(n_tensors, n_superblocks, SUPERBLOCK).max(2)
-    is_lost = (largest == 0).any(0) & (largest.max(0) > _LARGEST_LOST)
+        whole = rows[:, : n_superblocks * SUPERBLOCK].reshape(*shape[1:], SUPERBLOCK)
+        is_empty[k] = (whole == 0).all(2)
+        is_large[k] = np.count_nonzero(whole > LARGEST_LOST, axis=2) >= FEWEST
+    is_lost = is_empty.any(0) & is_large.any(0)
     return SUPERBLOCK * np.count_nonzero(is_lost, axis=1).astype(np.int64)
 
 
@@ -211,7 +212,7 @@ def _likeness(
         math.sqrt(error.total / size) if 0 < (size := _square_sum(x)) < np.inf else 0.0
         for x, error in ((one, one_error), (other, other_error))
     )
-    _compare_each(one, other, 1 - _FLATTER * second, 1 + _STEEPER + _OF_FIRST * first, found)
+    compare_each(one, other, _FLATTER * second, _OF_FIRST * first, is_typical, found)
     found[:, 2] = one_error.at_most + other_error.at_most
     found[~np.isfinite(found[:, 1]), 1:] = 0
     if not is_typical:
@@ -377,41 +378,3 @@ def _is_finite_anywhere(lower: F32Array, upper: F32Array) -> bool:
     while i < lower.size and not (np.isfinite(lower[i]) or np.isfinite(upper[i])):
         i += 1
     return i < lower.size
-
-
-@kernel
-def _compare_each(
-    one: F32Array, other: F32Array, flattest: float, steepest: float, found: NDArray[np.float64]
-) -> None:
-    """Fill all but the third column of what is found of tensors of one size (n_tensors, 4)."""
-    n = one.size // found.shape[0]
-    for i in range(found.shape[0]):
-        a, b = one[i * n : (i + 1) * n], other[i * n : (i + 1) * n]
-        found[i, 0], found[i, 3] = count_unlike(a, b, flattest, steepest)
-        found[i, 1] = square_difference(a, b)
-
-
-@kernel
-def count_unlike(
-    one: F32Array, other: F32Array, flattest: float, steepest: float
-) -> tuple[int, int]:
-    """Weights in superblocks of which two inputs, float32 (n,), say something unrelated.
-
-    And those of which they say a multiple: the slope of one on the other is out of some limits. Of
-    weights as small as encoders lose scales are imprecise, so that it says nothing; a superblock of
-    zeros is unrelated to one with larger weights.
-    """
-    n_unlike = n_off = 0
-    for start in range(0, one.size, SUPERBLOCK):
-        end = min(start + SUPERBLOCK, one.size)
-        aa = bb = ab = largest = 0.0
-        for i in range(start, end):
-            a, b = np.float64(one[i]), np.float64(other[i])
-            aa, bb, ab = aa + a * a, bb + b * b, ab + a * b
-            largest = max(largest, abs(a), abs(b))
-        is_lost = (aa == 0 or bb == 0) and largest > _LARGEST_LOST
-        unlike = is_lost or (aa > 0 and bb > 0 and ab < _UNLIKE * np.sqrt(aa * bb))
-        n_unlike += end - start if unlike else 0
-        is_off = largest > _LARGEST_LOST and not flattest * bb <= ab <= steepest * bb
-        n_off += end - start if is_off else 0
-    return n_unlike, n_off

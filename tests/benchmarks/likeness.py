@@ -55,7 +55,7 @@ def main() -> None:
     for one, two in PAIRS:
         buffer = EvidenceBuffer([Source(type_by_name(name)) for name in (one, two)])
         n = sum(
-            count_conflicts(buffer.load([encode(one, x), encode(two, y)], x.size), 1)
+            int(count_conflicts(buffer.load([encode(one, x), encode(two, y)], x.size), 1)[0])
             for x, y in zip(matrices, changed, strict=True)
         )
         n_weights = sum(x.size for x in matrices)

@@ -1,0 +1,132 @@
+"""What two inputs say of each superblock: whether it is related, a multiple, and how different."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._compiled.jit import inner, kernel
+from recover.quants import GROUP, F32Array
+
+SUPERBLOCK = 256
+FEWEST = 16  # weights of a superblock that tell anything
+# No type of llama.cpp makes zeros of larger weights: the scale of 2**-25 times codes and levels.
+LARGEST_LOST = np.float32(2.0**-12)
+# The least correlation. Of two quantizations it is far larger
+# (`python -m tests.benchmarks.likeness`), but of ternary types, whose errors are as large as the
+# weights; of 256 unrelated weights it is 0.06 typically.
+_UNLIKE = 0.25
+_STEEPER = 0.12  # codebooks reach too far on purpose
+
+
+@kernel
+def compare_each(
+    one: F32Array,
+    other: F32Array,
+    flatter: float,
+    steeper: float,
+    has_ends: bool,
+    found: NDArray[np.float64],
+) -> None:
+    """Fill all but the third column of what is found of tensors of one size (n_tensors, 4).
+
+    Slopes may be so much flatter and steeper where the weights are as large as all of the
+    superblock, which errors are in proportion to; smaller ones may have others.
+    """
+    n = one.size // found.shape[0]
+    for i in range(found.shape[0]):
+        found[i, :2] = found[i, 3] = 0
+        for start in range(i * n, (i + 1) * n, SUPERBLOCK):
+            end = min(start + SUPERBLOCK, (i + 1) * n)
+            a, b = one[start:end], other[start:end]
+            aa, ab, bb, n_told = _moments(a, b, has_ends)
+            is_told = n_told >= FEWEST and aa > 0 and bb > 0
+            if _is_lost(a, b) or (is_told and ab < _UNLIKE * np.sqrt(aa * bb)):
+                found[i, 0] += a.size
+            squares, largest = _size(a, b)
+            if not squares < np.inf:
+                found[i, 1] = np.inf
+            if not largest > LARGEST_LOST:
+                continue
+            ab, bb, difference, n_between = _between(a, b)
+            found[i, 1] += difference
+            if n_between < FEWEST or not bb > 0:
+                continue
+            ratio = np.sqrt(squares / a.size * n_between / bb)
+            flattest, steepest = 1 - flatter * ratio, 1 + _STEEPER + steeper * ratio
+            if not flattest * bb <= ab <= steepest * bb:
+                found[i, 3] += a.size
+
+
+@inner
+def _size(one: F32Array, other: F32Array) -> tuple[float, float]:
+    """Of a superblock the sum of squares, by the input that says more, and the largest size."""
+    aa = bb = 0.0
+    largest = np.float32(0)
+    for i in range(one.size):
+        aa, bb = aa + np.float64(one[i]) ** 2, bb + np.float64(other[i]) ** 2
+        largest = max(largest, abs(one[i]), abs(other[i]))
+    return (aa if aa > bb or not bb < np.inf else bb), float(largest)
+
+
+@inner
+def _is_lost(one: F32Array, other: F32Array) -> bool:
+    """Whether an input has zeros where the other one has weights that no encoder loses."""
+    a = b = n_large = 0
+    for i in range(one.size):
+        a, b = a + (one[i] != 0), b + (other[i] != 0)
+        n_large += max(abs(one[i]), abs(other[i])) > LARGEST_LOST
+    return (a == 0 or b == 0) and n_large >= min(FEWEST, one.size)
+
+
+@inner
+def _ends(values: F32Array) -> tuple[float, float, float]:
+    """Of a group the smallest number, the largest one, and the smallest size."""
+    low = high = values[0]
+    smallest = abs(low)
+    for value in values:
+        low, high, smallest = min(low, value), max(high, value), min(smallest, abs(value))
+    return low, high, smallest
+
+
+@inner
+def _moments(one: F32Array, other: F32Array, has_ends: bool) -> tuple[float, float, float, int]:
+    """Sums of squares and products of a superblock, and of how many weights.
+
+    What has ends is cut to those of the other input in each group, as encoders cut what matters
+    little; the smallest weights of a group, which may be made of zeros, are left out.
+    """
+    aa = ab = bb = 0.0
+    n = 0
+    for start in range(0, one.size, GROUP):
+        a_low, a_high, a_least = _ends(one[start : start + GROUP])
+        b_low, b_high, b_least = _ends(other[start : start + GROUP])
+        for i in range(start, min(start + GROUP, one.size)):
+            a, b = one[i], other[i]
+            if has_ends and (abs(a) == a_least or abs(b) == b_least):
+                continue
+            if has_ends:
+                a, b = min(max(a, b_low), b_high), min(max(b, a_low), a_high)
+            x, y = np.float64(a), np.float64(b)
+            aa, ab, bb, n = aa + x * x, ab + x * y, bb + y * y, n + 1
+    return aa, ab, bb, n
+
+
+@inner
+def _between(one: F32Array, other: F32Array) -> tuple[float, float, float, int]:
+    """Sums of products, of the other's squares and of square differences; of how many weights.
+
+    Those at the ends of what an input says in a group, and its smallest ones, are left out: what
+    was cut off there, or has no smaller code, may be off by any multiple.
+    """
+    ab = bb = difference = 0.0
+    n = 0
+    for start in range(0, one.size, GROUP):
+        a_low, a_high, a_least = _ends(one[start : start + GROUP])
+        b_low, b_high, b_least = _ends(other[start : start + GROUP])
+        for i in range(start, min(start + GROUP, one.size)):
+            a, b = one[i], other[i]
+            is_within = a_low < a < a_high and b_low < b < b_high
+            if is_within and abs(a) > a_least and abs(b) > b_least:
+                x, y = np.float64(a), np.float64(b)
+                ab, bb, n = ab + x * y, bb + y * y, n + 1
+                difference += (x - y) ** 2
+    return ab, bb, difference, n
