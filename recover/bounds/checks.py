@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.float16 import all_finite
 from recover._compiled.jit import kernel
+from recover._text import path_text
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Intervals
@@ -120,7 +121,7 @@ class _Job:
 
     def __init__(self, model: Model, tensor: StoredTensor) -> None:
         assert isinstance(tensor.type, ScalarType)
-        self.path, self.tensor, self.kind = str(model.path), tensor, tensor.type
+        self.path, self.tensor, self.kind = path_text(model.path), tensor, tensor.type
         self.weighted = uses_imatrix(model)
         self.is_other = QUANTIZER_KEY in model.metadata
         self.has_marks = not (self.weighted or self.is_other) or marks_hold_with_imatrix(self.kind)

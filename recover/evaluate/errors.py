@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.float16 import f32_bits
 from recover._compiled.jit import kernel
-from recover._text import printable, quoted
+from recover._text import path_text, printable, quoted
 from recover.containers.gguf.names import role_of
 from recover.containers.model import Model, StoredTensor
 from recover.errors import EvaluationError
@@ -256,7 +256,7 @@ def _evaluate_model(
         found.append(TensorErrors(tensor.name, tensor.type.name, errors.statistics()))
         errors.fine.clear()
     return ModelErrors(
-        path=str(model.path),
+        path=path_text(model.path),
         total=total.statistics(),
         tensors=tuple(found),
         groups={key: group.statistics() for key, group in groups.items()},
