@@ -1,9 +1,13 @@
 """Names and paths as messages show them: on one line, without control characters, not too long."""
 
 import os
+import re
 from collections.abc import Sequence
 
 _LONGEST = 80
+# `pathlib` makes one slash of two, and puts the working folder in front of what it takes for a
+# relative path.
+_URL = re.compile(r"(?:.*?/)?(?P<scheme>https?|hf):/+(?P<rest>[^/].*)", re.DOTALL)
 
 
 def escaped(text: str) -> str:
@@ -63,7 +67,26 @@ def tensors_of(names: Sequence[str], singular: str = "is", plural: str = "are") 
     return f"tensors {some(names)} {plural}"
 
 
+def url_of(path: str | os.PathLike[str]) -> str | None:
+    """The URL that a path stands for, also once `pathlib` has made one slash of two.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> url_of(Path("https://example.org/a.gguf"))
+    'https://example.org/a.gguf'
+    """
+    text = os.fspath(path)
+    found = _URL.fullmatch(text) if ":/" in text else None
+    return found and f"{found['scheme']}://{found['rest']}"
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    """A path as people write it: of a URL with both slashes."""
+    return url_of(path) or os.fspath(path)
+
+
 def printable(path: str | os.PathLike[str]) -> str:
     """A path as it is, or as by `repr` if it holds anything that cannot be printed."""
-    text = os.fspath(path)
+    text = path_text(path)
     return text if text.isprintable() else repr(text)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._brief import Brief
-from recover._text import quoted, some
+from recover._text import path_text, quoted, some
 from recover.bounds.checks import condition_of
 from recover.bounds.measuring import UP, measure, measure_cells
 from recover.bounds.plan import BoundsPlan, TensorPlan
@@ -123,7 +123,7 @@ class BoundsResult(Brief):
         return {
             "output": None if self.plan.output is None else str(self.plan.output),
             "dtype": self.plan.dtype,
-            "inputs": [str(model.path) for model in self.plan.models],
+            "inputs": [path_text(model.path) for model in self.plan.models],
             "condition": condition_of(self.plan.models),
             "warnings": [*self.plan.warnings, *self.warnings],
             "seconds": self.seconds,

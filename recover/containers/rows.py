@@ -4,9 +4,19 @@ The decoders of types know blocks, not rows. So a block gets the header of its r
 rows that are interleaved are taken apart: what remains are blocks that can be cut anywhere.
 """
 
+from typing import Protocol
+
 import numpy as np
 
 from recover.quants import InterleavedType, OpaqueType, TensorType, U8Array
+
+
+class Stored(Protocol):
+    """Stored bytes: an array, or something of which each slice is one."""
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+    def __getitem__(self, part: slice, /) -> U8Array: ...
 
 
 def type_of_blocks(kind: TensorType) -> TensorType:
@@ -14,12 +24,12 @@ def type_of_blocks(kind: TensorType) -> TensorType:
     return kind.plain if isinstance(kind, InterleavedType) else kind
 
 
-def blocks_of(raw: U8Array, kind: TensorType, row_length: int, start: int, end: int) -> U8Array:
+def blocks_of(raw: Stored, kind: TensorType, row_length: int, start: int, end: int) -> U8Array:
     """The blocks of weights `start` to `end` of a tensor.
 
     Parameters
     ----------
-    raw : uint8 (n_bytes,)
+    raw : Stored (n_bytes,)
         The bytes of all of its rows.
     kind : TensorType
         How they are stored.

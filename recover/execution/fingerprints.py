@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recover._version import __version__
+from recover.containers.identity import identity_of
 from recover.errors import InputError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -42,8 +43,7 @@ def digest_of_files(paths: Iterable[Path]) -> str:
     told = []
     for path in paths:
         try:
-            status = path.stat()
+            told.append(identity_of(path))
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-        told.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
     return digest_of(told)

@@ -38,6 +38,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY
+from recover.containers.gguf.remote import is_spared
 from recover.containers.mapping import sampled
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import Source
@@ -56,6 +57,7 @@ _TOLD: WeakKeyDictionary[Model, "_Metadata"] = WeakKeyDictionary()
 # Blocks that are looked at: so many runs, evenly spaced, of so many blocks.
 _N_RUNS = 16
 _RUN = 256
+_FEW = 2, 16  # runs, and blocks of each, where servers are spared: a page or two each
 
 _N_AT_ONCE = 256  # small tensors
 
@@ -329,12 +331,13 @@ def sample_blocks(tensor: StoredTensor) -> U8Array:
     """Blocks (n, type_size) of a tensor to look at: evenly spaced runs, or all if they are few."""
     size = tensor.type.block_size
     n_blocks = tensor.n_weights // size
-    if n_blocks <= _N_RUNS * _RUN:
+    n_runs, run = _FEW if is_spared(tensor) else (_N_RUNS, _RUN)
+    if n_blocks <= n_runs * run:
         raw = tensor.part(0, n_blocks * size)
     else:
-        starts = np.linspace(0, n_blocks - _RUN, _N_RUNS).astype(np.int64).tolist()
+        starts = np.linspace(0, n_blocks - run, n_runs).astype(np.int64).tolist()
         with sampled():
-            raw = _joined([tensor.part(first * size, (first + _RUN) * size) for first in starts])
+            raw = _joined([tensor.part(first * size, (first + run) * size) for first in starts])
     return raw.reshape(-1, tensor.type.type_size)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recover._text import quoted
+from recover._text import path_text, quoted
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.inputs.open import open_model
@@ -152,7 +152,7 @@ def inspect_model(model: Model) -> FileReport:
     types = Counter(tensor.type.name for tensor in tensors)
     stored = [each for tensor in tensors for each in (tensor, *tensor.side_tensors)]
     return FileReport(
-        path=str(model.path),
+        path=path_text(model.path),
         architecture=_text(model, "general.architecture"),
         name=_text(model, "general.name"),
         file_type=_file_type(model),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recover._text import quoted, some
+from recover.containers.gguf.remote import sparing
 from recover.execution.tiles import Progress
 from recover.inputs.alignment import align
 from recover.inputs.completion import complete
@@ -228,6 +229,7 @@ class Inspection:
         return document
 
 
+@sparing()
 def inspect_files(
     paths: Sequence[str | os.PathLike[str]],
     *,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recover._brief import Brief
-from recover._text import quoted, some, tensors_of
+from recover._text import path_text, quoted, some, tensors_of
 from recover.errors import UsageError
 from recover.execution.gathering import Gathering, do_tasks
 from recover.execution.homes import outputs_of, write_headers
@@ -133,7 +133,7 @@ class MergeResult(Brief):
         return {
             "output": str(self.plan.output),
             "method": self.plan.method,
-            "inputs": [str(model.path) for model in self.plan.models],
+            "inputs": [path_text(model.path) for model in self.plan.models],
             "n_weights": self.n_weights,
             "seconds": self.seconds,
             "weights_per_second": self.n_weights / self.seconds,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from recover._brief import Brief
+from recover._text import path_text
 from recover._version import __version__
 from recover.calibration.weights import Calibration, read_calibration
 from recover.containers.gguf.names import n_layers
@@ -340,7 +341,7 @@ class MergePlan(Brief):
             "snaps": self.snaps,
             "undecided": sorted(self.undecided),
             "uncertainty": None if self.uncertainty is None else str(self.uncertainty.path),
-            "inputs": [str(model.path) for model in self.models],
+            "inputs": [path_text(model.path) for model in self.models],
             "n_bytes": self.n_bytes,
             "parts": [{"path": str(part.path), "n_bytes": part.n_bytes} for part in self.parts],
             "warnings": list(self.warnings),

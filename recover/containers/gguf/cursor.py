@@ -72,13 +72,30 @@ def _numbers(letter: str, number: int) -> struct.Struct:
     return struct.Struct(f"<{number}{letter}")
 
 
+class ShortError(GGUFError):
+    """The header goes on behind the bytes at hand, the beginning of a file.
+
+    Attributes
+    ----------
+    needed : int
+        So many bytes of the file have to be there, at least.
+    """
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(f"the header needs {needed} bytes of the file")
+        self.needed = needed
+
+
 class Cursor:
     """Reads forward through a buffer; every step is checked against its end."""
 
-    def __init__(self, buffer: memoryview, what: str, limits: Mapping[str, int]) -> None:
+    def __init__(
+        self, buffer: memoryview, what: str, limits: Mapping[str, int], total: int | None = None
+    ) -> None:
         self.length = U64  # of counts and lengths
         self.buffer = buffer
         self.size = len(buffer)
+        self.total = self.size if total is None else total  # of which the buffer may be the start
         self.position = 0
         self._what: tuple[str, str | None] = (what, None)
         self._limits = limits
@@ -97,11 +114,15 @@ class Cursor:
     def skip(self, n_bytes: int) -> int:
         """Step over `n_bytes`; their position."""
         start = self.position
-        if n_bytes > self.size - start:
+        if n_bytes > self.total - start:
             raise GGUFError(
                 f"{self.what}: needs {n_bytes} bytes at position {start},"
-                f" but only {self.size - start} are left"
+                f" but only {self.total - start} are left"
             )
+        if n_bytes > self.size - start:
+            self.position = start + n_bytes
+            self.check_end()
+            raise ShortError(self.position)
         self.position = start + n_bytes
         return start
 
@@ -141,10 +162,10 @@ class Cursor:
         """A number of items that take at least `smallest` bytes each, and so many lengths."""
         number = self.n()
         smallest += n_lengths * self.length.size
-        if number * smallest > self.size - self.position:
+        if number * smallest > self.total - self.position:
             raise GGUFError(
                 f"{self.what}: announces {number} {of_what},"
-                f" more than the {self.size - self.position} bytes that follow can hold"
+                f" more than the {self.total - self.position} bytes that follow can hold"
             )
         self.items_left[of_what] -= number
         if self.items_left[of_what] < 0:
@@ -237,10 +258,13 @@ class Cursor:
             for _ in range(number):
                 position += size + unpack_from(buffer, position)[0]
         except (struct.error, OverflowError):
-            position = self.size + 1
-        if position > self.size:
+            position += size  # of a length that is not there
+        if position > self.total:
             raise GGUFError(f"{self.what}: a string reaches beyond the end of the file")
         self.position = position
+        if position > self.size:
+            self.check_end()
+            raise ShortError(position)
 
     def value(self, value_type: ValueType) -> Any:
         """A value as int, float, bool, str or (nested) list."""

@@ -125,13 +125,15 @@ class Header:
         return default if entry is None else entry.value
 
 
-def parse_header(buffer: bytes | memoryview) -> Header:
+def parse_header(buffer: bytes | memoryview, n_bytes: int | None = None) -> Header:
     """Read the header of a GGUF file from the file's bytes.
 
     Parameters
     ----------
     buffer : bytes-like
-        The whole file (usually mapped: only the header is touched).
+        The whole file (usually mapped: only the header is touched), or the beginning of it.
+    n_bytes : int, optional
+        Size of the file; default: that of the buffer.
 
     Returns
     -------
@@ -141,8 +143,10 @@ def parse_header(buffer: bytes | memoryview) -> Header:
     ------
     GGUFError
         If anything announced does not fit into the file, overlaps, or is not understood.
+    ShortError
+        If the header goes on behind the buffer.
     """
-    cursor = Cursor(memoryview(buffer), "header", MAX_ITEMS)
+    cursor = Cursor(memoryview(buffer), "header", MAX_ITEMS, n_bytes)
     version = _parse_version(cursor)
     n_tensors = cursor.count(16, "tensors", n_lengths=1)
     n_kv = cursor.count(5, "metadata entries", n_lengths=1)
@@ -158,13 +162,13 @@ def parse_header(buffer: bytes | memoryview) -> Header:
         if tensors.setdefault(tensor.name, tensor) is not tensor:
             raise GGUFError(f"tensor {quoted(tensor.name)} is there twice")
     data_start = align(cursor.position, alignment) if tensors else cursor.position
-    infos = told_by_size(tuple(tensors.values()), alignment, cursor.size - data_start)
-    check_extents(infos, alignment, cursor.size - data_start)
+    infos = told_by_size(tuple(tensors.values()), alignment, cursor.total - data_start)
+    check_extents(infos, alignment, cursor.total - data_start)
     return Header(version, metadata, infos, alignment, data_start)
 
 
 def _parse_version(cursor: Cursor) -> int:
-    if cursor.size == 0:
+    if cursor.total == 0:
         raise GGUFError("the file is empty")
     magic = bytes(cursor.buffer[:4])
     if magic != MAGIC:

@@ -3,23 +3,27 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from recover._text import printable, quoted
+from recover._text import printable, quoted, url_of
+from recover.containers.gguf.cursor import ShortError
 from recover.containers.gguf.header import MAGIC, Header, KeyValue, ValueType, parse_header
 from recover.containers.gguf.parts import described_piece, parse_part_name, part_paths
+from recover.containers.gguf.remote import read_remote
 from recover.containers.gguf.side_scales import with_side_scales
 from recover.containers.gguf.tensor import Tensor
+from recover.containers.identity import identity_of
 from recover.containers.mapping import check_unchanged, map_file, name_tensors
 from recover.containers.model import BriefModel, Container, StoredTensor
+from recover.containers.remote.fetching import first_bytes
+from recover.containers.rows import Stored
 from recover.errors import GGUFError
-from recover.quants import U8Array
 
 __all__ = ["CONTAINER", "GGUFModel", "Tensor", "open_gguf"]
 
@@ -131,8 +135,7 @@ class GGUFModel(BriefModel, Generic[T]):
         files = []
         for part, n_bytes in zip(self.parts, self.header_sizes, strict=True):
             header = hashlib.sha256(_first_bytes(part, n_bytes)).hexdigest()
-            status = part.stat()
-            files.append([str(part.resolve()), status.st_size, status.st_mtime_ns, header])
+            files.append([*identity_of(part), header])
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
@@ -159,15 +162,14 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFModel[Tensor]:
     n_bytes = 0
     for number, part in enumerate(parts):
         try:
-            data = map_file(part, is_part=len(parts) > 1)
-            header = _header_of(part, data)
+            header, data, size = _read_part(part, is_part=len(parts) > 1)
             headers.append(header)
             ends = [(header.data_start + t.offset + t.n_bytes, t.name) for t in header.tensors]
             name_tensors(part, sorted(ends))
             _check_part(header, headers[0], number, len(parts))
             for info in header.tensors:
                 start = header.data_start + info.offset
-                tensor = Tensor(info, data[start : start + info.n_bytes])
+                tensor = Tensor(info, data(start, start + info.n_bytes))
                 if tensors.setdefault(info.name, tensor) is not tensor:
                     raise GGUFError(f"tensor {quoted(info.name)} is in another part, too")
             if number + 1 == len(parts) > 1:
@@ -175,7 +177,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFModel[Tensor]:
         except GGUFError as error:
             check_unchanged([part])
             raise GGUFError(f"{printable(part)}: {error}") from None
-        n_bytes += data.size
+        n_bytes += size
     try:
         tensors = with_side_scales(tensors)
     except GGUFError as error:
@@ -185,16 +187,28 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFModel[Tensor]:
     return GGUFModel(parts[0], parts, n_bytes, headers[0], MappingProxyType(tensors), sizes)
 
 
-def _header_of(path: Path, data: U8Array) -> Header:
-    """The header in the bytes of a file."""
+def _read_part(path: Path, *, is_part: bool) -> tuple[Header, Callable[[int, int], Stored], int]:
+    """The header of a file, what gives a range of its bytes, and their number."""
+    if (url := url_of(path)) is not None:
+        return read_remote(url, partial(_header_of, path))
+    data = map_file(path, is_part=is_part)
+    return _header_of(path, data.data, data.size), lambda start, end: data[start:end], data.size
+
+
+def _header_of(path: Path, data: bytes | memoryview, n_bytes: int) -> Header:
+    """The header in the bytes of a file, or in the first ones of `n_bytes`."""
     try:
-        return parse_header(data.data)
+        return parse_header(data, n_bytes)
+    except ShortError:
+        raise
     except GGUFError as error:
         raise GGUFError(described_piece(path.name) or str(error)) from None
 
 
 def _first_bytes(path: Path, n_bytes: int) -> bytes:
     """The first bytes of a file, which may have been changed since it was opened."""
+    if (url := url_of(path)) is not None:
+        return first_bytes(url, n_bytes)[1]
     try:
         return map_file(path, is_watched=False)[:n_bytes].tobytes()
     except GGUFError as error:
@@ -202,7 +216,9 @@ def _first_bytes(path: Path, n_bytes: int) -> bytes:
 
 
 def _is_gguf(path: Path) -> bool:
-    """Whether a regular file begins as GGUF files do."""
+    """Whether a regular file begins as GGUF files do; URLs are taken for such files unasked."""
+    if url_of(path) is not None:
+        return True
     with suppress(OSError, ValueError):
         if path.is_file():
             with path.open("rb") as file:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from recover.containers.gguf.header import TensorInfo
 from recover.containers.model import BlockTensor
-from recover.containers.rows import blocks_of, type_of_blocks
+from recover.containers.rows import Stored, blocks_of, type_of_blocks
 from recover.quants import F32Array, TensorType, U8Array
 
 
@@ -16,8 +16,9 @@ class Tensor(BlockTensor):
     ----------
     info : TensorInfo
         Name, dims, type.
-    raw : uint8 (n_bytes,)
-        The stored bytes: a read-only view of the mapped file.
+    stored : Stored (n_bytes,)
+        The stored bytes, of which slices are read: a read-only view of the mapped file, or a range
+        of one on a server.
     scales : float32 (1,) or (n_matrices,), or None
         What all weights, or those of each matrix of a stack, are multiplied by once they are
         decoded; None for 1.
@@ -27,7 +28,7 @@ class Tensor(BlockTensor):
     """
 
     info: TensorInfo
-    raw: U8Array
+    stored: Stored
     scales: F32Array | None = None
     side_tensors: tuple["Tensor", ...] = ()
     # These follow from `info`. They are asked for very often, and there may be many tensors.
@@ -49,6 +50,11 @@ class Tensor(BlockTensor):
             n_weights=info.n_weights,
         )
 
+    @property
+    def raw(self) -> U8Array:
+        """All of the stored bytes."""
+        return self.stored[:]
+
     def part(self, start: int, end: int) -> U8Array:
         """The stored bytes of weights `start` to `end`, which are whole blocks.
 
@@ -58,5 +64,5 @@ class Tensor(BlockTensor):
             If they are not.
         """
         if start == 0 and end == self.n_weights and not self.stored_type.is_by_rows:
-            return self.raw  # of small tensors all is asked for, very often
-        return blocks_of(self.raw, self.stored_type, self.dims[0], start, end)
+            return self.stored[:]  # of small tensors all is asked for, very often
+        return blocks_of(self.stored, self.stored_type, self.dims[0], start, end)
