@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import add_up
+from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import fused, load, splat, store, where
 from recover.estimators._product_tables import H
 from recover.estimators._rule import ALL, END, density, exp, is_mild, moments
-from recover.estimators._superblock import Superblock
+from recover.estimators._superblock import Superblock, center_value
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -66,10 +66,16 @@ def zero_atom(block: Superblock, middle: Any, width: Any) -> Any:
 
 @bare_inlined
 def _may_have_spike(block: Superblock, n_groups: int, uneven: bool) -> bool:
-    n_zero = n_near = splat(_ZERO)
+    n_zero = n_near = total = largest = splat(_ZERO)
     for i in range(n_groups):
         may_be, near = near_zero(load(block.low, 16 * i), load(block.high, 16 * i))
         n_zero, n_near = n_zero + may_be, n_near + near
+        center = center_value(block, i)
+        square = center * center
+        total, largest = total + square, where(square > largest, square, largest)
+    # Beside an outlier, cells are too wide to tell zeros from small weights.
+    if add_up(total) < np.float32(2) * largest_lane(largest):
+        return False
     return is_common(n_zero, n_near, uneven)
 
 
