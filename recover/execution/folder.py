@@ -44,18 +44,10 @@ class OutputFolder(OutputFiles):
         Whether a model's folder that is there already may be replaced.
     partial : Path, optional
         The hidden folder, if a later process is to go on with it.
-                *(
-                    OutputFile(
-                        plan.path,
-                        plan.n_bytes,
-                        inputs,
-                        within=self._place,
-                        takes_notes=partial is not None,
-                        share=share,
-                    )
-                    for plan in plans
-                ),
-                *beside,
+    share : int, optional
+        Which part of the work this process does, where several write the same folder.
+    beside : sequence of OutputFile
+        Files that are written beside the folder, and get their names together with it.
 
     Raises
     ------

@@ -41,8 +41,8 @@ def merge(
         then; `recover.progress_bar` makes one that draws a bar.
     **options
         As of `recover.plan_merge`: ``method``, ``estimate``, ``outtype``, ``snap``,
-        ``uncertainty``, ``tensors``, ``calibration``, ``split_max_size``, ``max_shard_size`` and
-        ``config``.
+        ``uncertainty``, ``tensors``, ``calibration``, ``split_max_size``, ``max_shard_size``,
+        ``config`` and ``net``.
 
     Returns
     -------

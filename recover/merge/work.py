@@ -267,21 +267,7 @@ _own = threading.local()
 def carry_out(record: Record) -> Record:
     """Do a task in a process that knows nothing else of the merge.
 
-    Parameters
-    ----------
-    record : dict
-        What `Task.to_record` gave, perhaps by way of JSON.
-
-    Returns
-    -------
-    dict
-        What `Worker.work` gives, as records, and ``written``: for each file, by path, the position,
-        number of bytes and CRC-32 of all that was written there.
-
-    Raises
-    ------
-    RecoverError
-        As `Worker.work` does; also if an input is changed meanwhile.
+    See `recover.execution.tasks.carry_out`; ``sums`` are what `Worker.work` gives, as records.
     """
     task = Task.from_record(record)
     if not hasattr(_own, "worker"):
