@@ -134,6 +134,7 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_noise
         yield check_extremes
         yield check_marks
+        yield check_sub_blocks
         yield check_number_from_a_weight
         yield check_density
 
@@ -441,6 +442,25 @@ def check_marks(kind: TensorType) -> None:
     marks = count_marks(np.zeros(4 * kind.type_size, np.uint8), kind)
     assert marks is not None
     assert marks.n_blocks == 0
+
+
+def check_sub_blocks(kind: TensorType) -> None:
+    """Their codes times d and dmin are the scales and offsets that are unpacked."""
+    assert isinstance(kind, ScalarType)
+    if kind.sub_blocks is None:
+        return
+    raw = stored_bytes(kind)
+    found = kind.sub_blocks(raw.reshape(-1, kind.type_size))
+    assert found.scale_codes.shape == found.min_codes.shape
+    _, *unpacked_ = unpacked(kind, raw)
+    for told, factor, codes, sign in zip(
+        unpacked_, found[:2], found[2:], (np.float32(1), np.float32(-1)), strict=True
+    ):
+        assert codes.dtype in (np.uint8, np.int8)
+        each = sign * (factor[:, None] * codes.astype(np.float32))
+        n_groups = told.size // each.size
+        np.testing.assert_array_equal(told, np.repeat(each.reshape(-1), n_groups))
+    assert len(np.unique(found.scale_codes)) > 1
 
 
 def check_number_from_a_weight(kind: TensorType) -> None:

@@ -13,12 +13,15 @@ from importlib.resources.abc import Traversable
 from math import prod
 from pickle import PicklingError
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recover.errors import QuantError
+
+if TYPE_CHECKING:
+    from recover.quants._sub_blocks import SubBlocks
 
 GROUP = 16
 """Weights that share one (scale, offset) in unpacked form, whatever the format's sub-block is."""
@@ -370,6 +373,10 @@ class ScalarType(TensorType):
         `recover.evidence.densities`).
     integers : Integers or None
         How `recover reblock` stores integers in the type; None if it does not.
+    sub_blocks : Callable or None
+        ``sub_blocks(blocks: uint8 (n_blocks, type_size)) -> SubBlocks``: what blocks say of their
+        sub-blocks (see `recover.quants.SubBlocks`). None where a block has no scale but the one
+        that `unpack` gives.
     """
 
     levels: F32Array
@@ -395,6 +402,7 @@ class ScalarType(TensorType):
     weighs_whole_rows: bool = False
     densities: Traversable | None = None
     integers: Integers | None = None
+    sub_blocks: "Callable[[U8Array], SubBlocks] | None" = None
 
     @property
     def scale_has_sign(self) -> bool:

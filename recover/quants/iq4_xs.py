@@ -10,7 +10,7 @@ from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, store
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
 from recover.quants._legacy import inverse, join_nibbles, split_nibbles
-from recover.quants._marks import Marks, f16_at, is_scale
+from recover.quants._marks import Marks, f16_at
 from recover.quants._search import (
     SCALE,
     largest_magnitude,
@@ -19,6 +19,7 @@ from recover.quants._search import (
     transpose,
     weigh,
 )
+from recover.quants._sub_blocks import SubBlocks, marks_of_scales, without_minima
 from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
@@ -89,13 +90,18 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_block(x[256 * b : 256 * b + 256], scales, codes, block)
 
 
-def _marks(blocks: U8Array) -> Marks:
-    """`quantize_row_iq4_nl_impl`: d = max_scale / -32."""
+def _sub_blocks(blocks: U8Array) -> SubBlocks:
+    """See `recover.quants.SubBlocks`."""
     packed = blocks[:, 4:8]
     low = np.stack([packed & 15, packed >> 4], 2).reshape(len(blocks), 8)
     high_bits = np.ascontiguousarray(blocks[:, 2:4]).view("<u2")
     high = (high_bits >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
-    return is_scale(f16_at(blocks, 0)), ((low == 0) & (high == 0)).any(1)
+    return without_minima(f16_at(blocks, 0), (low | (high << 4)).astype(np.int8) - np.int8(32))
+
+
+def _marks(blocks: U8Array) -> Marks:
+    """`quantize_row_iq4_nl_impl`: d = max_scale / -32."""
+    return marks_of_scales(_sub_blocks(blocks), -32)
 
 
 # `quantize_row_iq4_nl_impl`: nearest entry of the code book for ``d * scale``; d is rounded to f16
@@ -115,6 +121,7 @@ IQ4_XS = ScalarType(
     quantize=_quantize,
     file_type=30,
     fallback="IQ4_NL",
+    sub_blocks=_sub_blocks,
     marks=_marks,
     marks_hold_with_imatrix=True,
     reencoding=Reencoding(slope=0.0, margin=0.08, largest_level=32 * 127, weighted=0.1),

@@ -17,8 +17,9 @@ from recover.quants._k_affine import (
     search_batch,
 )
 from recover.quants._k_scales import pack_pairs
-from recover.quants._marks import Marks, f16_at, marks_scales_and_minima
+from recover.quants._marks import Marks, f16_at
 from recover.quants._search import Steps
+from recover.quants._sub_blocks import SubBlocks, marks_of_minima
 from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
 
 
@@ -76,11 +77,15 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
             pack_pairs(codes, block[16:80])
 
 
+def _sub_blocks(blocks: U8Array) -> SubBlocks:
+    """See `recover.quants.SubBlocks`."""
+    pairs = blocks[:, :16]
+    return SubBlocks(f16_at(blocks, 80), f16_at(blocks, 82), pairs & 15, pairs >> 4)
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q2_K_ref`: d = max_scale / 15, dmin = max_min / 15."""
-    scales = blocks[:, :16]
-    full, full_min = ((scales & 15) == 15).any(1), ((scales >> 4) == 15).any(1)
-    return marks_scales_and_minima(f16_at(blocks, 80), f16_at(blocks, 82), full, full_min)
+    return marks_of_minima(_sub_blocks(blocks), 15)
 
 
 # `quantize_row_q2_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..3.
@@ -99,6 +104,7 @@ Q2_K = ScalarType(
     file_type=10,
     file_types={10: "Q2_K", 21: "Q2_K_S"},
     fallback="Q4_0",
+    sub_blocks=_sub_blocks,
     marks=_marks,
     reencoding=Reencoding(slope=12.0, margin=0.04, largest_level=15 * 3),
     noise=0.0659,

@@ -10,8 +10,8 @@ from recover._compiled.jit import kernel
 from recover._compiled.lanes import load_bytes, store_bytes
 from recover.quants._k_packed import quantize_packed
 from recover.quants._k_scales import unpack_scales
-from recover.quants._marks import marks_of_packed_scales
 from recover.quants._search import Steps
+from recover.quants._sub_blocks import marks_of_packed_scales, packed_sub_blocks
 from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
 
 
@@ -56,6 +56,7 @@ Q5_K = ScalarType(
     file_type=17,
     file_types={16: "Q5_K_S", 17: "Q5_K_M"},
     fallback="Q5_1",
+    sub_blocks=packed_sub_blocks,
     marks=marks_of_packed_scales,
     reencoding=Reencoding(slope=0.9, margin=0.05, largest_level=63 * 31 / 2, weighted=0.1),
     noise=0.0712,
