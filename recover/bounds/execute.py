@@ -27,28 +27,19 @@ from recover.quants import TILE, FloatType
 
 @dataclass(frozen=True)
 class BoundStatistics:
-    """How much is known of some weights.
-
-    Attributes
-    ----------
-    n_weights : int
-        Number of weights.
-    two_sided : float
-        Share of the weights that have both a lower and an upper bound.
-    mean_width : float or None
-        Mean distance of the bounds, over these weights.
-    certified_max_error : float or None
-        Half of the largest distance: no weight with two bounds is further from the middle. None
-        where they are not certified.
-    n_conflicts : int
-        Weights on which the inputs contradict each other.
-    """
+    """How much is known of some weights."""
 
     n_weights: int
+    """Number of weights."""
     two_sided: float
+    """Share of the weights that have both a lower and an upper bound."""
     mean_width: float | None
+    """Mean distance of the bounds, over these weights."""
     certified_max_error: float | None
+    """Half of the largest distance: no weight with two bounds is further from the middle. None
+    where they are not certified."""
     n_conflicts: int
+    """Weights on which the inputs contradict each other."""
 
     @property
     def conflict_fraction(self) -> float:
@@ -62,24 +53,16 @@ class BoundStatistics:
 
 @dataclass(frozen=True, repr=False)
 class BoundsResult(Brief):
-    """What was bounded.
-
-    Attributes
-    ----------
-    plan : BoundsPlan
-        What was carried out.
-    seconds : float
-        Wall time.
-    total : BoundStatistics
-        Of all weights.
-    tensors : tuple of BoundStatistics
-        In the order of the plan.
-    """
+    """What was bounded."""
 
     plan: BoundsPlan
+    """What was carried out."""
     seconds: float
+    """Wall time."""
     total: BoundStatistics
+    """Of all weights."""
     tensors: tuple[BoundStatistics, ...]
+    """In the order of the plan."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""

@@ -21,21 +21,14 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class View(BlockTensor):
-    """Weights of other tensors of one type, one behind the other.
-
-    Attributes
-    ----------
-    name : str
-        Name of the tensor.
-    dims : tuple of int
-        Row length first.
-    spans : tuple of Span
-        Where the weights are; whole rows of tensors without side scales, or one whole tensor.
-    """
+    """Weights of other tensors of one type, one behind the other."""
 
     name: str
+    """Name of the tensor."""
     dims: tuple[int, ...]
+    """Row length first."""
     spans: tuple[Span, ...]
+    """Where the weights are; whole rows of tensors without side scales, or one whole tensor."""
 
     @property
     def type(self) -> TensorType:

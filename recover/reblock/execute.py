@@ -22,31 +22,21 @@ from recover.reblock.work import Compared, Reblocking
 
 @dataclass(frozen=True)
 class TensorResult:
-    """What became of a tensor.
-
-    Attributes
-    ----------
-    tensor : OriginalTensor
-        What was written.
-    verified : bool
-        Whether every written weight was decoded again and compared with the source.
-    exact : bool
-        Whether every weight is what the source means: measured if `verified`, else as the source
-        promises.
-    n_different : int
-        Weights that differ from the source, if `verified`.
-    relative_rmse : float
-        Root mean square error relative to that of the weights, if `verified`.
-    max_error : float
-        Largest error of a weight, if `verified`.
-    """
+    """What became of a tensor."""
 
     tensor: OriginalTensor
+    """What was written."""
     verified: bool
+    """Whether every written weight was decoded again and compared with the source."""
     exact: bool
+    """Whether every weight is what the source means: measured if `verified`, else as the source
+    promises."""
     n_different: int
+    """Weights that differ from the source, if `verified`."""
     relative_rmse: float
+    """Root mean square error relative to that of the weights, if `verified`."""
     max_error: float
+    """Largest error of a weight, if `verified`."""
 
     @property
     def reason(self) -> str:
@@ -73,21 +63,14 @@ class TensorResult:
 
 @dataclass(frozen=True)
 class ReblockResult:
-    """What a re-blocking did.
-
-    Attributes
-    ----------
-    plan : ReblockPlan
-        What was carried out.
-    tensors : tuple of TensorResult
-        In output order.
-    seconds : float
-        Wall time, verification included.
-    """
+    """What a re-blocking did."""
 
     plan: ReblockPlan
+    """What was carried out."""
     tensors: tuple[TensorResult, ...]
+    """In output order."""
     seconds: float
+    """Wall time, verification included."""
 
     @property
     def exact(self) -> bool:

@@ -47,40 +47,26 @@ CONDITIONS = (_PROVEN, _COARSEST, "the sign of a zero does not matter")
 
 @dataclass(frozen=True)
 class GridRows:
-    """Floats that are stored as integers.
-
-    Attributes
-    ----------
-    rows : IntegerRows
-        The integers.
-    type_name : str
-        The type that holds them.
-    said : str
-        What was found, for people.
-    """
+    """Floats that are stored as integers."""
 
     rows: IntegerRows
+    """The integers."""
     type_name: str
+    """The type that holds them."""
     said: str
+    """What was found, for people."""
 
 
 @dataclass(frozen=True)
 class OffGrid:
-    """Floats on a grid, but for some.
-
-    Attributes
-    ----------
-    grid : Grid
-        What was found.
-    type_name : str
-        The type that holds the others.
-    said : str
-        Why they stay as they are, for people.
-    """
+    """Floats on a grid, but for some."""
 
     grid: Grid
+    """What was found."""
     type_name: str
+    """The type that holds the others."""
     said: str
+    """Why they stay as they are, for people."""
 
 
 def on_grid(
