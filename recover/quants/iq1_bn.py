@@ -8,6 +8,7 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._hidden_scales import IK
 from recover.quants._ternary import fill_ternary
 from recover.quants.base import F32Array, I8Array, U8Array
@@ -37,10 +38,7 @@ def _state(raw: U8Array, stated: Stated) -> None:
 
 
 IQ1_BN = BlockIntervals(
-    name="IQ1_BN",
-    type_id=134,
-    block_size=64,
-    type_size=13,
+    **layout("IQ1_BN", type_id=134, block_size=64, type_size=13),
     row_header=2,
     file_types={136: "IQ1_BN"},
     writer=IK,

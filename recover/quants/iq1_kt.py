@@ -8,6 +8,7 @@ import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors, fill_soft
@@ -52,10 +53,7 @@ def _state(raw: U8Array, stated: Stated) -> None:
 
 
 IQ1_KT = BlockIntervals(
-    name="IQ1_KT",
-    type_id=158,
-    block_size=256,
-    type_size=56,
+    **layout("IQ1_KT", type_id=158, block_size=256, type_size=56),
     row_header=4,
     file_types={156: "IQ1_KT"},
     writer=IK,

@@ -8,6 +8,7 @@ import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
 from recover.quants._ternary import fill_ternary
@@ -34,10 +35,7 @@ def _state(raw: U8Array, stated: Stated) -> None:
 
 
 IQ2_BN = BlockIntervals(
-    name="IQ2_BN",
-    type_id=135,
-    block_size=64,
-    type_size=16,
+    **layout("IQ2_BN", type_id=135, block_size=64, type_size=16),
     row_header=4,
     file_types={137: "IQ2_BN"},
     writer=IK,

@@ -9,6 +9,7 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import half, word
 from recover.quants._hidden_scales import IK, SUPERBLOCK
 from recover.quants._soft import LEVELS, errors, fill_soft
@@ -87,10 +88,7 @@ def _state(raw: U8Array, stated: Stated) -> None:
 
 
 IQ2_KL = BlockIntervals(
-    name="IQ2_KL",
-    type_id=157,
-    block_size=SUPERBLOCK,
-    type_size=86,
+    **layout("IQ2_KL", type_id=157, block_size=SUPERBLOCK, type_size=86),
     row_header=2,
     file_types={155: "IQ2_KL"},
     writer=IK,

@@ -8,6 +8,7 @@ codes until that is possible, so that they prove nothing.
 import numpy as np
 
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import add_shift, four_bits_16, word
 from recover.quants._hidden_scales import IK, LEVELS_4, SUPERBLOCK, UNIFORM, read_unit, tables_of
 from recover.quants._soft import LEVELS, errors, fill_soft
@@ -56,10 +57,7 @@ def _state(raw: U8Array, stated: Stated) -> None:
 
 
 IQ4_KSS = BlockIntervals(
-    name="IQ4_KSS",
-    type_id=146,
-    block_size=SUPERBLOCK,
-    type_size=128,
+    **layout("IQ4_KSS", type_id=146, block_size=SUPERBLOCK, type_size=128),
     row_header=4,
     file_types={148: "IQ4_KSS"},
     writer=IK,

@@ -8,6 +8,7 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors, fill_soft
 from recover.quants.base import F32Array, U8Array
@@ -38,10 +39,7 @@ def _state(raw: U8Array, stated: Stated) -> None:
 
 
 Q6_0 = BlockIntervals(
-    name="Q6_0",
-    type_id=133,
-    block_size=32,
-    type_size=26,
+    **layout("Q6_0", type_id=133, block_size=32, type_size=26),
     file_types={135: "Q6_0"},
     writer=IK,
     relative_mse=0.00046,
