@@ -62,8 +62,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[[Executor], None]:
         def means(args: Any, progress: Any, **others: Any) -> Iterator[dict[str, Any]]:
             yield {"n_threads": 1, "progress": progress, "executor": executor, **others}
 
-        for name in ("quantize", "export", "bounds", "reblock"):
-            monkeypatch.setattr(f"recover.cli.{name}.means_of", means)
+        monkeypatch.setattr("recover.cli._sharing.means_of", means)
 
     return give
 
