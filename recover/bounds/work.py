@@ -151,12 +151,8 @@ class Bounding(PlannedWork):
         outputs.files[0].write_at(0, header_with(plan, failed))
 
 
-_replanning = Replanning(lambda asked: Bounding(plan_bounds(**asked)))
-
-
-def carry_out(record: Record) -> Record:
-    """Do a task in a process that has nothing else; see `Replanning.carry_out`."""
-    return _replanning.carry_out(record)
+carry_out = Replanning(lambda asked: Bounding(plan_bounds(**asked))).carry_out
+"""Does a task in a process that has nothing else."""
 
 
 class Worker:

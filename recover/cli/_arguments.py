@@ -34,6 +34,23 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def add_folder_arguments(parser: ArgumentParser) -> None:
+    """Declare what is asked of every folder that is written."""
+    parser.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        type=n_bytes,
+        help="most bytes of weights in a file, like 500MB or 5GB (default: 5GB)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FOLDER",
+        type=Path,
+        help="take config.json and the tokenizer's files from this folder (default: rebuilt from"
+        " the metadata)",
+    )
+
+
 def n_bytes(text: str) -> int:
     """A size like ``500MB``; for argparse."""
     from recover.containers.gguf.parts import parse_size

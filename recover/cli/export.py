@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recover.cli._arguments import add_json, add_output, n_bytes
+from recover.cli._arguments import add_folder_arguments, add_json, add_output
 from recover.cli._sharing import add_sharing_arguments, carry_out
 
 if TYPE_CHECKING:
@@ -44,23 +44,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_sharing_arguments(parser)
     add_json(parser)
-
-
-def add_folder_arguments(parser: ArgumentParser) -> None:
-    """Declare what is asked of every folder that is written."""
-    parser.add_argument(
-        "--max-shard-size",
-        metavar="SIZE",
-        type=n_bytes,
-        help="most bytes of weights in a file, like 500MB or 5GB (default: 5GB)",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FOLDER",
-        type=Path,
-        help="take config.json and the tokenizer's files from this folder (default: rebuilt from"
-        " the metadata)",
-    )
 
 
 def run(args: Namespace) -> int:

@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recover.cli._arguments import add_inputs, add_json, n_bytes
+from recover.cli._arguments import add_folder_arguments, add_inputs, add_json, n_bytes
 from recover.cli._dry_run import dry_run
 from recover.cli._sharing import add_sharing_arguments, carry_out
-from recover.cli.export import add_folder_arguments
 from recover.estimators import DEFAULT_METHOD, method_names, shipped_methods
 
 if TYPE_CHECKING:
