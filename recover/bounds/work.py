@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 
 from recover.bounds.checks import SourceCheck
 from recover.bounds.measuring import mark_conflicts, measure, round_outward
-from recover.bounds.plan import (
-    BoundsPlan,
-    check_tensors,
-    header_with,
-    plan_bounds,
-    with_checks,
-)
+from recover.bounds.plan import BoundsPlan, check_tensors, header_with, plan_bounds, with_checks
 from recover.containers.places import FilePlan, Writer, whole_place
 from recover.evidence.intervals import Intervals
 from recover.execution.gathering import Totals

@@ -14,21 +14,14 @@ from recover.quants.rounding import Rounding
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export did.
-
-    Attributes
-    ----------
-    plan : ExportPlan
-        What was carried out.
-    seconds : float
-        Wall time of the execution.
-    roundings : tuple of Rounding
-        Of each tensor, what was rounded.
-    """
+    """What an export did."""
 
     plan: ExportPlan
+    """What was carried out."""
     seconds: float
+    """Wall time of the execution."""
     roundings: tuple[Rounding, ...]
+    """Of each tensor, what was rounded."""
 
     @property
     def n_exact(self) -> int:

@@ -10,13 +10,7 @@ from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load_bytes, store_bytes
 from recover.quants._declared import layout, rounded
-from recover.quants._k_affine import (
-    BATCH,
-    Batch,
-    encode_superblock,
-    new_batch,
-    search_batch,
-)
+from recover.quants._k_affine import BATCH, Batch, encode_superblock, new_batch, search_batch
 from recover.quants._k_scales import pack_pairs
 from recover.quants._marks import Marks, f16_at
 from recover.quants._search import Steps

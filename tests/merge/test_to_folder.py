@@ -27,7 +27,8 @@ from tests.support.golden_models import (
     rewrite,
     write_golden_gguf,
 )
-from tests.support.resuming import Interrupted, Workers, finish, journal_of
+from tests.support.interrupting import Interrupted, Workers
+from tests.support.resuming import finish, journal_of
 
 
 def quantizations(name: str, folder: Path, **options: Any) -> list[Path]:
