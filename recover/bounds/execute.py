@@ -140,10 +140,6 @@ def execute_bounds(
         Who does the tasks, if bounds are written: ``n_threads``, ``progress`` and ``executor``, see
         `recover.execution.work.HowToWork`.
 
-    Returns
-    -------
-    BoundsResult
-
     Raises
     ------
     OutputError

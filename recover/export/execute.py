@@ -80,10 +80,6 @@ def execute_export(
         Who does the tasks: ``n_threads``, ``progress`` and ``executor``, see
         `recover.execution.work.HowToWork`.
 
-    Returns
-    -------
-    ExportResult
-
     Raises
     ------
     OutputError

@@ -19,13 +19,7 @@ from recover.quants.rounding import Rounding
 
 
 class Exporting(PlannedWork):
-    """The work of an export.
-
-    Parameters
-    ----------
-    plan : ExportPlan
-        The export.
-    """
+    """The work of an export, as its plan says."""
 
     command = "export"
     sums = Rounding

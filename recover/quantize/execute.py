@@ -62,10 +62,6 @@ def execute_quantize(
         Who does the tasks: ``n_threads``, ``progress`` and ``executor``, see
         `recover.execution.work.HowToWork`.
 
-    Returns
-    -------
-    QuantizeResult
-
     Raises
     ------
     OutputError

@@ -29,13 +29,7 @@ from recover.quants import (
 
 
 class Quantizing(PlannedWork):
-    """The work of a quantization.
-
-    Parameters
-    ----------
-    plan : QuantizePlan
-        The quantization.
-    """
+    """The work of a quantization, as its plan says."""
 
     command = "quantize"
     sums = Nothing

@@ -8,13 +8,13 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inlined, inner, kernel
-from recover.quants._declared import coded, layout
+from recover.quants._declared import layout
 from recover.quants._legacy import (
     codes_of_32,
     encode_32,
     inverse,
     load_codes,
-    range_cells,
+    range_coded,
     range_of_32,
     row_mean_squares,
     store_codes,
@@ -31,7 +31,6 @@ from recover.quants.base import (
     ScalarType,
     U8Array,
     U16Array,
-    integer_levels,
 )
 
 
@@ -148,7 +147,7 @@ def ranged_type(
     integers = Integers(lowest=0, highest=highest, has_offset=True, pack=pack)
     return ScalarType(
         **layout(name, type_id=type_id, block_size=32, type_size=4 + 4 * n_bits),
-        **coded(integer_levels(), range_cells(highest + 1)),
+        **range_coded(highest + 1),
         rounds_scale_last=True,
         rounds_offset_last=True,
         refits_scale_with_imatrix=True,

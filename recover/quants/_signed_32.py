@@ -8,11 +8,11 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inlined, inner, kernel
-from recover.quants._declared import coded, layout
+from recover.quants._declared import layout
 from recover.quants._legacy import (
     codes_of_32,
     encode_32,
-    extreme_code_cells,
+    extreme_coded,
     inverse,
     largest_magnitude_of_32,
     load_codes,
@@ -31,7 +31,6 @@ from recover.quants.base import (
     ScalarType,
     U8Array,
     U16Array,
-    integer_levels,
 )
 
 
@@ -133,7 +132,7 @@ def signed_type(
 
     return ScalarType(
         **layout(name, type_id=type_id, block_size=32, type_size=2 + 4 * n_bits),
-        **coded(integer_levels(first=-half), extreme_code_cells(2 * half)),
+        **extreme_coded(2 * half),
         rounds_scale_last=True,
         refits_scale_with_imatrix=True,
         extremes=((0, 0),),

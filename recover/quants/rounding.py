@@ -30,22 +30,15 @@ ENOUGH = 1 << 12
 
 @dataclass(frozen=True)
 class Rounding:
-    """What became of some weights when they were stored.
-
-    Attributes
-    ----------
-    n_rounded : int
-        Those that are not exactly what they were.
-    squared_error, squares : float
-        The sums of the squares of the differences, and of the weights.
-    fits : bool
-        Whether all of them are finite, and remain so.
-    """
+    """What became of some weights when they were stored."""
 
     n_rounded: int = 0
+    """Those that are not exactly what they were."""
     squared_error: float = 0.0
     squares: float = 0.0
+    """The sums of the squares of the differences, and of the weights."""
     fits: bool = True
+    """Whether all of them are finite, and remain so."""
 
     def __add__(self, other: Self) -> Self:
         return type(self)(

@@ -139,10 +139,6 @@ def execute_reblock(
         Who does the tasks: ``n_threads``, ``progress`` and ``executor``, see
         `recover.execution.work.HowToWork`.
 
-    Returns
-    -------
-    ReblockResult
-
     Raises
     ------
     OutputError

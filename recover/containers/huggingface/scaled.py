@@ -25,21 +25,14 @@ _ONE = np.float32(1)
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """Scales of columns or rows, as far as they are known.
-
-    Attributes
-    ----------
-    values : float32 (n,)
-        Of a column: stored over original. Of a row: original over stored.
-    deviations : float32 (n,)
-        Standard deviations to expect, relative; infinite where nothing is known.
-    is_measured : bool
-        Whether they were found by what is likely, so that three deviations are not sure to hold.
-    """
+    """Scales of columns or rows, as far as they are known."""
 
     values: F32Array
+    """float32 (n,): of a column: stored over original. Of a row: original over stored."""
     deviations: F32Array
+    """float32 (n,): standard deviations to expect, relative; infinite where nothing is known."""
     is_measured: bool = False
+    """Whether they were found by what is likely, so that three deviations are not sure to hold."""
 
 
 def no_scales(n: int) -> Scales:

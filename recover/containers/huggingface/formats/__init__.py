@@ -14,20 +14,14 @@ __all__ = ["Format", "Matrix", "all_formats", "read_matrix"]
 
 @dataclass(frozen=True)
 class Format:
-    """A way to store quantized weights.
-
-    Attributes
-    ----------
-    name : str
-        Of the file that declares it.
-    read : callable
-        ``read(module) -> Matrix | None``: the weight of a module, or None if it is not stored in
-        this way; a `recover.errors.SafetensorsError` if it is, but damaged or of a kind that cannot
-        be read, with the reason.
-    """
+    """A way to store quantized weights."""
 
     name: str
+    """Of the file that declares it."""
     read: Callable[[Module], Matrix | None]
+    """``read(module) -> Matrix | None``: the weight of a module, or None if it is not stored in
+    this way; a `recover.errors.SafetensorsError` if it is, but damaged or of a kind that cannot
+    be read, with the reason."""
 
 
 @cache
