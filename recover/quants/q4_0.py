@@ -6,4 +6,5 @@ one).
 
 from recover.quants._signed_32 import signed_type
 
+# Mirrors `dequantize_row_q4_0`. Mirrors `quantize_q4_0`.
 Q4_0 = signed_type("Q4_0", 4, type_id=2, file_type=2, noise=0.0828, relative_mse=0.0074)

@@ -5,6 +5,7 @@ Block: ``d`` f16, ``m`` f16, ``qs`` 16 bytes (as in Q4_0).
 
 from recover.quants._ranged_32 import ranged_type
 
+# Mirrors `dequantize_row_q4_1`. Mirrors `quantize_q4_1`.
 Q4_1 = ranged_type(
     "Q4_1",
     4,

@@ -5,6 +5,7 @@ Block: ``d`` f16, ``m`` f16, ``qh`` 4 bytes (as in Q5_0), ``qs`` 16 bytes (as in
 
 from recover.quants._ranged_32 import ranged_type
 
+# Mirrors `dequantize_row_q5_1`. Mirrors `quantize_q5_1`.
 Q5_1 = ranged_type(
     "Q5_1",
     5,
