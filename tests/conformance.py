@@ -15,14 +15,7 @@ from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
 from recover.containers.rows import blocks_of
 from recover.errors import QuantError
-from recover.evidence.densities import (
-    ABOVE,
-    ATOM,
-    BELOW,
-    density,
-    end_codes,
-    tempering,
-)
+from recover.evidence.densities import ABOVE, ATOM, BELOW, density, end_codes, tempering
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
 from recover.inputs.provenance import count_marks

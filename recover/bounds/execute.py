@@ -3,7 +3,7 @@
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,9 @@ from recover.evidence.intervals import PART, Intervals
 from recover.execution.shares import Shard
 from recover.execution.sharing import PartResult, Tell
 from recover.execution.stacks import can_be_stacked, stack_of, stacks
-from recover.execution.tasks import Executor
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.execution.whole import Finished, execute, execute_part
-from recover.execution.work import HowToWork
+from recover.execution.work import HowToWork, Means
 from recover.quants import TILE, FloatType
 
 
@@ -129,10 +128,7 @@ class BoundsResult(Brief):
 
 def execute_bounds(
     plan: BoundsPlan,
-    *,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
+    **means: Unpack[Means],
 ) -> BoundsResult:
     """Bound every weight; write the bounds if the plan has an output.
 
@@ -140,10 +136,9 @@ def execute_bounds(
     ----------
     plan : BoundsPlan
         From `plan_bounds`.
-    n_threads, progress : optional
-        See `recover.execution.tiles`.
-    executor : Executor, optional
-        Who has the tasks done, if bounds are written; default: threads of this process.
+    **means
+        Who does the tasks, if bounds are written: ``n_threads``, ``progress`` and ``executor``, see
+        `recover.execution.work.HowToWork`.
 
     Returns
     -------
@@ -154,10 +149,11 @@ def execute_bounds(
     OutputError
         If the output cannot be written.
     """
+    how = HowToWork(**means)
     if plan.output is None:
-        return _measure(plan, n_threads or available_cores(), progress)
+        return _measure(plan, how.n_threads or available_cores(), how.progress)
     work = Bounding(plan)
-    finished = execute(work, HowToWork(n_threads, progress, executor), conclude=work.conclude)
+    finished = execute(work, how, conclude=work.conclude)
     return _result(work, finished)
 
 
@@ -165,10 +161,8 @@ def execute_bounds_part(
     plan: BoundsPlan,
     shard: Shard,
     *,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
     tell: Tell | None = None,
+    **means: Unpack[Means],
 ) -> BoundsResult | PartResult:
     """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
 
@@ -181,7 +175,7 @@ def execute_bounds_part(
         Of all parts from the process that ends last.
     """
     work = Bounding(plan)
-    how = HowToWork(n_threads, progress, executor)
+    how = HowToWork(**means)
     done = execute_part(work, shard, how, tell, conclude=work.conclude)
     return done if isinstance(done, PartResult) else _result(work, done)
 

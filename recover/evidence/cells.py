@@ -16,14 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import (
-    gather,
-    load,
-    load_bytes,
-    store,
-    to_f32,
-    where,
-)
+from recover._compiled.lanes import gather, load, load_bytes, store, to_f32, where
 from recover.evidence.edges import edge_above, edge_below, find_extremes
 from recover.evidence.tile import Evidence
 from recover.quants import F32Array, U8Array

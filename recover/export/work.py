@@ -51,12 +51,8 @@ class Exporting(PlannedWork):
         return Worker(self)
 
 
-_replanning = Replanning(lambda asked: Exporting(plan_export(**asked)))
-
-
-def carry_out(record: Record) -> Record:
-    """Do a task in a process that has nothing else; see `Replanning.carry_out`."""
-    return _replanning.carry_out(record)
+carry_out = Replanning(lambda asked: Exporting(plan_export(**asked))).carry_out
+"""Does a task in a process that has nothing else."""
 
 
 class Worker:

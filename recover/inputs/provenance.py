@@ -42,14 +42,7 @@ from recover.containers.gguf.remote import is_spared
 from recover.containers.mapping import sampled
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import Source
-from recover.quants import (
-    FloatType,
-    IntervalTensor,
-    IntervalType,
-    ScalarType,
-    TensorType,
-    U8Array,
-)
+from recover.quants import FloatType, IntervalTensor, IntervalType, ScalarType, TensorType, U8Array
 
 _FOUND: WeakKeyDictionary[StoredTensor, "Marks | None"] = WeakKeyDictionary()
 _TOLD: WeakKeyDictionary[Model, "_Metadata"] = WeakKeyDictionary()

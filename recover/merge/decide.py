@@ -20,23 +20,10 @@ from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import foreign_noise, measure_noise
 from recover.inputs.matching import by_fineness, contradicts, find_duplicates
-from recover.inputs.provenance import (
-    has_marks,
-    is_foreign,
-    is_plain,
-    is_searched,
-    source_of,
-)
+from recover.inputs.provenance import has_marks, is_foreign, is_plain, is_searched, source_of
 from recover.inputs.samples import Sampler
 from recover.merge.lineage import declared_parents
-from recover.quants import (
-    F32Array,
-    FloatType,
-    OpaqueType,
-    ScalarType,
-    TensorType,
-    type_by_name,
-)
+from recover.quants import F32Array, FloatType, OpaqueType, ScalarType, TensorType, type_by_name
 
 AnyDraft = TypeVar("AnyDraft", bound="Draft")
 

@@ -66,7 +66,7 @@ class MergeResult(Brief):
     seconds: float
     """Wall time of the execution; of one that was interrupted, up to its last entry."""
     expected_mse_ratio: float | None
-    """Expected mean square error over that of the best single input, predicted without the truth."""
+    """Mean square error to expect, over that of the best single input."""
     conflict_fraction: float | None
     """Share of the merged weights on which the inputs contradict each other; None if the method
     does not look."""

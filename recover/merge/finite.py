@@ -7,14 +7,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover.evidence.buffer import Evidence
-from recover.quants import (
-    GROUP,
-    FloatType,
-    OpaqueType,
-    TensorType,
-    U8Array,
-    dequantize,
-)
+from recover.quants import GROUP, FloatType, OpaqueType, TensorType, U8Array, dequantize
 
 
 def n_not_finite(raw: U8Array, kind: TensorType, n_tensors: int = 1) -> NDArray[np.int64]:

@@ -486,8 +486,3 @@ def rounding_cells(n_codes: int, first: int = 0) -> tuple[F32Array, F32Array]:
     lower, upper = level - 0.5, level + 0.5
     lower[0], upper[-1] = -np.inf, np.inf
     return table(lower, fill=-np.inf), table(upper, fill=np.inf)
-
-
-def rounded_levels(n_codes: int, first: int = 0) -> tuple[F32Array, F32Array, F32Array]:
-    """Levels that are the integers from `first` on, and the edges that `rounding_cells` gives."""
-    return integer_levels(first), *rounding_cells(n_codes, first)

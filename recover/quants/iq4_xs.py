@@ -8,6 +8,7 @@ import numpy as np
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, store
+from recover.quants._declared import coded, layout
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
 from recover.quants._legacy import inverse, join_nibbles, split_nibbles
 from recover.quants._marks import Marks, f16_at
@@ -106,16 +107,9 @@ def _marks(blocks: U8Array) -> Marks:
 
 # `quantize_row_iq4_nl_impl`: nearest entry of the code book for ``d * scale``; d is rounded to f16
 # last.
-_LOWER, _UPPER = codebook_cells()
-
 IQ4_XS = ScalarType(
-    name="IQ4_XS",
-    type_id=23,
-    block_size=256,
-    type_size=136,
-    levels=LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("IQ4_XS", type_id=23, block_size=256, type_size=136),
+    **coded(LEVELS, codebook_cells()),
     rounds_scale_last=True,
     unpack=_unpack,
     quantize=_quantize,

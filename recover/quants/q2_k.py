@@ -9,18 +9,13 @@ import numpy as np
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load_bytes, store_bytes
-from recover.quants._k_affine import (
-    BATCH,
-    Batch,
-    encode_superblock,
-    new_batch,
-    search_batch,
-)
+from recover.quants._declared import layout, rounded
+from recover.quants._k_affine import BATCH, Batch, encode_superblock, new_batch, search_batch
 from recover.quants._k_scales import pack_pairs
 from recover.quants._marks import Marks, f16_at
 from recover.quants._search import Steps
 from recover.quants._sub_blocks import SubBlocks, marks_of_minima
-from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @inner
@@ -89,16 +84,9 @@ def _marks(blocks: U8Array) -> Marks:
 
 
 # `quantize_row_q2_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..3.
-_LEVELS, _LOWER, _UPPER = rounded_levels(4)
-
 Q2_K = ScalarType(
-    name="Q2_K",
-    type_id=10,
-    block_size=256,
-    type_size=84,
-    levels=_LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("Q2_K", type_id=10, block_size=256, type_size=84),
+    **rounded(4),
     unpack=_unpack,
     quantize=_quantize,
     file_type=10,

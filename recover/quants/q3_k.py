@@ -11,6 +11,7 @@ from recover._compiled.across import any_lane
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, load_bytes, splat, store, store_bytes, to_f32, where
+from recover.quants._declared import layout, rounded
 from recover.quants._k_scales import pack_pairs
 from recover.quants._marks import Marks, f16_at
 from recover.quants._search import (
@@ -30,7 +31,7 @@ from recover.quants._search import (
     weigh,
 )
 from recover.quants._sub_blocks import SubBlocks, marks_of_scales, without_minima
-from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @inner
@@ -217,16 +218,9 @@ def _marks(blocks: U8Array) -> Marks:
 
 
 # `quantize_row_q3_K`: code = nearest_int(x / d) with the stored d, clipped to -4..3.
-_LEVELS, _LOWER, _UPPER = rounded_levels(8, first=-4)
-
 Q3_K = ScalarType(
-    name="Q3_K",
-    type_id=11,
-    block_size=256,
-    type_size=110,
-    levels=_LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("Q3_K", type_id=11, block_size=256, type_size=110),
+    **rounded(8, first=-4),
     unpack=_unpack,
     quantize=_quantize,
     file_type=12,

@@ -9,6 +9,7 @@ import numpy as np
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, load_bytes, store, store_bytes
+from recover.quants._declared import layout, rounded
 from recover.quants._marks import Marks, f16_at
 from recover.quants._search import (
     BASE,
@@ -23,7 +24,7 @@ from recover.quants._search import (
     transpose,
 )
 from recover.quants._sub_blocks import SubBlocks, marks_of_scales, without_minima
-from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @kernel
@@ -118,16 +119,9 @@ def _marks(blocks: U8Array) -> Marks:
 
 
 # `quantize_row_q6_K`: code = nearest_int(x / d) with the stored d, clipped to -32..31.
-_LEVELS, _LOWER, _UPPER = rounded_levels(64, first=-32)
-
 Q6_K = ScalarType(
-    name="Q6_K",
-    type_id=14,
-    block_size=256,
-    type_size=210,
-    levels=_LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("Q6_K", type_id=14, block_size=256, type_size=210),
+    **rounded(64, first=-32),
     unpack=_unpack,
     quantize=_quantize,
     file_type=18,

@@ -10,14 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.across import any_lane, sum_lanes
-from recover._compiled.doubles import (
-    as_f16,
-    from_bits,
-    n_true,
-    nearest_f32,
-    store_words,
-    to_f64,
-)
+from recover._compiled.doubles import as_f16, from_bits, n_true, nearest_f32, store_words, to_f64
 from recover._compiled.jit import bare_inlined, bare_kernel
 from recover._compiled.lanes import LANES, bits, load, splat, store, store_f16, where
 from recover.quants.base import F32Array, TensorType, U8Array

@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from recover._text import quoted
 from recover.errors import ReblockError
@@ -11,10 +11,8 @@ from recover.execution.gathering import Totals
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.shares import Shard
 from recover.execution.sharing import PartResult, Tell
-from recover.execution.tasks import Executor
-from recover.execution.tiles import Progress
 from recover.execution.whole import Finished, execute, execute_part
-from recover.execution.work import HowToWork
+from recover.execution.work import HowToWork, Means
 from recover.reblock.plan import ReblockPlan
 from recover.reblock.source import OriginalTensor
 from recover.reblock.work import Compared, Reblocking
@@ -126,9 +124,7 @@ def execute_reblock(
     plan: ReblockPlan,
     *,
     verify: bool = True,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
+    **means: Unpack[Means],
 ) -> ReblockResult:
     """Carry out a plan; the output and its report appear only when all of it holds.
 
@@ -139,10 +135,9 @@ def execute_reblock(
     verify : bool
         Read every tile back, decode it and compare it with the source. Tensors that are not exact
         are always measured.
-    n_threads, progress : optional
-        See `recover.execution.tiles`.
-    executor : Executor, optional
-        Who has the tasks done; default: threads of this process.
+    **means
+        Who does the tasks: ``n_threads``, ``progress`` and ``executor``, see
+        `recover.execution.work.HowToWork`.
 
     Returns
     -------
@@ -166,7 +161,7 @@ def execute_reblock(
             results.append(_result(plan, Finished(totals, seconds)))
             report.write_at(0, _text_of(results[0]))
 
-        execute(work, HowToWork(n_threads, progress, executor), conclude=conclude)
+        execute(work, HowToWork(**means), conclude=conclude)
     return results[0]
 
 
@@ -175,10 +170,8 @@ def execute_reblock_part(
     shard: Shard,
     *,
     verify: bool = True,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
     tell: Tell | None = None,
+    **means: Unpack[Means],
 ) -> ReblockResult | PartResult:
     """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
 
@@ -187,7 +180,7 @@ def execute_reblock_part(
     ReblockResult or PartResult
         Of all parts from the process that ends last, which writes the report.
     """
-    work, how = Reblocking(plan, verify=verify), HowToWork(n_threads, progress, executor)
+    work, how = Reblocking(plan, verify=verify), HowToWork(**means)
 
     def judge(_outputs: OutputFiles, totals: Totals) -> None:
         _result(plan, Finished(totals, 0.0))

@@ -18,15 +18,7 @@ from recover.inputs.originals.codes import (
     read_once,
     types_for,
 )
-from recover.inputs.originals.grid import (
-    FEW,
-    LONGEST_ROW,
-    Floats,
-    Grid,
-    Runs,
-    find_grid,
-    read,
-)
+from recover.inputs.originals.grid import FEW, LONGEST_ROW, Floats, Grid, Runs, find_grid, read
 from recover.quants import F32Array, I8Array, types_of_integers
 from recover.quants.base import Integers
 from recover.reblock.integers import IntegerRows, Request

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recover._compiled.jit import kernel
+from recover.containers.forwarding import Forwarded
 from recover.containers.huggingface.formats._coded import Coded
 from recover.containers.huggingface.formats.base import Matrix, is_soft
-from recover.quants import F32Array, IntervalType, Stated
+from recover.quants import F32Array, Stated
 
 _DEVIATIONS = np.float32(3)
 _ULPS = np.float32(2.0**-21)
@@ -62,30 +63,11 @@ class _OfStored:
 
     stored: Matrix
 
-    @property
-    def n_rows(self) -> int:
-        """Outputs."""
-        return self.stored.n_rows
-
-    @property
-    def row_length(self) -> int:
-        """Inputs."""
-        return self.stored.row_length
-
-    @property
-    def type(self) -> IntervalType:
-        """See `Matrix`."""
-        return self.stored.type
-
-    @property
-    def seen_as(self) -> str:
-        """See `Matrix`."""
-        return self.stored.seen_as
-
-    @property
-    def leaves(self) -> frozenset[str]:
-        """See `Matrix`."""
-        return self.stored.leaves
+    n_rows = Forwarded("stored")
+    row_length = Forwarded("stored")
+    type = Forwarded("stored")
+    seen_as = Forwarded("stored")
+    leaves = Forwarded("stored")
 
 
 @dataclass(frozen=True)

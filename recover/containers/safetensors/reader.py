@@ -100,7 +100,7 @@ class Tensor:
     shape: tuple[int, ...]
     """Row length last; empty for a single number."""
     raw: U8Array
-    """uint8 (n_bytes,): the stored bytes: a read-only view of the mapped file, perhaps not aligned."""
+    """uint8 (n_bytes,): a read-only view of the mapped file, perhaps not aligned."""
     part: Path
     """The file that holds it."""
 
