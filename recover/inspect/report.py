@@ -12,6 +12,7 @@ from recover.execution.tiles import Progress
 from recover.inputs.alignment import align
 from recover.inputs.completion import complete
 from recover.inputs.descent import ESTIMATED
+from recover.inputs.metadata import metadata_warnings
 from recover.inputs.open import open_models
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.relations import (
@@ -49,12 +50,15 @@ class Inspection:
         What a merge would give, by tensor; empty for a single file.
     conflicts : Conflicts
         Where they contradict each other, as all of their weights tell.
+    metadata : tuple of str
+        Lines on metadata that differ, though a model runs by them.
     """
 
     files: tuple[FileReport, ...]
     relations: tuple[Relation, ...] = ()
     expectations: tuple[Expectation, ...] = ()
     conflicts: Conflicts = NOTHING_COMPARED
+    metadata: tuple[str, ...] = ()
 
     @property
     def same_original(self) -> bool:
@@ -109,6 +113,10 @@ class Inspection:
 
     def findings(self) -> list[str]:
         """What is to be said of the files together, a line each."""
+        return [*self._of_weights(), *self.metadata]
+
+    def _of_weights(self) -> list[str]:
+        """What their weights tell."""
         lines = list(dict.fromkeys(self._finding(relation) for relation in self.relations))
         if self.same_original:
             notable = [
@@ -269,4 +277,5 @@ def inspect_files(
         find_relations(models, descents, find_redundant(models, drafts)),
         expectations,
         count_conflicts(models, drafts, expectations),
+        tuple(metadata_warnings(models)),
     )
