@@ -5,7 +5,6 @@ asked as well: call each of ``checks(kind)`` with the type.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
 from recover.containers.rows import blocks_of
 from recover.errors import QuantError
-from recover.evidence.densities import ABOVE, ATOM, BELOW, density, end_codes, tempering
+from recover.evidence.densities import ABOVE, ATOM, BELOW, density, end_codes
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
 from recover.inputs.provenance import count_marks
@@ -39,7 +38,12 @@ from recover.quants import (
     types_by_id,
     types_of_files,
 )
-from tests.support.type_checks import check_likelihood, check_pickle, check_what_is_stated
+from tests.support.type_checks import (
+    check_likelihood,
+    check_pickle,
+    check_what_is_stated,
+    check_what_it_counts,
+)
 
 F32 = NDArray[np.float32]
 Check = Callable[[TensorType], None]
@@ -494,15 +498,3 @@ def check_density(kind: TensorType) -> None:
     above = (kind.upper_levels - kind.levels)[interior].max()
     assert table[0, BELOW] <= below + 1e-6
     assert table[0, ABOVE] >= above - 1e-6
-
-
-def check_what_it_counts(kind: TensorType) -> None:
-    assert isinstance(kind, ScalarType | VectorType)
-    assert tempering(kind, []) == 1
-    shares = [tempering(kind, [kind] * n) for n in (0, 1, 3, 7, 20)]
-    assert all(a >= b > 0 for a, b in pairwise(shares))
-    for other in all_types():
-        if isinstance(other, ScalarType | VectorType) and other is not kind:
-            assert 0 < tempering(kind, [other]) <= 1
-            assert 0 < tempering(kind, [other], has_cells=False) <= 3
-            assert tempering(other, [kind]) == 1 or tempering(kind, [other]) == 1

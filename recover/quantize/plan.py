@@ -11,6 +11,7 @@ from typing import Any
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
+from recover.containers.gguf.parts import check_whole_name
 from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.errors import PlanError, UsageError
 from recover.execution.output import check_output_path
@@ -197,10 +198,12 @@ def plan_quantize(
     imatrix_path = None if imatrix is None else Path(imatrix)
     weights = None if imatrix_path is None else load_imatrix(imatrix_path)
     output = Path(output)
+    check_whole_name(output)
     check_output_path(output, [*model.parts, *([imatrix_path] if imatrix_path else [])])
     chooser = Chooser(model, [*rules, (ANY, default)], weights, wanted_mix)
     chooser.left_names += ("output.weight",) if leave_output_tensor else ()
     drafts = list(chooser.drafts())
+    chooser.check_imatrix()
     if chooser.requantized and not allow_requantize:
         raise PlanError(
             f"{printable(model.path)}: quantized already are {some(chooser.requantized)}; to encode"

@@ -335,6 +335,9 @@ class ScalarType(TensorType):
     scales_are_coarse : bool
         Whether scales of weights of ordinary size are near the smallest one, so that the errors
         depend on the size of the weights.
+    largest_lost : float
+        No larger weights are stored as zeros because their scale is too small for the type; for all
+        types with f16 scales 2**-25 times codes and levels.
     extremes : tuple of pairs of int
         Pairs of codes. Without an importance matrix the encoder fits the scale (and the offset) to
         a weight of each block of 32 that is given one of the two codes, for each of the pairs, and
@@ -391,6 +394,7 @@ class ScalarType(TensorType):
     d_at: int = 0
     scale_limit: float = np.inf
     scales_are_coarse: bool = False
+    largest_lost: float = 2.0**-12
     refits_scale_with_imatrix: bool = False
     extremes: tuple[tuple[int, int], ...] = ()
     marks: Callable[[U8Array], tuple[Mask, Mask]] | None = None

@@ -80,6 +80,7 @@ NVFP4 = ScalarType(
     **coded(LEVELS, nearest_cells()),
     scale_limit=float(_SCALES[_LARGEST]),
     scales_are_coarse=True,
+    largest_lost=6 / 1024,  # the largest weight over 6, which half of the smallest scale is lost of
     unpack=_unpack,
     quantize=_quantize,
     file_types={39: "NVFP4"},

@@ -215,5 +215,5 @@ def test_nobody_answers(
     monkeypatch.delitem(sys.modules, "recover.execution.dask")
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert main([*command, "local"]) == 1
-    assert "pip install 'recover[distributed]'" in capsys.readouterr().err
+    assert "pip install 'recover-weights[distributed]'" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
