@@ -21,7 +21,8 @@ import numpy as np
 
 from recover._compiled.float16 import f16_to_f32
 from recover._compiled.jit import inner
-from recover.quants._hidden_scales import LEVELS_4
+from recover.quants._declared import Layout
+from recover.quants._hidden_scales import IK, LEVELS_4
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Stated
 
@@ -51,9 +52,37 @@ def fill_group(seed: Any, levels: F32Array, is_first: bool) -> None:
             levels[i] = np.float32(np.int32(total) - 126)
 
 
-def first_generation(
-    kind: BlockIntervals, state: Callable[[bool, U8Array, Stated], None], **others: Any
+State = Callable[[bool, U8Array, Stated], None]
+"""States the weights of blocks, with whether the first generation is meant."""
+
+
+def trellis_type(
+    layout: Layout,
+    state: State,
+    quantize: Callable[[F32Array, F32Array, U8Array], None],
+    *,
+    file_type: int,
+    relative_mse: float,
+    has_cells: bool = False,
+    twin: str = "",
 ) -> BlockIntervals:
+    """A type of today that is encoded; the other parameters are as of `BlockIntervals`."""
+    return BlockIntervals(
+        **layout,
+        row_header=4,
+        file_type=file_type,
+        fallback="IQ4_NL",
+        writer=IK,
+        relative_mse=relative_mse,
+        noise=1.0,
+        has_cells=has_cells,
+        state=partial(state, False),
+        quantize=quantize,
+        twin=twin,
+    )
+
+
+def first_generation(kind: BlockIntervals, state: State, **others: Any) -> BlockIntervals:
     """The type that had the name and number of one before June 2025.
 
     Parameters

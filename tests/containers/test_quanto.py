@@ -7,7 +7,8 @@ from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.quanto import encode_groups, encode_rows
 from tests.support.foreign_modules import Array, heavy_tailed, n_outside, rounded, state
-from tests.support.format_checks import check_hostile, check_widened, matrix_of
+from tests.support.format_checks import check_widened, matrix_of
+from tests.support.hostile_modules import check_hostile
 
 GOLDEN = load("quanto")
 
