@@ -23,6 +23,7 @@ from recover._compiled.lanes import (
 )
 
 _F32_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_F32_HALF = ir.VectorType(ir.FloatType(), LANES // 2)
 _F64_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _F16_VECTOR = ir.VectorType(ir.HalfType(), LANES)
 _I32_VECTOR = ir.VectorType(ir.IntType(32), LANES)
@@ -72,6 +73,38 @@ def load_f64(_context: Any, array: Any, at: Any) -> Any:
         return builder.load(pointer, align=8)
 
     return f64_lanes(array, at), generate
+
+
+@intrinsic
+def store_f64(_context: Any, array: Any, at: Any, value: Any) -> Any:
+    """``array[at : at + 16] = value`` in a contiguous float64 array."""
+    if not (is_array(array, types.float64) and array.layout == "C" and value == f64_lanes):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F64_VECTOR)
+        builder.store(args[2], pointer, align=8)
+
+    return types.void(array, at, value), generate
+
+
+@intrinsic
+def load_two(_context: Any, array: Any, at: Any, other: Any) -> Any:
+    """Eight elements of a contiguous float32 array from `at` on, and eight from `other` on."""
+    if not (is_array(array, types.float32) and array.layout == "C"):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves = []
+        for place, kind in zip(args[1:], sig.args[1:], strict=True):
+            at = context.cast(builder, place, kind, types.intp)
+            pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F32_HALF)
+            halves.append(builder.load(pointer, align=4))
+        order = ir.Constant(_I32_VECTOR, list(range(LANES)))
+        return builder.shuffle_vector(*halves, order)
+
+    return f32_lanes(array, at, other), generate
 
 
 @intrinsic
