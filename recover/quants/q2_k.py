@@ -101,6 +101,7 @@ Q2_K = ScalarType(
     fallback="Q4_0",
     marks=_marks,
     reencoding=Reencoding(slope=12.0, margin=0.04, largest_level=15 * 3),
+    scale_steps=15,
     noise=0.0659,
     relative_mse=0.088,
 )

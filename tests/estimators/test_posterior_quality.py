@@ -335,9 +335,18 @@ def _log_density(
     inside = rows[0, :DEGREE] + rows[3, :DEGREE] * np.concatenate([z, z**2], axis=1)
     ends = np.where((codes == first)[:, None], rows[1, :DEGREE], rows[2, :DEGREE])
     is_end = ((codes == first) | (codes == last))[:, None]
+    # Sub-blocks with small integer scales (see `recover.estimators._coarse`).
+    of_block = np.abs(scale).reshape(-1, 256)
+    r = (of_block.max(1, keepdims=True) / of_block).reshape(-1, 1)
+    r, usual = (last - first) / 2 / kind.scale_steps * np.array([r, r * 0 + 1 / 0.7])
+    stretch = np.sqrt((1 + r**2 / 2) / (1 + usual**2 / 2))
+    inside *= (1 + np.pi**2 * usual**2 / 18) / (1 + np.pi**2 * r**2 / 18)
+    edge = np.where(codes == first, 0.5, -0.5)[:, None]
+    shift = edge * (1 - 1 / stretch)
+    ends = np.hstack([ends[:, :1] + 2 * ends[:, 1:] * shift, ends[:, 1:] / stretch]) / stretch
     c = np.where(is_end, ends, inside)
-    low = np.where(codes == first, rows[1, BELOW], -0.5)[:, None]
-    high = np.where(codes == last, rows[2, ABOVE], 0.5)[:, None]
+    low = np.where((codes == first)[:, None], (rows[1, BELOW] - 0.5) * stretch + 0.5, -0.5)
+    high = np.where((codes == last)[:, None], (rows[2, ABOVE] + 0.5) * stretch - 0.5, 0.5)
     logs = sum(c[:, i : i + 1] * u ** (i + 1) for i in range(DEGREE))
     logs = np.where((u >= low) & (u <= high), logs, -np.inf)
     return np.where(np.isnan(u), 0.0, logs)
