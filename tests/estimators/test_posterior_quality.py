@@ -23,6 +23,7 @@ from recover.quants import (
 from tests.golden.make_sample import encoded_types
 from tests.oracle import libggml
 from tests.oracle.weights import sentence_encoder_weights
+from tests.support.coarse_scales import factors_of
 from tests.support.kinds import scalar
 
 pytestmark = pytest.mark.quality
@@ -335,12 +336,8 @@ def _log_density(
     inside = rows[0, :DEGREE] + rows[3, :DEGREE] * np.concatenate([z, z**2], axis=1)
     ends = np.where((codes == first)[:, None], rows[1, :DEGREE], rows[2, :DEGREE])
     is_end = ((codes == first) | (codes == last))[:, None]
-    # Sub-blocks with small integer scales (see `recover.estimators._coarse`).
-    of_block = np.abs(scale).reshape(-1, 256)
-    r = (of_block.max(1, keepdims=True) / of_block).reshape(-1, 1)
-    r, usual = (last - first) / 2 / kind.scale_steps * np.array([r, r * 0 + 1 / 0.7])
-    stretch = np.sqrt((1 + r**2 / 2) / (1 + usual**2 / 2))
-    inside *= (1 + np.pi**2 * usual**2 / 18) / (1 + np.pi**2 * r**2 / 18)
+    stretch, left = (each.repeat(16)[:, None] for each in factors_of(kind, scale[::16]))
+    inside = inside * left
     edge = np.where(codes == first, 0.5, -0.5)[:, None]
     shift = edge * (1 - 1 / stretch)
     ends = np.hstack([ends[:, :1] + 2 * ends[:, 1:] * shift, ends[:, 1:] / stretch]) / stretch
