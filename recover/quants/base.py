@@ -332,6 +332,9 @@ class ScalarType(TensorType):
     scale_limit : float
         Codes prove nothing where the scale is as large or larger: there the encoder's arithmetic
         overflows, or the scale was clipped.
+    scale_steps : int
+        The largest integer scale of a sub-block: scales are integers times one of the superblock.
+        0 where each sub-block has a float of its own.
     scales_are_coarse : bool
         Whether scales of weights of ordinary size are near the smallest one, so that the errors
         depend on the size of the weights.
@@ -393,6 +396,7 @@ class ScalarType(TensorType):
     rounds_offset_last: bool = False
     d_at: int = 0
     scale_limit: float = np.inf
+    scale_steps: int = 0
     scales_are_coarse: bool = False
     largest_lost: float = 2.0**-12
     refits_scale_with_imatrix: bool = False
