@@ -25,6 +25,7 @@ from recover.inputs.provenance import (
     is_foreign,
     is_plain,
     is_searched,
+    proves_alone,
     source_of,
 )
 from recover.inputs.samples import Sampler
@@ -317,8 +318,7 @@ class Decider:
         return tuple(
             i
             for i in inputs
-            if isinstance(self._models[i].tensors[name].type, FloatType)
-            or self._source(name, i).has_cells
+            if proves_alone(self._models[i].tensors[name].type) or self._source(name, i).has_cells
         )
 
     def _typical_noises(self, name: str, inputs: Iterable[int]) -> tuple[float | None, ...]:
