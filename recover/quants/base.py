@@ -326,6 +326,9 @@ class ScalarType(TensorType):
         afterwards, so that the stored one is not quite the one that it used.
     d_at : int
         Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
+    zero_scale_tells : bool
+        Whether a scale of zero is one that was rounded to it, whatever weighed the weights, so that
+        codes prove what they do with scales of up to 2**-25. Otherwise they prove nothing.
     scale_limit : float
         Codes prove nothing where the scale is as large or larger: there the encoder's arithmetic
         overflows, or the scale was clipped.
@@ -385,6 +388,7 @@ class ScalarType(TensorType):
     rounds_scale_last: bool = False
     rounds_offset_last: bool = False
     d_at: int = 0
+    zero_scale_tells: bool = False
     scale_limit: float = np.inf
     scales_are_coarse: bool = False
     largest_lost: float = 2.0**-12
