@@ -27,7 +27,7 @@ from recover._compiled.jit import kernel
 from recover.containers.model import Model, StoredTensor
 from recover.estimators._combine import add_variance, group_variances
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
-from recover.evidence.cells import count_contradictions, strip_of
+from recover.evidence.cells import count_contradictions, intersect_cells, strip_of
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
 from recover.merge.decide import Draft
@@ -85,6 +85,37 @@ def count_conflicts(evidence: Evidence, step: int, n_tensors: int = 1) -> NDArra
     counts = np.zeros(n_tensors, np.int64)
     count_contradictions(evidence, strip_of(evidence), step, counts)
     return step * counts
+
+
+def count_decoded(
+    evidence: Evidence, kinds: Sequence[TensorType], n_tensors: int = 1
+) -> NDArray[np.int64]:
+    """Weights on which inputs whose decoded weights tell cells contradict others.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Of a tile.
+    kinds : sequence of TensorType
+        Types of the inputs.
+    n_tensors : int
+        So many tensors of one size lie one behind the other in the tile.
+
+    Returns
+    -------
+    int64 (n_tensors,)
+        Besides those on which the cells of the other inputs have no point in common.
+    """
+    others = [kind for kind in kinds if isinstance(kind, VectorType)]
+    if len(kinds) < 2 or all(kind.narrow is None for kind in others):
+        return np.zeros(n_tensors, np.int64)
+    lower, upper = np.empty((2, evidence.codes.shape[1]), np.float32)
+    intersect_cells(evidence, lower, upper)
+    is_known = lower > upper
+    for values, kind in zip(evidence.values, others, strict=True):
+        if kind.narrow is not None:
+            kind.narrow(values, lower, upper)
+    return _count_each((lower > upper) & ~is_known, n_tensors)
 
 
 def _count_each(found: NDArray[np.bool_], n_tensors: int) -> NDArray[np.int64]:

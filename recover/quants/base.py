@@ -329,6 +329,9 @@ class ScalarType(TensorType):
         afterwards, so that the stored one is not quite the one that it used.
     d_at : int
         Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
+    zero_scale_tells : bool
+        Whether a scale of zero is one that was rounded to it, whatever weighed the weights, so that
+        codes prove what they do with scales of up to 2**-25. Otherwise they prove nothing.
     scale_limit : float
         Codes prove nothing where the scale is as large or larger: there the encoder's arithmetic
         overflows, or the scale was clipped.
@@ -339,8 +342,8 @@ class ScalarType(TensorType):
         Whether scales of weights of ordinary size are near the smallest one, so that the errors
         depend on the size of the weights.
     largest_lost : float
-        No larger weights are stored as zeros because their scale is too small for the type; for all
-        types with f16 scales 2**-25 times codes and levels.
+        No larger weights are stored as zeros because their scale is too small for the type, by what
+        other inputs say of them; f16 scales are 2**-25 times codes and levels then.
     extremes : tuple of pairs of int
         Pairs of codes. Without an importance matrix the encoder fits the scale (and the offset) to
         a weight of each block of 32 that is given one of the two codes, for each of the pairs, and
@@ -395,6 +398,7 @@ class ScalarType(TensorType):
     rounds_scale_last: bool = False
     rounds_offset_last: bool = False
     d_at: int = 0
+    zero_scale_tells: bool = False
     scale_limit: float = np.inf
     scale_steps: int = 0
     scales_are_coarse: bool = False
@@ -435,12 +439,17 @@ class VectorType(TensorType):
         As in `ScalarType`.
     densities, integers
         As in `ScalarType`.
+    narrow : Callable or None
+        ``narrow(values: float32 (n,), lower: float32 (n,), upper: float32 (n,))``: intersects
+        bounds with the cells that decoded weights, whole blocks, are of. None if the codes confine
+        no single weight.
     """
 
     decode: Callable[[U8Array, F32Array], None]
     relative_mse: float
     densities: Traversable | None = None
     integers: Integers | None = None
+    narrow: Callable[[F32Array, F32Array, F32Array], None] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
