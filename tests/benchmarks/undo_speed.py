@@ -7,7 +7,8 @@ and lets a plain copy do the same to the disk: read the bytes of the input, and 
 output has. Both end when all of it is on the disk. Prints both times and their ratio, with the time
 that the process takes to start and without it (which is what large models see); how long processors
 were busy with each weight, without the start (which tells more where others use them, too); and the
-largest anonymous memory. The inputs are in the page cache. KIND is one of tests/support/plain_weights.py; by default one of each way of decoding.
+largest anonymous memory. The inputs are in the page cache. KIND is one of
+tests/support/plain_weights.py; by default one of each way of decoding.
 """
 
 import argparse
@@ -114,7 +115,7 @@ def main() -> None:
                 Path(scratch, "copy").unlink()
             alone = max(min(ours) - begin, 1e-3)
             print(
-                f"{kind}: {n / 1e6:.0f}M weights in {min(ours):.2f} s, {begin:.2f} s of it to start;"
+                f"{kind}: {n / 1e6:.0f}M weights in {min(ours):.2f} s, {begin:.2f} s to start;"
                 f" a copy in {min(copies):.2f} s: {min(copies) / min(ours):.2f} of its speed,"
                 f" {min(copies) / alone:.2f} without the start;"
                 f" processors busy for {(min(busy) - busy_begin) / n * 1e9:.2f} ns a weight;"
