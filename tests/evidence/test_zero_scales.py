@@ -1,4 +1,4 @@
-"""Blocks of Q8_0 whose scale was rounded to 0: weights are small, and codes tell how small."""
+"""Blocks of Q8_0 whose scale was rounded to 0: weights are small, codes tell how small."""
 
 from pathlib import Path
 
