@@ -128,7 +128,8 @@ class Trial:
             return
         if not np.isfinite(parent.width).any():
             self.distance.add(values, parent, child)
-        counts = _count_outside(values, parent.bounds, child.bounds, _repeated(parent, child))
+        spreads = parent.spread, child.spread
+        counts = _count_outside(values, child.bounds, spreads, _repeated(parent, child))
         self.n_outside += counts[0]
         self.n_expected += counts[1]
         # Such codes confine the weights only if the encoder had no other choice.
@@ -203,13 +204,14 @@ def _repeated(parent: Sample, child: Sample) -> NDArray[np.bool_]:
 
 @kernel
 def _count_outside(
-    values: F32Array, parent: Bounds, child: Bounds, repeated: NDArray[np.bool_]
+    values: F32Array, child: Bounds, spreads: Bounds, repeated: NDArray[np.bool_]
 ) -> tuple[int, float]:
     """Weights outside the child's cells, and how many there were if the two were independent.
 
-    The error of an independent quantization, uniform in its cell, crosses an edge of the child's
-    cell with a probability of a quarter of the ratio of the widths. Cells with an open side, and
-    blocks that are `repeated`, are left out.
+    The error of an independent quantization is uniform, as wide as the parent's `spreads` says.
+    Where the weights are uniform in the child's cell it crosses an edge with a probability of a
+    quarter of the ratio of the widths; where they keep a distance from its edges, as the child's
+    spread says, with less. Cells with an open side, and blocks that are `repeated`, are left out.
     """
     n_outside, n_expected = 0, 0.0
     block_size = values.size // repeated.size
@@ -217,8 +219,10 @@ def _count_outside(
         width = child[1][i] - child[0][i]
         if width < np.inf and not repeated[i // block_size]:
             n_outside += values[i] < child[0][i] or values[i] > child[1][i]
-            if width > 0:
-                n_expected += min(parent[1][i] - parent[0][i], width) / width / 4
+            error, inside = min(spreads[0][i], width), min(spreads[1][i], width)
+            over = error - (width - inside)
+            if over > 0 and error * inside > 0:
+                n_expected += over * over / (4 * error * inside)
     return n_outside, n_expected
 
 
