@@ -15,6 +15,7 @@ import pytest
 
 import recover
 from recover.cli import main
+from recover.containers.gguf.reader import open_gguf
 from recover.containers.huggingface.formats.base import Matrix
 from recover.containers.huggingface.modules import Module
 from recover.execution.tasks import carry_out
@@ -263,5 +264,5 @@ def test_the_estimator_of_a_page(tmp_path: Path, tiny: list[Path]) -> None:
     assert done.returncode == 0, done.stderr
     name = "blk.0.attn_q.weight"
     mean = np.mean([recover.estimate([each], name, "best").mean for each in tiny], axis=0)
-    merged = recover.open_model(out).tensors[name]
+    merged = open_gguf(out).tensors[name]
     np.testing.assert_allclose(merged.raw.view(np.float32), mean.ravel(), atol=1e-6)
