@@ -10,21 +10,26 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
+from numba.extending import intrinsic
 
 from recover._compiled.lanes import (
     LANES,
     f32_lanes,
     f64_lanes,
     i32_lanes,
+    is_array,
     loading,
     mask_lanes,
     of_vector,
+    pointer_to,
     storing,
 )
 
 _F32_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_F32_HALF = ir.VectorType(ir.FloatType(), LANES // 2)
 _F64_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _F16_VECTOR = ir.VectorType(ir.HalfType(), LANES)
+_I32_VECTOR = ir.VectorType(ir.IntType(32), LANES)
 _I16_VECTOR = ir.VectorType(ir.IntType(16), LANES)
 _WORD = ir.IntType(LANES)
 
@@ -51,6 +56,30 @@ def from_bits(builder: Any, value: Any) -> Any:
 def load_f64(_builder: Any, value: Any) -> Any:
     """``array[at : at + 16]`` of a contiguous float64 array."""
     return value
+
+
+@storing(types.float64, _F64_VECTOR, f64_lanes, align=8)
+def store_f64(_builder: Any, value: Any) -> Any:
+    """``array[at : at + 16] = value`` in a contiguous float64 array."""
+    return value
+
+
+@intrinsic
+def load_two(_context: Any, array: Any, at: Any, other: Any) -> Any:
+    """Eight elements of a contiguous float32 array from `at` on, and eight from `other` on."""
+    if not (is_array(array, types.float32) and array.layout == "C"):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves = []
+        for place, kind in zip(args[1:], sig.args[1:], strict=True):
+            at = context.cast(builder, place, kind, types.intp)
+            pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F32_HALF)
+            halves.append(builder.load(pointer, align=4))
+        order = ir.Constant(_I32_VECTOR, list(range(LANES)))
+        return builder.shuffle_vector(*halves, order)
+
+    return f32_lanes(array, at, other), generate
 
 
 @storing(types.uint16, _I16_VECTOR, i32_lanes, align=2)

@@ -21,7 +21,7 @@ import numpy as np
 from recover._text import quoted, some
 from recover.evidence.buffer import Evidence, Source
 from recover.evidence.cells import intersect_cells
-from recover.evidence.lattice import count_without, snap
+from recover.evidence.lattice import count_empty, snap
 from recover.inputs.precision import UNEXPLAINED, scales_without_bf16
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.sums import Sums, Totals
@@ -139,7 +139,7 @@ class Snapper:
             sums.snapped += estimate.size
             sums.tally(len(stored)).variance += change
         else:
-            _, n_empty, expected, _ = count_without(lower, upper, bits)
+            n_empty, expected = count_empty(lower, upper, bits)
         n_scales = n_foreign = 0
         if self._how.source_format == "bf16":
             n_scales, n_foreign = self._count_scales(stored)

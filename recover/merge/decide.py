@@ -20,7 +20,14 @@ from recover.inputs.descent import ESTIMATED, FEWEST_WEIGHTS, Descent, Family
 from recover.inputs.floats import float_descents
 from recover.inputs.foreign import foreign_noise, measure_noise
 from recover.inputs.matching import by_fineness, contradicts, find_duplicates
-from recover.inputs.provenance import has_marks, is_foreign, is_plain, is_searched, source_of
+from recover.inputs.provenance import (
+    has_marks,
+    is_foreign,
+    is_plain,
+    is_searched,
+    proves_alone,
+    source_of,
+)
 from recover.inputs.samples import Sampler
 from recover.merge.lineage import declared_parents
 from recover.quants import F32Array, FloatType, OpaqueType, ScalarType, TensorType, type_by_name
@@ -282,8 +289,7 @@ class Decider:
         return tuple(
             i
             for i in inputs
-            if isinstance(self._models[i].tensors[name].type, FloatType)
-            or self._source(name, i).has_cells
+            if proves_alone(self._models[i].tensors[name].type) or self._source(name, i).has_cells
         )
 
     def _typical_noises(self, name: str, inputs: Iterable[int]) -> tuple[float | None, ...]:

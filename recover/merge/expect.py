@@ -22,6 +22,7 @@ from recover.merge.compare import (
     compare_unproven,
     compared_of,
     confines_of,
+    count_decoded,
     takes_exact_codes,
     unproven,
 )
@@ -204,7 +205,9 @@ class _Worker:
         for sums, tally in zip(together, tallies, strict=True):
             sums.tallies[index] = tally
         if len(self._used) > 1:
-            likeness = compare_unproven(self._estimator.evidence, n)
+            evidence = self._estimator.evidence
+            likeness = compare_unproven(evidence, n)
+            likeness[:, 0] += count_decoded(evidence, [each.type for each in self._used], n)
             for sums, found in zip(together, likeness, strict=True):
                 sums.likeness[index] = found
 

@@ -25,6 +25,7 @@ from recover.merge.compare import (
     compare,
     compare_unproven,
     count_conflicts,
+    count_decoded,
     step_for,
     takes_exact_codes,
 )
@@ -211,10 +212,12 @@ class Worker:
 
     def _n_conflicts(self, evidence: Evidence, tallies: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weights on which the merged inputs contradict each other, as the estimator found."""
+        kinds = [each.type for each in self._used]
+        others = count_decoded(evidence, kinds, self._n).astype(np.float64)
         if self._estimator.estimator.sees_conflicts:
-            return tallies[:, CONFLICTS]
+            return tallies[:, CONFLICTS] + others
         step = step_for(self._job.n_weights)
-        return count_conflicts(evidence, step, self._n).astype(np.float64)
+        return count_conflicts(evidence, step, self._n) + others
 
     def _comparison_of(self, tensors: list[StoredTensor]) -> Comparison | None:
         """What compares the inputs that take no part with the one that is taken; None if none."""

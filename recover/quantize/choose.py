@@ -102,7 +102,7 @@ class Chooser:
         self._types: MixTypes | None = None
         self._changed: list[StoredTensor] = []
         self._unweighted: list[str] = []
-        self._n_weighted = 0
+        self._n_known = 0
         self._fallbacks: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
 
     def drafts(self) -> Iterator[TensorDraft]:
@@ -175,9 +175,9 @@ class Chooser:
         if self._imatrix is None:
             return False
         entry = self._imatrix.entries.get(tensor.name)
+        self._n_known += entry is not None
         n_matrices = tensor.dims[2] if len(tensor.dims) > 2 else 1
         if entry is not None and entry.n_values == tensor.dims[0] * n_matrices:
-            self._n_weighted += 1
             return True
         if entry is not None and tensor.name not in EMBEDDINGS:
             raise PlanError(
@@ -195,7 +195,7 @@ class Chooser:
         PlanError
             If none that it could matter to is in it.
         """
-        if self._unweighted and not self._n_weighted:
+        if self._unweighted and not self._n_known:
             raise PlanError(
                 f"the importance matrix knows none of {some(self._unweighted)}: it is of another"
                 " model"

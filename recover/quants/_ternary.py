@@ -13,6 +13,7 @@ from recover.quants.interval import BlockIntervals, Stated
 _FAR = np.float32(np.inf)
 _SLACK = np.float32(2.0**-20)
 _F16_STEP = np.float32(2.0**-24)
+_BLOCK = 256
 
 
 @kernel
@@ -72,3 +73,26 @@ def ternary_type(
         is_native=True,
         state=state,
     )
+
+
+@kernel
+def narrow_ternary(values: F32Array, lower: F32Array, upper: F32Array) -> None:
+    """Intersect bounds (n,) with the cells of blocks of TQ1_0 or TQ2_0, by their decoded weights.
+
+    `quantize_row_tq1_0_ref` and `quantize_row_tq2_0_ref`: d is the largest size of the 256 weights,
+    the digit ``roundf(x / d)``, and d is rounded to f16 last: to 0 if it is 2**-25 or less. An
+    importance matrix changes nothing.
+    """
+    for start in range(0, values.size, _BLOCK):
+        d = np.float32(0)
+        for i in range(start, min(start + _BLOCK, values.size)):
+            d = max(d, abs(values[i])) if values[i] == values[i] else _FAR
+        if not d < _FAR:
+            continue
+        slack = d * (np.float32(2.0**-11) + _SLACK) + _F16_STEP
+        half, largest = d * np.float32(0.5), d + slack
+        for i in range(start, min(start + _BLOCK, values.size)):
+            x = values[i]
+            low = -largest if x < 0 else -half - slack if x == 0 else half - slack
+            high = -half + slack if x < 0 else half + slack if x == 0 else largest
+            lower[i], upper[i] = max(lower[i], low), min(upper[i], high)

@@ -119,6 +119,7 @@ IQ4_XS = ScalarType(
     marks=_marks,
     marks_hold_with_imatrix=True,
     reencoding=Reencoding(slope=0.0, margin=0.08, largest_level=32 * 127, weighted=0.1),
+    scale_steps=32,
     noise=16.54,
     relative_mse=0.0059,
 )

@@ -80,7 +80,8 @@ NVFP4 = ScalarType(
     **coded(LEVELS, nearest_cells()),
     scale_limit=float(_SCALES[_LARGEST]),
     scales_are_coarse=True,
-    largest_lost=6 / 1024,  # the largest weight over 6, which half of the smallest scale is lost of
+    # Half of the smallest scale times 6; others may say twice as much of such weights.
+    largest_lost=2 * 6 / 1024,
     unpack=_unpack,
     quantize=_quantize,
     file_types={39: "NVFP4"},

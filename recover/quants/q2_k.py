@@ -95,6 +95,7 @@ Q2_K = ScalarType(
     sub_blocks=_sub_blocks,
     marks=_marks,
     reencoding=Reencoding(slope=12.0, margin=0.04, largest_level=15 * 3),
+    scale_steps=15,
     noise=0.0659,
     relative_mse=0.088,
 )

@@ -229,6 +229,7 @@ Q3_K = ScalarType(
     sub_blocks=_sub_blocks,
     marks=_marks,
     reencoding=Reencoding(slope=0.0, margin=0.42, largest_level=32 * 4),
+    scale_steps=32,
     noise=0.0775,
     relative_mse=0.023,
 )

@@ -53,6 +53,7 @@ Q5_K = ScalarType(
     sub_blocks=packed_sub_blocks,
     marks=marks_of_packed_scales,
     reencoding=Reencoding(slope=0.9, margin=0.05, largest_level=63 * 31 / 2, weighted=0.1),
+    scale_steps=63,
     noise=0.0712,
     relative_mse=0.0013,
 )

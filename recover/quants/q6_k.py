@@ -130,6 +130,7 @@ Q6_K = ScalarType(
     marks=_marks,
     marks_hold_with_imatrix=True,
     reencoding=Reencoding(slope=0.0, margin=0.08, largest_level=128 * 32, weighted=0.1),
+    scale_steps=128,
     noise=0.0688,
     relative_mse=0.00031,
 )

@@ -115,8 +115,7 @@ def main() -> None:
                 Path(scratch, "copy").unlink()
             alone = max(min(ours) - begin, 1e-3)
             print(
-                f"{kind}: {n / 1e6:.0f}M weights in {min(ours):.2f} s,"
-                f" {begin:.2f} s of it to start;"
+                f"{kind}: {n / 1e6:.0f}M weights in {min(ours):.2f} s, {begin:.2f} s to start;"
                 f" a copy in {min(copies):.2f} s: {min(copies) / min(ours):.2f} of its speed,"
                 f" {min(copies) / alone:.2f} without the start;"
                 f" processors busy for {(min(busy) - busy_begin) / n * 1e9:.2f} ns a weight;"

@@ -92,8 +92,6 @@ class Vocabulary:
     """Whether a space is put in front of a text."""
     merges_spaces: bool
     """Whether a run of spaces counts as one."""
-    charsmap: bytes
-    """SentencePiece's compiled table of replacements; may be empty."""
     strips_right: bool
     """Whether spaces behind a special token are dropped."""
 
@@ -179,6 +177,13 @@ class _Reader:
                 f"vocabularies of kind {quoted(str(name))} (tokenizer.ggml.model) are not written;"
                 f" those of {', '.join(_DEFAULT_IDS)} and gemma4 are"
             )
+        if kind != BYTE_LEVEL and self._list("precompiled_charsmap", int):
+            # The library replaces a letter and its accents as one, where llama.cpp goes on with the
+            # longest entry of the table: some texts would get other tokens.
+            raise VocabularyError(
+                "a table of replacements (tokenizer.ggml.precompiled_charsmap) is not written: the"
+                " library tokenizers would apply it in another way than llama.cpp"
+            )
         if kind == BYTE_LEVEL and pre not in SPLITS:
             raise VocabularyError(
                 f"how pre-tokenizer {quoted(str(pre))} (tokenizer.ggml.pre) cuts texts is not known"
@@ -208,7 +213,6 @@ class _Reader:
             adds_eos=adds["eos"],
             adds_space=bool(self._get("add_space_prefix", kind != BYTE_LEVEL)),
             merges_spaces=bool(self._get("remove_extra_whitespaces", False)),
-            charsmap=bytes(each & 255 for each in self._list("precompiled_charsmap", int)),
             strips_right=any(each in title for each in ("phi-3", "phi3")),
         )
 
