@@ -10,18 +10,12 @@ from recover._compiled.jit import kernel
 from recover.quants._declared import layout
 from recover.quants._fields import double_word, half, word
 from recover.quants._soft import LEVELS, errors
-from recover.quants._trellis import (
-    FIRST_FACTOR,
-    FIRST_UNIT,
-    SCALES,
-    fill_group,
-    first_generation,
-    trellis_type,
-)
+from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, SCALES, fill_group
 from recover.quants._trellis_book import Shape
 from recover.quants._trellis_encode import encode
 from recover.quants._trellis_marks import fill_by_encoder
 from recover.quants._trellis_pack import blocks_of_rows, pack_scales_and_words
+from recover.quants._trellis_types import first_generation, trellis_type
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import Stated
 
