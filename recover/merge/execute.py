@@ -59,23 +59,34 @@ class TensorResult(Brief):
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Brief):
-    """What a merge did."""
+    """What a merge did.
+
+    Attributes
+    ----------
+    plan : MergePlan
+        What was carried out.
+    seconds : float
+        Wall time of the execution; of one that was interrupted, up to its last entry.
+    expected_mse_ratio : float or None
+        Expected mean square error over that of the best single input, predicted without the truth.
+    conflict_fraction : float or None
+        Share of the merged weights on which the inputs contradict each other; None if the method
+        does not look.
+    n_exact : int
+        Weights that are certain: their bounds hold a single number of the source's format.
+    tensors : tuple of TensorResult
+        In output order.
+    warnings : tuple of str
+        What is wrong with the inputs, for people.
+    """
 
     plan: MergePlan
-    """What was carried out."""
     seconds: float
-    """Wall time of the execution; of one that was interrupted, up to its last entry."""
     expected_mse_ratio: float | None
-    """Mean square error to expect, over that of the best single input."""
     conflict_fraction: float | None
-    """Share of the merged weights on which the inputs contradict each other; None if the method
-    does not look."""
     n_exact: int
-    """Weights that are certain: their bounds hold a single number of the source's format."""
     tensors: tuple[TensorResult, ...]
-    """In output order."""
     warnings: tuple[str, ...] = ()
-    """What is wrong with the inputs, for people."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""
