@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import recover
-from recover._compiled.jit import _imported
+from recover._compiled.sources import imported
 from recover.quants._k_scales import unpack_scales
 from recover.quants.q4_k import Q4_K
 
@@ -39,7 +39,7 @@ def test_machine_code_depends_on_all_files_that_its_file_imports() -> None:
     assert len(files) > 100
     n_found = 0
     for path in files:
-        found = set(_imported(path))
+        found = {Path(each) for each in imported(str(path))}
         assert found == set(imported_files(path)), path
         n_found += len(found)
     assert n_found > 500
