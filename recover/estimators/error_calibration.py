@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from recover._compiled.doubles import load_two, store_f64, to_f64
 from recover._compiled.jit import inner, kernel
 from recover.containers.model import ArrayTensor, StoredTensor
+from recover.errors import PlanError
 from recover.estimators import _folder_sample
 from recover.estimators._request import MEAN
 from recover.estimators.base import estimator
@@ -231,6 +232,11 @@ def calibrate_errors(
         out = np.empty(x.size, np.float32)
         # With deviations, so that all weights count.
         tally = tile.estimate_from(tile.read(tensors, 0, x.size), out, np.empty_like(out))
+        if not (tally.variance > 0 and (tally.alone > 0).all()):
+            raise PlanError(
+                f"method {method!r} tells no error to expect: it adds no sums of squares to"
+                " tally.variance and, for each input, to tally.alone"
+            )
         errors = [_square_error(tensor.read(0, x.size), x) for tensor in tensors]
         alone[half] = tile.by_place(np.array(errors)) / tally.alone
         merged[half], kurtosis[half] = _square_error(out, x) / tally.variance, kurtosis_of(out)[0]

@@ -249,9 +249,10 @@ def _place_cells(
     first_level, last_level = evidence.levels[k, first], evidence.levels[k, last]
     for g in range(0, end - start, 16):
         s, o = load(scratch[0], g), load(scratch[1], g)
-        known = (s != _ZERO) & (abs(s) < _FAR) & (abs(o) < _FAR)
+        s_error = load(scratch[2], g)
+        known = ((s != _ZERO) | (s_error > _ZERO)) & (abs(s) < _FAR) & (abs(o) < _FAR)
         s, o = where(known, s, _ZERO), where(known, o, _ZERO)
-        s_error = where(known, load(scratch[2], g), _ZERO)
+        s_error = where(known, s_error, _ZERO)
         o_error = where(known, load(scratch[3], g), _FAR)
         flipped = s < _ZERO
         half = where(flipped, -_HALF, _HALF)

@@ -27,11 +27,11 @@ from recover._compiled.jit import kernel
 from recover.containers.model import Model, StoredTensor
 from recover.estimators._combine import add_variance, group_variances
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
-from recover.evidence.cells import count_contradictions, strip_of
+from recover.evidence.cells import count_contradictions, intersect_cells, strip_of
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
 from recover.merge.decide import Draft
-from recover.merge.superblocks import FEWEST, LARGEST_LOST, SUPERBLOCK, compare_each
+from recover.merge.superblocks import SUPERBLOCK, compare_each, find_lost
 from recover.quants import (
     F32Array,
     FloatType,
@@ -85,6 +85,37 @@ def count_conflicts(evidence: Evidence, step: int, n_tensors: int = 1) -> NDArra
     counts = np.zeros(n_tensors, np.int64)
     count_contradictions(evidence, strip_of(evidence), step, counts)
     return step * counts
+
+
+def count_decoded(
+    evidence: Evidence, kinds: Sequence[TensorType], n_tensors: int = 1
+) -> NDArray[np.int64]:
+    """Weights on which inputs whose decoded weights tell cells contradict others.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Of a tile.
+    kinds : sequence of TensorType
+        Types of the inputs.
+    n_tensors : int
+        So many tensors of one size lie one behind the other in the tile.
+
+    Returns
+    -------
+    int64 (n_tensors,)
+        Besides those on which the cells of the other inputs have no point in common.
+    """
+    others = [kind for kind in kinds if isinstance(kind, VectorType)]
+    if len(kinds) < 2 or all(kind.narrow is None for kind in others):
+        return np.zeros(n_tensors, np.int64)
+    lower, upper = np.empty((2, evidence.codes.shape[1]), np.float32)
+    intersect_cells(evidence, lower, upper)
+    is_known = lower > upper
+    for values, kind in zip(evidence.values, others, strict=True):
+        if kind.narrow is not None:
+            kind.narrow(values, lower, upper)
+    return _count_each((lower > upper) & ~is_known, n_tensors)
 
 
 def _count_each(found: NDArray[np.bool_], n_tensors: int) -> NDArray[np.int64]:
@@ -144,7 +175,14 @@ def compare_unproven(evidence: Evidence, n_tensors: int = 1) -> Likenesses:
     for row in rows:
         values, row_error = _values(evidence, row), _error_of(evidence, row, n_tensors)
         is_typical = row < n_proven or bool(typical[row - n_proven])
-        likeness += _likeness(first, error, values, row_error, is_typical=is_typical)
+        likeness += _likeness(
+            first,
+            error,
+            values,
+            row_error,
+            is_typical=is_typical,
+            largest_lost=evidence.largest_lost,
+        )
     return likeness
 
 
@@ -161,10 +199,10 @@ def _n_vanished(evidence: Evidence, n_tensors: int) -> NDArray[np.int64]:
     shape = len(evidence.scale), n_tensors, n_superblocks
     is_empty, is_large = np.empty((2, *shape), np.bool_)
     for k in range(shape[0]):
-        rows = np.abs(_values(evidence, k)).reshape(n_tensors, -1)
-        whole = rows[:, : n_superblocks * SUPERBLOCK].reshape(*shape[1:], SUPERBLOCK)
-        is_empty[k] = (whole == 0).all(2)
-        is_large[k] = np.count_nonzero(whole > LARGEST_LOST, axis=2) >= FEWEST
+        rows = _values(evidence, k).reshape(n_tensors, -1)
+        whole = np.ascontiguousarray(rows[:, : n_superblocks * SUPERBLOCK]).reshape(-1)
+        lost = evidence.largest_lost, is_empty[k].reshape(-1), is_large[k].reshape(-1)
+        find_lost(whole, *lost)
     is_lost = is_empty.any(0) & is_large.any(0)
     return SUPERBLOCK * np.count_nonzero(is_lost, axis=1).astype(np.int64)
 
@@ -193,18 +231,21 @@ def _likeness(
     other: F32Array,
     other_error: "_Error",
     *,
-    is_typical: bool = True,
+    is_typical: bool,
+    largest_lost: float,
 ) -> Likenesses:
     """How two inputs compare: decoded weights (n,), and the square errors to expect, summed.
 
-    Of one that is not typical the errors are as large as the weights.
+    Of one that is not typical the errors are as large as the weights; zeros may stand for weights
+    of up to `largest_lost`.
     """
     found = np.empty((len(one_error.at_most), N_LIKENESS))
     first, second = (
         math.sqrt(error.total / size) if 0 < (size := _square_sum(x)) < np.inf else 0.0
         for x, error in ((one, one_error), (other, other_error))
     )
-    compare_each(one, other, _FLATTER * second, _OF_FIRST * first, is_typical, found)
+    slopes = _FLATTER * second, _OF_FIRST * first
+    compare_each(one, other, *slopes, is_typical, largest_lost, found)
     found[:, 2] = one_error.at_most + other_error.at_most
     found[~np.isfinite(found[:, 1]), 1:] = 0
     if not is_typical:
@@ -263,14 +304,22 @@ class Comparison:
         if not self._others:
             return likeness
         taken = self._taken.read(start, end)
-        own_error = _Error(np.zeros(n_tensors), 0.0)
+        own_error, largest_lost = _Error(np.zeros(n_tensors), 0.0), 0.0
         if self._own is not None:
-            own_error = _error_of(self._own.read([self._taken], start, end), 0, n_tensors)
+            own = self._own.read([self._taken], start, end)
+            own_error, largest_lost = _error_of(own, 0, n_tensors), own.largest_lost
         for other, buffer in self._others:
             evidence = buffer.read([other], start, end)
             values, error = _values(evidence, 0), _error_of(evidence, 0, n_tensors)
             is_typical = typical_error(other.type) < _LARGEST_ERROR
-            likeness += _likeness(taken, own_error, values, error, is_typical=is_typical)
+            likeness += _likeness(
+                taken,
+                own_error,
+                values,
+                error,
+                is_typical=is_typical,
+                largest_lost=max(largest_lost, evidence.largest_lost),
+            )
         return likeness
 
 
