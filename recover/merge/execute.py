@@ -211,7 +211,8 @@ def execute_merge(
             save_if_due = stack.enter_context(unfinished.saving(outputs, gathering.take_finished))
         do_tasks(work, indices, outputs.files, gathering, how, save_if_due)
         plan, again, warnings = _conclude(plan, gathering.totals, force=force)
-        do_tasks(Merging(plan), again, outputs.files, gathering, how.without_progress())
+        if again:
+            do_tasks(Merging(plan), again, outputs.files, gathering, how.without_progress())
     seconds = before + time.perf_counter() - start
     return _result(plan, seconds, gathering.totals, warnings)
 
