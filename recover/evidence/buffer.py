@@ -166,6 +166,7 @@ class EvidenceBuffer:
                 np.float32,
             ).reshape(n_intervals, *SHAPE),
             finest=_finest(kinds, intervals),
+            largest_lost=_largest_lost(sources),
         )
         known = [w.weight for w in sources if w.weight is not None]
         if known:
@@ -318,6 +319,13 @@ def _finest(scalars: Sequence[ScalarType], intervals: Sequence[IntervalType]) ->
     if not (scalars and intervals) or scalars[0].relative_mse <= intervals[0].relative_mse:
         return 0
     return len(scalars)
+
+
+def _largest_lost(sources: Sequence[Source]) -> float:
+    """See `Evidence.largest_lost`."""
+    usual = 2.0**-12
+    kinds = [w.type for w in sources if isinstance(w.type, ScalarType) and not w.side_scaled]
+    return max((kind.largest_lost for kind in kinds), default=usual)
 
 
 def _unpack(tile: Evidence, kind: TensorType, row: int, raw: U8Array) -> None:

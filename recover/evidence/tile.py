@@ -72,3 +72,5 @@ class Evidence(NamedTuple):
     finest: int
     """Which input is taken alone where the inputs contradict each other: the first scalar one or,
     if it is finer or there is none of those, the first interval one; otherwise 0."""
+    largest_lost: float
+    """The largest weights that any of the inputs may have stored as zeros."""

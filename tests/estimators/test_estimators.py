@@ -27,14 +27,7 @@ from recover.evidence.densities import (
     likelihood,
     tempering,
 )
-from recover.quants import (
-    F32Array,
-    ScalarType,
-    U8Array,
-    VectorType,
-    dequantize,
-    type_by_name,
-)
+from recover.quants import F32Array, ScalarType, U8Array, VectorType, dequantize, type_by_name
 from tests.naive import estimators as naive
 from tests.oracle import libggml
 from tests.support.coarse_scales import factors_of, inner_edges
