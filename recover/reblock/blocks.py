@@ -8,13 +8,7 @@ from numpy.typing import NDArray
 
 from recover.quants import F32Array, TensorType, U8Array, type_by_name
 from recover.reblock.floats import copied, stored_as_float
-from recover.reblock.integers import (
-    Request,
-    by_rows,
-    check_row_length,
-    flat_reference,
-    inexact,
-)
+from recover.reblock.integers import Request, by_rows, check_row_length, flat_reference, inexact
 from recover.reblock.source import OriginalTensor
 
 F64Array = NDArray[np.float64]

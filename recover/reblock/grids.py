@@ -51,47 +51,31 @@ CONDITIONS = (_PROVEN, _COARSEST, "the sign of a zero does not matter")
 
 @dataclass(frozen=True)
 class GridRows:
-    """Floats that are stored as integers, or as 4-bit floats.
-
-    Attributes
-    ----------
-    rows : IntegerRows or BlockRows
-        What is stored.
-    type_name : str
-        The type that holds them.
-    said : str
-        What was found, for people.
-    """
+    """Floats that are stored as integers, or as 4-bit floats."""
 
     rows: IntegerRows | BlockRows
+    """What is stored."""
     type_name: str
+    """The type that holds them."""
     said: str
+    """What was found, for people."""
 
 
 @dataclass(frozen=True)
 class OffGrid:
-    """Floats on a grid, but for some.
-
-    Attributes
-    ----------
-    type_name : str
-        The type that holds the others.
-    said : str
-        Why they stay as they are, for people.
-    off : str
-        Which ones are off the grid, for people.
-    off_rows : int64 (n,)
-        Rows with any of them, ascending.
-    on_rows : Callable or None
-        The others, of which indices are given, as rows that the type holds exactly; None if scales
-        are in the way.
-    """
+    """Floats on a grid, but for some."""
 
     type_name: str
+    """The type that holds the others."""
     said: str
+    """Why they stay as they are, for people."""
     off: str
+    """Which ones are off the grid, for people."""
     off_rows: NDArray[np.int64]
+    """Rows with any of them, ascending: shape (n,)."""
     on_rows: Callable[[NDArray[np.int64]], GridRows] | None
+    """The others, of which indices are given, as rows that the type holds exactly; None if scales
+    are in the way."""
 
 
 def on_grid(

@@ -9,17 +9,8 @@ import pytest
 
 from recover.containers.gguf.reader import open_gguf
 from tests.oracle.llama_cpp import LlamaModel
-from tests.support.quantized_folders import (
-    BF16,
-    LLAMA,
-    Array,
-    check,
-    fp4_pairs,
-    model,
-    named,
-    refusal,
-    spread,
-)
+from tests.support.packed_weights import BF16, Array, fp4_pairs, spread
+from tests.support.quantized_folders import LLAMA, check, model, named, refusal
 from tests.support.reblock_files import read_gguf, reblock
 
 E4M3, E8M0 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e8m0fnu

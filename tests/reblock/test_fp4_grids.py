@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from recover.cli import main
 from tests.naive.grids import TYPES
 from tests.oracle import libggml
-from tests.support.quantized_folders import BF16, LLAMA, Array, model
+from tests.support.packed_weights import BF16, Array
+from tests.support.quantized_folders import LLAMA, model
 from tests.support.reblock_files import read_gguf, reblock
 
 N, K = 160, 1024

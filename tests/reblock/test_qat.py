@@ -14,7 +14,8 @@ from recover.inputs.originals.grid import Floats, find_grid
 from tests.naive.grids import stored_bytes
 from tests.oracle import libggml
 from tests.oracle.llama_cpp import LlamaModel
-from tests.support.quantized_folders import BF16, Array, model
+from tests.support.packed_weights import BF16, Array
+from tests.support.quantized_folders import model
 from tests.support.random_folders import folder_of, golden
 from tests.support.reblock_files import read_gguf, reblock
 

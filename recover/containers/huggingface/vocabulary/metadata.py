@@ -69,46 +69,31 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model's tokenizer is made of.
-
-    Attributes
-    ----------
-    kind : str
-        `BYTE_LEVEL`, `SENTENCEPIECE` or `UNIGRAM`.
-    split : Split
-        How a text is cut first; nothing is cut for the latter two.
-    tokens : sequence of str
-        By id.
-    types : sequence of int
-        Numbers of `TokenType`.
-    scores : sequence of float
-        Higher ones are merged first, or are likelier; empty for `BYTE_LEVEL`.
-    merges : sequence of (str, str)
-        What is merged, the first before the second; empty for the others.
-    ids : mapping of str to int
-        Special tokens by Hugging Face's names (bos, eos, unk, sep, pad, cls, mask).
-    adds_bos, adds_eos : bool
-        Whether a text begins and ends with them.
-    adds_space : bool
-        Whether a space is put in front of a text.
-    merges_spaces : bool
-        Whether a run of spaces counts as one.
-    strips_right : bool
-        Whether spaces behind a special token are dropped.
-    """
+    """What a model's tokenizer is made of."""
 
     kind: str
+    """`BYTE_LEVEL`, `SENTENCEPIECE` or `UNIGRAM`."""
     split: Split
+    """How a text is cut first; nothing is cut for the latter two."""
     tokens: Sequence[str]
+    """By id."""
     types: Sequence[int]
+    """Numbers of `TokenType`."""
     scores: Sequence[float]
+    """Higher ones are merged first, or are likelier; empty for `BYTE_LEVEL`."""
     merges: Sequence[tuple[str, str]]
+    """sequence of (str, str): what is merged, the first before the second; empty for the others."""
     ids: Mapping[str, int]
+    """Special tokens by Hugging Face's names (bos, eos, unk, sep, pad, cls, mask)."""
     adds_bos: bool
     adds_eos: bool
+    """Whether a text begins and ends with them."""
     adds_space: bool
+    """Whether a space is put in front of a text."""
     merges_spaces: bool
+    """Whether a run of spaces counts as one."""
     strips_right: bool
+    """Whether spaces behind a special token are dropped."""
 
     @cached_property
     def numbers(self) -> Mapping[str, int]:
