@@ -4,8 +4,9 @@
         [--types Q8_0 Q6_K]
 
 makes three K-quant files of that many weights, or files of other types, and calls
-`recover.estimate` and `recover.bounds` for a tensor of each size. Printed are seconds of wall and of processor time after the import, of
-the first call (which loads numba and machine code) and of a second one.
+`recover.estimate` and `recover.bounds` for a tensor of each size. Printed are seconds of wall and
+of processor time after the import, of the first call (which loads numba and machine code) and of a
+second one.
 """
 
 import argparse
