@@ -141,6 +141,7 @@ class EvidenceBuffer:
             ).reshape(n_scalars, *SHAPE),
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
             extremes=np.array([_extremes(w, k) for k, w in scalars], np.int32).reshape(-1, 2, 2),
+            scale_steps=np.array([kind.scale_steps for kind in kinds], np.float64),
             values=aligned(n_others * TILE, np.float32),
             variance=aligned(n_others * (TILE // GROUP), np.float32),
             likelihood=np.array(
@@ -165,6 +166,7 @@ class EvidenceBuffer:
                 np.float32,
             ).reshape(n_intervals, *SHAPE),
             finest=_finest(kinds, intervals),
+            largest_lost=_largest_lost(sources),
         )
         known = [w.weight for w in sources if w.weight is not None]
         if known:
@@ -317,6 +319,13 @@ def _finest(scalars: Sequence[ScalarType], intervals: Sequence[IntervalType]) ->
     if not (scalars and intervals) or scalars[0].relative_mse <= intervals[0].relative_mse:
         return 0
     return len(scalars)
+
+
+def _largest_lost(sources: Sequence[Source]) -> float:
+    """See `Evidence.largest_lost`."""
+    usual = 2.0**-12
+    kinds = [w.type for w in sources if isinstance(w.type, ScalarType) and not w.side_scaled]
+    return max((kind.largest_lost for kind in kinds), default=usual)
 
 
 def _unpack(tile: Evidence, kind: TensorType, row: int, raw: U8Array) -> None:

@@ -2,7 +2,8 @@
 
 Quantized inputs give the cells of `recover.evidence.cells`, or state intervals themselves. An F16
 or BF16 number gives the interval of the numbers that are rounded to it, an F32 number is exact.
-Types that confine no single weight give nothing. A NaN proves nothing, either.
+Ternary types give those of their digits. Types that confine no single weight give nothing. A NaN
+proves nothing, either.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,15 @@ import numpy as np
 from recover.containers.model import StoredTensor
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.evidence.cells import intersect_cells
-from recover.quants import TILE, F32Array, FloatType, IntervalTensor, IntervalType, ScalarType
+from recover.quants import (
+    TILE,
+    F32Array,
+    FloatType,
+    IntervalTensor,
+    IntervalType,
+    ScalarType,
+    VectorType,
+)
 
 Bounds = tuple[F32Array, F32Array]
 
@@ -30,6 +39,7 @@ class Intervals:
         self._buffer = EvidenceBuffer([])
         self._confining: list[StoredTensor | IntervalTensor] = []
         self._floats: list[StoredTensor] = []
+        self._decoded: list[StoredTensor] = []
 
     def look_at(self, tensors: Sequence[StoredTensor | IntervalTensor]) -> None:
         """Look at a tensor from now on; `tensors` are those inputs that confine its weights."""
@@ -37,6 +47,9 @@ class Intervals:
         self._confining = [each for each in tensors if isinstance(each.type, kinds)]
         self._floats = [
             cast(StoredTensor, each) for each in tensors if isinstance(each.type, FloatType)
+        ]
+        self._decoded = [
+            cast(StoredTensor, each) for each in tensors if isinstance(each.type, VectorType)
         ]
         sources = [Source(each.type) for each in self._confining]
         if sources != self._sources:
@@ -57,7 +70,7 @@ class Intervals:
 
     def evidence(self, start: int, end: int) -> Evidence | None:
         """The evidence alone, if the sources are all quantized; see `bound`."""
-        if self._floats or not self._confining:
+        if self._floats or self._decoded or not self._confining:
             return None
         return self._buffer.read(self._confining, start, end)
 
@@ -71,3 +84,7 @@ class Intervals:
             assert isinstance(tensor.type, FloatType)
             if tensor.type.narrow is not None:
                 tensor.type.narrow(tensor.part(start, end), lower, upper)
+        for tensor in self._decoded:
+            assert isinstance(tensor.type, VectorType)
+            if tensor.type.narrow is not None:
+                tensor.type.narrow(tensor.read(start, end), lower, upper)

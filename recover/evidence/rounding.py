@@ -53,7 +53,7 @@ def scale_up(
 class Rounding(NamedTuple):
     """What a format's encoder rounds to float16 last, and where its blocks have the scale.
 
-    From `scale_limit` on scales prove nothing.
+    From `scale_limit` on scales prove nothing. Those of zero do if `zero_tells`.
     """
 
     type_size: int
@@ -62,6 +62,7 @@ class Rounding(NamedTuple):
     scale_last: bool
     offset_last: bool
     scale_limit: np.float32
+    zero_tells: bool
 
 
 @cache
@@ -69,7 +70,14 @@ def rounding_of(kind: ScalarType) -> Rounding:
     """What the encoder of a type rounds last."""
     groups = kind.block_size // GROUP
     last = kind.rounds_scale_last, kind.rounds_offset_last
-    return Rounding(kind.type_size, kind.d_at, groups, *last, np.float32(kind.scale_limit))
+    return Rounding(
+        kind.type_size,
+        kind.d_at,
+        groups,
+        *last,
+        np.float32(kind.scale_limit),
+        kind.zero_scale_tells,
+    )
 
 
 @kernel
@@ -85,7 +93,8 @@ def bound_errors(
 
     ``e_s = a |s| + r |s|`` and ``e_o = a |o| + max(2^-11 |o|, smallest step)``: a is what float32
     arithmetic rounds; the second terms are there where f16 rounds last, r = 2^-11 or, where d is
-    subnormal, the smallest step over d. Where codes may have wrapped, e_o is infinite.
+    subnormal, the smallest step over d. Of scales that were rounded to 0 e_s is half of that step:
+    only these have one. Where codes may have wrapped, e_o is infinite.
     """
     for g in range(scale.size):
         scale_error[g] = abs(scale[g]) * _ARITHMETIC
@@ -98,8 +107,9 @@ def bound_errors(
                 relative = _F16_RELATIVE
             else:
                 relative = _F16_ABSOLUTE / d if d > 0 else np.float32(0)
+            least = _F16_ABSOLUTE if rounding.zero_tells and d == 0 else np.float32(0)
             for g in range(n_groups * b, n_groups * (b + 1)):
-                scale_error[g] += relative * abs(scale[g])
+                scale_error[g] += relative * abs(scale[g]) + least
     if rounding.offset_last:
         for g in range(offset.size):
             offset_error[g] += max(abs(offset[g]) * _F16_RELATIVE, _F16_ABSOLUTE)

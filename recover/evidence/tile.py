@@ -41,6 +41,8 @@ class Evidence(NamedTuple):
     extremes: NDArray[np.int32]
     """(K, 2, 2): pairs of codes of which one weight in each block of 32 equals its level but for
     rounding (see `ScalarType.extremes`); -1 where there are none."""
+    scale_steps: NDArray[np.float64]
+    """(K,): the largest integer scale of a sub-block (see `ScalarType.scale_steps`)."""
     values: F32Array
     """(V, n): what the other inputs say, decoded."""
     variance: F32Array
@@ -70,3 +72,5 @@ class Evidence(NamedTuple):
     finest: int
     """Which input is taken alone where the inputs contradict each other: the first scalar one or,
     if it is finer or there is none of those, the first interval one; otherwise 0."""
+    largest_lost: float
+    """The largest weights that any of the inputs may have stored as zeros."""

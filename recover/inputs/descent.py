@@ -7,6 +7,12 @@ not do for nested lattices (the edges of Q4_0's cells are levels of Q5_0, whose 
 Q4_0's): where the encoder leaves no choice, the weights of the parent must be encoded to the
 child's bytes as well. A float tensor is a child if its numbers are the parent's.
 
+A parent without errors tells nothing: what equals the original lies in every cell that is made of
+it, and two exact copies look alike whoever was first. Constant and ternary weights are stored so by
+most types, integers by some. So only weights count which the scale of their group was not fitted
+to, in groups of more than three values, and each value of a run once; but beside types that models
+are published in, whose exact copies are to be left out.
+
 Weights of the parent are its decoded ones, perhaps rounded to a float type in between, or what a
 merge of one or several inputs estimates. The question is asked of each tensor: a file may hold some
 tensors of the original and others that were quantized from a quantization.
@@ -24,7 +30,7 @@ from recover.containers.mapping import sampled
 from recover.containers.model import StoredTensor
 from recover.evidence.intervals import Bounds
 from recover.inputs.samples import TIES_AWAY, Sample, Sampler, rounded, runs
-from recover.quants import F32Array, FloatType, OpaqueType, ScalarType, quantize
+from recover.quants import GROUP, F32Array, FloatType, OpaqueType, ScalarType, quantize
 
 FLOATS = ("", "F16", "BF16", TIES_AWAY)
 """What weights may have been rounded to in between; nothing first."""
@@ -112,6 +118,7 @@ class Trial:
         self.distance = Distance()
         self.n_outside = 0
         self.n_expected = 0.0  # weights outside, if the two were independent
+        self._n_told = 0.0  # the same of weights that tell anything, as long as none is outside
         self._n_weights = 0
         self._n_encoded = self._n_same = 0
         self._n_floats = 0
@@ -124,13 +131,19 @@ class Trial:
             off = child.values.astype(np.float64) - rounded(values, child.type.name)
             self._difference += float(np.einsum("n,n", off, off))
             self._noise += parent.noise * values.size
-            self._n_floats += int(np.count_nonzero(child.values))
+            self._n_floats += int(np.count_nonzero(_telling(parent, child)))
             return
         if not np.isfinite(parent.width).any():
             self.distance.add(values, parent, child)
-        counts = _count_outside(values, parent.bounds, child.bounds, _repeated(parent, child))
+        spreads = parent.spread, child.spread
+        repeated, all_tell = _repeated(parent, child), np.ones(values.size, np.bool_)
+        counts = _count_outside(values, child.bounds, spreads, repeated, all_tell)
         self.n_outside += counts[0]
         self.n_expected += counts[1]
+        if not self.n_outside:
+            self._n_told += _count_outside(
+                values, child.bounds, spreads, repeated, _telling(parent, child)
+            )[1]
         # Such codes confine the weights only if the encoder had no other choice.
         if isinstance(child.type, ScalarType) and child.type.refits_scale_with_imatrix:
             self._encode(values, child, child.type)
@@ -155,7 +168,7 @@ class Trial:
     @property
     def is_proven(self) -> bool:
         """Whether so much speaks for it that it is no chance."""
-        enough = self.n_expected >= _FEWEST_EXPECTED or self._n_floats >= _FEWEST_FLOATS
+        enough = self._n_told >= _FEWEST_EXPECTED or self._n_floats >= _FEWEST_FLOATS
         return enough and self.is_possible
 
     @property
@@ -201,15 +214,55 @@ def _repeated(parent: Sample, child: Sample) -> NDArray[np.bool_]:
     return same
 
 
+def _telling(parent: Sample, child: Sample) -> NDArray[np.bool_]:
+    """Weights (n,) of which the parent would be off if it were another quantization.
+
+    Types that models are published in are taken to hold their weights without an error.
+    """
+    if parent.type.is_native:
+        return parent.values != 0
+    both = parent.values, child.values
+    words = [np.where(x == 0, np.float32(0), x).view(np.uint32).astype(np.uint64) for x in both]
+    places = np.flatnonzero(_may_be_off(parent.values))
+    pairs = (words[0] << np.uint64(32) | words[1])[places]
+    tells = np.zeros(parent.values.size, np.bool_)
+    tells[places[np.unique(pairs, return_index=True)[1]]] = True
+    return tells
+
+
+@kernel
+def _may_be_off(values: F32Array) -> NDArray[np.bool_]:
+    """Which decoded weights (n,) are neither zeros nor at an end of a group, if that has others."""
+    found = np.zeros(values.size, np.bool_)
+    for start in range(0, values.size, GROUP):
+        end = min(start + GROUP, values.size)
+        low = high = values[start]
+        for value in values[start:end]:
+            low, high = min(low, value), max(high, value)
+        least, most = high, low  # of those in between
+        for value in values[start:end]:
+            if low < value < high:
+                least, most = min(least, value), max(most, value)
+        for i in range(start, end):
+            found[i] = least < most and low < values[i] < high and values[i] != 0
+    return found
+
+
 @kernel
 def _count_outside(
-    values: F32Array, parent: Bounds, child: Bounds, repeated: NDArray[np.bool_]
+    values: F32Array,
+    child: Bounds,
+    spreads: Bounds,
+    repeated: NDArray[np.bool_],
+    tells: NDArray[np.bool_],
 ) -> tuple[int, float]:
     """Weights outside the child's cells, and how many there were if the two were independent.
 
-    The error of an independent quantization, uniform in its cell, crosses an edge of the child's
-    cell with a probability of a quarter of the ratio of the widths. Cells with an open side, and
-    blocks that are `repeated`, are left out.
+    The error of an independent quantization is uniform, as wide as the parent's `spreads` says.
+    Where the weights are uniform in the child's cell it crosses an edge with a probability of a
+    quarter of the ratio of the widths; where they keep a distance from its edges, as the child's
+    spread says, with less. Cells with an open side, and blocks that are `repeated`, are left out;
+    those weights are expected outside that tell anything.
     """
     n_outside, n_expected = 0, 0.0
     block_size = values.size // repeated.size
@@ -217,8 +270,10 @@ def _count_outside(
         width = child[1][i] - child[0][i]
         if width < np.inf and not repeated[i // block_size]:
             n_outside += values[i] < child[0][i] or values[i] > child[1][i]
-            if width > 0:
-                n_expected += min(parent[1][i] - parent[0][i], width) / width / 4
+            error, inside = min(spreads[0][i], width), min(spreads[1][i], width)
+            over = error - (width - inside)
+            if tells[i] and over > 0 and error * inside > 0:
+                n_expected += over * over / (4 * error * inside)
     return n_outside, n_expected
 
 

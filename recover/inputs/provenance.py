@@ -49,6 +49,7 @@ from recover.quants import (
     ScalarType,
     TensorType,
     U8Array,
+    VectorType,
 )
 
 _FOUND: WeakKeyDictionary[StoredTensor, "Marks | None"] = WeakKeyDictionary()
@@ -259,7 +260,12 @@ def has_cells(model: Model, tensor: StoredTensor) -> bool:
 
 def confines(model: Model, tensor: StoredTensor) -> bool:
     """Whether an input's tensor gives an interval for each of the original weights."""
-    return isinstance(tensor.type, FloatType) or has_cells(model, tensor)
+    return proves_alone(tensor.type) or has_cells(model, tensor)
+
+
+def proves_alone(kind: TensorType) -> bool:
+    """Whether numbers of a type prove bounds, whoever wrote them: floats, and ternary digits."""
+    return isinstance(kind, FloatType) or (isinstance(kind, VectorType) and kind.narrow is not None)
 
 
 def source_of(model: Model, tensor: StoredTensor) -> Source:

@@ -12,6 +12,7 @@ from recover.execution.tiles import Progress
 from recover.inputs.alignment import align
 from recover.inputs.completion import complete
 from recover.inputs.descent import ESTIMATED
+from recover.inputs.metadata import metadata_warnings
 from recover.inputs.open import open_models
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.relations import (
@@ -37,24 +38,18 @@ _UNLIKE = 0.2  # correlation of the weights; of different models it is next to 0
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
-
-    Attributes
-    ----------
-    files : tuple of FileReport
-        In the order given.
-    relations : tuple of Relation
-        Of every two files.
-    expectations : tuple of Expectation
-        What a merge would give, by tensor; empty for a single file.
-    conflicts : Conflicts
-        Where they contradict each other, as all of their weights tell.
-    """
+    """What was found."""
 
     files: tuple[FileReport, ...]
+    """In the order given."""
     relations: tuple[Relation, ...] = ()
+    """Of every two files."""
     expectations: tuple[Expectation, ...] = ()
+    """What a merge would give, by tensor; empty for a single file."""
     conflicts: Conflicts = NOTHING_COMPARED
+    """Where they contradict each other, as all of their weights tell."""
+    metadata: tuple[str, ...] = ()
+    """Lines on metadata that differ, though a model runs by them."""
 
     @property
     def same_original(self) -> bool:
@@ -109,6 +104,10 @@ class Inspection:
 
     def findings(self) -> list[str]:
         """What is to be said of the files together, a line each."""
+        return [*self._of_weights(), *self.metadata]
+
+    def _of_weights(self) -> list[str]:
+        """What their weights tell."""
         lines = list(dict.fromkeys(self._finding(relation) for relation in self.relations))
         if self.same_original:
             notable = [
@@ -269,4 +268,5 @@ def inspect_files(
         find_relations(models, descents, find_redundant(models, drafts)),
         expectations,
         count_conflicts(models, drafts, expectations),
+        tuple(metadata_warnings(models)),
     )

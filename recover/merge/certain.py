@@ -32,27 +32,18 @@ _LARGEST_CHANCE = 1e-3  # that any tensor is believed though it is like those th
 
 @dataclass(frozen=True)
 class Snapping:
-    """How the weights of a tensor are set to numbers of the source's format.
-
-    Attributes
-    ----------
-    source_format : str
-        Name of the format.
-    significand_bits : int
-        Its precision, the implicit bit included.
-    is_decided : bool
-        Whether weights are set; otherwise what contradicts the format is only counted.
-    decides : bool
-        Whether those are set whose bounds hold a single number of the format.
-    rounds_all : bool
-        Whether all are.
-    """
+    """How the weights of a tensor are set to numbers of the source's format."""
 
     source_format: str
+    """Name of the format."""
     significand_bits: int
+    """Its precision, the implicit bit included."""
     is_decided: bool
+    """Whether weights are set; otherwise what contradicts the format is only counted."""
     decides: bool
+    """Whether those are set whose bounds hold a single number of the format."""
     rounds_all: bool
+    """Whether all are."""
 
 
 def snapping_of(plan: MergePlan, tensor: TensorPlan) -> Snapping | None:
@@ -169,22 +160,15 @@ def _scales(raw: U8Array, source: Source) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """Tensors of which nothing is certain after all.
-
-    Attributes
-    ----------
-    contradicted : dict of int to (int, int)
-        By index, the intervals that hold no number of the format, and the scales that none
-        explains.
-    doubtful : tuple of int
-        Tensors that show nothing, but are too small to show anything.
-    n_left : int
-        Tensors with certain weights that stay so.
-    """
+    """Tensors of which nothing is certain after all."""
 
     contradicted: dict[int, tuple[int, int]]
+    """dict of int to (int, int): by index, the intervals that hold no number of the format, and the
+    scales that none explains."""
     doubtful: tuple[int, ...]
+    """Tensors that show nothing, but are too small to show anything."""
     n_left: int
+    """Tensors with certain weights that stay so."""
 
     @property
     def tensors(self) -> list[int]:

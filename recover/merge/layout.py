@@ -10,7 +10,7 @@ from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, derived_metadata
-from recover.containers.gguf.parts import PREFIX, lay_out_parts, part_paths
+from recover.containers.gguf.parts import PREFIX, check_whole_name, lay_out_parts, part_paths
 from recover.containers.huggingface.folder_layout import FolderLayout
 from recover.containers.model import Model
 from recover.containers.places import FilePlan, Place, rows_behind, whole_place
@@ -67,6 +67,7 @@ def lay_out_output(
     alignment = metadata_source(models).header.alignment
     paths: tuple[Path, ...] = (output,)
     if options.split_max_size is None:
+        check_whole_name(output)
         layouts = [lay_out(metadata, shapes, alignment)]
     else:
         layouts = lay_out_parts(metadata, shapes, alignment, options.split_max_size)
@@ -120,16 +121,20 @@ def lay_out_deviations(
     drafts: Sequence[Draft],
     path: Path,
     outputs: Sequence[FilePlan],
+    read: Sequence[Path],
     folder: Path | None = None,
 ) -> SecondOutput:
     """The file with the standard deviations; `outputs` are those with the weights, in a folder.
+
+    It is none of the files that are `read`.
 
     Raises
     ------
     OutputError, PlanError
         If it cannot be written there.
     """
-    check_output_path(path, [part for model in models for part in model.parts])
+    check_whole_name(path)
+    check_output_path(path, read)
     if path.resolve() in [file.path.resolve() for file in outputs]:
         raise PlanError(f"{printable(path)}: is the output as well; name another file")
     if folder is not None and folder.resolve() in path.resolve().parents:

@@ -149,3 +149,8 @@ def folder_options(
     if max_shard_size is not None and max_shard_size < 1:
         raise UsageError(f"shards of {max_shard_size} bytes are too small")
     return FolderOptions(max_shard_size, None if config is None else Path(config))
+
+
+def files_of(*options: object) -> list[Path]:
+    """The files among what options are given as: they are read, so nothing is written there."""
+    return [Path(each) for each in options if isinstance(each, str | os.PathLike)]

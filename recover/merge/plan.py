@@ -16,6 +16,7 @@ from recover.containers.gguf.names import n_layers
 from recover.containers.mapping import check_unchanged
 from recover.containers.model import Model
 from recover.containers.places import FilePlan, Place, whole_place
+from recover.containers.safetensors.reader import CONFIG
 from recover.errors import PlanError, UsageError
 from recover.estimators import DEFAULT_METHOD, MEAN, estimator
 from recover.evidence.lattice import SIGNIFICAND_BITS
@@ -25,6 +26,7 @@ from recover.inputs.alignment import align
 from recover.inputs.completion import complete
 from recover.inputs.descent import Descent
 from recover.inputs.matching import typical_error
+from recover.inputs.metadata import metadata_warnings
 from recover.inputs.open import open_models
 from recover.inputs.originals.agreement import with_originals
 from recover.inputs.provenance import look_at_marks
@@ -42,7 +44,7 @@ from recover.merge.layout import (
     places_in_folder,
 )
 from recover.merge.lineage import merged_before
-from recover.merge.options import check_options, folder_options
+from recover.merge.options import check_options, files_of, folder_options
 from recover.merge.records import (
     Record,
     as_text,
@@ -427,10 +429,11 @@ def plan_merge(
     opened = open_models(inputs)
     output = None if output is None else Path(output)
     parts = [part for model in opened for part in model.parts]
+    read = [*parts, *files_of(calibration, net, config and Path(config, CONFIG))]
     if output is not None and to_folder is not None:
-        check_output_folder(output, parts, replaces=True)
+        check_output_folder(output, read, replaces=True)
     elif output is not None:
-        check_output_path(output, parts if split_max_size is None else ())
+        check_output_path(output, read if split_max_size is None else ())
     aligned = align(opened, tensors)
     models, names, warnings = aligned.models, aligned.names, list(aligned.warnings)
     models = with_originals(models, names, warnings)
@@ -440,7 +443,7 @@ def plan_merge(
     decider = Decider(models, method)
     drafts = decider.drafts(aligned, type_by_name(outtype))
     warnings += decider.warnings + foreign_codes(models, drafts)
-    warnings += describe(models, drafts) + merged_before(models)
+    warnings += describe(models, drafts) + merged_before(models) + metadata_warnings(models)
     warnings += describe_repeated(models, {draft.name: draft.duplicate_of for draft in drafts})
     files: tuple[FilePlan, ...] = ()
     if output is None:
@@ -454,7 +457,7 @@ def plan_merge(
     warnings += unquantized_warnings(models, drafts)
     if split_max_size is not None:
         for file in files:
-            check_output_path(file.path, parts)
+            check_output_path(file.path, read)
         warnings += large_tensors(drafts, split_max_size)
     plan = MergePlan(
         models=models,
@@ -475,7 +478,7 @@ def plan_merge(
     plan = with_source_format(plan, options, warnings)
     if uncertainty is not None:
         second = lay_out_deviations(
-            models, drafts, Path(uncertainty), files, output if to_folder else None
+            models, drafts, Path(uncertainty), files, read, output if to_folder else None
         )
         plan = replace(plan, uncertainty=second)
     if options.calibration is not None:

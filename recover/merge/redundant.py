@@ -58,16 +58,15 @@ def describe(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
                 # By way of which type may differ between tensors, where bytes tell it.
                 known = replace(descent, ways=descent.ways if descent.via == ESTIMATED else ("",))
                 text = _rounding(models, draft, descent) or sentence(models, known)
+                text += "" if _is_taken(models, draft) else ", not from the original,"
                 names.setdefault(text, []).append(quoted(draft.name))
     lines = [
-        f"{text}, not from the original, in {some(tensors)}: it tells nothing new there, and is"
-        " left out"
+        f"{text} in {some(tensors)}: it tells nothing new there, and is left out"
         for text, tensors in names.items()
     ]
     taken: dict[int, list[str]] = {}
     for draft in drafts:
-        kind = models[draft.used[0]].tensors[draft.name].type
-        if draft.is_known and draft.descents and not isinstance(kind, FloatType | OpaqueType):
+        if draft.descents and _is_taken(models, draft):
             taken.setdefault(draft.used[0], []).append(quoted(draft.name))
     lines += [
         f"{printable(models[number].path)} is taken for the original in {some(tensors)}, as others"
@@ -75,6 +74,12 @@ def describe(models: Sequence[Model], drafts: Sequence[Draft]) -> list[str]:
         for number, tensors in taken.items()
     ]
     return lines
+
+
+def _is_taken(models: Sequence[Model], draft: Draft) -> bool:
+    """Whether the codes of an input are taken for the original's numbers."""
+    kind = models[draft.used[0]].tensors[draft.name].type
+    return draft.is_known and not isinstance(kind, FloatType | OpaqueType)
 
 
 def errors_alone(

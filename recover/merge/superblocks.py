@@ -8,13 +8,12 @@ from recover.quants import GROUP, F32Array
 
 SUPERBLOCK = 256
 FEWEST = 16  # weights of a superblock that tell anything
-# No type of llama.cpp makes zeros of larger weights: the scale of 2**-25 times codes and levels.
-LARGEST_LOST = np.float32(2.0**-12)
 # The least correlation. Of two quantizations it is far larger
 # (`python -m tests.benchmarks.likeness`), but of ternary types, whose errors are as large as the
 # weights; of 256 unrelated weights it is 0.06 typically.
 _UNLIKE = 0.25
 _STEEPER = 0.12  # codebooks reach too far on purpose
+_EXPLAINED = 1 / 3  # share of the square difference that is gone if one is taken times the slope
 
 
 @kernel
@@ -24,12 +23,14 @@ def compare_each(
     flatter: float,
     steeper: float,
     has_ends: bool,
+    largest_lost: float,
     found: NDArray[np.float64],
 ) -> None:
     """Fill all but the third column of what is found of tensors of one size (n_tensors, 4).
 
     Slopes may be so much flatter and steeper where the weights are as large as all of the
-    superblock, which errors are in proportion to; smaller ones may have others.
+    superblock, which errors are in proportion to; smaller ones may have others. Zeros may stand for
+    weights of up to `largest_lost`.
     """
     n = one.size // found.shape[0]
     for i in range(found.shape[0]):
@@ -39,12 +40,12 @@ def compare_each(
             a, b = one[start:end], other[start:end]
             aa, ab, bb, n_told = _moments(a, b, has_ends)
             is_told = n_told >= FEWEST and aa > 0 and bb > 0
-            if _is_lost(a, b) or (is_told and ab < _UNLIKE * np.sqrt(aa * bb)):
+            if _is_lost(a, b, largest_lost) or (is_told and ab < _UNLIKE * np.sqrt(aa * bb)):
                 found[i, 0] += a.size
             squares, largest = _size(a, b)
             if not squares < np.inf:
                 found[i, 1] = np.inf
-            if not largest > LARGEST_LOST:
+            if not largest > largest_lost:
                 continue
             ab, bb, difference, n_between = _between(a, b)
             found[i, 1] += difference
@@ -52,7 +53,8 @@ def compare_each(
                 continue
             ratio = np.sqrt(squares / a.size * n_between / bb)
             flattest, steepest = 1 - flatter * ratio, 1 + _STEEPER + steeper * ratio
-            if not flattest * bb <= ab <= steepest * bb:
+            is_off = not flattest * bb <= ab <= steepest * bb
+            if is_off and _explains(ab / bb, bb, difference):
                 found[i, 3] += a.size
 
 
@@ -68,13 +70,53 @@ def _size(one: F32Array, other: F32Array) -> tuple[float, float]:
 
 
 @inner
-def _is_lost(one: F32Array, other: F32Array) -> bool:
+def _explains(slope: float, bb: float, difference: float) -> bool:
+    """Whether a multiple of the other input is nearer to one than the input itself, by far.
+
+    A slope that comes from a few weights that one of them is far off leaves most of the difference.
+    """
+    return (1 - slope) ** 2 * bb > _EXPLAINED * difference
+
+
+@inner
+def _is_lost(one: F32Array, other: F32Array, largest_lost: float) -> bool:
     """Whether an input has zeros where the other one has weights that no encoder loses."""
-    a = b = n_large = 0
+    a = b = 0
     for i in range(one.size):
         a, b = a + (one[i] != 0), b + (other[i] != 0)
-        n_large += max(abs(one[i]), abs(other[i])) > LARGEST_LOST
-    return (a == 0 or b == 0) and n_large >= min(FEWEST, one.size)
+    if a and b:
+        return False
+    return _count_large(other if a == 0 else one, largest_lost) >= min(FEWEST, one.size)
+
+
+@kernel
+def find_lost(
+    values: F32Array,
+    largest_lost: float,
+    is_empty: NDArray[np.bool_],
+    is_large: NDArray[np.bool_],
+) -> None:
+    """Which superblocks of an input's weights (n * 256,) are zeros, and which have large ones."""
+    for b in range(is_empty.size):
+        whole = values[SUPERBLOCK * b : SUPERBLOCK * (b + 1)]
+        n_large = _count_large(whole, largest_lost)
+        is_large[b] = n_large >= FEWEST
+        is_empty[b] = not n_large and _size(whole, whole)[1] == 0
+
+
+@inner
+def _count_large(values: F32Array, size: float) -> int:
+    """How many weights of a superblock are larger than that, and not the smallest of their group.
+
+    Codebooks without a zero have nothing else for zeros beside a weight.
+    """
+    n = 0
+    for start in range(0, values.size, GROUP):
+        group = values[start : start + GROUP]
+        least = _ends(group)[2]
+        for value in group:
+            n += abs(value) > size and abs(value) > least
+    return n
 
 
 @inner

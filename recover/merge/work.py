@@ -25,6 +25,7 @@ from recover.merge.compare import (
     compare,
     compare_unproven,
     count_conflicts,
+    count_decoded,
     step_for,
     takes_exact_codes,
 )
@@ -32,14 +33,7 @@ from recover.merge.exact import count_rounded, rounded_away
 from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.sums import Sums
 from recover.merge.tasks import Job
-from recover.quants import (
-    TILE,
-    F32Array,
-    TensorType,
-    U8Array,
-    quantize,
-    type_by_name,
-)
+from recover.quants import TILE, F32Array, TensorType, U8Array, quantize, type_by_name
 
 _FLOAT32_ROUNDING, _SMALLEST_NORMAL = np.float32(2.0**-24), np.float32(2.0**-126)
 _BF16 = "BF16"  # of standard deviations
@@ -218,10 +212,12 @@ class Worker:
 
     def _n_conflicts(self, evidence: Evidence, tallies: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weights on which the merged inputs contradict each other, as the estimator found."""
+        kinds = [each.type for each in self._used]
+        others = count_decoded(evidence, kinds, self._n).astype(np.float64)
         if self._estimator.estimator.sees_conflicts:
-            return tallies[:, CONFLICTS]
+            return tallies[:, CONFLICTS] + others
         step = step_for(self._job.n_weights)
-        return count_conflicts(evidence, step, self._n).astype(np.float64)
+        return count_conflicts(evidence, step, self._n) + others
 
     def _comparison_of(self, tensors: list[StoredTensor]) -> Comparison | None:
         """What compares the inputs that take no part with the one that is taken; None if none."""

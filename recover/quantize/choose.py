@@ -102,6 +102,7 @@ class Chooser:
         self._types: MixTypes | None = None
         self._changed: list[StoredTensor] = []
         self._unweighted: list[str] = []
+        self._n_known = 0
         self._fallbacks: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
 
     def drafts(self) -> Iterator[TensorDraft]:
@@ -174,6 +175,7 @@ class Chooser:
         if self._imatrix is None:
             return False
         entry = self._imatrix.entries.get(tensor.name)
+        self._n_known += entry is not None
         n_matrices = tensor.dims[2] if len(tensor.dims) > 2 else 1
         if entry is not None and entry.n_values == tensor.dims[0] * n_matrices:
             return True
@@ -184,6 +186,20 @@ class Chooser:
             )
         self._unweighted.append(quoted(tensor.name))
         return False
+
+    def check_imatrix(self) -> None:
+        """Refuse an importance matrix that knows no tensor, when all have been seen.
+
+        Raises
+        ------
+        PlanError
+            If none that it could matter to is in it.
+        """
+        if self._unweighted and not self._n_known:
+            raise PlanError(
+                f"the importance matrix knows none of {some(self._unweighted)}: it is of another"
+                " model"
+            )
 
     def warnings(self) -> Iterator[str]:
         """What the user should know, when all tensors have been seen."""

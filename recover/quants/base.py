@@ -13,12 +13,15 @@ from importlib.resources.abc import Traversable
 from math import prod
 from pickle import PicklingError
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recover.errors import QuantError
+
+if TYPE_CHECKING:
+    from recover.quants._sub_blocks import SubBlocks
 
 GROUP = 16
 """Weights that share one (scale, offset) in unpacked form, whatever the format's sub-block is."""
@@ -326,12 +329,21 @@ class ScalarType(TensorType):
         afterwards, so that the stored one is not quite the one that it used.
     d_at : int
         Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
+    zero_scale_tells : bool
+        Whether a scale of zero is one that was rounded to it, whatever weighed the weights, so that
+        codes prove what they do with scales of up to 2**-25. Otherwise they prove nothing.
     scale_limit : float
         Codes prove nothing where the scale is as large or larger: there the encoder's arithmetic
         overflows, or the scale was clipped.
+    scale_steps : int
+        The largest integer scale of a sub-block: scales are integers times one of the superblock.
+        0 where each sub-block has a float of its own.
     scales_are_coarse : bool
         Whether scales of weights of ordinary size are near the smallest one, so that the errors
         depend on the size of the weights.
+    largest_lost : float
+        No larger weights are stored as zeros because their scale is too small for the type, by what
+        other inputs say of them; f16 scales are 2**-25 times codes and levels then.
     extremes : tuple of pairs of int
         Pairs of codes. Without an importance matrix the encoder fits the scale (and the offset) to
         a weight of each block of 32 that is given one of the two codes, for each of the pairs, and
@@ -370,6 +382,10 @@ class ScalarType(TensorType):
         `recover.evidence.densities`).
     integers : Integers or None
         How `recover reblock` stores integers in the type; None if it does not.
+    sub_blocks : Callable or None
+        ``sub_blocks(blocks: uint8 (n_blocks, type_size)) -> SubBlocks``: what blocks say of their
+        sub-blocks (see `recover.quants.SubBlocks`). None where a block has no scale but the one
+        that `unpack` gives.
     """
 
     levels: F32Array
@@ -382,8 +398,11 @@ class ScalarType(TensorType):
     rounds_scale_last: bool = False
     rounds_offset_last: bool = False
     d_at: int = 0
+    zero_scale_tells: bool = False
     scale_limit: float = np.inf
+    scale_steps: int = 0
     scales_are_coarse: bool = False
+    largest_lost: float = 2.0**-12
     refits_scale_with_imatrix: bool = False
     extremes: tuple[tuple[int, int], ...] = ()
     marks: Callable[[U8Array], tuple[Mask, Mask]] | None = None
@@ -395,6 +414,7 @@ class ScalarType(TensorType):
     weighs_whole_rows: bool = False
     densities: Traversable | None = None
     integers: Integers | None = None
+    sub_blocks: "Callable[[U8Array], SubBlocks] | None" = None
 
     @property
     def scale_has_sign(self) -> bool:
@@ -419,12 +439,17 @@ class VectorType(TensorType):
         As in `ScalarType`.
     densities, integers
         As in `ScalarType`.
+    narrow : Callable or None
+        ``narrow(values: float32 (n,), lower: float32 (n,), upper: float32 (n,))``: intersects
+        bounds with the cells that decoded weights, whole blocks, are of. None if the codes confine
+        no single weight.
     """
 
     decode: Callable[[U8Array, F32Array], None]
     relative_mse: float
     densities: Traversable | None = None
     integers: Integers | None = None
+    narrow: Callable[[F32Array, F32Array, F32Array], None] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -478,8 +503,3 @@ def rounding_cells(n_codes: int, first: int = 0) -> tuple[F32Array, F32Array]:
     lower, upper = level - 0.5, level + 0.5
     lower[0], upper[-1] = -np.inf, np.inf
     return table(lower, fill=-np.inf), table(upper, fill=np.inf)
-
-
-def rounded_levels(n_codes: int, first: int = 0) -> tuple[F32Array, F32Array, F32Array]:
-    """Levels that are the integers from `first` on, and the edges that `rounding_cells` gives."""
-    return integer_levels(first), *rounding_cells(n_codes, first)

@@ -1,16 +1,19 @@
 """Types whose codes stand for several weights at once, decoded through gguf-py.
 
-Their codes confine no single weight to an interval, so they take part in a merge with their values
-and an error that is typical of the type.
+They take part in a merge with their values and an error that is typical of the type. The codes of
+those with codebooks confine no single weight to an interval; ternary ones do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from recover._compiled.jit import kernel
 from recover.quants._legacy import write_u16
+from recover.quants._ternary import narrow_ternary
 from recover.quants.base import F32Array, I8Array, Integers, U8Array, U16Array, VectorType
+
+Narrow = Callable[[F32Array, F32Array, F32Array], None]
 
 
 def _vector_type(
@@ -23,6 +26,7 @@ def _vector_type(
     *,
     is_native: bool = False,
     integers: Integers | None = None,
+    narrow: Narrow | None = None,
 ) -> VectorType:
     def decode(raw: U8Array, out: F32Array) -> None:
         from gguf import GGMLQuantizationType
@@ -44,6 +48,7 @@ def _vector_type(
         is_native=is_native,
         decode=decode,
         integers=integers,
+        narrow=narrow,
     )
 
 
@@ -71,7 +76,9 @@ IQ1_S = _vector_type("IQ1_S", 19, 256, 50, 0.236, {24: "IQ1_S"})
 IQ3_S = _vector_type("IQ3_S", 21, 256, 110, 0.0187, {22: "IQ3_XS", 26: "IQ3_S", 27: "IQ3_M"})
 IQ2_S = _vector_type("IQ2_S", 22, 256, 82, 0.062, {29: "IQ2_M"})
 IQ1_M = _vector_type("IQ1_M", 29, 256, 56, 0.204, {31: "IQ1_M"})
-TQ1_0 = _vector_type("TQ1_0", 34, 256, 54, 0.65, {36: "TQ1_0"}, is_native=True)
+TQ1_0 = _vector_type(
+    "TQ1_0", 34, 256, 54, 0.65, {36: "TQ1_0"}, is_native=True, narrow=narrow_ternary
+)
 TQ2_0 = _vector_type(
     "TQ2_0",
     35,
@@ -81,4 +88,5 @@ TQ2_0 = _vector_type(
     {37: "TQ2_0"},
     is_native=True,
     integers=Integers(lowest=-1, highest=1, pack=_pack_tq2_0),
+    narrow=narrow_ternary,
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from recover._text import printable
 from recover.containers.gguf.header import DEFAULT_ALIGNMENT, lay_out
+from recover.containers.gguf.parts import check_whole_name
 from recover.errors import PlanError
 from recover.execution.output import check_output_path
 from recover.reblock.integers import tile_size
@@ -15,30 +16,20 @@ from recover.reblock.source import Original
 
 @dataclass(frozen=True)
 class ReblockPlan:
-    """A whole re-blocking.
-
-    Attributes
-    ----------
-    source : Original
-        The opened original.
-    output : Path
-        GGUF file to be written.
-    report : Path
-        Where the report of what was proven is written.
-    header : bytes
-        Of the output, padded to where the data begins.
-    positions : tuple of int
-        Of each tensor's first byte in the output.
-    n_bytes : int
-        Size of the output.
-    """
+    """A whole re-blocking."""
 
     source: Original
+    """The opened original."""
     output: Path
+    """GGUF file to be written."""
     report: Path
+    """Where the report of what was proven is written."""
     header: bytes
+    """Of the output, padded to where the data begins."""
     positions: tuple[int, ...]
+    """Of each tensor's first byte in the output."""
     n_bytes: int
+    """Size of the output."""
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -79,6 +70,7 @@ def plan_reblock(source: Original, output: str | os.PathLike[str]) -> ReblockPla
     if not source.tensors:
         raise PlanError(f"{printable(source.path)}: holds no tensors")
     report = output.with_name(f"{output.name}.report.json")
+    check_whole_name(output)
     check_output_path(output, source.parts)
     check_output_path(report, source.parts)
     layout = lay_out(

@@ -163,7 +163,7 @@ class TestFindings:
         (line,) = verify(paths[0], paths[1:]).findings()
         assert "(99.99% in " in line
 
-    @pytest.mark.parametrize("kind", ["IQ2_S", "IQ3_XXS", "TQ1_0"])
+    @pytest.mark.parametrize("kind", ["IQ2_S", "IQ3_XXS", "IQ1_S"])
     def test_types_without_cells(self, make: Callable[..., Path], kind: str) -> None:
         result = verify(make("F32"), [make(kind)])
         assert not result.is_consistent

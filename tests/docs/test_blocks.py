@@ -15,7 +15,6 @@ import pytest
 
 import recover
 from recover.cli import main
-from recover.containers.gguf.reader import open_gguf
 from recover.containers.huggingface.formats.base import Matrix
 from recover.containers.huggingface.modules import Module
 from recover.execution.tasks import carry_out
@@ -251,7 +250,9 @@ def test_the_entry_point_of_a_type() -> None:
 
 def test_the_estimator_of_a_page(tmp_path: Path, tiny: list[Path]) -> None:
     """As a package of its own, with an entry point."""
-    (tmp_path / "plain_mean.py").write_text(python_in("contributing.md", "take_one"))
+    (tmp_path / "plain_mean.py").write_text(
+        python_in("contributing.md", "mean of all inputs, unweighted")
+    )
     info = tmp_path / "plain_mean-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plain-mean\nVersion: 1\n")
@@ -264,5 +265,5 @@ def test_the_estimator_of_a_page(tmp_path: Path, tiny: list[Path]) -> None:
     assert done.returncode == 0, done.stderr
     name = "blk.0.attn_q.weight"
     mean = np.mean([recover.estimate([each], name, "best").mean for each in tiny], axis=0)
-    merged = open_gguf(out).tensors[name]
-    np.testing.assert_allclose(merged.raw.view(np.float32), mean.ravel(), atol=1e-6)
+    merged = recover.estimate([out], name, "best").mean
+    np.testing.assert_allclose(merged, mean, atol=1e-6)

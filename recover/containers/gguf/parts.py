@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from recover._text import printable
 from recover.containers.gguf.header import (
     DEFAULT_ALIGNMENT,
     Layout,
@@ -19,7 +20,7 @@ from recover.containers.gguf.header import (
     encode_key_value,
     lay_out,
 )
-from recover.errors import PlanError
+from recover.errors import OutputError, PlanError
 from recover.quants import TensorType
 
 PREFIX = "split."
@@ -58,6 +59,22 @@ def parse_part_name(name: str) -> PartName | None:
     """What the name of a file says, if it is named like a part of a split file."""
     match = _NAME.fullmatch(name)
     return match and PartName(match["stem"], int(match["number"]), int(match["total"]))
+
+
+def check_whole_name(path: Path) -> None:
+    """Refuse to call a whole file as if it were a part, which nothing would read.
+
+    Raises
+    ------
+    OutputError
+        If the name is that of one of several parts.
+    """
+    named = parse_part_name(path.name)
+    if named is not None and named.total != 1:
+        raise OutputError(
+            f"{printable(path)}: is the name of a part of a split file, but one whole file is"
+            " written; name it otherwise"
+        )
 
 
 def part_paths(path: Path, total: int) -> tuple[Path, ...]:

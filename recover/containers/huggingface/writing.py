@@ -1,7 +1,7 @@
 """A model's GGUF tensors as the arrays of a folder: which there are, and the files beside them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,11 +12,7 @@ import numpy as np
 from recover._files import MissingError, UnreadableError, read_bytes
 from recover._json import MOST_BYTES, JSONError, parse_object
 from recover._text import printable, quoted, some
-from recover.containers.huggingface.architectures import (
-    architecture_of,
-    gguf_name,
-    text_config,
-)
+from recover.containers.huggingface.architectures import architecture_of, gguf_name, text_config
 from recover.containers.huggingface.configuration import (
     Config,
     Rebuilt,
@@ -29,18 +25,12 @@ from recover.containers.huggingface.configuration import (
 )
 from recover.containers.huggingface.folder_layout import as_json
 from recover.containers.huggingface.modules import QUANTIZATION_KEYS
-from recover.containers.huggingface.naming import (
-    DERIVED,
-    NAMINGS,
-    Share,
-    Sharing,
-    Sizes,
-)
+from recover.containers.huggingface.naming import DERIVED, NAMINGS, Share, Sharing, Sizes
 from recover.containers.huggingface.placing import Placed
 from recover.containers.huggingface.sizes import N_EXPERTS, check_sizes
 from recover.containers.huggingface.vocabulary.files import tokenizer_files
 from recover.containers.huggingface.vocabulary.metadata import has_vocabulary
-from recover.containers.model import Model, StoredTensor
+from recover.containers.model import ArrayTensor, Model, StoredTensor
 from recover.containers.safetensors.reader import CONFIG
 from recover.errors import PlanError, QuantError, SafetensorsError
 from recover.quants import (
@@ -72,6 +62,7 @@ BESIDE = (
 
 _NORM = re.compile(r".*norm\.weight")
 _MOST_BESIDE = 1 << 28  # bytes of one of them
+_COMPARED, _OTHER = 65_536, 0.5  # weights; square difference over theirs, of unrelated ones 2
 _SMALL = 1 << 22  # weights of vectors that are looked at
 
 
@@ -260,7 +251,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise SafetensorsError(f"{printable(folder / CONFIG)}: {error}") from None
 
 
-def _check_layers(tensors: Iterable[str], config: Mapping[str, Any]) -> None:
+def _check_layers(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
     layers = [int(name.split(".")[1]) for name in tensors if name.startswith("blk.")]
     n_layers = max(layers, default=-1) + 1
     if config.get("num_hidden_layers") != n_layers:
@@ -279,6 +270,24 @@ def _check_layers(tensors: Iterable[str], config: Mapping[str, Any]) -> None:
             "there is no tensor 'output.weight', but config.json says that it is not the embedding"
             " (tie_word_embeddings)"
         )
+    if not is_tied and config.get("tie_word_embeddings") is True and _is_other(tensors):
+        raise SafetensorsError(
+            "tensor 'output.weight' is not the embedding, but config.json says so"
+            " (tie_word_embeddings)"
+        )
+
+
+def _is_other(tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether the last matrix is another than the embedding, not another quantization of it."""
+    both = tensors.get("output.weight"), tensors.get("token_embd.weight")
+    last, first = both
+    if last is None or first is None or last.dims != first.dims:
+        return False
+    if any(isinstance(each, ArrayTensor) for each in both):  # perhaps nothing but a shape
+        return False
+    n = min(last.n_weights, _COMPARED)
+    one, two = (each.read(0, n).astype(np.float64) for each in (last, first))
+    return bool(np.square(one - two).sum() > _OTHER * np.square(two).sum())
 
 
 def stored_kind(tensor: StoredTensor, kind: TensorType, shift: float) -> TensorType:
