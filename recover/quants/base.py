@@ -327,8 +327,8 @@ class ScalarType(TensorType):
     d_at : int
         Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
     zero_scale_tells : bool
-        Whether a scale of zero is one that was rounded to it, whatever weighed the weights, so that
-        codes prove what they do with scales of up to 2**-25. Otherwise they prove nothing.
+        Whether a scale of zero was rounded to it, so that codes prove what those of scales of up to
+        2**-25 do. Otherwise they prove nothing.
     scale_limit : float
         Codes prove nothing where the scale is as large or larger: there the encoder's arithmetic
         overflows, or the scale was clipped.
@@ -336,8 +336,7 @@ class ScalarType(TensorType):
         Whether scales of weights of ordinary size are near the smallest one, so that the errors
         depend on the size of the weights.
     largest_lost : float
-        No larger weights are stored as zeros because their scale is too small for the type, by what
-        other inputs say of them; f16 scales are 2**-25 times codes and levels then.
+        No larger weights are stored as zeros because their scale is too small for the type.
     extremes : tuple of pairs of int
         Pairs of codes. Without an importance matrix the encoder fits the scale (and the offset) to
         a weight of each block of 32 that is given one of the two codes, for each of the pairs, and
@@ -427,6 +426,9 @@ class VectorType(TensorType):
         As in `ScalarType`.
     densities, integers
         As in `ScalarType`.
+    codebook : Callable or None
+        ``codebook() -> float32 (n_entries, n)``: sizes of so many weights that a code stands for,
+        in units of a scale that 16 weights or more share. None if codes are no such.
     narrow : Callable or None
         ``narrow(values: float32 (n,), lower: float32 (n,), upper: float32 (n,))``: intersects
         bounds with the cells that decoded weights, whole blocks, are of. None if the codes confine
@@ -437,6 +439,7 @@ class VectorType(TensorType):
     relative_mse: float
     densities: Traversable | None = None
     integers: Integers | None = None
+    codebook: Callable[[], F32Array] | None = None
     narrow: Callable[[F32Array, F32Array, F32Array], None] | None = None
 
 

@@ -78,10 +78,10 @@ def _cells() -> tuple[F32Array, F32Array]:
     return table(lower), table(upper)
 
 
-# A scale of up to 2^-25 is rounded to 0 (a tie goes to the even number), after the codes were chosen
-# with it: a weight is at most |q| + 1/2 times that. Where 1 / d overflows codes may be any, with the
-# wrong sign as well, but weights are below 2^-120. Only the cells of code 0 are as narrow as 2^-26,
-# and those of others reach to either side of 0 (see `recover.evidence.edges`).
+# A scale of up to 2^-25 is rounded to 0 (a tie goes to the even number), after the codes were
+# chosen with it: a weight is at most |q| + 1/2 times that. Where 1 / d overflows, codes may be any,
+# with the wrong sign as well, but weights are below 2^-120. Cells are 2^-26 wide at least, and
+# reach to either side of 0 (see `recover.evidence.edges`).
 _LOWER, _UPPER = _cells()
 
 Q8_0 = ScalarType(

@@ -1,4 +1,4 @@
-"""Blocks of Q8_0 whose scale was rounded to 0: their weights are small, and codes tell how small."""
+"""Blocks of Q8_0 whose scale was rounded to 0: how small their weights are the codes tell."""
 
 from pathlib import Path
 
