@@ -20,8 +20,9 @@ from recover.inputs.told import telling
 from recover.quants import GROUP, F32Array, ScalarType, VectorType
 
 _FEWEST = 1024  # codes that are looked at
-# The share of an independent quantization is at most 0.02 above that of drawn weights.
-_MARGIN = 0.05
+# The share of an independent quantization is at most 0.02 above that of drawn weights; of codes for
+# one weight that of children is far larger.
+_MARGIN, _MARGIN_TOGETHER = 0.1, 0.05
 _FREQUENT = 6  # weights of a run that the two inputs say the same of
 # Of the codes of a run: sparse weights, and integers, tell less.
 _LEAST_SHARE, _LEAST_SHARE_TOGETHER = 0.2, 0.05
@@ -34,6 +35,7 @@ class Nearest:
 
     def __init__(self) -> None:
         self._n = self._n_same = self._n_drawn = 0
+        self._margin = 0.0
 
     def add(self, parent: Sample, child: Sample) -> None:
         """Take some more weights into account."""
@@ -42,6 +44,7 @@ class Nearest:
             return
         lower, upper = parent.bounds
         is_single = found.book.shape[1] == 1
+        self._margin = _MARGIN if is_single else _MARGIN_TOGETHER
         tells = telling(parent, child) if is_single else _is_rare(parent, child)
         is_known = np.isfinite(upper - lower) & tells
         width = np.where(is_known, upper - lower, np.float32(0))
@@ -58,7 +61,7 @@ class Nearest:
     @property
     def is_of_child(self) -> bool:
         """Whether they are so more often than those of an independent quantization."""
-        return self._n >= _FEWEST and self._n_same - self._n_drawn > _MARGIN * self._n
+        return self._n >= _FEWEST and self._n_same - self._n_drawn > self._margin * self._n
 
 
 class _Codes(NamedTuple):

@@ -18,7 +18,7 @@ def telling(parent: Sample, child: Sample) -> NDArray[np.bool_]:
     Types that models are published in are taken to hold their weights without an error.
     """
     if parent.type.is_native:
-        return parent.values != 0
+        return _varies(parent.values)
     both = parent.values, child.values
     words = [np.where(x == 0, np.float32(0), x).view(np.uint32).astype(np.uint64) for x in both]
     places = np.flatnonzero(_may_be_off(parent.values))
@@ -26,6 +26,17 @@ def telling(parent: Sample, child: Sample) -> NDArray[np.bool_]:
     tells = np.zeros(parent.values.size, np.bool_)
     tells[places[np.unique(pairs, return_index=True)[1]]] = True
     return tells
+
+
+@kernel
+def _varies(values: F32Array) -> NDArray[np.bool_]:
+    """Which decoded weights (n,) are no zeros, in groups that are not constant."""
+    found = np.zeros(values.size, np.bool_)
+    for start in range(0, values.size, GROUP):
+        group = values[start : start + GROUP]
+        for i in range(group.size):
+            found[start + i] = group[i] != 0 and group.min() < group.max()
+    return found
 
 
 @kernel

@@ -327,8 +327,7 @@ class ScalarType(TensorType):
     d_at : int
         Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
     zero_scale_tells : bool
-        Whether a scale of zero was rounded to it, so that codes prove what those of scales of up to
-        2**-25 do. Otherwise they prove nothing.
+        Whether a scale of zero was rounded to it, and proves what those of up to 2**-25 do.
     scale_limit : float
         Codes prove nothing where the scale is as large or larger: there the encoder's arithmetic
         overflows, or the scale was clipped.
@@ -428,7 +427,7 @@ class VectorType(TensorType):
         As in `ScalarType`.
     codebook : Callable or None
         ``codebook() -> float32 (n_entries, n)``: sizes of so many weights that a code stands for,
-        in units of a scale that 16 weights or more share. None if codes are no such.
+        in units of a scale that groups share. None if codes are no such.
     narrow : Callable or None
         ``narrow(values: float32 (n,), lower: float32 (n,), upper: float32 (n,))``: intersects
         bounds with the cells that decoded weights, whole blocks, are of. None if the codes confine
