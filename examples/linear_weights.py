@@ -5,7 +5,8 @@
 quantizes MODEL to Q5_K_M, Q4_K_M and Q2_K as llama.cpp does, takes weighted means of the three on a
 grid of weights, and lets llama.cpp read a text with each, with the original beside them. On the
 same text: the weights with the least square error (fitted to the original), those that
-``--method linear`` finds without it, equal weights, and the posterior, which is no weighted mean.
+``--method linear`` finds without it, equal weights, and the posterior and joint estimates, which
+are no weighted means.
 Needs the extras ``eval`` and ``calibrate`` (and ``plot``).
 """
 
@@ -22,6 +23,8 @@ import recover
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 Q4 = (0.0, 0.1, 0.2, 0.3, 0.4)
 Q2 = (0.0, 0.01, 0.05)
+LINES = {"least squares": "-.", "linear": "--", "posterior": "-", "joint": ":"}
+"""What is drawn across, and how."""
 
 
 def candidates(files: list[Path], truth: Path, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -50,6 +53,7 @@ def candidates(files: list[Path], truth: Path, folder: Path) -> Iterator[tuple[s
         ("least squares", "linear", fitted),
         ("linear", "linear", None),
         ("posterior", "posterior", None),
+        ("joint", "joint", None),
     ):
         out = folder / f"{name.replace(' ', '-')}.gguf"
         recover.merge(files, out, method=method, calibration=calibration)
@@ -98,7 +102,7 @@ def draw(path: Path, figures: dict[str, tuple[float, float]]) -> None:
                 f"{1 - q4 - q2:.2f} {q4:.2f} {q2:.2f}" if q2 or q4 else "Q5_K_M alone" for q4 in Q4
             ]
             ax.plot(Q4, [figures[name][i] for name in names], "o-", label=f"{q2:.0%} of Q2_K")
-        for name, style in (("least squares", "-."), ("linear", "--"), ("posterior", "-")):
+        for name, style in LINES.items():
             ax.axhline(figures[name][i], color="0.4", linestyle=style, label=name)
         ax.set_xlabel("weight of Q4_K_M; the rest is Q5_K_M's")
         ax.set_title(what)

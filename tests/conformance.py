@@ -5,7 +5,6 @@ asked as well: call each of ``checks(kind)`` with the type.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,14 +14,7 @@ from recover.containers.gguf.header import TensorInfo
 from recover.containers.gguf.tensor import Tensor
 from recover.containers.rows import blocks_of
 from recover.errors import QuantError
-from recover.evidence.densities import (
-    ABOVE,
-    ATOM,
-    BELOW,
-    density,
-    end_codes,
-    tempering,
-)
+from recover.evidence.densities import ABOVE, ATOM, BELOW, density, end_codes
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
 from recover.inputs.provenance import count_marks
@@ -46,7 +38,12 @@ from recover.quants import (
     types_by_id,
     types_of_files,
 )
-from tests.support.type_checks import check_likelihood, check_pickle, check_what_is_stated
+from tests.support.type_checks import (
+    check_likelihood,
+    check_pickle,
+    check_what_is_stated,
+    check_what_it_counts,
+)
 
 F32 = NDArray[np.float32]
 Check = Callable[[TensorType], None]
@@ -134,6 +131,7 @@ def checks(kind: TensorType) -> Iterator[Check]:
         yield check_noise
         yield check_extremes
         yield check_marks
+        yield check_sub_blocks
         yield check_number_from_a_weight
         yield check_density
 
@@ -443,6 +441,25 @@ def check_marks(kind: TensorType) -> None:
     assert marks.n_blocks == 0
 
 
+def check_sub_blocks(kind: TensorType) -> None:
+    """Their codes times d and dmin are the scales and offsets that are unpacked."""
+    assert isinstance(kind, ScalarType)
+    if kind.sub_blocks is None:
+        return
+    raw = stored_bytes(kind)
+    found = kind.sub_blocks(raw.reshape(-1, kind.type_size))
+    assert found.scale_codes.shape == found.min_codes.shape
+    _, *unpacked_ = unpacked(kind, raw)
+    for told, factor, codes, sign in zip(
+        unpacked_, found[:2], found[2:], (np.float32(1), np.float32(-1)), strict=True
+    ):
+        assert codes.dtype in (np.uint8, np.int8)
+        each = sign * (factor[:, None] * codes.astype(np.float32))
+        n_groups = told.size // each.size
+        np.testing.assert_array_equal(told, np.repeat(each.reshape(-1), n_groups))
+    assert len(np.unique(found.scale_codes)) > 1
+
+
 def check_number_from_a_weight(kind: TensorType) -> None:
     """Times the divisor it is a weight of its block, but for the rounding to f16."""
     assert isinstance(kind, ScalarType)
@@ -481,15 +498,3 @@ def check_density(kind: TensorType) -> None:
     above = (kind.upper_levels - kind.levels)[interior].max()
     assert table[0, BELOW] <= below + 1e-6
     assert table[0, ABOVE] >= above - 1e-6
-
-
-def check_what_it_counts(kind: TensorType) -> None:
-    assert isinstance(kind, ScalarType | VectorType)
-    assert tempering(kind, []) == 1
-    shares = [tempering(kind, [kind] * n) for n in (0, 1, 3, 7, 20)]
-    assert all(a >= b > 0 for a, b in pairwise(shares))
-    for other in all_types():
-        if isinstance(other, ScalarType | VectorType) and other is not kind:
-            assert 0 < tempering(kind, [other]) <= 1
-            assert 0 < tempering(kind, [other], has_cells=False) <= 3
-            assert tempering(other, [kind]) == 1 or tempering(kind, [other]) == 1

@@ -66,10 +66,11 @@ def test_linear_weights(tmp_path: Path) -> None:
     picture = tmp_path / "sweep.png"
     few = ("--chunks", "2", "--n-ctx", "128", "--text", str(SHARED / "hamlet.txt"))
     lines = run("linear_weights", str(TINY), *few, "--plot", str(picture))
-    error = {name: figures(lines, name)[0] for name in ("posterior", "linear", "least", "equal")}
+    names = "joint", "posterior", "linear", "least", "equal"
+    error = {name: figures(lines, name)[0] for name in names}
     grid = [float(line[3]) for line in lines if line[0][0] == "0"]
     assert len(grid) == 14
-    assert error["posterior"] < error["linear"] < min(grid) + 0.002
+    assert error["joint"] < error["posterior"] < error["linear"] < min(grid) + 0.002
     assert error["linear"] == pytest.approx(error["least"], abs=0.005)
     assert error["equal"] > 5
     assert picture.read_bytes().startswith(b"\x89PNG")

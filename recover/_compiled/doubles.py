@@ -18,11 +18,15 @@ from recover._compiled.lanes import (
     f64_lanes,
     i32_lanes,
     is_array,
+    loading,
     mask_lanes,
+    of_vector,
     pointer_to,
+    storing,
 )
 
 _F32_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_F32_HALF = ir.VectorType(ir.FloatType(), LANES // 2)
 _F64_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _F16_VECTOR = ir.VectorType(ir.HalfType(), LANES)
 _I32_VECTOR = ir.VectorType(ir.IntType(32), LANES)
@@ -30,80 +34,67 @@ _I16_VECTOR = ir.VectorType(ir.IntType(16), LANES)
 _WORD = ir.IntType(LANES)
 
 
-@intrinsic
-def to_f64(_context: Any, value: Any) -> Any:
+@of_vector(f32_lanes, f64_lanes)
+def to_f64(builder: Any, value: Any) -> Any:
     """A vector of float32 as float64; exact."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.fpext(args[0], _F64_VECTOR)
-
-    return f64_lanes(f32_lanes), generate
+    return builder.fpext(value, _F64_VECTOR)
 
 
-@intrinsic
-def nearest_f32(_context: Any, value: Any) -> Any:
+@of_vector(f64_lanes, f32_lanes)
+def nearest_f32(builder: Any, value: Any) -> Any:
     """The nearest float32, ties to even."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.fptrunc(args[0], _F32_VECTOR)
-
-    return f32_lanes(f64_lanes), generate
+    return builder.fptrunc(value, _F32_VECTOR)
 
 
-@intrinsic
-def from_bits(_context: Any, value: Any) -> Any:
+@of_vector(i32_lanes, f32_lanes)
+def from_bits(builder: Any, value: Any) -> Any:
     """The float32 with these bits."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], _F32_VECTOR)
-
-    return f32_lanes(i32_lanes), generate
+    return builder.bitcast(value, _F32_VECTOR)
 
 
-@intrinsic
-def load_f64(_context: Any, array: Any, at: Any) -> Any:
+@loading(types.float64, _F64_VECTOR, f64_lanes, align=8)
+def load_f64(_builder: Any, value: Any) -> Any:
     """``array[at : at + 16]`` of a contiguous float64 array."""
-    if not (is_array(array, types.float64) and array.layout == "C"):
-        return None
+    return value
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F64_VECTOR)
-        return builder.load(pointer, align=8)
 
-    return f64_lanes(array, at), generate
+@storing(types.float64, _F64_VECTOR, f64_lanes, align=8)
+def store_f64(_builder: Any, value: Any) -> Any:
+    """``array[at : at + 16] = value`` in a contiguous float64 array."""
+    return value
 
 
 @intrinsic
-def store_words(_context: Any, array: Any, at: Any, value: Any) -> Any:
+def load_two(_context: Any, array: Any, at: Any, other: Any) -> Any:
+    """Eight elements of a contiguous float32 array from `at` on, and eight from `other` on."""
+    if not (is_array(array, types.float32) and array.layout == "C"):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves = []
+        for place, kind in zip(args[1:], sig.args[1:], strict=True):
+            at = context.cast(builder, place, kind, types.intp)
+            pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F32_HALF)
+            halves.append(builder.load(pointer, align=4))
+        order = ir.Constant(_I32_VECTOR, list(range(LANES)))
+        return builder.shuffle_vector(*halves, order)
+
+    return f32_lanes(array, at, other), generate
+
+
+@storing(types.uint16, _I16_VECTOR, i32_lanes, align=2)
+def store_words(builder: Any, value: Any) -> Any:
     """``array[at : at + 16] = uint16(value)``: the lower half of every lane of integers."""
-    if not (is_array(array, types.uint16) and array.layout == "C" and value == i32_lanes):
-        return None
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _I16_VECTOR)
-        builder.store(builder.trunc(args[2], _I16_VECTOR), pointer, align=2)
-
-    return types.void(array, at, value), generate
+    return builder.trunc(value, _I16_VECTOR)
 
 
-@intrinsic
-def as_f16(_context: Any, value: Any) -> Any:
+@of_vector(f32_lanes, f32_lanes)
+def as_f16(builder: Any, value: Any) -> Any:
     """The nearest float16 of float32 numbers, ties to even, as float32."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.fpext(builder.fptrunc(args[0], _F16_VECTOR), _F32_VECTOR)
-
-    return f32_lanes(f32_lanes), generate
+    return builder.fpext(builder.fptrunc(value, _F16_VECTOR), _F32_VECTOR)
 
 
-@intrinsic
-def n_true(_context: Any, mask: Any) -> Any:
+@of_vector(mask_lanes, types.int64)
+def n_true(builder: Any, mask: Any) -> Any:
     """In how many lanes a mask is true."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        n = builder.ctpop(builder.bitcast(args[0], _WORD))
-        return builder.zext(n, ir.IntType(64))
-
-    return types.int64(mask_lanes), generate
+    return builder.zext(builder.ctpop(builder.bitcast(mask, _WORD)), ir.IntType(64))

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
+from recover._compiled.kept import folder_for, prepare
 from recover.errors import RecoverError
 
 
@@ -153,7 +154,7 @@ _files: dict[Path, None] = {}
 
 def _folder(path: Path) -> Path:
     """Where machine code of a file's kernels is kept."""
-    return _cache_root() / f"numba-{_sources_digest(path)}"
+    return folder_for(_cache_root(), path, _sources_digest(path))
 
 
 def is_first_run() -> bool:
@@ -205,9 +206,12 @@ class _Files(FunctionCache):  # type: ignore[misc]
     """Machine code on the disk, which is of use if it is there: no error of a file matters."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        path = Path(function.__code__.co_filename)
+        folder = _folder(path)
+        prepare(folder, path)
         before = numba.config.CACHE_DIR
         try:
-            numba.config.CACHE_DIR = str(_folder(Path(function.__code__.co_filename)))
+            numba.config.CACHE_DIR = str(folder)
             super().__init__(function)
         finally:
             numba.config.CACHE_DIR = before

@@ -234,74 +234,109 @@ def is_array(value: Any, dtype: Any) -> bool:
     return isinstance(value, types.Array) and value.ndim == 1 and value.dtype == dtype
 
 
-@intrinsic
-def load(_context: Any, array: Any, at: Any) -> Any:
+def of_vector(operand: Any, result: Any) -> Callable[[Callable[[Any, Any], Any]], Any]:
+    """Decorate what adds the instructions for a vector: ``function(builder, value)``.
+
+    Kernels call it with an `operand` and get a `result`, types of numba's.
+    """
+
+    def define(function: Callable[[Any, Any], Any]) -> Any:
+        def typed(_context: Any, value: Any) -> Any:
+            if value != operand:
+                return None
+
+            def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+                return function(builder, args[0])
+
+            return result(value), generate
+
+        return intrinsic(_named_as(function, typed))
+
+    return define
+
+
+def loading(
+    dtype: Any, stored: ir.VectorType, result: Any, *, align: int
+) -> Callable[[Callable[[Any, Any], Any]], Any]:
+    """Decorate what makes a vector of sixteen elements of an array: ``function(builder, value)``.
+
+    Kernels call it with a contiguous array of `dtype` and the place of the first element.
+    """
+
+    def define(function: Callable[[Any, Any], Any]) -> Any:
+        def typed(_context: Any, array: Any, at: Any) -> Any:
+            if not (is_array(array, dtype) and array.layout == "C"):
+                return None
+
+            def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                place = context.cast(builder, args[1], sig.args[1], types.intp)
+                pointer = pointer_to(context, builder, sig.args[0], args[0], place, stored)
+                return function(builder, builder.load(pointer, align=align))
+
+            return result(array, at), generate
+
+        return intrinsic(_named_as(function, typed))
+
+    return define
+
+
+def storing(
+    dtype: Any, stored: ir.VectorType, operand: Any, *, align: int
+) -> Callable[[Callable[[Any, Any], Any]], Any]:
+    """Decorate what makes sixteen elements of a vector `operand`: the opposite of `loading`."""
+
+    def define(function: Callable[[Any, Any], Any]) -> Any:
+        def typed(_context: Any, array: Any, at: Any, value: Any) -> Any:
+            if not (is_array(array, dtype) and array.layout == "C" and value == operand):
+                return None
+
+            def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                place = context.cast(builder, args[1], sig.args[1], types.intp)
+                pointer = pointer_to(context, builder, sig.args[0], args[0], place, stored)
+                builder.store(function(builder, args[2]), pointer, align=align)
+
+            return types.void(array, at, value), generate
+
+        return intrinsic(_named_as(function, typed))
+
+    return define
+
+
+def _named_as(function: Callable[..., Any], typed: Callable[..., Any]) -> Callable[..., Any]:
+    """The second function with the name and docstring of the first."""
+    for name in ("__name__", "__qualname__", "__doc__", "__module__"):
+        setattr(typed, name, getattr(function, name))
+    return typed
+
+
+@loading(types.float32, _F32_VECTOR, f32_lanes, align=4)
+def load(_builder: Any, value: Any) -> Any:
     """``array[at : at + 16]`` of a contiguous float32 array."""
-    if not (is_array(array, types.float32) and array.layout == "C"):
-        return None
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F32_VECTOR)
-        return builder.load(pointer, align=4)
-
-    return f32_lanes(array, at), generate
+    return value
 
 
-@intrinsic
-def store(_context: Any, array: Any, at: Any, value: Any) -> Any:
+@storing(types.float32, _F32_VECTOR, f32_lanes, align=4)
+def store(_builder: Any, value: Any) -> Any:
     """``array[at : at + 16] = value`` in a contiguous float32 array."""
-    if not (is_array(array, types.float32) and array.layout == "C" and value == f32_lanes):
-        return None
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F32_VECTOR)
-        builder.store(args[2], pointer, align=4)
-
-    return types.void(array, at, value), generate
+    return value
 
 
-@intrinsic
-def store_f16(_context: Any, array: Any, at: Any, value: Any) -> Any:
+@storing(types.uint16, _F16_VECTOR, f32_lanes, align=2)
+def store_f16(builder: Any, value: Any) -> Any:
     """``array[at : at + 16] = value`` as the bits of float16 in a contiguous uint16 array."""
-    if not (is_array(array, types.uint16) and array.layout == "C" and value == f32_lanes):
-        return None
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _F16_VECTOR)
-        builder.store(builder.fptrunc(args[2], _F16_VECTOR), pointer, align=2)
-
-    return types.void(array, at, value), generate
+    return builder.fptrunc(value, _F16_VECTOR)
 
 
-@intrinsic
-def store_bytes(_context: Any, array: Any, at: Any, value: Any) -> Any:
+@storing(types.uint8, _I8_VECTOR, i32_lanes, align=1)
+def store_bytes(builder: Any, value: Any) -> Any:
     """``array[at : at + 16] = uint8(value)``: the low byte of every lane of an integer vector."""
-    if not (is_array(array, types.uint8) and array.layout == "C" and value == i32_lanes):
-        return None
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _I8_VECTOR)
-        builder.store(builder.trunc(args[2], _I8_VECTOR), pointer, align=1)
-
-    return types.void(array, at, value), generate
+    return builder.trunc(value, _I8_VECTOR)
 
 
-@intrinsic
-def load_bytes(_context: Any, array: Any, at: Any) -> Any:
+@loading(types.uint8, _I8_VECTOR, i32_lanes, align=1)
+def load_bytes(builder: Any, value: Any) -> Any:
     """``array[at : at + 16]`` of a contiguous uint8 array as an integer vector."""
-    if not (is_array(array, types.uint8) and array.layout == "C"):
-        return None
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        at = context.cast(builder, args[1], sig.args[1], types.intp)
-        pointer = pointer_to(context, builder, sig.args[0], args[0], at, _I8_VECTOR)
-        return builder.zext(builder.load(pointer, align=1), _I32_VECTOR)
-
-    return i32_lanes(array, at), generate
+    return builder.zext(value, _I32_VECTOR)
 
 
 @intrinsic
@@ -385,58 +420,37 @@ def _choose(name: str, one: Any, other: Any) -> Any:
     return f32_lanes(one, other), generate
 
 
-@intrinsic
-def sqrt(_context: Any, value: Any) -> Any:
+@of_vector(f32_lanes, f32_lanes)
+def sqrt(builder: Any, value: Any) -> Any:
     """Correctly rounded square roots."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return call_llvm(builder, "llvm.sqrt", args)
-
-    return f32_lanes(f32_lanes), generate
+    return call_llvm(builder, "llvm.sqrt", [value])
 
 
-@intrinsic
-def round_away(_context: Any, value: Any) -> Any:
+@of_vector(f32_lanes, f32_lanes)
+def round_away(builder: Any, value: Any) -> Any:
     """C's `roundf`: to the nearest integer, halves away from zero."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return call_llvm(builder, "llvm.round", args)
-
-    return f32_lanes(f32_lanes), generate
+    return call_llvm(builder, "llvm.round", [value])
 
 
-@intrinsic
-def truncate(_context: Any, value: Any) -> Any:
+@of_vector(f32_lanes, i32_lanes)
+def truncate(builder: Any, value: Any) -> Any:
     """C's conversion to int32 as x86-64 does it: -2**31 for what does not fit and for NaN."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        magnitude = _magnitude(builder, args[0])
-        limit = ir.Constant(_F32_VECTOR, [2.0**31] * LANES)
-        lowest = ir.Constant(_I32_VECTOR, [-(2**31)] * LANES)
-        fits = builder.fcmp_ordered("<", magnitude, limit)
-        return builder.select(fits, builder.fptosi(args[0], _I32_VECTOR), lowest)
-
-    return i32_lanes(f32_lanes), generate
+    limit = ir.Constant(_F32_VECTOR, [2.0**31] * LANES)
+    lowest = ir.Constant(_I32_VECTOR, [-(2**31)] * LANES)
+    fits = builder.fcmp_ordered("<", _magnitude(builder, value), limit)
+    return builder.select(fits, builder.fptosi(value, _I32_VECTOR), lowest)
 
 
-@intrinsic
-def to_f32(_context: Any, value: Any) -> Any:
+@of_vector(i32_lanes, f32_lanes)
+def to_f32(builder: Any, value: Any) -> Any:
     """The integers of a vector as float32, rounded to nearest."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.sitofp(args[0], _F32_VECTOR)
-
-    return f32_lanes(i32_lanes), generate
+    return builder.sitofp(value, _F32_VECTOR)
 
 
-@intrinsic
-def bits(_context: Any, value: Any) -> Any:
+@of_vector(f32_lanes, i32_lanes)
+def bits(builder: Any, value: Any) -> Any:
     """The bits of a float32 vector as integers."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], _I32_VECTOR)
-
-    return i32_lanes(f32_lanes), generate
+    return builder.bitcast(value, _I32_VECTOR)
 
 
 @intrinsic

@@ -51,32 +51,23 @@ _SMALLEST_SCALE = 2.0**-18  # of a float16 with 7 bits
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """What was checked of one tensor in one input.
-
-    Attributes
-    ----------
-    path, type : str
-        The input, and how it stores the tensor.
-    n_blocks, n_without_mark : int
-        Blocks whose marks were looked at, and those without; 0 for types without marks, or where
-        an importance matrix leaves none.
-    n_encoded, n_same : int
-        Blocks whose decoded weights were encoded again, and those that came back.
-    expected_share : float or None
-        Share of the blocks that come back where ggml makes them of weights like these; None if
-        nothing was encoded.
-    failed : str or None
-        Why ggml's encoder did not make all of these blocks; None if nothing shows it.
-    """
+    """What was checked of one tensor in one input."""
 
     path: str
     type: str
+    """The input, and how it stores the tensor."""
     n_blocks: int
     n_without_mark: int
+    """Blocks whose marks were looked at, and those without; 0 for types without marks, or where an
+    importance matrix leaves none."""
     n_encoded: int
     n_same: int
+    """Blocks whose decoded weights were encoded again, and those that came back."""
     expected_share: float | None
+    """Share of the blocks that come back where ggml makes them of weights like these; None if
+    nothing was encoded."""
     failed: str | None
+    """Why ggml's encoder did not make all of these blocks; None if nothing shows it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

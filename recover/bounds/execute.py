@@ -3,7 +3,7 @@
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,37 +18,27 @@ from recover.evidence.intervals import PART, Intervals
 from recover.execution.shares import Shard
 from recover.execution.sharing import PartResult, Tell
 from recover.execution.stacks import can_be_stacked, stack_of, stacks
-from recover.execution.tasks import Executor
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.execution.whole import Finished, execute, execute_part
-from recover.execution.work import HowToWork
+from recover.execution.work import HowToWork, Means
 from recover.quants import TILE, FloatType
 
 
 @dataclass(frozen=True)
 class BoundStatistics:
-    """How much is known of some weights.
-
-    Attributes
-    ----------
-    n_weights : int
-        Number of weights.
-    two_sided : float
-        Share of the weights that have both a lower and an upper bound.
-    mean_width : float or None
-        Mean distance of the bounds, over these weights.
-    certified_max_error : float or None
-        Half of the largest distance: no weight with two bounds is further from the middle. None
-        where they are not certified.
-    n_conflicts : int
-        Weights on which the inputs contradict each other.
-    """
+    """How much is known of some weights."""
 
     n_weights: int
+    """Number of weights."""
     two_sided: float
+    """Share of the weights that have both a lower and an upper bound."""
     mean_width: float | None
+    """Mean distance of the bounds, over these weights."""
     certified_max_error: float | None
+    """Half of the largest distance: no weight with two bounds is further from the middle. None
+    where they are not certified."""
     n_conflicts: int
+    """Weights on which the inputs contradict each other."""
 
     @property
     def conflict_fraction(self) -> float:
@@ -62,24 +52,16 @@ class BoundStatistics:
 
 @dataclass(frozen=True, repr=False)
 class BoundsResult(Brief):
-    """What was bounded.
-
-    Attributes
-    ----------
-    plan : BoundsPlan
-        What was carried out.
-    seconds : float
-        Wall time.
-    total : BoundStatistics
-        Of all weights.
-    tensors : tuple of BoundStatistics
-        In the order of the plan.
-    """
+    """What was bounded."""
 
     plan: BoundsPlan
+    """What was carried out."""
     seconds: float
+    """Wall time."""
     total: BoundStatistics
+    """Of all weights."""
     tensors: tuple[BoundStatistics, ...]
+    """In the order of the plan."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""
@@ -146,10 +128,7 @@ class BoundsResult(Brief):
 
 def execute_bounds(
     plan: BoundsPlan,
-    *,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
+    **means: Unpack[Means],
 ) -> BoundsResult:
     """Bound every weight; write the bounds if the plan has an output.
 
@@ -157,24 +136,20 @@ def execute_bounds(
     ----------
     plan : BoundsPlan
         From `plan_bounds`.
-    n_threads, progress : optional
-        See `recover.execution.tiles`.
-    executor : Executor, optional
-        Who has the tasks done, if bounds are written; default: threads of this process.
-
-    Returns
-    -------
-    BoundsResult
+    **means
+        Who does the tasks, if bounds are written: ``n_threads``, ``progress`` and ``executor``, see
+        `recover.execution.work.HowToWork`.
 
     Raises
     ------
     OutputError
         If the output cannot be written.
     """
+    how = HowToWork(**means)
     if plan.output is None:
-        return _measure(plan, n_threads or available_cores(), progress)
+        return _measure(plan, how.n_threads or available_cores(), how.progress)
     work = Bounding(plan)
-    finished = execute(work, HowToWork(n_threads, progress, executor), conclude=work.conclude)
+    finished = execute(work, how, conclude=work.conclude)
     return _result(work, finished)
 
 
@@ -182,10 +157,8 @@ def execute_bounds_part(
     plan: BoundsPlan,
     shard: Shard,
     *,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
     tell: Tell | None = None,
+    **means: Unpack[Means],
 ) -> BoundsResult | PartResult:
     """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
 
@@ -198,7 +171,7 @@ def execute_bounds_part(
         Of all parts from the process that ends last.
     """
     work = Bounding(plan)
-    how = HowToWork(n_threads, progress, executor)
+    how = HowToWork(**means)
     done = execute_part(work, shard, how, tell, conclude=work.conclude)
     return done if isinstance(done, PartResult) else _result(work, done)
 

@@ -33,37 +33,25 @@ DTYPES = ("f32", "f16")
 
 @dataclass(frozen=True, repr=False)
 class TensorPlan(Brief):
-    """One tensor.
-
-    Attributes
-    ----------
-    name : str
-        Name of the tensor.
-    dims : tuple of int
-        Row length first.
-    types : tuple of str
-        How each input stores it.
-    sources : tuple of StoredTensor
-        Those that confine the weights, every content once.
-    positions : tuple of int
-        Where the lower and the upper bounds begin in the output.
-    checks : tuple of SourceCheck
-        What was checked of each input whose codes may confine the weights; those that failed are
-        not among the sources.
-    left_out : tuple of str
-        Inputs that prove nothing of the original, and why, a line each.
-    kept : tuple of int or None
-        Which of the sources that there were before the checks are still there; None for all.
-    """
+    """One tensor."""
 
     name: str
+    """Name of the tensor."""
     dims: tuple[int, ...]
+    """Row length first."""
     types: tuple[str, ...]
+    """How each input stores it."""
     sources: tuple[StoredTensor, ...]
+    """Those that confine the weights, every content once."""
     positions: tuple[int, int] = (0, 0)
+    """Where the lower and the upper bounds begin in the output."""
     checks: tuple[SourceCheck, ...] = ()
+    """What was checked of each input whose codes may confine the weights; those that failed are not
+    among the sources."""
     left_out: tuple[str, ...] = ()
+    """Inputs that prove nothing of the original, and why, a line each."""
     kept: tuple[int, ...] | None = None
+    """Which of the sources that there were before the checks are still there; None for all."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""
@@ -88,36 +76,24 @@ class TensorPlan(Brief):
 
 @dataclass(frozen=True, repr=False)
 class BoundsPlan(Brief):
-    """All tensors, and the layout of the output.
-
-    Attributes
-    ----------
-    models : tuple of Model
-        The opened inputs.
-    output : Path or None
-        File to be written, if any.
-    dtype : str
-        ``f32`` or ``f16`` (rounded outward).
-    tensors : tuple of TensorPlan
-        In the order of the first input.
-    header : bytes
-        Of the output, as long as it can become (see `header_with`); empty if there is none.
-    n_bytes : int
-        Size of the output; 0 if there is none.
-    told : tuple of str
-        What the user should know, before any check.
-    asked : dict
-        The parameters of `plan_bounds` as plain data, with absolute paths.
-    """
+    """All tensors, and the layout of the output."""
 
     models: tuple[Model, ...]
+    """The opened inputs."""
     output: Path | None
+    """File to be written, if any."""
     dtype: str
+    """``f32`` or ``f16`` (rounded outward)."""
     tensors: tuple[TensorPlan, ...]
+    """In the order of the first input."""
     header: bytes
+    """Of the output, as long as it can become (see `header_with`); empty if there is none."""
     n_bytes: int
+    """Size of the output; 0 if there is none."""
     told: tuple[str, ...]
+    """What the user should know, before any check."""
     asked: dict[str, Any]
+    """The parameters of `plan_bounds` as plain data, with absolute paths."""
 
     @property
     def warnings(self) -> tuple[str, ...]:

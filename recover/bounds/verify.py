@@ -17,15 +17,7 @@ from recover.inputs.alignment import name_of_rows, with_common_rows
 from recover.inputs.completion import check_unscaled, with_known_scales, without_divided
 from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import confines, uses_imatrix
-from recover.quants import (
-    TILE,
-    F32Array,
-    FloatType,
-    OpaqueType,
-    ScalarType,
-    all_types,
-    quantize,
-)
+from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, all_types, quantize
 
 _N_FIGURES = 5
 # Estimates are float32 numbers between bounds that are: a few units in the last place of these.
@@ -34,34 +26,24 @@ _ARITHMETIC = np.float32(2.0**-21)
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """One tensor of the model against one input.
-
-    Attributes
-    ----------
-    name, type : str
-        The tensor, and how the input stores it.
-    n_weights : int
-        Number of weights.
-    n_bounded : int
-        Those that the input gives a bound.
-    n_outside : int
-        Those that lie outside by more than the rounding of the model's own type, and of float32.
-    largest_excess : float
-        How far the worst of these lies outside, that rounding taken off.
-    n_blocks, n_reproduced : int
-        Blocks of the input, and those that come back byte for byte when the model is quantized
-        without an importance matrix; 0 for types that are not encoded, and where the input has side
-        scales, which no encoder of ggml makes.
-    """
+    """One tensor of the model against one input."""
 
     name: str
     type: str
+    """The tensor, and how the input stores it."""
     n_weights: int
+    """Number of weights."""
     n_bounded: int
+    """Those that the input gives a bound."""
     n_outside: int
+    """Those that lie outside by more than the rounding of the model's own type, and of float32."""
     largest_excess: float
+    """How far the worst of these lies outside, that rounding taken off."""
     n_blocks: int
     n_reproduced: int
+    """Blocks of the input, and those that come back byte for byte when the model is quantized
+    without an importance matrix; 0 for types that are not encoded, and where the input has side
+    scales, which no encoder of ggml makes."""
 
     @property
     def is_quantized(self) -> bool:
@@ -72,29 +54,20 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class InputCheck:
-    """The model against one input.
-
-    Attributes
-    ----------
-    path : str
-        The input.
-    imatrix : bool
-        It was quantized with an importance matrix, so that it is of no meaning which blocks come
-        back.
-    tensors : tuple of TensorCheck
-        Those that both have.
-    only_input, only_model : tuple of str
-        Tensors that only one of the two has, or that only one stores as weights.
-    is_quantized : bool
-        Whether the input holds quantized tensors.
-    """
+    """The model against one input."""
 
     path: str
+    """The input."""
     imatrix: bool
+    """It was quantized with an importance matrix, so that it is of no meaning which blocks come
+    back."""
     tensors: tuple[TensorCheck, ...]
+    """Those that both have."""
     only_input: tuple[str, ...]
     only_model: tuple[str, ...]
+    """Tensors that only one of the two has, or that only one stores as weights."""
     is_quantized: bool
+    """Whether the input holds quantized tensors."""
 
     @property
     def n_missing(self) -> int:
@@ -160,21 +133,14 @@ class InputCheck:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The model against all inputs.
-
-    Attributes
-    ----------
-    model : str
-        Its path.
-    inputs : tuple of InputCheck
-        In the order given.
-    quantized_as : tuple of str
-        Types of the model's quantized tensors; none, if it is what it should be.
-    """
+    """The model against all inputs."""
 
     model: str
+    """Its path."""
     inputs: tuple[InputCheck, ...]
+    """In the order given."""
     quantized_as: tuple[str, ...] = ()
+    """Types of the model's quantized tensors; none, if it is what it should be."""
 
     @property
     def is_checked(self) -> bool:

@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 
 from recover.bounds.checks import SourceCheck
 from recover.bounds.measuring import mark_conflicts, measure, round_outward
-from recover.bounds.plan import (
-    BoundsPlan,
-    check_tensors,
-    header_with,
-    plan_bounds,
-    with_checks,
-)
+from recover.bounds.plan import BoundsPlan, check_tensors, header_with, plan_bounds, with_checks
 from recover.containers.places import FilePlan, Writer, whole_place
 from recover.evidence.intervals import Intervals
 from recover.execution.gathering import Totals
@@ -151,12 +145,8 @@ class Bounding(PlannedWork):
         outputs.files[0].write_at(0, header_with(plan, failed))
 
 
-_replanning = Replanning(lambda asked: Bounding(plan_bounds(**asked)))
-
-
-def carry_out(record: Record) -> Record:
-    """Do a task in a process that has nothing else; see `Replanning.carry_out`."""
-    return _replanning.carry_out(record)
+carry_out = Replanning(lambda asked: Bounding(plan_bounds(**asked))).carry_out
+"""Does a task in a process that has nothing else."""
 
 
 class Worker:

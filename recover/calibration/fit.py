@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 
 from recover.calibration.convex import require_solver, simplex_by_solver
 from recover.calibration.moments import Moments, Places, Survey, survey
-from recover.calibration.weights import (
-    MOST_DEPTHS,
-    Calibration,
-    Combination,
-    FittedDensity,
-    Gain,
-)
+from recover.calibration.weights import MOST_DEPTHS, Calibration, Combination, FittedDensity, Gain
 from recover.errors import CalibrationError
 from recover.evidence.densities import ABOVE, BELOW, VARYING, density
 from recover.execution.tiles import Progress

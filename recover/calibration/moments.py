@@ -46,80 +46,53 @@ _N_LOOKED_AT = 32  # tensors that tell whether the inputs were quantized from th
 
 @dataclass(frozen=True)
 class Moments:
-    """What the fits need of one tensor.
-
-    Attributes
-    ----------
-    name, role : str
-        Of the tensor.
-    layer : int or None
-        That it belongs to.
-    depth : float or None
-        The same over the number of layers.
-    types : tuple of str
-        How the K inputs with different bytes store it: finest first, equal ones in their order.
-    n_weights : int
-        Number of weights.
-    gram : float64 (K + 1, K + 1)
-        Sums of the products of the errors (decoded minus true) of the inputs and, in the last row
-        and column, of the true weights.
-    linear_error : float
-        Sum of the square errors of the method ``linear`` without calibration.
-    """
+    """What the fits need of one tensor."""
 
     name: str
     role: str
+    """Of the tensor."""
     layer: int | None
+    """That it belongs to."""
     depth: float | None
+    """The same over the number of layers."""
     types: tuple[str, ...]
+    """How the K inputs with different bytes store it: finest first, equal ones in their order."""
     n_weights: int
+    """Number of weights."""
     gram: F64Array
+    """float64 (K + 1, K + 1): sums of the products of the errors (decoded minus true) of the inputs
+    and, in the last row and column, of the true weights."""
     linear_error: float
+    """Sum of the square errors of the method ``linear`` without calibration."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where in their cells the weights of a type lie.
-
-    Attributes
-    ----------
-    kind : ScalarType
-        The type.
-    has_cells, weighted : bool
-        How it was made (see `recover.evidence.buffer.Source`).
-    counts : Counts
-        Of the true weights.
-    """
+    """Where in their cells the weights of a type lie."""
 
     kind: ScalarType
+    """The type."""
     has_cells: bool
     weighted: bool
+    """How it was made (see `recover.evidence.buffer.Source`)."""
     counts: Counts
+    """Of the true weights."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass found.
-
-    Attributes
-    ----------
-    inputs : tuple of InputFile
-        In their order.
-    truth : InputFile
-        The original.
-    paths : tuple of Path
-        All files that were read.
-    moments : tuple of Moments
-        Of every tensor that has several inputs to combine, in file order.
-    places : tuple of Places
-        By type.
-    """
+    """What one pass found."""
 
     inputs: tuple[InputFile, ...]
+    """In their order."""
     truth: InputFile
+    """The original."""
     paths: tuple[Any, ...]
+    """All files that were read."""
     moments: tuple[Moments, ...]
+    """Of every tensor that has several inputs to combine, in file order."""
     places: tuple[Places, ...]
+    """By type."""
 
 
 def survey(

@@ -22,14 +22,7 @@ from recover.evidence.densities import (
     curve_varies,
     end_codes,
 )
-from recover.quants import (
-    GROUP,
-    F32Array,
-    ScalarType,
-    U8Array,
-    dequantize,
-    quantize,
-)
+from recover.quants import GROUP, F32Array, ScalarType, U8Array, dequantize, quantize
 
 SEED = 8
 N_CHUNKS = 32

@@ -15,11 +15,7 @@ from recover.calibration.simulate import CHUNK, SEED, importance, student_t
 from recover.estimators import DEFAULT_METHOD
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Evidence, Source
-from recover.evidence.densities import (
-    DEGREE,
-    N_ALIKE,
-    density,
-)
+from recover.evidence.densities import DEGREE, N_ALIKE, density
 from recover.quants import (
     F32Array,
     ScalarType,

@@ -51,124 +51,82 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean square error over that of the best input alone.
-
-    Attributes
-    ----------
-    mse_ratio : float
-        The smaller the better; 1 is no gain.
-    ci95 : tuple of float or None
-        95% interval by bootstrap over tensors; None where there are too few.
-    n_tensors : int
-        On which it was measured.
-    """
+    """Mean square error over that of the best input alone."""
 
     mse_ratio: float
+    """The smaller the better; 1 is no gain."""
     ci95: tuple[float, float] | None
+    """95% interval by bootstrap over tensors; None where there are too few."""
     n_tensors: int
+    """On which it was measured."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """Weights of the inputs for one set of types, or for a part of its tensors.
-
-    Attributes
-    ----------
-    types : tuple of str
-        Finest first; inputs of one type in their order.
-    role : str or None
-        Tensors of this role only (see `recover.containers.gguf.names.role_of`).
-    depth : int or None
-        Tensors of this part of the layers only, counted from 0.
-    weights : tuple of float
-        One for each of the types.
-    n_tensors, n_weights : int
-        What they were fitted on.
-    fitted : Gain
-        Measured on the tensors of the fit.
-    uncalibrated : Gain
-        Of the method ``linear``, which weighs by inverse variance, on the same tensors.
-    held_out : Gain or None
-        Measured on tensors that took no part in the fit; None where there is only one.
-    """
+    """Weights of the inputs for one set of types, or for a part of its tensors."""
 
     types: tuple[str, ...]
+    """Finest first; inputs of one type in their order."""
     role: str | None
+    """Tensors of this role only (see `recover.containers.gguf.names.role_of`)."""
     depth: int | None
+    """Tensors of this part of the layers only, counted from 0."""
     weights: tuple[float, ...]
+    """One for each of the types."""
     n_tensors: int
     n_weights: int
+    """What they were fitted on."""
     fitted: Gain
+    """Measured on the tensors of the fit."""
     uncalibrated: Gain
+    """Of the method ``linear``, which weighs by inverse variance, on the same tensors."""
     held_out: Gain | None
+    """Measured on tensors that took no part in the fit; None where there is only one."""
 
 
 @dataclass(frozen=True)
 class FittedDensity:
-    """Where in their cells the true weights lie, for one type.
-
-    Attributes
-    ----------
-    type : str
-        Name of the type.
-    has_cells, weighted : bool
-        Whether its codes confine the weights, and whether an importance matrix was used (see
-        `recover.evidence.buffer.Source`).
-    n_weights : tuple of int
-        For each class of code, the weights that were counted; with too few, the class keeps the
-        simulated density.
-    rows : tuple of 4 tuples of 5 floats
-        As `recover.evidence.densities.density` returns them.
-    """
+    """Where in their cells the true weights lie, for one type."""
 
     type: str
+    """Name of the type."""
     has_cells: bool
     weighted: bool
+    """Whether its codes confine the weights, and whether an importance matrix was used (see
+    `recover.evidence.buffer.Source`)."""
     n_weights: tuple[int, ...]
+    """For each class of code, the weights that were counted; with too few, the class keeps the
+    simulated density."""
     rows: tuple[tuple[float, ...], ...]
+    """As `recover.evidence.densities.density` returns them."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `recover.calibration.fit.calibrate` found.
-
-    Attributes
-    ----------
-    inputs : tuple of InputFile
-        In their order.
-    truth : InputFile
-        The original.
-    constrained : bool
-        Whether the weights are not negative and add up to 1.
-    by_role : bool
-        Whether roles have weights of their own.
-    n_depths : int
-        Parts of the layers that have weights of their own; 1 if depth does not matter.
-    left_out : str
-        What was left out at a time to measure the gain: ``tensor`` or ``layer``.
-    held_out : Gain or None
-        Over all sets of types, each tensor with its most special weights, fitted without it.
-    uncalibrated : Gain or None
-        Of the method ``linear``, which weighs by inverse variance, on the same tensors.
-    combinations : tuple of Combination
-        The most general first.
-    densities : tuple of FittedDensity
-        By type.
-    recover_version : str
-        That made it.
-    """
+    """What `recover.calibration.fit.calibrate` found."""
 
     inputs: tuple[InputFile, ...]
+    """In their order."""
     truth: InputFile
+    """The original."""
     constrained: bool
+    """Whether the weights are not negative and add up to 1."""
     by_role: bool
+    """Whether roles have weights of their own."""
     n_depths: int
+    """Parts of the layers that have weights of their own; 1 if depth does not matter."""
     left_out: str
+    """What was left out at a time to measure the gain: ``tensor`` or ``layer``."""
     held_out: Gain | None
+    """Over all sets of types, each tensor with its most special weights, fitted without it."""
     uncalibrated: Gain | None
+    """Of the method ``linear``, which weighs by inverse variance, on the same tensors."""
     combinations: tuple[Combination, ...]
+    """The most general first."""
     densities: tuple[FittedDensity, ...]
+    """By type."""
     recover_version: str = __version__
+    """That made it."""
 
     def weights_for(
         self, types: Sequence[str], role: str | None = None, depth: float | None = None

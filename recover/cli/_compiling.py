@@ -12,21 +12,25 @@ from recover.cli._streams import complain, is_quiet
 
 
 class Compilations(event.Listener):  # type: ignore[misc]
-    """Tells people at a terminal, once, that kernels are being compiled, when that begins."""
+    """Tells people, once, that kernels are being compiled, when that begins.
+
+    At a terminal always. In a log only of a first run, which would look as if it hung: one line.
+    """
 
     def __init__(self) -> None:
         self._is_told = False
 
     def on_start(self, event: event.Event) -> None:
         """Tell of it, before the first kernel that no earlier run has left on the disk."""
-        if self._is_told or is_quiet() or not sys.stderr.isatty():
+        if self._is_told or is_quiet():
             return
         self._is_told = True
         if is_first_run():
-            text = "compiling for this CPU first, which takes half a minute or more once"
-        else:
-            text = "compiling for this CPU what no run has needed before"
-        complain(f"recover: {text}")
+            complain(
+                "recover: compiling for this CPU first, which takes half a minute or more once"
+            )
+        elif sys.stderr.isatty():
+            complain("recover: compiling for this CPU what no run has needed before")
 
     def on_end(self, event: event.Event) -> None:
         """Nothing is told of the end."""

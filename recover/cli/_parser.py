@@ -4,14 +4,7 @@ Errors repeat what was given, so they are escaped like all that is printed.
 """
 
 import sys
-from argparse import (
-    SUPPRESS,
-    Action,
-    ArgumentError,
-    ArgumentParser,
-    Namespace,
-    _SubParsersAction,
-)
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn

@@ -1,15 +1,17 @@
 """Options of commands whose work several processes share."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from recover.execution.shares import Shard
     from recover.execution.sharing import PartResult
     from recover.execution.tiles import Progress
+
+_R = TypeVar("_R")
 
 
 def add_sharing_arguments(parser: ArgumentParser) -> None:
@@ -59,7 +61,37 @@ def means_of(
         yield told | {"executor": executor}
 
 
-def print_part(args: Namespace, part: "PartResult") -> None:
+def carry_out(
+    args: Namespace,
+    doing: str,
+    plan: Any,
+    whole: Callable[..., _R],
+    part: "Callable[..., _R | PartResult]",
+    **others: Any,
+) -> _R | None:
+    """What a plan gives that is carried out, by this process or by as many as share it.
+
+    None of a part, which is told of, if it is not the last one.
+
+    Parameters
+    ----------
+    doing : str
+        What the bar of progress says.
+    whole, part : callable
+        ``whole(plan, **others)`` and ``part(plan, shard=..., **others)``.
+    """
+    from recover.cli._console import progress_bar
+    from recover.execution.sharing import PartResult
+
+    with progress_bar(args, doing) as progress, means_of(args, progress, **others) as told:
+        done = whole(plan, **told) if args.shard is None else part(plan, **told)
+    if isinstance(done, PartResult):
+        _print_part(args, done)
+        return None
+    return done
+
+
+def _print_part(args: Namespace, part: "PartResult") -> None:
     """What a process has done that was not the last one."""
     from recover.cli._console import count, print_json
     from recover.cli._streams import say

@@ -4,7 +4,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recover.cli._sharing import add_sharing_arguments, means_of, print_part
+from recover.cli._arguments import add_inputs, add_json
+from recover.cli._sharing import add_sharing_arguments, carry_out
 
 if TYPE_CHECKING:
     from recover.bounds.execute import BoundsResult, BoundStatistics
@@ -16,9 +17,7 @@ SUMMARY = "Prove an interval for each weight of the original"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
-    )
+    add_inputs(parser)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "-o", "--output", metavar="OUT", type=Path, help="safetensors file to write"
@@ -34,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--tensors", metavar="REGEX", help="take only tensors in whose name this is found"
     )
     add_sharing_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:
@@ -44,7 +43,6 @@ def run(args: Namespace) -> int:
     from recover.cli._console import print_json, progress_bar, warn
     from recover.cli._streams import complain
     from recover.errors import UsageError
-    from recover.execution.sharing import PartResult
 
     for option, value in (("--shard", args.shard), ("--scheduler", args.scheduler)):
         if value is not None and args.output is None:
@@ -61,13 +59,9 @@ def run(args: Namespace) -> int:
         )
     is_checked = all(tensor.kept is not None for tensor in plan.tensors)
     warn(args, plan.warnings if is_checked else ())
-    with progress_bar(args, "bounding") as progress, means_of(args, progress) as told:
-        whole, part = execute_bounds, execute_bounds_part
-        done = whole(plan, **told) if args.shard is None else part(plan, **told)
-    if isinstance(done, PartResult):
-        print_part(args, done)
+    result = carry_out(args, "bounding", plan, execute_bounds, execute_bounds_part)
+    if result is None:
         return 0
-    result = done
     warn(args, () if is_checked else result.plan.warnings)
     print_json(result.to_json()) if args.json else _print(result)
     for line in result.warnings:  # what was written has no bound where inputs contradict each other

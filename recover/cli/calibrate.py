@@ -4,6 +4,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._arguments import add_inputs, add_json, add_output, add_truth
+
 if TYPE_CHECKING:
     from recover.calibration.weights import Calibration, Combination, Gain
 
@@ -13,19 +15,9 @@ SUMMARY = "Fit how to combine quantizations, on a model whose original is known"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
-    )
-    parser.add_argument(
-        "--truth",
-        required=True,
-        metavar="TRUTH",
-        type=Path,
-        help="GGUF file or folder of the original",
-    )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", type=Path, help="JSON file to write"
-    )
+    add_inputs(parser)
+    add_truth(parser)
+    add_output(parser, "FILE", "JSON file")
     parser.add_argument(
         "--by", choices=("role",), help="fit weights for each role of tensors as well"
     )
@@ -47,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="tensor",
         help="what is left out of the fits that measure the gain (default: tensor)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:

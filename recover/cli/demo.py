@@ -6,6 +6,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from recover import _stopping as stopping
+from recover.cli._arguments import add_json
 
 NAME = "demo"
 SUMMARY = "Recover a small model that comes with the package, and compare with the truth"
@@ -18,7 +19,7 @@ _INPUTS = tuple(f"tiny-llama-3m-{name}.gguf" for name in ("Q5_K_M", "Q4_K_M", "Q
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:

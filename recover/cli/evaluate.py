@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recover.cli._arguments import add_inputs, add_json, add_truth
 from recover.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,16 +20,8 @@ _N_CTX = 512
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", type=Path, help="GGUF file or Hugging Face folder"
-    )
-    parser.add_argument(
-        "--truth",
-        required=True,
-        metavar="TRUTH",
-        type=Path,
-        help="GGUF file or folder of the original",
-    )
+    add_inputs(parser, "models", "MODEL")
+    add_truth(parser)
     parser.add_argument(
         "--by",
         choices=("tensor", "type", "role"),
@@ -41,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--report", metavar="FILE.html", type=Path, help="write one page with tables and pictures"
     )
     _add_text_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
 def _add_text_arguments(parser: ArgumentParser) -> None:

@@ -1,11 +1,13 @@
 """``recover export``."""
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recover.cli._sharing import add_sharing_arguments, means_of, print_part
+from recover.cli._arguments import add_folder_arguments, add_json, add_output
+from recover.cli._sharing import add_sharing_arguments, carry_out
 
 if TYPE_CHECKING:
     from recover.export.execute import ExportResult
@@ -23,9 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", type=Path, help="GGUF file or Hugging Face folder"
     )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FOLDER", type=Path, help="folder to write"
-    )
+    add_output(parser, "FOLDER", "folder")
     parser.add_argument(
         "--outtype",
         choices=("bf16", "f16", "f32"),
@@ -43,39 +43,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--force", action="store_true", help="replace a model's folder that is there already"
     )
     add_sharing_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-
-
-def add_folder_arguments(parser: ArgumentParser) -> None:
-    """Declare what is asked of every folder that is written."""
-    parser.add_argument(
-        "--max-shard-size",
-        metavar="SIZE",
-        type=_shard_size,
-        help="most bytes of weights in a file, like 500MB or 5GB (default: 5GB)",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FOLDER",
-        type=Path,
-        help="take config.json and the tokenizer's files from this folder (default: rebuilt from"
-        " the metadata)",
-    )
-
-
-def _shard_size(text: str) -> int:
-    from recover.containers.gguf.parts import parse_size
-
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import print_json, progress_bar, warn
-    from recover.execution.sharing import PartResult
+    from recover.cli._console import print_json, warn
     from recover.export.execute import execute_export, execute_export_part
     from recover.export.plan import plan_export
 
@@ -89,15 +62,10 @@ def run(args: Namespace) -> int:
         force=args.force or args.shard is not None,
     )
     warn(args, plan.warnings)
-    with progress_bar(args, "exporting") as progress, means_of(args, progress) as told:
-        if args.shard is None:
-            done: ExportResult | PartResult = execute_export(plan, **told)
-        else:
-            done = execute_export_part(plan, force=args.force, **told)
-    if isinstance(done, PartResult):
-        print_part(args, done)
+    part = partial(execute_export_part, force=args.force)
+    result = carry_out(args, "exporting", plan, execute_export, part)
+    if result is None:
         return 0
-    result = done
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 

@@ -1,8 +1,9 @@
 """``recover inspect``."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from recover.cli._arguments import add_inputs, add_json
 
 if TYPE_CHECKING:
     from recover.inspect.files import FileReport
@@ -14,10 +15,8 @@ SUMMARY = "Say what files are, whether they belong together, and what a merge wo
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_inputs(parser)
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:

@@ -1,15 +1,15 @@
 """``recover merge``."""
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._arguments import add_folder_arguments, add_inputs, add_json, n_bytes
 from recover.cli._dry_run import dry_run
-from recover.cli._sharing import add_sharing_arguments, means_of, print_part
-from recover.cli.export import add_folder_arguments
+from recover.cli._sharing import add_sharing_arguments, carry_out
 from recover.estimators import DEFAULT_METHOD, method_names, shipped_methods
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ class Methods:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
-    )
+    add_inputs(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -98,7 +96,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--split-max-size",
         metavar="SIZE",
-        type=_part_size,
+        type=n_bytes,
         help="write parts OUT-00001-of-0000N.gguf with at most so many bytes of weights each, like"
         " 500M, 2GB or 2GiB (a tensor that is larger has a part of its own)",
     )
@@ -121,23 +119,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="print the plan and what to expect, and write nothing",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-
-
-def _part_size(text: str) -> int:
-    from recover.containers.gguf.parts import parse_size
-
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import message, print_json, progress_bar, warn
+    from recover.cli._console import message, print_json, warn
     from recover.estimators.base import estimator
-    from recover.execution.sharing import PartResult
     from recover.merge.checks import check_relations
     from recover.merge.execute import execute_merge, execute_merge_part
     from recover.merge.plan import plan_merge
@@ -168,20 +156,10 @@ def run(args: Namespace) -> int:
         if not args.force:
             check_relations(plan)
         return dry_run(args, plan)
-    with (
-        progress_bar(args, "merging") as progress,
-        means_of(args, progress, force=args.force) as told,
-    ):
-        done: MergeResult | PartResult
-        if args.shard is None:
-            tell = partial(message, args)
-            done = execute_merge(plan, resume=args.resume, tell=tell, **told)
-        else:
-            done = execute_merge_part(plan, **told)
-    if isinstance(done, PartResult):
-        print_part(args, done)
+    whole = partial(execute_merge, resume=args.resume, tell=partial(message, args))
+    result = carry_out(args, "merging", plan, whole, execute_merge_part, force=args.force)
+    if result is None:
         return 0
-    result = done
     warn(args, result.warnings)
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._arguments import add_json, add_output
 from recover.cli._parser import did_you_mean
-from recover.cli._sharing import add_sharing_arguments, means_of, print_part
+from recover.cli._sharing import add_sharing_arguments, carry_out
 from recover.errors import QuantError
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "type", metavar="TYPE", type=_type_or_mix, choices=_NAMES, help="one of %(choices)s"
     )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=Path, help="GGUF file to write"
-    )
+    add_output(parser, "OUT", "GGUF file")
     parser.add_argument(
         "--mix",
         action="store_true",
@@ -100,7 +99,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     add_sharing_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
 def _type_name(text: str, known: Types = _TYPES) -> str:
@@ -129,8 +128,7 @@ def _tensor_type(text: str) -> tuple[str, str]:
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import print_json, progress_bar, warn
-    from recover.execution.sharing import PartResult
+    from recover.cli._console import print_json, warn
     from recover.quantize.execute import execute_quantize, execute_quantize_part
     from recover.quantize.plan import plan_quantize
 
@@ -149,13 +147,9 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         print_json(plan.to_json()) if args.json else _print_plan(plan)
         return 0
-    with progress_bar(args, "quantizing") as progress, means_of(args, progress) as told:
-        whole, part = execute_quantize, execute_quantize_part
-        done = whole(plan, **told) if args.shard is None else part(plan, **told)
-    if isinstance(done, PartResult):
-        print_part(args, done)
+    result = carry_out(args, "quantizing", plan, execute_quantize, execute_quantize_part)
+    if result is None:
         return 0
-    result = done
     print_json(result.to_json()) if args.json else _print_result(result, verbose=args.verbose)
     return 0
 

@@ -5,7 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recover.cli._sharing import add_sharing_arguments, means_of, print_part
+from recover.cli._arguments import add_json, add_output
+from recover.cli._sharing import add_sharing_arguments, carry_out
 
 if TYPE_CHECKING:
     from recover.reblock.execute import ReblockResult, TensorResult
@@ -48,9 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         help="Grok-1 checkpoint folder, safetensors file or model folder, or GGUF file",
     )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=Path, help="GGUF file to write"
-    )
+    add_output(parser, "OUT", "GGUF file")
     parser.add_argument(
         "--type",
         type=str.lower,
@@ -99,13 +98,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="take metadata and vocabulary from this GGUF file of the same model",
     )
     add_sharing_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:
     """Do the work; the exit status."""
-    from recover.cli._console import print_json, progress_bar, warn
-    from recover.execution.sharing import PartResult
+    from recover.cli._console import print_json, warn
     from recover.reblock.dispatch import open_original
     from recover.reblock.execute import execute_reblock, execute_reblock_part
     from recover.reblock.integers import Request
@@ -124,16 +122,11 @@ def run(args: Namespace) -> int:
     )
     plan = plan_reblock(source, args.output)
     warn(args, source.warnings)
-    with (
-        progress_bar(args, "re-blocking") as progress,
-        means_of(args, progress, verify=args.verify) as told,
-    ):
-        whole, part = execute_reblock, execute_reblock_part
-        done = whole(plan, **told) if args.shard is None else part(plan, **told)
-    if isinstance(done, PartResult):
-        print_part(args, done)
+    result = carry_out(
+        args, "re-blocking", plan, execute_reblock, execute_reblock_part, verify=args.verify
+    )
+    if result is None:
         return 0
-    result = done
     if not result.exact:
         n_inexact = sum(not tensor.exact for tensor in result.tensors)
         warn(args, [f"{n_inexact} tensors are not exact; {plan.report} says by how much"])

@@ -1,8 +1,9 @@
 """``recover train-set``."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from recover.cli._arguments import add_inputs, add_json, add_output
 
 if TYPE_CHECKING:
     from recover.training.of_set import Gain
@@ -13,12 +14,8 @@ SUMMARY = "Fine-tune a network for merge --method joint to a model's own inputs"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", type=Path, help="GGUF file or Hugging Face folder"
-    )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", type=Path, help="network to write"
-    )
+    add_inputs(parser)
+    add_output(parser, "FILE", "network")
     parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),
@@ -33,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="how long it learns (default: 180)",
     )
     parser.add_argument("--steps", type=_count, metavar="N", help="at most so many batches")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
 def _positive(text: str) -> float:

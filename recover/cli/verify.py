@@ -4,6 +4,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recover.cli._arguments import add_json
+
 if TYPE_CHECKING:
     from recover.bounds.verify import TensorCheck, VerifyResult
 
@@ -21,7 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         help="GGUF file or folder of a quantization",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:

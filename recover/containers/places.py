@@ -23,21 +23,14 @@ _FARTHEST = 8
 
 @dataclass(frozen=True)
 class FilePlan:
-    """A file to be written.
-
-    Attributes
-    ----------
-    path : Path
-        Where it appears.
-    header : bytes
-        How it begins, up to where the weights do.
-    n_bytes : int
-        Size of the file.
-    """
+    """A file to be written."""
 
     path: Path
+    """Where it appears."""
     header: bytes
+    """How it begins, up to where the weights do."""
     n_bytes: int
+    """Size of the file."""
 
 
 class Axis(NamedTuple):
@@ -50,26 +43,18 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where weights go that follow each other in a tensor.
-
-    Attributes
-    ----------
-    file : int
-        Which of the files.
-    position : int
-        Byte of the first weight.
-    start, end : int
-        The weights of the tensor.
-    axes : tuple of Axis
-        What they are an array of, the slowest first; empty where they follow each other in the
-        file, too. Otherwise their type has no blocks.
-    """
+    """Where weights go that follow each other in a tensor."""
 
     file: int
+    """Which of the files."""
     position: int
+    """Byte of the first weight."""
     start: int
     end: int
+    """The weights of the tensor."""
     axes: tuple[Axis, ...] = ()
+    """What they are an array of, the slowest first; empty where they follow each other in the file,
+    too. Otherwise their type has no blocks."""
 
     def to_record(self) -> list[Any]:
         """Plain data."""

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recover.containers.forwarding import Forwarded
 from recover.containers.model import BlockTensor, StoredTensor
-from recover.quants import F32Array, Stated, TensorType, U8Array
+from recover.quants import F32Array, Stated, U8Array
 
 
 class Span(NamedTuple):
@@ -21,31 +22,20 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class View(BlockTensor):
-    """Weights of other tensors of one type, one behind the other.
-
-    Attributes
-    ----------
-    name : str
-        Name of the tensor.
-    dims : tuple of int
-        Row length first.
-    spans : tuple of Span
-        Where the weights are; whole rows of tensors without side scales, or one whole tensor.
-    """
+    """Weights of other tensors of one type, one behind the other."""
 
     name: str
+    """Name of the tensor."""
     dims: tuple[int, ...]
+    """Row length first."""
     spans: tuple[Span, ...]
+    """Where the weights are; whole rows of tensors without side scales, or one whole tensor."""
 
-    @property
-    def type(self) -> TensorType:
-        """How it is stored."""
-        return self._first.type
-
-    @property
-    def stored_type(self) -> TensorType:
-        """How the file stores it."""
-        return self._first.stored_type
+    type = Forwarded("_first")
+    stored_type = Forwarded("_first")
+    scales = Forwarded("_first")
+    side_tensors = Forwarded("_first")
+    is_original = Forwarded("_first")
 
     @property
     def n_bytes(self) -> int:
@@ -54,21 +44,6 @@ class View(BlockTensor):
             span.tensor.n_bytes * (span.end - span.start) // span.tensor.n_weights
             for span in self.spans
         )
-
-    @property
-    def scales(self) -> F32Array | None:
-        """What the decoded weights are multiplied by."""
-        return self._first.scales
-
-    @property
-    def side_tensors(self) -> tuple[StoredTensor, ...]:
-        """Other tensors that mean nothing without this one."""
-        return self._first.side_tensors
-
-    @property
-    def is_original(self) -> bool:
-        """Whether the stored numbers are the original's own."""
-        return self._first.is_original
 
     @cached_property
     def has_cells(self) -> bool:

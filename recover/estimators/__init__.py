@@ -16,10 +16,12 @@ from recover.estimators import methods
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from recover.estimators._request import ESTIMATES, MEAN, MODE, Request
+    from recover.estimators._combine import group_variances, sum_variance
+    from recover.estimators._request import ESTIMATES, MEAN, MODE, Request, fill_deviation
     from recover.estimators.base import Estimator, estimator, method_for
     from recover.estimators.tally import Tally
     from recover.estimators.tile import TileEstimator
+    from recover.evidence.buffer import Evidence, take_one
 
 __all__ = [
     "DEFAULT_METHOD",
@@ -29,14 +31,19 @@ __all__ = [
     "MEAN",
     "MODE",
     "Estimator",
+    "Evidence",
     "Request",
     "Tally",
     "TileEstimator",
     "entry_points",
     "estimator",
+    "fill_deviation",
+    "group_variances",
     "method_for",
     "method_names",
     "shipped_methods",
+    "sum_variance",
+    "take_one",
 ]
 
 DEFAULT_METHOD = "posterior"
@@ -51,6 +58,11 @@ _HOME = {
     "MEAN": "recover.estimators._request",
     "MODE": "recover.estimators._request",
     "Request": "recover.estimators._request",
+    "fill_deviation": "recover.estimators._request",
+    "group_variances": "recover.estimators._combine",
+    "sum_variance": "recover.estimators._combine",
+    "Evidence": "recover.evidence.buffer",
+    "take_one": "recover.evidence.buffer",
     "Estimator": "recover.estimators.base",
     "estimator": "recover.estimators.base",
     "method_for": "recover.estimators.base",

@@ -5,14 +5,17 @@ from numpy.typing import NDArray
 
 from recover._compiled.across import add_up, any_lane
 from recover._compiled.jit import bare_inlined, inner, kernel
-from recover._compiled.lanes import gather, load, load_bytes, store, to_f32
+from recover._compiled.lanes import gather, load, load_bytes, splat, store, to_f32
 from recover.estimators.tally import ALONE
 from recover.evidence.buffer import Evidence, take_one
 from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._decode import is_affine
 
+_ZERO, _FAR = np.float32(0), np.float32(np.inf)
 _LEAST_SHARE = np.float32(1e-6)
 _HARDLY_ANYTHING = 1e-30
+_STRIP = 256
+"""Groups of 16 weights whose sums stay in the first-level cache."""
 
 
 @inner
@@ -90,11 +93,63 @@ def add_variance(variance: F32Array, tallies: NDArray[np.float64], column: int) 
 
 
 @inner
+def _add_variances(rows: F32Array, tallies: NDArray[np.float64], column: int) -> None:
+    """As `add_variance`, of rows (k, n / 16) and the columns from `column` on.
+
+    Four rows are added up at once: each sum waits for the number before.
+    """
+    n, last = rows.shape[1] // tallies.shape[0], rows.shape[0] - 1
+    for k in range(0, rows.shape[0], 4):
+        a, b = rows[k], rows[min(k + 1, last)]
+        c, d = rows[min(k + 2, last)], rows[min(k + 3, last)]
+        for i in range(tallies.shape[0]):
+            own = slice(i * n, (i + 1) * n)
+            sums = _sums_of_four(a[own], b[own], c[own], d[own])
+            for j in range(min(4, rows.shape[0] - k)):
+                tallies[i, column + k + j] += 16 * sums[j]
+
+
+@inner
+def _sums_of_four(a: F32Array, b: F32Array, c: F32Array, d: F32Array) -> tuple[float, ...]:
+    """Sums of what is known, in the order of the groups."""
+    of_a = of_b = of_c = of_d = 0.0
+    known = np.empty((4, _STRIP), np.float64)
+    for start in range(0, a.size, _STRIP):
+        end = min(start + _STRIP, a.size)
+        _take_known(a[start:end], known[0])
+        _take_known(b[start:end], known[1])
+        _take_known(c[start:end], known[2])
+        _take_known(d[start:end], known[3])
+        for g in range(end - start):
+            of_a += known[0, g]
+            of_b += known[1, g]
+            of_c += known[2, g]
+            of_d += known[3, g]
+    return of_a, of_b, of_c, of_d
+
+
+@inner
+def _take_known(variance: F32Array, known: NDArray[np.float64]) -> None:
+    for g in range(variance.size):
+        known[g] = np.float64(variance[g] if variance[g] < _FAR else _ZERO)
+
+
+@inner
+def _variances_alone(evidence: Evidence, tallies: NDArray[np.float64]) -> F32Array:
+    """The `group_variances` of all inputs, (n_inputs, n / 16), which are added to the tallies."""
+    rows = np.empty((tallies.shape[1] - ALONE, evidence.scale.shape[1]), np.float32)
+    for k in range(rows.shape[0]):
+        group_variances(evidence, k, rows[k])
+    _add_variances(rows, tallies, ALONE)
+    return rows
+
+
+@inner
 def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> None:
     """``1 / variance``, added to `total`; 0 where a variance says nothing (scale 0, broken)."""
     for g in range(variance.size):
-        known = variance[g] > 0 and variance[g] < np.inf
-        precision[g] = np.float32(1) / variance[g] if known else np.float32(0)
+        known = variance[g] > _ZERO and variance[g] < _FAR
+        precision[g] = np.float32(1) / variance[g] if known else _ZERO
         total[g] += precision[g]
 
 
@@ -102,42 +157,51 @@ def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> Non
 def _normalize(weights: F32Array, total: F32Array) -> None:
     """Precisions to weights: ``w_k = p_k / sum over j of p_j``, where any is known."""
     for g in range(total.size):
-        weights[g] = weights[g] / total[g] if total[g] > 0 else np.float32(0)
+        weights[g] = weights[g] / total[g] if total[g] > _ZERO else _ZERO
 
 
 @inner
-def _take_first_usable(evidence: Evidence, total: F32Array, weights: F32Array) -> None:
+def _take_first_usable(variances: F32Array, total: F32Array, weights: F32Array) -> None:
     """Where the `total` precision is 0: weight 1 for the first input that is not broken."""
-    variance = np.empty(total.size, np.float32)
-    missing = total == 0
-    for k in range(weights.shape[0]):
-        group_variances(evidence, k, variance)
-        for g in range(total.size):
-            if missing[g] and variance[g] < np.inf:
-                weights[k, g] = 1
-                missing[g] = False
     for g in range(total.size):
-        if missing[g]:
-            weights[0, g] = 1
+        if total[g] == _ZERO:
+            first = 0
+            for k in range(weights.shape[0] - 1, -1, -1):
+                if variances[k, g] < _FAR:
+                    first = k
+            weights[first, g] = 1
+
+
+@inner
+def _weigh(weights: F32Array, numbers: F32Array, out: F32Array) -> None:
+    """Numbers (n,) times weights; 0 where the weight is, as those may be broken."""
+    for g in range(weights.size):
+        out[g] = weights[g] * numbers[g] if weights[g] != _ZERO else _ZERO
 
 
 @inner
 def _add_codes(
     codes: U8Array,
-    scale: F32Array,
-    offset: F32Array,
     levels: F32Array,
-    weights: F32Array,
+    affine: NDArray[np.bool_],
+    at: int,
+    scales: F32Array,
+    offsets: F32Array,
     out: F32Array,
 ) -> None:
-    """``out += weight * decoded``."""
-    affine = is_affine(levels)
-    for g in range(weights.size):
-        if weights[g] != 0:
-            q = load_bytes(codes, 16 * g)
-            level = to_f32(q) + levels[0] if affine else gather(levels, q)
-            weighted = level * (weights[g] * scale[g]) + weights[g] * offset[g]
-            store(out, 16 * g, load(out, 16 * g) + weighted)
+    """Fill `out` (n,) with the sum of K decoded inputs, from weight `at` on.
+
+    Codes and levels (K, 256) are flat, `affine` (K,) as `is_affine` has it. Scales and offsets (K *
+    _STRIP,) begin as `out` does.
+    """
+    n_codes = codes.size // max(affine.size, 1)
+    for g in range(out.size // 16):
+        total = splat(_ZERO)
+        for k in range(affine.size):
+            q = load_bytes(codes, k * n_codes + at + 16 * g)
+            level = to_f32(q) + levels[256 * k] if affine[k] else gather(levels, q + 256 * k)
+            total = total + (level * scales[_STRIP * k + g] + offsets[_STRIP * k + g])
+        store(out, 16 * g, total)
 
 
 @inner
@@ -215,20 +279,18 @@ def _combine_by_group(
     ``out = sum over k of w_k x_k``, ``w_k = (1 / var_k) / (sum over j of 1 / var_j)``; the variance
     is ``1 / (sum over j of 1 / var_j)``.
     """
-    n_inputs = tallies.shape[1] - ALONE
-    weights = np.empty((n_inputs, variance.size), np.float32)
-    total = np.zeros_like(variance)
+    n_inputs, n_groups = tallies.shape[1] - ALONE, variance.size
+    alone = _variances_alone(evidence, tallies)
+    weights, total = np.empty((n_inputs, n_groups), np.float32), np.zeros_like(variance)
     for k in range(n_inputs):
-        group_variances(evidence, k, variance)
-        add_variance(variance, tallies, ALONE + k)
-        _precisions(variance, weights[k], total)
+        _precisions(alone[k], weights[k], total)
     for k in range(n_inputs):
         _normalize(weights[k], total)
     if not _are_positive(total):
-        _take_first_usable(evidence, total, weights)
-    for g in range(variance.size):
-        if total[g] > 0:
-            variance[g] = np.float32(1) / total[g]
+        _take_first_usable(alone, total, weights)
+    for g in range(n_groups):
+        last = alone[n_inputs - 1, g]
+        variance[g] = np.float32(1) / total[g] if total[g] > _ZERO else last
     _add_all(evidence, weights, out)
 
 
@@ -236,28 +298,29 @@ def _combine_by_group(
 def _are_positive(values: F32Array) -> bool:
     n = 0
     for value in values:
-        n += value > 0
+        n += value > _ZERO
     return n == values.size
 
 
 @inner
 def _add_all(evidence: Evidence, weights: F32Array, out: F32Array) -> None:
-    """Fill `out` with the sum of all inputs times their weights (K + I + V, n / 16)."""
-    n_scalars, n_inputs = evidence.codes.shape[0], weights.shape[0]
-    n_proven = evidence.interval_values.shape[0]
-    out[:] = 0
+    """Fill `out` (n,) with the sum of all inputs times their weights (K + I + V, n / 16)."""
+    n_scalars, n_proven = evidence.codes.shape[0], evidence.interval_values.shape[0]
+    codes, levels = evidence.codes.reshape(-1), evidence.levels.reshape(-1)
+    affine = np.empty(n_scalars, np.bool_)
     for k in range(n_scalars):
-        _add_codes(
-            evidence.codes[k],
-            evidence.scale[k],
-            evidence.offset[k],
-            evidence.levels[k],
-            weights[k],
-            out,
-        )
+        affine[k] = is_affine(evidence.levels[k])
+    scales, offsets = np.empty((2, n_scalars * _STRIP), np.float32)
+    for start in range(0, weights.shape[1], _STRIP):
+        end = min(start + _STRIP, weights.shape[1])
+        for k in range(n_scalars):
+            own = slice(_STRIP * k, _STRIP * k + end - start)
+            _weigh(weights[k, start:end], evidence.scale[k, start:end], scales[own])
+            _weigh(weights[k, start:end], evidence.offset[k, start:end], offsets[own])
+        _add_codes(codes, levels, affine, 16 * start, scales, offsets, out[16 * start : 16 * end])
     for k in range(n_scalars, n_scalars + n_proven):
         _add_values(evidence.interval_values[k - n_scalars], weights[k], out)
-    for k in range(n_scalars + n_proven, n_inputs):
+    for k in range(n_scalars + n_proven, weights.shape[0]):
         _add_values(evidence.values[k - n_scalars - n_proven], weights[k], out)
 
 
@@ -275,15 +338,14 @@ def combine_weighted(
     weights = np.zeros((n_inputs, variance.size), np.float32)
     total = np.zeros_like(variance)
     expected = np.zeros_like(variance)
+    alone = _variances_alone(evidence, tallies)
     for k in range(n_inputs):
         weight = np.float32(evidence.weights[k])
-        group_variances(evidence, k, variance)
-        add_variance(variance, tallies, ALONE + k)
         for g in range(variance.size):
-            if variance[g] < np.inf:
+            if alone[k, g] < np.inf:
                 weights[k, g] = weight
                 total[g] += weight
-                expected[g] += weight * weight * variance[g]
+                expected[g] += weight * weight * alone[k, g]
     # In the same order as above, so that nothing is scaled where nothing is broken.
     full = np.float32(0)
     for k in range(n_inputs):
@@ -295,7 +357,7 @@ def combine_weighted(
             for k in range(n_inputs):
                 weights[k, g] *= share
     if not _are_positive(total):
-        _take_first_usable(evidence, total, weights)
+        _take_first_usable(alone, total, weights)
     variance[:] = expected
     _add_all(evidence, weights, out)
 

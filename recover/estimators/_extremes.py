@@ -8,13 +8,7 @@ posterior has an atom.
 import numpy as np
 
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import (
-    larger,
-    load,
-    smaller,
-    splat,
-    store,
-)
+from recover._compiled.lanes import larger, load, smaller, splat, store
 from recover.estimators._product_tables import Scalars
 from recover.estimators._superblock import Superblock
 from recover.evidence.edges import edge_above, edge_below, find_extremes

@@ -9,10 +9,6 @@ from recover._compiled.across import sum_lanes
 from recover._compiled.jit import bare_inlined, bare_inner, bare_kernel
 from recover._compiled.lanes import larger, load, smaller, splat, sqrt, store, where
 from recover.estimators._joint_features import (
-    PER_GROUP,
-    PER_GROUP_AND_INPUT,
-    PER_WEIGHT,
-    PER_WEIGHT_AND_INPUT,
     Inputs,
     Means,
     decoded,
@@ -20,6 +16,7 @@ from recover.estimators._joint_features import (
     inputs_of,
     is_like_others,
     least_deviation,
+    n_features,
     new_means,
 )
 from recover.estimators._joint_net import Network, Scratch, infer, new_scratch
@@ -64,10 +61,8 @@ def correct(
     n_inputs = inputs.step.size
     lower, upper = np.empty((2, estimate.size), np.float32)
     intersect_cells(evidence, lower, upper)
-    told = (
-        np.empty(256 * (PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs), np.float32),
-        np.empty(16 * (PER_GROUP + PER_GROUP_AND_INPUT * n_inputs), np.float32),
-    )
+    by_weight, by_group = n_features(n_inputs)
+    told = np.empty(256 * by_weight, np.float32), np.empty(16 * by_group, np.float32)
     sums = np.zeros((n_tensors, 1 + n_inputs))
     posterior, bounds = (estimate, deviation), (lower, upper)
     _correct_all(network, inputs, posterior, bounds, told, new_means(), new_scratch(network), sums)

@@ -39,8 +39,33 @@ from recover.estimators._zeros import is_common, near_zero
 from recover.evidence.buffer import Evidence
 from recover.quants import F32Array, U8Array
 
+LAYERS_OF_ROUND = "enter", "gather", "spread", "leave"
+
 PER_WEIGHT, PER_WEIGHT_AND_INPUT = 8, 7
 PER_GROUP, PER_GROUP_AND_INPUT = 4, 13
+
+
+def n_features(n_inputs: int) -> tuple[int, int]:
+    """How many numbers the network is told of each weight, and of each group."""
+    by_weight = PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs
+    return by_weight, PER_GROUP + PER_GROUP_AND_INPUT * n_inputs
+
+
+def shapes_of_layers(width: int, n_rounds: int, n_inputs: int) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of each layer of the network, by name."""
+    by_weight, by_group = n_features(n_inputs)
+    shapes = {
+        "weights": (width, by_weight),
+        "groups": (width, by_group),
+        "begin": (width, width),
+        "end": (2, width),
+    }
+    of_round = (width, width), (2 * width, 4 * width), (2 * width, 2 * width), (width, width)
+    for i in range(n_rounds):
+        for name, shape in zip(LAYERS_OF_ROUND, of_round, strict=True):
+            shapes[f"rounds.{i}.{name}"] = shape
+    return shapes
+
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)

@@ -20,10 +20,8 @@ import numpy as np
 from recover._text import printable
 from recover.errors import PlanError
 from recover.estimators._joint_features import (
-    PER_GROUP,
-    PER_GROUP_AND_INPUT,
-    PER_WEIGHT,
-    PER_WEIGHT_AND_INPUT,
+    LAYERS_OF_ROUND,
+    shapes_of_layers,
 )
 from recover.estimators._joint_net import Layer, Network, Round, layer
 from recover.quants import F32Array
@@ -31,7 +29,6 @@ from recover.quants import F32Array
 STAR = "*"
 _NAMES = "names"  # of the array of types in a file of its own
 _MOST_MATRICES = 4
-_ROUND = "enter", "gather", "spread", "leave"
 
 Terms = Mapping[str, F32Array]
 
@@ -196,15 +193,7 @@ def fits(terms: Terms, n_inputs: int) -> bool:
     """Whether terms are those of a network for so many inputs, all of them finite."""
     width = terms["weights.bias"].size
     n_rounds = sum(key.endswith("enter.bias") for key in terms)
-    sizes = {
-        "weights": (width, PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs),
-        "groups": (width, PER_GROUP + PER_GROUP_AND_INPUT * n_inputs),
-        "begin": (width, width),
-        "end": (2, width),
-    }
-    of_round = (width, width), (2 * width, 4 * width), (2 * width, 2 * width), (width, width)
-    for i in range(n_rounds):
-        sizes |= {f"rounds.{i}.{each}": n for each, n in zip(_ROUND, of_round, strict=True)}
+    sizes = shapes_of_layers(width, n_rounds, n_inputs)
     return (
         width > 0
         and width % 8 == 0
@@ -258,6 +247,8 @@ def _network_of(terms: Terms) -> Network:
     def part(name: str) -> Layer:
         return layer(terms[f"{name}.weight"], terms[f"{name}.bias"])
 
-    n_rounds = sum(key.startswith("rounds.") for key in terms) // (2 * len(_ROUND))
-    rounds = [Round(*(part(f"rounds.{i}.{each}") for each in _ROUND)) for i in range(n_rounds)]
+    n_rounds = sum(key.startswith("rounds.") for key in terms) // (2 * len(LAYERS_OF_ROUND))
+    rounds = [
+        Round(*(part(f"rounds.{i}.{each}") for each in LAYERS_OF_ROUND)) for i in range(n_rounds)
+    ]
     return Network(part("weights"), part("groups"), part("begin"), tuple(rounds), part("end"))

@@ -17,15 +17,12 @@ from recover._compiled.jit import bare_kernel
 from recover._compiled.lanes import load
 from recover.estimators._joint import confine, settle
 from recover.estimators._joint_features import (
-    PER_GROUP,
-    PER_GROUP_AND_INPUT,
-    PER_WEIGHT,
-    PER_WEIGHT_AND_INPUT,
     Inputs,
     Means,
     describe,
     inputs_of,
     is_like_others,
+    n_features,
     new_means,
 )
 from recover.estimators._joint_files import Terms
@@ -71,8 +68,7 @@ def _buffers(where: str, n_inputs: int) -> _Buffers:
     import torch
 
     if (where, n_inputs) not in _memory.buffers:
-        n_by_weight = PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs
-        n_by_group = PER_GROUP + PER_GROUP_AND_INPUT * n_inputs
+        n_by_weight, n_by_group = n_features(n_inputs)
         shapes = (_AT_ONCE, 16, n_by_weight, 16), (_AT_ONCE, n_by_group, 16)
         tensors = tuple(torch.empty(each, pin_memory=where == "cuda") for each in shapes)
         arrays = [each.numpy().reshape(-1) for each in tensors]

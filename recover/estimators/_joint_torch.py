@@ -15,11 +15,11 @@ from recover.estimators._joint_features import (
     PER_GROUP_AND_INPUT,
     PER_WEIGHT,
     PER_WEIGHT_AND_INPUT,
+    shapes_of_layers,
 )
 
 Terms = dict[str, Any]
 
-LAYERS_OF_ROUND = "enter", "gather", "spread", "leave"
 _PARTS = {
     "weights": (PER_WEIGHT, PER_WEIGHT_AND_INPUT),
     "groups": (PER_GROUP, PER_GROUP_AND_INPUT),
@@ -35,16 +35,7 @@ def begin(width: int, n_rounds: int, n_inputs: int) -> Terms:
         Of what is kept of each weight, and how often it is exchanged.
     n_inputs : int
     """
-    sizes = {
-        "weights": (width, PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs),
-        "groups": (width, PER_GROUP + PER_GROUP_AND_INPUT * n_inputs),
-        "begin": (width, width),
-        "end": (2, width),
-    }
-    of_round = (width, width), (2 * width, 4 * width), (2 * width, 2 * width), (width, width)
-    for i in range(n_rounds):
-        for name, size in zip(LAYERS_OF_ROUND, of_round, strict=True):
-            sizes[f"rounds.{i}.{name}"] = size
+    sizes = shapes_of_layers(width, n_rounds, n_inputs)
     terms: Terms = {}
     for name, (n_out, n_in) in sizes.items():
         small = name == "end" or name.endswith(("spread", "leave"))

@@ -32,15 +32,7 @@ from recover.estimators._combine import amount, n_effective
 from recover.estimators._extremes import fix_extremes
 from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
-from recover.estimators._product_tables import (
-    ATOMS,
-    N_COLUMNS,
-    H,
-    Others,
-    Outputs,
-    Scalars,
-    Spans,
-)
+from recover.estimators._product_tables import ATOMS, N_COLUMNS, H, Others, Outputs, Scalars, Spans
 from recover.estimators._rule import ALL, END, density, exp, is_mild, mode, moments, sharpen
 from recover.estimators._spans import (
     accumulate_spans,

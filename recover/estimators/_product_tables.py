@@ -40,8 +40,8 @@ class Scalars(NamedTuple):
         Whether levels are consecutive integers and `near` and `far` differ at the ends only.
     varies : bool (K,)
         Whether interior codes differ in the second coefficient of their density.
-    rows : float32 (K * 16,)
-        See `_describe`.
+    rows : float32 (K * 18,)
+        See `_describe` and `recover.estimators._coarse`.
     """
 
     codes: U8Array
@@ -120,7 +120,8 @@ GRADIENT, CURVATURE = (
     9,
 )  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
 ATOMS = 14  # lowest, highest
-N_COLUMNS = ATOMS + 2
+STEPS, COARSE = 16, 17  # see `recover.estimators._coarse`: the largest l, and L over that
+N_COLUMNS = COARSE + 1
 
 
 class _Fixed(NamedTuple):
@@ -149,6 +150,7 @@ def tabulate(evidence: Evidence) -> Scalars:
         evidence.density,
         evidence.end_codes,
         evidence.extremes,
+        evidence.scale_steps,
     )
     known = _memory.fixed.sources
     if len(known) != len(sources) or any(map(operator.is_not, known, sources)):
@@ -170,6 +172,7 @@ def _fixed_tables(evidence: Evidence) -> dict[str, NDArray[Any]]:
     simple, rows = np.empty(n_inputs, np.bool_), np.empty((n_inputs, N_COLUMNS), np.float32)
     for k in range(n_inputs):
         density, ends = evidence.density[k], evidence.end_codes[k]
+        rows[k, STEPS], rows[k, COARSE] = _coarseness(evidence, k, near[k], far[k])
         simple[k] = _describe(evidence.levels[k], density, ends, near[k], far[k], rows[k])
     return {
         "noise": evidence.noise.astype(np.float32),
@@ -184,6 +187,19 @@ def _fixed_tables(evidence: Evidence) -> dict[str, NDArray[Any]]:
         "varies": evidence.density[:, VARYING, 1] != 0,
         "rows": rows.reshape(-1),
     }
+
+
+def _coarseness(evidence: Evidence, k: int, near: F32Array, far: F32Array) -> tuple[float, float]:
+    """The largest integer scale of a type, and the levels' half range in end steps over that.
+
+    Zeros where scales are no integers, or a cell at the end has both edges.
+    """
+    first, last = evidence.end_codes[k]
+    steps = float(evidence.scale_steps[k])
+    if not (steps and np.isinf(near[first]) and np.isinf(far[last])):
+        return 0.0, 0.0
+    half_range = (evidence.levels[k, last] - evidence.levels[k, first]) / 2
+    return steps, float(half_range / (far[first] - near[last])) / steps
 
 
 def tabulate_intervals(evidence: Evidence) -> Spans | None:

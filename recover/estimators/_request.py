@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recover.evidence.buffer import Source
+from recover.evidence.stored import StoredTile
 from recover.quants import GROUP, F32Array
 
 MEAN, MODE = "mean", "map"
@@ -22,11 +23,15 @@ class Request(NamedTuple):
         To be filled with the standard deviation to expect of each weight, if not empty.
     sources : tuple of Source
         The inputs, in the order of the evidence; empty where nobody tells.
+    stored : StoredTile
+        The stored bytes of these weights and what they say of sub-blocks, in the order of the
+        evidence. It has no inputs where nobody tells.
     """
 
     estimate: str = MEAN
     deviation: F32Array = np.empty(0, np.float32)
     sources: tuple[Source, ...] = ()
+    stored: StoredTile = StoredTile()
 
 
 def fill_deviation(request: Request, variance: F32Array) -> None:

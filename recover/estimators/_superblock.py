@@ -24,17 +24,26 @@ from recover._compiled.lanes import (
     where,
 )
 from recover._compiled.memory import aligned
+from recover.estimators._coarse import (
+    HIGH_CURVATURE,
+    HIGH_GRADIENT,
+    HIGH_REACH,
+    LOW_CURVATURE,
+    LOW_GRADIENT,
+    LOW_REACH,
+    N_ENDS,
+    SHARPNESS,
+    describe_ends,
+)
 from recover.estimators._product_tables import (
     CENTER_UNIT,
     CURVATURE,
     CURVATURE_UNIT,
-    FAR_END,
     FAR_OFF,
     GRADIENT,
     LEVEL,
     N_COLUMNS,
     NEAR,
-    NEAR_END,
     Scalars,
 )
 from recover.quants import F32Array
@@ -110,6 +119,8 @@ class Superblock(NamedTuple):
     each : float32 (7 * 16,)
         Of the scalar input at hand, for each group: what level 0 says and the bounds of that, the
         level of weights that are 0, what takes centers to levels and derivatives to units.
+    ends : float32 (7 * 16,)
+        See `recover.estimators._coarse`.
     """
 
     scale: F32Array
@@ -128,6 +139,7 @@ class Superblock(NamedTuple):
     odds: F32Array
     zeros: F32Array
     each: F32Array
+    ends: F32Array
 
 
 @bare_inlined
@@ -154,7 +166,7 @@ def new_superblock(n_scalars: int) -> Superblock:
     block = _memory.blocks.get(n_scalars)
     if block is None:
         sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 16, 7 * 16
-        block = Superblock(*(aligned(n, np.float32) for n in sizes))
+        block = Superblock(*(aligned(n, np.float32) for n in (*sizes, N_ENDS)))
         _memory.blocks[n_scalars] = block
     block.limit[:], block.fixed_low[:], block.fixed_high[:] = _FAR, -_FAR, _FAR
     return block
@@ -221,6 +233,7 @@ def _prepare(scalars: Scalars, k: int, block: Superblock, simple: bool) -> None:
     store(each, _PER_UNIT, ratio * (_ONE / CENTER_UNIT))
     store(each, _TIMES, ratio * CENTER_UNIT)
     store(each, _SQUARE, ratio * ratio)
+    describe_ends(scalars, k, scale, inverse, block.ends)
 
 
 @bare_inlined
@@ -264,6 +277,20 @@ def _add_density(
 
 
 @bare_inlined
+def _of_ends(
+    block: Superblock, i: int, lowest: Any, highest: Any, gradient: Any, curvature: Any
+) -> Any:
+    """Derivatives for the codes of group `i`, given those of interior ones."""
+    ends = block.ends
+    gradient, curvature = gradient * ends[SHARPNESS + i], curvature * ends[SHARPNESS + i]
+    gradient = where(highest, splat(ends[HIGH_GRADIENT + i]), gradient)
+    gradient = where(lowest, splat(ends[LOW_GRADIENT + i]), gradient)
+    curvature = where(highest, splat(ends[HIGH_CURVATURE + i]), curvature)
+    curvature = where(lowest, splat(ends[LOW_CURVATURE + i]), curvature)
+    return gradient, curvature
+
+
+@bare_inlined
 def _accumulate_simple(
     scalars: Scalars, k: int, block: Superblock, start: int, first: bool, varies: bool
 ) -> Any:
@@ -271,12 +298,10 @@ def _accumulate_simple(
     rows, row = scalars.rows, N_COLUMNS * k
     lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
     # The end codes reach as far as codes beyond them would.
-    before = np.float32(lowest_code) + (rows[row + NEAR_END] - rows[row + NEAR])
-    beyond = np.float32(highest_code) + (rows[row + FAR_END] - rows[row + FAR_OFF])
+    before = np.float32(lowest_code) - rows[row + NEAR]
+    beyond = np.float32(highest_code) - rows[row + FAR_OFF]
     c0, c1 = rows[row + GRADIENT], rows[row + GRADIENT + 1]
-    c_lowest, c_highest = rows[row + GRADIENT + 2], rows[row + GRADIENT + 3]
     d0, d1, d2 = rows[row + CURVATURE], rows[row + CURVATURE + 1], rows[row + CURVATURE + 2]
-    d_lowest, d_highest = rows[row + CURVATURE + 3], rows[row + CURVATURE + 4]
     at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
     for i in range(16):
         if block.inverse[16 * k + i] == _ZERO:
@@ -284,14 +309,15 @@ def _accumulate_simple(
         scale = block.scale[16 * k + i]
         code = load_bytes(scalars.codes, at + 16 * i)
         lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
-        below = fused(where(lowest, splat(before), q), scale, splat(block.each[_ZERO_FROM + i]))
-        above = fused(where(highest, splat(beyond), q), scale, splat(block.each[_ZERO_TO + i]))
+        below = where(lowest, splat(before + block.ends[LOW_REACH + i]), q)
+        above = where(highest, splat(beyond + block.ends[HIGH_REACH + i]), q)
+        below = fused(below, scale, splat(block.each[_ZERO_FROM + i]))
+        above = fused(above, scale, splat(block.each[_ZERO_TO + i]))
         _confine(block, 16 * i, below, above, scale, first)
         gradient, curvature = fused(q, c1, splat(c0)), splat(d0)
         if varies:
             curvature = fused(q, fused(q, d2, splat(d1)), curvature)
-        gradient = where(lowest, c_lowest, where(highest, c_highest, gradient))
-        curvature = where(lowest, d_lowest, where(highest, d_highest, curvature))
+        gradient, curvature = _of_ends(block, i, lowest, highest, gradient, curvature)
         center = _add_density(block, i, q, gradient, curvature, first)
         total = fused(center, center, total)
     return total
@@ -315,16 +341,16 @@ def accumulate_any(scalars: Scalars, k: int, block: Superblock, start: int, firs
         code = load_bytes(scalars.codes, at + 16 * i)
         lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
         level = gather(scalars.levels, code + 256 * k)
-        below = fused(level + gather(scalars.near, code + 256 * k), scale, splat(zero))
-        above = fused(level + gather(scalars.far, code + 256 * k), scale, splat(zero))
+        below, above = gather(scalars.near, code + 256 * k), gather(scalars.far, code + 256 * k)
+        below = where(lowest, splat(block.ends[LOW_REACH + i]), below)
+        above = where(highest, splat(block.ends[HIGH_REACH + i]), above)
+        below = fused(level + below, scale, splat(zero))
+        above = fused(level + above, scale, splat(zero))
         _confine(block, 16 * i, below, above, scale, first)
         gradient = fused(q, rows[row + GRADIENT + 1], splat(rows[row + GRADIENT]))
-        gradient = where(highest, rows[row + GRADIENT + 3], gradient)
-        gradient = where(lowest, rows[row + GRADIENT + 2], gradient)
         curvature = fused(q, rows[row + CURVATURE + 2], splat(rows[row + CURVATURE + 1]))
         curvature = fused(q, curvature, splat(rows[row + CURVATURE]))
-        curvature = where(highest, rows[row + CURVATURE + 4], curvature)
-        curvature = where(lowest, rows[row + CURVATURE + 3], curvature)
+        gradient, curvature = _of_ends(block, i, lowest, highest, gradient, curvature)
         size = load(block.center, 16 * i) * (block.unit[i] * (_ONE / CENTER_UNIT))
         outlier = size * size > block.limit[i]
         gradient, curvature = where(outlier, _ZERO, gradient), where(outlier, close, curvature)

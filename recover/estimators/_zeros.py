@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recover._compiled.across import add_up, largest_lane
+from recover._compiled.doubles import n_true
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import fused, load, splat, store, where
 from recover.estimators._product_tables import H
@@ -66,17 +67,26 @@ def zero_atom(block: Superblock, middle: Any, width: Any) -> Any:
 
 @bare_inlined
 def _may_have_spike(block: Superblock, n_groups: int, uneven: bool) -> bool:
-    n_zero = n_near = total = largest = splat(_ZERO)
+    """Whether it is worth a look; most superblocks have too few weights that may be 0."""
+    n_close = 0
+    for i in range(n_groups):
+        low, high = load(block.low, 16 * i), load(block.high, 16 * i)
+        n_close += n_true(~(low > _ZERO) & ~(high < _ZERO))
+    if n_close < _FEWEST:
+        return False
+    n_zero = n_near = splat(_ZERO)
     for i in range(n_groups):
         may_be, near = near_zero(load(block.low, 16 * i), load(block.high, 16 * i))
         n_zero, n_near = n_zero + may_be, n_near + near
+    if not is_common(n_zero, n_near, uneven):
+        return False
+    total = largest = splat(_ZERO)
+    for i in range(n_groups):
         center = center_value(block, i)
         square = center * center
         total, largest = total + square, where(square > largest, square, largest)
     # Beside an outlier, cells are too wide to tell zeros from small weights.
-    if add_up(total) < np.float32(2) * largest_lane(largest):
-        return False
-    return is_common(n_zero, n_near, uneven)
+    return not add_up(total) < np.float32(2) * largest_lane(largest)
 
 
 @bare_inlined

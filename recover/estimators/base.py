@@ -192,7 +192,8 @@ def _one_by_one(estimate: Estimate) -> EstimateEach:
         for i, sums in enumerate(tallies):
             part = slice(i * n, (i + 1) * n)
             own = evidence if len(tallies) == 1 else part_of(evidence, i * n, (i + 1) * n)
-            asked_for = request._replace(deviation=request.deviation[part])
+            stored = request.stored.part(part.start, part.stop)
+            asked_for = request._replace(deviation=request.deviation[part], stored=stored)
             estimate(own, out[part], Tally(sums), asked_for)
 
     return estimate_each

@@ -17,7 +17,7 @@ formats of Hugging Face folders make of its weights is in `recover.estimators._f
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from itertools import count
 from typing import Any
@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.doubles import load_two, store_f64, to_f64
 from recover._compiled.jit import inner, kernel
 from recover.containers.model import ArrayTensor, StoredTensor
+from recover.errors import PlanError
 from recover.estimators import _folder_sample
 from recover.estimators._request import MEAN
 from recover.estimators.base import estimator
@@ -98,9 +100,8 @@ class ErrorCalibration:
         if heavy > light:
             least, most = _SHARES
             beyond = (kurtosis_of(estimate, len(tallies)) - light) / (heavy - light)
-            shares = np.clip(beyond, least, most)
-        (first, last), (alone, alone_last) = np.array(self.merged), np.array(self.alone)
-        of_merged, of_alone = last / first, alone_last / alone
+            shares = np.minimum(np.maximum(beyond, least), most)
+        first, of_merged, alone, of_alone = self._factors
         rows = None if deviation is None else deviation.reshape(len(tallies), -1)
         for i, share in enumerate(shares):
             merged = first * of_merged**share
@@ -108,6 +109,12 @@ class ErrorCalibration:
             tallies[i, ALONE:] *= alone * of_alone**share
             if rows is not None:
                 rows[i] *= np.float32(merged**0.5)
+
+    @cached_property
+    def _factors(self) -> tuple[Any, Any, Any, Any]:
+        """Of light tails, and by how much those of heavy ones are more: merged, and alone."""
+        (first, last), (alone, alone_last) = np.array(self.merged), np.array(self.alone)
+        return first, last / first, alone, alone_last / alone
 
 
 def kurtosis_of(values: F32Array, n_tensors: int = 1) -> NDArray[np.float64]:
@@ -125,13 +132,12 @@ def kurtosis_of(values: F32Array, n_tensors: int = 1) -> NDArray[np.float64]:
     float64 (n_tensors,)
         The mean of some superblocks' fourth moments over their squared second ones; 3 if normal.
     """
-    rows = values.reshape(n_tensors, -1)
-    n_superblocks = rows.shape[1] // 256
-    superblocks = rows[:, : 256 * n_superblocks].reshape(n_tensors, n_superblocks, 256)
+    size = values.size // n_tensors
+    n_superblocks = size // 256
     step = max(1, n_superblocks // _N_LOOKED_AT)
     relative = np.zeros((n_tensors, -(-n_superblocks // step)))
     known = np.empty(relative.shape, np.bool_)
-    _relative_fourths(superblocks, step, relative, known)
+    _relative_fourths(values, size, step, relative, known)
     n_known = np.add.reduce(known, 1, dtype=np.int64)
     kurtosis = np.full(n_tensors, 3.0)
     np.divide(np.add.reduce(relative, 1), n_known, out=kurtosis, where=n_known > 0)
@@ -142,38 +148,41 @@ def kurtosis_of(values: F32Array, n_tensors: int = 1) -> NDArray[np.float64]:
 
 @kernel
 def _relative_fourths(
-    superblocks: NDArray[np.float32],
+    values: F32Array,
+    size: int,
     step: int,
     relative: NDArray[np.float64],
     known: NDArray[np.bool_],
 ) -> None:
     """Fill in the fourth moments over the squared second ones of every `step`-th superblock.
 
-    `known` says where they are. Sums are NumPy's pairwise ones: eight in turns for each half.
+    Tensors have `size` weights each. `known` says where the moments are. Sums are NumPy's pairwise
+    ones: eight in turns for each half.
     """
-    second, fourth = np.empty(8), np.empty(8)
+    second, fourth = np.empty(16), np.empty(16)
     for i in range(relative.shape[0]):
         for j in range(relative.shape[1]):
-            mean = mean_fourth = 0.0
-            for half in range(0, 256, 128):
-                for lane in range(8):
-                    total = total_fourth = 0.0
-                    for at in range(half + lane, half + 128, 8):
-                        x = np.float64(superblocks[i, j * step, at])
-                        total += x * x
-                        total_fourth += (x * x) * (x * x)
-                    second[lane], fourth[lane] = total, total_fourth
-                mean += _sum_of_eight(second)
-                mean_fourth += _sum_of_eight(fourth)
-            mean, mean_fourth = mean / 256, mean_fourth / 256
+            start = i * size + j * step * 256
+            x = to_f64(load_two(values, start, start + 128))
+            square = x * x
+            total, total_fourth = square, square * square
+            for at in range(start + 8, start + 128, 8):
+                x = to_f64(load_two(values, at, at + 128))
+                square = x * x
+                total, total_fourth = total + square, total_fourth + square * square
+            store_f64(second, 0, total)
+            store_f64(fourth, 0, total_fourth)
+            mean = (_sum_of_eight(second, 0) + _sum_of_eight(second, 8)) / 256
+            mean_fourth = (_sum_of_eight(fourth, 0) + _sum_of_eight(fourth, 8)) / 256
             known[i, j] = 0 < mean < np.inf
             if known[i, j]:
                 relative[i, j] = mean_fourth / (mean * mean)
 
 
 @inner
-def _sum_of_eight(x: NDArray[np.float64]) -> float:
-    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))
+def _sum_of_eight(x: NDArray[np.float64], i: int) -> float:
+    left = (x[i] + x[i + 1]) + (x[i + 2] + x[i + 3])
+    return left + ((x[i + 4] + x[i + 5]) + (x[i + 6] + x[i + 7]))
 
 
 def sample_name(kind: TensorType, importance: int) -> str:
@@ -223,6 +232,11 @@ def calibrate_errors(
         out = np.empty(x.size, np.float32)
         # With deviations, so that all weights count.
         tally = tile.estimate_from(tile.read(tensors, 0, x.size), out, np.empty_like(out))
+        if not (tally.variance > 0 and (tally.alone > 0).all()):
+            raise PlanError(
+                f"method {method!r} tells no error to expect: it adds no sums of squares to"
+                " tally.variance and, for each input, to tally.alone"
+            )
         errors = [_square_error(tensor.read(0, x.size), x) for tensor in tensors]
         alone[half] = tile.by_place(np.array(errors)) / tally.alone
         merged[half], kurtosis[half] = _square_error(out, x) / tally.variance, kurtosis_of(out)[0]

@@ -10,6 +10,7 @@ from recover.estimators._request import MEAN, Request
 from recover.estimators.base import estimator
 from recover.estimators.tally import ALONE, Tally
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
+from recover.evidence.stored import StoredTile
 from recover.quants import F32Array, IntervalTensor, U8Array
 
 _NOT_ASKED_FOR = np.empty(0, np.float32)
@@ -52,7 +53,9 @@ class UncorrectedTileEstimator:
         self._asked_for = estimate
         self._buffer = EvidenceBuffer(self._sources)
         places = self._buffer.by_place(np.arange(len(self._sources), dtype=np.float64))
-        self._placed = tuple(self._sources[int(i)] for i in places)
+        self._places = tuple(map(int, places))
+        self._placed = tuple(self._sources[i] for i in self._places)
+        self._stored = StoredTile()
 
     def estimate(
         self,
@@ -112,6 +115,7 @@ class UncorrectedTileEstimator:
             for each, source in zip(inputs, self._sources, strict=True)
         ]
         self.evidence = self._buffer.read(tensors, start, end)
+        self._stored = StoredTile([tensors[i] for i in self._places], start, end)
         return self.evidence
 
     def estimate_from(
@@ -130,7 +134,7 @@ class UncorrectedTileEstimator:
         """As `estimate_from`, of several tensors; the arrays of their tallies."""
         tallies = np.zeros((n_tensors, Tally.size_for(len(self._sources))))
         deviation = _NOT_ASKED_FOR if deviation is None else deviation
-        request = Request(self._asked_for, deviation, self._placed)
+        request = Request(self._asked_for, deviation, self._placed, self._stored)
         self.estimator.estimate_each(evidence, out, tallies, request)
         return tallies
 

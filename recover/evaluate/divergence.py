@@ -31,80 +31,55 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much closer to the original a model is than the first one, on the same tokens.
-
-    Attributes
-    ----------
-    mean_kld_difference : float
-        Mean divergence minus that of the first model; negative is better.
-    mean_kld_difference_ci99 : tuple of float
-        Its 99% interval, from the differences per token.
-    mean_kld_difference_ci99_by_chunk : tuple of float or None
-        Its 99% interval, from the means of the chunks: wider, since tokens of one chunk are alike.
-        None if there is only one chunk.
-    mean_kld_ratio : float or None
-        Mean divergence over that of the first model; None if that is zero.
-    """
+    """How much closer to the original a model is than the first one, on the same tokens."""
 
     mean_kld_difference: float
+    """Mean divergence minus that of the first model; negative is better."""
     mean_kld_difference_ci99: tuple[float, float]
+    """Its 99% interval, from the differences per token."""
     mean_kld_difference_ci99_by_chunk: tuple[float, float] | None
+    """Its 99% interval, from the means of the chunks: wider, since tokens of one chunk are alike.
+    None if there is only one chunk."""
     mean_kld_ratio: float | None
+    """Mean divergence over that of the first model; None if that is zero."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How differently a model and the original continue a text.
-
-    Attributes
-    ----------
-    n_tokens : int
-        Scored tokens.
-    mean_kld : float
-        Mean divergence, in nats.
-    mean_kld_ci99 : tuple of float
-        Its 99% interval (`scipy.stats.bayes_mvs`, as in llama.cpp's pull request 4739).
-    kld_median, kld_p90, kld_p95, kld_p99, kld_max : float
-        Quantiles of the divergence (`numpy.quantile`).
-    same_top : float
-        Share of the tokens after which both hold the same token for the most likely.
-    top1_in_top5, top1_in_top10 : float
-        Share after which the original's most likely token is among the model's 5 or 10.
-    kld_p999 : float
-        Quantile of the divergence, at 99.9%.
-    rms_delta_p : float
-        Root mean square change of the probability of the token that really follows.
-    ppl, ppl_truth : float
-        Perplexity of the model and of the original.
-    ln_ppl_ratio : float
-        Logarithm of their ratio.
-    ln_ppl_ratio_se : float
-        Its standard error, from the differences per token.
-    per_token : PerToken
-        The figures of each token.
-    paired : PairedDifference or None
-        Comparison with the first model; None for that one.
-    """
+    """How differently a model and the original continue a text."""
 
     n_tokens: int
+    """Scored tokens."""
     mean_kld: float
+    """Mean divergence, in nats."""
     mean_kld_ci99: tuple[float, float]
+    """Its 99% interval (`scipy.stats.bayes_mvs`, as in llama.cpp's pull request 4739)."""
     kld_median: float
     kld_p90: float
     kld_p95: float
     kld_p99: float
     kld_max: float
+    """Quantiles of the divergence (`numpy.quantile`)."""
     same_top: float
+    """Share of the tokens after which both hold the same token for the most likely."""
     top1_in_top5: float
     top1_in_top10: float
+    """Share after which the original's most likely token is among the model's 5 or 10."""
     kld_p999: float
+    """Quantile of the divergence, at 99.9%."""
     rms_delta_p: float
+    """Root mean square change of the probability of the token that really follows."""
     ppl: float
     ppl_truth: float
+    """Perplexity of the model and of the original."""
     ln_ppl_ratio: float
+    """Logarithm of their ratio."""
     ln_ppl_ratio_se: float
+    """Its standard error, from the differences per token."""
     per_token: PerToken = field(repr=False, compare=False)
+    """The figures of each token."""
     paired: PairedDifference | None = None
+    """Comparison with the first model; None for that one."""
 
     def to_json(self) -> dict[str, Any]:
         """What ``recover evaluate --json`` prints as ``divergence``; ``paired`` where there is one.

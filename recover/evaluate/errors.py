@@ -44,32 +44,23 @@ _MOST_GROUPS = 128
 
 @dataclass(frozen=True)
 class ErrorStatistics:
-    """How far decoded weights are from the truth.
-
-    Attributes
-    ----------
-    n_weights : int
-        Number of weights.
-    mse, rmse : float
-        Mean square error and its root.
-    max_abs_error, p95_abs_error, median_abs_error : float
-        Largest, 95th percentile and median magnitude of the error (exact; `numpy.quantile`'s linear
-        interpolation).
-    sqnr_db : float
-        Signal to quantization noise: ten times the decimal logarithm of the mean square of the true
-        weights over `mse`; infinite without error.
-    exact_fraction : float
-        Share of the weights that equal the truth.
-    """
+    """How far decoded weights are from the truth."""
 
     n_weights: int
+    """Number of weights."""
     mse: float
     rmse: float
+    """Mean square error and its root."""
     max_abs_error: float
     p95_abs_error: float
     median_abs_error: float
+    """Largest, 95th percentile and median magnitude of the error (exact; `numpy.quantile`'s linear
+    interpolation)."""
     sqnr_db: float
+    """Signal to quantization noise: ten times the decimal logarithm of the mean square of the true
+    weights over `mse`; infinite without error."""
     exact_fraction: float
+    """Share of the weights that equal the truth."""
 
 
 @dataclass(frozen=True)
@@ -83,27 +74,18 @@ class TensorErrors:
 
 @dataclass(frozen=True)
 class ModelErrors:
-    """One model's errors.
-
-    Attributes
-    ----------
-    path : str
-        As given.
-    total : ErrorStatistics
-        Over all compared tensors.
-    tensors : tuple of TensorErrors
-        In file order.
-    groups : dict of str to ErrorStatistics
-        Per type or role, if asked for.
-    divergence : Divergence or None
-        What `measure_divergence` says, where a text was read.
-    """
+    """One model's errors."""
 
     path: str
+    """As given."""
     total: ErrorStatistics
+    """Over all compared tensors."""
     tensors: tuple[TensorErrors, ...]
+    """In file order."""
     groups: dict[str, ErrorStatistics]
+    """Per type or role, if asked for."""
     divergence: "Divergence | None" = None
+    """What `measure_divergence` says, where a text was read."""
 
     def to_json(self) -> dict[str, Any]:
         """One entry of ``models`` in what ``recover evaluate --json`` prints."""

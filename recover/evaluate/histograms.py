@@ -50,28 +50,21 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, eq=False)
 class TypeDistribution:
-    """The errors of all tensors of one type in a model.
-
-    Attributes
-    ----------
-    type : str
-        Name of the type.
-    errors : int64 (65536,)
-        Counts of the errors, decoded minus true weight, by the upper 16 bits of their float32.
-    n_by_weight : int64 (1024,)
-        Counts of the weights by the upper 11 bits of the float32 of their magnitude.
-    square_by_weight : float64 (1024,)
-        Sums of the squared errors in the same bins.
-    widths : int64 (32768,)
-        Counts of the widths of the proven intervals by the upper 16 bits of their float32; all 0 if
-        the codes prove nothing. Intervals that are open on a side are counted as infinite.
-    """
+    """The errors of all tensors of one type in a model."""
 
     type: str
+    """Name of the type."""
     errors: Counts
+    """int64 (65536,): counts of the errors, decoded minus true weight, by the upper 16 bits of
+    their float32."""
     n_by_weight: Counts
+    """int64 (1024,): counts of the weights by the upper 11 bits of their magnitude as float32."""
     square_by_weight: F64Array
+    """float64 (1024,): sums of the squared errors in the same bins."""
     widths: Counts
+    """int64 (32768,): counts of the widths of the proven intervals by the upper 16 bits of their
+    float32; all 0 if the codes prove nothing. Intervals that are open on a side are counted as
+    infinite."""
 
     @property
     def n_weights(self) -> int:
@@ -94,22 +87,15 @@ class TypeDistribution:
 
 @dataclass(frozen=True, eq=False)
 class ModelDistributions:
-    """One model's errors as the pictures show them.
-
-    Attributes
-    ----------
-    path : str
-        As in `ModelErrors`.
-    types : tuple of TypeDistribution
-        By name of the type.
-    expected_rmse : mapping of str to float
-        For each quantized tensor the root mean square error that its type and its scales let
-        expect, without a look at the truth.
-    """
+    """One model's errors as the pictures show them."""
 
     path: str
+    """As in `ModelErrors`."""
     types: tuple[TypeDistribution, ...]
+    """By name of the type."""
     expected_rmse: Mapping[str, float]
+    """For each quantized tensor the root mean square error that its type and its scales let expect,
+    without a look at the truth."""
 
 
 def collect_distributions(

@@ -76,18 +76,12 @@ _DIVERGENCES = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a report was made with.
-
-    Attributes
-    ----------
-    command : str
-        The command line.
-    versions : mapping of str to str
-        Of the programs and libraries that took part, by name.
-    """
+    """What a report was made with."""
 
     command: str
+    """The command line."""
     versions: Mapping[str, str]
+    """Of the programs and libraries that took part, by name."""
 
     @classmethod
     def of(cls, command: str, *, inference: bool = False) -> "Provenance":

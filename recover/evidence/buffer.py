@@ -141,6 +141,7 @@ class EvidenceBuffer:
             ).reshape(n_scalars, *SHAPE),
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
             extremes=np.array([_extremes(w, k) for k, w in scalars], np.int32).reshape(-1, 2, 2),
+            scale_steps=np.array([kind.scale_steps for kind in kinds], np.float64),
             values=aligned(n_others * TILE, np.float32),
             variance=aligned(n_others * (TILE // GROUP), np.float32),
             likelihood=np.array(

@@ -10,17 +10,19 @@ level of an end code but for rounding (`ScalarType.extremes`). If only one weigh
 that code, it is the one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.doubles import n_true
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import (
     gather,
     load,
     load_bytes,
     store,
+    store_bytes,
     to_f32,
     where,
 )
@@ -58,6 +60,63 @@ def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> Non
         end = min(start + STRIP, n_groups)
         part = slice(16 * start, 16 * end)
         intersect_strip(evidence, strips, start, lower[part], upper[part])
+
+
+def strip_of(evidence: Evidence) -> Evidence:
+    """Uninitialised memory for `STRIP` groups of such evidence."""
+    sizes = {"codes": 16 * STRIP, "interval_lower": 16 * STRIP, "interval_upper": 16 * STRIP}
+    sizes |= dict.fromkeys(("scale", "offset", "scale_error", "offset_error"), STRIP)
+    arrays = {name: (getattr(evidence, name), n) for name, n in sizes.items()}
+    fields: dict[str, Any] = {
+        name: np.empty((len(array), n), array.dtype) for name, (array, n) in arrays.items()
+    }
+    return evidence._replace(**fields)
+
+
+@kernel
+def count_contradictions(
+    evidence: Evidence, strip: Evidence, step: int, counts: NDArray[np.int64]
+) -> None:
+    """Add weights on which the inputs contradict each other to the counts (n_tensors,).
+
+    Tensors of one size, of whole groups of 16 weights, lie one behind the other. One pair of groups
+    in `step` is looked at, and copied to the `strip`.
+    """
+    strips, n_groups = new_strips(evidence), evidence.scale.shape[1]
+    if step > 1:
+        n_groups = 2 * -(-(n_groups // 2) // step)
+    size = n_groups // counts.size
+    lower, upper = np.empty(16 * STRIP, np.float32), np.empty(16 * STRIP, np.float32)
+    for start in range(0, n_groups, STRIP):
+        n = min(STRIP, n_groups - start)
+        if step > 1:
+            _take_pairs(evidence, start * step, n, step, strip)
+            intersect_strip(strip, strips, 0, lower[: 16 * n], upper[: 16 * n])
+        else:
+            intersect_strip(evidence, strips, start, lower[: 16 * n], upper[: 16 * n])
+        for g in range(n):
+            n_found = n_true(load(lower, 16 * g) > load(upper, 16 * g))
+            if n_found:
+                counts[(start + g) // size] += n_found
+
+
+@inner
+def _take_pairs(evidence: Evidence, start: int, n: int, step: int, strip: Evidence) -> None:
+    """Copy one pair of groups in `step` from group `start` on: `n` groups."""
+    for k in range(evidence.scale.shape[0]):
+        codes, out = evidence.codes[k], strip.codes[k]
+        for g in range(n):
+            at = start + g // 2 * 2 * step + g % 2
+            store_bytes(out, 16 * g, load_bytes(codes, 16 * at))
+            strip.scale[k, g], strip.offset[k, g] = evidence.scale[k, at], evidence.offset[k, at]
+            strip.scale_error[k, g] = evidence.scale_error[k, at]
+            strip.offset_error[k, g] = evidence.offset_error[k, at]
+    for k in range(evidence.interval_lower.shape[0]):
+        lower, upper = evidence.interval_lower[k], evidence.interval_upper[k]
+        for g in range(n):
+            at = start + g // 2 * 2 * step + g % 2
+            store(strip.interval_lower[k], 16 * g, load(lower, 16 * at))
+            store(strip.interval_upper[k], 16 * g, load(upper, 16 * at))
 
 
 @inner

@@ -41,6 +41,8 @@ class Evidence(NamedTuple):
     extremes: NDArray[np.int32]
     """(K, 2, 2): pairs of codes of which one weight in each block of 32 equals its level but for
     rounding (see `ScalarType.extremes`); -1 where there are none."""
+    scale_steps: NDArray[np.float64]
+    """(K,): the largest integer scale of a sub-block (see `ScalarType.scale_steps`)."""
     values: F32Array
     """(V, n): what the other inputs say, decoded."""
     variance: F32Array

@@ -29,7 +29,7 @@ try:
     from distributed.scheduler import KilledWorker
 except ImportError as error:
     raise ExecutionError(
-        "a Dask cluster needs the package distributed: pip install 'recover[distributed]'"
+        "a Dask cluster needs the package distributed: pip install 'recover-weights[distributed]'"
         f" ({error})"
     ) from None
 

@@ -47,30 +47,20 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a process did that was not the last one.
-
-    Attributes
-    ----------
-    output : Path
-        What becomes of all parts.
-    shard : Shard
-        Which part is done.
-    n_weights : int
-        Weights of the part.
-    seconds : float
-        What they took.
-    missing : tuple of int
-        Parts that are not done yet.
-    finished_by : int or None
-        If there are none, the part whose process gives the output its name.
-    """
+    """What a process did that was not the last one."""
 
     output: Path
+    """What becomes of all parts."""
     shard: Shard
+    """Which part is done."""
     n_weights: int
+    """Weights of the part."""
     seconds: float
+    """What they took."""
     missing: tuple[int, ...]
+    """Parts that are not done yet."""
     finished_by: int | None
+    """If there are none, the part whose process gives the output its name."""
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``--json`` prints."""

@@ -6,7 +6,7 @@ All that executors, journals and processes that share the work need to know of a
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypedDict
 
 from recover.containers.places import FilePlan, Piece, Place, Writer, pieces_of, within
 from recover.execution.tasks import Executor, Task
@@ -172,6 +172,14 @@ class Work(ABC):
     def n_weights(self) -> int:
         """Of all tensors."""
         return sum(unit.n_weights for unit in self.units)
+
+
+class Means(TypedDict, total=False):
+    """The keywords of functions that carry out a plan: fields of `HowToWork`."""
+
+    n_threads: int | None
+    progress: Progress | None
+    executor: Executor | None
 
 
 class HowToWork(NamedTuple):

@@ -1,14 +1,12 @@
 """Carrying out an export: its tasks are done by threads or others; what they round is summed up."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from recover.execution.shares import Shard
 from recover.execution.sharing import PartResult, Tell
-from recover.execution.tasks import Executor
-from recover.execution.tiles import Progress
 from recover.execution.whole import Finished, execute, execute_part
-from recover.execution.work import HowToWork
+from recover.execution.work import HowToWork, Means
 from recover.export.plan import ExportedTensor, ExportPlan
 from recover.export.work import Exporting
 from recover.quants.rounding import Rounding
@@ -16,21 +14,14 @@ from recover.quants.rounding import Rounding
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export did.
-
-    Attributes
-    ----------
-    plan : ExportPlan
-        What was carried out.
-    seconds : float
-        Wall time of the execution.
-    roundings : tuple of Rounding
-        Of each tensor, what was rounded.
-    """
+    """What an export did."""
 
     plan: ExportPlan
+    """What was carried out."""
     seconds: float
+    """Wall time of the execution."""
     roundings: tuple[Rounding, ...]
+    """Of each tensor, what was rounded."""
 
     @property
     def n_exact(self) -> int:
@@ -77,10 +68,7 @@ def label_of(tensor: ExportedTensor) -> str:
 
 def execute_export(
     plan: ExportPlan,
-    *,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
+    **means: Unpack[Means],
 ) -> ExportResult:
     """Carry out a plan.
 
@@ -88,14 +76,9 @@ def execute_export(
     ----------
     plan : ExportPlan
         From `recover.export.plan.plan_export`.
-    n_threads, progress : optional
-        See `recover.execution.tiles`.
-    executor : Executor, optional
-        Who has the tasks done; default: threads of this process.
-
-    Returns
-    -------
-    ExportResult
+    **means
+        Who does the tasks: ``n_threads``, ``progress`` and ``executor``, see
+        `recover.execution.work.HowToWork`.
 
     Raises
     ------
@@ -104,7 +87,7 @@ def execute_export(
     PlanError
         If a weight is not finite, or too large for its type.
     """
-    how = HowToWork(n_threads, progress, executor)
+    how = HowToWork(**means)
     return _result(plan, execute(Exporting(plan), how, replaces=plan.replaces))
 
 
@@ -112,11 +95,9 @@ def execute_export_part(
     plan: ExportPlan,
     shard: Shard,
     *,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
     force: bool = False,
     tell: Tell | None = None,
+    **means: Unpack[Means],
 ) -> ExportResult | PartResult:
     """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
 
@@ -127,7 +108,7 @@ def execute_export_part(
     ExportResult or PartResult
         Of all parts from the process that ends last.
     """
-    how = HowToWork(n_threads, progress, executor)
+    how = HowToWork(**means)
     done = execute_part(Exporting(plan), shard, how, tell, replaces=force)
     return done if isinstance(done, PartResult) else _result(plan, done)
 

@@ -36,27 +36,18 @@ NAMES = ("huggingface", "gguf")
 
 @dataclass(frozen=True)
 class ExportedTensor:
-    """A tensor of the model, and what becomes of it.
-
-    Attributes
-    ----------
-    name : str
-        As the model calls it.
-    source : StoredTensor
-        Its weights.
-    kind : TensorType
-        How the folder stores them.
-    shift : float
-        What is added to them, in float32, before they are stored.
-    arrays : tuple of str
-        What the folder calls them.
-    """
+    """A tensor of the model, and what becomes of it."""
 
     name: str
+    """As the model calls it."""
     source: StoredTensor
+    """Its weights."""
     kind: TensorType
+    """How the folder stores them."""
     shift: float
+    """What is added to them, in float32, before they are stored."""
     arrays: tuple[str, ...]
+    """What the folder calls them."""
 
     @property
     def n_weights(self) -> int:
@@ -71,45 +62,30 @@ class ExportedTensor:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """A whole export: every byte has its place before the first weight is read.
-
-    Attributes
-    ----------
-    path : Path
-        The model.
-    parts : tuple of Path
-        All files that it is read from.
-    output : Path
-        The folder.
-    outtype : str
-        How most weights are stored.
-    architecture : str
-        As the model calls it.
-    tensors : tuple of ExportedTensor
-        In the order in which they are written.
-    layout : FolderLayout
-        Where their weights go.
-    left_out : tuple of str
-        Tensors that the folder does not get.
-    replaces : bool
-        Whether a model's folder that is there already may be replaced.
-    warnings : tuple of str
-        What the user should know.
-    asked : dict
-        The parameters of `plan_export` as plain data, with absolute paths.
-    """
+    """A whole export: every byte has its place before the first weight is read."""
 
     path: Path
+    """The model."""
     parts: tuple[Path, ...]
+    """All files that it is read from."""
     output: Path
+    """The folder."""
     outtype: str
+    """How most weights are stored."""
     architecture: str
+    """As the model calls it."""
     tensors: tuple[ExportedTensor, ...]
+    """In the order in which they are written."""
     layout: FolderLayout
+    """Where their weights go."""
     left_out: tuple[str, ...]
+    """Tensors that the folder does not get."""
     replaces: bool
+    """Whether a model's folder that is there already may be replaced."""
     warnings: tuple[str, ...]
+    """What the user should know."""
     asked: dict[str, Any]
+    """The parameters of `plan_export` as plain data, with absolute paths."""
 
     @property
     def n_weights(self) -> int:

@@ -19,13 +19,7 @@ from recover.quants.rounding import Rounding
 
 
 class Exporting(PlannedWork):
-    """The work of an export.
-
-    Parameters
-    ----------
-    plan : ExportPlan
-        The export.
-    """
+    """The work of an export, as its plan says."""
 
     command = "export"
     sums = Rounding
@@ -51,12 +45,8 @@ class Exporting(PlannedWork):
         return Worker(self)
 
 
-_replanning = Replanning(lambda asked: Exporting(plan_export(**asked)))
-
-
-def carry_out(record: Record) -> Record:
-    """Do a task in a process that has nothing else; see `Replanning.carry_out`."""
-    return _replanning.carry_out(record)
+carry_out = Replanning(lambda asked: Exporting(plan_export(**asked))).carry_out
+"""Does a task in a process that has nothing else."""
 
 
 class Worker:

@@ -137,13 +137,15 @@ class Trial:
             return
         if not np.isfinite(parent.width).any():
             self.distance.add(values, parent, child)
-        bounds = parent.bounds, child.bounds
+        spreads = parent.spread, child.spread
         repeated, all_tell = _repeated(parent, child), np.ones(values.size, np.bool_)
-        counts = _count_outside(values, *bounds, repeated, all_tell)
+        counts = _count_outside(values, child.bounds, spreads, repeated, all_tell)
         self.n_outside += counts[0]
         self.n_expected += counts[1]
         if not self.n_outside:
-            self._n_told += _count_outside(values, *bounds, repeated, telling(parent, child))[1]
+            self._n_told += _count_outside(
+                values, child.bounds, spreads, repeated, telling(parent, child)
+            )[1]
         # Such codes confine the weights only if the encoder had no other choice.
         if isinstance(child.type, ScalarType) and child.type.refits_scale_with_imatrix:
             self._encode(values, child, child.type)
@@ -217,16 +219,18 @@ def _repeated(parent: Sample, child: Sample) -> NDArray[np.bool_]:
 @kernel
 def _count_outside(
     values: F32Array,
-    parent: Bounds,
     child: Bounds,
+    spreads: Bounds,
     repeated: NDArray[np.bool_],
     tells: NDArray[np.bool_],
 ) -> tuple[int, float]:
     """Weights outside the child's cells, and how many there were if the two were independent.
 
-    The error of an independent quantization, uniform in its cell, crosses an edge of the child's
-    cell with a probability of a quarter of the ratio of the widths. Cells with an open side, and
-    blocks that are `repeated`, are left out; those weights are expected outside that tell anything.
+    The error of an independent quantization is uniform, as wide as the parent's `spreads` says.
+    Where the weights are uniform in the child's cell it crosses an edge with a probability of a
+    quarter of the ratio of the widths; where they keep a distance from its edges, as the child's
+    spread says, with less. Cells with an open side, and blocks that are `repeated`, are left out;
+    those weights are expected outside that tell anything.
     """
     n_outside, n_expected = 0, 0.0
     block_size = values.size // repeated.size
@@ -234,8 +238,10 @@ def _count_outside(
         width = child[1][i] - child[0][i]
         if width < np.inf and not repeated[i // block_size]:
             n_outside += values[i] < child[0][i] or values[i] > child[1][i]
-            if width > 0 and tells[i]:
-                n_expected += min(parent[1][i] - parent[0][i], width) / width / 4
+            error, inside = min(spreads[0][i], width), min(spreads[1][i], width)
+            over = error - (width - inside)
+            if tells[i] and over > 0 and error * inside > 0:
+                n_expected += over * over / (4 * error * inside)
     return n_outside, n_expected
 
 

@@ -16,24 +16,16 @@ from recover.inputs.recipes import Recipe, make, recipe_of
 
 @dataclass(frozen=True)
 class Input:
-    """An input: where it is, what it was when it was opened, and what is made of it.
-
-    Attributes
-    ----------
-    path : Path
-        As given.
-    fingerprint : str
-        See `Model.fingerprint`.
-    made : mapping of str to Recipe
-        By name, how the tensors are made that are not taken as they are stored.
-    dropped : tuple of str
-        Tensors that are stored, but not taken.
-    """
+    """An input: where it is, what it was when it was opened, and what is made of it."""
 
     path: Path
+    """As given."""
     fingerprint: str
+    """See `Model.fingerprint`."""
     made: Mapping[str, Recipe] = field(default_factory=dict)
+    """By name, how the tensors are made that are not taken as they are stored."""
     dropped: tuple[str, ...] = ()
+    """Tensors that are stored, but not taken."""
 
     @classmethod
     def of(cls, opened: Model, model: Model) -> Self:

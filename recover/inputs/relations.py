@@ -44,43 +44,29 @@ _RELATED = 0.5  # correlation of the weights of a model and its fine-tune: nearl
 
 @dataclass(frozen=True)
 class Relation:
-    """Two of the inputs.
-
-    Attributes
-    ----------
-    first, second : int
-        Their numbers, from 0.
-    kind : str
-        One of the constants of this module.
-    parent : int or None
-        The input that the other one was quantized from.
-    rounded : int or None
-        The input that was quantized from rounded weights, while the other one was not.
-    via : str or None
-        The weights were rounded to this type in between: the parent's, or the original's.
-    conflict_fraction : float
-        Share of the sampled weights on which they contradict each other.
-    correlation : float
-        Of their decoded weights, over the tensors whose bytes differ.
-    relative_difference : float
-        Root mean square difference of the decoded weights, relative to theirs.
-    tensors : dict of str to float
-        Share of conflicts in each tensor with any, the largest first.
-    descended : dict of str to int
-        Tensors that one of the two was quantized from the other in, and which one it was.
-    """
+    """Two of the inputs."""
 
     first: int
     second: int
+    """Their numbers, from 0."""
     kind: str
+    """One of the constants of this module."""
     parent: int | None
+    """The input that the other one was quantized from."""
     rounded: int | None
+    """The input that was quantized from rounded weights, while the other one was not."""
     via: str | None
+    """The weights were rounded to this type in between: the parent's, or the original's."""
     conflict_fraction: float
+    """Share of the sampled weights on which they contradict each other."""
     correlation: float
+    """Of their decoded weights, over the tensors whose bytes differ."""
     relative_difference: float
+    """Root mean square difference of the decoded weights, relative to theirs."""
     tensors: dict[str, float]
+    """Share of conflicts in each tensor with any, the largest first."""
     descended: dict[str, int]
+    """Tensors that one of the two was quantized from the other in, and which one it was."""
 
     @property
     def child(self) -> int | None:

@@ -1,12 +1,22 @@
 """Runs of weights of a tensor, as one input tells them: what is looked at to compare inputs."""
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
 from recover.containers.model import StoredTensor
 from recover.evidence.intervals import Bounds, Intervals
 from recover.inputs.matching import typical_error
-from recover.quants import F32Array, FloatType, TensorType, U8Array
+from recover.quants import (
+    F32Array,
+    FloatType,
+    IntervalTensor,
+    IntervalType,
+    Stated,
+    TensorType,
+    U8Array,
+)
 
 RUN = 4096
 """Weights of a run: whole superblocks."""
@@ -52,6 +62,7 @@ class Sample:
         self, tensor: StoredTensor, confines: bool, start: int, end: int, intervals: Intervals
     ) -> None:
         self.type: TensorType = tensor.type
+        self._tensor, self._start = tensor, start
         self.raw: U8Array = tensor.part(start, end)
         self.values: F32Array = tensor.read(start, end)
         intervals.look_at([tensor] if confines else [])
@@ -65,6 +76,7 @@ class Sample:
         """Some of the weights, whole blocks."""
         some = object.__new__(Sample)
         some.type = self.type
+        some._tensor, some._start = self._tensor, self._start + start
         some.raw = self.raw[self.type.n_bytes(start) : self.type.n_bytes(end)]
         some.values = self.values[start:end]
         some.lower, some.upper = self.lower[start:end], self.upper[start:end]
@@ -84,6 +96,23 @@ class Sample:
     def width(self) -> F32Array:
         """Of the bounds, (n,); infinite where one of them is."""
         return np.where(self.upper < np.inf, self.upper - self.lower, np.float32(np.inf))
+
+    @property
+    def spread(self) -> F32Array:
+        """How wide the errors of the values are, (n,).
+
+        Cells of an encoder that only seldom goes to their ends are wider than that: it is the width
+        of the uniform distribution with the variance that the type states, if it states any. Where
+        a bound is missing it is that of the error which is typical of the type.
+        """
+        typical = np.float32(np.sqrt(12 * self.noise))
+        width = np.where(np.isfinite(self.width), self.width, typical)
+        if not isinstance(self.type, IntervalType):
+            return width
+        stated = Stated(*np.empty((4, width.size), np.float32))
+        tensor = cast(IntervalTensor, self._tensor)
+        tensor.intervals(self._start, self._start + width.size, stated)
+        return np.fmin(width, np.sqrt(12 * stated.variance))
 
     @property
     def noise(self) -> float:

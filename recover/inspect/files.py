@@ -19,72 +19,50 @@ _ENOUGH_BLOCKS = 500  # an importance matrix leaves a mark out in one of ten blo
 
 @dataclass(frozen=True)
 class TypeMarks:
-    """Marks of llama.cpp's encoder (see `recover.inputs.provenance`) in the tensors of one type.
-
-    Attributes
-    ----------
-    type : str
-        The type.
-    n_tensors, n_tensors_without : int
-        Tensors, and those of them with blocks that lack the mark.
-    n_blocks, n_without : int
-        Blocks that were looked at, and those that lack the mark.
-    """
+    """Marks of llama.cpp's encoder (see `recover.inputs.provenance`) in the tensors of one type."""
 
     type: str
+    """The type."""
     n_tensors: int
     n_tensors_without: int
+    """Tensors, and those of them with blocks that lack the mark."""
     n_blocks: int
     n_without: int
+    """Blocks that were looked at, and those that lack the mark."""
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file.
-
-    Attributes
-    ----------
-    path : str
-        As given.
-    architecture, name, file_type, quantized_by : str or None
-        As the metadata say.
-    n_weights, n_bytes : int
-        Weights, and the size of all parts.
-    bits_per_weight : float
-        Of the tensors' bytes.
-    types : dict of str to int
-        Number of tensors of each type, side tensors left out.
-    stored_as : dict of str to str
-        Of each type of `types` that other programs than llama.cpp of today write: how it is stored,
-        and by which.
-    side_tensors : tuple of str
-        Names of scales beside NVFP4 matrices (see `recover.containers.gguf.side_scales`), which are
-        multiplied into the weights, and of what else belongs to such a matrix.
-    imatrix : dict or None
-        What the metadata say of the importance matrix.
-    quantizer : str or None
-        A quantizer that the metadata name.
-    marks : tuple of TypeMarks
-        What the bytes say.
-    source : SourcePrecision
-        What the original was stored as.
-    """
+    """One file."""
 
     path: str
+    """As given."""
     architecture: str | None
     name: str | None
     file_type: str | None
     quantized_by: str | None
+    """As the metadata say."""
     n_weights: int
     n_bytes: int
+    """Weights, and the size of all parts."""
     bits_per_weight: float
+    """Of the tensors' bytes."""
     types: dict[str, int]
+    """Number of tensors of each type, side tensors left out."""
     stored_as: dict[str, str]
+    """Of each type of `types` that other programs than llama.cpp of today write: how it is stored,
+    and by which."""
     side_tensors: tuple[str, ...]
+    """Names of scales beside NVFP4 matrices (see `recover.containers.gguf.side_scales`), which are
+    multiplied into the weights, and of what else belongs to such a matrix."""
     imatrix: dict[str, Any] | None
+    """What the metadata say of the importance matrix."""
     quantizer: str | None
+    """A quantizer that the metadata name."""
     marks: tuple[TypeMarks, ...]
+    """What the bytes say."""
     source: SourcePrecision
+    """What the original was stored as."""
 
     @property
     def quantizer_from_bytes(self) -> str:

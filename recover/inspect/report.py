@@ -38,27 +38,18 @@ _UNLIKE = 0.2  # correlation of the weights; of different models it is next to 0
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
-
-    Attributes
-    ----------
-    files : tuple of FileReport
-        In the order given.
-    relations : tuple of Relation
-        Of every two files.
-    expectations : tuple of Expectation
-        What a merge would give, by tensor; empty for a single file.
-    conflicts : Conflicts
-        Where they contradict each other, as all of their weights tell.
-    metadata : tuple of str
-        Lines on metadata that differ, though a model runs by them.
-    """
+    """What was found."""
 
     files: tuple[FileReport, ...]
+    """In the order given."""
     relations: tuple[Relation, ...] = ()
+    """Of every two files."""
     expectations: tuple[Expectation, ...] = ()
+    """What a merge would give, by tensor; empty for a single file."""
     conflicts: Conflicts = NOTHING_COMPARED
+    """Where they contradict each other, as all of their weights tell."""
     metadata: tuple[str, ...] = ()
+    """Lines on metadata that differ, though a model runs by them."""
 
     @property
     def same_original(self) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from recover._text import quoted, some
 from recover.evidence.buffer import Evidence, Source
 from recover.evidence.cells import intersect_cells
-from recover.evidence.lattice import count_without, snap
+from recover.evidence.lattice import count_empty, snap
 from recover.inputs.precision import UNEXPLAINED, scales_without_bf16
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.sums import Sums, Totals
@@ -32,27 +32,18 @@ _LARGEST_CHANCE = 1e-3  # that any tensor is believed though it is like those th
 
 @dataclass(frozen=True)
 class Snapping:
-    """How the weights of a tensor are set to numbers of the source's format.
-
-    Attributes
-    ----------
-    source_format : str
-        Name of the format.
-    significand_bits : int
-        Its precision, the implicit bit included.
-    is_decided : bool
-        Whether weights are set; otherwise what contradicts the format is only counted.
-    decides : bool
-        Whether those are set whose bounds hold a single number of the format.
-    rounds_all : bool
-        Whether all are.
-    """
+    """How the weights of a tensor are set to numbers of the source's format."""
 
     source_format: str
+    """Name of the format."""
     significand_bits: int
+    """Its precision, the implicit bit included."""
     is_decided: bool
+    """Whether weights are set; otherwise what contradicts the format is only counted."""
     decides: bool
+    """Whether those are set whose bounds hold a single number of the format."""
     rounds_all: bool
+    """Whether all are."""
 
 
 def snapping_of(plan: MergePlan, tensor: TensorPlan) -> Snapping | None:
@@ -148,7 +139,7 @@ class Snapper:
             sums.snapped += estimate.size
             sums.tally(len(stored)).variance += change
         else:
-            _, n_empty, expected, _ = count_without(lower, upper, bits)
+            n_empty, expected = count_empty(lower, upper, bits)
         n_scales = n_foreign = 0
         if self._how.source_format == "bf16":
             n_scales, n_foreign = self._count_scales(stored)
@@ -169,22 +160,15 @@ def _scales(raw: U8Array, source: Source) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """Tensors of which nothing is certain after all.
-
-    Attributes
-    ----------
-    contradicted : dict of int to (int, int)
-        By index, the intervals that hold no number of the format, and the scales that none
-        explains.
-    doubtful : tuple of int
-        Tensors that show nothing, but are too small to show anything.
-    n_left : int
-        Tensors with certain weights that stay so.
-    """
+    """Tensors of which nothing is certain after all."""
 
     contradicted: dict[int, tuple[int, int]]
+    """dict of int to (int, int): by index, the intervals that hold no number of the format, and the
+    scales that none explains."""
     doubtful: tuple[int, ...]
+    """Tensors that show nothing, but are too small to show anything."""
     n_left: int
+    """Tensors with certain weights that stay so."""
 
     @property
     def tensors(self) -> list[int]:

@@ -18,7 +18,7 @@ few that do not matter.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,12 @@ from recover._compiled.jit import kernel
 from recover.containers.model import Model, StoredTensor
 from recover.estimators._combine import add_variance, group_variances
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
-from recover.evidence.cells import intersect_cells
+from recover.evidence.cells import count_contradictions, intersect_cells, strip_of
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
 from recover.merge.decide import Draft
 from recover.merge.superblocks import SUPERBLOCK, compare_each, find_lost
 from recover.quants import (
-    GROUP,
     F32Array,
     FloatType,
     IntervalType,
@@ -45,7 +44,6 @@ from recover.quants import (
 # In tensors of up to so many weights all are looked at, in larger ones one in eight at least.
 _LOOK_AT_ALL = 1 << 20
 _LARGEST_STEP = 8
-_PAIR = 2 * GROUP  # weights that the bounds of lone extreme weights are found in
 _LARGEST_ERROR = 0.5
 _LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what errors explain
 # The slope of the first input on the other one is 1 but for a share of the root of relative errors:
@@ -72,7 +70,8 @@ def count_conflicts(evidence: Evidence, step: int, n_tensors: int = 1) -> NDArra
     evidence : Evidence
         Of a tile.
     step : int
-        See `step_for`; 1 where there are several tensors.
+        One pair of groups in so many is looked at (see `step_for`); 1 where there are several
+        tensors.
     n_tensors : int
         So many tensors of one size lie one behind the other in the tile.
 
@@ -83,10 +82,9 @@ def count_conflicts(evidence: Evidence, step: int, n_tensors: int = 1) -> NDArra
     """
     if len(evidence.codes) + len(evidence.interval_values) < 2:
         return np.zeros(n_tensors, np.int64)
-    part = evidence if step == 1 else _every(evidence, step)
-    lower, upper = np.empty((2, part.codes.shape[1]), np.float32)
-    intersect_cells(part, lower, upper)
-    return step * _count_each(lower > upper, n_tensors)
+    counts = np.zeros(n_tensors, np.int64)
+    count_contradictions(evidence, strip_of(evidence), step, counts)
+    return step * counts
 
 
 def count_decoded(
@@ -123,25 +121,6 @@ def count_decoded(
 def _count_each(found: NDArray[np.bool_], n_tensors: int) -> NDArray[np.int64]:
     """How many of the weights (n,) of each tensor are what is asked for."""
     return np.add.reduce(found.reshape(n_tensors, -1), 1, dtype=np.int64)
-
-
-def _every(evidence: Evidence, step: int) -> Evidence:
-    """The evidence on every so many pairs of groups of 16 weights."""
-    n_pairs = evidence.codes.shape[1] // _PAIR
-
-    def pick(array: NDArray[Any], size: int) -> NDArray[Any]:
-        pairs = array[:, : n_pairs * size].reshape(len(array), n_pairs, size)[:, ::step]
-        return np.ascontiguousarray(pairs).reshape(len(array), pairs.shape[1] * size)
-
-    return evidence._replace(
-        codes=pick(evidence.codes, _PAIR),
-        scale=pick(evidence.scale, 2),
-        offset=pick(evidence.offset, 2),
-        scale_error=pick(evidence.scale_error, 2),
-        offset_error=pick(evidence.offset_error, 2),
-        interval_lower=pick(evidence.interval_lower, _PAIR),
-        interval_upper=pick(evidence.interval_upper, _PAIR),
-    )
 
 
 class Likeness(NamedTuple):
@@ -214,23 +193,36 @@ def _n_vanished(evidence: Evidence, n_tensors: int) -> NDArray[np.int64]:
     """
     if len(evidence.scale) < 2:
         return np.zeros(n_tensors, np.int64)
-    scale = evidence.scale.reshape(len(evidence.scale), n_tensors, -1)
-    n_superblocks = scale.shape[2] * GROUP // SUPERBLOCK
-    if not n_superblocks:
+    n_superblocks = evidence.codes.shape[1] // n_tensors // SUPERBLOCK
+    if not _are_some_zero(evidence.scale, n_tensors):
         return np.zeros(n_tensors, np.int64)
-    n_groups = n_superblocks * (SUPERBLOCK // GROUP)
-    shape = len(scale), n_tensors, n_superblocks
-    is_zero = (scale[:, :, :n_groups] == 0).reshape(*shape, -1).all(3)
-    if not (is_zero.any(0) & ~is_zero.all(0)).any():
-        return np.zeros(n_tensors, np.int64)
+    shape = len(evidence.scale), n_tensors, n_superblocks
     is_empty, is_large = np.empty((2, *shape), np.bool_)
-    for k in range(len(scale)):
+    for k in range(shape[0]):
         rows = _values(evidence, k).reshape(n_tensors, -1)
         whole = np.ascontiguousarray(rows[:, : n_superblocks * SUPERBLOCK]).reshape(-1)
         lost = evidence.largest_lost, is_empty[k].reshape(-1), is_large[k].reshape(-1)
         find_lost(whole, *lost)
     is_lost = is_empty.any(0) & is_large.any(0)
     return SUPERBLOCK * np.count_nonzero(is_lost, axis=1).astype(np.int64)
+
+
+@kernel
+def _are_some_zero(scale: F32Array, n_tensors: int) -> bool:
+    """Whether all scales of any superblock are 0 in some inputs, but not in all of them."""
+    n_inputs, n_groups = scale.shape[0], scale.shape[1] // n_tensors
+    found = False
+    for i in range(n_tensors):
+        first, last = i * n_groups, (i + 1) * n_groups
+        for start in range(first, last - 15, 16):
+            n_zero = 0
+            for k in range(n_inputs):
+                g = start
+                while g < start + 16 and scale[k, g] == 0:
+                    g += 1
+                n_zero += g == start + 16
+            found = found or 0 < n_zero < n_inputs
+    return found
 
 
 def _likeness(

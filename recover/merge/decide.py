@@ -30,83 +30,54 @@ from recover.inputs.provenance import (
 )
 from recover.inputs.samples import Sampler
 from recover.merge.lineage import declared_parents
-from recover.quants import (
-    F32Array,
-    FloatType,
-    OpaqueType,
-    ScalarType,
-    TensorType,
-    type_by_name,
-)
+from recover.quants import F32Array, FloatType, OpaqueType, ScalarType, TensorType, type_by_name
 
 AnyDraft = TypeVar("AnyDraft", bound="Draft")
 
 
 @dataclass(frozen=True, repr=False)
 class Draft(Brief):
-    """What happens to one tensor, wherever its output goes.
-
-    Attributes
-    ----------
-    name : str
-        Name of the tensor.
-    dims : tuple of int
-        Row length first.
-    action : str
-        ``copy`` (stored bytes), ``convert`` (one input, decoded) or ``merge``.
-    types : tuple of str
-        How each input stores it, in the order of the inputs.
-    used : tuple of int
-        Inputs that take part, finest first.
-    duplicate_of : tuple of int
-        For each input, the first input with the same bytes.
-    outtype : str
-        How the output stores it.
-    method : str
-        Name of the estimator; ``best`` where nothing is estimated.
-    compared : tuple of int
-        Inputs that take no part, but must not contradict what is taken.
-    descents : tuple of Descent
-        Inputs that tell nothing new, since they were made from others.
-    is_known : bool
-        Whether the input that is taken has the original's weights: nothing is estimated.
-    noises : tuple of float or None
-        For each of those the mean square error of its codes, in units of the squared scale,
-        if another encoder than llama.cpp's made them.
-    sources : tuple of Source
-        They, as the evidence on the weights; empty if `is_known`.
-    confining : tuple of int
-        Where inputs are compared, those whose numbers or codes prove bounds: of these and of the
-        first of `used`.
-    compared_noises : tuple of float or None
-        As `noises`, where inputs are compared: of the first of `used` and of these.
-    error_calibration : ErrorCalibration or None
-        What the errors that the estimator expects are worth; None where nothing is estimated, and
-        until all is known that decides on it (see `recover.merge.calibrated`).
-    follows : str
-        The tensor whose further rows these are; empty for a tensor of its own.
-    shift : float
-        What is added to the weights, in float32, before they are stored.
-    """
+    """What happens to one tensor, wherever its output goes."""
 
     name: str
+    """Name of the tensor."""
     dims: tuple[int, ...]
+    """Row length first."""
     action: str
+    """``copy`` (stored bytes), ``convert`` (one input, decoded) or ``merge``."""
     types: tuple[str, ...]
+    """How each input stores it, in the order of the inputs."""
     used: tuple[int, ...]
+    """Inputs that take part, finest first."""
     duplicate_of: tuple[int, ...]
+    """For each input, the first input with the same bytes."""
     outtype: str
+    """How the output stores it."""
     method: str
+    """Name of the estimator; ``best`` where nothing is estimated."""
     compared: tuple[int, ...]
+    """Inputs that take no part, but must not contradict what is taken."""
     descents: tuple[Descent, ...]
+    """Inputs that tell nothing new, since they were made from others."""
     is_known: bool
+    """Whether the input that is taken has the original's weights: nothing is estimated."""
     noises: tuple[float | None, ...]
+    """For each of those the mean square error of its codes, in units of the squared scale, if
+    another encoder than llama.cpp's made them."""
     sources: tuple[Source, ...]
+    """They, as the evidence on the weights; empty if `is_known`."""
     confining: tuple[int, ...]
+    """Where inputs are compared, those whose numbers or codes prove bounds: of these and of the
+    first of `used`."""
     compared_noises: tuple[float | None, ...]
+    """As `noises`, where inputs are compared: of the first of `used` and of these."""
     error_calibration: ErrorCalibration | None
+    """What the errors that the estimator expects are worth; None where nothing is estimated, and
+    until all is known that decides on it (see `recover.merge.calibrated`)."""
     follows: str = ""
+    """The tensor whose further rows these are; empty for a tensor of its own."""
     shift: float = 0.0
+    """What is added to the weights, in float32, before they are stored."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""

@@ -15,6 +15,10 @@ from recover.quants import F32Array, FloatType, TensorType, U8Array, dequantize
 if TYPE_CHECKING:
     from recover.merge.plan import MergePlan, TensorPlan
 
+_F16_STEP = 2.0**-24
+_NOTICED = 0.01
+"""Rounding to F16 is told where it adds more than this share of the expected square error."""
+
 
 def warnings_of(plan: "MergePlan", totals: Totals) -> list[str]:
     """What people should know of tensors that were copied, or exact.
@@ -26,7 +30,7 @@ def warnings_of(plan: "MergePlan", totals: Totals) -> list[str]:
     totals : dict of int to Sums
         Of each tensor.
     """
-    return _not_finite(plan, totals) + _rounded(plan, totals)
+    return _not_finite(plan, totals) + _rounded(plan, totals) + _small(plan, totals)
 
 
 def _not_finite(plan: "MergePlan", totals: Totals) -> list[str]:
@@ -41,17 +45,41 @@ def _not_finite(plan: "MergePlan", totals: Totals) -> list[str]:
 
 def _rounded(plan: "MergePlan", totals: Totals) -> list[str]:
     """Exact tensors that the output's type cannot hold."""
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for index, sums in sorted(totals.items()):
         tensor = plan.tensors[index]
-        if sums.rounded and _is_exact(_source(plan, tensor)):
+        source = _source(plan, tensor)
+        if sums.rounded and _is_exact(source):
             amount = f"{sums.rounded:,} of {tensor.n_weights:,} weights"
-            found.setdefault(tensor.outtype, []).append(f"{quoted(tensor.name)} ({amount})")
+            better = "bf16" if source.type.name == "BF16" else "f32"
+            key = tensor.outtype, better
+            found.setdefault(key, []).append(f"{quoted(tensor.name)} ({amount})")
     return [
         f"{outtype} cannot hold exactly what is known exactly: {some(named)} were rounded;"
-        " --outtype f32 holds them"
-        for outtype, named in found.items()
+        f" --outtype {better} holds them"
+        for (outtype, better), named in found.items()
     ]
+
+
+def _small(plan: "MergePlan", totals: Totals) -> list[str]:
+    """Tensors of weights so small that F16 has few of its digits for them.
+
+    F16 numbers are 2**-24 apart, or more. What rounding to them adds to the square error is known
+    without a look at the weights.
+    """
+    found = []
+    for index, sums in sorted(totals.items()):
+        tensor = plan.tensors[index]
+        if tensor.outtype != "F16" or sums.estimated is None:
+            continue
+        expected = float(sums.estimated.variance) / tensor.n_weights
+        if 0 < expected < _F16_STEP**2 / 12 / _NOTICED:
+            more = f"{_F16_STEP**2 / 12 / expected:.0%} of the error that is expected of it"
+            found.append(f"{quoted(tensor.name)} (by up to {more})")
+    if not found:
+        return []
+    lost = f"F16 loses digits of weights as small as those of {some(found)}"
+    return [f"{lost}; --outtype bf16 has as many for them as for others"]
 
 
 def _source(plan: "MergePlan", tensor: "TensorPlan") -> StoredTensor:

@@ -38,22 +38,15 @@ from recover.quants import GROUP
 
 @dataclass(frozen=True, repr=False)
 class TensorResult(Brief):
-    """What a merge expects of one tensor; None where it makes no claim.
-
-    Attributes
-    ----------
-    plan : TensorPlan
-        What was done.
-    expected_rmse, conflict_fraction : float or None
-        The error to expect, and the share of weights on which the inputs contradict each other.
-    n_rounded : int
-        Weights of a single input that the output's type does not hold exactly.
-    """
+    """What a merge expects of one tensor; None where it makes no claim."""
 
     plan: TensorPlan
+    """What was done."""
     expected_rmse: float | None
     conflict_fraction: float | None
+    """The error to expect, and the share of weights on which the inputs contradict each other."""
     n_rounded: int = 0
+    """Weights of a single input that the output's type does not hold exactly."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""
@@ -66,34 +59,23 @@ class TensorResult(Brief):
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Brief):
-    """What a merge did.
-
-    Attributes
-    ----------
-    plan : MergePlan
-        What was carried out.
-    seconds : float
-        Wall time of the execution; of one that was interrupted, up to its last entry.
-    expected_mse_ratio : float or None
-        Expected mean square error over that of the best single input, predicted without the truth.
-    conflict_fraction : float or None
-        Share of the merged weights on which the inputs contradict each other; None if the method
-        does not look.
-    n_exact : int
-        Weights that are certain: their bounds hold a single number of the source's format.
-    tensors : tuple of TensorResult
-        In output order.
-    warnings : tuple of str
-        What is wrong with the inputs, for people.
-    """
+    """What a merge did."""
 
     plan: MergePlan
+    """What was carried out."""
     seconds: float
+    """Wall time of the execution; of one that was interrupted, up to its last entry."""
     expected_mse_ratio: float | None
+    """Mean square error to expect, over that of the best single input."""
     conflict_fraction: float | None
+    """Share of the merged weights on which the inputs contradict each other; None if the method
+    does not look."""
     n_exact: int
+    """Weights that are certain: their bounds hold a single number of the source's format."""
     tensors: tuple[TensorResult, ...]
+    """In output order."""
     warnings: tuple[str, ...] = ()
+    """What is wrong with the inputs, for people."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""

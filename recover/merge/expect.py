@@ -33,44 +33,30 @@ from recover.quants import TILE, type_by_name
 
 @dataclass(frozen=True)
 class Expectation:
-    """What merging one tensor is expected to give.
-
-    Attributes
-    ----------
-    name : str
-        Name of the tensor.
-    n_weights : int
-        Number of weights.
-    types : tuple of str
-        How each input stores it.
-    duplicate_of : tuple of int
-        For each input, the first input with the same bytes.
-    variance : float or None
-        Expected mean square error of the merged weights; None where nothing is estimated (the
-        finest input has floats or integers).
-    alone : tuple of float
-        The same of each input alone; empty if `variance` is None.
-    n_conflicts : int
-        Weights on which the inputs contradict each other.
-    n_confining : int
-        Inputs with different bytes whose codes confine the weights.
-    n_unlike : int
-        Weights of which inputs without cells say something else (see `recover.merge.compare`),
-        also those that take no part.
-    sources : tuple of Source
-        The inputs that take part, if something is estimated.
-    """
+    """What merging one tensor is expected to give."""
 
     name: str
+    """Name of the tensor."""
     n_weights: int
+    """Number of weights."""
     types: tuple[str, ...]
+    """How each input stores it."""
     duplicate_of: tuple[int, ...]
+    """For each input, the first input with the same bytes."""
     variance: float | None
+    """Expected mean square error of the merged weights; None where nothing is estimated (the finest
+    input has floats or integers)."""
     alone: tuple[float, ...]
+    """The same of each input alone; empty if `variance` is None."""
     n_conflicts: int
+    """Weights on which the inputs contradict each other."""
     n_confining: int
+    """Inputs with different bytes whose codes confine the weights."""
     n_unlike: int = 0
+    """Weights of which inputs without cells say something else (see `recover.merge.compare`), also
+    those that take no part."""
     sources: tuple[Source, ...] = ()
+    """The inputs that take part, if something is estimated."""
 
     @property
     def is_compared(self) -> bool:

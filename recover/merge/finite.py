@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.across import any_lane
 from recover._compiled.jit import kernel
+from recover._compiled.lanes import LANES, load, splat
 from recover.evidence.buffer import Evidence
 from recover.quants import (
     GROUP,
+    F32Array,
     FloatType,
     OpaqueType,
     TensorType,
@@ -48,15 +51,26 @@ def n_broken(evidence: Evidence, n_tensors: int = 1) -> NDArray[np.int64]:
     """
     decoded = evidence.interval_values, evidence.values
     numbers = evidence.scale, evidence.offset, *decoded
-    with np.errstate(invalid="ignore"):  # of infinite numbers of both signs
-        total = sum(np.add.reduce(each, None) for each in numbers if each.size)
-    if np.isfinite(total):
+    if all(_are_finite(each.reshape(-1)) for each in numbers if each.size):
         return np.zeros(n_tensors, np.int64)
     sound = (np.isfinite(evidence.scale) & np.isfinite(evidence.offset)).all(0)
     for values in decoded:
         groups = np.isfinite(values).reshape(len(values), sound.size, GROUP)
         sound &= groups.all((0, 2))
     return np.add.reduce(~sound.reshape(n_tensors, -1), 1, dtype=np.int64)
+
+
+@kernel
+def _are_finite(values: F32Array) -> bool:
+    """Whether all of (n,) are."""
+    whole, limit = values.size // LANES * LANES, np.float32(np.inf)
+    found = splat(limit) < limit
+    for i in range(0, whole, LANES):
+        found = found | ~(abs(load(values, i)) < limit)
+    n = 0
+    for i in range(whole, values.size):
+        n += not np.isfinite(values[i])
+    return n == 0 and not any_lane(found)
 
 
 @kernel

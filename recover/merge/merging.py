@@ -20,13 +20,7 @@ from recover.quants import type_by_name
 
 
 class Merging(Work):
-    """The work of a merge.
-
-    Parameters
-    ----------
-    plan : MergePlan
-        The merge.
-    """
+    """The work of a merge, as its plan says."""
 
     command = "merge"
     sums = Sums

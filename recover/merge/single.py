@@ -5,29 +5,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from recover._text import quoted
 from recover.containers.places import Writer, whole_place
 from recover.errors import UsageError
-from recover.estimators import FIRST_ALONE
+from recover.estimators import Tally
+from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.execution.gathering import Gathering
 from recover.execution.local import Threads
-from recover.execution.tasks import DEVIATIONS, Target, Task, Watch
+from recover.execution.stacks import stack_of
+from recover.execution.tasks import DEVIATIONS, Record, Target, Task, Watch
 from recover.execution.tiles import Progress, available_cores
 from recover.inputs.alignment import index_of
-from recover.inputs.recorded import OpenInputs
-from recover.merge.calibrated import with_error_calibration
-from recover.merge.certain import find_withdrawal, to_estimate_again, without_certainty
+from recover.inputs.recorded import Input, OpenInputs
+from recover.merge.certain import Snapper, find_withdrawal, to_estimate_again, without_certainty
 from recover.merge.checks import check_broken, check_relations, contradicted, with_finest_alone
 from recover.merge.merging import Merging
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.sums import Sums
-from recover.merge.tasks import tasks_of
+from recover.merge.tasks import Job, tasks_of
 from recover.merge.work import Worker
-from recover.quants import F32Array, OpaqueType, TensorType, dequantize, type_by_name
+from recover.quants import TILE, F32Array, OpaqueType, TensorType, dequantize, type_by_name
 
 _MEAN, _DEVIATION = Path("mean"), Path("deviation")
 _BF16 = "BF16"  # of standard deviations, as in files
@@ -123,8 +124,8 @@ def estimate_tensor(
     if int(sums.conflicts):
         single.count(plan, [i for i in range(len(plan.tensors)) if i != index])
     elif _may_be_withdrawn(sums, rounds_all=plan.snaps):
-        single.count(
-            _decoding(plan),
+        single.count_evidence(
+            plan,
             [
                 i
                 for i, each in enumerate(plan.tensors)
@@ -176,6 +177,11 @@ class _Single:
         """Count what the other tensors show, and throw away their weights."""
         self._run(replace(each, outputs=()) for each in self._tasks(plan, indices))
 
+    def count_evidence(self, plan: MergePlan, indices: Sequence[int]) -> None:
+        """Count what the other tensors show of the source's format."""
+        counters = [_Counter(self._opened).count for _ in range(self._n_threads)]
+        Threads(counters).run(self._tasks(plan, indices), self.tallies.add)
+
     def result(self, plan: MergePlan, sums: Sums, warnings: Sequence[str]) -> SingleResult:
         """What was estimated, as arrays."""
         tensor, n_weights = plan.tensors[self._index], self.tensor.n_weights
@@ -210,10 +216,36 @@ def _may_be_withdrawn(sums: Sums, *, rounds_all: bool) -> bool:
     return bool(sums.snapped and (sums.certain or rounds_all) and not is_shown)
 
 
-def _decoding(plan: MergePlan) -> MergePlan:
-    """A plan that counts the same evidence on the source's format, and does little else."""
-    tensors = [
-        each if each.action == "copy" or each.is_known else replace(each, method=FIRST_ALONE)
-        for each in plan.tensors
-    ]
-    return replace(plan, tensors=with_error_calibration(tensors, plan.estimate))
+class _Counter:
+    """One thread's part of counting what weights show of the source's format, and nothing else.
+
+    Of a tensor that is not asked for, only this is of consequence: nothing is estimated.
+    """
+
+    def __init__(self, inputs: OpenInputs) -> None:
+        self._inputs = inputs
+        self._snapper = Snapper()
+        self._untouched = np.empty(TILE, np.float32)
+        self._sources: tuple[Source, ...] = ()
+        self._buffer: EvidenceBuffer | None = None
+
+    def count(self, task: Task) -> Record:
+        """The sums of a task, as `recover.merge.work.Worker.work` gives them."""
+        job, n = cast(Job, task.job), len(task.tensors)
+        inputs = [cast(Input, each) for each in task.inputs[: job.n_used]]
+        models = [self._inputs.model(each, task.tensors[0]) for each in inputs]
+        used = [stack_of([model.tensors[name] for name in task.tensors]) for model in models]
+        if self._buffer is None or job.sources != self._sources:
+            self._sources, self._buffer = job.sources, EvidenceBuffer(job.sources)
+        assert job.snapping is not None
+        self._snapper.look_at(replace(job.snapping, is_decided=False), job.sources)
+        found: list[Sums] = []
+        for start in range(task.start, task.end, TILE):
+            end = start + (min(start + TILE, task.end) - start) * n
+            sums = [Sums(estimated=Tally.zeros(len(used))) for _ in range(n)]
+            evidence = self._buffer.read(used, start, end)
+            stored = [each.part(start, end) for each in used]
+            untouched = self._untouched[: end - start]
+            self._snapper.apply(evidence, stored, untouched, untouched[:0], sums)
+            found += sums
+        return {"sums": found}

@@ -33,38 +33,27 @@ _DOES = "recover.merge.work"
 class Job:
     """What is done to the weights of a tensor, or of each of several that are alike.
 
-    Attributes
-    ----------
-    action, outtype, method, is_known, sources, claims
-        As of `recover.merge.plan.TensorPlan`.
-    estimate : str
-        As of `recover.merge.plan.MergePlan`.
-    n_weights : int
-        Of the whole tensor.
-    n_used : int
-        So many of a task's inputs take part, the finest first; the others are compared.
-    confines : tuple of bool
-        Where inputs are compared, whether the first one's and theirs prove bounds.
-    noises : tuple of float or None
-        As of their sources (see `recover.merge.compare.compare`).
-    snapping : Snapping or None
-        How weights are set to numbers of the source's format; None if they cannot be.
-    shift : float
-        As of `recover.merge.plan.TensorPlan`.
+    Fields that are not described are those of `recover.merge.plan.TensorPlan`.
     """
 
     action: str
     outtype: str
     method: str
     estimate: str
+    """As of `recover.merge.plan.MergePlan`."""
     is_known: bool
     n_weights: int
+    """Of the whole tensor."""
     n_used: int
+    """So many of a task's inputs take part, the finest first; the others are compared."""
     sources: tuple[Source, ...]
     error_calibration: ErrorCalibration | None
     confines: tuple[bool, ...]
+    """Where inputs are compared, whether the first one's and theirs prove bounds."""
     noises: tuple[float | None, ...]
+    """As of their sources (see `recover.merge.compare.compare`)."""
     snapping: Snapping | None
+    """How weights are set to numbers of the source's format; None if they cannot be."""
     shift: float
 
     @classmethod

@@ -33,14 +33,7 @@ from recover.merge.exact import count_rounded, rounded_away
 from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.sums import Sums
 from recover.merge.tasks import Job
-from recover.quants import (
-    TILE,
-    F32Array,
-    TensorType,
-    U8Array,
-    quantize,
-    type_by_name,
-)
+from recover.quants import TILE, F32Array, TensorType, U8Array, quantize, type_by_name
 
 _FLOAT32_ROUNDING, _SMALLEST_NORMAL = np.float32(2.0**-24), np.float32(2.0**-126)
 _BF16 = "BF16"  # of standard deviations

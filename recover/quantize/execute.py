@@ -1,32 +1,24 @@
 """Carrying out a plan: its tasks are done by threads or others."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from recover.execution.shares import Shard
 from recover.execution.sharing import PartResult, Tell
-from recover.execution.tasks import Executor
-from recover.execution.tiles import Progress
 from recover.execution.whole import execute, execute_part
-from recover.execution.work import HowToWork
+from recover.execution.work import HowToWork, Means
 from recover.quantize.plan import QuantizePlan
 from recover.quantize.work import Quantizing
 
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """What a quantization did.
-
-    Attributes
-    ----------
-    plan : QuantizePlan
-        What was carried out.
-    seconds : float
-        Wall time of the execution.
-    """
+    """What a quantization did."""
 
     plan: QuantizePlan
+    """What was carried out."""
     seconds: float
+    """Wall time of the execution."""
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover quantize --json`` prints."""
@@ -58,10 +50,7 @@ class QuantizeResult:
 
 def execute_quantize(
     plan: QuantizePlan,
-    *,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
+    **means: Unpack[Means],
 ) -> QuantizeResult:
     """Carry out a plan.
 
@@ -69,14 +58,9 @@ def execute_quantize(
     ----------
     plan : QuantizePlan
         From `plan_quantize`.
-    n_threads, progress : optional
-        See `recover.execution.tiles`.
-    executor : Executor, optional
-        Who has the tasks done; default: threads of this process.
-
-    Returns
-    -------
-    QuantizeResult
+    **means
+        Who does the tasks: ``n_threads``, ``progress`` and ``executor``, see
+        `recover.execution.work.HowToWork`.
 
     Raises
     ------
@@ -85,7 +69,7 @@ def execute_quantize(
     PlanError
         If a weight is not finite, or too large for its type.
     """
-    finished = execute(Quantizing(plan), HowToWork(n_threads, progress, executor))
+    finished = execute(Quantizing(plan), HowToWork(**means))
     return QuantizeResult(plan, finished.seconds)
 
 
@@ -93,10 +77,8 @@ def execute_quantize_part(
     plan: QuantizePlan,
     shard: Shard,
     *,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
     tell: Tell | None = None,
+    **means: Unpack[Means],
 ) -> QuantizeResult | PartResult:
     """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
 
@@ -105,6 +87,6 @@ def execute_quantize_part(
     QuantizeResult or PartResult
         Of all parts from the process that ends last.
     """
-    how = HowToWork(n_threads, progress, executor)
+    how = HowToWork(**means)
     done = execute_part(Quantizing(plan), shard, how, tell)
     return done if isinstance(done, PartResult) else QuantizeResult(plan, done.seconds)

@@ -38,33 +38,22 @@ _LONGEST_TEXT = 127
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What happens to one tensor.
-
-    Attributes
-    ----------
-    name : str
-        Name of the tensor.
-    dims : tuple of int
-        Row length first.
-    action : str
-        ``copy`` (stored bytes) or ``quantize``.
-    type : str
-        How the input stores it.
-    outtype : str
-        How the output stores it.
-    uses_imatrix : bool
-        Whether the importance matrix has a say.
-    position : int
-        Of its first byte in the output file.
-    """
+    """What happens to one tensor."""
 
     name: str
+    """Name of the tensor."""
     dims: tuple[int, ...]
+    """Row length first."""
     action: str
+    """``copy`` (stored bytes) or ``quantize``."""
     type: str
+    """How the input stores it."""
     outtype: str
+    """How the output stores it."""
     uses_imatrix: bool
+    """Whether the importance matrix has a say."""
     position: int
+    """Of its first byte in the output file."""
 
     @property
     def n_weights(self) -> int:
@@ -87,48 +76,32 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """A whole quantization: every output byte has its place before the first weight is read.
-
-    Attributes
-    ----------
-    model : GGUFModel
-        The opened input.
-    output : Path
-        File to be written.
-    outtype : str
-        The type or mix that was asked for.
-    base : str
-        The type of most tensors: that one, or the mix's.
-    quantizer : str
-        Name of the encoder that makes this type.
-    imatrix_path : Path or None
-        Where the importance matrix was read from.
-    imatrix : Imatrix or None
-        The importance matrix.
-    tensors : tuple of TensorPlan
-        In output order.
-    header : bytes
-        Of the output, padded to where the data begins.
-    n_bytes : int
-        Size of the output.
-    warnings : tuple of str
-        What the user should know.
-    asked : dict
-        The parameters of `plan_quantize` as plain data, with absolute paths.
-    """
+    """A whole quantization: every output byte has its place before the first weight is read."""
 
     model: GGUFModel[Tensor]
+    """The opened input."""
     output: Path
+    """File to be written."""
     outtype: str
+    """The type or mix that was asked for."""
     base: str
+    """The type of most tensors: that one, or the mix's."""
     quantizer: str
+    """Name of the encoder that makes this type."""
     imatrix_path: Path | None
+    """Where the importance matrix was read from."""
     imatrix: Imatrix | None
+    """The importance matrix."""
     tensors: tuple[TensorPlan, ...]
+    """In output order."""
     header: bytes
+    """Of the output, padded to where the data begins."""
     n_bytes: int
+    """Size of the output."""
     warnings: tuple[str, ...]
+    """What the user should know."""
     asked: dict[str, Any]
+    """The parameters of `plan_quantize` as plain data, with absolute paths."""
 
     @property
     def n_weights(self) -> int:

@@ -29,13 +29,7 @@ from recover.quants import (
 
 
 class Quantizing(PlannedWork):
-    """The work of a quantization.
-
-    Parameters
-    ----------
-    plan : QuantizePlan
-        The quantization.
-    """
+    """The work of a quantization, as its plan says."""
 
     command = "quantize"
     sums = Nothing
@@ -71,12 +65,8 @@ class Quantizing(PlannedWork):
         return Worker(self.plan)
 
 
-_replanning = Replanning(lambda asked: Quantizing(plan_quantize(**asked)))
-
-
-def carry_out(record: Record) -> Record:
-    """Do a task in a process that has nothing else; see `Replanning.carry_out`."""
-    return _replanning.carry_out(record)
+carry_out = Replanning(lambda asked: Quantizing(plan_quantize(**asked))).carry_out
+"""Does a task in a process that has nothing else."""
 
 
 class Worker:

@@ -19,6 +19,7 @@ from recover.quants._registry import (
     types_of_files,
     types_of_integers,
 )
+from recover.quants._sub_blocks import SubBlocks
 from recover.quants.base import (
     GROUP,
     TILE,
@@ -65,6 +66,7 @@ __all__ = [
     "OpaqueType",
     "ScalarType",
     "Stated",
+    "SubBlocks",
     "TensorType",
     "U8Array",
     "U16Array",

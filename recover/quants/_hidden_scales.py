@@ -10,6 +10,7 @@ with and without importance matrices, and on random ones with light and heavy ta
 and of one sign. The other inputs narrow it (see `recover.evidence.hidden`).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import numpy as np
 from recover._compiled.across import add_up
 from recover._compiled.float16 import f32_from_bits, read_f16
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import gather, load_bytes, store, where
+from recover._compiled.lanes import gather, load_bytes, splat, store, where
 from recover.quants._fields import double_word
 from recover.quants.base import F32Array, U8Array
 from recover.quants.interval import BlockIntervals, Hidden, Stated
@@ -114,6 +115,31 @@ class Places(NamedTuple):
 
 
 UNIFORM = Places()
+_SHIFT = math.pi**2 / 18
+_USUAL = 0.7  # the usual integer scale over the largest
+
+
+class Coarseness(NamedTuple):
+    """How coarse the integer scales of sub-blocks are, see `recover.estimators._coarse`."""
+
+    step: float
+    """The distance of two of them."""
+    half_range: float
+    """Of the levels, in units of the steps at their ends."""
+    usual: float
+    """That over the usual integer scale, in units of `step`: what `Places` were measured at."""
+    noise: float
+    """Of `Places`, over that of weights anywhere in their cells."""
+    end_noise: float
+    """Of `Places`."""
+
+
+def coarseness_of(levels: tuple[int, ...], step: int, largest: int, places: Places) -> Coarseness:
+    """How coarse integer scales are that are `step` apart, and at most `largest`."""
+    ends = (levels[1] - levels[0] + levels[-1] - levels[-2]) / 2
+    half_range = (levels[-1] - levels[0]) / 2 / ends
+    usual = half_range * step / (_USUAL * largest)
+    return Coarseness(step, half_range, usual, places.noise / UNIFORM.noise, places.end_noise)
 
 
 def tables_of(levels: tuple[int, ...], shift: int | None, places: Places) -> F32Array:
@@ -177,18 +203,46 @@ def fill_ranges(
         high[b] = reach[1] * (np.float32(1) + slack)
 
 
+@inner
+def _coarse_factors(integer: np.float32, coarseness: Coarseness) -> tuple[np.float32, np.float32]:
+    """What multiplies the square errors of codes with both edges, and of those with one.
+
+    The rounding of a small integer scale moves weights in their cells, to anywhere at last. End
+    codes are off by up to ``r / 2`` of the half of the scales that were rounded down: the mean
+    square of that, ``r^2 / 24``, adds to theirs.
+    """
+    r = np.float32(coarseness.half_range * coarseness.step) / max(
+        integer, np.float32(2 * coarseness.step)
+    )
+    r, usual = r * r, np.float32(coarseness.usual**2)
+    one, shift = np.float32(1), np.float32(_SHIFT)
+    left = (one + shift * usual) / (one + shift * r)
+    anywhere = one / np.float32(coarseness.noise)
+    more = one / np.float32(24 * coarseness.end_noise)
+    return anywhere + (one - anywhere) * left, (one + more * r) / (one + more * usual)
+
+
+@kernel
+def fill_units(raw: U8Array, part_size: int, unit: Unit, d: F32Array) -> None:
+    """The scale d of each superblock."""
+    for b in range(d.size):
+        d[b] = read_unit(raw, part_size * b + unit.at, unit.is_f16)
+
+
 @kernel
 def fill_stated(
     codes: U8Array,
     scale: F32Array,
+    unit: F32Array,
     tables: F32Array,
     growth: tuple[np.float32, np.float32],
+    coarseness: Coarseness,
     stated: Stated,
 ) -> None:
     """Values ``scale * level``, and the cells if the codes were chosen with these scales.
 
-    A scale whose square is 0 or infinite proves nothing. `growth` has half the power and the square
-    of the size of `Places`.
+    A scale whose square is 0 or infinite proves nothing. `unit` has the scale of each superblock,
+    `growth` half the power and the square of the size of `Places`.
     """
     value, lower, upper, variance = stated
     for g in range(scale.size):
@@ -206,11 +260,11 @@ def fill_stated(
         store(lower, 16 * g, below - slack)
         store(upper, 16 * g, above + slack)
         level, error = gather(tables[0], q), gather(tables[3], q) * (s * s)
-        if growth[0] > 0:
-            size = add_up(level * level) / (np.float32(16) * growth[1])
-            factor = min(max(size, np.float32(0.1)), np.float32(10)) ** growth[0]
-            is_open = (gather(tables[1], q) == -_FAR) | (gather(tables[2], q) == _FAR)
-            error = where(is_open, error * factor, error)
+        size = add_up(level * level) / (np.float32(16) * growth[1])
+        factor = min(max(size, np.float32(0.1)), np.float32(10)) ** growth[0]
+        closed, opened = _coarse_factors(abs(s / unit[g // 16]), coarseness)
+        is_open = (gather(tables[1], q) == -_FAR) | (gather(tables[2], q) == _FAR)
+        error = error * where(is_open, splat(opened * factor), splat(closed))
         store(variance, 16 * g, where(error > np.float32(0), error, _FAR))
 
 
@@ -219,15 +273,20 @@ Unpack = Callable[[U8Array, U8Array, F32Array], None]
 
 def _state(
     unpack: Unpack,
+    part_size: int,
+    unit: Unit,
     tables: F32Array,
     growth: tuple[np.float32, np.float32],
+    coarseness: Coarseness,
     raw: U8Array,
     stated: Stated,
 ) -> None:
     n = stated.value.size
     codes, scale = np.empty(n, np.uint8), np.empty(n // 16, np.float32)
     unpack(raw, codes, scale)
-    fill_stated(codes, scale, tables, growth, stated)
+    d = np.empty(n // SUPERBLOCK, np.float32)
+    fill_units(raw, part_size, unit, d)
+    fill_stated(codes, scale, d, tables, growth, coarseness, stated)
 
 
 def _ranges(
@@ -255,6 +314,7 @@ def hidden_scale_type(
     file_types: dict[int, str],
     relative_mse: float,
     row_header: int = 0,
+    integers: tuple[int, int] = (0, 1),
     places: Places = UNIFORM,
 ) -> BlockIntervals:
     """A type whose codes were chosen with a scale that was changed afterwards.
@@ -267,6 +327,9 @@ def hidden_scale_type(
         See `tables_of`.
     unit : Unit
         Where the stored scale is.
+    integers : tuple of 2 int
+        The distance of two integer scales of sub-blocks, and the largest one. Default: there are no
+        sub-blocks.
     reach : tuple of 2 floats
         Between which two ratios of the encoder's scale to the stored one all are that were found,
         with a margin.
@@ -278,6 +341,7 @@ def hidden_scale_type(
         for low, high in (reach, usual)
     )
     tables = tables_of(levels, shift, places)
+    coarseness = coarseness_of(levels, *integers, places)
     growth = np.float32(places.end_growth / 2), np.float32(places.size**2)
     return BlockIntervals(
         name=name,
@@ -290,6 +354,6 @@ def hidden_scale_type(
         relative_mse=relative_mse,
         noise=places.noise,
         density=places.density,
-        state=partial(_state, unpack, tables, growth),
+        state=partial(_state, unpack, row_header + type_size, unit, tables, growth, coarseness),
         hidden=Hidden(possible, typical, reach, usual),
     )

@@ -11,8 +11,9 @@ import numpy as np
 from recover._compiled.across import first_lane, largest_lane, mask_bits
 from recover._compiled.jit import inlined, inner, kernel
 from recover._compiled.lanes import load, load_bytes, store_bytes, truncate, where
+from recover.quants._declared import Coded, coded
 from recover.quants._search import sum_of_squares, transpose, weigh
-from recover.quants.base import F32Array, I8Array, U8Array, table
+from recover.quants.base import F32Array, I8Array, U8Array, integer_levels, table
 
 
 @inner
@@ -147,8 +148,8 @@ def codes_of_32(integers: I8Array, lowest: int, codes: U8Array) -> None:
         codes[j] = np.uint8(integers[j] - lowest)
 
 
-def extreme_code_cells(n_codes: int) -> tuple[F32Array, F32Array]:
-    """Cells where the block's weight of largest magnitude is given the lowest code.
+def extreme_coded(n_codes: int) -> Coded:
+    """Levels and cells where the block's weight of largest magnitude is given the lowest code.
 
     The encoder divides by ``d = max / -half`` with ``half = n_codes / 2`` and rounds; no weight is
     beyond ``half * d`` in magnitude, which bounds both end cells.
@@ -157,12 +158,13 @@ def extreme_code_cells(n_codes: int) -> tuple[F32Array, F32Array]:
     level = np.arange(-half, half)
     lower, upper = level - 0.5, level + 0.5
     lower[0], upper[-1] = -half, half
-    return table(lower, fill=-np.inf), table(upper, fill=np.inf)
+    edges = table(lower, fill=-np.inf), table(upper, fill=np.inf)
+    return coded(integer_levels(first=-half), edges)
 
 
-def range_cells(n_codes: int) -> tuple[F32Array, F32Array]:
-    """Cells where the codes span exactly from the block's minimum (code 0) to its maximum."""
+def range_coded(n_codes: int) -> Coded:
+    """Levels and cells where the codes span from the block's minimum (code 0) to its maximum."""
     level = np.arange(n_codes)
     lower, upper = level - 0.5, level + 0.5
     lower[0], upper[-1] = 0, n_codes - 1
-    return table(lower, fill=-np.inf), table(upper, fill=np.inf)
+    return coded(integer_levels(), (table(lower, fill=-np.inf), table(upper, fill=np.inf)))

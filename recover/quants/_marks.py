@@ -68,18 +68,3 @@ def _find_codes(
             found |= mark.roles[codes[i]]
         usable[b] = np.isfinite(d) and d != 0
         marked[b] = found == mark.wanted and (d > 0 or not mark.is_positive)
-
-
-def marks_scales_and_minima(d: F32Array, dmin: F32Array, full: Mask, full_min: Mask) -> Marks:
-    """The mark of types with minima: the largest codes of scales and of minima, unless 0."""
-    usable = np.isfinite(d) & np.isfinite(dmin) & ((d != 0) | (dmin != 0))
-    return usable, (full | (d == 0)) & (full_min | (dmin == 0))
-
-
-def marks_of_packed_scales(blocks: U8Array) -> Marks:
-    """The mark of Q4_K and Q5_K: d is the largest scale / 63, dmin the largest minimum / 63."""
-    first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = np.concatenate([first & 63, (third & 15) | ((first >> 6) << 4)], 1)
-    minima = np.concatenate([second & 63, (third >> 4) | ((second >> 6) << 4)], 1)
-    full, full_min = (scales == 63).any(1), (minima == 63).any(1)
-    return marks_scales_and_minima(f16_at(blocks, 0), f16_at(blocks, 2), full, full_min)

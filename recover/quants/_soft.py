@@ -7,13 +7,16 @@ largest levels have the smallest errors. What is stated is the mean square error
 both, in units of the squared scale, as it was measured on trained weights.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from recover._compiled.jit import inner, kernel
-from recover.quants.base import F32Array
-from recover.quants.interval import Stated
+from recover.quants._declared import Layout
+from recover.quants._hidden_scales import IK
+from recover.quants.base import F32Array, U8Array
+from recover.quants.interval import BlockIntervals, Stated
 
 LEVELS = np.float32(1)
 """The unit of levels that are integers."""
@@ -87,3 +90,42 @@ def fill_soft(
 def _at(table: F32Array, size: np.float32) -> np.float32:
     """The entry of a table at a size."""
     return table[np.int64(min(size, _LARGEST) + np.float32(0.5))]
+
+
+def soft_type(
+    layout: Layout,
+    unpack: Callable[[U8Array, F32Array, F32Array], None],
+    expected: Errors,
+    *,
+    row_header: int = 0,
+    file_types: dict[int, str],
+    relative_mse: float,
+) -> BlockIntervals:
+    """A type of ik_llama.cpp whose codes prove nothing.
+
+    Parameters
+    ----------
+    layout, row_header, file_types, relative_mse
+        As of `BlockIntervals`.
+    unpack : callable
+        ``unpack(raw: uint8, levels: float32 (n,), scale: float32 (n / 16,))``.
+    expected : Errors
+        The errors to expect.
+    """
+
+    def state(raw: U8Array, stated: Stated) -> None:
+        n = stated.value.size
+        levels, scale = np.empty(n, np.float32), np.empty(n // 16, np.float32)
+        unpack(raw, levels, scale)
+        fill_soft(levels, scale, expected, LEVELS, stated)
+
+    return BlockIntervals(
+        **layout,
+        row_header=row_header,
+        file_types=file_types,
+        writer=IK,
+        relative_mse=relative_mse,
+        noise=1.0,
+        has_cells=False,
+        state=state,
+    )

@@ -1,10 +1,14 @@
 """Codes of three values: 0 where a weight is below half of the largest, otherwise its sign."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from recover._compiled.jit import kernel
-from recover.quants.base import F32Array, I8Array
-from recover.quants.interval import Stated
+from recover.quants._declared import Layout
+from recover.quants._hidden_scales import IK
+from recover.quants.base import F32Array, I8Array, U8Array
+from recover.quants.interval import BlockIntervals, Stated
 
 _FAR = np.float32(np.inf)
 _SLACK = np.float32(2.0**-20)
@@ -39,6 +43,36 @@ def fill_ternary(
             variance[i] = d * d * np.float32(1 / 12)
             lower[i] = -largest if q < 0 else -half - slack if q == 0 else half - slack
             upper[i] = -half + slack if q < 0 else half + slack if q == 0 else largest
+
+
+def ternary_type(
+    layout: Layout,
+    unpack: Callable[[U8Array, I8Array, F32Array], None],
+    *,
+    row_header: int,
+    file_types: dict[int, str],
+) -> BlockIntervals:
+    """A type of ik_llama.cpp whose rows have one scale in front: f16 or, of 4 bytes, f32.
+
+    ``unpack(raw: uint8, digits: int8 (n,), scale: float32 (n / 64,))``; the others are as of
+    `BlockIntervals`.
+    """
+
+    def state(raw: U8Array, stated: Stated) -> None:
+        n = stated.value.size
+        digits, scale = np.empty(n, np.int8), np.empty(n // 64, np.float32)
+        unpack(raw, digits, scale)
+        fill_ternary(digits, scale, row_header == 2, stated)
+
+    return BlockIntervals(
+        **layout,
+        row_header=row_header,
+        file_types=file_types,
+        writer=IK,
+        relative_mse=0.65,
+        is_native=True,
+        state=state,
+    )
 
 
 @kernel

@@ -13,12 +13,15 @@ from importlib.resources.abc import Traversable
 from math import prod
 from pickle import PicklingError
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recover.errors import QuantError
+
+if TYPE_CHECKING:
+    from recover.quants._sub_blocks import SubBlocks
 
 GROUP = 16
 """Weights that share one (scale, offset) in unpacked form, whatever the format's sub-block is."""
@@ -331,6 +334,9 @@ class ScalarType(TensorType):
     scale_limit : float
         Codes prove nothing where the scale is as large or larger: there the encoder's arithmetic
         overflows, or the scale was clipped.
+    scale_steps : int
+        The largest integer scale of a sub-block: scales are integers times one of the superblock.
+        0 where each sub-block has a float of its own.
     scales_are_coarse : bool
         Whether scales of weights of ordinary size are near the smallest one, so that the errors
         depend on the size of the weights.
@@ -374,6 +380,10 @@ class ScalarType(TensorType):
         `recover.evidence.densities`).
     integers : Integers or None
         How `recover reblock` stores integers in the type; None if it does not.
+    sub_blocks : Callable or None
+        ``sub_blocks(blocks: uint8 (n_blocks, type_size)) -> SubBlocks``: what blocks say of their
+        sub-blocks (see `recover.quants.SubBlocks`). None where a block has no scale but the one
+        that `unpack` gives.
     """
 
     levels: F32Array
@@ -388,6 +398,7 @@ class ScalarType(TensorType):
     d_at: int = 0
     zero_scale_tells: bool = False
     scale_limit: float = np.inf
+    scale_steps: int = 0
     scales_are_coarse: bool = False
     largest_lost: float = 2.0**-12
     refits_scale_with_imatrix: bool = False
@@ -401,6 +412,7 @@ class ScalarType(TensorType):
     weighs_whole_rows: bool = False
     densities: Traversable | None = None
     integers: Integers | None = None
+    sub_blocks: "Callable[[U8Array], SubBlocks] | None" = None
 
     @property
     def scale_has_sign(self) -> bool:
@@ -493,8 +505,3 @@ def rounding_cells(n_codes: int, first: int = 0) -> tuple[F32Array, F32Array]:
     lower, upper = level - 0.5, level + 0.5
     lower[0], upper[-1] = -np.inf, np.inf
     return table(lower, fill=-np.inf), table(upper, fill=np.inf)
-
-
-def rounded_levels(n_codes: int, first: int = 0) -> tuple[F32Array, F32Array, F32Array]:
-    """Levels that are the integers from `first` on, and the edges that `rounding_cells` gives."""
-    return integer_levels(first), *rounding_cells(n_codes, first)

@@ -6,6 +6,7 @@ from recover._compiled.across import any_lane
 from recover._compiled.float16 import f16_to_f32, f32_from_bits, f32_to_bf16, f32_to_f16
 from recover._compiled.jit import kernel
 from recover._compiled.lanes import LANES, load, splat, store_f16
+from recover.quants._declared import layout
 from recover.quants._float_cells import narrow_bf16, narrow_exact, narrow_f16
 from recover.quants.base import F32Array, FloatType, U8Array
 
@@ -88,11 +89,8 @@ def _narrow_bf16(raw: U8Array, lower: F32Array, upper: F32Array) -> None:
 
 
 F32 = FloatType(
-    name="F32",
-    type_id=0,
+    **layout("F32", type_id=0, block_size=1, type_size=4),
     file_type=0,
-    block_size=1,
-    type_size=4,
     significand_bits=24,
     exponent=0x7F800000,
     decode=_decode_f32,
@@ -100,11 +98,8 @@ F32 = FloatType(
     narrow=_narrow_f32,
 )
 F16 = FloatType(
-    name="F16",
-    type_id=1,
+    **layout("F16", type_id=1, block_size=1, type_size=2),
     file_type=1,
-    block_size=1,
-    type_size=2,
     significand_bits=11,
     exponent=0x7C00,
     decode=_decode_f16,
@@ -112,11 +107,8 @@ F16 = FloatType(
     narrow=_narrow_f16,
 )
 BF16 = FloatType(
-    name="BF16",
-    type_id=30,
+    **layout("BF16", type_id=30, block_size=1, type_size=2),
     file_type=32,
-    block_size=1,
-    type_size=2,
     significand_bits=8,
     exponent=0x7F80,
     decode=_decode_bf16,

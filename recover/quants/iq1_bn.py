@@ -8,10 +8,9 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
-from recover.quants._hidden_scales import IK
-from recover.quants._ternary import fill_ternary
+from recover.quants._declared import layout
+from recover.quants._ternary import ternary_type
 from recover.quants.base import F32Array, I8Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
 
 _POWERS = (81, 27, 9, 3, 1)
 
@@ -29,22 +28,9 @@ def _unpack(raw: U8Array, digits: I8Array, scale: F32Array) -> None:
             digits[64 * b + i] = np.int8((v + v // 2) // 128 - 1)
 
 
-def _state(raw: U8Array, stated: Stated) -> None:
-    n = stated.value.size
-    digits, scale = np.empty(n, np.int8), np.empty(n // 64, np.float32)
-    _unpack(raw, digits, scale)
-    fill_ternary(digits, scale, True, stated)
-
-
-IQ1_BN = BlockIntervals(
-    name="IQ1_BN",
-    type_id=134,
-    block_size=64,
-    type_size=13,
+IQ1_BN = ternary_type(
+    layout("IQ1_BN", type_id=134, block_size=64, type_size=13),
+    _unpack,
     row_header=2,
     file_types={136: "IQ1_BN"},
-    writer=IK,
-    relative_mse=0.65,
-    is_native=True,
-    state=_state,
 )

@@ -8,12 +8,11 @@ import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import double_word
-from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._soft import errors, soft_type
 from recover.quants._trellis import SCALES, fill_group
 from recover.quants.base import F32Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
 
 
 @kernel
@@ -44,23 +43,11 @@ _ERRORS = errors(
 )
 
 
-def _state(raw: U8Array, stated: Stated) -> None:
-    n = stated.value.size
-    levels, scale = np.empty(n, np.float32), np.empty(n // 16, np.float32)
-    _unpack(raw, levels, scale)
-    fill_soft(levels, scale, _ERRORS, LEVELS, stated)
-
-
-IQ1_KT = BlockIntervals(
-    name="IQ1_KT",
-    type_id=158,
-    block_size=256,
-    type_size=56,
+IQ1_KT = soft_type(
+    layout("IQ1_KT", type_id=158, block_size=256, type_size=56),
+    _unpack,
+    _ERRORS,
     row_header=4,
     file_types={156: "IQ1_KT"},
-    writer=IK,
     relative_mse=0.206,
-    noise=1.0,
-    has_cells=False,
-    state=_state,
 )

@@ -6,6 +6,7 @@ indices and the signs of their offsets, a byte with two scales.
 
 import numpy as np
 
+from recover.quants._declared import layout
 from recover.quants.base import F32Array, U8Array, VectorType
 from recover.quants.iq1_s_32 import grid_of_iq1
 
@@ -26,9 +27,7 @@ def _decode(raw: U8Array, out: F32Array) -> None:
 
 
 IQ1_M_32 = VectorType(
-    name="IQ1_M_32",
-    block_size=32,
-    type_size=7,
+    **layout("IQ1_M_32", block_size=32, type_size=7),
     row_header=2,
     relative_mse=0.204,
     decode=_decode,

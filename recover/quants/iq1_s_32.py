@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recover.quants._declared import layout
 from recover.quants.base import F32Array, U8Array, VectorType
 
 _DELTA = np.float32(0.125)
@@ -35,9 +36,7 @@ def _decode(raw: U8Array, out: F32Array) -> None:
 
 
 IQ1_S_32 = VectorType(
-    name="IQ1_S_32",
-    block_size=32,
-    type_size=6,
+    **layout("IQ1_S_32", block_size=32, type_size=6),
     row_header=2,
     relative_mse=0.236,
     decode=_decode,

@@ -8,11 +8,10 @@ import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import double_word
-from recover.quants._hidden_scales import IK
-from recover.quants._ternary import fill_ternary
+from recover.quants._ternary import ternary_type
 from recover.quants.base import F32Array, I8Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
 
 
 @kernel
@@ -26,22 +25,9 @@ def _unpack(raw: U8Array, digits: I8Array, scale: F32Array) -> None:
                 digits[64 * b + 16 * p + j] = np.int8(bits) - np.int8(1)
 
 
-def _state(raw: U8Array, stated: Stated) -> None:
-    n = stated.value.size
-    digits, scale = np.empty(n, np.int8), np.empty(n // 64, np.float32)
-    _unpack(raw, digits, scale)
-    fill_ternary(digits, scale, False, stated)
-
-
-IQ2_BN = BlockIntervals(
-    name="IQ2_BN",
-    type_id=135,
-    block_size=64,
-    type_size=16,
+IQ2_BN = ternary_type(
+    layout("IQ2_BN", type_id=135, block_size=64, type_size=16),
+    _unpack,
     row_header=4,
     file_types={137: "IQ2_BN"},
-    writer=IK,
-    relative_mse=0.65,
-    is_native=True,
-    state=_state,
 )

@@ -35,6 +35,7 @@ IQ2_K = hidden_scale_type(
     levels=LEVELS_2,
     shift=5,
     unit=Unit(0, is_f16=True),
+    integers=(1, 8),
     reach=(0.15, 1.25),
     usual=(0.919, 1.015),
     file_types={138: "IQ2_K"},

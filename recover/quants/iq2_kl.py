@@ -9,11 +9,11 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import half, word
-from recover.quants._hidden_scales import IK, SUPERBLOCK
-from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._hidden_scales import SUPERBLOCK
+from recover.quants._soft import errors, soft_type
 from recover.quants.base import F32Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
 
 PAIRS = np.array(
     [
@@ -79,23 +79,11 @@ _ERRORS = errors(
 )
 
 
-def _state(raw: U8Array, stated: Stated) -> None:
-    n = stated.value.size
-    levels, scale = np.empty(n, np.float32), np.empty(n // 16, np.float32)
-    _unpack(raw, levels, scale)
-    fill_soft(levels, scale, _ERRORS, LEVELS, stated)
-
-
-IQ2_KL = BlockIntervals(
-    name="IQ2_KL",
-    type_id=157,
-    block_size=SUPERBLOCK,
-    type_size=86,
+IQ2_KL = soft_type(
+    layout("IQ2_KL", type_id=157, block_size=SUPERBLOCK, type_size=86),
+    _unpack,
+    _ERRORS,
     row_header=2,
     file_types={155: "IQ2_KL"},
-    writer=IK,
     relative_mse=0.0583,
-    noise=1.0,
-    has_cells=False,
-    state=_state,
 )

@@ -36,6 +36,7 @@ IQ2_KS = hidden_scale_type(
     levels=LEVELS_2,
     shift=5,
     unit=Unit(0, is_f16=True),
+    integers=(1, 16),
     reach=(0.8, 1.2),
     usual=(0.961, 1.012),
     file_types={147: "IQ2_KS"},

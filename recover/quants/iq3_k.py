@@ -39,6 +39,7 @@ IQ3_K = hidden_scale_type(
     levels=LEVELS_3,
     shift=4,
     unit=Unit(0, is_f16=True),
+    integers=(2, 31),
     reach=(0.72, 1.16),
     usual=(0.952, 1.018),
     file_types={139: "IQ3_K", 146: "IQ3_KL"},

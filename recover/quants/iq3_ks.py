@@ -37,6 +37,7 @@ IQ3_KS = hidden_scale_type(
     levels=LEVELS_3,
     shift=4,
     unit=Unit(0, is_f16=True),
+    integers=(1, 16),
     reach=(0.8, 1.2),
     usual=(0.982, 1.016),
     file_types={154: "IQ3_KS"},

@@ -10,6 +10,7 @@ import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import double_word, half, word
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors
@@ -96,10 +97,7 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
 
 
 IQ3_KT = BlockIntervals(
-    name="IQ3_KT",
-    type_id=154,
-    block_size=256,
-    type_size=100,
+    **layout("IQ3_KT", type_id=154, block_size=256, type_size=100),
     row_header=4,
     file_type=152,
     fallback="IQ4_NL",

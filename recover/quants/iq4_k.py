@@ -36,6 +36,7 @@ IQ4_K = hidden_scale_type(
     levels=LEVELS_4,
     shift=4,
     unit=Unit(0, is_f16=True),
+    integers=(1, 32),
     reach=(0.88, 1.08),
     usual=(0.987, 1.013),
     file_types={140: "IQ4_K"},

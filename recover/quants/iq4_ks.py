@@ -33,6 +33,7 @@ IQ4_KS = hidden_scale_type(
     levels=LEVELS_4,
     shift=4,
     unit=Unit(0, is_f16=False),
+    integers=(2, 127),
     reach=(0.95, 1.03),
     usual=(0.996, 1.004),
     file_types={145: "IQ4_KS"},

@@ -8,11 +8,11 @@ codes until that is possible, so that they prove nothing.
 import numpy as np
 
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import add_shift, four_bits_16, word
-from recover.quants._hidden_scales import IK, LEVELS_4, SUPERBLOCK, UNIFORM, read_unit, tables_of
-from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._hidden_scales import LEVELS_4, SUPERBLOCK, UNIFORM, read_unit, tables_of
+from recover.quants._soft import errors, soft_type
 from recover.quants.base import F32Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
 
 
 @kernel
@@ -48,23 +48,17 @@ _ERRORS = errors(
 )
 
 
-def _state(raw: U8Array, stated: Stated) -> None:
-    codes = np.empty(stated.value.size, np.uint8)
-    scale = np.empty(stated.value.size // 16, np.float32)
+def _unpack_levels(raw: U8Array, levels: F32Array, scale: F32Array) -> None:
+    codes = np.empty(levels.size, np.uint8)
     _unpack(raw, codes, scale)
-    fill_soft(_LEVELS[codes], scale, _ERRORS, LEVELS, stated)
+    levels[:] = _LEVELS[codes]
 
 
-IQ4_KSS = BlockIntervals(
-    name="IQ4_KSS",
-    type_id=146,
-    block_size=SUPERBLOCK,
-    type_size=128,
+IQ4_KSS = soft_type(
+    layout("IQ4_KSS", type_id=146, block_size=SUPERBLOCK, type_size=128),
+    _unpack_levels,
+    _ERRORS,
     row_header=4,
     file_types={148: "IQ4_KSS"},
-    writer=IK,
     relative_mse=0.0118,
-    noise=1.0,
-    has_cells=False,
-    state=_state,
 )

@@ -11,6 +11,7 @@ import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors
@@ -94,10 +95,7 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
 
 
 IQ4_KT = BlockIntervals(
-    name="IQ4_KT",
-    type_id=155,
-    block_size=256,
-    type_size=128,
+    **layout("IQ4_KT", type_id=155, block_size=256, type_size=128),
     row_header=4,
     file_type=153,
     fallback="IQ4_NL",

@@ -8,6 +8,7 @@ import numpy as np
 from recover._compiled.float16 import write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, splat, store
+from recover.quants._declared import coded, layout
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
 from recover.quants._legacy import inverse, join_nibbles
 from recover.quants._search import SCALE, transpose, weigh
@@ -55,16 +56,9 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
 
 # `quantize_row_iq4_nl_impl`: nearest entry of the code book for the final scale, rounded to f16
 # last.
-_LOWER, _UPPER = codebook_cells()
-
 IQ4_NL = ScalarType(
-    name="IQ4_NL",
-    type_id=20,
-    block_size=32,
-    type_size=18,
-    levels=LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("IQ4_NL", type_id=20, block_size=32, type_size=18),
+    **coded(LEVELS, codebook_cells()),
     rounds_scale_last=True,
     unpack=_unpack,
     quantize=_quantize,

@@ -8,9 +8,10 @@ import numpy as np
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, store
+from recover.quants._declared import coded, layout
 from recover.quants._iq4 import LEVELS, codebook_cells, encode_levels, search_levels
 from recover.quants._legacy import inverse, join_nibbles, split_nibbles
-from recover.quants._marks import Marks, f16_at, is_scale
+from recover.quants._marks import Marks, f16_at
 from recover.quants._search import (
     SCALE,
     largest_magnitude,
@@ -19,6 +20,7 @@ from recover.quants._search import (
     transpose,
     weigh,
 )
+from recover.quants._sub_blocks import SubBlocks, marks_of_scales, without_minima
 from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
@@ -89,35 +91,35 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_block(x[256 * b : 256 * b + 256], scales, codes, block)
 
 
-def _marks(blocks: U8Array) -> Marks:
-    """`quantize_row_iq4_nl_impl`: d = max_scale / -32."""
+def _sub_blocks(blocks: U8Array) -> SubBlocks:
+    """See `recover.quants.SubBlocks`."""
     packed = blocks[:, 4:8]
     low = np.stack([packed & 15, packed >> 4], 2).reshape(len(blocks), 8)
     high_bits = np.ascontiguousarray(blocks[:, 2:4]).view("<u2")
     high = (high_bits >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
-    return is_scale(f16_at(blocks, 0)), ((low == 0) & (high == 0)).any(1)
+    return without_minima(f16_at(blocks, 0), (low | (high << 4)).astype(np.int8) - np.int8(32))
+
+
+def _marks(blocks: U8Array) -> Marks:
+    """`quantize_row_iq4_nl_impl`: d = max_scale / -32."""
+    return marks_of_scales(_sub_blocks(blocks), -32)
 
 
 # `quantize_row_iq4_nl_impl`: nearest entry of the code book for ``d * scale``; d is rounded to f16
 # last.
-_LOWER, _UPPER = codebook_cells()
-
 IQ4_XS = ScalarType(
-    name="IQ4_XS",
-    type_id=23,
-    block_size=256,
-    type_size=136,
-    levels=LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("IQ4_XS", type_id=23, block_size=256, type_size=136),
+    **coded(LEVELS, codebook_cells()),
     rounds_scale_last=True,
     unpack=_unpack,
     quantize=_quantize,
     file_type=30,
     fallback="IQ4_NL",
+    sub_blocks=_sub_blocks,
     marks=_marks,
     marks_hold_with_imatrix=True,
     reencoding=Reencoding(slope=0.0, margin=0.08, largest_level=32 * 127, weighted=0.1),
+    scale_steps=32,
     noise=16.54,
     relative_mse=0.0059,
 )

@@ -38,6 +38,7 @@ IQ5_K = hidden_scale_type(
     levels=LEVELS_5,
     shift=2,
     unit=Unit(0, is_f16=True),
+    integers=(1, 32),
     reach=(0.94, 1.05),
     usual=(0.989, 1.011),
     file_types={141: "IQ5_K"},

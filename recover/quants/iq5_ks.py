@@ -35,6 +35,7 @@ IQ5_KS = hidden_scale_type(
     levels=LEVELS_5,
     shift=2,
     unit=Unit(0, is_f16=False),
+    integers=(2, 127),
     reach=(0.97, 1.02),
     usual=(0.996, 1.004),
     file_types={150: "IQ5_KS"},

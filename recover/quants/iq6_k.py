@@ -107,6 +107,7 @@ IQ6_K = hidden_scale_type(
     levels=LEVELS,
     shift=1,
     unit=Unit(0, is_f16=True),
+    integers=(1, 127),
     reach=(0.97, 1.03),
     usual=(0.993, 1.007),
     file_types={142: "IQ6_K"},

@@ -10,6 +10,7 @@ import numpy as np
 from recover._compiled.across import largest_lane
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, where
+from recover.quants._declared import coded, layout
 from recover.quants._fp4 import LEVELS, encode_fp4, nearest_cells, renumber
 from recover.quants._legacy import join_nibbles, split_nibbles
 from recover.quants.base import F32Array, ScalarType, U8Array
@@ -64,16 +65,9 @@ def _quantize(x: F32Array, _imatrix: F32Array, raw: U8Array) -> None:
 # `quantize_row_mxfp4_ref`: nearest level for the stored scale, which is never 0: a block of zeros
 # has the smallest. No weight reaches 16 d, so that distances are told apart; but from the scale
 # 2**125 on the levels 8 and 12 overflow and are never given.
-_LOWER, _UPPER = nearest_cells()
-
 MXFP4 = ScalarType(
-    name="MXFP4",
-    type_id=39,
-    block_size=32,
-    type_size=17,
-    levels=LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("MXFP4", type_id=39, block_size=32, type_size=17),
+    **coded(LEVELS, nearest_cells()),
     scale_limit=2.0**125,
     unpack=_unpack,
     quantize=_quantize,

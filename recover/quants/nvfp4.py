@@ -10,6 +10,7 @@ from recover._compiled.across import largest_lane
 from recover._compiled.float16 import f32_bits
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load
+from recover.quants._declared import coded, layout
 from recover.quants._fp4 import LEVELS, encode_fp4, nearest_cells, renumber
 from recover.quants.base import F32Array, ScalarType, U8Array
 
@@ -74,16 +75,9 @@ def _quantize(x: F32Array, _imatrix: F32Array, raw: U8Array) -> None:
 # `quantize_row_nvfp4_ref`: nearest level for the stored scale. However the scale is rounded, no
 # weight reaches 19 d, so that distances are told apart; but the largest scale is also that of
 # weights of any size.
-_LOWER, _UPPER = nearest_cells()
-
 NVFP4 = ScalarType(
-    name="NVFP4",
-    type_id=40,
-    block_size=64,
-    type_size=36,
-    levels=LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("NVFP4", type_id=40, block_size=64, type_size=36),
+    **coded(LEVELS, nearest_cells()),
     scale_limit=float(_SCALES[_LARGEST]),
     scales_are_coarse=True,
     # Half of the smallest scale times 6; others may say twice as much of such weights.

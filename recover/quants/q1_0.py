@@ -8,6 +8,7 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._legacy import write_u16
 from recover.quants.base import I8Array, Integers, U8Array, U16Array
 from recover.quants.interval import BlockIntervals, Stated
@@ -50,10 +51,7 @@ def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw
 
 
 Q1_0 = BlockIntervals(
-    name="Q1_0",
-    type_id=41,
-    block_size=128,
-    type_size=18,
+    **layout("Q1_0", type_id=41, block_size=128, type_size=18),
     relative_mse=0.37,
     noise=1.0,
     is_native=True,

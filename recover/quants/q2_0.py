@@ -11,6 +11,7 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._legacy import write_u16
 from recover.quants.base import F32Array, I8Array, Integers, U8Array, U16Array, VectorType
 
@@ -48,10 +49,7 @@ def _pack_integers(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw
 
 
 Q2_0 = VectorType(
-    name="Q2_0",
-    type_id=42,
-    block_size=64,
-    type_size=18,
+    **layout("Q2_0", type_id=42, block_size=64, type_size=18),
     relative_mse=0.65,
     is_native=True,
     decode=_decode,

@@ -9,17 +9,13 @@ import numpy as np
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load_bytes, store_bytes
-from recover.quants._k_affine import (
-    BATCH,
-    Batch,
-    encode_superblock,
-    new_batch,
-    search_batch,
-)
+from recover.quants._declared import layout, rounded
+from recover.quants._k_affine import BATCH, Batch, encode_superblock, new_batch, search_batch
 from recover.quants._k_scales import pack_pairs
-from recover.quants._marks import Marks, f16_at, marks_scales_and_minima
+from recover.quants._marks import Marks, f16_at
 from recover.quants._search import Steps
-from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
+from recover.quants._sub_blocks import SubBlocks, marks_of_minima
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @inner
@@ -76,31 +72,30 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
             pack_pairs(codes, block[16:80])
 
 
+def _sub_blocks(blocks: U8Array) -> SubBlocks:
+    """See `recover.quants.SubBlocks`."""
+    pairs = blocks[:, :16]
+    return SubBlocks(f16_at(blocks, 80), f16_at(blocks, 82), pairs & 15, pairs >> 4)
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q2_K_ref`: d = max_scale / 15, dmin = max_min / 15."""
-    scales = blocks[:, :16]
-    full, full_min = ((scales & 15) == 15).any(1), ((scales >> 4) == 15).any(1)
-    return marks_scales_and_minima(f16_at(blocks, 80), f16_at(blocks, 82), full, full_min)
+    return marks_of_minima(_sub_blocks(blocks), 15)
 
 
 # `quantize_row_q2_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..3.
-_LEVELS, _LOWER, _UPPER = rounded_levels(4)
-
 Q2_K = ScalarType(
-    name="Q2_K",
-    type_id=10,
-    block_size=256,
-    type_size=84,
-    levels=_LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("Q2_K", type_id=10, block_size=256, type_size=84),
+    **rounded(4),
     unpack=_unpack,
     quantize=_quantize,
     file_type=10,
     file_types={10: "Q2_K", 21: "Q2_K_S"},
     fallback="Q4_0",
+    sub_blocks=_sub_blocks,
     marks=_marks,
     reencoding=Reencoding(slope=12.0, margin=0.04, largest_level=15 * 3),
+    scale_steps=15,
     noise=0.0659,
     relative_mse=0.088,
 )

@@ -11,8 +11,9 @@ from recover._compiled.across import any_lane
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, load_bytes, splat, store, store_bytes, to_f32, where
+from recover.quants._declared import layout, rounded
 from recover.quants._k_scales import pack_pairs
-from recover.quants._marks import Marks, f16_at, is_scale
+from recover.quants._marks import Marks, f16_at
 from recover.quants._search import (
     FACTOR,
     SCALE,
@@ -29,7 +30,8 @@ from recover.quants._search import (
     transpose,
     weigh,
 )
-from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
+from recover.quants._sub_blocks import SubBlocks, marks_of_scales, without_minima
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @inner
@@ -202,32 +204,32 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _pack(codes, block)
 
 
-def _marks(blocks: U8Array) -> Marks:
-    """`quantize_row_q3_K_ref`: d = max_scale / -32."""
+def _sub_blocks(blocks: U8Array) -> SubBlocks:
+    """See `recover.quants.SubBlocks`."""
     low = np.concatenate([blocks[:, 96:104] & 15, blocks[:, 96:104] >> 4], 1)
     packed = blocks[:, 104:108]
     high = np.concatenate([(packed >> shift) & 3 for shift in (0, 2, 4, 6)], 1)
-    return is_scale(f16_at(blocks, 108)), ((low == 0) & (high == 0)).any(1)
+    return without_minima(f16_at(blocks, 108), (low | (high << 4)).astype(np.int8) - np.int8(32))
+
+
+def _marks(blocks: U8Array) -> Marks:
+    """`quantize_row_q3_K_ref`: d = max_scale / -32."""
+    return marks_of_scales(_sub_blocks(blocks), -32)
 
 
 # `quantize_row_q3_K`: code = nearest_int(x / d) with the stored d, clipped to -4..3.
-_LEVELS, _LOWER, _UPPER = rounded_levels(8, first=-4)
-
 Q3_K = ScalarType(
-    name="Q3_K",
-    type_id=11,
-    block_size=256,
-    type_size=110,
-    levels=_LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("Q3_K", type_id=11, block_size=256, type_size=110),
+    **rounded(8, first=-4),
     unpack=_unpack,
     quantize=_quantize,
     file_type=12,
     file_types={11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L"},
     fallback="Q4_0",
+    sub_blocks=_sub_blocks,
     marks=_marks,
     reencoding=Reencoding(slope=0.0, margin=0.42, largest_level=32 * 4),
+    scale_steps=32,
     noise=0.0775,
     relative_mse=0.023,
 )

@@ -8,11 +8,12 @@ import numpy as np
 
 from recover._compiled.jit import kernel
 from recover._compiled.lanes import load_bytes, store_bytes
+from recover.quants._declared import layout, rounded
 from recover.quants._k_packed import quantize_packed
 from recover.quants._k_scales import unpack_scales
-from recover.quants._marks import marks_of_packed_scales
 from recover.quants._search import Steps
-from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
+from recover.quants._sub_blocks import marks_of_packed_scales, packed_sub_blocks
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @kernel
@@ -40,23 +41,18 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
 
 
 # `quantize_row_q4_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..15.
-_LEVELS, _LOWER, _UPPER = rounded_levels(16)
-
 Q4_K = ScalarType(
-    name="Q4_K",
-    type_id=12,
-    block_size=256,
-    type_size=144,
-    levels=_LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("Q4_K", type_id=12, block_size=256, type_size=144),
+    **rounded(16),
     unpack=_unpack,
     quantize=_quantize,
     file_type=15,
     file_types={14: "Q4_K_S", 15: "Q4_K_M"},
     fallback="Q5_0",
+    sub_blocks=packed_sub_blocks,
     marks=marks_of_packed_scales,
     reencoding=Reencoding(slope=1.2, margin=0.03, largest_level=63 * 15 / 2, weighted=0.1),
+    scale_steps=63,
     noise=0.0643,
     relative_mse=0.0051,
 )

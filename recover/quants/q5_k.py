@@ -8,11 +8,12 @@ import numpy as np
 
 from recover._compiled.jit import kernel
 from recover._compiled.lanes import load_bytes, store_bytes
+from recover.quants._declared import layout, rounded
 from recover.quants._k_packed import quantize_packed
 from recover.quants._k_scales import unpack_scales
-from recover.quants._marks import marks_of_packed_scales
 from recover.quants._search import Steps
-from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
+from recover.quants._sub_blocks import marks_of_packed_scales, packed_sub_blocks
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @kernel
@@ -41,23 +42,18 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
 
 
 # `quantize_row_q5_K`: code = nearest_int((x + dm) / d) with the stored d and dm, clipped to 0..31.
-_LEVELS, _LOWER, _UPPER = rounded_levels(32)
-
 Q5_K = ScalarType(
-    name="Q5_K",
-    type_id=13,
-    block_size=256,
-    type_size=176,
-    levels=_LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("Q5_K", type_id=13, block_size=256, type_size=176),
+    **rounded(32),
     unpack=_unpack,
     quantize=_quantize,
     file_type=17,
     file_types={16: "Q5_K_S", 17: "Q5_K_M"},
     fallback="Q5_1",
+    sub_blocks=packed_sub_blocks,
     marks=marks_of_packed_scales,
     reencoding=Reencoding(slope=0.9, margin=0.05, largest_level=63 * 31 / 2, weighted=0.1),
+    scale_steps=63,
     noise=0.0712,
     relative_mse=0.0013,
 )

@@ -8,10 +8,9 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import kernel
-from recover.quants._hidden_scales import IK
-from recover.quants._soft import LEVELS, errors, fill_soft
+from recover.quants._declared import layout
+from recover.quants._soft import errors, soft_type
 from recover.quants.base import F32Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
 
 
 @kernel
@@ -30,22 +29,10 @@ def _unpack(raw: U8Array, levels: F32Array, scale: F32Array) -> None:
 _ERRORS = errors(1, ((0, 0.27),))
 
 
-def _state(raw: U8Array, stated: Stated) -> None:
-    n = stated.value.size
-    levels, scale = np.empty(n, np.float32), np.empty(n // 16, np.float32)
-    _unpack(raw, levels, scale)
-    fill_soft(levels, scale, _ERRORS, LEVELS, stated)
-
-
-Q6_0 = BlockIntervals(
-    name="Q6_0",
-    type_id=133,
-    block_size=32,
-    type_size=26,
+Q6_0 = soft_type(
+    layout("Q6_0", type_id=133, block_size=32, type_size=26),
+    _unpack,
+    _ERRORS,
     file_types={135: "Q6_0"},
-    writer=IK,
     relative_mse=0.00046,
-    noise=1.0,
-    has_cells=False,
-    state=_state,
 )

@@ -9,7 +9,8 @@ import numpy as np
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, load_bytes, store, store_bytes
-from recover.quants._marks import Marks, f16_at, is_scale
+from recover.quants._declared import layout, rounded
+from recover.quants._marks import Marks, f16_at
 from recover.quants._search import (
     BASE,
     FACTOR,
@@ -22,7 +23,8 @@ from recover.quants._search import (
     nearest,
     transpose,
 )
-from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array, rounded_levels
+from recover.quants._sub_blocks import SubBlocks, marks_of_scales, without_minima
+from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 
 
 @kernel
@@ -106,29 +108,29 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
         _quantize_block(weights, found, codes, raw[210 * b : 210 * b + 210])
 
 
+def _sub_blocks(blocks: U8Array) -> SubBlocks:
+    """See `recover.quants.SubBlocks`."""
+    return without_minima(f16_at(blocks, 208), blocks[:, 192:208].astype(np.int8))
+
+
 def _marks(blocks: U8Array) -> Marks:
     """`quantize_row_q6_K_ref`: d = max_scale / -128."""
-    return is_scale(f16_at(blocks, 208)), (blocks[:, 192:208] == 128).any(1)
+    return marks_of_scales(_sub_blocks(blocks), -128)
 
 
 # `quantize_row_q6_K`: code = nearest_int(x / d) with the stored d, clipped to -32..31.
-_LEVELS, _LOWER, _UPPER = rounded_levels(64, first=-32)
-
 Q6_K = ScalarType(
-    name="Q6_K",
-    type_id=14,
-    block_size=256,
-    type_size=210,
-    levels=_LEVELS,
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("Q6_K", type_id=14, block_size=256, type_size=210),
+    **rounded(64, first=-32),
     unpack=_unpack,
     quantize=_quantize,
     file_type=18,
     fallback="Q8_0",
+    sub_blocks=_sub_blocks,
     marks=_marks,
     marks_hold_with_imatrix=True,
     reencoding=Reencoding(slope=0.0, margin=0.08, largest_level=128 * 32, weighted=0.1),
+    scale_steps=128,
     noise=0.0688,
     relative_mse=0.00031,
 )

@@ -9,6 +9,7 @@ from recover._compiled.across import largest_lane
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import kernel
 from recover._compiled.lanes import load, load_bytes, round_away, store_bytes, truncate, where
+from recover.quants._declared import coded, layout
 from recover.quants._legacy import inverse, write_u16
 from recover.quants._marks import Marks, code_mark, marks_of_codes
 from recover.quants.base import (
@@ -79,19 +80,12 @@ def _cells() -> tuple[F32Array, F32Array]:
 
 
 # A scale of up to 2^-25 is rounded to 0 (a tie goes to the even number), after the codes were
-# chosen with it: a weight is at most |q| + 1/2 times that. Where 1 / d overflows, codes may be any,
-# with the wrong sign as well, but weights are below 2^-120. Cells are 2^-26 wide at least, and
-# reach to either side of 0 (see `recover.evidence.edges`).
-_LOWER, _UPPER = _cells()
-
+# chosen with it: a weight is at most |q| + 1/2 times that. Where 1 / d overflows codes may be any,
+# with the wrong sign as well, but weights are below 2^-120. Only the cells of code 0 are as narrow
+# as 2^-26, and those of others reach to either side of 0 (see `recover.evidence.edges`).
 Q8_0 = ScalarType(
-    name="Q8_0",
-    type_id=8,
-    block_size=32,
-    type_size=34,
-    levels=integer_levels(first=-128),
-    lower_levels=_LOWER,
-    upper_levels=_UPPER,
+    **layout("Q8_0", type_id=8, block_size=32, type_size=34),
+    **coded(integer_levels(first=-128), _cells()),
     rounds_scale_last=True,
     zero_scale_tells=True,
     extremes=((1, 255),),

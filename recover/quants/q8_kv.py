@@ -11,6 +11,7 @@ import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
+from recover.quants._declared import layout
 from recover.quants._fields import double_word
 from recover.quants._hidden_scales import IK
 from recover.quants.base import U8Array
@@ -44,10 +45,7 @@ def _state(n_header: int, raw: U8Array, stated: Stated) -> None:
 
 
 Q8_KV = BlockIntervals(
-    name="Q8_KV",
-    type_id=151,
-    block_size=32,
-    type_size=32,
+    **layout("Q8_KV", type_id=151, block_size=32, type_size=32),
     row_header=8,
     file_types={149: "Q8_KV"},
     writer=IK,

@@ -10,14 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.across import any_lane, sum_lanes
-from recover._compiled.doubles import (
-    as_f16,
-    from_bits,
-    n_true,
-    nearest_f32,
-    store_words,
-    to_f64,
-)
+from recover._compiled.doubles import as_f16, from_bits, n_true, nearest_f32, store_words, to_f64
 from recover._compiled.jit import bare_inlined, bare_kernel
 from recover._compiled.lanes import LANES, bits, load, splat, store, store_f16, where
 from recover.quants.base import F32Array, TensorType, U8Array
@@ -37,22 +30,15 @@ ENOUGH = 1 << 12
 
 @dataclass(frozen=True)
 class Rounding:
-    """What became of some weights when they were stored.
-
-    Attributes
-    ----------
-    n_rounded : int
-        Those that are not exactly what they were.
-    squared_error, squares : float
-        The sums of the squares of the differences, and of the weights.
-    fits : bool
-        Whether all of them are finite, and remain so.
-    """
+    """What became of some weights when they were stored."""
 
     n_rounded: int = 0
+    """Those that are not exactly what they were."""
     squared_error: float = 0.0
     squares: float = 0.0
+    """The sums of the squares of the differences, and of the weights."""
     fits: bool = True
+    """Whether all of them are finite, and remain so."""
 
     def __add__(self, other: Self) -> Self:
         return type(self)(

@@ -21,7 +21,7 @@ from recover.containers.huggingface.architectures import (
 from recover.containers.safetensors.reader import Model
 from recover.errors import ReblockError
 from recover.reblock.drafts import Draft
-from recover.reblock.layouts import laid_out
+from recover.reblock.layouts import inputs_last, laid_out
 from recover.reblock.places import has_place, is_void_bias
 from recover.reblock.rope import rope_factors, rope_scaling
 
@@ -123,12 +123,9 @@ def apply_architecture(model: Model, drafts: Sequence[Draft], arch: str) -> Appl
         If the configuration is missing, or a tensor has no place in the architecture, or none in
         llama.cpp, is no bias of zeros, and belongs to no tower for images or sound.
     """
-    if arch not in _ARCHITECTURES:
-        raise ReblockError(f"{quoted(arch)} is only for checkpoints, not for safetensors")
     config = _text_config(model.config)
     drafts, warnings, left_out = _of_language(drafts, config)
-    has_experts = any(_EXPERTS.search(draft.name) for draft in drafts)
-    name = _ARCHITECTURES[arch][has_experts]
+    name = _name_of(drafts, arch)
     architecture = architecture_by_key(name)
     names = Names(architecture, config)
     merged = laid_out(drafts, architecture, config)
@@ -147,6 +144,25 @@ def apply_architecture(model: Model, drafts: Sequence[Draft], arch: str) -> Appl
         )
     metadata = list(_metadata(model, config, name))
     return Applied(renamed + factors, metadata, warnings, [*left_out, *void])
+
+
+def _name_of(drafts: Sequence[Draft], arch: str) -> str:
+    """gguf-py's name of the architecture of some tensors."""
+    if arch not in _ARCHITECTURES:
+        raise ReblockError(f"{quoted(arch)} is only for checkpoints, not for safetensors")
+    return _ARCHITECTURES[arch][any(_EXPERTS.search(draft.name) for draft in drafts)]
+
+
+def rows_along_inputs(drafts: Sequence[Draft], arch: str) -> list[Draft]:
+    """The tensors with rows along their inputs, which share scales; errors as of an architecture.
+
+    Parameters
+    ----------
+    drafts, arch
+        See `apply_architecture`.
+    """
+    architecture = architecture_by_key(_name_of(drafts, arch))
+    return [inputs_last(draft, architecture) for draft in drafts]
 
 
 def _of_language(

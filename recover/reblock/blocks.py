@@ -8,13 +8,7 @@ from numpy.typing import NDArray
 
 from recover.quants import F32Array, TensorType, U8Array, type_by_name
 from recover.reblock.floats import copied, stored_as_float
-from recover.reblock.integers import (
-    Request,
-    by_rows,
-    check_row_length,
-    flat_reference,
-    inexact,
-)
+from recover.reblock.integers import Request, by_rows, check_row_length, flat_reference, inexact
 from recover.reblock.source import OriginalTensor
 
 F64Array = NDArray[np.float64]
@@ -43,6 +37,8 @@ class BlockRows:
     reference : Callable
         ``reference(first, last) -> float64 (last - first, row_length)``: code times all scales, by
         plain NumPy from the source.
+    touched : str
+        Why some weights are none of the type's, so that they get the nearest; empty if all are.
     """
 
     n_rows: int
@@ -54,6 +50,7 @@ class BlockRows:
     blocks: Callable[[int, int, U8Array], None]
     beside: F32Array | None = None
     reference: Callable[[int, int], F64Array]
+    touched: str = ""
 
     @property
     def row_bytes(self) -> int:
@@ -90,14 +87,15 @@ def block_tensor(
     check_row_length(name, rows.row_length)
     if not rows.obstacle and request.outtype in (None, rows.type.name):
         formula = "code x scale" + ("" if rows.beside is None else ", times the scale beside it")
+        said = rows.touched or f"{rows.type.name} holds {formula}"
         return OriginalTensor(
             name=name,
             dims=dims,
             stored_as=stored_as,
             outtype=rows.type,
             group=rows.group,
-            exact=True,
-            reason="; ".join(filter(None, (f"{rows.type.name} holds {formula}", note))),
+            exact=not rows.touched,
+            reason="; ".join(filter(None, (said, note))),
             encode=by_rows(rows.row_length, rows.type, rows.blocks),
             reference=flat_reference(rows.row_length, rows.reference),
             beside=rows.beside,
@@ -146,6 +144,7 @@ def joined_blocks(
         n_rows=sum(part.n_rows for part in parts),
         obstacle=next((part.obstacle for part in parts if part.obstacle), ""),
         bf16_obstacle=next((part.bf16_obstacle for part in parts if part.bf16_obstacle), ""),
+        touched=next((part.touched for part in parts if part.touched), ""),
         blocks=blocks,
         beside=beside,
         reference=reference,

@@ -12,11 +12,12 @@ from recover.containers.gguf.header import MAX_DIMS
 from recover.containers.huggingface.modules import FLOATS
 from recover.containers.safetensors.reader import Tensor
 from recover.errors import ReblockError
-from recover.inputs.originals.grid import Floats
+from recover.inputs.originals.codes import as_float64
+from recover.inputs.originals.grid import Floats, TransposedFloats
 from recover.quants import F32Array, I8Array, U8Array, type_by_name
 from recover.reblock.blocks import BlockRows, block_tensor, joined_blocks
 from recover.reblock.floats import F64Array, converted, copied, decode_floats, stored_as_float
-from recover.reblock.grids import GridRows, on_grid
+from recover.reblock.grids import OffGrid, on_grid
 from recover.reblock.integers import (
     IntegerRows,
     Request,
@@ -51,8 +52,14 @@ class Draft:
         Whether the source stores floats.
     plain : Tensor or None
         The source's tensor, if its bytes can be taken as they are.
+    stored : Floats or None
+        The floats row after row, if they were not selected or stacked since.
     note : str
         Conditions of a claim of exactness.
+    floats : Draft or None
+        The floats that a grid was found in.
+    nearly : str
+        The type that would hold all but some of the floats.
     """
 
     name: str
@@ -61,7 +68,10 @@ class Draft:
     rows: Rows
     is_float: bool = False
     plain: Tensor | None = None
+    stored: Floats | None = None
     note: str = ""
+    floats: "Draft | None" = None
+    nearly: str = ""
 
 
 def draft_weight(name: str, weight: Weight) -> Draft:
@@ -119,7 +129,23 @@ def _draft_plain(tensor: Tensor, reference: Callable[[int, int], F64Array]) -> D
         rows=rows,
         is_float=True,
         plain=tensor,
+        stored=Floats(tensor.raw, tensor.dtype, dims[0]),
     )
+
+
+def transposed(draft: Draft) -> Draft:
+    """Matrices of floats whose columns become rows."""
+    assert draft.plain is not None
+    n_columns, length, *others = draft.dims
+    stored = TransposedFloats(draft.plain.raw, draft.stored_as, length, n_columns)
+
+    def reference(first: int, last: int) -> F64Array:
+        words = stored.words(first * length, last * length)
+        return as_float64(words, draft.stored_as).reshape(-1, length)
+
+    rows = replace(draft.rows, n_rows=stored.n_rows, row_length=length, reference=reference)
+    dims = (length, n_columns, *others)
+    return replace(draft, dims=dims, rows=rows, plain=None, stored=stored)
 
 
 def _dims(tensor: Tensor) -> tuple[int, ...]:
@@ -191,15 +217,23 @@ def finished(draft: Draft, request: Request, *, norms_as_f32: bool) -> OriginalT
 
 
 def with_grid(draft: Draft, request: Request, n_threads: int | None) -> Draft:
-    """A tensor of floats as the integers behind it, if there are any."""
-    tensor = draft.plain
-    if tensor is None or len(draft.dims) < 2:
+    """A tensor of floats as the integers or 4-bit floats behind it, if there are any."""
+    if draft.stored is None or len(draft.dims) < 2:
         return draft
-    floats = Floats(tensor.raw, tensor.dtype, draft.dims[0])
-    found = on_grid(draft.name, floats, request, n_threads)
-    if not isinstance(found, GridRows):
-        return replace(draft, note=found if isinstance(found, str) else found.said)
-    return replace(draft, rows=found.rows, is_float=False, plain=None, note=found.said)
+    found = on_grid(draft.name, draft.stored, request, n_threads)
+    if isinstance(found, OffGrid):
+        return replace(draft, note=found.said, nearly=found.type_name)
+    if isinstance(found, str):
+        return replace(draft, note=found)
+    return replace(
+        draft,
+        rows=found.rows,
+        is_float=False,
+        plain=None,
+        stored=None,
+        note=found.said,
+        floats=draft,
+    )
 
 
 def _flat_floats(tensor: Tensor) -> Callable[[int, int], F64Array]:
@@ -250,7 +284,7 @@ def selected(draft: Draft, order: NDArray[np.int64], dims: tuple[int, ...]) -> D
             else lambda first, last: _as_f32(gathered(offsets, first, last)),
             reference=reference,
         )
-    return replace(draft, rows=moved, dims=dims, plain=None)
+    return replace(draft, rows=moved, dims=dims, plain=None, stored=None)
 
 
 def _gathered(read: Callable[[int, int], NDArray[Any]], order: NDArray[np.int64]) -> NDArray[Any]:
@@ -305,6 +339,8 @@ def stacked(name: str, drafts: Sequence[Draft]) -> Draft:
     ReblockError
         If they differ in size or in how they are stored.
     """
+    if len({_kind(draft) for draft in drafts}) > 1:  # some may have grids and others not
+        drafts = [draft.floats or draft for draft in drafts]
     first_one = drafts[0]
     kind = _kind(first_one)
     for draft in drafts:
@@ -315,7 +351,7 @@ def stacked(name: str, drafts: Sequence[Draft]) -> Draft:
             )
     dims = (*first_one.dims[:2], len(drafts))
     rows = _joined([draft.rows for draft in drafts])
-    return replace(first_one, name=name, dims=dims, rows=rows, plain=None)
+    return replace(first_one, name=name, dims=dims, rows=rows, plain=None, stored=None)
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

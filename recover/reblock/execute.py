@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from recover._text import quoted
 from recover.errors import ReblockError
@@ -11,10 +11,8 @@ from recover.execution.gathering import Totals
 from recover.execution.output import OutputFile, OutputFiles
 from recover.execution.shares import Shard
 from recover.execution.sharing import PartResult, Tell
-from recover.execution.tasks import Executor
-from recover.execution.tiles import Progress
 from recover.execution.whole import Finished, execute, execute_part
-from recover.execution.work import HowToWork
+from recover.execution.work import HowToWork, Means
 from recover.reblock.plan import ReblockPlan
 from recover.reblock.source import OriginalTensor
 from recover.reblock.work import Compared, Reblocking
@@ -22,31 +20,21 @@ from recover.reblock.work import Compared, Reblocking
 
 @dataclass(frozen=True)
 class TensorResult:
-    """What became of a tensor.
-
-    Attributes
-    ----------
-    tensor : OriginalTensor
-        What was written.
-    verified : bool
-        Whether every written weight was decoded again and compared with the source.
-    exact : bool
-        Whether every weight is what the source means: measured if `verified`, else as the source
-        promises.
-    n_different : int
-        Weights that differ from the source, if `verified`.
-    relative_rmse : float
-        Root mean square error relative to that of the weights, if `verified`.
-    max_error : float
-        Largest error of a weight, if `verified`.
-    """
+    """What became of a tensor."""
 
     tensor: OriginalTensor
+    """What was written."""
     verified: bool
+    """Whether every written weight was decoded again and compared with the source."""
     exact: bool
+    """Whether every weight is what the source means: measured if `verified`, else as the source
+    promises."""
     n_different: int
+    """Weights that differ from the source, if `verified`."""
     relative_rmse: float
+    """Root mean square error relative to that of the weights, if `verified`."""
     max_error: float
+    """Largest error of a weight, if `verified`."""
 
     @property
     def reason(self) -> str:
@@ -73,21 +61,14 @@ class TensorResult:
 
 @dataclass(frozen=True)
 class ReblockResult:
-    """What a re-blocking did.
-
-    Attributes
-    ----------
-    plan : ReblockPlan
-        What was carried out.
-    tensors : tuple of TensorResult
-        In output order.
-    seconds : float
-        Wall time, verification included.
-    """
+    """What a re-blocking did."""
 
     plan: ReblockPlan
+    """What was carried out."""
     tensors: tuple[TensorResult, ...]
+    """In output order."""
     seconds: float
+    """Wall time, verification included."""
 
     @property
     def exact(self) -> bool:
@@ -143,9 +124,7 @@ def execute_reblock(
     plan: ReblockPlan,
     *,
     verify: bool = True,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
+    **means: Unpack[Means],
 ) -> ReblockResult:
     """Carry out a plan; the output and its report appear only when all of it holds.
 
@@ -156,14 +135,9 @@ def execute_reblock(
     verify : bool
         Read every tile back, decode it and compare it with the source. Tensors that are not exact
         are always measured.
-    n_threads, progress : optional
-        See `recover.execution.tiles`.
-    executor : Executor, optional
-        Who has the tasks done; default: threads of this process.
-
-    Returns
-    -------
-    ReblockResult
+    **means
+        Who does the tasks: ``n_threads``, ``progress`` and ``executor``, see
+        `recover.execution.work.HowToWork`.
 
     Raises
     ------
@@ -183,7 +157,7 @@ def execute_reblock(
             results.append(_result(plan, Finished(totals, seconds)))
             report.write_at(0, _text_of(results[0]))
 
-        execute(work, HowToWork(n_threads, progress, executor), conclude=conclude)
+        execute(work, HowToWork(**means), conclude=conclude)
     return results[0]
 
 
@@ -192,10 +166,8 @@ def execute_reblock_part(
     shard: Shard,
     *,
     verify: bool = True,
-    n_threads: int | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
     tell: Tell | None = None,
+    **means: Unpack[Means],
 ) -> ReblockResult | PartResult:
     """Carry out a part of a plan; parameters and errors as of `execute_merge_part`.
 
@@ -204,7 +176,7 @@ def execute_reblock_part(
     ReblockResult or PartResult
         Of all parts from the process that ends last, which writes the report.
     """
-    work, how = Reblocking(plan, verify=verify), HowToWork(n_threads, progress, executor)
+    work, how = Reblocking(plan, verify=verify), HowToWork(**means)
 
     def judge(_outputs: OutputFiles, totals: Totals) -> None:
         _result(plan, Finished(totals, 0.0))

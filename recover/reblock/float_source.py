@@ -1,4 +1,4 @@
-"""Float models that hide integer grids, as sources of re-blocking."""
+"""Float models that hide integers or 4-bit floats, as sources of re-blocking."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,16 +15,9 @@ from recover.errors import ReblockError
 from recover.inputs.originals._fit import STORAGES
 from recover.inputs.originals.grid import Floats
 from recover.quants import OpaqueType, TensorType, U8Array, type_by_name
+from recover.reblock.blocks import BlockRows, block_tensor, with_scales
 from recover.reblock.floats import copied
-from recover.reblock.grids import (
-    CONDITIONS,
-    GridRows,
-    OffGrid,
-    describe,
-    grid_rows,
-    on_grid,
-    what_is_off,
-)
+from recover.reblock.grids import CONDITIONS, GridRows, OffGrid, about_kept, on_grid
 from recover.reblock.integers import Request, by_rows, exact_tensor
 from recover.reblock.metadata import file_type_entries
 from recover.reblock.source import Original, OriginalTensor
@@ -41,7 +34,7 @@ class _Stored:
 
 
 def open_float_original(path: Path, request: Request, *, n_threads: int | None = None) -> Original:
-    """Open a float model and look for the integer grids in it.
+    """Open a float model and look for the grids in it.
 
     Parameters
     ----------
@@ -71,7 +64,8 @@ def open_float_original(path: Path, request: Request, *, n_threads: int | None =
         parts, stored, metadata = _read_safetensors(path)
     else:
         parts, stored, metadata = _read_gguf(path)
-    tensors = [tensor for each in stored for tensor in _output_tensors(each, request, n_threads)]
+    found = [pair for each in stored for pair in _output_tensors(each, request, n_threads)]
+    tensors = [tensor for tensor, _ in found]
     has_grid = any(tensor.group is not None for tensor in tensors)
     return Original(
         path=path,
@@ -79,6 +73,7 @@ def open_float_original(path: Path, request: Request, *, n_threads: int | None =
         metadata=tuple(metadata(tensors)),
         tensors=tuple(tensors),
         conditions=CONDITIONS if has_grid else (),
+        warnings=tuple(about_kept([kind for _, kind in found if kind])),
     )
 
 
@@ -136,18 +131,31 @@ def _known(dtype: str) -> TensorType | None:
 
 def _output_tensors(
     stored: _Stored, request: Request, n_threads: int | None
-) -> Iterator[OriginalTensor]:
-    """The output tensors of one tensor."""
+) -> Iterator[tuple[OriginalTensor, str]]:
+    """The output tensors of one tensor; with the type that would hold all but some weights."""
     floats = Floats(stored.raw, stored.type_name, stored.dims[0])
     found = on_grid(stored.name, floats, request, n_threads)
     if isinstance(found, GridRows):
-        rows, said = found.rows, found.said
-        wanted = replace(request, outtype=found.type_name)
-        yield exact_tensor(stored.name, stored.dims, stored.type_name, rows, wanted, said)
-    elif isinstance(found, OffGrid) and request.outtype is not None:
-        yield from _split(stored, floats, found)
+        for tensor in _of_grid(stored.name, stored.dims, stored.type_name, found, found.said):
+            yield tensor, ""
+    elif not isinstance(found, OffGrid):
+        yield _kept(stored, found), ""
+    elif request.outtype is None or found.on_rows is None:
+        yield _kept(stored, found.said), found.type_name
     else:
-        yield _kept(stored, found if isinstance(found, str) else found.said)
+        for tensor in _split(stored, floats, found):
+            yield tensor, ""
+
+
+def _of_grid(
+    name: str, dims: tuple[int, ...], stored_as: str, found: GridRows, said: str
+) -> Iterator[OriginalTensor]:
+    """Rows on a grid in the type that holds them, which was asked for or allowed before."""
+    wanted = Request(outtype=found.type_name, allow_inexact=True)
+    if isinstance(found.rows, BlockRows):
+        yield from with_scales(block_tensor(name, dims, stored_as, found.rows, wanted, said))
+    else:
+        yield exact_tensor(name, dims, stored_as, found.rows, wanted, said)
 
 
 def _kept(stored: _Stored, reason: str) -> OriginalTensor:
@@ -157,33 +165,32 @@ def _kept(stored: _Stored, reason: str) -> OriginalTensor:
 
 def _split(stored: _Stored, floats: Floats, found: OffGrid) -> Iterator[OriginalTensor]:
     """The rows on the grid and the others as tensors of their own."""
-    grid, length = found.grid, floats.row_length
+    assert found.on_rows is not None
+    length, off_rows = floats.row_length, found.off_rows
     is_on = np.ones(floats.n_rows, np.bool_)
-    is_on[grid.off_rows] = False
-    off = what_is_off(grid)
+    is_on[off_rows] = False
     if is_on.any():
-        rows = grid_rows(stored.name, floats, grid, found.type_name, rows=np.flatnonzero(is_on))
-        name, dims = f"{stored.name}.grid_rows", (length, rows.n_rows)
-        said = f"{describe(grid, stored.type_name)}; {off} are in {stored.name}.float_rows"
-        wanted = Request(outtype=found.type_name)
-        yield exact_tensor(name, dims, stored.type_name, rows, wanted, said)
+        on = found.on_rows(np.flatnonzero(is_on))
+        name, dims = f"{stored.name}.grid_rows", (length, on.rows.n_rows)
+        said = f"{on.said}; {found.off} are in {stored.name}.float_rows"
+        yield from _of_grid(name, dims, stored.type_name, on, said)
     lines, kind = stored.raw.reshape(floats.n_rows, -1), type_by_name(stored.type_name)
 
     def encode(first: int, last: int, out: U8Array) -> None:
-        out[:] = lines[grid.off_rows[first:last]].reshape(-1)
+        out[:] = lines[off_rows[first:last]].reshape(-1)
 
     yield OriginalTensor(
         name=f"{stored.name}.float_rows",
-        dims=(length, grid.off_rows.size),
+        dims=(length, off_rows.size),
         stored_as=stored.type_name,
         outtype=kind,
         group=None,
         exact=True,
-        reason=f"kept in float: {off}",
+        reason=f"kept in float: {found.off}",
         encode=by_rows(length, kind, encode),
         reference=None,
     )
-    index = grid.off_rows.astype("<i4").view(np.uint8)
-    indexed = copied(f"{stored.name}.float_row_index", (grid.off_rows.size,), "I32", index)
+    index = off_rows.astype("<i4").view(np.uint8)
+    indexed = copied(f"{stored.name}.float_row_index", (off_rows.size,), "I32", index)
     shape = "x".join(map(str, stored.dims))
     yield replace(indexed, reason=f"which rows of {quoted(stored.name)} ({shape}) are in float")

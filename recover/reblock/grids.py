@@ -1,6 +1,7 @@
-"""Rows of floats that are integers times a scale: with the codes, and the scales, found in them."""
+"""Rows of floats that are codes times a scale: with the codes, and the scales, found in them."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from recover.inputs.originals.codes import (
     read_once,
     types_for,
 )
+from recover.inputs.originals.fp4 import GROUPS, Fp4Grid, find_fp4
 from recover.inputs.originals.grid import (
-    FEW,
     LONGEST_ROW,
     Floats,
     Grid,
@@ -29,14 +30,17 @@ from recover.inputs.originals.grid import (
 )
 from recover.quants import F32Array, I8Array, types_of_integers
 from recover.quants.base import Integers
+from recover.reblock.blocks import BlockRows
+from recover.reblock.fp4_rows import describe_fp4, fp4_rows
 from recover.reblock.integers import IntegerRows, Request
 
 F64Array = NDArray[np.float64]
 
 _PROVEN = (
     "every number of a tensor with a group is an integer code of at most 128 times the F16 scale of"
-    " its run, rounded to nearest even (proven bit for bit); that it was made so is not proven, but"
-    " anything else would be a coincidence"
+    " its run, or in MXFP4 and NVFP4 a 4-bit float times the scale or scales of its block, rounded"
+    " to nearest even (proven bit for bit); that it was made so is not proven, but anything else"
+    " would be a coincidence"
 )
 _COARSEST = (
     "the scale of a run is the coarsest that fits: a run with few different codes may have had a"
@@ -47,46 +51,37 @@ CONDITIONS = (_PROVEN, _COARSEST, "the sign of a zero does not matter")
 
 @dataclass(frozen=True)
 class GridRows:
-    """Floats that are stored as integers.
+    """Floats that are stored as integers, or as 4-bit floats."""
 
-    Attributes
-    ----------
-    rows : IntegerRows
-        The integers.
-    type_name : str
-        The type that holds them.
-    said : str
-        What was found, for people.
-    """
-
-    rows: IntegerRows
+    rows: IntegerRows | BlockRows
+    """What is stored."""
     type_name: str
+    """The type that holds them."""
     said: str
+    """What was found, for people."""
 
 
 @dataclass(frozen=True)
 class OffGrid:
-    """Floats on a grid, but for some.
+    """Floats on a grid, but for some."""
 
-    Attributes
-    ----------
-    grid : Grid
-        What was found.
-    type_name : str
-        The type that holds the others.
-    said : str
-        Why they stay as they are, for people.
-    """
-
-    grid: Grid
     type_name: str
+    """The type that holds the others."""
     said: str
+    """Why they stay as they are, for people."""
+    off: str
+    """Which ones are off the grid, for people."""
+    off_rows: NDArray[np.int64]
+    """Rows with any of them, ascending: shape (n,)."""
+    on_rows: Callable[[NDArray[np.int64]], GridRows] | None
+    """The others, of which indices are given, as rows that the type holds exactly; None if scales
+    are in the way."""
 
 
 def on_grid(
     name: str, floats: Floats, request: Request, n_threads: int | None = None
 ) -> GridRows | OffGrid | str:
-    """The integers behind a matrix of floats.
+    """The integers, or the 4-bit floats, behind a matrix of floats.
 
     Parameters
     ----------
@@ -107,31 +102,73 @@ def on_grid(
     is_matrix = floats.row_length % BLOCK == 0 and min(floats.n_rows, floats.row_length) > 1
     if floats.type_name not in STORAGES or not is_matrix:
         return ""
+    if request.outtype in (None, *GROUPS):
+        fp4 = find_fp4(floats, request.outtype, n_threads=n_threads)
+        if fp4 is not None:
+            return _on_fp4(name, floats, fp4, request)
     grid = find_grid(floats, n_threads=n_threads)
     if grid is None:
         is_long = floats.row_length > LONGEST_ROW
         return f"rows of more than {LONGEST_ROW} weights are not looked at" if is_long else ""
     what = describe(grid, floats.type_name)
     type_name, obstacle = type_for(grid, request.outtype)
+    if obstacle:
+        return f"{what}, but {obstacle}"
     inexact = f"the scales of {grid.n_inexact} runs are no F16 numbers" if grid.n_inexact else ""
-    off = what_is_off(grid) if grid.off_rows.size else ""
+    off = what_is_off(grid.n_off, grid.n_failed, grid.off_rows) if grid.off_rows.size else ""
     faults = "; ".join(filter(None, (inexact, off)))
-    n_off = grid.n_off + (grid.n_failed + grid.n_inexact) * grid.run_length
-    are_few = request.outtype is None and n_off * FEW <= floats.n_weights
-    if type_name and faults and (request.allow_inexact or are_few):
-        said = f"{what}, but {faults}: every other code is kept"
-        rows = grid_rows(name, floats, grid, type_name, obstacle=said)
-        return GridRows(replace(rows, are_few_off=are_few), type_name, "")
-    if obstacle or inexact:
-        return f"{what}, but {obstacle or inexact}"
-    if not off:
+    if not faults:
         return GridRows(grid_rows(name, floats, grid, type_name), type_name, what)
-    said = (
-        f"{what}, but {off}: no type holds both, so the tensor stays {floats.type_name};"
-        f" --allow-inexact keeps all other codes in {type_name}, and with a wanted type the rows"
-        " are written apart"
+    if request.allow_inexact:
+        said = f"{what}, but {faults}: every other code is kept"
+        return GridRows(grid_rows(name, floats, grid, type_name, obstacle=said), type_name, "")
+
+    def on_rows(rows: NDArray[np.int64]) -> GridRows:
+        return GridRows(grid_rows(name, floats, grid, type_name, rows=rows), type_name, what)
+
+    said = _why_kept(f"{what}, but {faults}", floats, type_name, can_split=not inexact)
+    return OffGrid(type_name, said, faults, grid.off_rows, None if inexact else on_rows)
+
+
+def _on_fp4(name: str, floats: Floats, grid: Fp4Grid, request: Request) -> GridRows | OffGrid:
+    """The same of 4-bit floats."""
+    type_name, what = grid.steps.type_name, describe_fp4(grid, floats.type_name)
+    if not grid.off_rows.size:
+        return GridRows(fp4_rows(name, floats, grid), type_name, what)
+    off = what_is_off(grid.n_off, grid.n_failed, grid.off_rows)
+    if request.allow_inexact:
+        said = f"{what}, but {off}: every other code is kept"
+        return GridRows(fp4_rows(name, floats, grid, obstacle=said), type_name, "")
+    said = _why_kept(f"{what}, but {off}", floats, type_name, can_split=True)
+    return OffGrid(
+        type_name,
+        said,
+        off,
+        grid.off_rows,
+        lambda rows: GridRows(fp4_rows(name, floats, grid, rows=rows), type_name, what),
     )
-    return OffGrid(grid, type_name, said)
+
+
+def _why_kept(what: str, floats: Floats, type_name: str, *, can_split: bool) -> str:
+    """Why a tensor on a grid stays as it is, and what else there is, for people."""
+    apart = ", and with a wanted type the rows are written apart" if can_split else ""
+    return (
+        f"{what}: no type holds all, so the tensor stays {floats.type_name}; --allow-inexact keeps"
+        f" all other codes in {type_name}{apart}"
+    )
+
+
+def about_kept(type_names: Sequence[str]) -> list[str]:
+    """What the user should know of tensors that are nearly on grids, by the types of these."""
+    if not type_names:
+        return []
+    kinds = " and ".join(sorted(set(type_names)))
+    said = (
+        f"{len(type_names)} tensors lie on a grid but for some weights, and stay as they are stored"
+        f" (which is exact): --allow-inexact keeps all their other codes, in {kinds}; the report"
+        " says which weights"
+    )
+    return [said]
 
 
 def describe(grid: Grid, type_name: str) -> str:
@@ -142,12 +179,11 @@ def describe(grid: Grid, type_name: str) -> str:
     )
 
 
-def what_is_off(grid: Grid) -> str:
-    """Says what is off the grid, and where."""
-    rows = some([str(row) for row in grid.off_rows])
-    what = [f"{grid.n_off} single weights"] if grid.n_off else []
-    what += [f"{grid.n_failed} whole runs"] if grid.n_failed else []
-    return f"{' and '.join(what)} off the grid in rows {rows}"
+def what_is_off(n_off: int, n_failed: int, off_rows: NDArray[np.int64]) -> str:
+    """Says what is off the grid (single weights and whole runs), and where."""
+    what = [f"{n_off} single weights"] if n_off else []
+    what += [f"{n_failed} whole runs"] if n_failed else []
+    return f"{' and '.join(what)} off the grid in rows {some([str(row) for row in off_rows])}"
 
 
 def type_for(grid: Grid, wanted: str | None) -> tuple[str, str]:

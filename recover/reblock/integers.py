@@ -79,9 +79,6 @@ class IntegerRows:
         Weights that share a scale in the source, if they are more than `group`.
     has_zeros : bool
         Whether 0 may be among the codes, beside others.
-    are_few_off : bool
-        Whether so few weights are no code times a scale that the others need no permission to be
-        kept as such.
     """
 
     n_rows: int
@@ -97,7 +94,6 @@ class IntegerRows:
     obstacle: str = ""
     run_length: int | None = None
     has_zeros: bool = True
-    are_few_off: bool = False
 
     @property
     def formula(self) -> str:
@@ -129,8 +125,7 @@ def exact_tensor(
     Raises
     ------
     ReblockError
-        If no type is exact, or not the wanted one, and inexact ones are not allowed (unless few
-        weights are off).
+        If no type is exact, or not the wanted one, and inexact ones are not allowed.
     """
     check_row_length(name, rows.row_length)
     outtype, obstacle = _type_of_codes(rows, request.outtype)
@@ -141,7 +136,7 @@ def exact_tensor(
         elif not rows.scales_are_f16 and (obstacle := _beyond_f16(rows)):
             is_kept = request.outtype == outtype.name
             said = f"every code is kept, but scales are rounded to float16: {obstacle}"
-        if not obstacle or rows.are_few_off or (request.allow_inexact and is_kept):
+        if not obstacle or (request.allow_inexact and is_kept):
             return OriginalTensor(
                 name=name,
                 dims=dims,

@@ -59,21 +59,14 @@ _MAX_SIZE = 1 << 62
 
 @dataclass(frozen=True)
 class PickledArray:
-    """An array whose bytes lie in the mapped file.
-
-    Attributes
-    ----------
-    dtype : str
-        ``i1``, ``f4``, ``f2`` or ``bfloat16``.
-    shape : tuple of int
-        Row length last.
-    raw : uint8 (n_bytes,)
-        A read-only view of the file, perhaps not aligned.
-    """
+    """An array whose bytes lie in the mapped file."""
 
     dtype: str
+    """``i1``, ``f4``, ``f2`` or ``bfloat16``."""
     shape: tuple[int, ...]
+    """Row length last."""
     raw: U8Array
+    """uint8 (n_bytes,): A read-only view of the file, perhaps not aligned."""
 
     @property
     def values(self) -> NDArray[Any]:
@@ -83,18 +76,12 @@ class PickledArray:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Integers and their scales.
-
-    Attributes
-    ----------
-    weight : PickledArray
-        int8 (..., K, N).
-    scales : PickledArray
-        (..., G, N): each covers K / G integers along K.
-    """
+    """Integers and their scales."""
 
     weight: PickledArray
+    """int8 (..., K, N)."""
     scales: PickledArray
+    """(..., G, N): each covers K / G integers along K."""
 
 
 def parse_pickle(data: U8Array) -> PickledArray | QuantizedWeight:

@@ -21,7 +21,7 @@ from recover.containers.huggingface.architectures import (
 )
 from recover.containers.huggingface.placing import rotary_order
 from recover.errors import ReblockError
-from recover.reblock.drafts import Draft, selected, stacked
+from recover.reblock.drafts import Draft, selected, stacked, transposed
 from recover.reblock.floats import F64Array
 from recover.reblock.integers import check_row_length
 from recover.reblock.schemes.base import FloatRows
@@ -66,6 +66,13 @@ def laid_out(
     return apart
 
 
+def inputs_last(draft: Draft, architecture: Architecture) -> Draft:
+    """Floats of experts with rows along their inputs: gpt-oss stores these the other way round."""
+    match = _FUSED.fullmatch(draft.name) or _DOWN.fullmatch(draft.name)
+    is_other = architecture.alternates and match is not None and not match["leaf"]
+    return transposed(draft) if is_other and draft.plain is not None else draft
+
+
 def _with_experts(drafts: Sequence[Draft]) -> list[Draft]:
     """Experts that are tensors of their own become one tensor each kind."""
     experts: dict[str, dict[int, Draft]] = {}
@@ -102,10 +109,6 @@ def _experts_apart(draft: Draft, architecture: Architecture) -> Iterator[Draft]:
         yield draft
         return
     is_bias = match["leaf"] == "_bias"
-    if architecture.alternates and draft.is_float and not is_bias:
-        raise ReblockError(
-            f"tensor {quoted(draft.name)}: experts of this architecture are read as MXFP4 only"
-        )
     leaf = ".bias" if is_bias else ".weight"
     if fused is None:
         yield replace(draft, name=f"{match['module']}.down_proj{leaf}")
@@ -149,7 +152,7 @@ def as_column(draft: Draft) -> Draft:
         obstacle="",
         reference=lambda first, last: whole[first:last],
     )
-    return replace(draft, rows=rows, plain=None)
+    return replace(draft, rows=rows, plain=None, stored=None)
 
 
 def _is_norm(draft: Draft) -> bool:

@@ -16,30 +16,20 @@ from recover.reblock.source import Original
 
 @dataclass(frozen=True)
 class ReblockPlan:
-    """A whole re-blocking.
-
-    Attributes
-    ----------
-    source : Original
-        The opened original.
-    output : Path
-        GGUF file to be written.
-    report : Path
-        Where the report of what was proven is written.
-    header : bytes
-        Of the output, padded to where the data begins.
-    positions : tuple of int
-        Of each tensor's first byte in the output.
-    n_bytes : int
-        Size of the output.
-    """
+    """A whole re-blocking."""
 
     source: Original
+    """The opened original."""
     output: Path
+    """GGUF file to be written."""
     report: Path
+    """Where the report of what was proven is written."""
     header: bytes
+    """Of the output, padded to where the data begins."""
     positions: tuple[int, ...]
+    """Of each tensor's first byte in the output."""
     n_bytes: int
+    """Size of the output."""
 
     @property
     def asked(self) -> dict[str, Any]:

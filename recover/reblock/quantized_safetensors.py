@@ -27,6 +27,7 @@ from recover.reblock.drafts import (
     with_grid,
 )
 from recover.reblock.grids import CONDITIONS as GRID_CONDITIONS
+from recover.reblock.grids import about_kept
 from recover.reblock.integers import Request
 from recover.reblock.schemes import Weight, all_schemes
 from recover.reblock.schemes.base import decoded
@@ -91,10 +92,15 @@ def open_integers(
     warnings: list[str] = []
     left_out: list[str] = []
     try:
-        is_quantized = holds_integers(model)
+        is_quantized, nearly = holds_integers(model), list[str]()
         drafts = list(_drafts(model))
+        if arch is not None:
+            from recover.reblock.architectures import rows_along_inputs
+
+            drafts = rows_along_inputs(drafts, arch)
         if not is_quantized:
             drafts = [with_grid(draft, request, n_threads) for draft in drafts]
+            nearly = about_kept([draft.nearly for draft in drafts if draft.nearly])
         if arch is None:
             metadata = _own_metadata(model)
         else:
@@ -118,7 +124,7 @@ def open_integers(
         metadata=tuple(metadata),
         tensors=tuple(tensors),
         conditions=CONDITIONS if is_quantized else GRID_CONDITIONS,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *nearly),
         left_out=tuple(left_out),
     )
 

@@ -149,12 +149,8 @@ def _again(asked: Record) -> Reblocking:
     return Reblocking(plan_reblock(source, output), verify=verify)
 
 
-_replanning = Replanning(_again)
-
-
-def carry_out(record: Record) -> Record:
-    """Do a task in a process that has nothing else; see `Replanning.carry_out`."""
-    return _replanning.carry_out(record)
+carry_out = Replanning(_again).carry_out
+"""Does a task in a process that has nothing else."""
 
 
 def _with_scales_beside(

@@ -3,9 +3,10 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ Draw = Callable[[np.random.Generator, int], F32Array]
 """``draw(rng, n)``: superblocks (n, 256) to learn from."""
 
 _WARM_UP = 5  # steps before time is taken
+_TIMES = 4  # that a GPU, which is faster than what simulates, learns from a batch
+_MOST_KEPT = 512  # batches
+_MOST_AHEAD = 3  # batches that a GPU has to work on
 
 
 class Gain(NamedTuple):
@@ -55,6 +59,50 @@ def batch_of(rng: np.random.Generator, x: F32Array, names: Sequence[str]) -> Bat
 def to_device(batch: Batch, device: str) -> Batch:
     """A batch where it is learned from."""
     return [each.to(device, non_blocking=True) for each in batch]
+
+
+def ahead(batches: Iterable[Batch], device: str) -> Iterator[Batch]:
+    """Batches on a device, each brought there while it works on those before."""
+    if device != "cuda":
+        yield from (to_device(batch, device) for batch in batches)
+        return
+    beside, here = torch.cuda.Stream(), torch.cuda.current_stream()
+    waiting: deque[Any] = deque()
+    for batch in batches:
+        with torch.cuda.stream(beside):
+            brought = to_device(batch, device)
+        here.wait_stream(beside)
+        for each in brought:
+            each.record_stream(here)
+        yield brought
+        waiting.append(here.record_event())
+        if len(waiting) > _MOST_AHEAD:
+            waiting.popleft().synchronize()
+
+
+def again(batches: Iterable[Batch], n_times: int, seed: int) -> Iterator[Batch]:
+    """Each batch, and after it, all but once, some of the batches before."""
+    rng = np.random.default_rng(seed)
+    kept: list[Batch] = []
+    for batch in batches:
+        yield batch
+        if n_times > 1 and len(kept) < _most_kept(batch):
+            kept.append(batch)
+        elif kept:
+            kept[rng.integers(len(kept))] = batch
+        for _ in range(n_times - 1):
+            yield kept[rng.integers(len(kept))]
+
+
+@cache
+def _free_bytes() -> int:
+    """Memory of the device that nothing has taken at first."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+
+
+def _most_kept(batch: Batch) -> int:
+    n_bytes = sum(each.numel() * each.element_size() for each in batch)
+    return max(1, min(_MOST_KEPT, _free_bytes() // 4 // n_bytes))
 
 
 def in_order(make: Callable[[int], Batch], first: int, n_threads: int) -> Iterator[Batch]:
@@ -142,14 +190,15 @@ def train(
             best, mean = now, learner.copy()
         return now
 
-    for i, batch in enumerate(in_order(make, first, n_threads)):
+    fresh = ahead(in_order(make, first, n_threads), device)
+    for i, batch in enumerate(again(fresh, _TIMES if device == "cuda" else 1, seed)):
         passed = time.monotonic() - start
         progress = passed / seconds if i >= _WARM_UP else 0.0
         if n_steps is not None:
             progress = max(progress, (learner.n_steps - begun) / n_steps)
         if progress >= 1:
             break
-        learner.step(to_device(batch, device), progress)
+        learner.step(batch, progress)
         if i + 1 == _WARM_UP:
             if device == "cuda":
                 torch.cuda.synchronize()

@@ -9,14 +9,11 @@ from numpy.typing import NDArray
 from recover._compiled.jit import bare_kernel
 from recover._compiled.lanes import load, store_f16
 from recover.estimators._joint_features import (
-    PER_GROUP,
-    PER_GROUP_AND_INPUT,
-    PER_WEIGHT,
-    PER_WEIGHT_AND_INPUT,
     Inputs,
     Means,
     describe,
     inputs_of,
+    n_features,
     new_means,
 )
 from recover.estimators.uncorrected import UncorrectedTileEstimator
@@ -204,8 +201,7 @@ def tell(x: F32Array, sources: Sequence[Source], raws: Sequence[U8Array]) -> Bat
     intersect_cells(estimator.evidence, lower, upper)
     estimator.decode(0, first)
     n_inputs = len(sources)
-    n_by_weight = PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs
-    n_by_group = PER_GROUP + PER_GROUP_AND_INPUT * n_inputs
+    n_by_weight, n_by_group = n_features(n_inputs)
     by_weight = np.empty((len(x), 16, n_by_weight, 16), np.uint16)
     by_group = np.empty((len(x), n_by_group, 16), np.uint16)
     units = np.empty(x.size // 16, np.float32)

@@ -14,7 +14,9 @@ def check_torch(device: str) -> None:
     try:
         import torch
     except ImportError as error:
-        raise PlanError("torch is needed, and is not here: pip install 'recover[gpu]'") from error
+        raise PlanError(
+            "torch is needed, and is not here: pip install 'recover-weights[gpu]'"
+        ) from error
     if device == "cuda" and not torch.cuda.is_available():
         raise PlanError(
             "torch finds no GPU; --device cpu works, but takes hours for what a GPU does in minutes"

@@ -23,12 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.gguf.header import (
-    ValueType,
-    encode_header,
-    encode_key_value,
-    place_tensors,
-)
+from recover.containers.gguf.header import ValueType, encode_header, encode_key_value, place_tensors
 from recover.quants import TensorType, type_by_name
 from tests.benchmarks.merge_speed import watch_memory
 from tests.benchmarks.record import write_record

@@ -4,10 +4,11 @@
 
 makes folders with that many random weights in each format, exports each in a process of its own,
 and lets a plain copy do the same to the disk: read the bytes of the input, and write as many as the
-output has. Both end when all of it is on the disk. Prints both times and their ratio; the time that
-the process takes to start, which is in it; how long processors were busy with the export (which
-tells more where others use them, too); and the largest anonymous memory. The inputs are in the page
-cache. KIND is one of tests/support/plain_weights.py; by default one of each way of decoding.
+output has. Both end when all of it is on the disk. Prints both times and their ratio, with the time
+that the process takes to start and without it (which is what large models see); how long processors
+were busy with each weight, without the start (which tells more where others use them, too); and the
+largest anonymous memory. The inputs are in the page cache. KIND is one of
+tests/support/plain_weights.py; by default one of each way of decoding.
 """
 
 import argparse
@@ -28,7 +29,10 @@ from tests.support.plain_weights import FORMATS
 from tests.support.quantized_folders import named
 
 N_ROWS, N_COLUMNS = 4096, 8192
-KINDS = "fp8", "int4", "int8", "gptq", "awq", "nf4", "llm.int8", "mxfp4", "nvfp4", "mlx", "hqq"
+KINDS = (
+    *("fp8", "int4", "int4 act-order", "int8", "gptq", "gptq act-order", "awq", "nf4"),
+    *("llm.int8", "mxfp4", "nvfp4", "mlx", "hqq"),
+)
 _PART = 1 << 20
 
 
@@ -88,7 +92,9 @@ def main() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     nothing = [sys.executable, "-c", "import recover.export.execute"]
     measure(nothing)
+    before = processor_seconds()
     begin = min(measure(nothing)[0] for _ in range(args.rounds))
+    busy_begin = (processor_seconds() - before) / args.rounds
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         for kind in args.kinds:
             source, out = Path(scratch, kind), Path(scratch, "out")
@@ -107,10 +113,14 @@ def main() -> None:
                 memory = max(memory, most)
                 copies.append(copy(source, n_bytes, Path(scratch, "copy")))
                 Path(scratch, "copy").unlink()
+            alone = max(min(ours) - begin, 1e-3)
             print(
-                f"{kind}: {n / 1e6:.0f}M weights in {min(ours):.2f} s, {begin:.2f} s of it to start"
-                f" (processors busy for {min(busy):.2f} s); a copy in {min(copies):.2f} s:"
-                f" {min(copies) / min(ours):.2f} of its speed; {memory:.0f} MiB"
+                f"{kind}: {n / 1e6:.0f}M weights in {min(ours):.2f} s, {begin:.2f} s to start;"
+                f" a copy in {min(copies):.2f} s: {min(copies) / min(ours):.2f} of its speed,"
+                f" {min(copies) / alone:.2f} without the start;"
+                f" processors busy for {(min(busy) - busy_begin) / n * 1e9:.2f} ns a weight;"
+                f" {memory:.0f} MiB",
+                flush=True,
             )
             shutil.rmtree(source)
             shutil.rmtree(out)

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recover import (
-    calibrate,
-)
+from recover import calibrate
 from recover.calibration.weights import Calibration
 from tests.support.models import TINY
 

@@ -7,11 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recover import (
-    CalibrationError,
-    calibrate,
-    load_calibration,
-)
+from recover import CalibrationError, calibrate, load_calibration
 from recover.calibration.weights import Calibration
 from recover.cli import main
 from tests.support.calibrations import SETS

@@ -6,14 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recover import (
-    calibrate,
-    execute_merge,
-    execute_quantize,
-    open_gguf,
-    plan_merge,
-    plan_quantize,
-)
+from recover import calibrate, execute_merge, execute_quantize, open_gguf, plan_merge, plan_quantize
 from recover.calibration import moments
 from recover.calibration.moments import survey
 from recover.calibration.simulate import Counts

@@ -9,11 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recover import (
-    calibrate,
-    execute_merge,
-    plan_merge,
-)
+from recover import calibrate, execute_merge, plan_merge
 from recover.calibration.fit import _gain, fit, free_weights, simplex_weights, square_error
 from recover.calibration.moments import survey
 from recover.calibration.weights import Calibration, Gain

@@ -330,13 +330,17 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("terminal", [True, False])
 def test_people_are_told_of_compilation_once(
     first: bool,
+    terminal: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """In a log of the first run alone, which would look as if it hung."""
     monkeypatch.setattr(_jit, "_folder", lambda _path: tmp_path)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     if not first:
         (tmp_path / "of-an-earlier-run.nbi").touch()
     listener = _compiling.Compilations()
@@ -347,15 +351,25 @@ def test_people_are_told_of_compilation_once(
 
     event.register("tests:compile", listener)
     try:
-        assert told() == ""  # nobody looks
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         monkeypatch.setattr(_streams, "_quiet", True)
         assert told() == ""
         monkeypatch.setattr(_streams, "_quiet", False)
-        assert told().startswith("recover: compiling for this CPU")
+        text = told()
+        assert text.startswith("recover: compiling for this CPU") == (first or terminal)
+        assert text.count("\n") == (first or terminal)
         assert told() == ""
     finally:
         event.unregister("tests:compile", listener)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_log_of_the_first_run(tiny: list[Path], tmp_path: Path, quiet: bool) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    some = "bounds", tiny[2], "--summary", "--tensors", "blk.0.attn_k", *["-q"] * quiet
+    done = run(*some, env=environment)
+    assert done.returncode == 0
+    text = "recover: compiling for this CPU first, which takes half a minute or more once\n"
+    assert done.stderr == ("" if quiet else text)
 
 
 def test_people_are_told_of_compilation_before_it(tiny: list[Path], tmp_path: Path) -> None:

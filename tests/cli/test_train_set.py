@@ -22,7 +22,7 @@ def test_without_torch_it_says_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train-set", *INPUTS, "-o", str(tmp_path / "net.npz")]) == 1
-    assert "pip install 'recover[gpu]'" in capsys.readouterr().err
+    assert "pip install 'recover-weights[gpu]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

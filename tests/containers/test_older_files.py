@@ -12,7 +12,7 @@ from recover.containers.gguf.header import ValueType, parse_header
 from recover.containers.gguf.reader import GGUFModel, open_gguf
 from recover.containers.model import StoredTensor
 from recover.errors import GGUFError
-from tests.hostile import builder
+from tests.hostile import builder, kinds
 from tests.support.gguf_files import stored, tensor_bytes
 
 UP, NORM = "blk.0.ffn_up.weight", "blk.0.ffn_norm.weight"
@@ -47,18 +47,18 @@ class Version:
     def entries(self) -> list[bytes]:
         texts = [self.text(text) for text in TEXTS]
         floats = [struct.pack("<f", 0.5)] * 7
-        nested = [self.array(builder.STRING, texts), self.array(builder.FLOAT32, floats)]
-        found = [self.entry("general.architecture", builder.STRING, self.text("llama"))]
+        nested = [self.array(kinds.STRING, texts), self.array(kinds.FLOAT32, floats)]
+        found = [self.entry("general.architecture", kinds.STRING, self.text("llama"))]
         for scalar, number in NUMBERS.items():
             raw = builder.scalar(scalar, number)
             found.append(self.entry(f"test.{scalar.name}", scalar, raw))
         for key, kind, items in (
-            ("texts", builder.STRING, texts),
-            ("floats", builder.FLOAT32, floats),
-            ("nested", builder.ARRAY, nested),
-            ("none", builder.STRING, []),
+            ("texts", kinds.STRING, texts),
+            ("floats", kinds.FLOAT32, floats),
+            ("nested", kinds.ARRAY, nested),
+            ("none", kinds.STRING, []),
         ):
-            found.append(self.entry(f"test.{key}", builder.ARRAY, self.array(kind, items)))
+            found.append(self.entry(f"test.{key}", kinds.ARRAY, self.array(kind, items)))
         return found
 
     def file(self, tensors: dict[str, tuple[tuple[int, ...], int, bytes]]) -> bytes:
@@ -78,7 +78,7 @@ def content(kind: str, number: int) -> dict[str, tuple[tuple[int, ...], int, byt
     norm = np.linspace(0.5, 1, 256, dtype=np.float32)
     return {
         UP: ((256, 64), number, stored(kind, x).rows.tobytes()),
-        NORM: ((256,), builder.F32, norm.tobytes()),
+        NORM: ((256,), kinds.F32, norm.tobytes()),
     }
 
 
@@ -88,8 +88,8 @@ def write(path: Path, version: int, kind: str, number: int) -> GGUFModel[StoredT
 
 
 def test_version_1_is_what_version_3_is(tmp_path: Path) -> None:
-    old = write(tmp_path / "1.gguf", 1, "Q8_0", builder.Q8_0)
-    new = write(tmp_path / "3.gguf", 3, "Q8_0", builder.Q8_0)
+    old = write(tmp_path / "1.gguf", 1, "Q8_0", kinds.Q8_0)
+    new = write(tmp_path / "3.gguf", 3, "Q8_0", kinds.Q8_0)
     assert (old.header.version, new.header.version) == (1, 3)
     assert list(old.metadata) == list(new.metadata)
     for key, entry in old.metadata.items():
@@ -106,8 +106,8 @@ def test_merge_and_quantize_of_version_1(tmp_path: Path) -> None:
     fine = {version: str(tmp_path / f"fine-{version}.gguf") for version in (1, 3)}
     coarse = {version: str(tmp_path / f"coarse-{version}.gguf") for version in (1, 3)}
     for version in (1, 3):
-        write(Path(fine[version]), version, "Q8_0", builder.Q8_0)
-        write(Path(coarse[version]), version, "Q4_K", builder.Q4_K)
+        write(Path(fine[version]), version, "Q8_0", kinds.Q8_0)
+        write(Path(coarse[version]), version, "Q4_K", kinds.Q4_K)
         out = str(tmp_path / f"out-{version}.gguf")
         assert main(["merge", fine[version], coarse[version], "-o", out]) == 0
         assert main(["quantize", out, "Q4_0", "-o", str(tmp_path / f"q-{version}.gguf")]) == 0
@@ -121,7 +121,7 @@ def test_merge_and_quantize_of_version_1(tmp_path: Path) -> None:
 
 
 def test_damaged_files_of_version_1_are_refused() -> None:
-    whole = Version(1).file({NORM: ((8,), builder.F32, bytes(32))})
+    whole = Version(1).file({NORM: ((8,), kinds.F32, bytes(32))})
     head = parse_header(whole).data_start
     for end in range(head):
         with pytest.raises(GGUFError):
@@ -190,7 +190,7 @@ PIECES = {
 def test_pieces_are_to_be_joined(
     name: str, is_first: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Version(3).file(content("Q8_0", builder.Q8_0))
+    whole = Version(3).file(content("Q8_0", kinds.Q8_0))
     path, cut = tmp_path / name, len(whole) // 2
     path.write_bytes(whole[:cut] if is_first else whole[cut:])
     assert main(["merge", str(path), "-o", str(tmp_path / "out.gguf")]) == 1
@@ -203,6 +203,6 @@ them first: {PIECES[name]}\n"
 
 def test_a_whole_file_may_have_any_name(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf.part1of1"
-    assert write(path, 3, "Q8_0", builder.Q8_0).n_weights == 64 * 256 + 256
+    assert write(path, 3, "Q8_0", kinds.Q8_0).n_weights == 64 * 256 + 256
     with pytest.raises(GGUFError, match="there is no such file"):
         open_gguf(tmp_path / "m.gguf.part1of2")

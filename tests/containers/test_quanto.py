@@ -1,12 +1,22 @@
 """optimum-quanto: what is decoded, what codes prove, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from recover.containers.huggingface.formats import Matrix, read_matrix
 from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.quanto import encode_groups, encode_rows
-from tests.support.foreign_modules import Array, heavy_tailed, n_outside, rounded, state
+from tests.support.foreign_modules import (
+    Array,
+    heavy_tailed,
+    module_of,
+    n_outside,
+    rounded,
+    state,
+)
 from tests.support.format_checks import check_hostile, check_widened, matrix_of
 
 GOLDEN = load("quanto")
@@ -62,11 +72,24 @@ def test_bounds_hold_of_many_weights(name: str) -> None:
         assert n_outside(state(found), rounded(weights, kind)) == 0
 
 
-def test_groups_need_a_bias() -> None:
+def without_bias(row_length: int | None) -> Matrix | None:
+    """A matrix of 64 x 512 weights in groups, of a model whose sizes say so."""
     arrays = encode_groups(weights_of(1))
     del arrays["bias"]
+    return read_matrix(replace(module_of(arrays), row_length=lambda: row_length))
+
+
+@pytest.mark.parametrize("row_length", [None, 511, 0])
+def test_groups_need_a_size(row_length: int | None) -> None:
     with pytest.raises(SafetensorsError, match="does not store the size"):
-        matrix_of(arrays)
+        without_bias(row_length)
+
+
+def test_the_size_of_the_model_does_as_well() -> None:
+    found = without_bias(512)
+    assert found is not None
+    assert (found.n_rows, found.row_length) == (64, 512)
+    assert n_outside(state(found), rounded(weights_of(1), "BF16")) == 0
 
 
 @pytest.mark.parametrize("name", ["qint2", "qint4", "qint8", "qfloat8"])

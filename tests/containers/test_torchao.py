@@ -25,11 +25,13 @@ def weights_of(seed: int, n_rows: int = 64, row_length: int = 512) -> Array:
 def test_reads_what_torchao_wrote(case: str) -> None:
     arrays, original, decoded, config, _ = GOLDEN[case]
     found = matrix_of(arrays, config=config)
-    assert found.label.startswith(f"torchao {case[:4]}")
+    assert found.label.startswith(f"torchao {case.split(',')[0]}")
     stated = state(found)
     kind = "F32" if "F32" in case else "BF16"
     assert np.array_equal(rounded(stated.value, kind), decoded.reshape(-1))
     assert n_outside(stated, original) == 0
+    if case.startswith("FP8"):
+        return
     own = encode(
         original,
         int(case[3]),

@@ -11,25 +11,32 @@ import pytest
 
 from recover.cli import main
 from recover.cli._commands import build_parser
+from tests.support.doc_blocks import PAGES, blocks, indented
 from tests.support.models import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = ROOT / "README.md"
-_FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_TIME = re.compile(r"in [\d.]+ s \([\d.]+[kMG]? weights/s\)")
+_TIME = re.compile(r"in [\d.]+ s\b( \([\d.]+[kMG]? weights/s\))?")
 _VALUE = re.compile(r"^--?[a-z]|^[A-Z]+$")
 
 
+_BRACES = re.compile(r"(\S*)\{([^}\s]*)\}(\S*)")
+
+
 def fenced(page: Path, language: str) -> list[str]:
-    """The blocks of a page in a language."""
-    return [text for kind, text in _FENCED.findall(page.read_text()) if kind == language]
+    """The blocks of a page in a language that run in seconds."""
+    return [each.text for each in blocks(language) if each.page == page]
+
+
+def expanded(line: str) -> str:
+    """Words with a list in braces as a shell expands them."""
+    return _BRACES.sub(lambda m: " ".join(m[1] + each + m[3] for each in m[2].split(",")), line)
 
 
 def commands(block: str) -> Iterator[tuple[list[str], str]]:
     """The words of each command of a console block, and what it prints."""
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         line, _, printed = part.partition("\n")
-        yield shlex.split(line), printed.rstrip()
+        yield shlex.split(expanded(line)), printed.rstrip()
 
 
 def table_commands() -> list[str]:
@@ -110,11 +117,12 @@ def test_api() -> None:
 
 def typed(page: Path) -> Iterator[str]:
     """Command lines in the blocks of a page, joined where they go on in the next line."""
-    lines = re.sub(r"\\\n\s*", "", page.read_text()).splitlines()
-    for line in lines:
-        match = re.match(r"(?: {4,}|\$ )\s*(?:\$ )?(?:\S*/)?(recover [a-z].*)", line)
-        if match and " | " not in match[1]:
-            yield match[1]
+    shell = [each.text for each in blocks("sh", "console", needs=None) if each.page == page]
+    for text in (*shell, *indented(page)):
+        for line in re.sub(r"\\\n\s*", "", text).splitlines():
+            match = re.match(r"\s*(?:\$ |exec )?(?:\S*/)?(recover [a-z].*)", line)
+            if match and " | " not in match[1]:
+                yield match[1].partition(" > ")[0]
 
 
 LINES = sorted({(page, line) for page in PAGES for line in typed(page)})
@@ -125,7 +133,7 @@ LINES = sorted({(page, line) for page in PAGES for line in typed(page)})
 )
 def test_every_option_is_there(page: Path, line: str) -> None:
     """Also where files are only examples: commands, options and choices are those that exist."""
-    line = re.sub(r"\[|\]|\.\.\.", " ", line.partition(" #")[0])
+    line = re.sub(r"\[|\]|\.\.\.", " ", re.sub(r"\$\w+", "1", line.partition(" #")[0]))
     if re.search(r"\b[A-Z]{4,}\b|\|", line):  # a synopsis
         words = line.split()
         command = next(

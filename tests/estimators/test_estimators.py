@@ -27,16 +27,10 @@ from recover.evidence.densities import (
     likelihood,
     tempering,
 )
-from recover.quants import (
-    F32Array,
-    ScalarType,
-    U8Array,
-    VectorType,
-    dequantize,
-    type_by_name,
-)
+from recover.quants import F32Array, ScalarType, U8Array, VectorType, dequantize, type_by_name
 from tests.naive import estimators as naive
 from tests.oracle import libggml
+from tests.support.coarse_scales import factors_of, inner_edges
 from tests.support.kinds import quantized, vector
 
 # Codes of which the weight that a block of 32 is fitted to has one.
@@ -210,18 +204,25 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
         rows, ends = density(kind, beside=beside).astype(np.float64), end_codes(kind)
         scalars.append((values, scale.repeat(16).astype(np.float64), kind.noise))
         column = []
+        stretch, left = (each.repeat(16) for each in factors_of(kind, scale))
         for i, (value, q, s) in enumerate(zip(values, codes, scale.repeat(16), strict=True)):
             row = rows[1 if q == ends[0] else 2 if q == ends[1] else 0]
             coefficients = row[:DEGREE]
             if q not in ends:
                 z = (2 * float(q) - sum(ends)) / (ends[1] - ends[0])
                 coefficients = row[:DEGREE] + rows[VARYING, :DEGREE] * (z, z**2)
+                coefficients = coefficients * left[i]
             level = float(kind.levels[q])
             edges = float(kind.lower_levels[q]) - level, float(kind.upper_levels[q]) - level
             reach = (
                 edges[0] if math.isfinite(edges[0]) else rows[LOWEST, BELOW],
                 edges[1] if math.isfinite(edges[1]) else rows[HIGHEST, ABOVE],
             )
+            if q in ends and kind.scale_steps:
+                inner, wider = inner_edges(kind)[ends.index(q)], stretch[i]
+                reach = tuple(inner + (edge - inner) * wider for edge in reach)
+                c, d = coefficients
+                coefficients = np.array([c + 2 * d * inner * (1 - 1 / wider), d / wider]) / wider
             if q in ends and 0 in edges:  # rounding may have moved the level
                 slack = abs(level) * 2**-11
                 reach = (reach[0] or -slack, reach[1] or slack)

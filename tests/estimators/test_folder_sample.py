@@ -7,20 +7,16 @@ from functools import cache
 import numpy as np
 import pytest
 
-from recover.containers.huggingface.formats import read_matrix
-from recover.containers.huggingface.rows import Rows
-from recover.containers.huggingface.scaled import ScaledMatrix, Scales
-from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.containers.model import StoredTensor
 from recover.estimators import Tally, TileEstimator
 from recover.estimators import _folder_sample as folders
 from recover.estimators.error_calibration import calibrate_errors
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
-from recover.quants import F32Array, IntervalType, ScalarType, quantize, type_by_name
+from recover.quants import F32Array, IntervalType, ScalarType, type_by_name
 from tests.golden import make_sample, make_sample_folders
-from tests.support.foreign_modules import module_of, rounded
-from tests.support.stated_intervals import tensor_of
+from tests.support.all_sets import stored_as
+from tests.support.foreign_modules import rounded
 
 SEED = 5
 SETS = (
@@ -53,17 +49,7 @@ def weights(half: int) -> F32Array:
 @cache
 def made(name: str, half: int) -> StoredTensor:
     """Other weights than the sample's, in a setting or as a type of GGUF."""
-    x = weights(half)
-    if name not in make_sample_folders.ALL:
-        return tensor_of(quantize(x, type_by_name(name)), name, x.size)
-    setting = make_sample_folders.ALL[name]
-    arrays = dict(setting.encode(x))
-    columns = arrays.pop(folders.COLUMNS, None)
-    matrix = read_matrix(module_of(arrays, setting.config, setting.recipe))
-    assert matrix is not None
-    if isinstance(matrix, ScaledMatrix) and columns is not None:
-        matrix = matrix.with_scales(Scales(*columns))
-    return QuantizedTensor("weight", x.shape[::-1], (Rows(matrix),), 0)
+    return stored_as(name, weights(half))
 
 
 def inputs_of(names: Sequence[str], half: int) -> list[StoredTensor]:

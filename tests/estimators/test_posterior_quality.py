@@ -23,6 +23,7 @@ from recover.quants import (
 from tests.golden.make_sample import encoded_types
 from tests.oracle import libggml
 from tests.oracle.weights import sentence_encoder_weights
+from tests.support.coarse_scales import factors_of
 from tests.support.kinds import scalar
 
 pytestmark = pytest.mark.quality
@@ -335,9 +336,14 @@ def _log_density(
     inside = rows[0, :DEGREE] + rows[3, :DEGREE] * np.concatenate([z, z**2], axis=1)
     ends = np.where((codes == first)[:, None], rows[1, :DEGREE], rows[2, :DEGREE])
     is_end = ((codes == first) | (codes == last))[:, None]
+    stretch, left = (each.repeat(16)[:, None] for each in factors_of(kind, scale[::16]))
+    inside = inside * left
+    edge = np.where(codes == first, 0.5, -0.5)[:, None]
+    shift = edge * (1 - 1 / stretch)
+    ends = np.hstack([ends[:, :1] + 2 * ends[:, 1:] * shift, ends[:, 1:] / stretch]) / stretch
     c = np.where(is_end, ends, inside)
-    low = np.where(codes == first, rows[1, BELOW], -0.5)[:, None]
-    high = np.where(codes == last, rows[2, ABOVE], 0.5)[:, None]
+    low = np.where((codes == first)[:, None], (rows[1, BELOW] - 0.5) * stretch + 0.5, -0.5)
+    high = np.where((codes == last)[:, None], (rows[2, ABOVE] + 0.5) * stretch - 0.5, 0.5)
     logs = sum(c[:, i : i + 1] * u ** (i + 1) for i in range(DEGREE))
     logs = np.where((u >= low) & (u <= high), logs, -np.inf)
     return np.where(np.isnan(u), 0.0, logs)

@@ -1,9 +1,7 @@
 """An estimator of another package: found by its entry point, used without an edit elsewhere."""
 
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,10 @@ import recover.estimators as home
 from recover import PlanError
 from recover.cli import main
 from recover.estimators import Request, Tally, estimator, method_for, method_names
-from recover.estimators.error_calibration import calibrate_errors
 from recover.evidence.buffer import Evidence, Source
 from recover.quants import F32Array, type_by_name
 from tests.estimators.conformance import CHECKS
+from tests.support import packages
 from tests.support.models import TINY
 
 
@@ -47,31 +45,10 @@ toy = Toy()
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Packages with estimators; which groups were asked for."""
-    here = EntryPoints(
-        EntryPoint(name, value, home.ENTRY_POINTS)
-        for name, value in {
-            "toy": f"{__name__}:toy",
-            "linear": f"{__name__}:toy",
-            "gone": "no_such_package:estimator",
-            "empty": f"{__name__}:TINY",
-        }.items()
-    )
-    asked: list[str] = []
-
-    real = importlib.metadata.entry_points
-
-    def entry_points(**wanted: str) -> Any:
-        if wanted != {"group": home.ENTRY_POINTS}:
-            return real(**wanted)  # of the compiler
-        asked.append(home.ENTRY_POINTS)
-        return here
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    estimator.cache_clear()
-    calibrate_errors.cache_clear()
-    yield asked
-    estimator.cache_clear()
-    calibrate_errors.cache_clear()
+    own = f"{__name__}:toy"
+    broken = {"gone": "no_such_package:estimator", "empty": f"{__name__}:TINY"}
+    with packages.estimators(monkeypatch, toy=own, linear=own, **broken) as asked:
+        yield asked
 
 
 def test_names(installed: list[str]) -> None:

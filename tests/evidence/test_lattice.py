@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.evidence.lattice import SIGNIFICAND_BITS, count_scales, count_without, snap
+from recover.evidence.lattice import (
+    SIGNIFICAND_BITS,
+    count_empty,
+    count_scales,
+    count_without,
+    snap,
+)
 from recover.quants import quantize, type_by_name
 
 FORMATS = {"bf16": ml_dtypes.bfloat16, "f16": np.float16}
@@ -90,6 +96,26 @@ def test_intervals_without_a_number_are_counted(name: str, rng: np.random.Genera
     assert chance == pytest.approx(expected, rel=0.05)
     found = snap(lower, upper, bits, True, False, middle.copy(), np.ones(N, np.float32))
     assert (found[0], found[2:]) == (n_single, (n_without, chance))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("size", [1.0, 1e-5, 1e-38, 1e36])
+def test_sixteen_at_a_time(name: str, size: float, rng: np.random.Generator) -> None:
+    """Also of weights that are subnormal or too large, intervals around 0, and broken ones."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        middle = (rng.standard_normal(4096) * size).astype(np.float32)
+        width = np.abs(middle) * np.float32(2) ** -rng.integers(0, 14, 4096).astype(np.float32)
+        lower, upper = middle - width, middle + width
+    odd = rng.integers(0, 4096, (5, 40))
+    lower[odd[0]], upper[odd[1]] = -np.inf, np.inf
+    lower[odd[2]], upper[odd[3]] = np.nan, np.nan
+    lower[odd[4]], upper[odd[4]] = upper[odd[4]], lower[odd[4]]
+    bits = SIGNIFICAND_BITS[name]
+    for part in (slice(0, 4096), slice(0, 1040), slice(0, 0)):
+        n_empty, chance = count_empty(lower[part], upper[part], bits)
+        _, n_without, expected, _ = count_without(lower[part], upper[part], bits)
+        assert n_empty == n_without
+        assert chance == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "at", "divisor"), [("Q8_0", 0, 127), ("Q4_0", 0, -8)])

@@ -163,6 +163,7 @@ def test_posterior_of_one_density_is_that_of_the_grid(
         for name, each, table in zip(mix, plain, tables, strict=True)
     ]
     grid, other = read(plain, x.size, sources), read(others, x.size)
+    grid = grid._replace(scale_steps=np.zeros(len(mix)))  # intervals do not know coarse scales
     expected, tally, deviation = run("posterior", grid, estimate, deviation=True)
     out, other_tally, other_deviation = run("posterior", other, estimate, deviation=True)
     typical = np.repeat(np.sqrt(grid.scale[0] ** 2 / 12), 16)
@@ -177,8 +178,8 @@ def test_posterior_of_one_density_is_that_of_the_grid(
 
 
 # Root mean square difference over the error: what grids tell by code and intervals do not. The
-# density of codes near the ends differs in Q6_K, that of the end codes and of the extreme weights
-# (which have atoms) in Q8_0, Q5_0 and Q4_0.
+# density of codes near the ends differs in Q6_K, that of coarse scales in all K-quants, that of the
+# end codes and of the extreme weights (which have atoms) in Q8_0, Q5_0 and Q4_0.
 DIFFERENCES = {
     ("Q5_0",): 0.04,
     ("Q4_0",): 0.06,
@@ -186,7 +187,7 @@ DIFFERENCES = {
     ("Q6_K",): 0.03,
     ("Q6_K", "Q4_0"): 0.1,
     ("Q8_0", "Q6_K"): 0.13,
-    ("Q5_K", "Q4_K", "Q2_K"): 0.01,
+    ("Q5_K", "Q4_K", "Q2_K"): 0.02,
 }
 
 

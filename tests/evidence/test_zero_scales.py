@@ -1,4 +1,4 @@
-"""Blocks of Q8_0 whose scale was rounded to 0: how small their weights are the codes tell."""
+"""Blocks of Q8_0 whose scale was rounded to 0: weights are small, codes tell how small."""
 
 from pathlib import Path
 

@@ -20,7 +20,7 @@ from recover.execution.processes import Processes
 from recover.execution.tasks import Executor, Take, Task, Watch, carry_out
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
-from tests.support.sharded_commands import NAMES, Shared, commands
+from tests.support.sharded_commands import Shared
 from tests.support.sharding import contents, figures
 
 pytestmark = pytest.mark.filterwarnings("default")  # of Dask's own
@@ -62,22 +62,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[[Executor], None]:
         def means(args: Any, progress: Any, **others: Any) -> Iterator[dict[str, Any]]:
             yield {"n_threads": 1, "progress": progress, "executor": executor, **others}
 
-        for name in ("quantize", "export", "bounds", "reblock"):
-            monkeypatch.setattr(f"recover.cli.{name}.means_of", means)
+        monkeypatch.setattr("recover.cli._sharing.means_of", means)
 
     return give
-
-
-@pytest.fixture(params=NAMES)
-def shared(
-    request: pytest.FixtureRequest,
-    tiny: list[Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Shared:
-    inputs = tmp_path / "inputs"
-    inputs.mkdir()
-    return Shared(commands(tiny, inputs)[request.param], capsys)
 
 
 def test_records_are_enough(
@@ -228,5 +215,5 @@ def test_nobody_answers(
     monkeypatch.delitem(sys.modules, "recover.execution.dask")
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert main([*command, "local"]) == 1
-    assert "pip install 'recover[distributed]'" in capsys.readouterr().err
+    assert "pip install 'recover-weights[distributed]'" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]

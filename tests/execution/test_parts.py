@@ -5,20 +5,8 @@ from pathlib import Path
 import pytest
 
 from recover.cli import main
-from tests.support.sharded_commands import NAMES, Shared, commands
+from tests.support.sharded_commands import Shared, commands
 from tests.support.sharding import LAST_MOMENTS, MOMENTS, in_a_process
-
-
-@pytest.fixture(params=NAMES)
-def shared(
-    request: pytest.FixtureRequest,
-    tiny: list[Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Shared:
-    inputs = tmp_path / "inputs"
-    inputs.mkdir()
-    return Shared(commands(tiny, inputs)[request.param], capsys)
 
 
 def test_any_order(shared: Shared, tmp_path: Path) -> None:

@@ -11,13 +11,8 @@ from recover.containers.huggingface.architectures import text_config
 from recover.containers.huggingface.reader import open_folder
 from recover.export.execute import execute_export
 from recover.export.plan import plan_export
-from tests.support.golden_models import (
-    NAMES,
-    as_float32,
-    golden,
-    read_arrays,
-    write_golden_gguf,
-)
+from tests.support.golden_models import as_float32, read_arrays, write_golden_gguf
+from tests.support.random_folders import NAMES, golden
 
 # What does not shape the computation, or that GGUF files do not tell: what llama.cpp takes for
 # granted is written instead (see `recover.containers.huggingface.configuration`).

@@ -13,14 +13,8 @@ from recover.errors import OutputError, PlanError, UsageError
 from recover.export.execute import ExportResult, execute_export
 from recover.export.plan import plan_export
 from tests.support.gguf_files import Stored, read_weights, stored, write_gguf
-from tests.support.golden_models import (
-    as_float32,
-    golden,
-    read_arrays,
-    rewrite,
-    write_golden_folder,
-    write_golden_gguf,
-)
+from tests.support.golden_models import as_float32, read_arrays, rewrite, write_golden_gguf
+from tests.support.random_folders import folder_of, golden
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
@@ -133,7 +127,7 @@ def test_tensors_without_a_place_are_named(tmp_path: Path) -> None:
 
 
 def test_configuration_of_a_folder(llama: Path, tmp_path: Path) -> None:
-    folder = write_golden_folder(golden("llama"), tmp_path / "other")
+    folder = folder_of(golden("llama"), tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     config |= {"rope_theta": 31.0, "quantization_config": {"quant_method": "fp8"}}
     (folder / "config.json").write_text(json.dumps(config))
@@ -167,7 +161,7 @@ def test_configuration_of_a_folder(llama: Path, tmp_path: Path) -> None:
 def test_configuration_that_contradicts_shapes(
     llama: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    folder = write_golden_folder(golden("llama"), tmp_path / "other")
+    folder = folder_of(golden("llama"), tmp_path / "other")
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(PlanError, match=message):

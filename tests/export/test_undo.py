@@ -14,17 +14,8 @@ from recover.export.execute import ExportResult, execute_export
 from recover.export.plan import plan_export
 from tests.support.golden_models import as_float32, read_arrays
 from tests.support.hf_folders import write_arrays
-from tests.support.quantized_folders import (
-    BF16,
-    COMPRESSED,
-    gptq,
-    gptq_config,
-    model,
-    named,
-    packed_int4,
-    random_scales,
-    spread,
-)
+from tests.support.packed_weights import BF16, gptq, packed_int4, random_scales, spread
+from tests.support.quantized_folders import COMPRESSED, gptq_config, model, named
 
 UP = "model.layers.0.mlp.up_proj"
 NORM = "model.norm.weight"

@@ -12,6 +12,7 @@ import ml_dtypes
 import torch
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from torchao.quantization import (
+    Float8WeightOnlyConfig,
     Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
     MappingType,
@@ -33,12 +34,16 @@ CASES = {
         "BF16",
     ),
     "int3, groups of 128, F32": (IntxWeightOnlyConfig(torch.int3, PerGroup(128)), "F32"),
+    "FP8, rows": (Float8WeightOnlyConfig(), "BF16"),
+    "FP8, rows, F32": (Float8WeightOnlyConfig(), "F32"),
 }
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    if tensor.dtype == torch.float8_e4m3fn:
+        return tensor.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
     return tensor.numpy()
 
 

@@ -1,12 +1,6 @@
 """A calibration that is good."""
 
-from recover.calibration.weights import (
-    Calibration,
-    Combination,
-    FittedDensity,
-    Gain,
-    InputFile,
-)
+from recover.calibration.weights import Calibration, Combination, FittedDensity, Gain, InputFile
 
 SOURCE = InputFile("a.gguf", 10, {"Q8_0": 2})
 GAIN = Gain(0.5, (0.4, 0.6), 5)

@@ -2,12 +2,8 @@
 
 import struct
 
-from tests.hostile.builder import (
-    F16,
-    F32,
-    gguf,
-    tensor,
-)
+from tests.hostile.builder import gguf, tensor
+from tests.hostile.kinds import F16, F32
 
 
 def i32(*numbers: int) -> bytes:

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recover.calibration.weights import (
-    load_calibration,
-)
+from recover.calibration.weights import load_calibration
 from recover.cli import main
 from recover.errors import CalibrationError
 from tests.hostile.calibrations import GOOD

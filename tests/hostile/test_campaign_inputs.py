@@ -39,23 +39,9 @@ from recover.reblock.integers import Request
 from recover.reblock.jax_pickle import parse_pickle
 from recover.reblock.quantized_safetensors import open_integers
 from tests.hostile import calibrations, imatrices, pickles, safetensors_files
-from tests.hostile.builder import (
-    ARRAY,
-    FLOAT64,
-    INT32,
-    Q8_0,
-    STRING,
-    UINT8,
-    UINT32,
-    array,
-    gguf,
-    kv,
-    scalar,
-    string,
-    tensor,
-    u32,
-)
+from tests.hostile.builder import array, gguf, kv, scalar, string, tensor, u32
 from tests.hostile.checks import check_line
+from tests.hostile.kinds import ARRAY, FLOAT64, INT32, Q8_0, STRING, UINT8, UINT32
 from tests.hostile.mutations import mutated, mutated_json
 from tests.support.gguf_files import stored, write_gguf
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from recover.containers.gguf.header import parse_header
 from recover.containers.gguf.reader import open_gguf
 from recover.errors import GGUFError
-from tests.hostile.builder import (
+from tests.hostile.builder import array, gguf, kv, scalar, string, tensor, u32, u64
+from tests.hostile.checks import check_line, check_message, exercise, refusal_of
+from tests.hostile.kinds import (
     ARRAY,
     BOOL,
     F16,
@@ -27,16 +29,7 @@ from tests.hostile.builder import (
     UINT8,
     UINT32,
     UINT64,
-    array,
-    gguf,
-    kv,
-    scalar,
-    string,
-    tensor,
-    u32,
-    u64,
 )
-from tests.hostile.checks import check_line, check_message, exercise, refusal_of
 
 HUGE = 1 << 60
 DATA = bytes(range(32))

@@ -11,22 +11,10 @@ from hypothesis import strategies as st
 
 from recover.errors import GGUFError
 from recover.quantize.imatrix import Imatrix, load_imatrix, parse_imatrix
-from tests.hostile.builder import (
-    ARRAY,
-    F16,
-    F32,
-    STRING,
-    UINT32,
-    UINT64,
-    array,
-    gguf,
-    kv,
-    scalar,
-    string,
-    tensor,
-)
+from tests.hostile.builder import array, gguf, kv, scalar, string, tensor
 from tests.hostile.checks import check_line, check_message
 from tests.hostile.imatrices import entry, f32, i32, legacy, modern
+from tests.hostile.kinds import ARRAY, F16, F32, STRING, UINT32, UINT64
 from tests.support import memory
 
 HUGE = 2**31 - 1

@@ -20,21 +20,8 @@ import numpy as np
 import pytest
 
 from recover.quants import type_by_id
-from tests.hostile.builder import (
-    ARRAY,
-    F16,
-    F32,
-    Q8_0,
-    STRING,
-    UINT8,
-    array,
-    gguf,
-    kv,
-    string,
-    tensor,
-    u32,
-    u64,
-)
+from tests.hostile.builder import array, gguf, kv, string, tensor, u32, u64
+from tests.hostile.kinds import ARRAY, F16, F32, Q8_0, STRING, UINT8
 from tests.support.many import many
 from tests.support.models import TINY
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from recover._text import escaped, shortened
 from recover.cli import _console, main
-from tests.hostile.builder import F32, gguf, tensor
+from tests.hostile.builder import gguf, tensor
+from tests.hostile.kinds import F32
 from tests.support.gguf_files import stored, write_gguf
 
 FORGED = "recover: all is well"

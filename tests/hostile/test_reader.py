@@ -14,21 +14,9 @@ from recover.containers.gguf.header import ValueType, encode_header, encode_key_
 from recover.containers.gguf.reader import open_gguf
 from recover.errors import GGUFError
 from recover.quants import type_by_name
-from tests.hostile.builder import (
-    ARRAY,
-    BOOL,
-    FLOAT32,
-    FLOAT64,
-    INT32,
-    STRING,
-    array,
-    gguf,
-    kv,
-    scalar,
-    string,
-    tensor,
-)
+from tests.hostile.builder import array, gguf, kv, scalar, string, tensor
 from tests.hostile.checks import check_message, exercise, refusal
+from tests.hostile.kinds import ARRAY, BOOL, FLOAT32, FLOAT64, INT32, STRING
 from tests.support.gguf_py import DATA, contents, some_tensors, write_with_gguf_py
 
 SCALARS: dict[GGUFValueType, list[Any]] = {

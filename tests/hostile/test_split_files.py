@@ -8,22 +8,9 @@ import pytest
 from gguf import GGUFValueType
 
 from recover.containers.gguf.reader import open_gguf
-from tests.hostile.builder import (
-    ARRAY,
-    INT32,
-    STRING,
-    UINT8,
-    UINT16,
-    UINT32,
-    array,
-    gguf,
-    kv,
-    scalar,
-    string,
-    tensor,
-    u32,
-)
+from tests.hostile.builder import array, gguf, kv, scalar, string, tensor, u32
 from tests.hostile.checks import exercise, refusal
+from tests.hostile.kinds import ARRAY, INT32, STRING, UINT8, UINT16, UINT32
 from tests.support.gguf_py import DATA, contents, some_tensors, write_with_gguf_py
 
 # Split files.

@@ -16,18 +16,10 @@ from recover.quants import F32Array, Stated
 from tests.support.encoders import bitsandbytes, compressed_tensors
 from tests.support.foreign_modules import Array, heavy_tailed, n_outside, rounded
 from tests.support.gguf_files import stored, write_gguf
-from tests.support.hf_folders import write_arrays
+from tests.support.hf_folders import ONE_LAYER, write_arrays
 
 NAME = "blk.0.ffn_down.weight"
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "quantization_config": compressed_tensors.config("minmax"),
-}
+CONFIG = ONE_LAYER | {"quantization_config": compressed_tensors.config("minmax")}
 
 
 def write_folder(path: Path, arrays: dict[str, Array]) -> Path:

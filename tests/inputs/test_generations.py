@@ -11,7 +11,8 @@ from recover.inputs.generations import with_generations
 from recover.inputs.recipes import make, recipe_of
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
-from tests.hostile.builder import STRING, kv, scalar
+from tests.hostile.builder import kv, scalar
+from tests.hostile.kinds import STRING
 from tests.support.fork_files import Part, file_of, rows_of
 
 F16 = 1

@@ -4,7 +4,6 @@ A folder with ``model.json`` and the bytes of each tensor in a file of their own
 """
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -37,6 +36,7 @@ from recover.inputs.open import open_model
 from recover.merge.plan import MergePlan
 from recover.quants import TensorType, type_by_name
 from tests.support.gguf_files import Stored, read_tensors, stored, tensor_bytes, write_gguf
+from tests.support.packages import install
 
 UP, DOWN, NORM = "blk.0.ffn_up.weight", "blk.0.ffn_down.weight", "blk.0.ffn_norm.weight"
 
@@ -125,13 +125,7 @@ def write_toy(path: Path, tensors: Mapping[str, Stored]) -> Path:
 
 
 def let_find(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
-    points = [importlib.metadata.EntryPoint("toy", value, "recover.containers") for value in values]
-    others = importlib.metadata.entry_points
-
-    def entry_points(**wanted: str) -> Any:
-        return points if wanted == {"group": "recover.containers"} else others(**wanted)
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    install(monkeypatch, "recover.containers", *(("toy", value) for value in values))
 
 
 @pytest.fixture

@@ -13,12 +13,7 @@ from recover.containers.model import ArrayTensor
 from recover.errors import ReblockError
 from recover.inputs.originals._requantized import is_naive, read_groups, tables
 from recover.inputs.originals.codes import rounded as our_rounded
-from recover.inputs.originals.requantized import (
-    CHAINS,
-    SecondHand,
-    encoded,
-    find_second_hand,
-)
+from recover.inputs.originals.requantized import CHAINS, SecondHand, encoded, find_second_hand
 from recover.quants import type_by_name
 from recover.reblock.execute import execute_reblock
 from recover.reblock.plan import plan_reblock

@@ -18,20 +18,12 @@ from tests.support.encoders import compressed_tensors, fp8, gptq
 from tests.support.encoders.mlx import pack
 from tests.support.foreign_modules import Array, rounded
 from tests.support.gguf_files import read_weights, stored, write_gguf
-from tests.support.hf_folders import write_arrays
+from tests.support.hf_folders import ONE_LAYER, write_arrays
 from tests.support.layer_inputs import synthetic_block
 
 DOWN, UP = "blk.0.ffn_down.weight", "blk.0.ffn_up.weight"
 NORM = "blk.0.ffn_norm.weight"
 STEMS = {DOWN: "mlp.down_proj", UP: "mlp.up_proj", NORM: "post_attention_layernorm"}
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-}
 GPTQ = "GPTQModifier: {}\n"
 SMOOTHED = """default_stage:
   default_modifiers:
@@ -85,7 +77,7 @@ def write_folder(
         for leaf, each in of_module.items()
     }
     write_arrays(path / "model.safetensors", flat)
-    config = CONFIG | {"quantization_config": quantization}
+    config = ONE_LAYER | {"quantization_config": quantization}
     (path / "config.json").write_text(json.dumps(config))
     (path / "recipe.yaml").write_text(recipe)
     return path

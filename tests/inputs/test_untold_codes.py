@@ -20,18 +20,10 @@ from tests.support.encoders import compressed_tensors, gptq
 from tests.support.encoders.mlx import pack
 from tests.support.foreign_modules import Array, rounded
 from tests.support.gguf_files import read_weights, stored, write_gguf
-from tests.support.hf_folders import write_arrays
+from tests.support.hf_folders import ONE_LAYER, write_arrays
 from tests.support.layer_inputs import synthetic_block
 
 NAME = "blk.0.ffn_down.weight"
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-}
 
 
 def moved(w: F32Array, inputs: F32Array) -> dict[str, Array]:
@@ -57,7 +49,7 @@ def write_folder(path: Path, arrays: dict[str, Array], recipe: str = "") -> Path
     flat = {f"{stem}.{leaf}": each for leaf, each in arrays.items()}
     write_arrays(path / "model.safetensors", flat)
     config = compressed_tensors.config("minmax")
-    (path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": config}))
+    (path / "config.json").write_text(json.dumps(ONE_LAYER | {"quantization_config": config}))
     if recipe:
         (path / "recipe.yaml").write_text(recipe)
     return path

@@ -7,12 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.gguf_files import (
-    F32Array,
-    Stored,
-    stored,
-    write_gguf,
-)
+from tests.support.gguf_files import F32Array, Stored, stored, write_gguf
 from tests.support.merging import NORM, UP, Make, Q
 
 

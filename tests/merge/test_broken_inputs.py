@@ -7,12 +7,7 @@ import pytest
 
 from recover.errors import PlanError
 from recover.estimators import method_names
-from tests.support.gguf_files import (
-    F32Array,
-    Stored,
-    read_weights,
-    stored,
-)
+from tests.support.gguf_files import F32Array, Stored, read_weights, stored
 from tests.support.merging import COMBINING, UP, Make, Q, merge, merged
 
 

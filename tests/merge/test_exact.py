@@ -1,5 +1,6 @@
 """What a merge does with tensors that are known exactly, and with values that are not finite."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,30 @@ class TestRounded:
         small[3, 5] = 1.2e-7
         (warning,) = merge([make("small", up=bf16(small))]).warnings
         assert "(1 of " in warning
+        assert warning.endswith("--outtype bf16 holds them")
+
+    @pytest.mark.parametrize(("size", "is_told"), [(3e-6, True), (1e-2, False)])
+    def test_weights_too_small_for_f16(
+        self, make: Make, truth: F32Array, size: float, is_told: bool
+    ) -> None:
+        """What is told of their rounding is the most that it does."""
+        weights = truth / truth.std() * np.float32(size)
+        paths = [make(kind, up=stored(kind, weights)) for kind in ("Q8_0", "Q5_1")]
+        result = merge(paths)
+        assert merge(paths, outtype="bf16").warnings == ()
+        if not is_told:
+            assert result.warnings == ()
+            return
+        (warning,) = result.warnings
+        found = re.search(rf"F16 loses digits .* '{UP}' \(by up to (\d+)%", warning)
+        assert found is not None
+        assert "--outtype bf16" in warning
+        rounded = read_weights(merge(paths).plan.output)[UP]
+        exact = read_weights(merge(paths, outtype="f32").plan.output)[UP]
+        expected = merge(paths, outtype="f32").tensors[0].expected_rmse
+        assert expected is not None
+        added = np.mean(np.square(rounded - exact, dtype=np.float64)) / expected**2
+        assert 0.3 * int(found[1]) < 100 * added < int(found[1]) + 1
 
     def test_decoded_weights_are_not_exact(
         self, make: Make, truth: F32Array, capsys: pytest.CaptureFixture[str]

@@ -10,7 +10,8 @@ from recover.cli import main
 from recover.containers.gguf.reader import open_gguf
 from tests.support.gguf_files import stored, tensor_bytes, write_gguf
 from tests.support.merging import UP
-from tests.support.quantized_folders import COMPRESSED, model, named, packed_int4
+from tests.support.packed_weights import packed_int4
+from tests.support.quantized_folders import COMPRESSED, model, named
 from tests.support.reblock_files import reblock
 
 PATCH = "patch_embedding.weight"

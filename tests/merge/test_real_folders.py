@@ -21,7 +21,10 @@ from tests.support.text import write_model
 pytestmark = [pytest.mark.slow, pytest.mark.inference]
 
 SCRIPT = ROOT / "tests" / "golden" / "make_quantized_folders.py"
-BESIDE = {"int8": "Q6_K", "mlx8": "Q8_0", "FP8_DYNAMIC": "Q6_K"}
+BESIDE = {
+    **dict.fromkeys(("int8", "FP8_DYNAMIC", "torchao_fp8", "qfloat8", "qint8"), "Q6_K"),
+    **dict.fromkeys(("mlx8", "torchao_int8"), "Q8_0"),
+}
 N_CHUNKS = 8
 
 measure_divergence = partial(recover.measure_divergence, n_threads=1)

@@ -19,15 +19,10 @@ from recover.merge.plan import MergePlan, plan_merge
 from recover.merge.resume import Unfinished
 from recover.merge.work import carry_out
 from tests.support.gguf_files import Stored, read_weights, stored
-from tests.support.golden_models import (
-    NAMES,
-    as_float32,
-    golden,
-    read_arrays,
-    rewrite,
-    write_golden_gguf,
-)
-from tests.support.resuming import Interrupted, Workers, finish, journal_of
+from tests.support.golden_models import as_float32, read_arrays, rewrite, write_golden_gguf
+from tests.support.interrupting import Interrupted, Workers
+from tests.support.random_folders import NAMES, golden
+from tests.support.resuming import finish, journal_of
 
 
 def quantizations(name: str, folder: Path, **options: Any) -> list[Path]:

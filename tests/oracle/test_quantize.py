@@ -14,12 +14,7 @@ from recover.quants import ScalarType, all_types, quantize, type_by_name
 from recover.quants.base import F32Array
 from recover.quants.floats import F16
 from tests.oracle import libggml
-from tests.oracle.weights import (
-    IMATRICES,
-    SYNTHETIC,
-    gguf_weights,
-    sentence_encoder_weights,
-)
+from tests.oracle.weights import IMATRICES, SYNTHETIC, gguf_weights, sentence_encoder_weights
 from tests.support.models import SHARED, TINY
 
 SCALAR_TYPES = [kind for kind in all_types() if isinstance(kind, ScalarType)]

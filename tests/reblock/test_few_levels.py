@@ -6,20 +6,8 @@ import numpy as np
 import pytest
 
 from recover.containers.gguf.reader import open_gguf
-from tests.support.quantized_folders import (
-    BF16,
-    Array,
-    K,
-    N,
-    check,
-    gptq,
-    model,
-    named,
-    pack,
-    random_scales,
-    refusal,
-    spread,
-)
+from tests.support.packed_weights import BF16, Array, K, N, gptq, pack, random_scales, spread
+from tests.support.quantized_folders import check, model, named, refusal
 from tests.support.reblock_files import read_gguf, reblock
 
 

@@ -9,20 +9,12 @@ import pytest
 
 from recover.containers.gguf.reader import open_gguf
 from tests.oracle.llama_cpp import LlamaModel
-from tests.support.quantized_folders import (
-    BF16,
-    LLAMA,
-    Array,
-    check,
-    fp4_pairs,
-    model,
-    named,
-    refusal,
-    spread,
-)
+from tests.support.packed_weights import BF16, Array, fp4_pairs, spread
+from tests.support.quantized_folders import LLAMA, check, model, named, refusal
 from tests.support.reblock_files import read_gguf, reblock
 
 E4M3, E8M0 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e8m0fnu
+LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 STEM = "model.layers.0.mlp.experts"
 N, K = 64, 192
 
@@ -308,3 +300,28 @@ def test_a_whole_llama_in_llama_cpp(kind: str, rng: np.random.Generator, tmp_pat
             logits.append(loaded.logits(np.arange(9)))
     # llama.cpp rounds activations to 8 bits beside these types
     assert np.abs(logits[0] - logits[1]).max() < 0.05 * np.abs(logits[1]).max()
+
+
+def test_gpt_oss_published_as_bf16(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Experts are stored with inputs before outputs, gate and up woven: MXFP4 all the same."""
+    tensors, config = gpt_oss(rng)
+    reblock(model(tmp_path / "m", tensors, config), tmp_path / "a.gguf", arch="gpt-oss")
+    for name in ("gate_up_proj", "down_proj"):
+        blocks, scales = (tensors.pop(f"{STEM}.{name}_{part}") for part in ("blocks", "scales"))
+        levels = LEVELS[np.stack((blocks & 15, blocks >> 4), -1)]
+        weights = (
+            levels.reshape(*scales.shape, 32) * np.ldexp(1.0, scales.astype(int) - 127)[..., None]
+        )
+        rows = weights.reshape(*scales.shape[:2], -1)
+        tensors[f"{STEM}.{name}"] = np.ascontiguousarray(rows.transpose(0, 2, 1)).astype(BF16)
+    del config["quantization_config"]
+    source = model(tmp_path / "b", tensors, config)
+    assert reblock(source, tmp_path / "b.gguf", arch="gpt-oss").exact
+    original, found = read_gguf(tmp_path / "a.gguf"), read_gguf(tmp_path / "b.gguf")
+    assert set(original) == set(found)
+    for name, (kind, weights) in original.items():
+        assert found[name][0] == kind
+        assert np.array_equal(found[name][1], weights)
+    kept = reblock(source, tmp_path / "c.gguf", arch="gpt-oss", outtype="BF16")
+    assert kept.exact
+    assert read_gguf(tmp_path / "c.gguf")["blk.0.ffn_up_exps.weight"][0] == "BF16"

@@ -15,23 +15,25 @@ from recover.reblock.execute import ReblockResult
 from tests.support.encoders import bitsandbytes, hqq
 from tests.support.foreign_modules import heavy_tailed
 from tests.support.format_checks import matrix_of
-from tests.support.quantized_folders import (
+from tests.support.packed_weights import (
     BF16,
-    COMPRESSED,
-    LLAMA,
     Array,
     K,
     N,
-    check,
     gptq,
-    gptq_config,
-    model,
-    named,
     pack,
     packed_int4,
     random_scales,
-    refusal,
     spread,
+)
+from tests.support.quantized_folders import (
+    COMPRESSED,
+    LLAMA,
+    check,
+    gptq_config,
+    model,
+    named,
+    refusal,
 )
 from tests.support.reblock_files import read_gguf, reblock
 

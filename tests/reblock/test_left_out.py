@@ -7,17 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.quantized_folders import (
-    BF16,
-    COMPRESSED,
-    LLAMA,
-    Array,
-    check,
-    model,
-    named,
-    packed_int4,
-    refusal,
-)
+from tests.support.packed_weights import BF16, Array, packed_int4
+from tests.support.quantized_folders import COMPRESSED, LLAMA, check, model, named, refusal
 from tests.support.reblock_files import reblock
 
 UP = "model.layers.0.mlp.up_proj"

@@ -10,9 +10,7 @@ from gguf import GGUFReader
 from recover.cli import main
 from tests.oracle.llama_cpp import LlamaModel
 from tests.support.llama_folders import KINDS, N_TOKENS, WIDTH, folder
-from tests.support.quantized_folders import (
-    refusal,
-)
+from tests.support.quantized_folders import refusal
 from tests.support.reblock_files import reblock
 
 pytestmark = pytest.mark.inference

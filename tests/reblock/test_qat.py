@@ -9,11 +9,13 @@ from gguf import GGUFReader
 from numpy.typing import NDArray
 
 from recover.containers.gguf.reader import open_gguf
+from recover.inputs.originals.fp4 import find_fp4
 from recover.inputs.originals.grid import Floats, find_grid
 from tests.naive.grids import stored_bytes
 from tests.oracle import libggml
 from tests.oracle.llama_cpp import LlamaModel
-from tests.support.quantized_folders import BF16, Array, model
+from tests.support.packed_weights import BF16, Array
+from tests.support.quantized_folders import model
 from tests.support.random_folders import folder_of, golden
 from tests.support.reblock_files import read_gguf, reblock
 
@@ -71,11 +73,14 @@ def test_touched_weights_do_not_change_other_codes(rng: Generator, tmp_path: Pat
     stored = weights.astype(BF16)
     stored[touched] = (0.05 * rng.standard_normal(int(touched.sum()))).astype(BF16)
     source = model(tmp_path / "m", {"a.weight": stored})
-    kept = reblock(source, tmp_path / "kept.gguf", outtype="BF16")
+    kept = reblock(source, tmp_path / "kept.gguf")
     assert kept.exact
     assert kept.tensors[0].tensor.outtype.name == "BF16"
-    result = reblock(source, tmp_path / "a.gguf")
+    warning, *_ = kept.to_json()["warnings"]
+    assert "--allow-inexact keeps all their other codes, in Q4_0" in warning
+    result = reblock(source, tmp_path / "a.gguf", allow_inexact=True)
     assert not result.exact
+    assert not any("--allow-inexact" in each for each in result.to_json()["warnings"])
     assert not result.to_json()["tensors"][0]["exact"]
     assert 0 < result.tensors[0].n_different <= touched.sum()
     assert "single weights off the grid in rows" in result.tensors[0].reason
@@ -98,7 +103,7 @@ def test_touched_weights_that_look_like_codes_change_no_type(seed: int, tmp_path
     stored = weights.astype(BF16)
     stored[touched] = (0.05 * rng.standard_normal(int(touched.sum()))).astype(BF16)
     source = model(tmp_path / "m", {"a.weight": stored})
-    assert not reblock(source, tmp_path / "a.gguf").exact
+    assert not reblock(source, tmp_path / "a.gguf", allow_inexact=True).exact
     kind, found = read_gguf(tmp_path / "a.gguf")["a.weight"]
     assert kind == "Q4_0"
     whole = ~touched.reshape(-1, 32).any(1)
@@ -106,7 +111,7 @@ def test_touched_weights_that_look_like_codes_change_no_type(seed: int, tmp_path
     assert np.mean(found[~touched] == weights[~touched]) > 1 - 1e-4
 
 
-def test_more_touched_weights_stay_floats(rng: Generator, tmp_path: Path) -> None:
+def test_touched_weights_stay_floats_unless_allowed(rng: Generator, tmp_path: Path) -> None:
     _, weights = q4_0(rng, 500)
     stored = weights.astype(BF16)
     touched = rng.random(weights.shape) < 2e-3
@@ -157,7 +162,9 @@ def test_no_grid_in_a_hundred_million_continuous_weights() -> None:
     for i in range(24):
         weights = 0.02 * rng.standard_t(5 if i % 2 else 30, (1024, 4096))
         raw = stored_bytes(weights, ("BF16", "F16", "F32")[i % 3])
-        assert find_grid(Floats(raw, ("BF16", "F16", "F32")[i % 3], 4096)) is None
+        stored = Floats(raw, ("BF16", "F16", "F32")[i % 3], 4096)
+        assert find_grid(stored) is None
+        assert find_fp4(stored) is None
         n_seen += weights.size
     assert n_seen > 1e8
 

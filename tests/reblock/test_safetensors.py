@@ -12,23 +12,18 @@ from recover.cli.reblock import _TYPES
 from recover.quants import types_of_integers
 from recover.reblock.dispatch import open_original
 from recover.reblock.integers import Request
-from tests.support.quantized_folders import (
+from tests.support.packed_weights import (
     BF16,
-    COMPRESSED,
     Array,
     K,
     N,
-    check,
     gptq,
-    gptq_config,
-    model,
-    named,
     pack,
     packed_int4,
     random_scales,
-    refusal,
     spread,
 )
+from tests.support.quantized_folders import COMPRESSED, check, gptq_config, model, named, refusal
 from tests.support.reblock_files import read_gguf, reblock
 
 

@@ -7,21 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.support.quantized_folders import (
-    BF16,
-    COMPRESSED,
-    Array,
-    K,
-    N,
-    check,
-    model,
-    named,
-    pack,
-    packed_int4,
-    random_scales,
-    refusal,
-    spread,
-)
+from tests.support.packed_weights import BF16, Array, K, N, pack, packed_int4, random_scales, spread
+from tests.support.quantized_folders import COMPRESSED, check, model, named, refusal
 from tests.support.reblock_files import read_gguf, reblock
 
 E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2

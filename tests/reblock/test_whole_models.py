@@ -11,17 +11,8 @@ from gguf import GGUFReader
 from safetensors.numpy import save_file
 
 from tests.oracle.llama_cpp import LlamaModel
-from tests.support.quantized_folders import (
-    BF16,
-    COMPRESSED,
-    LLAMA,
-    Array,
-    check,
-    model,
-    named,
-    packed_int4,
-    refusal,
-)
+from tests.support.packed_weights import BF16, Array, packed_int4
+from tests.support.quantized_folders import COMPRESSED, LLAMA, check, model, named, refusal
 from tests.support.reblock_files import reblock
 
 # Whole models

@@ -46,7 +46,7 @@ class Merged(NamedTuple):
         return self.error / self.others
 
 
-def made(name: str, x: F32Array) -> StoredTensor:
+def stored_as(name: str, x: F32Array) -> StoredTensor:
     """Weights (N, K) in a setting of the sample of folders, or as a type of GGUF."""
     if name not in ALL:
         return tensor_of(quantize(x, type_by_name(name)), name, x.size)
@@ -73,7 +73,7 @@ class Sets:
 
     def __init__(self, x: F32Array, names: Sequence[str]) -> None:
         self._x = x.reshape(-1)
-        self._made = {name: made(name, x) for name in names}
+        self._made = {name: stored_as(name, x) for name in names}
         self._known: dict[tuple[str, ...], float] = {}
 
     def merged(self, n_most: int) -> Iterator[Merged]:

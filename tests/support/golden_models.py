@@ -15,24 +15,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
 from recover.containers.huggingface.reader import open_folder
 from tests.support.gguf_files import Stored, write_gguf, write_out
-from tests.support.random_folders import write_safetensors
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface"
-NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
-
-
-def golden(name: str) -> dict[str, Any]:
-    """What was found of a model: ``config``, ``arrays``, ``metadata`` and ``tensors``."""
-    found: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
-    return found
-
-
-def write_golden_folder(known: Mapping[str, Any], path: Path) -> Path:
-    """The folder."""
-    path.mkdir()
-    write_safetensors(path / "model.safetensors", known["arrays"])
-    (path / "config.json").write_text(json.dumps(known["config"]))
-    return path
+from tests.support.random_folders import folder_of
 
 
 def write_golden_gguf(
@@ -42,7 +25,7 @@ def write_golden_gguf(
 
     `more` are metadata by key: the name of the type, and the value.
     """
-    folder = write_golden_folder(known, path.with_suffix(".folder"))
+    folder = folder_of(known, path.with_suffix(".folder"))
     model = open_folder(folder).fitted(known["tensors"])
     writer = GGUFWriter(path, known["metadata"]["general.architecture"][1])
     add_metadata(known, writer)

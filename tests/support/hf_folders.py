@@ -12,17 +12,37 @@ from recover.containers.gguf.reader import open_gguf
 from recover.containers.huggingface.placing import rotary_order
 from recover.containers.safetensors.reader import open_safetensors
 from recover.quants import F32Array
-from tests.support.encoders import bitsandbytes, fp8
+from tests.support.encoders import awq, bitsandbytes, fp8, quanto
 from tests.support.foreign_modules import Array
 
 Encoder = Callable[[F32Array], dict[str, Array]]
+
+
+def quanto_groups(w: Array) -> dict[str, Array]:
+    """Quanto's qint4 with the group that it takes, of a layer without a bias."""
+    group = next(size for size in (128, 96, 64, 32) if w.shape[1] % size == 0)
+    arrays = quanto.encode_groups(w, group=group)
+    del arrays["bias"]
+    return arrays
+
 
 ENCODERS: dict[str, tuple[Encoder, dict[str, Any]]] = {
     "fp8": (
         lambda w: fp8.encode(w, "block"),
         {"quant_method": "fp8", "weight_block_size": [128, 128]},
     ),
+    "awq": (
+        lambda w: awq.pack(awq.grid_of(w)),
+        {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": 128,
+            "zero_point": True,
+            "version": "gemm",
+        },
+    ),
     "nf4": (bitsandbytes.encode, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    "qint4": (quanto_groups, {"quant_method": "quanto"}),
 }
 """By format: what makes the arrays of a module, and ``quantization_config``."""
 
@@ -45,6 +65,17 @@ MODULES = {
     "ffn_norm": "post_attention_layernorm",
 }
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+ONE_LAYER = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+"""``config.json`` of a llama of one layer."""
 
 
 def write_arrays(

@@ -5,14 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.quantized_folders import (
-    COMPRESSED,
-    LLAMA,
-    Array,
-    model,
-    named,
-    packed_int4,
-)
+from tests.support.packed_weights import Array, packed_int4
+from tests.support.quantized_folders import COMPRESSED, LLAMA, model, named
 
 WIDTH, N_FF, N_TOKENS, N_EXPERTS = 256, 96, 64, 2
 ATTENTION = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"}

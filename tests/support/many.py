@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from recover.quants import type_by_id
-from tests.hostile.builder import STRING, UINT32, gguf, kv, string, tensor, u32
+from tests.hostile.builder import gguf, kv, string, tensor, u32
+from tests.hostile.kinds import STRING, UINT32
 
 MANY = 30_000
 

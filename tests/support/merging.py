@@ -8,10 +8,7 @@ from recover.calibration.weights import Calibration
 from recover.estimators import method_names
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
-from tests.support.gguf_files import (
-    F32Array,
-    read_weights,
-)
+from tests.support.gguf_files import F32Array, read_weights
 
 Make = Callable[..., Path]
 Q, UP, NORM = "blk.0.attn_q.weight", "blk.0.ffn_up.weight", "blk.0.attn_norm.weight"

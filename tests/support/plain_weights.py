@@ -17,7 +17,7 @@ from tests.support.encoders import awq as awq_encoder
 from tests.support.encoders import hqq as hqq_encoder
 from tests.support.encoders import quanto as quanto_encoder
 from tests.support.foreign_modules import FLOATS, Array
-from tests.support.quantized_folders import pack, spread
+from tests.support.packed_weights import pack, spread
 
 F64 = NDArray[np.float64]
 Rng = np.random.Generator

@@ -52,6 +52,9 @@ def read_gguf(path: Path) -> dict[str, tuple[str, NDArray[np.float32]]]:
     """Every tensor's type, and its weights as gguf-py decodes them (row length last)."""
     found = {}
     for tensor in GGUFReader(path).tensors:
+        if tensor.tensor_type.name == "I32":
+            found[tensor.name] = ("I32", np.array(tensor.data).astype(np.float32))
+            continue
         shape = tensor.shape.tolist()[::-1]
         weights = dequantize(np.array(tensor.data), tensor.tensor_type).reshape(shape)
         found[tensor.name] = (tensor.tensor_type.name, weights)

@@ -24,7 +24,8 @@ from recover.quants import (
     quantize,
     type_by_name,
 )
-from tests.hostile.builder import STRING, kv, string
+from tests.hostile.builder import kv, string
+from tests.hostile.kinds import STRING
 from tests.oracle import libggml
 from tests.oracle.weights import gguf_weights, sentence_encoder_weights
 from tests.support.fork_files import Part, file_of

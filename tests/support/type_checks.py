@@ -2,13 +2,15 @@
 
 import copy
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from recover.evidence.densities import correlation, likelihood
+from recover.evidence.densities import correlation, likelihood, tempering
 from recover.quants import (
     BlockIntervals,
+    ScalarType,
     Stated,
     TensorType,
     VectorType,
@@ -54,3 +56,15 @@ def check_likelihood(kind: TensorType) -> None:
     for other in vectors:
         assert correlation(kind, other) == pytest.approx(correlation(other, kind), abs=1e-5)
         assert abs(correlation(kind, other)) <= 1
+
+
+def check_what_it_counts(kind: TensorType) -> None:
+    assert isinstance(kind, ScalarType | VectorType)
+    assert tempering(kind, []) == 1
+    shares = [tempering(kind, [kind] * n) for n in (0, 1, 3, 7, 20)]
+    assert all(a >= b > 0 for a, b in pairwise(shares))
+    for other in all_types():
+        if isinstance(other, ScalarType | VectorType) and other is not kind:
+            assert 0 < tempering(kind, [other]) <= 1
+            assert 0 < tempering(kind, [other], has_cells=False) <= 3
+            assert tempering(other, [kind]) == 1 or tempering(kind, [other]) == 1

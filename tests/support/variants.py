@@ -3,10 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.quants import (
-    ScalarType,
-    quantize,
-)
+from recover.quants import ScalarType, quantize
 from recover.quants.variants import all_variants
 from tests.oracle import libggml
 

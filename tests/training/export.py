@@ -58,7 +58,7 @@ def main() -> None:
                 "file": file,
                 "types": types,
                 "steps": record["n_steps"],
-                "saves": record["saves"],
+                "saves": round(record["saves"], 4),
             }
     for folder in args.any:
         record = torch.load(folder / "any.pt", "cpu", weights_only=False)

@@ -17,15 +17,46 @@ from recover.training.of_set import Gain, begin_as, train
 from recover.training.simulate import draw, pool_from
 
 N_HELD = 2048
+_READERS = "groups", "enter", "gather"  # layers whose new rows begin at random
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def first_terms(names: tuple[str, ...], width: int, n_rounds: int) -> Terms:
-    """Those of the shipped network for the set, or for any set, if that has the shape."""
+    """Those of the shipped network for the set, or for any set, if that has as many rounds."""
     known = nearest(names)
-    if known is not None and len(known["weights.bias"]) == width:
-        return begin_as(dict(known))
-    return begin(width, n_rounds, len(names))
+    n_known = 0 if known is None else sum(name.endswith("enter.bias") for name in known)
+    if known is None or n_known != n_rounds or width < len(known["begin.bias"]):
+        return begin(width, n_rounds, len(names))
+    return widened(begin_as(dict(known)), begin(width, n_rounds, len(names)))
+
+
+def widened(known: Terms, new: Terms) -> Terms:
+    """A wider network that does what a known one does, from one that was begun anew.
+
+    What is added has no effect yet, but can learn: it either reads what is known, or is read.
+    """
+    old_width, width = len(known["begin.bias"]), len(new["begin.bias"])
+    found = {}
+    for name, own in known.items():
+        layer, _, kind = name.rpartition(".")
+        short = layer.rpartition(".")[2]
+        places = [
+            torch.cat([torch.arange(old_width) + i * width for i in range(n // old_width)])
+            if n % old_width == 0
+            else torch.arange(n)
+            for n in own.shape
+        ]
+        fresh = new[name].clone() if short in _READERS else torch.zeros_like(new[name])
+        # What is normalized is divided by the root mean square over the width.
+        scale = (old_width / width) ** 0.5 if short in ("enter", "end") and kind == "weight" else 1
+        if kind == "weight":
+            if short != "enter":
+                fresh[places[0]] = 0
+            fresh[places[0][:, None], places[1]] = scale * own
+        else:
+            fresh[places[0]] = own
+        found[name] = fresh
+    return found
 
 
 def main() -> None:

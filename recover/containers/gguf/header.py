@@ -60,21 +60,14 @@ MAX_DIMS = 8
 
 @dataclass(frozen=True)
 class KeyValue:
-    """One metadata entry; its bytes stay where they are and are parsed only when asked.
-
-    Attributes
-    ----------
-    key : str
-        For instance ``general.architecture``.
-    value_type : ValueType
-        Type of the value.
-    stored : memoryview
-        Key, type and value, as versions 2 and 3 have them: a view of the buffer that was parsed.
-    """
+    """One metadata entry; its bytes stay where they are and are parsed only when asked."""
 
     key: str
+    """For instance ``general.architecture``."""
     value_type: ValueType
+    """Type of the value."""
     stored: memoryview
+    """Key, type and value, as versions 2 and 3 have them: a view of the buffer that was parsed."""
 
     @property
     def span(self) -> bytes:
@@ -97,27 +90,18 @@ class KeyValue:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything in front of the tensors' data.
-
-    Attributes
-    ----------
-    version : int
-        1, 2 or 3.
-    metadata : mapping of str to KeyValue
-        In file order.
-    tensors : tuple of TensorInfo
-        In file order.
-    alignment : int
-        Of the data section and of every tensor in it.
-    data_start : int
-        Position of the data section in the file.
-    """
+    """Everything in front of the tensors' data."""
 
     version: int
+    """1, 2 or 3."""
     metadata: Mapping[str, KeyValue]
+    """In file order."""
     tensors: tuple[TensorInfo, ...]
+    """In file order."""
     alignment: int
+    """Of the data section and of every tensor in it."""
     data_start: int
+    """Position of the data section in the file."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a metadata key, or `default`."""

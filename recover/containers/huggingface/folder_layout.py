@@ -37,24 +37,16 @@ class Shared(NamedTuple):
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """A folder before its weights are written.
-
-    Attributes
-    ----------
-    path : Path
-        The folder.
-    files : tuple of FilePlan
-        All that becomes of it; the shards come first.
-    places : mapping of str to tuple of Place
-        By tensor of the model, where its weights go.
-    n_shards : int
-        So many of the files are shards.
-    """
+    """A folder before its weights are written."""
 
     path: Path
+    """The folder."""
     files: tuple[FilePlan, ...]
+    """All that becomes of it; the shards come first."""
     places: Mapping[str, tuple[Place, ...]]
+    """By tensor of the model, where its weights go."""
     n_shards: int
+    """So many of the files are shards."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The arrays of one module of a Hugging Face folder, from which its weight is to be read."""
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,16 @@ class Module:
     recipe : str
         The text of ``recipe.yaml``, which llm-compressor writes beside the weights; empty if there
         is none.
+    row_length : callable
+        Of the weight, by the sizes that ``config.json`` states of the model; gives None where they
+        do not tell.
     """
 
     name: str
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
     recipe: str = ""
+    row_length: Callable[[], int | None] = lambda: None
 
     def error(self, text: str) -> SafetensorsError:
         """An error that names the module."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from recover.containers.huggingface.formats import Matrix, read_matrix
 from recover.containers.huggingface.modules import FLOATS, Module
 from recover.containers.huggingface.mxfp4 import BLOCKS, SCALES, Mxfp4Blocks, mxfp4_of
 from recover.containers.huggingface.rows import Rows
+from recover.containers.huggingface.sizes import Sizes
 from recover.containers.huggingface.tensors import BytesTensor, FloatTensor, QuantizedTensor
 from recover.containers.huggingface.transposed import BlockTransposed
 from recover.containers.model import StoredTensor
@@ -74,16 +75,18 @@ class _Placer:
         self._architecture = architecture
         self._names = names
         self._config = config
+        self._sizes = Sizes(architecture, config)
         self.placed = Placed()
         self._parts: dict[str, list[_Part]] = {}
 
     def add(self, module: Module) -> None:
         """Find the places of a module's arrays."""
-        matrix = read_matrix(module)
+        weight = f"{module.name}.weight"
+        matrix = read_matrix(replace(module, row_length=lambda: self._row_length(weight)))
         used = frozenset() if matrix is None else matrix.leaves
         if matrix is not None:
             n_bytes = sum(module.tensors[leaf].raw.size for leaf in used if leaf in module.tensors)
-            self._place(f"{module.name}.weight", matrix, n_bytes, 2)
+            self._place(weight, matrix, n_bytes, 2)
         for leaf, tensor in module.tensors.items():
             name = f"{module.name}.{leaf}".lstrip(".")
             if leaf in used:
@@ -103,6 +106,11 @@ class _Placer:
                 raise _unknown(module, name)
             else:
                 self.placed.unplaced.append(name)
+
+    def _row_length(self, name: str) -> int | None:
+        """Of a weight, by ``config.json``."""
+        target = self._target(name)
+        return None if target is None else self._sizes.row_length(target)
 
     def _place_blocks(self, module: Module, leaf: str) -> None:
         """Note where the experts of gpt-oss go."""

@@ -42,33 +42,22 @@ _MOST_BESIDE = 1 << 28  # bytes of one file
 
 @dataclass(frozen=True)
 class PlainFolder:
-    """A folder's weights without their quantization.
-
-    Attributes
-    ----------
-    path : Path
-        As given.
-    parts : tuple of Path
-        All files that are read.
-    tensors : mapping of str to StoredTensor
-        By the names of their arrays.
-    shares : mapping of str to Share
-        Where their weights go.
-    left_out : tuple of str
-        Arrays that are no floats, and belong to no weight.
-    config : mapping of str to Any
-        ``config.json``.
-    beside : mapping of str to bytes
-        Other files.
-    """
+    """A folder's weights without their quantization."""
 
     path: Path
+    """As given."""
     parts: tuple[Path, ...]
+    """All files that are read."""
     tensors: Mapping[str, StoredTensor]
+    """By the names of their arrays."""
     shares: Mapping[str, Share]
+    """Where their weights go."""
     left_out: tuple[str, ...]
+    """Arrays that are no floats, and belong to no weight."""
     config: Mapping[str, Any]
+    """``config.json``."""
     beside: Mapping[str, bytes]
+    """Other files."""
 
     @property
     def precision(self) -> str | None:

@@ -12,12 +12,7 @@ from typing import Any
 
 from recover._text import printable
 from recover.containers.huggingface.architectures import Names, architecture_of
-from recover.containers.huggingface.modules import (
-    QUANTIZE_CONFIG,
-    RECIPE,
-    modules_of,
-    read_recipe,
-)
+from recover.containers.huggingface.modules import QUANTIZE_CONFIG, RECIPE, modules_of, read_recipe
 from recover.containers.huggingface.placing import Placed, place_tensors
 from recover.containers.huggingface.sizes import check_sizes
 from recover.containers.huggingface.stacks import unstacked

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recover._compiled.jit import kernel
+from recover.containers.forwarding import Forwarded
 from recover.containers.huggingface.formats._coded import Coded
 from recover.containers.huggingface.formats.base import Matrix, is_soft
-from recover.quants import F32Array, IntervalType, Stated
+from recover.quants import F32Array, Stated
 
 _DEVIATIONS = np.float32(3)
 _ULPS = np.float32(2.0**-21)
@@ -24,21 +25,14 @@ _ONE = np.float32(1)
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """Scales of columns or rows, as far as they are known.
-
-    Attributes
-    ----------
-    values : float32 (n,)
-        Of a column: stored over original. Of a row: original over stored.
-    deviations : float32 (n,)
-        Standard deviations to expect, relative; infinite where nothing is known.
-    is_measured : bool
-        Whether they were found by what is likely, so that three deviations are not sure to hold.
-    """
+    """Scales of columns or rows, as far as they are known."""
 
     values: F32Array
+    """float32 (n,): of a column: stored over original. Of a row: original over stored."""
     deviations: F32Array
+    """float32 (n,): standard deviations to expect, relative; infinite where nothing is known."""
     is_measured: bool = False
+    """Whether they were found by what is likely, so that three deviations are not sure to hold."""
 
 
 def no_scales(n: int) -> Scales:
@@ -62,30 +56,11 @@ class _OfStored:
 
     stored: Matrix
 
-    @property
-    def n_rows(self) -> int:
-        """Outputs."""
-        return self.stored.n_rows
-
-    @property
-    def row_length(self) -> int:
-        """Inputs."""
-        return self.stored.row_length
-
-    @property
-    def type(self) -> IntervalType:
-        """See `Matrix`."""
-        return self.stored.type
-
-    @property
-    def seen_as(self) -> str:
-        """See `Matrix`."""
-        return self.stored.seen_as
-
-    @property
-    def leaves(self) -> frozenset[str]:
-        """See `Matrix`."""
-        return self.stored.leaves
+    n_rows = Forwarded("stored")
+    row_length = Forwarded("stored")
+    type = Forwarded("stored")
+    seen_as = Forwarded("stored")
+    leaves = Forwarded("stored")
 
 
 @dataclass(frozen=True)

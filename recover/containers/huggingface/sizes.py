@@ -7,11 +7,11 @@ looked at.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from recover._text import quoted, some
 from recover.containers.huggingface.architectures import Architecture, text_config
-from recover.containers.huggingface.placing import Placed
+from recover.containers.model import StoredTensor
 from recover.errors import SafetensorsError
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -31,15 +31,25 @@ class _Wanted(NamedTuple):
     may_be_more: bool = False
 
 
+class _Placed(Protocol):
+    """The tensors of a folder, and arrays without a place."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]: ...
+
+    @property
+    def unplaced(self) -> list[str]: ...
+
+
 def check_sizes(
-    placed: Placed, architecture: Architecture, config: Mapping[str, Any], *, is_whole: bool
+    placed: _Placed, architecture: Architecture, config: Mapping[str, Any], *, is_whole: bool
 ) -> None:
     """Refuse a configuration that contradicts the tensors.
 
     Parameters
     ----------
-    placed : Placed
-        The tensors, and arrays without a place.
+    placed
+        Has the tensors, and the names of arrays without a place.
     architecture : Architecture
         Of the model.
     config : mapping of str to Any
@@ -58,10 +68,9 @@ def check_sizes(
             f" tensor of the architecture that config.json names"
             f" ({quoted(str(text_config(config).get('model_type')))}); is it that of another model?"
         )
-    sizes = _Sizes(architecture, text_config(config))
+    sizes = Sizes(architecture, config)
     for name, tensor in placed.tensors.items():
-        role = _LAYER.sub("", name.removesuffix(".weight"))
-        for axis, size, keys, may_be_more in sizes.of(role):
+        for axis, size, keys, may_be_more in sizes.of(name):
             found = tensor.dims[axis] if axis < len(tensor.dims) else 1
             if found < size or (found > size and not may_be_more):
                 what = ("columns", "rows", "experts")[axis]
@@ -74,18 +83,33 @@ def check_sizes(
         sizes.check_all_there(placed.tensors)
 
 
-class _Sizes:
+class Sizes:
+    """The sizes of tensors that a configuration states.
+
+    Parameters
+    ----------
+    architecture : Architecture
+        Of the model.
+    config : mapping of str to Any
+        Of ``config.json``.
+    """
+
     def __init__(self, architecture: Architecture, config: Mapping[str, Any]) -> None:
         self._architecture = architecture
-        self._config = config
+        self._config = text_config(config)
+
+    def row_length(self, name: str) -> int | None:
+        """Of a tensor by its name in GGUF files; None if it is not stated."""
+        return next((size for axis, size, *_ in self.of(name) if axis == 0), None)
 
     def _number(self, *keys: str) -> tuple[int, str] | None:
         """The first of these sizes that is given, and its key."""
         found = ((self._config.get(key), key) for key in keys)
         return next(((value, key) for value, key in found if type(value) is int), None)
 
-    def of(self, role: str) -> Iterator[_Wanted]:
-        """The sizes of tensors of one kind, as far as they are given."""
+    def of(self, name: str) -> Iterator[_Wanted]:
+        """The sizes of a tensor by its name in GGUF files, as far as they are given."""
+        role = _LAYER.sub("", name.removesuffix(".weight"))
         width, n_tokens = self._number("hidden_size"), self._number("vocab_size")
         inner, of_expert = self._number("intermediate_size"), self._number(*_OF_EXPERTS)
         n_experts = self._number(*N_EXPERTS)
@@ -100,10 +124,20 @@ class _Sizes:
                 known = [(0, width), (1, self._of_heads("num_attention_heads"))]
             case "attn_k" | "attn_v":
                 known = [(0, width), (1, self._of_heads("num_key_value_heads"))]
+            case "attn_output":
+                known = [(0, self._of_values()), (1, width)]
+            case "attn_q_a" | "attn_kv_a_mqa" | "ffn_gate_shexp" | "ffn_up_shexp":
+                known = [(0, width)]
+            case "attn_q_b":
+                known = [(0, self._number("q_lora_rank"))]
+            case "attn_kv_b":
+                known = [(0, self._number("kv_lora_rank"))]
+            case "ffn_down_shexp":
+                known = [(0, self._of_shared_experts()), (1, width)]
             case "ffn_gate":
                 known = [(0, width), (1, inner)]
             case "ffn_down":
-                known = [(0, inner)]
+                known = [(0, inner), (1, width)]
             case "ffn_gate_exps" | "ffn_up_exps":
                 known = [(0, width), (1, of_expert), (2, n_experts)]
             case "ffn_down_exps":
@@ -126,6 +160,22 @@ class _Sizes:
             return None  # they may have a head_dim by default
         size = n_heads[0] * (width[0] // max(1, n_queries[0]))
         return size, f"{key} x hidden_size / num_attention_heads"
+
+    def _of_values(self) -> tuple[int, str] | None:
+        """Columns of what joins the heads."""
+        if not self._architecture.splits_kv:
+            return self._of_heads("num_attention_heads")
+        n_heads, head = self._number("num_attention_heads"), self._number("v_head_dim")
+        if n_heads is None or head is None:
+            return None
+        return n_heads[0] * head[0], "num_attention_heads x v_head_dim"
+
+    def _of_shared_experts(self) -> tuple[int, str] | None:
+        """Width of experts that see every token; several are stored as one."""
+        size, n_shared = self._number("moe_intermediate_size"), self._number("n_shared_experts")
+        if size is None or n_shared is None:
+            return self._number("shared_expert_intermediate_size")
+        return size[0] * n_shared[0], "moe_intermediate_size x n_shared_experts"
 
     def check_layers(self, unplaced: list[str]) -> None:
         """Refuse layers beyond the last one; those that predict further tokens have no place."""

@@ -30,24 +30,16 @@ _ALIGNMENT = 8  # of the largest numbers
 
 @dataclass(frozen=True, eq=False)
 class FolderTensor(BlockTensor):
-    """A tensor of a folder (see `recover.containers.model.StoredTensor`).
-
-    Attributes
-    ----------
-    name : str
-        In GGUF files.
-    dims : tuple of int
-        Row length first.
-    runs : tuple of Rows
-        What it is made of, one below the other.
-    n_stored : int
-        Bytes of the arrays that it is stored in.
-    """
+    """A tensor of a folder (see `recover.containers.model.StoredTensor`)."""
 
     name: str
+    """In GGUF files."""
     dims: tuple[int, ...]
+    """Row length first."""
     runs: tuple[Rows, ...]
+    """What it is made of, one below the other."""
     n_stored: int
+    """Bytes of the arrays that it is stored in."""
 
     @property
     def n_bytes(self) -> int:
@@ -101,16 +93,11 @@ class FloatTensor(BytesTensor):
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor(FolderTensor):
-    """A tensor that states an interval for each weight.
-
-    Attributes
-    ----------
-    is_as_seen : bool
-        Whether the original is known to have been stored in the floats that the encoder saw, so
-        that nothing was rounded before.
-    """
+    """A tensor that states an interval for each weight."""
 
     is_as_seen: bool = False
+    """Whether the original is known to have been stored in the floats that the encoder saw, so that
+    nothing was rounded before."""
 
     @cached_property
     def type(self) -> IntervalType:

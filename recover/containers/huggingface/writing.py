@@ -12,11 +12,7 @@ import numpy as np
 from recover._files import MissingError, UnreadableError, read_bytes
 from recover._json import MOST_BYTES, JSONError, parse_object
 from recover._text import printable, quoted, some
-from recover.containers.huggingface.architectures import (
-    architecture_of,
-    gguf_name,
-    text_config,
-)
+from recover.containers.huggingface.architectures import architecture_of, gguf_name, text_config
 from recover.containers.huggingface.configuration import (
     Config,
     Rebuilt,
@@ -29,13 +25,7 @@ from recover.containers.huggingface.configuration import (
 )
 from recover.containers.huggingface.folder_layout import as_json
 from recover.containers.huggingface.modules import QUANTIZATION_KEYS
-from recover.containers.huggingface.naming import (
-    DERIVED,
-    NAMINGS,
-    Share,
-    Sharing,
-    Sizes,
-)
+from recover.containers.huggingface.naming import DERIVED, NAMINGS, Share, Sharing, Sizes
 from recover.containers.huggingface.placing import Placed
 from recover.containers.huggingface.sizes import N_EXPERTS, check_sizes
 from recover.containers.huggingface.vocabulary.files import tokenizer_files

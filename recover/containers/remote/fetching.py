@@ -53,18 +53,12 @@ class _FailedError(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells a file from a later one of the same URL.
-
-    Attributes
-    ----------
-    n_bytes : int
-        Its size.
-    stamp : str
-        What the server says of it; empty if that is nothing.
-    """
+    """What tells a file from a later one of the same URL."""
 
     n_bytes: int
+    """Its size."""
     stamp: str
+    """What the server says of it; empty if that is nothing."""
 
 
 class RemoteFile:

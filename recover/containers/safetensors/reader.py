@@ -64,69 +64,45 @@ _N_TELLING = 64  # bytes at the start that tell other kinds of files
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One entry of a header.
-
-    Attributes
-    ----------
-    name : str
-        Name of the tensor.
-    dtype : str
-        One of `BITS`.
-    shape : tuple of int
-        Row length last; empty for a single number.
-    start, end : int
-        First byte and one past the last, counted from the start of the data.
-    """
+    """One entry of a header."""
 
     name: str
+    """Name of the tensor."""
     dtype: str
+    """One of `BITS`."""
     shape: tuple[int, ...]
+    """Row length last; empty for a single number."""
     start: int
     end: int
+    """First byte and one past the last, counted from the start of the data."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Everything in front of the data.
-
-    Attributes
-    ----------
-    tensors : tuple of TensorInfo
-        By ascending position.
-    metadata : mapping of str to str
-        The texts of ``__metadata__``.
-    data_start : int
-        Position of the data in the file.
-    """
+    """Everything in front of the data."""
 
     tensors: tuple[TensorInfo, ...]
+    """By ascending position."""
     metadata: Mapping[str, str]
+    """The texts of ``__metadata__``."""
     data_start: int
+    """Position of the data in the file."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of an open model.
-
-    Attributes
-    ----------
-    name : str
-        Name of the tensor.
-    dtype : str
-        One of `BITS`.
-    shape : tuple of int
-        Row length last; empty for a single number.
-    raw : uint8 (n_bytes,)
-        The stored bytes: a read-only view of the mapped file, perhaps not aligned.
-    part : Path
-        The file that holds it.
-    """
+    """A tensor of an open model."""
 
     name: str
+    """Name of the tensor."""
     dtype: str
+    """One of `BITS`."""
     shape: tuple[int, ...]
+    """Row length last; empty for a single number."""
     raw: U8Array
+    """uint8 (n_bytes,): a read-only view of the mapped file, perhaps not aligned."""
     part: Path
+    """The file that holds it."""
 
     @property
     def n_weights(self) -> int:
@@ -136,27 +112,18 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """A safetensors file, or all files of a model folder, opened read-only.
-
-    Attributes
-    ----------
-    path : Path
-        As given.
-    parts : tuple of Path
-        All files that were opened.
-    tensors : mapping of str to Tensor
-        In the order of the files, by position in each.
-    metadata : mapping of str to str
-        Of the first file.
-    config : mapping of str to Any
-        ``config.json`` beside the files; empty if there is none.
-    """
+    """A safetensors file, or all files of a model folder, opened read-only."""
 
     path: Path
+    """As given."""
     parts: tuple[Path, ...]
+    """All files that were opened."""
     tensors: Mapping[str, Tensor]
+    """In the order of the files, by position in each."""
     metadata: Mapping[str, str]
+    """Of the first file."""
     config: Mapping[str, Any]
+    """``config.json`` beside the files; empty if there is none."""
 
 
 def parse_header(buffer: bytes | memoryview) -> Header:

@@ -151,6 +151,7 @@ def _with_a_blank(evidence: Evidence) -> Evidence:
         density=np.zeros((1, *SHAPE), np.float32),
         end_codes=np.array([[0, 255]], np.int32),
         extremes=np.full((1, 2, 2), -1, np.int32),
+        scale_steps=np.zeros(1),
         finest=1,
     )
 

@@ -15,6 +15,7 @@ BLOCK = 32
 """Weights that share a scale in the output types."""
 
 _MOST_BITS = 8
+_SMALLEST_NORMAL, _BF16_UNIT = 2.0**-126, 2.0**-133
 _T = TypeVar("_T")
 _LAST = threading.local()
 
@@ -137,13 +138,23 @@ def products(
 
 
 def rounded(values: NDArray[np.float64], type_name: str) -> NDArray[np.float64]:
-    """Numbers of at most 24 bits, rounded to nearest even in a float type."""
+    """Numbers rounded once, to nearest even, in a float type."""
     match type_name:
         case "F32":
             return values.astype(np.float32).astype(np.float64)
         case "F16":
             return values.astype(np.float16).astype(np.float64)
         case _:
-            bits = values.astype(np.float32).view(np.uint32)
-            bits = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
-            return (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+            return _rounded_to_bf16(values)
+
+
+def _rounded_to_bf16(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By the bits of float64, but where the result is subnormal by its unit."""
+    bits = np.ascontiguousarray(values).view(np.uint64)
+    n_lost = np.uint64(52 - 7)
+    half = np.uint64((1 << 44) - 1) + (bits >> n_lost & np.uint64(1))
+    found = (bits + half >> n_lost << n_lost).view(np.float64)
+    small = np.abs(values) < _SMALLEST_NORMAL
+    if small.any():
+        found[small] = np.rint(values[small] / _BF16_UNIT) * _BF16_UNIT
+    return found

@@ -30,8 +30,11 @@ _N_PROBED_ROWS = 64
 _N_PROBES_PER_ROW = 4
 _FEWEST_NONZERO = 16
 _N_SAMPLED_ROWS = 24
-_MOST_FAILED_RUNS = 0.1
-_MOST_OFF_WEIGHTS = 0.01
+
+MOST_FAILED_RUNS = 0.1
+"""Of all runs: where more have no grid, the tensor has none."""
+MOST_OFF_WEIGHTS = 0.01
+"""The same of weights off the grid of their run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,33 @@ class Floats:
         """A copy of the bits of weights `start` to `end`, uint32 or uint16."""
         size = self._item_size
         return self.raw[start * size : end * size].copy().view(f"<u{size}")
+
+
+@dataclass(frozen=True, eq=False)
+class TransposedFloats(Floats):
+    """Matrices whose rows are the columns of what is stored.
+
+    Attributes
+    ----------
+    n_columns : int
+        Numbers of a line of what is stored: rows of each matrix.
+    """
+
+    n_columns: int
+
+    def words(self, start: int, end: int) -> NDArray[Any]:
+        """As of `Floats`."""
+        length, lines = self.row_length, self.raw.view(f"<u{self._item_size}")
+        first, last = start // length, -(-end // length)
+        stored = lines.reshape(-1, length, self.n_columns)
+        parts, at = [], first
+        while at < last:
+            matrix, row = divmod(at, self.n_columns)
+            n = min(last - at, self.n_columns - row)
+            parts.append(stored[matrix, :, row : row + n].T.reshape(-1))
+            at += n
+        begin = start - first * length
+        return np.concatenate(parts)[begin : begin + end - start]
 
 
 FEW = 1000
@@ -192,7 +222,7 @@ def find_grid(floats: Floats, *, n_threads: int | None = None) -> Grid | None:
         return None
     rows = [
         floats.words(row * floats.row_length, (row + 1) * floats.row_length)
-        for row in _spread(floats.n_rows, _N_SAMPLED_ROWS)
+        for row in spread(floats.n_rows, _N_SAMPLED_ROWS)
     ]
     run_length = _run_length(rows, floats)
     if run_length is None:
@@ -200,7 +230,7 @@ def find_grid(floats: Floats, *, n_threads: int | None = None) -> Grid | None:
     return _prove(floats, run_length, _expected(rows, floats.type_name, run_length), n_threads)
 
 
-def _spread(n: int, most: int) -> list[int]:
+def spread(n: int, most: int) -> list[int]:
     """At most so many of n indices, the first and the last among them."""
     return sorted({int(i) for i in np.linspace(0, n - 1, min(n, most)).round()})
 
@@ -208,8 +238,8 @@ def _spread(n: int, most: int) -> list[int]:
 def _may_have_one(floats: Floats) -> bool:
     """Whether most blocks of 32 weights, of those that can tell, lie on a grid."""
     n_told, n_on = 0, 0
-    for row in _spread(floats.n_rows, _N_PROBED_ROWS):
-        for block in _spread(floats.row_length // BLOCK, _N_PROBES_PER_ROW):
+    for row in spread(floats.n_rows, _N_PROBED_ROWS):
+        for block in spread(floats.row_length // BLOCK, _N_PROBES_PER_ROW):
             start = row * floats.row_length + block * BLOCK
             words = floats.words(start, start + BLOCK)
             if np.count_nonzero(as_float64(words, floats.type_name)) >= _FEWEST_NONZERO:
@@ -343,7 +373,7 @@ def _prove(
         for of in zip(*((t.n_off, t.n_failed, t.n_inexact, t.n_beyond) for t in tiles), strict=True)
     )
     n_runs = floats.n_rows * runs_per_row
-    if n_failed > _MOST_FAILED_RUNS * n_runs or n_off > _MOST_OFF_WEIGHTS * floats.n_weights:
+    if n_failed > MOST_FAILED_RUNS * n_runs or n_off > MOST_OFF_WEIGHTS * floats.n_weights:
         return None
     far, largest = max(t.reach for t in tiles), max(t.largest for t in tiles)
     if n_off + n_failed + n_inexact and n_beyond * BLOCK * FEW <= floats.n_weights:

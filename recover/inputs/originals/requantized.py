@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from recover.containers.model import StoredTensor
 from recover.execution.tiles import Tile, available_cores, for_each_tile, whole_rows
 from recover.inputs.originals._fit import reach
-from recover.inputs.originals._requantized import (
-    MAX_CODE,
-    Tables,
-    is_naive,
-    read_groups,
-    tables,
-)
+from recover.inputs.originals._requantized import MAX_CODE, Tables, is_naive, read_groups, tables
 from recover.inputs.originals.codes import BLOCK, rounded
 from recover.quants import U8Array, quantize, type_by_name
 

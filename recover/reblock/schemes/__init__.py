@@ -14,19 +14,13 @@ __all__ = ["Module", "Scheme", "Weight", "all_schemes"]
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to store integer weights.
-
-    Attributes
-    ----------
-    name : str
-        Of the file that declares it.
-    read : Callable
-        ``read(module) -> Weight | None``: the weight of a module, or None if it is not stored in
-        this way; `SafetensorsError` if it is, but damaged or of a kind that has no exact type.
-    """
+    """A way to store integer weights."""
 
     name: str
+    """Of the file that declares it."""
     read: Callable[[Module], Weight | None]
+    """``read(module) -> Weight | None``: the weight of a module, or None if it is not stored in
+    this way; `SafetensorsError` if it is, but damaged or of a kind that has no exact type."""
 
 
 @cache

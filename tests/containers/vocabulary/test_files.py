@@ -108,11 +108,15 @@ def test_unknown_kinds_are_named(tmp_path: Path) -> None:
         refusal(write_byte_level(tmp_path / "a.gguf", "future-bpe")),
         refusal(write(tmp_path / "b.gguf", "rwkv", {"tokens": ["a"]})),
         refusal(write(tmp_path / "c.gguf", "none", {})),
+        refusal(write(tmp_path / "d.gguf", "bert", {"tokens": ["[UNK]", "\u2581a", "b"]})),
+        refusal(write_unigram(tmp_path / "e.gguf", precompiled_charsmap=[4, 0, 0, 0])),
     ):
         assert "--config FOLDER" in said
     assert "pre-tokenizer 'future-bpe'" in refusal(tmp_path / "a.gguf")
     assert "kind 'rwkv'" in refusal(tmp_path / "b.gguf")
     assert "hold no vocabulary" in refusal(tmp_path / "c.gguf")
+    assert "kind 'bert'" in refusal(tmp_path / "d.gguf")
+    assert "table of replacements" in refusal(tmp_path / "e.gguf")
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,8 @@ import pytest
 
 from recover.merge.execute import execute_merge
 from recover.merge.plan import MergePlan
-from tests.support.resuming import (
-    OPTIONS,
-    Interrupt,
-    Interrupted,
-    Whole,
-    Workers,
-    contents,
-    figures,
-    make_plan,
-)
+from tests.support.interrupting import OPTIONS, Interrupt, Interrupted, Whole, Workers
+from tests.support.resuming import contents, figures, make_plan
 
 
 @pytest.fixture

@@ -17,20 +17,8 @@ from recover.errors import OutputError
 from recover.execution.journal import Journal
 from recover.merge.execute import execute_merge
 from recover.merge.resume import Unfinished
-from tests.support.resuming import (
-    N_TENSORS,
-    OPTIONS,
-    Interrupt,
-    Interrupted,
-    Whole,
-    Workers,
-    contents,
-    figures,
-    finish,
-    journal_of,
-    make_plan,
-    raise_,
-)
+from tests.support.interrupting import N_TENSORS, OPTIONS, Interrupt, Interrupted, Whole, Workers
+from tests.support.resuming import contents, figures, finish, journal_of, make_plan, raise_
 
 # Journals.
 

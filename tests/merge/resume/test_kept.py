@@ -15,19 +15,8 @@ from recover.errors import OutputError, PlanError
 from recover.execution.journal import Journal
 from recover.execution.output import OutputFile
 from recover.merge.execute import execute_merge
-from tests.support.resuming import (
-    N_TENSORS,
-    OPTIONS,
-    Interrupt,
-    Interrupted,
-    Whole,
-    Workers,
-    contents,
-    figures,
-    finish,
-    make_plan,
-    raise_,
-)
+from tests.support.interrupting import N_TENSORS, OPTIONS, Interrupt, Interrupted, Whole, Workers
+from tests.support.resuming import contents, figures, finish, make_plan, raise_
 
 # What is kept, and taken over.
 

@@ -14,19 +14,9 @@ from recover.evidence.densities import density
 from recover.merge.plan import plan_merge
 from recover.merge.resume import Unfinished
 from recover.quants import ScalarType, type_by_name
+from tests.support.interrupting import N_TENSORS, OPTIONS, Interrupt, Whole, Workers
 from tests.support.models import TINY
-from tests.support.resuming import (
-    N_TENSORS,
-    OPTIONS,
-    Interrupt,
-    Whole,
-    Workers,
-    contents,
-    figures,
-    finish,
-    journal_of,
-    make_plan,
-)
+from tests.support.resuming import contents, figures, finish, journal_of, make_plan
 
 # What does not belong together.
 

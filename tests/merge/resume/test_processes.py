@@ -15,8 +15,9 @@ import pytest
 import recover.merge.resume as resume_module
 from recover.cli import main
 from tests.support.file_systems import mounted
+from tests.support.interrupting import N_TENSORS, Interrupt, Whole, Workers
 from tests.support.models import ROOT
-from tests.support.resuming import N_TENSORS, Interrupt, Whole, Workers, contents, make_plan, raise_
+from tests.support.resuming import contents, make_plan, raise_
 
 # Real processes, real disks.
 

@@ -5,6 +5,7 @@ weights has that it is in. Whatever a format calls these, and wherever it has th
 them in one form.
 """
 
+from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -34,16 +35,21 @@ class Runs(NamedTuple):
     """Weights along a row that share a scale; the last run of a row may be shorter."""
     first: int
     """Position of the range's first weight in the row that the first scale belongs to."""
+    columns: NDArray[np.int32] | None = None
+    """Which run of its row each weight of a row is in, where these are scattered (row_length,)."""
+    n_scattered: int = 0
+    """So many runs there are then in a row."""
 
     @property
     def per_row(self) -> int:
         """Runs in a row."""
-        return -(-self.row_length // self.width)
+        return self.n_scattered or -(-self.row_length // self.width)
 
     def of_weights(self, n: int) -> NDArray[np.int64]:
         """The run of each of the first weights of the range, (n,)."""
         row, column = np.divmod(np.arange(self.first, self.first + n), self.row_length)
-        numbers: NDArray[np.int64] = row * self.per_row + column // self.width
+        within = column // self.width if self.columns is None else self.columns[column]
+        numbers: NDArray[np.int64] = row * self.per_row + within
         return numbers
 
 
@@ -106,8 +112,13 @@ class Coded(NamedTuple):
         Rounding
         """
         runs, n = self.runs, self.codes.size
-        if not any(size % LANES for size in (runs.row_length, runs.width, runs.first, n)):
-            return Rounding(*_store_runs(*self, Target.of(kind, out)))
+        if not any(size % LANES for size in (runs.row_length, runs.first, n)):
+            if runs.columns is not None and self.scale.size == self.shift.size > self.base.size:
+                lines = np.empty((2, runs.row_length))
+                return Rounding(*_store_scattered(*self, Target.of(kind, out), lines))
+            if runs.columns is None and runs.width % LANES == 0:
+                numbers = self.scale, self.shift, self.base, Target.of(kind, out)
+                return Rounding(*_store_runs(self.codes, self.levels, runs[:3], *numbers))
         own, sizes = self, {self.scale.size, self.shift.size, self.base.size} - {1}
         if runs.width > 1 or len(sizes) > 1 or any(i % LANES for i in (n, runs.first, *sizes)):
             own = self.by_weight()
@@ -133,29 +144,22 @@ def in_order(
     codes : uint8 (n_rows, row_length)
     scales, shifts : float32 (n_rows, n_groups)
     """
-    n = codes.size
-    own, scale, shift = np.empty(n, np.uint8), np.empty(n), np.empty(n)
-    _take_columns(places, codes, (scales, shifts), own, scale, shift)
-    return Coded(own, WHOLE_NUMBERS, Runs(max(1, n), 1, 0), scale, shift)
+    if np.any(np.diff(places[0]) != 1):
+        own = np.empty_like(codes)
+        _take_columns(places[0], codes, own)
+        codes = own
+    length, n_groups = codes.shape[1], scales.shape[1]
+    runs = Runs(length, length, 0, places[1], n_groups)
+    scale, shift = (each.reshape(-1).astype(np.float64) for each in (scales, shifts))
+    return Coded(codes.reshape(-1), WHOLE_NUMBERS, runs, scale, shift)
 
 
 @kernel
-def _take_columns(
-    places: NDArray[np.int32],
-    codes: U8Array,
-    numbers: tuple[F32Array, F32Array],
-    own: U8Array,
-    scale: F64,
-    shift: F64,
-) -> None:
+def _take_columns(places: NDArray[np.int32], codes: U8Array, own: U8Array) -> None:
     """See `in_order`."""
-    n = places.shape[1]
     for row in range(codes.shape[0]):
-        line, scales, shifts = codes[row], numbers[0][row], numbers[1][row]
-        for k in range(n):
-            own[n * row + k] = line[places[0, k]]
-            scale[n * row + k] = scales[places[1, k]]
-            shift[n * row + k] = shifts[places[1, k]]
+        for k in range(places.size):
+            own[row, k] = codes[row, places[k]]
 
 
 def joined(parts: list[Coded]) -> Coded:
@@ -165,8 +169,8 @@ def joined(parts: list[Coded]) -> Coded:
     each = [part.by_weight() for part in parts]
     codes = np.concatenate([part.codes for part in each])
     numbers = (
-        np.concatenate([np.broadcast_to(part[field], part.codes.size) for part in each])
-        for field in (3, 4, 5)
+        np.concatenate([np.broadcast_to(read(part), part.codes.size) for part in each])
+        for read in map(attrgetter, ("scale", "shift", "base"))
     )
     return Coded(codes, each[0].levels, Runs(codes.size, 1, 0), *numbers)
 
@@ -188,13 +192,13 @@ def _are_whole(levels: F32Array) -> bool:
 def _store_runs(
     codes: U8Array,
     levels: F32Array,
-    runs: Runs,
+    runs: Any,
     scale: F64,
     shift: F64,
     base: F64,
     target: Target,
 ) -> tuple[int, float, float, bool]:
-    """See `Coded.store`; runs are whole vectors."""
+    """See `Coded.store`; runs, row length, width and first weight, are whole vectors."""
     row_length, width, column = runs
     per_row, row, begin = (row_length + width - 1) // width, 0, 0
     n, error, squares, due = 0, 0.0, 0.0, ENOUGH
@@ -219,6 +223,44 @@ def _store_runs(
             error, squares, due = error + sum_lanes(e), squares + sum_lanes(s), begin + ENOUGH
             e, s = splat(np.float32(0)), splat(np.float32(0))
     return n, error + sum_lanes(e), squares + sum_lanes(s), not any_lane(~fits)
+
+
+@bare_kernel
+def _store_scattered(
+    codes: U8Array,
+    levels: F32Array,
+    runs: Any,
+    scale: F64,
+    shift: F64,
+    base: F64,
+    target: Target,
+    lines: F64,
+) -> tuple[int, float, float, bool]:
+    """See `Coded.store`; what a row's runs have is spread over its columns, in `lines`, first."""
+    row_length, _, column, columns, per_row = runs
+    row, begin, n, error, squares = 0, 0, 0, 0.0, 0.0
+    are_whole, fits = _are_whole(levels), splat(target.limit) == target.limit
+    times, less = lines[0], lines[1]
+    while begin < codes.size:
+        end = begin + min(min(row_length - column, codes.size - begin), ENOUGH)
+        own, owns = scale[row * per_row :], shift[row * per_row :]
+        for k in range(column, column + end - begin):
+            times[k], less[k] = own[columns[k]], owns[columns[k]]
+        e, s = splat(np.float32(0)), splat(np.float32(0))
+        for i in range(begin, end, LANES):
+            k = column + i - begin
+            x = (_levels_of(codes, i, levels, are_whole) - load_f64(less, k)) * load_f64(times, k)
+            rounded, near, off, is_small = put(x + base[0], i, target)
+            n += n_true(rounded)
+            e = e + off * off
+            s = s + near * near
+            fits = fits & is_small
+        error += sum_lanes(e)
+        squares += sum_lanes(s)
+        column, begin = column + end - begin, end
+        if column == row_length:
+            row, column = row + 1, 0
+    return n, error, squares, not any_lane(~fits)
 
 
 @bare_kernel

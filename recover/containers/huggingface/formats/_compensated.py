@@ -13,10 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs, in_order
-from recover.containers.huggingface.formats._columns import (
-    state_groups,
-    state_scattered,
-)
+from recover.containers.huggingface.formats._columns import state_groups, state_scattered
 from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 TYPICAL_NOISE = 1.4 / 12

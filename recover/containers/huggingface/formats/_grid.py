@@ -12,12 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
-from recover.containers.huggingface.formats._coded import (
-    WHOLE_NUMBERS,
-    Coded,
-    Runs,
-    in_order,
-)
+from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs, in_order
 from recover.containers.huggingface.modules import as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, Stated, U8Array

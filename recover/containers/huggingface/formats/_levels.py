@@ -233,14 +233,14 @@ def state(
     margin : float32
         By how much all bounds are widened.
     """
-    _state(codes, scales, runs, tables, stated, (factor, margin))
+    _state(codes, scales, runs[:3], tables, stated, (factor, margin))
 
 
 @kernel
 def _state(
     codes: U8Array,
     scales: Scales,
-    runs: Runs,
+    runs: tuple[int, int, int],
     tables: F32Array,
     stated: Stated,
     settings: tuple[np.float32, np.float32],

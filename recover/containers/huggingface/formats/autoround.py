@@ -71,8 +71,9 @@ def read(module: Module) -> Grid | None:
     n_bits = _n_bits(found)
     _check_order(module, found.row_length, group)
     moved = _largest_move(config, n_bits)
-    is_exact = str(config.get("scale_dtype", "torch.float16")).endswith("float16")
-    is_exact = is_exact and "bfloat16" not in str(config.get("scale_dtype"))
+    # the encoder's own scale, if it is stored in the type that it had there
+    used = str(config.get("scale_dtype", "torch.float16")).rpartition(".")[2]
+    is_exact = used == "float16" and found.scales.dtype != "BF16"
     return Grid(
         n_rows=found.n_rows,
         row_length=found.row_length,

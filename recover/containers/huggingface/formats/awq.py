@@ -54,26 +54,18 @@ def awq_type(group: int) -> IntervalType:
 
 @dataclass(frozen=True)
 class Layout:
-    """The arrays of a module, of shapes that fit each other.
-
-    Attributes
-    ----------
-    n_rows, row_length, n_groups : int
-        Sizes.
-    words : uint32 (row_length, n_rows / 8)
-        Packed codes.
-    zero_words : uint32 (n_groups, n_rows / 8)
-        Packed zero points.
-    scales : Tensor
-        (n_groups, n_rows)
-    """
+    """The arrays of a module, of shapes that fit each other."""
 
     n_rows: int
     row_length: int
     n_groups: int
+    """Sizes."""
     words: NDArray[np.uint32]
+    """uint32 (row_length, n_rows / 8): packed codes."""
     zero_words: NDArray[np.uint32]
+    """uint32 (n_groups, n_rows / 8): packed zero points."""
     scales: Tensor
+    """(n_groups, n_rows)"""
 
     @property
     def group(self) -> int:
@@ -156,18 +148,12 @@ def read(module: Module) -> ScaledMatrix | None:
 
 @dataclass(frozen=True)
 class AwqMatrix:
-    """The scaled weights; see `recover.containers.huggingface.formats.base.Matrix`.
-
-    Attributes
-    ----------
-    layout : Layout
-        The arrays.
-    is_clipped : bool
-        Whether groups may have been clipped.
-    """
+    """The scaled weights; see `recover.containers.huggingface.formats.base.Matrix`."""
 
     layout: Layout
+    """The arrays."""
     is_clipped: bool
+    """Whether groups may have been clipped."""
 
     @property
     def n_rows(self) -> int:

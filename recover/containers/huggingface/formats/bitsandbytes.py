@@ -95,27 +95,18 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class _Nested:
-    """How the largest magnitudes of blocks are quantized themselves.
-
-    Attributes
-    ----------
-    levels : float32 (256,)
-        In units of the scale.
-    edges : float32 (257,)
-        Half-way between the levels, which rise.
-    scales : float32 (n,)
-        Perhaps not aligned.
-    block : int
-        How many blocks share one.
-    offset : float32
-        Added.
-    """
+    """How the largest magnitudes of blocks are quantized themselves."""
 
     levels: F32Array
+    """float32 (256,): in units of the scale."""
     edges: F32Array
+    """float32 (257,): half-way between the levels, which rise."""
     scales: F32Array
+    """float32 (n,): perhaps not aligned."""
     block: int
+    """How many blocks share one."""
     offset: np.float32
+    """Added."""
 
 
 @lru_cache(64)

@@ -98,8 +98,13 @@ def layout(module: Module) -> Layout | None:
     if method not in ("gptq", None) or (method is None and qweight.shape[1] != n_rows):
         return None
     n_bits = 32 * qzeros.shape[1] // n_rows
-    if n_bits not in BITS or module.integer("bits") not in (None, n_bits):
-        raise module.error(f"GPTQ of {module.integer('bits') or n_bits} bits is not supported")
+    said = module.integer("bits")
+    if said not in (None, n_bits):
+        raise module.error(
+            f"qzeros has {n_bits} bits for each row, but the configuration says {said}"
+        )
+    if n_bits not in BITS:
+        raise module.error(f"GPTQ of {n_bits} bits is not supported")
     row_length = qweight.shape[0] * 32 // n_bits
     module.expect("qweight", (row_length * n_bits // 32, n_rows))
     module.expect("qzeros", (n_groups, n_rows * n_bits // 32))

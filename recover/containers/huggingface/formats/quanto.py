@@ -6,7 +6,8 @@ code * scale; codes are ``clamp(round(x / scale))``.
 qint2, qint4: the matrix is cut along its rows into groups, which are the rows of a (G, group)
 matrix; ``weight._data._data`` uint8 holds its codes, the first part of the rows in the lowest bits
 of the bytes. ``weight._scale`` and ``weight._shift`` (G, 1). A weight is scale * code - shift;
-codes are ``clamp(round((x + shift) / scale))``. The size of the matrix is not stored.
+codes are ``clamp(round((x + shift) / scale))``. The size of the matrix is not stored: it follows
+from the length of the bias, or from the sizes of the model.
 
 All of it is computed in the floats of the scales (optimum-quanto:optimum/quanto/library/
 quantize.py).
@@ -166,21 +167,22 @@ def _packed(module: Module) -> _Packed:
 
 
 def _size(module: Module, n_weights: int) -> tuple[int, int]:
-    """The size of a matrix, which follows from the length of its bias alone.
+    """The size of a matrix: by the length of its bias, or by the sizes of the model.
 
     Raises
     ------
     SafetensorsError
-        If there is no bias.
+        If neither tells it.
     """
-    bias = module.tensors.get("bias")
-    n_rows = 0 if bias is None or len(bias.shape) != 1 else bias.n_weights
-    if n_rows < 1 or n_weights % n_rows:
+    bias, row_length = module.tensors.get("bias"), module.row_length()
+    if bias is not None and len(bias.shape) == 1 and n_weights % max(1, bias.n_weights) == 0:
+        return bias.n_weights, n_weights // max(1, bias.n_weights)
+    if not row_length or n_weights % row_length:
         raise module.error(
-            "quanto does not store the size of a matrix of qint2 or qint4, and there is no bias"
-            " that would tell it; save the weights as qint8"
+            "quanto does not store the size of a matrix of qint2 or qint4, and neither a bias nor"
+            " config.json tells it; save the weights as qint8"
         )
-    return n_rows, n_weights // n_rows
+    return n_weights // row_length, row_length
 
 
 def _unpack(raw: U8Array, n_bits: int, per_byte: int, start: int, out: U8Array) -> None:

@@ -2,18 +2,20 @@
 
 ``_weight_qdata`` int8 (N, K); ``_weight_scale`` (N, G), float32 of the former, the model's floats
 of the latter; perhaps ``_weight_zero_point`` int8 (N, G). A weight is (code - zero) * scale.
+``Float8Tensor`` has float8 codes and float32 scales by rows, matrices or tiles.
 
 Codes are ``clamp(round(x * (1 / scale)) + zero)``; product and quotient have the type of the scale
 (torchao/quantization/quant_primitives.py). How many bits a code has stands in the metadata of the
 file, which is not needed: the end codes of every group occur.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.containers.huggingface.formats import fp8
 from recover.containers.huggingface.formats._arithmetic import edges, rounded_to
 from recover.containers.huggingface.formats._grid import (
     N_CODES,
@@ -25,6 +27,7 @@ from recover.containers.huggingface.formats._grid import (
     floats,
     widened,
 )
+from recover.containers.huggingface.formats.base import Matrix
 from recover.containers.huggingface.modules import FLOATS, Module, values
 from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.safetensors.reader import Tensor
@@ -58,11 +61,13 @@ class _Stored:
     run: int
 
 
-def read(module: Module) -> Grid | ScaledMatrix | None:
-    """The weight of a module that torchao stored as integers."""
+def read(module: Module) -> Matrix | None:
+    """The weight of a module that torchao stored as integers or as FP8."""
     codes = module.tensors.get("_weight_qdata")
-    if codes is None or codes.dtype.startswith("F"):
+    if codes is None:
         return None
+    if codes.dtype.startswith("F8"):
+        return _read_floats(module)
     stored = _stored(module)
     raw, (n_rows, row_length) = stored.codes.raw, stored.codes.shape
     n_bits = _n_bits(stored)
@@ -89,6 +94,21 @@ def read(module: Module) -> Grid | ScaledMatrix | None:
         cells=_cells(n_bits, stored.scale.dtype, has_zeros),
     )
     return ScaledMatrix(grid) if is_scaled else grid
+
+
+def _read_floats(module: Module) -> Matrix:
+    """``Float8Tensor``: what other formats of FP8 have, under other names.
+
+    Quotients are those of float32, also where the weights are bfloat16
+    (`torchao/quantization/quant_primitives.py`, ``_quantize_affine_float8``).
+    """
+    codes = module.take("_weight_qdata", ("F8_E4M3", "F8_E5M2"), 2)
+    scale = module.take("_weight_scale", FLOATS, 2)
+    if scale.n_weights == 1:
+        scale = replace(scale, shape=(1,))
+    found = fp8.read(replace(module, tensors={"weight": codes, "weight_scale": scale}))
+    assert found is not None
+    return replace(found, leaves=LEAVES, label=f"torchao {found.label}")
 
 
 def _stored(module: Module) -> _Stored:

@@ -69,49 +69,31 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model's tokenizer is made of.
-
-    Attributes
-    ----------
-    kind : str
-        `BYTE_LEVEL`, `SENTENCEPIECE` or `UNIGRAM`.
-    split : Split
-        How a text is cut first; nothing is cut for the latter two.
-    tokens : sequence of str
-        By id.
-    types : sequence of int
-        Numbers of `TokenType`.
-    scores : sequence of float
-        Higher ones are merged first, or are likelier; empty for `BYTE_LEVEL`.
-    merges : sequence of (str, str)
-        What is merged, the first before the second; empty for the others.
-    ids : mapping of str to int
-        Special tokens by Hugging Face's names (bos, eos, unk, sep, pad, cls, mask).
-    adds_bos, adds_eos : bool
-        Whether a text begins and ends with them.
-    adds_space : bool
-        Whether a space is put in front of a text.
-    merges_spaces : bool
-        Whether a run of spaces counts as one.
-    charsmap : bytes
-        SentencePiece's compiled table of replacements; may be empty.
-    strips_right : bool
-        Whether spaces behind a special token are dropped.
-    """
+    """What a model's tokenizer is made of."""
 
     kind: str
+    """`BYTE_LEVEL`, `SENTENCEPIECE` or `UNIGRAM`."""
     split: Split
+    """How a text is cut first; nothing is cut for the latter two."""
     tokens: Sequence[str]
+    """By id."""
     types: Sequence[int]
+    """Numbers of `TokenType`."""
     scores: Sequence[float]
+    """Higher ones are merged first, or are likelier; empty for `BYTE_LEVEL`."""
     merges: Sequence[tuple[str, str]]
+    """sequence of (str, str): what is merged, the first before the second; empty for the others."""
     ids: Mapping[str, int]
+    """Special tokens by Hugging Face's names (bos, eos, unk, sep, pad, cls, mask)."""
     adds_bos: bool
     adds_eos: bool
+    """Whether a text begins and ends with them."""
     adds_space: bool
+    """Whether a space is put in front of a text."""
     merges_spaces: bool
-    charsmap: bytes
+    """Whether a run of spaces counts as one."""
     strips_right: bool
+    """Whether spaces behind a special token are dropped."""
 
     @cached_property
     def numbers(self) -> Mapping[str, int]:
@@ -195,6 +177,13 @@ class _Reader:
                 f"vocabularies of kind {quoted(str(name))} (tokenizer.ggml.model) are not written;"
                 f" those of {', '.join(_DEFAULT_IDS)} and gemma4 are"
             )
+        if kind != BYTE_LEVEL and self._list("precompiled_charsmap", int):
+            # The library replaces a letter and its accents as one, where llama.cpp goes on with the
+            # longest entry of the table: some texts would get other tokens.
+            raise VocabularyError(
+                "a table of replacements (tokenizer.ggml.precompiled_charsmap) is not written: the"
+                " library tokenizers would apply it in another way than llama.cpp"
+            )
         if kind == BYTE_LEVEL and pre not in SPLITS:
             raise VocabularyError(
                 f"how pre-tokenizer {quoted(str(pre))} (tokenizer.ggml.pre) cuts texts is not known"
@@ -224,7 +213,6 @@ class _Reader:
             adds_eos=adds["eos"],
             adds_space=bool(self._get("add_space_prefix", kind != BYTE_LEVEL)),
             merges_spaces=bool(self._get("remove_extra_whitespaces", False)),
-            charsmap=bytes(each & 255 for each in self._list("precompiled_charsmap", int)),
             strips_right=any(each in title for each in ("phi-3", "phi3")),
         )
 

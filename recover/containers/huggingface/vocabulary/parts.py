@@ -6,7 +6,6 @@ these functions of src/llama-vocab.cpp are mirrored: ``llm_tokenizer_bpe_session
 ``tokenize``.
 """
 
-import base64
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -82,9 +81,6 @@ def _normalizer(vocabulary: Vocabulary) -> Part | None:
     if vocabulary.split.of_bytes:
         return None
     parts: list[Part] = []
-    if vocabulary.charsmap:
-        encoded = base64.b64encode(vocabulary.charsmap).decode()
-        parts.append({"type": "Precompiled", "precompiled_charsmap": encoded})
     if vocabulary.kind == UNIGRAM and vocabulary.merges_spaces:
         parts.append(_replace({"Regex": r"\A +| +\z"}, ""))
         parts.append(_replace({"Regex": " {2,}"}, " "))

@@ -1,0 +1,72 @@
+"""Sub-blocks with a small integer scale: what their codes say is less sharp.
+
+The scale of a sub-block is an integer l times the scale of the superblock, up to
+`ScalarType.scale_steps`. The encoder rounds it before it chooses the codes, so that the scale that
+its search had found is off by up to 1 / (2 l). With levels from -L to L, in steps at the ends, the
+largest are off by up to ``r / 2``, ``r = L / l``, evenly. Where l is small, beside sub-blocks with
+outliers, weights are clipped that lie far beyond the end codes: the places that an end code stands
+for, with a variance of about 1 / 6, get one of ``r^2 / 12`` more, and reach ``sqrt(1 + r^2 / 2)``
+times as far from its inner edge. And the places in the cells that the search had made more likely
+are moved evenly over ``z r / 2`` on both sides, z from -1 to 1: of a wave as long as a cell about
+``exp(-2 pi^2 (z r)^2 / 12)`` is left, in the mean about ``1 / (1 + pi^2 r^2 / 18)``. The densities
+were drawn where l has its usual size; both factors are 1 there.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from recover._compiled.across import largest_lane
+from recover._compiled.jit import bare_inlined
+from recover._compiled.lanes import fused, smaller, splat, sqrt, store, where
+from recover.estimators._product_tables import (
+    COARSE,
+    CURVATURE,
+    FAR_END,
+    FAR_OFF,
+    GRADIENT,
+    N_COLUMNS,
+    NEAR,
+    NEAR_END,
+    STEPS,
+    Scalars,
+)
+from recover.quants import F32Array
+
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_SHIFT = np.float32(math.pi**2 / 18)
+_USUAL = np.float32(1 / 0.7)
+"""The largest l over the usual one."""
+
+LOW_REACH, HIGH_REACH, LOW_GRADIENT, HIGH_GRADIENT = range(0, 4 * 16, 16)
+LOW_CURVATURE, HIGH_CURVATURE, SHARPNESS = range(4 * 16, 7 * 16, 16)
+N_ENDS = 7 * 16
+"""Of the scalar input at hand, for each group: how far its end codes reach, derivatives of their
+densities, and what is left of those of interior codes."""
+
+
+@bare_inlined
+def describe_ends(scalars: Scalars, k: int, scale: Any, inverse: Any, ends: F32Array) -> None:
+    """Fill `ends` (7 * 16,) for input `k`, of whose groups the scales and inverses are given."""
+    rows, row = scalars.rows, N_COLUMNS * k
+    coarse, inner_low, inner_high = rows[row + COARSE], rows[row + FAR_OFF], rows[row + NEAR]
+    usable = where(inverse == _ZERO, splat(_ZERO), abs(scale))
+    # Rounded to l = 1 were many that are less: no more is assumed of these than of l = 2.
+    r = coarse * smaller(abs(inverse) * largest_lane(usable), splat(rows[row + STEPS] * _HALF))
+    usual = coarse * _USUAL
+    stretch = sqrt((_ONE + _HALF * r * r) * (_ONE / (_ONE + _HALF * usual * usual)))
+    narrow = splat(_ONE) / stretch
+    sharp = splat(_ONE + _SHIFT * usual * usual) / (_ONE + _SHIFT * r * r)
+    store(ends, SHARPNESS, sharp)
+    store(ends, LOW_REACH, (rows[row + NEAR_END] - inner_low) * stretch + inner_low)
+    store(ends, HIGH_REACH, (rows[row + FAR_END] - inner_high) * stretch + inner_high)
+    # Of log g(u) = c w + d w^2 with w = (u - e) / F + e for the inner edge e.
+    low, high = rows[row + CURVATURE + 3], rows[row + CURVATURE + 4]
+    shift = splat(_ONE) - narrow
+    store(ends, LOW_CURVATURE, low * narrow * narrow)
+    store(ends, HIGH_CURVATURE, high * narrow * narrow)
+    gradient = fused(shift, splat(low * inner_low), splat(rows[row + GRADIENT + 2]))
+    store(ends, LOW_GRADIENT, gradient * narrow)
+    gradient = fused(shift, splat(high * inner_high), splat(rows[row + GRADIENT + 3]))
+    store(ends, HIGH_GRADIENT, gradient * narrow)
