@@ -66,28 +66,19 @@ class Reencoding(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Integers:
-    """How a type holds integers times float16 scales, without a change of any value.
-
-    Attributes
-    ----------
-    lowest, highest : int
-        The integers that it has codes for.
-    has_offset : bool
-        Whether a float16 is added to the product.
-    has_zero : bool
-        Whether it has a code for 0. Blocks of zeros alone can be held without, as their scale is 0.
-    pack : Callable
-        ``pack(integers: int8 (n,), d: uint16 (n / group,), m: uint16 (n / group,), group: int,
-        raw: uint8 (n_bytes,))``, where `d` are the bits of the scales, each of `group` weights,
-        which are whole blocks; `m` are those of the offsets, and not looked at where a type has
-        none.
-    """
+    """How a type holds integers times float16 scales, without a change of any value."""
 
     lowest: int
     highest: int
+    """The integers that it has codes for."""
     has_offset: bool = False
+    """Whether a float16 is added to the product."""
     has_zero: bool = True
+    """Whether it has a code for 0. Blocks of zeros alone need none, as their scale is 0."""
     pack: Callable[[I8Array, U16Array, U16Array, int, U8Array], None]
+    """``pack(integers: int8 (n,), d: uint16 (n / group,), m: uint16 (n / group,), group: int, raw:
+    uint8 (n_bytes,))``, where `d` are the bits of the scales, each of `group` weights, which are
+    whole blocks; `m` are those of the offsets, and not looked at where a type has none."""
 
     @property
     def n_bits(self) -> int:
@@ -278,31 +269,22 @@ class TensorType:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FloatType(TensorType):
-    """F32, F16 or BF16: one number per weight.
-
-    Attributes
-    ----------
-    significand_bits : int
-        Precision, the implicit bit included.
-    exponent : int
-        Bits of the exponent in a stored number, all of them 1 in infinities and NaN; 0 if other
-        numbers have such bits, too.
-    decode : Callable
-        ``decode(raw: uint8 (n * type_size,), out: float32 (n,))``.
-    encode : Callable
-        ``encode(x: float32 (n,), raw: uint8 (n * type_size,)) -> int``: rounds to nearest even and
-        returns how many results are not finite.
-    narrow : Callable or None
-        ``narrow(raw: uint8 (n * type_size,), lower: float32 (n,), upper: float32 (n,))``:
-        intersects bounds with the numbers that are rounded to the stored ones; a NaN proves
-        nothing. None if the stored numbers prove nothing.
-    """
+    """F32, F16 or BF16: one number per weight."""
 
     significand_bits: int
+    """Precision, the implicit bit included."""
     exponent: int = 0
+    """Bits of the exponent in a stored number, all of them 1 in infinities and NaN; 0 if other
+    numbers have such bits, too."""
     decode: Callable[[U8Array, F32Array], None]
+    """``decode(raw: uint8 (n * type_size,), out: float32 (n,))``."""
     encode: Callable[[F32Array, U8Array], int]
+    """``encode(x: float32 (n,), raw: uint8 (n * type_size,)) -> int``: rounds to nearest even and
+    returns how many results are not finite."""
     narrow: Callable[[U8Array, F32Array, F32Array], None] | None = None
+    """``narrow(raw: uint8 (n * type_size,), lower: float32 (n,), upper: float32 (n,))``: intersects
+    bounds with the numbers that are rounded to the stored ones; a NaN proves nothing. None if
+    the stored numbers prove nothing."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -330,7 +312,8 @@ class ScalarType(TensorType):
     d_at : int
         Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
     zero_scale_tells : bool
-        Whether a scale of zero was rounded to it, and proves what those of up to 2**-25 do.
+        Whether a scale of zero is one that was rounded to it, whatever weighed the weights, so that
+        codes prove what they do with scales of up to 2**-25. Otherwise they prove nothing.
     scale_limit : float
         Codes prove nothing where the scale is as large or larger: there the encoder's arithmetic
         overflows, or the scale was clipped.
@@ -341,7 +324,8 @@ class ScalarType(TensorType):
         Whether scales of weights of ordinary size are near the smallest one, so that the errors
         depend on the size of the weights.
     largest_lost : float
-        No larger weights are stored as zeros because their scale is too small for the type.
+        No larger weights are stored as zeros because their scale is too small for the type, by what
+        other inputs say of them; f16 scales are 2**-25 times codes and levels then.
     extremes : tuple of pairs of int
         Pairs of codes. Without an importance matrix the encoder fits the scale (and the offset) to
         a weight of each block of 32 that is given one of the two codes, for each of the pairs, and
@@ -427,31 +411,22 @@ class ScalarType(TensorType):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VectorType(TensorType):
-    """A quantized type that can only be decoded: its codes stand for several weights at once.
-
-    Attributes
-    ----------
-    decode : Callable
-        ``decode(raw: uint8 (n_blocks * type_size,), out: float32 (n,))``.
-    relative_mse : float
-        As in `ScalarType`.
-    densities, integers
-        As in `ScalarType`.
-    codebook : Callable or None
-        ``codebook() -> float32 (n_entries, n)``: sizes of so many weights that a code stands for,
-        in units of a scale that groups share. None if codes are no such.
-    narrow : Callable or None
-        ``narrow(values: float32 (n,), lower: float32 (n,), upper: float32 (n,))``: intersects
-        bounds with the cells that decoded weights, whole blocks, are of. None if the codes confine
-        no single weight.
-    """
+    """A quantized type that can only be decoded: its codes stand for several weights at once."""
 
     decode: Callable[[U8Array, F32Array], None]
+    """``decode(raw: uint8 (n_blocks * type_size,), out: float32 (n,))``."""
     relative_mse: float
+    """As in `ScalarType`."""
     densities: Traversable | None = None
     integers: Integers | None = None
+    """As in `ScalarType`."""
     codebook: Callable[[], F32Array] | None = None
+    """``codebook() -> float32 (n_entries, n)``: sizes of so many weights that a code stands for, in
+    units of a scale that groups share. None if codes are no such."""
     narrow: Callable[[F32Array, F32Array, F32Array], None] | None = None
+    """``narrow(values: float32 (n,), lower: float32 (n,), upper: float32 (n,))``: intersects bounds
+    with the cells that decoded weights, whole blocks, are of. None if the codes confine no
+    single weight."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -459,18 +434,13 @@ class InterleavedType(TensorType):
     """Rows of another type, some of them interleaved with each other.
 
     The headers of the rows come first. Then, for each block of a row, the blocks of all of them.
-
-    Attributes
-    ----------
-    plain : TensorType
-        What the rows are: the same header, and blocks of as many weights.
-    separate : Callable
-        ``separate(mixed: uint8 (n_blocks * rows_interleaved * type_size,), blocks: uint8
-        (rows_interleaved, n_blocks, plain.type_size))``: fills the blocks of each row.
     """
 
     plain: TensorType
+    """What the rows are: the same header, and blocks of as many weights."""
     separate: Callable[[U8Array, U8Array], None]
+    """``separate(mixed: uint8 (n_blocks * rows_interleaved * type_size,), blocks: uint8
+    (rows_interleaved, n_blocks, plain.type_size))``: fills the blocks of each row."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
