@@ -444,20 +444,13 @@ def check_marks(kind: TensorType) -> None:
 def check_sub_blocks(kind: TensorType) -> None:
     """Their codes times d and dmin are the scales and offsets that are unpacked."""
     assert isinstance(kind, ScalarType)
-    if kind.sub_blocks is None:
-        return
-    raw = stored_bytes(kind)
-    found = kind.sub_blocks(raw.reshape(-1, kind.type_size))
-    assert found.scale_codes.shape == found.min_codes.shape
-    _, *unpacked_ = unpacked(kind, raw)
-    for told, factor, codes, sign in zip(
-        unpacked_, found[:2], found[2:], (np.float32(1), np.float32(-1)), strict=True
-    ):
-        assert codes.dtype in (np.uint8, np.int8)
-        each = sign * (factor[:, None] * codes.astype(np.float32))
-        n_groups = told.size // each.size
-        np.testing.assert_array_equal(told, np.repeat(each.reshape(-1), n_groups))
-    assert len(np.unique(found.scale_codes)) > 1
+    if kind.sub_blocks is not None:
+        raw = stored_bytes(kind)
+        d, dmin, *codes = kind.sub_blocks(raw.reshape(-1, kind.type_size))
+        scales, minima = (np.float32(q) * n[:, None] for q, n in zip(codes, (d, dmin), strict=True))
+        for told, own in zip(unpacked(kind, raw)[1:], (scales, -minima), strict=True):
+            np.testing.assert_array_equal(told, np.repeat(own.reshape(-1), told.size // own.size))
+        assert np.unique(codes[0]).size > 1
 
 
 def check_number_from_a_weight(kind: TensorType) -> None:

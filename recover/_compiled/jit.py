@@ -1,14 +1,12 @@
 """The decorator of every compiled function, and the folder where its machine code is kept."""
 
-import hashlib
 import os
 import platform
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, cached_property
+from functools import cache, cached_property, update_wrapper
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +47,11 @@ with _without("yaml", "scipy"):  # for a file of settings, and to see whether it
 from llvmlite.binding import get_host_cpu_features  # noqa: E402
 from numba.core.caching import FunctionCache, NullCache  # noqa: E402
 from numba.core.registry import CPUDispatcher  # noqa: E402
-from numba.core.runtime import rtsys  # noqa: E402
+from numba.core.types import Dispatcher  # noqa: E402
+from numba.core.typing.typeof import typeof_impl  # noqa: E402
+
+from recover._compiled.loading import Kept, initialize_runtime, lightly  # noqa: E402
+from recover._compiled.sources import sources_digest  # noqa: E402
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -63,46 +65,6 @@ def _user_cache_folder() -> Path:
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder) / "recover"
     return Path.home() / ".cache" / "recover"
-
-
-_ROOT = Path(__file__).parents[1]
-_IMPORT = re.compile(r"^from recover([\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
-
-
-@cache
-def _source(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-@cache
-def _imported(path: Path) -> tuple[Path, ...]:
-    """Files of the package that a file of it imports at its top level."""
-    found = []
-    for module, names, more in _IMPORT.findall(_source(path).decode()):
-        base = _ROOT.joinpath(*module.split("."))
-        candidates = [base.with_suffix(".py"), base / "__init__.py"]
-        candidates += [base / f"{name}.py" for name in re.findall(r"\w+", names or more)]
-        found += [each for each in candidates if each.is_file()]
-    return tuple(found)
-
-
-@cache
-def _sources_digest(path: Path) -> str:
-    """Hash of a file and of all files of the package that it imports, however indirectly.
-
-    numba checks only the file of the compiled function, so that an edit in a function that it
-    calls from another file would leave stale machine code; a folder per state of the sources
-    cannot be stale.
-    """
-    sources, new = {Path(__file__)}, {path}
-    while new:
-        sources |= new
-        new = {each for source in new for each in _imported(source)} - sources
-    digest = hashlib.sha256()
-    for source in sorted(sources):
-        digest.update(str(source).encode())
-        digest.update(_source(source))
-    return digest.hexdigest()[:16]
 
 
 @cache
@@ -154,7 +116,7 @@ _files: dict[Path, None] = {}
 
 def _folder(path: Path) -> Path:
     """Where machine code of a file's kernels is kept."""
-    return folder_for(_cache_root(), path, _sources_digest(path))
+    return folder_for(_cache_root(), path, sources_digest(str(path)))
 
 
 def is_first_run() -> bool:
@@ -205,6 +167,8 @@ def bare_inlined(function: _F) -> _F:
 class _Files(FunctionCache):  # type: ignore[misc]
     """Machine code on the disk, which is of use if it is there: no error of a file matters."""
 
+    _impl_class = Kept
+
     def __init__(self, function: Callable[..., Any]) -> None:
         path = Path(function.__code__.co_filename)
         folder = _folder(path)
@@ -223,8 +187,8 @@ class _Files(FunctionCache):  # type: ignore[misc]
         machine code needs the functions that count references alone.
         """
         try:
-            rtsys.initialize(target_context)
-            with _without_blas():
+            initialize_runtime(target_context, _cache_root)
+            with _without_blas(), lightly(target_context):
                 return self._load_overload(sig, target_context)
         except Exception:
             return None
@@ -275,17 +239,49 @@ class _Inner(CPUDispatcher):  # type: ignore[misc]
         raise TypeError(f"{self.py_func.__qualname__} is for kernels only")
 
 
+class _Kernel:
+    """A compiled function; numba's part of it is made when somebody calls or compiles it.
+
+    There are hundreds, of which a command needs a few.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], is_inner: bool, options: dict[str, bool]
+    ) -> None:
+        update_wrapper(self, function)
+        self._function = function
+        self._is_inner = is_inner
+        self._options = options
+
+    @cached_property
+    def dispatcher(self) -> Any:
+        """What numba knows of it."""
+        compile_ = numba.njit(
+            nogil=True,
+            error_model="numpy",
+            no_cpython_wrapper=self._is_inner,
+            no_cfunc_wrapper=True,
+            **self._options,
+        )
+        found: Any = compile_(self._function)
+        found._cache = _Cache(self._function)
+        if self._is_inner:
+            found.__class__ = _Inner
+        return found
+
+    def __reduce__(self) -> str:
+        return self._function.__qualname__
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        """Compile or load it for such arguments, if need be, and call it."""
+        return self.dispatcher(*args, **keywords)
+
+
+@typeof_impl.register(_Kernel)  # type: ignore[untyped-decorator]
+def _type_of_kernel(kernel: _Kernel, _context: Any) -> Dispatcher:
+    return Dispatcher(kernel.dispatcher)
+
+
 def _compiled(function: _F, *, is_inner: bool = False, **options: bool) -> _F:
     _files[Path(function.__code__.co_filename)] = None
-    compile_ = numba.njit(
-        nogil=True,
-        error_model="numpy",
-        no_cpython_wrapper=is_inner,
-        no_cfunc_wrapper=True,
-        **options,
-    )
-    compiled: Any = compile_(function)
-    compiled._cache = _Cache(function)
-    if is_inner:
-        compiled.__class__ = _Inner
-    return cast(_F, compiled)
+    return cast(_F, _Kernel(function, is_inner, options))

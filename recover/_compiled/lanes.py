@@ -340,6 +340,21 @@ def load_bytes(builder: Any, value: Any) -> Any:
 
 
 @intrinsic
+def bytes_of_words(_context: Any, low: Any, high: Any) -> Any:
+    """The bytes of two uint64, from the lowest on, as an integer vector."""
+    if low != types.uint64 or high != types.uint64:
+        return None
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        words = ir.Constant(ir.VectorType(ir.IntType(64), 2), ir.Undefined)
+        for i, word in enumerate(args):
+            words = builder.insert_element(words, word, _I32(i))
+        return builder.zext(builder.bitcast(words, _I8_VECTOR), _I32_VECTOR)
+
+    return i32_lanes(low, high), generate
+
+
+@intrinsic
 def load_strided(_context: Any, array: Any, at: Any, stride: Any) -> Any:
     """``array[at : at + 16 * stride : stride]`` of a contiguous float32 array."""
     if not (is_array(array, types.float32) and array.layout == "C"):

@@ -20,29 +20,42 @@ from recover.quants import F32Array
 
 @dataclass(frozen=True, repr=False)
 class TensorEstimate(Brief):
-    """What is known of the weights of a tensor."""
+    """What is known of the weights of a tensor.
+
+    Attributes
+    ----------
+    name : str
+        Of the tensor.
+    method : str
+        Of the estimate; ``best`` where there is nothing to combine.
+    types : tuple of str
+        How each input stores it.
+    mean : float32, in the tensor's shape
+        The estimates: what ``recover merge --outtype f32`` writes.
+    deviation : float32, in the tensor's shape
+        Their standard deviations, as ``--uncertainty`` writes them (BF16 numbers). 0 where a weight
+        is certain, or an input is unquantized.
+    lower, upper : float32, in the tensor's shape
+        No weight of the original is outside: what ``recover bounds`` writes. Infinite where nothing
+        confines a weight, NaN where the inputs contradict each other.
+    conflicts : bool, in the tensor's shape
+        Where they do.
+    expected_rmse : float or None
+        The error to expect of the mean; None where nothing is estimated.
+    warnings : tuple of str
+        What people should know.
+    """
 
     name: str
-    """Of the tensor."""
     method: str
-    """Of the estimate; ``best`` where there is nothing to combine."""
     types: tuple[str, ...]
-    """How each input stores it."""
     mean: F32Array
-    """float32, in the tensor's shape: what ``recover merge --outtype f32`` writes."""
     deviation: F32Array
-    """float32, in the tensor's shape: their standard deviations, as ``--uncertainty`` writes them
-    (BF16 numbers). 0 where a weight is certain, or an input is unquantized."""
     lower: F32Array
     upper: F32Array
-    """float32, in the tensor's shape: no weight of the original is outside: what ``recover bounds``
-    writes. Infinite where nothing confines a weight, NaN where the inputs contradict each other."""
     conflicts: NDArray[np.bool_]
-    """bool, in the tensor's shape: where they do."""
     expected_rmse: float | None
-    """The error to expect of the mean; None where nothing is estimated."""
     warnings: tuple[str, ...]
-    """What people should know."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""

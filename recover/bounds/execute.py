@@ -52,16 +52,24 @@ class BoundStatistics:
 
 @dataclass(frozen=True, repr=False)
 class BoundsResult(Brief):
-    """What was bounded."""
+    """What was bounded.
+
+    Attributes
+    ----------
+    plan : BoundsPlan
+        What was carried out.
+    seconds : float
+        Wall time.
+    total : BoundStatistics
+        Of all weights.
+    tensors : tuple of BoundStatistics
+        In the order of the plan.
+    """
 
     plan: BoundsPlan
-    """What was carried out."""
     seconds: float
-    """Wall time."""
     total: BoundStatistics
-    """Of all weights."""
     tensors: tuple[BoundStatistics, ...]
-    """In the order of the plan."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""

@@ -21,22 +21,32 @@ from recover.quants import TILE, F32Array
 
 @dataclass(frozen=True, repr=False)
 class TensorBounds(Brief):
-    """What the inputs prove of each weight of a tensor."""
+    """What the inputs prove of each weight of a tensor.
+
+    Attributes
+    ----------
+    name : str
+        Of the tensor.
+    lower, upper : float32, in the tensor's shape
+        No weight is outside; infinite where nothing confines it on that side, NaN where the inputs
+        contradict each other.
+    conflicts : bool, in the tensor's shape
+        Where they do.
+    statistics : BoundStatistics
+        How much is known.
+    condition : str
+        What this rests on.
+    failures : tuple of str
+        Why inputs were left out, a line each.
+    """
 
     name: str
-    """Of the tensor."""
     lower: F32Array
     upper: F32Array
-    """float32, in the tensor's shape: no weight is outside; infinite where nothing confines it on
-    that side, NaN where the inputs contradict each other."""
     conflicts: NDArray[np.bool_]
-    """bool, in the tensor's shape: where they do."""
     statistics: BoundStatistics
-    """How much is known."""
     condition: str
-    """What this rests on."""
     failures: tuple[str, ...]
-    """Why inputs were left out, a line each."""
 
     @property
     def certified(self) -> bool:

@@ -133,14 +133,21 @@ class InputCheck:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The model against all inputs."""
+    """The model against all inputs.
+
+    Attributes
+    ----------
+    model : str
+        Its path.
+    inputs : tuple of InputCheck
+        In the order given.
+    quantized_as : tuple of str
+        Types of the model's quantized tensors; none, if it is what it should be.
+    """
 
     model: str
-    """Its path."""
     inputs: tuple[InputCheck, ...]
-    """In the order given."""
     quantized_as: tuple[str, ...] = ()
-    """Types of the model's quantized tensors; none, if it is what it should be."""
 
     @property
     def is_checked(self) -> bool:

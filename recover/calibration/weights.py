@@ -103,30 +103,45 @@ class FittedDensity:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `recover.calibration.fit.calibrate` found."""
+    """What `recover.calibration.fit.calibrate` found.
+
+    Attributes
+    ----------
+    inputs : tuple of InputFile
+        In their order.
+    truth : InputFile
+        The original.
+    constrained : bool
+        Whether the weights are not negative and add up to 1.
+    by_role : bool
+        Whether roles have weights of their own.
+    n_depths : int
+        Parts of the layers that have weights of their own; 1 if depth does not matter.
+    left_out : str
+        What was left out at a time to measure the gain: ``tensor`` or ``layer``.
+    held_out : Gain or None
+        Over all sets of types, each tensor with its most special weights, fitted without it.
+    uncalibrated : Gain or None
+        Of the method ``linear``, which weighs by inverse variance, on the same tensors.
+    combinations : tuple of Combination
+        The most general first.
+    densities : tuple of FittedDensity
+        By type.
+    recover_version : str
+        That made it.
+    """
 
     inputs: tuple[InputFile, ...]
-    """In their order."""
     truth: InputFile
-    """The original."""
     constrained: bool
-    """Whether the weights are not negative and add up to 1."""
     by_role: bool
-    """Whether roles have weights of their own."""
     n_depths: int
-    """Parts of the layers that have weights of their own; 1 if depth does not matter."""
     left_out: str
-    """What was left out at a time to measure the gain: ``tensor`` or ``layer``."""
     held_out: Gain | None
-    """Over all sets of types, each tensor with its most special weights, fitted without it."""
     uncalibrated: Gain | None
-    """Of the method ``linear``, which weighs by inverse variance, on the same tensors."""
     combinations: tuple[Combination, ...]
-    """The most general first."""
     densities: tuple[FittedDensity, ...]
-    """By type."""
     recover_version: str = __version__
-    """That made it."""
 
     def weights_for(
         self, types: Sequence[str], role: str | None = None, depth: float | None = None

@@ -16,17 +16,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from rich.cells import cell_len, chop_cells
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from recover._json import to_text
 from recover._text import escaped, shortened
 from recover.cli._compiling import tell_of_compilation
@@ -57,6 +46,16 @@ def progress_bar(
     if not sys.stderr.isatty():
         yield _Log(args, what, unit)
         return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -147,11 +146,19 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def _width(text: str) -> int:
     """Columns of a terminal that a text takes."""
-    return len(text) if text.isascii() else cell_len(text)
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def _width_of_stdout() -> int:
-    return Console(highlight=False).width if sys.stdout.isatty() else _PIPE_WIDTH
+    if not sys.stdout.isatty():
+        return _PIPE_WIDTH
+    from rich.console import Console
+
+    return Console(highlight=False).width
 
 
 def _narrow(widths: list[int], is_text: Sequence[bool], wanted: int) -> None:
@@ -189,6 +196,8 @@ def _folded(cell: str, width: int) -> list[str]:
         return [cell]
     if cell.isascii():
         return wrap(cell, width, break_on_hyphens=False)
+    from rich.cells import chop_cells
+
     return chop_cells(cell, width)
 
 

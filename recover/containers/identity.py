@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from recover._text import url_of
-from recover.containers.remote.fetching import first_bytes
 
 
 def identity_of(path: Path) -> list[str | int]:
@@ -17,6 +16,8 @@ def identity_of(path: Path) -> list[str | int]:
         If it is on a server that does not send it.
     """
     if (url := url_of(path)) is not None:
+        from recover.containers.remote.fetching import first_bytes
+
         identity, _ = first_bytes(url, 1)
         return [url, identity.n_bytes, identity.stamp]
     status = path.stat()

@@ -19,6 +19,7 @@ import numpy as np
 from recover._text import printable, quoted, some
 from recover.containers.huggingface.floats import Floats
 from recover.containers.huggingface.formats._grid import Grid
+from recover.containers.huggingface.formats._levels import LevelMatrix
 from recover.containers.huggingface.formats.base import is_soft
 from recover.containers.huggingface.modules import as_float32, values
 from recover.containers.huggingface.scaled import (
@@ -34,7 +35,12 @@ from recover.errors import PlanError
 from recover.evidence.intervals import Intervals
 from recover.inputs.alignment import AbsentTensor, align, is_absent
 from recover.inputs.as_seen import as_seen
-from recover.inputs.foreign import is_rounded_plainly, measure_ratio
+from recover.inputs.foreign import (
+    is_rounded_plainly,
+    may_be_clipped,
+    measure_beyond,
+    measure_ratio,
+)
 from recover.inputs.generations import with_generations
 from recover.inputs.matching import by_fineness, typical_error
 from recover.inputs.provenance import has_cells
@@ -61,6 +67,8 @@ class Found(NamedTuple):
     rows: Scales | None = None
     is_plain: bool = False
     """Of a `Grid` of which nobody says it: codes are plainly rounded weights."""
+    beyond: float | None = None
+    """Of a `LevelMatrix` that may be clipped."""
 
 
 Completions = Mapping[str, Sequence[Found]]
@@ -233,6 +241,7 @@ def found_record(found: Found) -> dict[str, Any]:
         "columns": _scales_record(found.columns),
         "rows": _scales_record(found.rows),
         "is_plain": found.is_plain or None,
+        "beyond": found.beyond or None,
     }
     return {name: each for name, each in record.items() if each is not None}
 
@@ -240,7 +249,8 @@ def found_record(found: Found) -> dict[str, Any]:
 def read_found(record: Mapping[str, Any]) -> Found:
     """The opposite of `found_record`."""
     columns, rows = (_read_scales(record.get(name)) for name in ("columns", "rows"))
-    return Found(record.get("noise"), columns, rows, record.get("is_plain", False))
+    is_plain, beyond = record.get("is_plain", False), record.get("beyond")
+    return Found(record.get("noise"), columns, rows, is_plain, beyond)
 
 
 def _scales_record(scales: Scales | None) -> list[Any] | None:
@@ -265,6 +275,8 @@ def _with(matrix: Any, found: Found) -> Any:
         matrix = matrix.with_scales(found.columns, found.rows)
     if is_soft(matrix) and found.noise is not None:
         return matrix.with_noise(found.noise)
+    if isinstance(matrix, LevelMatrix) and found.beyond is not None:
+        return matrix.with_beyond(found.beyond)
     return matrix
 
 
@@ -272,7 +284,8 @@ def _found_of(matrix: Any) -> Found:
     noise = matrix.noise if is_soft(matrix) else None
     if isinstance(matrix, UnscaledMatrix):
         return Found(noise, matrix.columns, matrix.rows)
-    return Found(noise, is_plain=isinstance(matrix, Grid) and matrix.is_tried)
+    beyond = matrix.beyond if isinstance(matrix, LevelMatrix) else None
+    return Found(noise, is_plain=isinstance(matrix, Grid) and matrix.is_tried, beyond=beyond)
 
 
 class _Completer:
@@ -301,6 +314,9 @@ class _Completer:
                 found[name] = [Found(is_plain=True)] * len(tensor.runs)
             elif any(is_soft(run.matrix) for run in tensor.runs):
                 found[name] = self._noises(name, tensor)
+            elif may_be_clipped(tensor) and (known := self._known(name)):
+                beyond = measure_beyond(tensor, known)
+                found[name] = [Found(beyond=beyond)] * len(tensor.runs)
         scaled = [name for name, tensor in tensors.items() if is_scaled(tensor)]
         self._find_scales(self._of_layers(scaled))
         for name in scaled:

@@ -15,6 +15,8 @@ from typing import cast
 
 import numpy as np
 
+from recover.containers.huggingface.formats._levels import LevelMatrix
+from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.containers.model import Model, StoredTensor
 from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.evidence.intervals import Intervals
@@ -82,6 +84,50 @@ def measure_ratio(tensor: IntervalTensor, known: StoredTensor, *, is_sure: bool 
 
     deviation = _KNOWN_DEVIATION if is_sure else _TYPICAL_DEVIATION
     return float(np.clip(_relative(*_compare(read, known), 1.0, deviation), *_LIMITS))
+
+
+def may_be_clipped(tensor: QuantizedTensor) -> bool:
+    """Whether codes with cells may be of an encoder that clips the largest weights."""
+    matrices = [run.matrix for run in tensor.runs]
+    clipping = [each for each in matrices if isinstance(each, LevelMatrix)]
+    return tensor.has_cells and any(each.beyond is not None for each in clipping)
+
+
+def measure_beyond(tensor: IntervalTensor, known: StoredTensor) -> float:
+    """How far the weights without a bound are off, beyond what is stated of them.
+
+    An encoder whose scales are too small for the largest weights clips them. How far these are
+    beyond the outermost levels nothing in its codes tells, but another input does.
+
+    Parameters
+    ----------
+    tensor : IntervalTensor
+        With bounds that are open where weights may have been clipped.
+    known : StoredTensor
+        The same weights from an encoder whose errors are known and independent.
+
+    Returns
+    -------
+    float
+        What is missing from the mean square error of these weights, over their mean squared value;
+        0 if no more than what is not known of the other input's errors.
+    """
+    off, stated_squares, other, squares = 0.0, 0.0, 0.0, 0.0
+    for start, end in runs(known.n_weights, _N_RUNS):
+        stated = Stated.of(end - start)
+        tensor.intervals(start, end, stated)
+        is_open = np.isinf(stated.lower) | np.isinf(stated.upper)
+        is_open &= np.isfinite(stated.variance) & np.isfinite(stated.value)
+        said, errors = _each_said_by(known, start, end)
+        value = stated.value[is_open].astype(np.float64)
+        off += float(np.sum(np.square(value - said[is_open])))
+        stated_squares += float(np.sum(stated.variance[is_open], dtype=np.float64))
+        other += float(np.sum(errors[is_open], dtype=np.float64))
+        squares += float(value @ value)
+    if not squares:
+        return 0.0
+    missing = off - stated_squares - other * (1 + 2 * _KNOWN_DEVIATION)
+    return max(0.0, missing) / squares
 
 
 def _compare(
@@ -168,6 +214,18 @@ def _said_by(known: StoredTensor, start: int, end: int) -> tuple[F32Array, float
         return _stated_by(cast(IntervalTensor, known), start, end)
     assert isinstance(known.type, ScalarType)
     return known.read(start, end), _squared_scales(known, start, end) * known.type.noise
+
+
+def _each_said_by(known: StoredTensor, start: int, end: int) -> tuple[F32Array, F32Array]:
+    """Decoded weights, and the squared error to expect of each."""
+    if isinstance(known.type, IntervalType):
+        stated = Stated.of(end - start)
+        cast(IntervalTensor, known).intervals(start, end, stated)
+        return stated.value, stated.variance
+    assert isinstance(known.type, ScalarType)
+    evidence = EvidenceBuffer([Source(known.type)]).read([known], start, end)
+    squares = np.repeat(np.square(evidence.scale[0]), GROUP)[: end - start]
+    return known.read(start, end), squares * np.float32(known.type.noise)
 
 
 def _stated_by(tensor: IntervalTensor, start: int, end: int) -> tuple[F32Array, float]:

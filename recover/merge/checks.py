@@ -8,10 +8,17 @@ import numpy as np
 
 from recover._text import printable, quoted, some
 from recover.containers.huggingface.tensors import QuantizedTensor
+from recover.containers.model import Model
 from recover.errors import PlanError
 from recover.estimators import FIRST_ALONE
 from recover.execution.stacks import stack_of, stacks
-from recover.inputs.relations import explained_by_rounding, find_relations
+from recover.inputs.alignment import is_absent
+from recover.inputs.relations import (
+    ANOTHER_MODEL,
+    Relation,
+    explained_by_rounding,
+    find_relations,
+)
 from recover.merge.calibrated import with_error_calibration
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import sentence
@@ -46,9 +53,34 @@ def check_relations(plan: MergePlan) -> None:
             named = [quoted(name) for name in relation.tensors]
             raise PlanError(
                 f"{pair[1]} and {pair[0]} are not quantized from the same original"
-                f" ({relation.kind}): they contradict each other on {some(named)}; recover inspect"
-                " says how they differ, --force takes the finest input there"
+                f" ({relation.kind}): they contradict each other on"
+                f" {some(named)}{_rotated(plan.models, relation)}; recover inspect says how they"
+                " differ, --force takes the finest input there"
             )
+
+
+def _rotated(models: Sequence[Model], relation: Relation) -> str:
+    """Which of two inputs looks like one whose weights were rotated; empty if none does.
+
+    Rotations (QuaRot, SpinQuant) go through norms once these are multiplied into the matrices
+    behind them, which leaves the same number everywhere.
+    """
+    pair = [models[i] for i in (relation.first, relation.second)]
+    flat = [_has_flat_norms(model) for model in pair]
+    if relation.kind != ANOTHER_MODEL or flat[0] == flat[1]:
+        return ""
+    path = printable(pair[flat.index(True)].path)
+    return f", and all norms of {path} are flat, as where weights were rotated (QuaRot, SpinQuant)"
+
+
+def _has_flat_norms(model: Model) -> bool:
+    """Whether every norm holds one number all over."""
+    norms = [
+        tensor.read(0, tensor.n_weights)
+        for name, tensor in model.tensors.items()
+        if name.endswith("norm.weight") and not is_absent(tensor)
+    ]
+    return bool(norms) and all(np.ptp(norm) == 0 for norm in norms)
 
 
 def contradicted(plan: MergePlan, sums: Totals, *, force: bool) -> tuple[set[str], list[str]]:

@@ -62,10 +62,10 @@ class Draft(Brief):
     is_known: bool
     """Whether the input that is taken has the original's weights: nothing is estimated."""
     noises: tuple[float | None, ...]
-    """For each of those the mean square error of its codes, in units of the squared scale, if
+    """For each of `used` the mean square error of its codes, in units of the squared scale, if
     another encoder than llama.cpp's made them."""
     sources: tuple[Source, ...]
-    """They, as the evidence on the weights; empty if `is_known`."""
+    """Those of `used`, as the evidence on the weights; empty if `is_known`."""
     confining: tuple[int, ...]
     """Where inputs are compared, those whose numbers or codes prove bounds: of these and of the
     first of `used`."""

@@ -59,23 +59,34 @@ class TensorResult(Brief):
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Brief):
-    """What a merge did."""
+    """What a merge did.
+
+    Attributes
+    ----------
+    plan : MergePlan
+        What was carried out.
+    seconds : float
+        Wall time of the execution; of one that was interrupted, up to its last entry.
+    expected_mse_ratio : float or None
+        Expected mean square error over that of the best single input, predicted without the truth.
+    conflict_fraction : float or None
+        Share of the merged weights on which the inputs contradict each other; None if the method
+        does not look.
+    n_exact : int
+        Weights that are certain: their bounds hold a single number of the source's format.
+    tensors : tuple of TensorResult
+        In output order.
+    warnings : tuple of str
+        What is wrong with the inputs, for people.
+    """
 
     plan: MergePlan
-    """What was carried out."""
     seconds: float
-    """Wall time of the execution; of one that was interrupted, up to its last entry."""
     expected_mse_ratio: float | None
-    """Mean square error to expect, over that of the best single input."""
     conflict_fraction: float | None
-    """Share of the merged weights on which the inputs contradict each other; None if the method
-    does not look."""
     n_exact: int
-    """Weights that are certain: their bounds hold a single number of the source's format."""
     tensors: tuple[TensorResult, ...]
-    """In output order."""
     warnings: tuple[str, ...] = ()
-    """What is wrong with the inputs, for people."""
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""
@@ -200,7 +211,8 @@ def execute_merge(
             save_if_due = stack.enter_context(unfinished.saving(outputs, gathering.take_finished))
         do_tasks(work, indices, outputs.files, gathering, how, save_if_due)
         plan, again, warnings = _conclude(plan, gathering.totals, force=force)
-        do_tasks(Merging(plan), again, outputs.files, gathering, how.without_progress())
+        if again:
+            do_tasks(Merging(plan), again, outputs.files, gathering, how.without_progress())
     seconds = before + time.perf_counter() - start
     return _result(plan, seconds, gathering.totals, warnings)
 

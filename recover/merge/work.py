@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.memory import aligned
 from recover._text import printable, quoted
 from recover.containers.mapping import check_faults, check_unchanged, faults
 from recover.containers.model import Model, StoredTensor
@@ -50,10 +51,10 @@ class Worker:
 
     def __init__(self, inputs: OpenInputs) -> None:
         self._inputs = inputs
-        self._estimate = np.empty(TILE, np.float32)
+        self._estimate = aligned(TILE, np.float32)
         self._deviation = np.empty(0, np.float32)
         self._snapper = Snapper()
-        self._encoded = np.empty(TILE * 4, np.uint8)
+        self._encoded = aligned(TILE * 4, np.uint8)
         self._models: list[Model] = []
         self._known: tuple[tuple[Source, ...], str, str] = (), "", ""
         self._at: tuple[str, tuple[str, ...]] = "", ()

@@ -13,12 +13,18 @@ from recover.quantize.work import Quantizing
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """What a quantization did."""
+    """What a quantization did.
+
+    Attributes
+    ----------
+    plan : QuantizePlan
+        What was carried out.
+    seconds : float
+        Wall time of the execution.
+    """
 
     plan: QuantizePlan
-    """What was carried out."""
     seconds: float
-    """Wall time of the execution."""
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover quantize --json`` prints."""

@@ -4,26 +4,44 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner
+from recover._compiled.lanes import bytes_of_words, store, to_f32
 from recover.quants._k_affine import Batch
 from recover.quants.base import F32Array, U8Array
 
 
 @inner
 def unpack_scales(header: U8Array, scale: F32Array, offset: F32Array) -> None:
-    """``d``, ``dmin`` and 12 bytes of scales to 16 scales and offsets; see `get_scale_min_k4`."""
+    """``d``, ``dmin`` and 12 bytes of scales to 16 scales and offsets; see `get_scale_min_k4`.
+
+    Four bytes are worked on at once, as ggml does it.
+    """
     d = read_f16(header, 0)
     dmin = read_f16(header, 2)
-    packed = header[4:16]
-    for j in range(8):
-        if j < 4:
-            sc = packed[j] & 63
-            m = packed[j + 4] & 63
-        else:
-            sc = (packed[j + 4] & 15) | ((packed[j - 4] >> 6) << 4)
-            m = (packed[j + 4] >> 4) | ((packed[j] >> 6) << 4)
-        for g in range(2 * j, 2 * j + 2):
-            scale[g] = d * np.float32(sc)
-            offset[g] = -(dmin * np.float32(m))
+    first, second, third = four_bytes(header, 4), four_bytes(header, 8), four_bytes(header, 12)
+    sixes, fours, twos = np.uint64(0x3F3F3F3F), np.uint64(0x0F0F0F0F), np.uint64(0x03030303)
+    four, six = np.uint64(4), np.uint64(6)
+    high = (third & fours) | (((first >> six) & twos) << four)
+    codes = bytes_of_words(_each_twice(first & sixes), _each_twice(high))
+    store(scale, 0, to_f32(codes) * d)
+    high = ((third >> four) & fours) | (((second >> six) & twos) << four)
+    codes = bytes_of_words(_each_twice(second & sixes), _each_twice(high))
+    store(offset, 0, -(to_f32(codes) * dmin))
+
+
+@inner
+def four_bytes(block: U8Array, at: int) -> np.uint64:
+    """Four bytes as a number, the lowest first."""
+    low = np.uint64(block[at]) | (np.uint64(block[at + 1]) << np.uint64(8))
+    high = np.uint64(block[at + 2]) | (np.uint64(block[at + 3]) << np.uint64(8))
+    return low | (high << np.uint64(16))
+
+
+@inner
+def _each_twice(word: np.uint64) -> np.uint64:
+    """Four bytes to eight: each of them twice."""
+    word = (word | (word << np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
+    word = (word | (word << np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
+    return word | (word << np.uint64(8))
 
 
 @inner

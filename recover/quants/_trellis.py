@@ -12,9 +12,6 @@ numbers of the types: what is called the first generation here is from before.
 Both start from the seed plus 4096.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +19,7 @@ import numpy as np
 from recover._compiled.float16 import f16_to_f32
 from recover._compiled.jit import inner
 from recover.quants._hidden_scales import LEVELS_4
-from recover.quants.base import F32Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
+from recover.quants.base import F32Array
 
 SCALES = np.array(LEVELS_4, np.float32)
 """`iq4k_values`: what the four bits of a scale stand for in IQ1_KT and IQ2_KT."""
@@ -49,30 +45,3 @@ def fill_group(seed: Any, levels: F32Array, is_first: bool) -> None:
             total = (bits & np.uint32(255)) + ((bits >> np.uint32(8)) & np.uint32(255))
             total += ((bits >> np.uint32(16)) & np.uint32(255)) + (bits >> np.uint32(24))
             levels[i] = np.float32(np.int32(total) - 126)
-
-
-def first_generation(
-    kind: BlockIntervals, state: Callable[[bool, U8Array, Stated], None], **others: Any
-) -> BlockIntervals:
-    """The type that had the name and number of one before June 2025.
-
-    Parameters
-    ----------
-    kind : BlockIntervals
-        The type of today.
-    state : callable
-        What states its weights, with whether the first generation is meant.
-    **others : Any
-        Other attributes that differ.
-    """
-    return replace(
-        kind,
-        name=f"{kind.name}_V1",
-        is_alternative=True,
-        file_type=None,
-        file_types={},
-        quantize=None,
-        writer="ik_llama.cpp before June 2025",
-        state=partial(state, True),
-        **others,
-    )

@@ -3,23 +3,21 @@
 Row: ``d`` f32, then the blocks: ``scales`` 4 bytes, seeds 64 bytes.
 """
 
-from functools import partial
-
 import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._declared import layout
 from recover.quants._fields import double_word, half, word
-from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors
-from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, SCALES, fill_group, first_generation
+from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, SCALES, fill_group
 from recover.quants._trellis_book import Shape
 from recover.quants._trellis_encode import encode
 from recover.quants._trellis_marks import fill_by_encoder
 from recover.quants._trellis_pack import blocks_of_rows, pack_scales_and_words
+from recover.quants._trellis_types import first_generation, trellis_type
 from recover.quants.base import F32Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
+from recover.quants.interval import Stated
 
 
 @kernel
@@ -70,17 +68,12 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     pack_scales_and_words(found, blocks_of_rows(raw, scales, IQ2_KT.type_size))
 
 
-IQ2_KT = BlockIntervals(
-    **layout("IQ2_KT", type_id=153, block_size=256, type_size=68),
-    row_header=4,
+IQ2_KT = trellis_type(
+    layout("IQ2_KT", type_id=153, block_size=256, type_size=68),
+    _state,
+    _quantize,
     file_type=151,
-    fallback="IQ4_NL",
-    writer=IK,
     relative_mse=0.115,
-    noise=1.0,
-    has_cells=False,
-    state=partial(_state, False),
-    quantize=_quantize,
     twin="IQ2_KT_V1",
 )
 

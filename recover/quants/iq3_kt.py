@@ -4,23 +4,21 @@ Row: ``d`` f32, then the blocks: ``scales`` 4 bytes (of 32 weights), seeds 64 by
 The signs are those of the weights (``x < 0``): the one thing that the codes prove.
 """
 
-from functools import partial
-
 import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._declared import layout
 from recover.quants._fields import double_word, half, word
-from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors
-from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
+from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group
 from recover.quants._trellis_book import Shape
 from recover.quants._trellis_encode import encode
 from recover.quants._trellis_marks import fill_by_encoder
 from recover.quants._trellis_pack import blocks_of_rows, pack_scales_and_words
+from recover.quants._trellis_types import first_generation, trellis_type
 from recover.quants.base import F32Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
+from recover.quants.interval import Stated
 
 
 @kernel
@@ -96,16 +94,13 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     blocks[..., 68:] = np.packbits(is_negative, axis=2, bitorder="little")[..., 0, :]
 
 
-IQ3_KT = BlockIntervals(
-    **layout("IQ3_KT", type_id=154, block_size=256, type_size=100),
-    row_header=4,
+IQ3_KT = trellis_type(
+    layout("IQ3_KT", type_id=154, block_size=256, type_size=100),
+    _state,
+    _quantize,
     file_type=152,
-    fallback="IQ4_NL",
-    writer=IK,
     relative_mse=0.0301,
-    noise=1.0,
-    state=partial(_state, False),
-    quantize=_quantize,
+    has_cells=True,
     twin="IQ3_KT_V1",
 )
 

@@ -5,23 +5,21 @@ then the scale in 7 bits, then bits 12 to 14 of eight seeds), ``ql`` 64 bytes, `
 first generation has the average of the row, f32, behind ``d``; it is added to all weights.
 """
 
-from functools import partial
-
 import numpy as np
 
 from recover._compiled.float16 import f32_from_bits
 from recover._compiled.jit import kernel
 from recover.quants._declared import layout
 from recover.quants._fields import double_word
-from recover.quants._hidden_scales import IK
 from recover.quants._soft import LEVELS, errors
-from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group, first_generation
+from recover.quants._trellis import FIRST_FACTOR, FIRST_UNIT, fill_group
 from recover.quants._trellis_book import Shape
 from recover.quants._trellis_encode import encode
 from recover.quants._trellis_marks import fill_by_encoder
 from recover.quants._trellis_pack import blocks_of_rows, by_block
+from recover.quants._trellis_types import first_generation, trellis_type
 from recover.quants.base import F32Array, U8Array
-from recover.quants.interval import BlockIntervals, Stated
+from recover.quants.interval import Stated
 
 
 @kernel
@@ -94,17 +92,12 @@ def _quantize(x: F32Array, imatrix: F32Array, raw: U8Array) -> None:
     blocks[..., 96:] = high[..., :32] | high[..., 32:] << 4
 
 
-IQ4_KT = BlockIntervals(
-    **layout("IQ4_KT", type_id=155, block_size=256, type_size=128),
-    row_header=4,
+IQ4_KT = trellis_type(
+    layout("IQ4_KT", type_id=155, block_size=256, type_size=128),
+    _state,
+    _quantize,
     file_type=153,
-    fallback="IQ4_NL",
-    writer=IK,
     relative_mse=0.00978,
-    noise=1.0,
-    has_cells=False,
-    state=partial(_state, False),
-    quantize=_quantize,
 )
 
 IQ4_KT_V1 = first_generation(IQ4_KT, _state, row_header=8)

@@ -8,7 +8,7 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import load_bytes, store_bytes
+from recover._compiled.lanes import load_bytes, store, store_bytes, to_f32
 from recover.quants._declared import layout, rounded
 from recover.quants._k_affine import BATCH, Batch, encode_superblock, new_batch, search_batch
 from recover.quants._k_scales import pack_pairs
@@ -22,9 +22,9 @@ from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 def _unpack_scales(block: U8Array, scale: F32Array, offset: F32Array) -> None:
     d = read_f16(block, 80)
     dmin = read_f16(block, 82)
-    for g in range(16):
-        scale[g] = d * np.float32(block[g] & 15)
-        offset[g] = -(dmin * np.float32(block[g] >> 4))
+    codes = load_bytes(block, 0)
+    store(scale, 0, to_f32(codes & 15) * d)
+    store(offset, 0, -(to_f32(codes >> 4) * dmin))
 
 
 @kernel

@@ -10,9 +10,18 @@ import numpy as np
 from recover._compiled.across import any_lane
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import load, load_bytes, splat, store, store_bytes, to_f32, where
+from recover._compiled.lanes import (
+    bytes_of_words,
+    load,
+    load_bytes,
+    splat,
+    store,
+    store_bytes,
+    to_f32,
+    where,
+)
 from recover.quants._declared import layout, rounded
-from recover.quants._k_scales import pack_pairs
+from recover.quants._k_scales import four_bytes, pack_pairs
 from recover.quants._marks import Marks, f16_at
 from recover.quants._search import (
     FACTOR,
@@ -38,11 +47,19 @@ from recover.quants.base import F32Array, Reencoding, ScalarType, U8Array
 def _unpack_scales(block: U8Array, scale: F32Array) -> None:
     """Low four bits: nibbles of bytes 0..7; high two: pairs of bits of bytes 8..11."""
     d = read_f16(block, 108)
-    packed = block[96:108]
-    for g in range(16):
-        low = (packed[g % 8] >> (4 * (g // 8))) & 15
-        high = (packed[8 + g % 4] >> (2 * (g // 4))) & 3
-        scale[g] = d * np.float32(np.int32(low | (high << 4)) - 32)
+    nibbles = four_bytes(block, 96) | (four_bytes(block, 100) << np.uint64(32))
+    pairs, fours = four_bytes(block, 104), np.uint64(0x0F0F0F0F0F0F0F0F)
+    low = (nibbles & fours) | _high_bits(pairs)
+    high = ((nibbles >> np.uint64(4)) & fours) | _high_bits(pairs >> np.uint64(4))
+    store(scale, 0, to_f32(bytes_of_words(low, high) - 32) * d)
+
+
+@inner
+def _high_bits(pairs: np.uint64) -> np.uint64:
+    """The lowest two bits of four bytes, and the next two behind them, where codes have them."""
+    twos, two = np.uint64(0x03030303), np.uint64(2)
+    both = (pairs & twos) | (((pairs >> two) & twos) << np.uint64(32))
+    return both << np.uint64(4)
 
 
 @inner
@@ -63,8 +80,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     for b in range(raw.size // 110):
         block = raw[110 * b : 110 * b + 110]
         _unpack_scales(block, scale[16 * b : 16 * b + 16])
-        for g in range(16 * b, 16 * b + 16):
-            offset[g] = -0.0
+        store(offset, 16 * b, splat(np.float32(-0.0)))
         for half in range(2):
             for j in range(4):
                 for i in range(0, 32, 16):

@@ -8,7 +8,7 @@ import numpy as np
 
 from recover._compiled.float16 import read_f16, write_f16
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import load, load_bytes, store, store_bytes
+from recover._compiled.lanes import load, load_bytes, splat, store, store_bytes, to_f32
 from recover.quants._declared import layout, rounded
 from recover.quants._marks import Marks, f16_at
 from recover.quants._search import (
@@ -33,9 +33,9 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array, offset: F32Array) -> 
     for b in range(raw.size // 210):
         block = raw[210 * b : 210 * b + 210]
         d = read_f16(block, 208)
-        for g in range(16):
-            scale[16 * b + g] = d * np.float32(np.int8(block[192 + g]))
-            offset[16 * b + g] = -0.0
+        signed = (load_bytes(block, 192) ^ 128) - 128
+        store(scale, 16 * b, to_f32(signed) * d)
+        store(offset, 16 * b, splat(np.float32(-0.0)))
         for half in range(2):
             for j in range(4):
                 for i in range(0, 32, 16):

@@ -61,14 +61,21 @@ class TensorResult:
 
 @dataclass(frozen=True)
 class ReblockResult:
-    """What a re-blocking did."""
+    """What a re-blocking did.
+
+    Attributes
+    ----------
+    plan : ReblockPlan
+        What was carried out.
+    tensors : tuple of TensorResult
+        In output order.
+    seconds : float
+        Wall time, verification included.
+    """
 
     plan: ReblockPlan
-    """What was carried out."""
     tensors: tuple[TensorResult, ...]
-    """In output order."""
     seconds: float
-    """Wall time, verification included."""
 
     @property
     def exact(self) -> bool:

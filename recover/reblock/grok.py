@@ -44,8 +44,6 @@ _SLOTS = (
 )
 _N_BEFORE_LAYERS = 2
 _LARGEST_ROUTER = 1 << 24
-_STACKS = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")
-_MATRICES = ("attn_k", "attn_output", "attn_q", "attn_v", "ffn_gate_inp")
 
 HYPER_PARAMETERS: Mapping[str, int | float] = {
     "context_length": 8192,

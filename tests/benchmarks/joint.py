@@ -3,8 +3,8 @@
     python -m tests.benchmarks.joint [--sets LABEL ...] [--hard] [FILE ...]
 
 prints for each set and file (GGUF in BF16; safetensors, ONNX or npz in float32) the square errors
-of both over that of the finest input, what `joint` claims over what is measured, and the matrix
-that gains least; with --hard also those of weights that are hard to estimate. Without --sets: sets
+of both over that of the finest input, what both claim over what is measured, and the matrix that
+gains least; with --hard also those of weights that are hard to estimate. Without --sets: sets
 that have a network of their own.
 """
 
@@ -22,21 +22,21 @@ N_ROWS = 1024  # superblocks that are looked at, of each matrix
 N_OWN = 16  # sets that have a network of their own
 
 
-def compare(name: str, x: F32Array) -> tuple[float, float, float, float]:
-    """Square errors of the finest input, posterior and joint; what joint claims."""
+def compare(name: str, x: F32Array) -> tuple[float, ...]:
+    """Square errors of the finest input, posterior and joint; what posterior and joint claim."""
     sources = sources_of(name)
     raws, truth = encode(sources, x), x.reshape(-1).astype(np.float64)
     done = [run(method, sources, raws, x.size) for method in ("posterior", "joint")]
     first = run("best", sources[:1], raws[:1], x.size)[0]
     errors = [float(np.sum((out - truth) ** 2)) for out in (first, done[0][0], done[1][0])]
-    return errors[0], errors[1], errors[2], done[1][2].variance
+    return (*errors, *(each[2].variance for each in done))
 
 
 def line(label: str, sums: tuple[float, ...], least: float) -> str:
-    first, before, after, claimed = sums
+    first, before, after, *claimed = sums
     return (
         f"{label}: {before / first:.4f} -> {after / first:.4f} ({after / before - 1:+.2%}), "
-        f"claims {claimed / after:.3f}, least {least:+.2%}"
+        f"claims {claimed[0] / before:.3f} -> {claimed[1] / after:.3f}, least {least:+.2%}"
     )
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         for path in args.files:
             each = [compare(name, x[:N_ROWS]) for x in matrices_in(path)]
             sums = tuple(map(sum, zip(*each, strict=True)))
-            least = max(after / before - 1 for _, before, after, _ in each if before > 0)
+            least = max(after / before - 1 for _, before, after, *_ in each if before > 0)
             print(line(f"{path.stem} {name}", sums, least), flush=True)
         for kind, x in (hard_weights(N_ROWS) if args.hard else {}).items():
             found = compare(name, x)

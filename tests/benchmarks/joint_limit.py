@@ -13,7 +13,8 @@ Printed are square errors over that of the finest input, and over that of the po
 chains, and the variance within them. A chain is finite, so that its mean is off by chance: a
 quarter of the square distance between the means of its later part's two halves. That is too much
 in the error of the means, and missing from the variance. Both so corrected are the limit; they come
-from different things (only the first looks at the true weights), so they have to agree.
+from different things (only the first looks at the true weights). What a chain has not forgotten of
+its beginning makes both too small: with more moves they rise to the limit.
 
 Without files: weights of a normal density, of which the prior is known. Files are as for
 `tests.benchmarks.joint`.

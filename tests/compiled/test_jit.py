@@ -1,6 +1,10 @@
 """Compiled functions: which of them Python may call."""
 
 import ast
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import numpy as np
 import pytest
 
 import recover
-from recover._compiled.jit import _imported
+from recover._compiled.sources import imported
 from recover.quants._k_scales import unpack_scales
 from recover.quants.q4_k import Q4_K
 
@@ -39,7 +43,42 @@ def test_machine_code_depends_on_all_files_that_its_file_imports() -> None:
     assert len(files) > 100
     n_found = 0
     for path in files:
-        found = set(_imported(path))
+        found = {Path(each) for each in imported(str(path))}
         assert found == set(imported_files(path)), path
         n_found += len(found)
     assert n_found > 500
+
+
+def test_kernels_are_pickled_by_name() -> None:
+    assert pickle.loads(pickle.dumps(Q4_K.unpack)) is Q4_K.unpack
+
+
+_SUMS = """
+import sys
+import numpy as np
+from recover.estimators._combine import add_variance, sum_variance
+numbers, sums = np.arange(6, dtype=np.float32), np.zeros((2, 1))
+if "sum" in sys.argv:
+    print(sum_variance(numbers))
+if "add" in sys.argv:
+    add_variance(numbers, sums, 0)
+    print(*sums[:, 0])
+"""
+
+
+def test_machine_code_of_other_processes_is_taken_and_called_by_new(tmp_path: Path) -> None:
+    def run(*what: str) -> bytes:
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", _SUMS, *what]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True)
+        return done.stdout
+
+    assert run("sum").split() == [b"240.0"]
+    assert run("add").split() == [b"48.0", b"192.0"]  # it calls the other one, which is loaded
+    (runtime,) = tmp_path.glob("runtime-*")
+    for content in (b"", runtime.read_bytes()[:-9]):
+        runtime.write_bytes(content)
+        before = sorted(tmp_path.rglob("*.nbc"))
+        assert run("sum", "add").split() == [b"240.0", b"48.0", b"192.0"]
+        assert sorted(tmp_path.rglob("*.nbc")) == before  # nothing was compiled
+    assert len(runtime.read_bytes()) > len(content)  # it was made anew

@@ -7,7 +7,8 @@ from recover.containers.huggingface.formats._grid import Grid
 from recover.errors import SafetensorsError
 from tests.support.encoders.autoround import config, encode
 from tests.support.foreign_modules import Array, heavy_tailed, n_outside, rounded, state
-from tests.support.format_checks import check_hostile, check_widened, matrix_of
+from tests.support.format_checks import check_widened, matrix_of
+from tests.support.hostile_modules import check_hostile
 
 
 def weights_of(seed: int, n_rows: int = 64, row_length: int = 512) -> Array:

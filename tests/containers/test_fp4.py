@@ -19,14 +19,9 @@ from tests.support.foreign_modules import (
     rounded,
     state,
 )
-from tests.support.format_checks import (
-    check_hostile,
-    check_matrix,
-    check_widened,
-    is_refused,
-    matrix_of,
-)
+from tests.support.format_checks import check_matrix, check_widened, matrix_of
 from tests.support.golden import golden
+from tests.support.hostile_modules import check_hostile, is_refused
 
 FITTED = {"config_groups": {"group_0": {"weights": {"observer": "memoryless_minmax"}}}}
 SEARCHED = {"config_groups": {"group_0": {"weights": {"observer": "memoryless_mse"}}}}

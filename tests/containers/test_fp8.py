@@ -12,14 +12,9 @@ from recover.containers.huggingface.formats import Matrix, read_matrix
 from recover.errors import SafetensorsError
 from tests.support.encoders import fp8
 from tests.support.foreign_modules import FLOATS, heavy_tailed, module_of, rounded, state
-from tests.support.format_checks import (
-    check_hostile,
-    check_matrix,
-    check_widened,
-    is_refused,
-    matrix_of,
-)
+from tests.support.format_checks import check_matrix, check_widened, matrix_of
 from tests.support.golden import golden
+from tests.support.hostile_modules import check_hostile, is_refused
 
 WAYS: dict[str, dict[str, Any]] = {
     "F32": {},

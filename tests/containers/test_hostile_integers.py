@@ -5,7 +5,7 @@ import pytest
 
 from tests.support.encoders import compressed_tensors, hqq, mlx
 from tests.support.foreign_modules import Array, heavy_tailed, module_of
-from tests.support.format_checks import check_hostile, is_refused
+from tests.support.hostile_modules import check_hostile, is_refused
 
 WEIGHTS = heavy_tailed(np.random.default_rng(0), 8, 256)
 FORMATS: dict[str, tuple[dict[str, Array], dict[str, object]]] = {

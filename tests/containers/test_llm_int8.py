@@ -7,8 +7,9 @@ from recover.containers.huggingface.formats import read_matrix
 from recover.errors import SafetensorsError
 from tests.support.encoders.bitsandbytes import encode_int8
 from tests.support.foreign_modules import FLOATS, heavy_tailed, module_of, n_outside, rounded, state
-from tests.support.format_checks import check_hostile, check_matrix, check_widened, matrix_of
+from tests.support.format_checks import check_matrix, check_widened, matrix_of
 from tests.support.golden import golden
+from tests.support.hostile_modules import check_hostile
 
 
 def check(rng: np.random.Generator, shape: tuple[int, int]) -> None:

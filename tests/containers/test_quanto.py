@@ -9,15 +9,9 @@ from recover.containers.huggingface.formats import Matrix, read_matrix
 from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.quanto import encode_groups, encode_rows
-from tests.support.foreign_modules import (
-    Array,
-    heavy_tailed,
-    module_of,
-    n_outside,
-    rounded,
-    state,
-)
-from tests.support.format_checks import check_hostile, check_widened, matrix_of
+from tests.support.foreign_modules import Array, heavy_tailed, module_of, n_outside, rounded, state
+from tests.support.format_checks import check_widened, matrix_of
+from tests.support.hostile_modules import check_hostile
 
 GOLDEN = load("quanto")
 

@@ -8,7 +8,8 @@ from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.torchao import encode
 from tests.support.foreign_modules import Array, heavy_tailed, n_outside, rounded, state
-from tests.support.format_checks import check_hostile, check_widened, matrix_of
+from tests.support.format_checks import check_widened, matrix_of
+from tests.support.hostile_modules import check_hostile
 
 GOLDEN = load("torchao")
 KINDS = [(8, None), (8, 64), (4, 32), (3, 128)]

@@ -13,9 +13,10 @@ from recover.containers.huggingface import formats
 from tests.estimators.conformance import CHECKS
 from tests.support import packages
 from tests.support.foreign_modules import FLOATS, Array, heavy_tailed, rounded
-from tests.support.format_checks import check_hostile, check_matrix, check_widened, matrix_of
+from tests.support.format_checks import check_matrix, check_widened, matrix_of
 from tests.support.gguf_files import stored, write_gguf
 from tests.support.hf_folders import ONE_LAYER, write_arrays
+from tests.support.hostile_modules import check_hostile
 from tests.support.models import TINY
 
 PAGE = Path(__file__).parents[2] / "docs" / "contributing.md"

@@ -14,7 +14,7 @@ def test_chains_move_where_encoders_make_the_same_bytes() -> None:
     for before, after in zip(encode(sources, x), encode(sources, chains.x), strict=True):
         np.testing.assert_array_equal(before, after)
     assert 0.1 < chains.n_kept / chains.n_tried < 0.9
-    assert np.mean(chains.x != x) > 0.5
+    assert np.mean(chains.x != x) > 0.3
     variance = sums.second / sums.n - (sums.first / sums.n) ** 2
     assert np.all(variance > -1e-12)
 

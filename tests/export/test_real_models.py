@@ -30,6 +30,19 @@ NAMES = (
     "deepseek_v2",
     "deepseek_v3",
     "gpt_oss",
+    "llama_biases",
+    "llama_padded",
+    "mistral_wide",
+    "mixtral_odd",
+    "qwen2_wide",
+    "qwen2_moe_shared",
+    "qwen3_tied",
+    "qwen3_moe_tied",
+    "gemma2_caps",
+    "gemma3_linear",
+    "phi3_partial",
+    "deepseek_v3_yarn",
+    "gpt_oss_yarn",
 )
 
 

@@ -74,6 +74,84 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# Variants: what a table may get wrong where only one size, one tie or one kind was tried.
+KINDS |= {
+    "llama_biases": (
+        "LlamaConfig",
+        {"attention_bias": True, "mlp_bias": True, "rope_scaling": YARN, "head_dim": 24},
+    ),
+    "llama_padded": ("LlamaConfig", {"vocab_size": 88, "tie_word_embeddings": True}),
+    "mistral_wide": ("MistralConfig", {"sliding_window": None, "head_dim": 32, "rope_theta": 1e6}),
+    "mixtral_odd": (
+        "MixtralConfig",
+        {"num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": None},
+    ),
+    "qwen2_wide": ("Qwen2Config", {"num_attention_heads": 8, "rope_theta": 1e6}),
+    "qwen2_moe_shared": (
+        "Qwen2MoeConfig",
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 80,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_tied": (
+        "Qwen3Config",
+        {"head_dim": 32, "tie_word_embeddings": True, "rope_scaling": YARN, "rope_theta": 1e6},
+    ),
+    "qwen3_moe_tied": (
+        "Qwen3MoeConfig",
+        {**EXPERTS, "head_dim": 24, "norm_topk_prob": True, "tie_word_embeddings": True},
+    ),
+    "gemma2_caps": (
+        "Gemma2Config",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 16,
+            "attn_logit_softcapping": 30.0,
+            "final_logit_softcapping": 20.0,
+        },
+    ),
+    "gemma3_linear": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 16,
+            "num_hidden_layers": 7,
+            "rope_theta": 1e6,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+    ),
+    "phi3_partial": (
+        "Phi3Config",
+        {"partial_rotary_factor": 0.75, "tie_word_embeddings": True, "sliding_window": 32},
+    ),
+    "deepseek_v3_yarn": (
+        "DeepseekV3Config",
+        {
+            **MODELS["deepseek_v3"][1],
+            "rope_scaling": {
+                **YARN,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "beta_fast": 32,
+                "beta_slow": 1,
+            },
+            "n_shared_experts": 2,
+        },
+    ),
+    "gpt_oss_yarn": (
+        "GptOssConfig",
+        {
+            "num_local_experts": 5,
+            "head_dim": 32,
+            "sliding_window": 24,
+            "rope_scaling": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+        },
+    ),
+}
 # By architecture, so that their logits tell of all of it.
 SHAPING = (
     "rope_theta",
@@ -88,6 +166,27 @@ SHAPING = (
     "routed_scaling_factor",
     "tie_word_embeddings",
     "num_experts_per_tok",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "hidden_act",
+    "attention_bias",
+    "mlp_bias",
+    "partial_rotary_factor",
+    "max_position_embeddings",
+    "num_local_experts",
+    "n_shared_experts",
+    "n_routed_experts",
+    "shared_expert_intermediate_size",
+    "moe_intermediate_size",
+    "n_group",
+    "topk_group",
+    "first_k_dense_replace",
+    "decoder_sparse_step",
+    "mlp_only_layers",
 )
 
 
@@ -127,6 +226,8 @@ def compare(folder: Path, name: str, exported: Path) -> None:
         else:
             assert torch.equal(found, wanted), key
     for key in SHAPING:
+        if not hasattr(first.config, key):  # the architecture has no such field
+            continue
         wanted, found = (getattr(each.config, key, None) for each in (first, second))
         assert found == wanted or key == "rope_scaling", (key, found, wanted)
     generator = torch.Generator().manual_seed(1)

@@ -158,7 +158,7 @@ def test_spans_that_we_copy_are_read_right_by_gguf_py(tmp_path: Path) -> None:
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
     st.dictionaries(
-        st.text(min_size=1, max_size=10),
+        st.text(min_size=1, max_size=10).filter(lambda key: not key.startswith("split.")),
         st.one_of(
             st.tuples(st.just(ValueType.INT64), st.integers(-(2**63), 2**63 - 1)),
             st.tuples(st.just(ValueType.UINT64), st.integers(0, 2**64 - 1)),

@@ -150,6 +150,44 @@ def test_rotated_weights(
     case.check_refused(folder, capsys, "rotated" if is_told else "contradict")
 
 
+@pytest.mark.parametrize("kind", ["fp8", "nf4"])
+def test_rotated_weights_are_told_by_their_norms(
+    case: Case, kind: str, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rotations go through norms once these are multiplied into the matrices behind them."""
+    rotation, _ = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))
+    weights = {}
+    for name, w in case.weights.items():
+        role = name.removesuffix(".weight").rpartition(".")[2]
+        norm = {"output": "output_norm", "token_embd": ""}.get(
+            role, "blk.0.attn_norm" if role.startswith("attn") else "blk.0.ffn_norm"
+        )
+        if w.ndim == 1:
+            weights[name] = np.ones_like(w)
+        elif role in ("attn_output", "ffn_down"):
+            weights[name] = (rotation.T @ w).astype(np.float32)
+        else:
+            scale = case.weights[f"{norm}.weight"] if norm else 1
+            weights[name] = ((w * scale) @ rotation).astype(np.float32)
+    arrays, config = case.parts(kind, weights)
+    folder = write_parts(case.home / "folder", arrays, config)
+    case.check_refused(
+        folder, capsys, "another model", "all norms of", "rotated (QuaRot, SpinQuant)"
+    )
+
+
+@pytest.mark.parametrize("name", [UP, "model.layers.0.self_attn.q_proj"])
+def test_transposed_weights(case: Case, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Square ones have the right shape: their cells tell."""
+
+    def change(arrays: Arrays, _: Config) -> None:
+        key = f"{name}.weight"
+        arrays[key] = np.ascontiguousarray(arrays[key].T)
+
+    told = "config.json says" if name == UP else "'blk.0.attn_q.weight'"
+    case.check_refused(case.write(None, change), capsys, told)
+
+
 def test_pickles(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     folder = case.write("fp8")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

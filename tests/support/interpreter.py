@@ -6,15 +6,19 @@ As a plugin, this module lets every kernel be the function that its source says,
 is imported. Vectors of sixteen lanes (`recover._compiled.lanes`) are NumPy arrays then, numbers
 that are read from arrays of integers are as wide as the compiler makes them. That is a
 thousand times slower, so it is for small inputs only. Results are those of the compiled kernels,
-but for products and sums that LLVM rounds once (`fused`) and for sums in another order.
+but for products and sums that LLVM rounds once (`fused`). A test that takes more than
+``RECOVER_INTERPRETED_SECONDS`` (10) of processor time is too large, and left out.
 """
 
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 
 LANES = 16
 
@@ -200,6 +204,23 @@ def install() -> None:
         setattr(jit, name, _interpreted)
     for name in ("inner", "inlined", "bare_inner", "bare_inlined"):
         setattr(jit, name, lambda function: function)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Leave a test out that takes too long."""
+
+    def stop(*_: object) -> NoReturn:
+        pytest.skip("too large without the compiler")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    seconds = float(os.environ.get("RECOVER_INTERPRETED_SECONDS", "10"))
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 install()

@@ -21,7 +21,6 @@ from recover.containers.gguf.tensor import Tensor
 from recover.containers.identity import identity_of
 from recover.containers.mapping import check_unchanged, map_file, name_tensors
 from recover.containers.model import BriefModel, Container, StoredTensor
-from recover.containers.remote.fetching import first_bytes
 from recover.containers.rows import Stored
 from recover.errors import GGUFError
 
@@ -208,6 +207,8 @@ def _header_of(path: Path, data: bytes | memoryview, n_bytes: int) -> Header:
 def _first_bytes(path: Path, n_bytes: int) -> bytes:
     """The first bytes of a file, which may have been changed since it was opened."""
     if (url := url_of(path)) is not None:
+        from recover.containers.remote.fetching import first_bytes
+
         return first_bytes(url, n_bytes)[1]
     try:
         return map_file(path, is_watched=False)[:n_bytes].tobytes()

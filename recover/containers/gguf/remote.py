@@ -1,15 +1,20 @@
-"""GGUF files on servers: the header first, in as few requests as its size takes."""
+"""GGUF files on servers: the header first, in as few requests as its size takes.
+
+What speaks with servers is imported when there is one.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from recover.containers.gguf.cursor import ShortError
 from recover.containers.gguf.header import Header
 from recover.containers.model import StoredTensor
-from recover.containers.remote.cache import Cache, RemoteBytes
-from recover.containers.remote.fetching import RemoteFile
+
+if TYPE_CHECKING:
+    from recover.containers.remote.cache import RemoteBytes
 
 _FIRST = 1 << 20
 _MOST_MORE = 1 << 22
@@ -19,7 +24,7 @@ _n_sparing = 0
 
 def read_remote(
     url: str, parse: Callable[[bytes, int], Header]
-) -> tuple[Header, Callable[[int, int], RemoteBytes], int]:
+) -> tuple[Header, "Callable[[int, int], RemoteBytes]", int]:
     """The header of a file on a server, what gives a range of its bytes, and their number.
 
     The bytes of a range are fetched when they are asked for.
@@ -36,6 +41,9 @@ def read_remote(
     GGUFError, InputError
         As `parse` does, without the URL, and `RemoteFile.start` and `RemoteFile.fetch`, with it.
     """
+    from recover.containers.remote.cache import Cache, RemoteBytes
+    from recover.containers.remote.fetching import RemoteFile
+
     file = RemoteFile(url)
     identity, data = file.start(_FIRST)
     while True:
@@ -66,4 +74,8 @@ def sparing() -> Iterator[None]:
 
 def is_spared(tensor: StoredTensor) -> bool:
     """Whether a tensor is on a server, and few of its weights are to be looked at."""
-    return _n_sparing > 0 and isinstance(getattr(tensor, "stored", None), RemoteBytes)
+    if not _n_sparing:
+        return False
+    from recover.containers.remote.cache import RemoteBytes
+
+    return isinstance(getattr(tensor, "stored", None), RemoteBytes)

@@ -67,6 +67,10 @@ class LevelMatrix:
         ``decode(start, end) -> Coded``
     softness : float
         Mean square error over that of rounding, where codes have no cells.
+    beyond : float or None
+        Of encoders that may have clipped the largest weights: how much larger the mean square error
+        of weights without a bound is than `tell` says, over their squared values. 0 until it is
+        measured beside another input; None of encoders that clip nothing.
     """
 
     n_rows: int
@@ -79,6 +83,7 @@ class LevelMatrix:
     tell: Callable[[int, int, Stated], None]
     decode: Callable[[int, int], Coded]
     softness: float = SOFT
+    beyond: float | None = None
 
     @property
     def noise(self) -> float | None:
@@ -89,9 +94,15 @@ class LevelMatrix:
         """The same with errors that were measured beside another input."""
         return replace(self, softness=noise)
 
+    def with_beyond(self, beyond: float) -> "LevelMatrix":
+        """The same with the errors of clipped weights that were measured beside another input."""
+        return replace(self, beyond=beyond)
+
     def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.containers.huggingface.formats.base.Matrix`."""
         self.tell(start, end, out)
+        if self.beyond:
+            _add_beyond(np.float32(self.beyond), out)
         if not self.has_cells:
             out.lower[:], out.upper[:] = -np.inf, np.inf
             out.variance[:] *= np.float32(self.softness)
@@ -372,6 +383,14 @@ def _square_error(low: np.float32, high: np.float32, value: np.float32) -> np.fl
     """Mean square error of a value for numbers that are anywhere between two bounds."""
     half, off = (high - low) / np.float32(2), (high + low) / np.float32(2) - value
     return half * half / np.float32(3) + off * off
+
+
+@kernel
+def _add_beyond(beyond: np.float32, stated: Stated) -> None:
+    """Errors of weights without a bound become larger, by a share of their squared values."""
+    for i in range(stated.value.size):
+        if stated.lower[i] == -np.inf or stated.upper[i] == np.inf:
+            stated.variance[i] += beyond * stated.value[i] * stated.value[i]
 
 
 @kernel

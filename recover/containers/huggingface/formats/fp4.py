@@ -181,6 +181,7 @@ def read(module: Module) -> LevelMatrix | None:
         label="NVFP4" if found.is_nv else "MXFP4",
         tell=_teller(found.packed.raw, found.block, find, is_closed(module)),
         decode=_decoder(found.packed.raw, found.block, scales),
+        beyond=None if found.is_nv and is_closed(module) else 0.0,
     )
 
 
