@@ -29,8 +29,10 @@ from recover._compiled.jit import kernel
 from recover.containers.mapping import sampled
 from recover.containers.model import StoredTensor
 from recover.evidence.intervals import Bounds
+from recover.inputs.nearest import Nearest
 from recover.inputs.samples import TIES_AWAY, Sample, Sampler, rounded, runs
-from recover.quants import GROUP, F32Array, FloatType, OpaqueType, ScalarType, quantize
+from recover.inputs.told import telling
+from recover.quants import F32Array, FloatType, OpaqueType, ScalarType, quantize
 
 FLOATS = ("", "F16", "BF16", TIES_AWAY)
 """What weights may have been rounded to in between; nothing first."""
@@ -131,7 +133,7 @@ class Trial:
             off = child.values.astype(np.float64) - rounded(values, child.type.name)
             self._difference += float(np.einsum("n,n", off, off))
             self._noise += parent.noise * values.size
-            self._n_floats += int(np.count_nonzero(_telling(parent, child)))
+            self._n_floats += int(np.count_nonzero(telling(parent, child)))
             return
         if not np.isfinite(parent.width).any():
             self.distance.add(values, parent, child)
@@ -142,7 +144,7 @@ class Trial:
         self.n_expected += counts[1]
         if not self.n_outside:
             self._n_told += _count_outside(
-                values, child.bounds, spreads, repeated, _telling(parent, child)
+                values, child.bounds, spreads, repeated, telling(parent, child)
             )[1]
         # Such codes confine the weights only if the encoder had no other choice.
         if isinstance(child.type, ScalarType) and child.type.refits_scale_with_imatrix:
@@ -212,40 +214,6 @@ def _repeated(parent: Sample, child: Sample) -> NDArray[np.bool_]:
         return np.zeros(child.raw.size // size, np.bool_)
     same: NDArray[np.bool_] = (parent.raw == child.raw).reshape(-1, size).all(1)
     return same
-
-
-def _telling(parent: Sample, child: Sample) -> NDArray[np.bool_]:
-    """Weights (n,) of which the parent would be off if it were another quantization.
-
-    Types that models are published in are taken to hold their weights without an error.
-    """
-    if parent.type.is_native:
-        return parent.values != 0
-    both = parent.values, child.values
-    words = [np.where(x == 0, np.float32(0), x).view(np.uint32).astype(np.uint64) for x in both]
-    places = np.flatnonzero(_may_be_off(parent.values))
-    pairs = (words[0] << np.uint64(32) | words[1])[places]
-    tells = np.zeros(parent.values.size, np.bool_)
-    tells[places[np.unique(pairs, return_index=True)[1]]] = True
-    return tells
-
-
-@kernel
-def _may_be_off(values: F32Array) -> NDArray[np.bool_]:
-    """Which decoded weights (n,) are neither zeros nor at an end of a group, if that has others."""
-    found = np.zeros(values.size, np.bool_)
-    for start in range(0, values.size, GROUP):
-        end = min(start + GROUP, values.size)
-        low = high = values[start]
-        for value in values[start:end]:
-            low, high = min(low, value), max(high, value)
-        least, most = high, low  # of those in between
-        for value in values[start:end]:
-            if low < value < high:
-                least, most = min(least, value), max(most, value)
-        for i in range(start, end):
-            found[i] = least < most and low < values[i] < high and values[i] != 0
-    return found
 
 
 @kernel
@@ -348,18 +316,22 @@ class Family:
         return _without_circles([*found, *self._unproven_children()])
 
     def _unproven_children(self) -> list[tuple[float, Descent]]:
-        """Inputs without cells that are too near to one that may have been published."""
+        """Inputs without cells that are too near to one with cells, or that may be published."""
         found = []
         unproven = [i for i in self._parents if i not in self._confining]
         for child in unproven:
-            for parent in self._natives - {child}:
+            for parent in self._parents:
                 if self._tensors[child].type is self._tensors[parent].type:
                     continue
-                distance = Distance()
+                distance, nearest = Distance(), Nearest()
                 for start, end in self._runs()[:_N_RUNS_FIRST]:
                     samples = self._read({parent, child}, start, end)
-                    distance.add(samples[parent].values, samples[parent], samples[child])
-                if distance.is_small and distance.is_of_child:
+                    if parent in self._natives:
+                        distance.add(samples[parent].values, samples[parent], samples[child])
+                    if parent in self._confining:
+                        nearest.add(samples[parent], samples[child])
+                is_small = distance.is_small and distance.is_of_child
+                if is_small or nearest.is_of_child:
                     found.append((0.0, Descent(child, (parent,), ("",))))
         return found
 

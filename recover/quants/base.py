@@ -420,6 +420,9 @@ class VectorType(TensorType):
     densities: Traversable | None = None
     integers: Integers | None = None
     """As in `ScalarType`."""
+    codebook: Callable[[], F32Array] | None = None
+    """``codebook() -> float32 (n_entries, n)``: sizes of so many weights that a code stands for, in
+    units of a scale that groups share. None if codes are no such."""
     narrow: Callable[[F32Array, F32Array, F32Array], None] | None = None
     """``narrow(values: float32 (n,), lower: float32 (n,), upper: float32 (n,))``: intersects bounds
     with the cells that decoded weights, whole blocks, are of. None if the codes confine no

@@ -5,6 +5,7 @@ those with codebooks confine no single weight to an interval; ternary ones do.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def _vector_type(
     is_native: bool = False,
     integers: Integers | None = None,
     narrow: Narrow | None = None,
+    has_codebook: bool = False,
 ) -> VectorType:
     def decode(raw: U8Array, out: F32Array) -> None:
         from gguf import GGMLQuantizationType
@@ -49,7 +51,18 @@ def _vector_type(
         decode=decode,
         integers=integers,
         narrow=narrow,
+        codebook=partial(_codebook, name) if has_codebook else None,
     )
+
+
+@cache
+def _codebook(name: str) -> F32Array:
+    """See `VectorType.codebook`."""
+    import gguf.quants
+
+    kind = getattr(gguf.quants, name)
+    kind.init_grid()
+    return np.unique(np.abs(kind.grid.reshape(kind.grid_shape)), axis=0).astype(np.float32)
 
 
 @kernel
@@ -69,12 +82,14 @@ def _pack_tq2_0(integers: I8Array, d: U16Array, _m: U16Array, group: int, raw: U
         write_u16(block, 64, d[256 * b // group])
 
 
-IQ2_XXS = _vector_type("IQ2_XXS", 16, 256, 66, 0.118, {19: "IQ2_XXS"})
-IQ2_XS = _vector_type("IQ2_XS", 17, 256, 74, 0.09, {20: "IQ2_XS", 28: "IQ2_S"})
-IQ3_XXS = _vector_type("IQ3_XXS", 18, 256, 98, 0.033, {23: "IQ3_XXS"})
+IQ2_XXS = _vector_type("IQ2_XXS", 16, 256, 66, 0.118, {19: "IQ2_XXS"}, has_codebook=True)
+IQ2_XS = _vector_type("IQ2_XS", 17, 256, 74, 0.09, {20: "IQ2_XS", 28: "IQ2_S"}, has_codebook=True)
+IQ3_XXS = _vector_type("IQ3_XXS", 18, 256, 98, 0.033, {23: "IQ3_XXS"}, has_codebook=True)
 IQ1_S = _vector_type("IQ1_S", 19, 256, 50, 0.236, {24: "IQ1_S"})
-IQ3_S = _vector_type("IQ3_S", 21, 256, 110, 0.0187, {22: "IQ3_XS", 26: "IQ3_S", 27: "IQ3_M"})
-IQ2_S = _vector_type("IQ2_S", 22, 256, 82, 0.062, {29: "IQ2_M"})
+IQ3_S = _vector_type(
+    "IQ3_S", 21, 256, 110, 0.0187, {22: "IQ3_XS", 26: "IQ3_S", 27: "IQ3_M"}, has_codebook=True
+)
+IQ2_S = _vector_type("IQ2_S", 22, 256, 82, 0.062, {29: "IQ2_M"}, has_codebook=True)
 IQ1_M = _vector_type("IQ1_M", 29, 256, 56, 0.204, {31: "IQ1_M"})
 TQ1_0 = _vector_type(
     "TQ1_0", 34, 256, 54, 0.65, {36: "TQ1_0"}, is_native=True, narrow=narrow_ternary

@@ -9,7 +9,7 @@ From llama.cpp's blocks on, relative to their mean square error:
 - k-lsq: ours;
 - no rounding: scales and minima of each sub-block that are any float32, the best of a search from
   64 scales on (the idea of llama.cpp's pull request 12557 is such a search, over every scale at
-  which a code changes). No choice of 6-bit scales comes nearer than that.
+  which a code changes). Scales of 6 bits are not asked to reach that.
 
 Written from the descriptions of these pull requests, in NumPy.
 """

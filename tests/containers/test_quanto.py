@@ -66,11 +66,11 @@ def test_bounds_hold_of_many_weights(name: str) -> None:
         assert n_outside(state(found), rounded(weights, kind)) == 0
 
 
-def without_bias(row_length: int | None) -> Matrix | None:
+def without_bias(row_length: int | None, n_rows: int | None = None) -> Matrix | None:
     """A matrix of 64 x 512 weights in groups, of a model whose sizes say so."""
     arrays = encode_groups(weights_of(1))
     del arrays["bias"]
-    return read_matrix(replace(module_of(arrays), row_length=lambda: row_length))
+    return read_matrix(replace(module_of(arrays), sizes=lambda: (row_length, n_rows)))
 
 
 @pytest.mark.parametrize("row_length", [None, 511, 0])
@@ -79,8 +79,9 @@ def test_groups_need_a_size(row_length: int | None) -> None:
         without_bias(row_length)
 
 
-def test_the_size_of_the_model_does_as_well() -> None:
-    found = without_bias(512)
+@pytest.mark.parametrize("sizes", [(512, None), (None, 64), (512, 64)])
+def test_the_size_of_the_model_does_as_well(sizes: tuple[int | None, int | None]) -> None:
+    found = without_bias(*sizes)
     assert found is not None
     assert (found.n_rows, found.row_length) == (64, 512)
     assert n_outside(state(found), rounded(weights_of(1), "BF16")) == 0

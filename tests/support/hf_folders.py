@@ -20,7 +20,8 @@ Encoder = Callable[[F32Array], dict[str, Array]]
 
 def quanto_groups(w: Array) -> dict[str, Array]:
     """Quanto's qint4 with the group that it takes, of a layer without a bias."""
-    group = next(size for size in (128, 96, 64, 32) if w.shape[1] % size == 0)
+    width = w.shape[1]  # rows are groups where no size fits
+    group = next((size for size in (128, 96, 64, 32) if width % size == 0), width)
     arrays = quanto.encode_groups(w, group=group)
     del arrays["bias"]
     return arrays

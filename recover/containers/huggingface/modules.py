@@ -49,16 +49,16 @@ class Module:
     recipe : str
         The text of ``recipe.yaml``, which llm-compressor writes beside the weights; empty if there
         is none.
-    row_length : callable
-        Of the weight, by the sizes that ``config.json`` states of the model; gives None where they
-        do not tell.
+    sizes : callable
+        Gives the row length and the number of rows of the weight, by the sizes that ``config.json``
+        states of the model; None where these do not tell.
     """
 
     name: str
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
     recipe: str = ""
-    row_length: Callable[[], int | None] = lambda: None
+    sizes: Callable[[], tuple[int | None, int | None]] = lambda: (None, None)
 
     def error(self, text: str) -> SafetensorsError:
         """An error that names the module."""

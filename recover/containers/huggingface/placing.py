@@ -82,7 +82,7 @@ class _Placer:
     def add(self, module: Module) -> None:
         """Find the places of a module's arrays."""
         weight = f"{module.name}.weight"
-        matrix = read_matrix(replace(module, row_length=lambda: self._row_length(weight)))
+        matrix = read_matrix(replace(module, sizes=lambda: self._sizes_of(weight)))
         used = frozenset() if matrix is None else matrix.leaves
         if matrix is not None:
             n_bytes = sum(module.tensors[leaf].raw.size for leaf in used if leaf in module.tensors)
@@ -107,10 +107,10 @@ class _Placer:
             else:
                 self.placed.unplaced.append(name)
 
-    def _row_length(self, name: str) -> int | None:
-        """Of a weight, by ``config.json``."""
+    def _sizes_of(self, name: str) -> tuple[int | None, int | None]:
+        """Row length and rows of a weight, by ``config.json``."""
         target = self._target(name)
-        return None if target is None else self._sizes.row_length(target)
+        return (None, None) if target is None else self._sizes.of_matrix(target)
 
     def _place_blocks(self, module: Module, leaf: str) -> None:
         """Note where the experts of gpt-oss go."""

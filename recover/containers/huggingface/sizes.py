@@ -98,9 +98,10 @@ class Sizes:
         self._architecture = architecture
         self._config = text_config(config)
 
-    def row_length(self, name: str) -> int | None:
-        """Of a tensor by its name in GGUF files; None if it is not stated."""
-        return next((size for axis, size, *_ in self.of(name) if axis == 0), None)
+    def of_matrix(self, name: str) -> tuple[int | None, int | None]:
+        """Row length and rows of a matrix by its name in GGUF files; None of what is not stated."""
+        known = {axis: size for axis, size, _, may_be_more in self.of(name) if not may_be_more}
+        return known.get(0), known.get(1)
 
     def _number(self, *keys: str) -> tuple[int, str] | None:
         """The first of these sizes that is given, and its key."""

@@ -101,7 +101,7 @@ def layout(module: Module) -> Layout | None:
     said = module.integer("bits")
     if said not in (None, n_bits):
         raise module.error(
-            f"qzeros has {n_bits} bits for each row, but the configuration says {said}"
+            f"qzeros is that of {n_bits} bits, but the configuration says {said} bits"
         )
     if n_bits not in BITS:
         raise module.error(f"GPTQ of {n_bits} bits is not supported")

@@ -174,15 +174,17 @@ def _size(module: Module, n_weights: int) -> tuple[int, int]:
     SafetensorsError
         If neither tells it.
     """
-    bias, row_length = module.tensors.get("bias"), module.row_length()
-    if bias is not None and len(bias.shape) == 1 and n_weights % max(1, bias.n_weights) == 0:
-        return bias.n_weights, n_weights // max(1, bias.n_weights)
-    if not row_length or n_weights % row_length:
-        raise module.error(
-            "quanto does not store the size of a matrix of qint2 or qint4, and neither a bias nor"
-            " config.json tells it; save the weights as qint8"
-        )
-    return n_weights // row_length, row_length
+    bias, (row_length, n_rows) = module.tensors.get("bias"), module.sizes()
+    if bias is not None and len(bias.shape) == 1:
+        row_length, n_rows = None, bias.n_weights
+    if row_length and n_weights % row_length == 0:
+        return n_weights // row_length, row_length
+    if n_rows and n_weights % n_rows == 0:
+        return n_rows, n_weights // n_rows
+    raise module.error(
+        "quanto does not store the size of a matrix of qint2 or qint4, and neither a bias nor"
+        " config.json tells it; save the weights as qint8"
+    )
 
 
 def _unpack(raw: U8Array, n_bits: int, per_byte: int, start: int, out: U8Array) -> None:
