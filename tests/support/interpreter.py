@@ -124,8 +124,15 @@ TWINS: dict[str, Callable[..., Any]] = {
     "load": _load,
     "load_f64": _load,
     "load_bytes": lambda array, at: lanes(plain(array)[at : at + LANES], np.int32),
+    "load_two": lambda array, *places: lanes(
+        np.concatenate([plain(array)[at : at + LANES // 2] for at in places])
+    ),
+    "bytes_of_words": lambda *words: lanes(
+        np.array([int(each) for each in words], np.uint64).view(np.uint8), np.int32
+    ),
     "load_strided": lambda array, at, step: lanes(plain(array)[at : at + step * LANES : step]),
     "store": _store,
+    "store_f64": _store,
     "store_f16": _store_f16,
     "store_bytes": _store_low,
     "store_words": _store_low,
