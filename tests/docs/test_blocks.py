@@ -8,15 +8,12 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import recover
 from recover.cli import main
-from recover.containers.huggingface.formats.base import Matrix
-from recover.containers.huggingface.modules import Module
 from recover.execution.tasks import carry_out
 from recover.merge.tasks import tasks_of
 from tests.conformance import checks
@@ -226,12 +223,6 @@ def test_a_task_on_its_own(tiny: list[Path], tmp_path: Path) -> None:
     exec(python_in("architecture.md", "carry_out"), names)
     assert np.any(np.fromfile(place, np.uint8))
     assert names["gave"] == carry_out(record)
-
-
-def test_a_format_of_folders() -> None:
-    names: dict[str, Any] = {"Matrix": Matrix, "Module": Module}
-    exec(python_in("contributing.md", "def read"), names)
-    assert names["read"](None) is None
 
 
 def test_a_type_is_checked() -> None:
