@@ -158,7 +158,7 @@ class TestFindings:
         large[0, :32] = 0
         paths = [
             write_gguf(tmp_path / f"{kind}.gguf", {UP: stored(kind, large)})
-            for kind in ("F32", "Q8_0")
+            for kind in ("F32", "Q4_0")
         ]
         (line,) = verify(paths[0], paths[1:]).findings()
         assert "(99.99% in " in line

@@ -105,7 +105,9 @@ def test_rows_that_no_matrix_has(kind: int, tmp_path: Path) -> None:
     check(0, "merge", one, "-o", tmp_path / "o.gguf", "--dry-run")
     small = sparse(tmp_path / "b.gguf", kind, 1 << 23, 2)
     check(0, "bounds", small, "--summary")
-    check(1, "verify", small, small, expected="nothing could be checked")
+    # A scale of 0 tells of Q8_0 alone how small the weights were.
+    found = (0, "may lie in the cells") if kind == Q8_0 else (1, "nothing could be checked")
+    check(found[0], "verify", small, small, expected=found[1])
     check(0, "evaluate", small, "--truth", small)
     check(0, "merge", small, "-o", tmp_path / "o.gguf")
     check(0, "reblock", small, "-o", tmp_path / "o.gguf")

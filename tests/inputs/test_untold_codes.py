@@ -43,13 +43,16 @@ def weights() -> tuple[F32Array, F32Array]:
     return rounded(block.matrices["ffn_down"], "BF16"), block.inputs["ffn_down"]
 
 
-def write_folder(path: Path, arrays: dict[str, Array], recipe: str = "") -> Path:
+def write_folder(
+    path: Path, arrays: dict[str, Array], recipe: str = "", *, n_rows: int = 256
+) -> Path:
     path.mkdir()
     stem = "model.layers.0.mlp.down_proj"
     flat = {f"{stem}.{leaf}": each for leaf, each in arrays.items()}
     write_arrays(path / "model.safetensors", flat)
     config = compressed_tensors.config("minmax")
-    (path / "config.json").write_text(json.dumps(ONE_LAYER | {"quantization_config": config}))
+    told = ONE_LAYER | {"hidden_size": n_rows, "quantization_config": config}
+    (path / "config.json").write_text(json.dumps(told))
     if recipe:
         (path / "recipe.yaml").write_text(recipe)
     return path
@@ -92,7 +95,7 @@ def test_codes_of_another_model_are_not_told(
     other = write_folder(tmp_path / "other", compressed_tensors.encode(w[::-1]))
     assert not found_beside(model, other)[1].has_cells
     few = write_gguf(tmp_path / "few.gguf", {NAME: stored("Q4_K", w[:8])})
-    folder = write_folder(tmp_path / "few", compressed_tensors.encode(w[:8]))
+    folder = write_folder(tmp_path / "few", compressed_tensors.encode(w[:8]), n_rows=8)
     assert not found_beside(few, folder)[1].has_cells
     right = write_gguf(tmp_path / "right.gguf", {NAME: stored("Q4_K", w[::-1])})
     assert found_beside(right, other)[1].has_cells

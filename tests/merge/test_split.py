@@ -299,7 +299,7 @@ def test_names_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=words):
             plan_merge([source], path, split_max_size=80_000)
     part = tmp_path / "out-00002-of-00002.gguf"
-    with pytest.raises(PlanError, match="is the output as well"):
+    with pytest.raises(OutputError, match="is the name of a part of a split file"):
         plan_merge([source], tmp_path / "out.gguf", split_max_size=80_000, uncertainty=part)
     with pytest.raises(PlanError, match="parts of 0 bytes"):
         plan_merge([source], tmp_path / "out.gguf", split_max_size=0)

@@ -46,8 +46,8 @@ class Search(NamedTuple):
 @inlined
 def _level(ratio: float) -> int:
     """Index of the level nearest to a magnitude over the step."""
-    low = (ratio > 0.5) + (ratio > 1.5) + (ratio > 2.5) + (ratio > 3.5)
-    return low + (ratio > 5) + (ratio > 7) + (ratio > 10)
+    low = int(ratio > 0.5) + int(ratio > 1.5) + int(ratio > 2.5) + int(ratio > 3.5)
+    return low + int(ratio > 5) + int(ratio > 7) + int(ratio > 10)
 
 
 @inlined
