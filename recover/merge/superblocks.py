@@ -12,6 +12,8 @@ FEWEST = 16  # weights of a superblock that tell anything
 # (`python -m tests.benchmarks.likeness`), but of ternary types, whose errors are as large as the
 # weights; of 256 unrelated weights it is 0.06 typically.
 _UNLIKE = 0.25
+_LEAST_TOLD = 2.0**-16
+"""Scales of superblocks with smaller weights are off by some percent, in float16, or are 0."""
 _STEEPER = 0.12  # codebooks reach too far on purpose
 _EXPLAINED = 1 / 3  # share of the square difference that is gone if one is taken times the slope
 
@@ -39,10 +41,10 @@ def compare_each(
             end = min(start + SUPERBLOCK, (i + 1) * n)
             a, b = one[start:end], other[start:end]
             aa, ab, bb, n_told = _moments(a, b, has_ends)
-            is_told = n_told >= FEWEST and aa > 0 and bb > 0
+            squares, largest = _size(a, b)
+            is_told = n_told >= FEWEST and aa > 0 and bb > 0 and largest > _LEAST_TOLD
             if _is_lost(a, b, largest_lost) or (is_told and ab < _UNLIKE * np.sqrt(aa * bb)):
                 found[i, 0] += a.size
-            squares, largest = _size(a, b)
             if not squares < np.inf:
                 found[i, 1] = np.inf
             if not largest > largest_lost:

@@ -18,6 +18,7 @@ SETS = {
     "Q6_K+IQ2_XXS": "uneven",
     "Q5_K+IQ1_S": "smooth",
     "Q8_0+Q4_0": "zeros",
+    "Q5_1+Q4_1": "uneven",
     "BF16+TQ2_0": "peaked",
 }
 
