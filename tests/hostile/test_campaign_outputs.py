@@ -193,7 +193,6 @@ def test_signals_at_random_moments(
             outcomes["128 + n"] += 1
         assert names in ([], ["deviations.gguf", "out.gguf"])
         outcomes["of these with complete files"] += bool(names)
-    assert longest < 15
     print(f"\n{n_tries // 2} signals ({cache}), none swallowed: {dict(outcomes)}", end="")
     print(f"; the last to end took {longest:.1f} s")
 
