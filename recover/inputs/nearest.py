@@ -100,10 +100,10 @@ def _codes_of(child: Sample) -> _Codes | None:
         codes = np.empty(n, np.uint8)
         scale, offset = np.empty((2, n // GROUP), np.float32)
         kind.unpack(child.raw, codes, scale, offset)
-        used = np.unique(codes)
-        book = kind.levels[used[0] : used[-1] + 1, None].copy()
+        first, last = int(codes.min()), int(codes.max())
+        book = kind.levels[first : last + 1, None].copy()
         wide = scale.repeat(GROUP), offset.repeat(GROUP)
-        return _Codes(book, codes.astype(np.int64) - int(used[0]), *wide, is_sized=False)
+        return _Codes(book, codes.astype(np.int64) - first, *wide, is_sized=False)
     if isinstance(kind, VectorType) and kind.codebook is not None:
         book = kind.codebook()
         scale = _scales(np.abs(child.values), np.unique(book)).repeat(GROUP)

@@ -7,7 +7,10 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from recover.containers.gguf.reader import open_gguf
 from recover.errors import PlanError
+from recover.inputs.nearest import _codes_of
+from recover.inputs.samples import Sampler
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from tests.oracle import libggml
@@ -80,3 +83,14 @@ def test_exact_parents_tell_nothing(
         ]
         told = plan_merge(paths, tmp_path / "o.gguf").warnings
         assert not [text for text in told if WORD in text], parent
+
+
+def test_the_last_code_of_all(tmp_path: Path) -> None:
+    """Code 255 of Q8_0, which the encoder itself gives to each largest weight."""
+    x = np.random.default_rng(2).standard_normal((64, 1024)).astype(np.float32)
+    model = open_gguf(write_gguf(tmp_path / "model.gguf", {NAME: stored("Q8_0", x)}))
+    child = Sampler().read(0, model.tensors[NAME], False, 0, 4096)
+    found = _codes_of(child)
+    assert found is not None
+    assert found.book.shape == (255, 1)
+    np.testing.assert_array_equal(found.nearest(child.values), found.codes)
