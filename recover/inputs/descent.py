@@ -120,7 +120,7 @@ class Trial:
         self.distance = Distance()
         self.n_outside = 0
         self.n_expected = 0.0  # weights outside, if the two were independent
-        self._n_told = 0.0  # the same of weights that tell anything, as long as none is outside
+        self._n_told = 0.0  # the same of weights that tell anything, until one is outside
         self._n_weights = 0
         self._n_encoded = self._n_same = 0
         self._n_floats = 0
@@ -137,15 +137,12 @@ class Trial:
             return
         if not np.isfinite(parent.width).any():
             self.distance.add(values, parent, child)
+        tells = np.zeros(values.size, np.bool_) if self.n_outside else telling(parent, child)
         spreads = parent.spread, child.spread
-        repeated, all_tell = _repeated(parent, child), np.ones(values.size, np.bool_)
-        counts = _count_outside(values, child.bounds, spreads, repeated, all_tell)
+        counts = _count_outside(values, child.bounds, spreads, _repeated(parent, child), tells)
         self.n_outside += counts[0]
         self.n_expected += counts[1]
-        if not self.n_outside:
-            self._n_told += _count_outside(
-                values, child.bounds, spreads, repeated, telling(parent, child)
-            )[1]
+        self._n_told += counts[2]
         # Such codes confine the weights only if the encoder had no other choice.
         if isinstance(child.type, ScalarType) and child.type.refits_scale_with_imatrix:
             self._encode(values, child, child.type)
@@ -223,16 +220,16 @@ def _count_outside(
     spreads: Bounds,
     repeated: NDArray[np.bool_],
     tells: NDArray[np.bool_],
-) -> tuple[int, float]:
+) -> tuple[int, float, float]:
     """Weights outside the child's cells, and how many there were if the two were independent.
 
     The error of an independent quantization is uniform, as wide as the parent's `spreads` says.
     Where the weights are uniform in the child's cell it crosses an edge with a probability of a
     quarter of the ratio of the widths; where they keep a distance from its edges, as the child's
-    spread says, with less. Cells with an open side, and blocks that are `repeated`, are left out;
-    those weights are expected outside that tell anything.
+    spread says, with less. Cells with an open side, and blocks that are `repeated`, are left out.
+    The third number is the second one of the weights that tell anything.
     """
-    n_outside, n_expected = 0, 0.0
+    n_outside, n_expected, n_told = 0, 0.0, 0.0
     block_size = values.size // repeated.size
     for i in range(values.size):
         width = child[1][i] - child[0][i]
@@ -240,9 +237,11 @@ def _count_outside(
             n_outside += values[i] < child[0][i] or values[i] > child[1][i]
             error, inside = min(spreads[0][i], width), min(spreads[1][i], width)
             over = error - (width - inside)
-            if tells[i] and over > 0 and error * inside > 0:
-                n_expected += over * over / (4 * error * inside)
-    return n_outside, n_expected
+            if over > 0 and error * inside > 0:
+                expected = over * over / (4 * error * inside)
+                n_expected += expected
+                n_told += expected * tells[i]
+    return n_outside, n_expected, n_told
 
 
 class _Pair(NamedTuple):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover.inputs.samples import Sample
-from recover.inputs.told import telling
+from recover.inputs.told import pairs, telling
 from recover.quants import GROUP, F32Array, ScalarType, VectorType
 
 _FEWEST = 1024  # codes that are looked at
@@ -128,11 +128,7 @@ def _scales(sizes: F32Array, levels: F32Array) -> F32Array:
 
 def _is_rare(parent: Sample, child: Sample) -> NDArray[np.bool_]:
     """Which weights are no zeros, and of which the two inputs do not say the same as of many."""
-    both = parent.values, child.values
-    words = [x.view(np.uint32).astype(np.uint64) for x in both]
-    _, places, counts = np.unique(
-        words[0] << np.uint64(32) | words[1], return_inverse=True, return_counts=True
-    )
+    _, places, counts = np.unique(pairs(parent, child), return_inverse=True, return_counts=True)
     is_rare: NDArray[np.bool_] = (counts[places] <= _FREQUENT) & (parent.values != 0)
     return is_rare
 

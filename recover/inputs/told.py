@@ -19,13 +19,19 @@ def telling(parent: Sample, child: Sample) -> NDArray[np.bool_]:
     """
     if parent.type.is_native:
         return _varies(parent.values)
-    both = parent.values, child.values
-    words = [np.where(x == 0, np.float32(0), x).view(np.uint32).astype(np.uint64) for x in both]
     places = np.flatnonzero(_may_be_off(parent.values))
-    pairs = (words[0] << np.uint64(32) | words[1])[places]
     tells = np.zeros(parent.values.size, np.bool_)
-    tells[places[np.unique(pairs, return_index=True)[1]]] = True
+    tells[places[np.unique(pairs(parent, child)[places], return_index=True)[1]]] = True
     return tells
+
+
+def pairs(parent: Sample, child: Sample) -> NDArray[np.uint64]:
+    """What both say of each weight, as one number (n,); zeros of either sign are the same."""
+    one, other = (
+        np.where(x == 0, np.float32(0), x).view(np.uint32).astype(np.uint64)
+        for x in (parent.values, child.values)
+    )
+    return one << np.uint64(32) | other
 
 
 @kernel
