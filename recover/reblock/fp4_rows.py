@@ -57,11 +57,7 @@ def fp4_rows(
     length, steps = floats.row_length, grid.steps
 
     def read(first: int, last: int) -> tuple[NDArray[Any], Blocks]:
-        if rows is None:
-            words = floats.words(first * length, last * length)
-        else:
-            parts = [floats.words(row * length, (row + 1) * length) for row in rows[first:last]]
-            words = np.concatenate(parts)
+        words = floats.words_of_rows(first, last, rows)
         found = read_fp4(words, floats.type_name, steps, grid.search)
         if not obstacle and np.any(found.codes == OFF_GRID):
             raise ReblockError(f"tensor {quoted(name)} is not what it was: the file changed")

@@ -232,11 +232,7 @@ def grid_rows(
     group = grid.run_length if integers.is_symmetric else BLOCK
 
     def runs_of(first: int, last: int) -> tuple[NDArray[Any], Runs, NDArray[np.int16], F32Array]:
-        if rows is None:
-            words = floats.words(first * length, last * length)
-        else:
-            parts = [floats.words(row * length, (row + 1) * length) for row in rows[first:last]]
-            words = np.concatenate(parts)
+        words = floats.words_of_rows(first, last, rows)
         runs = read(words, floats.type_name, grid.run_length, grid.expected)
         if obstacle:
             _forget_unusual(runs, grid)

@@ -175,9 +175,10 @@ def find_fp4(
     for type_name, find in ((MXFP4, _find_powers), (NVFP4, _find_scaled)):
         if wanted not in (None, type_name) or floats.row_length % _ROWS_OF[type_name]:
             continue
-        steps = find(_sampled(floats, type_name), floats)
+        blocks = _sampled(floats, type_name)
+        steps = find(blocks, floats)
         if steps is not None:
-            finest = _is_finest(_sampled(floats, type_name), floats.type_name, steps)
+            finest = _is_finest(blocks, floats.type_name, steps)
             return _prove(floats, steps, Search(finest, _MOST_OFF), n_threads)
     return None
 

@@ -74,6 +74,16 @@ class Floats:
         size = self._item_size
         return self.raw[start * size : end * size].copy().view(f"<u{size}")
 
+    def words_of_rows(
+        self, first: int, last: int, chosen: NDArray[np.int64] | None = None
+    ) -> NDArray[Any]:
+        """The bits of rows `first` to `last`, or of `chosen` rows with these places in there."""
+        length = self.row_length
+        if chosen is None:
+            return self.words(first * length, last * length)
+        parts = [self.words(row * length, (row + 1) * length) for row in chosen[first:last]]
+        return np.concatenate(parts)
+
 
 @dataclass(frozen=True, eq=False)
 class TransposedFloats(Floats):
