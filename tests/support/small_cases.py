@@ -2,7 +2,7 @@
 
     python -m tests.support.small_cases [--interpreted] OUT.npz [CASE...]
 
-runs the cases with compiled kernels, or without the compiler (`tests.support.interpreter`).
+runs the cases with compiled kernels, or without the compiler (`tests.support.uncompiled`).
 """
 
 import argparse
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE")
     args = parser.parse_intermixed_args()
     if args.interpreted:
-        importlib.import_module("tests.support.interpreter")
+        importlib.import_module("tests.support.uncompiled")
     found: dict[str, Any] = {}
     for name in args.cases or CASES:
         with tempfile.TemporaryDirectory() as folder:

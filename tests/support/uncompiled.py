@@ -1,6 +1,6 @@
 """Kernels as plain Python, without the compiler: for measuring which of their lines tests reach.
 
-    python -m pytest -p tests.support.interpreter FILE...
+    python -m pytest -p tests.support.uncompiled FILE...
 
 As a plugin, this module lets every kernel be the function that its source says, before any of them
 is imported. Vectors of sixteen lanes (`recover._compiled.lanes`) are NumPy arrays then, numbers
