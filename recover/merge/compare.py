@@ -19,7 +19,7 @@ few that do not matter.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -192,18 +192,26 @@ def _n_vanished(evidence: Evidence, n_tensors: int) -> NDArray[np.int64]:
     """
     if len(evidence.scale) < 2:
         return np.zeros(n_tensors, np.int64)
-    n_superblocks = evidence.codes.shape[1] // n_tensors // SUPERBLOCK
     if not _are_some_zero(evidence.scale, n_tensors):
         return np.zeros(n_tensors, np.int64)
-    shape = len(evidence.scale), n_tensors, n_superblocks
-    is_empty, is_large = np.empty((2, *shape), np.bool_)
-    for k in range(shape[0]):
-        rows = _values(evidence, k).reshape(n_tensors, -1)
+    values = (_values(evidence, k) for k in range(len(evidence.scale)))
+    return _n_lost(values, n_tensors, evidence.largest_lost)
+
+
+def _n_lost(inputs: Iterable[F32Array], n_tensors: int, largest_lost: float) -> NDArray[np.int64]:
+    """Weights in superblocks of which one input has zeros, and another one has large weights.
+
+    Of decoded weights (n,) of each input; so many of each tensor, (n_tensors,).
+    """
+    empty = large = np.zeros((n_tensors, 0), np.bool_)
+    for number, values in enumerate(inputs):
+        rows = values.reshape(n_tensors, -1)
+        n_superblocks = rows.shape[1] // SUPERBLOCK
         whole = np.ascontiguousarray(rows[:, : n_superblocks * SUPERBLOCK]).reshape(-1)
-        lost = evidence.largest_lost, is_empty[k].reshape(-1), is_large[k].reshape(-1)
-        find_lost(whole, *lost)
-    is_lost = is_empty.any(0) & is_large.any(0)
-    return SUPERBLOCK * np.count_nonzero(is_lost, axis=1).astype(np.int64)
+        is_empty, is_large = np.empty((2, n_tensors, n_superblocks), np.bool_)
+        find_lost(whole, largest_lost, is_empty.reshape(-1), is_large.reshape(-1))
+        empty, large = (is_empty | empty, is_large | large) if number else (is_empty, is_large)
+    return SUPERBLOCK * np.count_nonzero(empty & large, axis=1).astype(np.int64)
 
 
 @kernel
@@ -282,21 +290,46 @@ class Comparison:
         self._own: EvidenceBuffer | None = None
         if others and not is_exact and isinstance(taken.type, _SAID):
             self._own = EvidenceBuffer([Source(taken.type)])
-        self._intervals = Intervals()
+        self._confining = [each for each in confining if isinstance(each.type, ScalarType)]
+        self._largest_lost, self._has_zeros = 0.0, False
+        self._intervals = Intervals(self._look_for_zeros)
         self._intervals.look_at(confining)
 
-    def n_conflicts(self, start: int, end: int, n_tensors: int = 1) -> NDArray[np.int64]:
-        """Of weights `start` to `end` those that an input with bounds contradicts: (n_tensors,).
+    def compare(
+        self, start: int, end: int, n_tensors: int = 1
+    ) -> tuple[NDArray[np.int64], Likenesses]:
+        """Of weights `start` to `end` how many an input with bounds contradicts, and the likeness.
 
         So many tensors of one size lie one behind the other there.
         """
+        self._has_zeros = False
+        conflicts = self._n_conflicts(start, end, n_tensors)
+        likeness = self.likeness(start, end, n_tensors)
+        likeness[:, 0] += self._n_vanished(start, end, n_tensors)
+        return conflicts, likeness
+
+    def _n_conflicts(self, start: int, end: int, n_tensors: int) -> NDArray[np.int64]:
         lower, upper = self._intervals.bound(start, end)
         if not self._is_exact:
             return _count_each(lower > upper, n_tensors)
         taken = self._taken.read(start, end)
         # The others may have been quantized from these, rounded to BF16.
         slack = np.abs(taken) * np.float32(2.0**-8)
-        return _count_each((taken + slack < lower) | (taken - slack > upper), n_tensors)
+        is_outside = (taken + slack < lower) | (taken - slack > upper)
+        return _count_each(is_outside, n_tensors)
+
+    def _look_for_zeros(self, evidence: Evidence) -> None:
+        """Whether an input has a scale of zero: such codes bound nothing."""
+        self._has_zeros = self._has_zeros or not evidence.scale.all()
+        self._largest_lost = evidence.largest_lost
+
+    def _n_vanished(self, start: int, end: int, n_tensors: int) -> NDArray[np.int64]:
+        """See the function of that name: also beside what is taken, whatever its type."""
+        if not self._has_zeros:
+            return np.zeros(n_tensors, np.int64)
+        others = [each for each in self._confining if each is not self._taken]
+        values = (each.read(start, end) for each in (self._taken, *others))
+        return _n_lost(values, n_tensors, self._largest_lost)
 
     def likeness(self, start: int, end: int, n_tensors: int = 1) -> Likenesses:
         """How inputs without cells compare with what is taken of weights `start` to `end`."""

@@ -235,8 +235,7 @@ class Worker:
         """The sums so far: what inputs that take no part contradict."""
         sums = [Sums() for _ in range(self._n)]
         if self._comparison is not None:
-            conflicts = self._comparison.n_conflicts(start, end, self._n)
-            likeness = self._comparison.likeness(start, end, self._n)
+            conflicts, likeness = self._comparison.compare(start, end, self._n)
             for own, n, like in zip(sums, conflicts.tolist(), likeness.tolist(), strict=True):
                 own.conflicts = float(n)
                 own.add_likeness(like)
