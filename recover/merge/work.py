@@ -21,6 +21,7 @@ from recover.execution.stacks import stack_of
 from recover.execution.tasks import DEVIATIONS, WEIGHTS, PlacedFile, Record, Task
 from recover.inputs.recorded import Input, OpenInputs
 from recover.merge.certain import Snapper
+from recover.merge.columns import Rows, row_lengths
 from recover.merge.compare import (
     Comparison,
     compare,
@@ -130,6 +131,7 @@ class Worker:
             job = Job.from_record(cast(Record, job), tensors)
         self._job, self._n = job, len(task.tensors)
         self._used = tensors[: job.n_used]
+        self._row_lengths = row_lengths(tensors[0])
         self._outtype = type_by_name(job.outtype)
         self._is_decoded = job.method == FIRST_ALONE
         self._comparison = self._comparison_of(tensors)
@@ -204,7 +206,7 @@ class Worker:
             own.estimated, own.broken = Tally(tally), n
         if self._job.action == "merge":
             conflicts = self._n_conflicts(evidence, tallies)
-            likeness = compare_unproven(evidence, self._n)
+            likeness = compare_unproven(evidence, Rows(self._row_lengths, start))
             for own, n, like in zip(sums, conflicts.tolist(), likeness.tolist(), strict=True):
                 own.conflicts += n
                 own.add_likeness(like)
@@ -244,8 +246,7 @@ class Worker:
         """The sums so far: what inputs that take no part contradict."""
         sums = [Sums() for _ in range(self._n)]
         if self._comparison is not None:
-            conflicts = self._comparison.n_conflicts(start, end, self._n)
-            likeness = self._comparison.likeness(start, end, self._n)
+            conflicts, likeness = self._comparison.compare(start, end, self._n)
             for own, n, like in zip(sums, conflicts.tolist(), likeness.tolist(), strict=True):
                 own.conflicts = float(n)
                 own.add_likeness(like)
