@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.estimators._alike import shared_errors
 from recover.estimators._combine import add_variance, combine, combine_weighted
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators.base import WEIGHTS, Calibration
@@ -32,6 +33,8 @@ def estimate_each(
         combine_weighted(evidence, out, variance, tallies)
     else:
         combine(evidence, out, variance, tallies)
+        if len(evidence.interval_values):
+            tallies[:, VARIANCE] += shared_errors(evidence, len(tallies))
     add_variance(variance, tallies, VARIANCE)
     fill_deviation(request, variance)
 
