@@ -212,20 +212,30 @@ def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
             store(out, 16 * g, load(out, 16 * g) + load(values, 16 * g) * weights[g])
 
 
+_NOT_ASKED_FOR = np.empty(0, np.float32)
+
+
 def combine(
-    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
+    evidence: Evidence,
+    out: F32Array,
+    variance: F32Array,
+    tallies: NDArray[np.float64],
+    of_each: F32Array = _NOT_ASKED_FOR,
 ) -> None:
     """The mean of the inputs weighted by inverse variance.
 
     Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tallies[:, 2:]`` the
     expected variance of each input alone. Where no input has a usable variance (scales are 0), the
     first that is not broken is taken. Beside interval inputs, whose errors differ from weight to
-    weight, each weight has weights of its own.
+    weight, each weight has weights of its own; the variance of each fills `of_each` (n,), if that
+    is not empty.
     """
     _combine_by_group(evidence, out, variance, tallies)
     n_scalars, n_proven = len(evidence.scale), len(evidence.interval_values)
     n_inputs = tallies.shape[1] - ALONE
     if not n_proven or n_inputs == 1:
+        if of_each.size:
+            of_each[:] = evidence.interval_variance[0] if n_proven else np.repeat(variance, GROUP)
         return
     total, weighted = np.zeros((2, out.size), np.float32)
     value, own = np.empty_like(out), np.empty_like(variance)
@@ -238,6 +248,9 @@ def combine(
             each = np.repeat(own, GROUP)
         _add_precise(value, each, weighted, total)
     _divide(weighted, total, out, variance)
+    if of_each.size:
+        of_each[:] = np.repeat(variance, GROUP)
+        np.divide(1, total, out=of_each, where=total > 0)
 
 
 @kernel
