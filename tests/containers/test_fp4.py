@@ -13,6 +13,7 @@ from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.errors import SafetensorsError
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
+from recover.quants import F32Array
 from tests.support.encoders.fp4 import encode_mxfp4, encode_nvfp4
 from tests.support.foreign_modules import (
     FLOATS,
@@ -192,10 +193,16 @@ def test_codes_tell_how_exponents_were_rounded(how: str, rng: np.random.Generato
     assert np.sum(found.variance) == pytest.approx(error, rel=0.06)
 
 
+def uneven(rng: np.random.Generator) -> F32Array:
+    """Normal weights in rows of different sizes."""
+    rows = rng.standard_normal((256, 512)) * rng.uniform(1, 8, (256, 1))
+    return rows.astype(np.float32)
+
+
 @pytest.mark.parametrize("how", ["floor", "even", "up"])
 def test_errors_of_outermost_codes(how: str, rng: np.random.Generator) -> None:
     """Where exponents are rounded down they are clipped, up to a third."""
-    w = rounded(rng.standard_normal((256, 512)) * rng.uniform(1, 8, (256, 1)), "BF16")
+    w = rounded(uneven(rng), "BF16")
     matrix = matrix_of(encode_mxfp4(w, how=how))
     found = state(matrix)
     scale = matrix.coded(0, w.size).by_weight().scale
@@ -206,7 +213,7 @@ def test_errors_of_outermost_codes(how: str, rng: np.random.Generator) -> None:
 
 def test_what_the_middle_expects_of_open_cells(rng: np.random.Generator) -> None:
     """Weights without an upper bound have errors of their own, not the mean of their group's."""
-    w = rounded(rng.standard_normal((256, 512)) * rng.uniform(1, 8, (256, 1)), "BF16")
+    w = rounded(uneven(rng), "BF16")
     matrix, out = matrix_of(encode_mxfp4(w)), np.empty(w.size, np.float32)
     tensor = QuantizedTensor("weight", (512, 256), (Rows(matrix),), 0)
     tally = UncorrectedTileEstimator([Source(tensor.type)], "midpoint").estimate(
