@@ -3,12 +3,13 @@
 Two groups of weights of which the largest is the same have scales that are the same, or nearly so,
 if both formats fit them to it: a block of 32 of Q8_0 and a row of INT8, for instance, where the
 row's largest weight is in the block. Both inputs then say the same, and their mean is no better
-than either. How often that happens depends on the lengths of rows and groups. Scales tell where,
-and the differences of the two inputs how much of their errors is shared:
+than either. How often that happens depends on the lengths of rows and groups. Scales tell where, or
+values that hardly differ; and the differences of the two inputs how much of their errors is shared:
 
     E[e_j e_k] = (V_j + V_k - E[(x_j - x_k)^2]) / 2
 
-Only of even grids: a float grid has another step for each code.
+Only of weights that are rounded: compensated codes have errors besides. Steps are told of even
+grids; a float grid has another step for each code.
 """
 
 from itertools import combinations
@@ -18,13 +19,18 @@ from numpy.typing import NDArray
 
 from recover.estimators._combine import group_variances
 from recover.evidence.buffer import Evidence, take_one
-from recover.quants import GROUP, F32Array
+from recover.quants import GROUP
 
 _ALIKE = 0.015
 """How far steps may differ, relative. With 8 bits multiples then go apart by a step at most."""
 _EVEN = 1.05
 """By how much the median of a group's variances may be more than their quartile, if it has one
 step. Outermost codes have less, and those of float grids differ."""
+
+
+_SAME = 0.25
+"""Of the sum of both variances: groups whose mean square difference is less round to the same. Of
+independent errors one group in two hundred does by chance."""
 
 
 def shared_errors(evidence: Evidence, n_tensors: int) -> NDArray[np.float64]:
@@ -41,33 +47,40 @@ def shared_errors(evidence: Evidence, n_tensors: int) -> NDArray[np.float64]:
     -------
     float64 (n_tensors,)
         The sum over pairs of inputs j, k and weights whose steps are alike, of ``2 w_j w_k E[e_j
-        e_k]``; 0 where there are none.
+        e_k]``; 0 where there are none. So it is where both say nearly the same.
     """
     steps = _steps(evidence)
     sums = np.zeros(n_tensors)
-    values: dict[int, F32Array] = {}
-
-    def value(k: int) -> F32Array:
-        if k not in values:
-            values[k] = np.empty(steps.shape[1] * GROUP, np.float32)
-            take_one(evidence, k, values[k])
-        return values[k].reshape(-1, GROUP)
-
-    for j, k in combinations(range(len(steps)), 2):
+    n_groups = steps.shape[1]
+    values = np.empty((len(steps), n_groups * GROUP), np.float32)
+    means = np.empty((len(steps), n_groups), np.float32)
+    for k in range(len(steps)):
+        take_one(evidence, k, values[k])
+        group_variances(evidence, k, means[k])
+    values = values.reshape(-1, n_groups, GROUP)
+    for j, k in combinations(np.flatnonzero(_are_rounded(evidence)).tolist(), 2):
         with np.errstate(all="ignore"):
-            alike = np.flatnonzero(np.abs(steps[j] / steps[k] - 1) < _ALIKE)
+            off = values[j] - values[k]
+            is_same = np.einsum("gi,gi->g", off, off) < GROUP * _SAME * (means[j] + means[k])
+            alike = np.flatnonzero(is_same | (np.abs(steps[j] / steps[k] - 1) < _ALIKE))
         if not alike.size:
             continue
         variances = [_variances(evidence, i, alike) for i in range(_n_inputs(evidence))]
         with np.errstate(all="ignore"):
             precision = sum(np.where(each > 0, 1 / each, 0) for each in variances)
-            off = value(j)[alike].astype(np.float64) - value(k)[alike]
-            both = variances[j] + variances[k] - off * off
+            both = variances[j] + variances[k] - np.square(off[alike].astype(np.float64))
             each = both / (variances[j] * variances[k] * np.square(precision))
         each[~np.isfinite(each)] = 0
-        tensor = alike // (steps.shape[1] // n_tensors)
+        tensor = alike // (n_groups // n_tensors)
         sums += np.bincount(tensor, each.sum(1), n_tensors)
     return sums
+
+
+def _are_rounded(evidence: Evidence) -> NDArray[np.bool_]:
+    """Which inputs (K + I,) have codes of rounded weights: those that confine them."""
+    scalars = np.isfinite(evidence.lower_levels).any(1)
+    lower, upper = evidence.interval_lower, evidence.interval_upper
+    return np.concatenate([scalars, (np.isfinite(lower) | np.isfinite(upper)).any(1)])
 
 
 def _n_inputs(evidence: Evidence) -> int:
