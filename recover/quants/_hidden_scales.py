@@ -136,9 +136,18 @@ class Behind(NamedTuple):
 
 def behind(places: Places, step: int, n_wide: int) -> Behind:
     """What `fill_stated` takes."""
-    ends = places.end_noise, places.end_power / 2, places.end_coarse, places.size**2
-    numbers = places.precision, places.growth, places.undone, *ends, step
-    return Behind(*map(np.float32, numbers), n_wide)
+    single = np.float32
+    return Behind(
+        single(places.precision),
+        single(places.growth),
+        single(places.undone),
+        single(places.end_noise),
+        single(places.end_power / 2),
+        single(places.end_coarse),
+        single(places.size**2),
+        single(step),
+        n_wide,
+    )
 
 
 def tables_of(levels: tuple[int, ...], shift: int | None) -> F32Array:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.quants import F32Array, U8Array, quantize, type_by_name
-from tests.hostile.builder import STRING, kv, string
+from tests.hostile.builder import kv, string
+from tests.hostile.kinds import STRING
 from tests.support.float_files import matrices_in
 from tests.support.fork_files import Part, file_of
 
