@@ -102,6 +102,8 @@ class Spans(NamedTuple):
     fitted : float32 (I,)
         Whether weights with both bounds have a density with the variance that is stated: a normal
         one, raised to this power, or if it is negative a uniform one; 0 if `densities` has it.
+    peaked : bool (I,)
+        Whether that density has its peak at the value, not in the middle of the bounds.
     lead : bool
         Whether the first of them is taken where the inputs contradict each other.
     """
@@ -113,6 +115,7 @@ class Spans(NamedTuple):
     noise: F32Array
     densities: F32Array
     fitted: F32Array
+    peaked: NDArray[np.bool_]
     lead: bool
 
 
@@ -220,6 +223,7 @@ def tabulate_intervals(evidence: Evidence) -> Spans | None:
         evidence.interval_noise.astype(np.float32),
         (evidence.interval_density[:, :, [0, 1, BELOW, ABOVE]] * units).reshape(-1),
         evidence.interval_density[:, INTERIOR, ATOM],
+        evidence.interval_density[:, VARYING, ATOM] > 0,
         evidence.finest >= len(evidence.codes),
     )
 

@@ -199,7 +199,8 @@ class EvidenceBuffer:
         if known:
             self._whole = self._whole._replace(weights=self.by_place(np.array(known)))
         self._tile, self._n_weights = self._whole, -1
-        self._hidden = HiddenScales(intervals, proven=proven)
+        weighted = [w.weighted for w in sources if isinstance(w.type, IntervalType)]
+        self._hidden = HiddenScales(intervals, weighted, proven=proven)
 
     @property
     def order(self) -> NDArray[np.int64]:
