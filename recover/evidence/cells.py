@@ -21,6 +21,7 @@ from recover._compiled.lanes import (
     gather,
     load,
     load_bytes,
+    splat,
     store,
     store_bytes,
     to_f32,
@@ -271,13 +272,16 @@ def _place_cells(
     first, last = evidence.end_codes[k]
     lowest, highest = evidence.lower_levels[k, first], evidence.upper_levels[k, last]
     first_level, last_level = evidence.levels[k, first], evidence.levels[k, last]
+    reach = np.float32(evidence.lost[k, 1])
     for g in range(0, end - start, 16):
         s, o = load(scale, g), load(offset, g)
         s_error = load(scale_error, g)
         known = ((s != _ZERO) | (s_error > _ZERO)) & (abs(s) < _FAR) & (abs(o) < _FAR)
-        s, o = where(known, s, _ZERO), where(known, o, _ZERO)
+        lost = (s_error < _ZERO) & (abs(o) < _FAR) & (splat(reach) < _FAR)
+        s, o = where(known, s, _ZERO), where(known | lost, o, _ZERO)
+        o_error = load(offset_error, g)
+        o_error = where(known, o_error, where(lost, o_error - s_error * reach, _FAR))
         s_error = where(known, s_error, _ZERO)
-        o_error = where(known, load(offset_error, g), _FAR)
         flipped = s < _ZERO
         half = where(flipped, -_HALF, _HALF)
         if is_signed:
@@ -292,8 +296,10 @@ def _place_cells(
             store(places[2], g, s + s_error)
             store(places[3], g, o + half * s + half * s_error + o_error)
         at_lower, at_upper = where(flipped, highest, lowest), where(flipped, lowest, highest)
-        store(places[5], g, edge_below(at_lower, s, o, s_error, o_error))
-        store(places[6], g, edge_above(at_upper, s, o, s_error, o_error))
+        below = edge_below(at_lower, s, o, s_error, o_error)
+        above = edge_above(at_upper, s, o, s_error, o_error)
+        store(places[5], g, where(lost, o - o_error, below))
+        store(places[6], g, where(lost, o + o_error, above))
         store(places[7], g, where(flipped, last_level, first_level))
         store(places[8], g, where(flipped, first_level, last_level))
 
