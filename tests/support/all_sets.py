@@ -1,5 +1,6 @@
 """All sets of a few formats, merged: what each input adds to the others."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -83,15 +84,29 @@ class Sets:
         """All sets of up to so many inputs, small ones first; not of two with the same type."""
         for n in range(1, n_most + 1):
             for names in combinations(self._made, n):
-                kinds = {self._made[name].type.name for name in names}
-                if len(kinds) == n:
+                if self._is_wanted(names):
                     yield self._merge(names)
 
+    def sampled(self, n_inputs: int, n_sets: int, seed: int) -> Iterator[Merged]:
+        """Some sets of so many inputs, drawn without two of the same."""
+        sets = [names for names in combinations(self._made, n_inputs) if self._is_wanted(names)]
+        for names in random.Random(seed).sample(sets, min(n_sets, len(sets))):
+            yield self._merge(names)
+
+    def _is_wanted(self, names: tuple[str, ...]) -> bool:
+        """Whether all types differ."""
+        return len({self._made[name].type.name for name in names}) == len(names)
+
     def _merge(self, names: tuple[str, ...]) -> Merged:
-        error = self._known[names] = self.error(names, "posterior")
+        error = self._posterior(names)
         others = min(self.error(names, method) for method in OTHERS)
-        rests = [self._known[rest] for rest in combinations(names, len(names) - 1) if rest]
+        rests = [self._posterior(rest) for rest in combinations(names, len(names) - 1) if rest]
         return Merged(names, error, others, min(rests, default=np.inf))
+
+    def _posterior(self, names: tuple[str, ...]) -> float:
+        if names not in self._known:
+            self._known[names] = self.error(names, "posterior")
+        return self._known[names]
 
     def error(self, names: tuple[str, ...], method: str) -> float:
         """The square error of a merge."""

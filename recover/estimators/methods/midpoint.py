@@ -39,7 +39,7 @@ def estimate_each(
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     of_each = np.empty(out.size if len(evidence.interval_values) else 0, np.float32)
-    combine(evidence, out, variance, tallies, of_each)
+    combine(evidence, out, variance, tallies, of_each=of_each)
     fill_deviation(request, variance)
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
