@@ -141,10 +141,8 @@ def main() -> None:
         own = ", ".join(f"{claim:.3f}" for claim in each[2])
         print(f"{label:40} {method:9} {each[0]:.4f}, claim {each[1]:.3f}; alone {own}")
     off = np.abs([each[1] - 1 for each in found.values()])
-    print(
-        f"{off.size} claims: {np.mean(off <= 0.03):.3f} within 3%,"
-        f" {np.mean(off <= 0.04):.3f} within 4%"
-    )
+    within = ", ".join(f"{np.mean(off <= each):.3f} within {each:.0%}" for each in (0.03, 0.04))
+    print(f"{off.size} claims: {within}")
     if args.json:
         args.json.write_text(json.dumps({" ".join(k): v for k, v in found.items()}))
 
