@@ -142,6 +142,7 @@ class EvidenceBuffer:
             end_codes=np.array([end_codes(kind) for kind in kinds], np.int32).reshape(-1, 2),
             extremes=np.array([_extremes(w, k) for k, w in scalars], np.int32).reshape(-1, 2, 2),
             scale_steps=np.array([kind.scale_steps for kind in kinds], np.float64),
+            lost=np.array([_lost(w, k) for k, w in scalars], np.float64).reshape(-1, 3),
             values=aligned(n_others * TILE, np.float32),
             variance=aligned(n_others * (TILE // GROUP), np.float32),
             likelihood=np.array(
@@ -359,6 +360,14 @@ def _likelihood(kind: VectorType, beside: Sequence[TensorType]) -> tuple[float, 
         tempering(kind, beside),
         variance / (gain**2 + variance),
     )
+
+
+def _lost(source: Source, kind: ScalarType) -> tuple[float, float, float]:
+    """See `Evidence.lost`; where importances are 0, weights with a scale of 0 may be large."""
+    if source.noise is not None or not source.has_cells:
+        return 0.0, np.inf, 0.0
+    reach = np.inf if source.weighted else kind.lost_reach
+    return kind.lost_spread, reach, float(kind.levels[0] < 0)
 
 
 def _extremes(source: Source, kind: ScalarType) -> list[tuple[int, int]]:
