@@ -1,6 +1,6 @@
 """Whether codes that make up for each other's errors are told where they are of a revision.
 
-    python -m tests.benchmarks.revisions [--block N] [--share SHARE] [MODEL.gguf]
+    python -m tests.benchmarks.revisions [--block N] [--share SHARE] [--of TEXT ...] [MODEL.gguf]
 
 quantizes the matrices of one block with GPTQ and EXL2, beside what the layers are given of a text,
 and those of a revision whose matrices are off by so much of their deviation. Prints for each format
@@ -28,6 +28,7 @@ from tests.support.models import SHARED
 from tests.support.stated_intervals import tensor_of
 
 PARTNERS = "Q2_K", "Q3_K", "Q4_K", "Q6_K", "Q8_0"
+_N_TOKENS = 2048
 Encode = Callable[[F32Array, F32Array], dict[str, Array]]
 
 
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?", default=SHARED / "llama-29m-bf16.gguf")
     parser.add_argument("--block", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.05)
+    parser.add_argument("--of", nargs="+", default=[""], help="only formats with these in the name")
     args = parser.parse_args()
     rng = np.random.default_rng(3)
     block = trained_block(args.block, args.model)
@@ -72,12 +74,13 @@ def main() -> None:
         for kind in PARTNERS
     }
     print(f"{'matrices of ' + str(len(block.matrices)):24}" + "".join(f"{k:>14}" for k in PARTNERS))
-    for title, settings, encode in formats():
+    chosen = (each for each in formats() if any(text in each[0] for text in args.of))
+    for title, settings, encode in chosen:
         for share in (0.0, args.share):
             tensors = {}
             for name, w in block.matrices.items():
                 off = share * w.std() * rng.standard_normal(w.shape)
-                inputs = block.inputs[name].reshape(-1, w.shape[1])
+                inputs = block.inputs[name].reshape(-1, w.shape[1])[:_N_TOKENS]
                 arrays = encode((w + off).astype(np.float32), inputs)
                 matrix = read_matrix(module_of(arrays, settings))
                 tensors[name] = QuantizedTensor("weight", w.shape[::-1], (Rows(matrix),), 0)
