@@ -40,6 +40,8 @@ class Scalars(NamedTuple):
         Whether levels are consecutive integers and `near` and `far` differ at the ends only.
     varies : bool (K,)
         Whether interior codes differ in the second coefficient of their density.
+    lost : float32 (K * 3,)
+        See `recover.evidence.tile.Evidence.lost`.
     rows : float32 (K * 18,)
         See `_describe` and `recover.estimators._coarse`.
     """
@@ -59,6 +61,7 @@ class Scalars(NamedTuple):
     extremes: NDArray[np.int32]
     simple: NDArray[np.bool_]
     varies: NDArray[np.bool_]
+    lost: F32Array
     rows: F32Array
 
 
@@ -154,6 +157,7 @@ def tabulate(evidence: Evidence) -> Scalars:
         evidence.end_codes,
         evidence.extremes,
         evidence.scale_steps,
+        evidence.lost,
     )
     known = _memory.fixed.sources
     if len(known) != len(sources) or any(map(operator.is_not, known, sources)):
@@ -188,6 +192,7 @@ def _fixed_tables(evidence: Evidence) -> dict[str, NDArray[Any]]:
         "extremes": evidence.extremes.reshape(-1),
         "simple": simple,
         "varies": evidence.density[:, VARYING, 1] != 0,
+        "lost": evidence.lost.astype(np.float32).reshape(-1),
         "rows": rows.reshape(-1),
     }
 

@@ -102,7 +102,7 @@ def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
             elif spans.fitted[j] < _ZERO:
                 middle, half = _core(value, lower, upper, variance)
                 below, above = larger(below, middle - half), smaller(above, middle + half)
-            _look_within(block, 16 * i, where(usable, below, -_FAR), where(usable, above, _FAR))
+            look_within(block, 16 * i, where(usable, below, -_FAR), where(usable, above, _FAR))
             center = center_value(block, i)
             outlier = center * center > block.limit[i]
             gradient, curvature = where(outlier, _ZERO, gradient), where(outlier, close, curvature)
@@ -193,7 +193,7 @@ def _confine(block: Superblock, at: int, below: Any, above: Any) -> None:
 
 
 @bare_inlined
-def _look_within(block: Superblock, at: int, below: Any, above: Any) -> None:
+def look_within(block: Superblock, at: int, below: Any, above: Any) -> None:
     """Narrow the bounds of a group by what is likely, where that leaves something."""
     low, high = load(block.low, at), load(block.high, at)
     meets = ~(below > high) & ~(above < low)
