@@ -387,7 +387,6 @@ def _gather(
         total += replace_first(scalars, block, start)
     for k in range(1, scalars.noise.size):
         accumulate(scalars, k, block, start, False)
-    accumulate_lost(scalars, block, start)
     if spans is not None:
         squares, noise = begin_with_spans(spans, scalars, block, start, noise)
         total += add_up(squares)
@@ -397,8 +396,10 @@ def _gather(
         prior = find_zeros(block, prior, here, uneven)
     if uneven and block.zeros[0] == _ZERO:
         begin_again(scalars, spans, block, start, here, prior)
-    elif spans is not None:
-        accumulate_spans(spans, block, start)
+    else:  # small weights are no zeros: what is lost comes after these
+        accumulate_lost(scalars, block, start)
+        if spans is not None:
+            accumulate_spans(spans, block, start)
     if not outputs.plain:
         fix_extremes(scalars, block, start)
     if others is not None:

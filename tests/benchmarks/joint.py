@@ -19,7 +19,7 @@ from tests.support.float_files import matrices_in
 from tests.support.joint_inputs import encode, hard_weights, run, sources_of
 
 N_ROWS = 1024  # superblocks that are looked at, of each matrix
-N_OWN = 16  # sets that have a network of their own
+N_OWN = 15  # sets that have a network of their own
 
 
 def compare(name: str, x: F32Array) -> tuple[float, ...]:

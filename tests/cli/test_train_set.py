@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,15 @@ from recover.training.own_weights import most_common
 from tests.support.models import DATA
 
 INPUTS = [str(DATA / f"tiny-llama-3m-{name}.gguf") for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
+
+
+def python_with_torch() -> str:
+    """The interpreter at work if it has torch, else that which RECOVER_TEST_TORCH names."""
+    if importlib.util.find_spec("torch") is not None:
+        return sys.executable
+    if "RECOVER_TEST_TORCH" not in os.environ:
+        pytest.skip("torch is not installed, and RECOVER_TEST_TORCH names no interpreter with it")
+    return os.environ["RECOVER_TEST_TORCH"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is here")
@@ -44,8 +54,8 @@ def test_the_set_of_most_weights_is_chosen(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_network_is_trained_and_taken(tmp_path: Path) -> None:
-    """With torch on the CPU, in the interpreter that RECOVER_TEST_TORCH names."""
-    python, net, out = os.environ["RECOVER_TEST_TORCH"], tmp_path / "net.npz", tmp_path / "m.gguf"
+    """With torch on the CPU."""
+    python, net, out = python_with_torch(), tmp_path / "net.npz", tmp_path / "m.gguf"
     options = ["--device", "cpu", "--steps", "2", "--json", "-q"]
     command = [python, "-m", "recover", "train-set", *INPUTS, "-o", str(net), *options]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -79,4 +89,4 @@ for name in ("Q5_K+Q4_K+Q2_K", "IQ4_XS+Q3_K", "Q4_K*+Q3_K*"):
         np.testing.assert_allclose(other[1], one[1], rtol=1e-4)
         np.testing.assert_allclose(other[2].array, one[2].array, rtol=1e-4)
 """
-    subprocess.run([os.environ["RECOVER_TEST_TORCH"], "-c", code], check=True)
+    subprocess.run([python_with_torch(), "-c", code], check=True)

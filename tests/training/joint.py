@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--shape", default="48x3", help="width x rounds")
     parser.add_argument("--seconds", type=float, default=500, help="for each set")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--size", type=int, default=2048, help="superblocks of a batch")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", type=Path, help="nets.pt to go on with")
@@ -110,6 +111,7 @@ def main() -> None:
             held,
             seconds=args.seconds,
             n_steps=args.steps,
+            size=args.size,
             seed=args.seed,
             first=first,
             tell=tell,
