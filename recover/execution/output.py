@@ -25,6 +25,7 @@ from recover.execution.publish import (
     put_in_place,
     sync_folder,
 )
+from recover.execution.reserving import Reservation
 from recover.execution.temporary import create, remove_stale
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
@@ -42,7 +43,8 @@ class OutputFile:
     path : Path
         Where the file is to appear; a file that is there already is replaced in that instant.
     n_bytes : int
-        Its size. The space is reserved at once, so that a full disk shows before the work.
+        Its size. The space is reserved from the start on, so that a full disk shows before the
+        work, or soon.
     inputs : iterable of Path
         Files that must not be overwritten, nor have changed since they were mapped.
     partial : Path, optional
@@ -102,6 +104,7 @@ class OutputFile:
         self._weaving = Lock()
         self._temporary = partial
         self._descriptor = -1
+        self._reservation: Reservation | None = None
         self._is_in_place = False
         self._registered = ExitStack()
 
@@ -126,7 +129,10 @@ class OutputFile:
             raise self._error(error) from None
         try:
             self._registered.enter_context(stopping.leaves_behind(self._remove))
-            self._reserve() if self._share is None else self._join(self._share)
+            if self._share is None:
+                self._reservation = Reservation(self._descriptor, self.n_bytes)
+            else:
+                self._join(self._share)
             if self._partial is not None and self._within is None:
                 sync_folder(self._partial.parent)
         except BaseException as error:
@@ -141,15 +147,6 @@ class OutputFile:
         """Where the bytes are written, until the file has its name; absolute."""
         assert self._temporary is not None
         return self._temporary
-
-    def _reserve(self) -> None:
-        if hasattr(os, "posix_fallocate") and self.n_bytes:
-            try:
-                os.posix_fallocate(self._descriptor, 0, self.n_bytes)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-        os.ftruncate(self._descriptor, self.n_bytes)
 
     def _join(self, share: int) -> None:
         """Look whether the file is what the others write, too.
@@ -254,6 +251,8 @@ class OutputFile:
     def flush(self) -> None:
         """Bring the whole file to the disk; nothing can be written any more."""
         try:
+            if self._reservation is not None:
+                self._reservation.wait()
             os.fsync(self._descriptor)
             # What closing it says is heard, but the lock is kept with another descriptor.
             kept = os.dup(self._descriptor)
@@ -303,6 +302,8 @@ class OutputFile:
             stopping.note(self.path, f"is left behind as {printable(self._temporary)}")
 
     def _close(self) -> None:
+        if self._reservation is not None:
+            self._reservation.end()
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -14,6 +14,7 @@ from recover.execution.tiles import Progress, Tile, available_cores, for_each_ti
 from recover.inputs.alignment import Alignment
 from recover.inputs.provenance import look_at_marks
 from recover.merge.calibrated import with_error_calibration
+from recover.merge.columns import Rows, row_lengths
 from recover.merge.compare import (
     N_LIKENESS,
     Comparison,
@@ -183,6 +184,7 @@ class _Worker:
         self._together = together
         self._at = -1
         self._used: list[StoredTensor] = []
+        self._row_lengths: tuple[int, ...] = ()
         self._comparison: Comparison | None = None
         self._estimate = np.empty(TILE, np.float32)
         self._estimator: TileEstimator | None = None
@@ -206,7 +208,7 @@ class _Worker:
             sums.tallies[index] = tally
         if len(self._used) > 1:
             evidence = self._estimator.evidence
-            likeness = compare_unproven(evidence, n)
+            likeness = compare_unproven(evidence, Rows(self._row_lengths, tile.start))
             likeness[:, 0] += count_decoded(evidence, [each.type for each in self._used], n)
             for sums, found in zip(together, likeness, strict=True):
                 sums.likeness[index] = found
@@ -227,6 +229,7 @@ class _Worker:
         self._used = [
             stack_of(each) for each in zip(*(each.used for each in together), strict=True)
         ]
+        self._row_lengths = row_lengths(self._used[0])
         known = draft.sources, draft.method
         if not draft.sources:
             self._estimator = None

@@ -1,7 +1,8 @@
 """Train the network of the method `joint` for any set of types, and see what it gains on which.
 
 ``python -m tests.training.any_set DATA OUT --kinds plain --begin NETS.pt --seconds 500`` trains on
-a GPU, after ``python -m tests.training.prepare DATA``; ``--resume OUT/any.pt`` goes on. At the end
+a GPU, after ``python -m tests.training.prepare DATA``; ``--resume OUT/any.pt`` goes on,
+``--begin OUT/any.pt --width 56`` begins as a wider one. At the end
 it writes what the network gains on each set, as JSON. See docs/joint.md. It needs torch.
 """
 
@@ -10,9 +11,9 @@ import itertools
 import json
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from recover.estimators._joint_torch import Terms, assemble, begin, columns_of, 
 from recover.inputs.matching import typical_error
 from recover.quants import F32Array, type_by_name
 from recover.training.learner import Batch, Learner, look
-from recover.training.of_set import batch_of
+from recover.training.of_set import again, ahead, batch_of
+from recover.training.of_set import in_order as in_order_made
 from recover.training.of_set import to_device as bring
 from recover.training.simulate import N_SUPERBLOCKS, draw, pool_from, simulate
+from tests.training.joint import widened
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 K_QUANTS = "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"
@@ -73,6 +76,7 @@ LOOKED_AT = {
     ),
 }
 RANK = 8
+N_TIMES = 4  # that a GPU learns from a batch
 N_MEASURED = 1024
 FAST_TYPES = {name: 1.0 if name in K_QUANTS else 0.55 for name in TYPES["plain"]}
 
@@ -127,36 +131,32 @@ def renumbered(names: Sequence[str]) -> list[str]:
     return found
 
 
-def batches(
-    pool: F32Array, kinds: str, seed: int, first: int, workers: int
-) -> Iterator[tuple[tuple[str, ...], Batch]]:
-    """Batch after batch, in an order that does not depend on the number of threads."""
-
-    def make(i: int) -> tuple[tuple[str, ...], Batch]:
-        rng = np.random.default_rng((seed, i))
-        names = draw_set(rng, kinds)
-        batch = batch_of(rng, draw(rng, pool, N_SUPERBLOCKS), names)
-        return names, [each.pin_memory() for each in batch] if DEVICE == "cuda" else batch
-
-    waiting: deque[Future[tuple[tuple[str, ...], Batch]]] = deque()
-    with ThreadPoolExecutor(workers) as threads:
-        while True:
-            while len(waiting) < 3 * workers:
-                waiting.append(threads.submit(make, first))
-                first += 1
-            yield waiting.popleft().result()
+def batch_of_any(pool: F32Array, kinds: str, seed: int, size: int, i: int) -> Batch:
+    """Batch number `i`, of a set that is drawn; the rows of its types come last."""
+    rng = np.random.default_rng((seed, i))
+    names = draw_set(rng, kinds)
+    batch = batch_of(rng, draw(rng, pool, size), names)
+    batch.append(rows_of(names, kinds, "cpu"))
+    return [each.pin_memory() for each in batch] if DEVICE == "cuda" else batch
 
 
-def rows_of(names: Sequence[str], kinds: str) -> Any:
+def rows_of(names: Sequence[str], kinds: str, device: str = DEVICE) -> Any:
     types = list(TYPES[kinds])
     starred = [name.rstrip("*") + "*" * ("*" in name) for name in names]
-    return torch.tensor([types.index(name) for name in starred], device=DEVICE)
+    return torch.tensor([types.index(name) for name in starred], device=device)
 
 
-def first_terms(path: Path | None, kinds: str) -> Terms:
-    """Those of trained networks for sets, as far as their types are known."""
+def first_terms(path: Path | None, kinds: str, width: int) -> Terms:
+    """Those of trained networks for sets, as far as their types are known.
+
+    Or of a network for any set, as wide as `width`.
+    """
     types = TYPES[kinds]
     known = {} if path is None else torch.load(path, "cpu", weights_only=False)
+    if "mean" in known:
+        own = {name: each.float() for name, each in known["mean"].items()}
+        n_rounds = sum(name.endswith("enter.bias") for name in own)
+        return widened(own, begin(width, n_rounds, 1))
     for record in known.values():
         record["mean"] = {k: v.float() for k, v in record["mean"].items()}
     columns: dict[str, Any] = {}
@@ -220,9 +220,8 @@ def train(args: argparse.Namespace) -> None:
         list(processes.map(compile_type, types))
     print(f"kernels after {time.time() - start:.0f} s", flush=True)
     pool = pool_from(str(args.data / "train.npy"))
-    learner = Learner(
-        first_terms(args.begin, args.kinds), DEVICE, args.rate, compiled=DEVICE == "cuda"
-    )
+    terms = first_terms(args.begin, args.kinds, args.width)
+    learner = Learner(terms, DEVICE, args.rate, compiled=DEVICE == "cuda")
     first = 0
     if args.resume:
         record = torch.load(args.resume, "cpu", weights_only=False)
@@ -253,14 +252,19 @@ def train(args: argparse.Namespace) -> None:
 
     warm, step, begun = 0.0, first, learner.n_steps
     marks = [120.0 * i for i in range(1, 100)]
-    for names, batch in batches(pool, args.kinds, args.seed, first, workers):
+    n_times = N_TIMES if DEVICE == "cuda" else 1
+    make = partial(batch_of_any, pool, args.kinds, args.seed, args.size)
+    fresh = ahead(in_order_made(make, first, workers), DEVICE)
+    for i, batch in enumerate(again(fresh, n_times, args.seed)):
+        step = first + i // n_times
         part = (time.time() - warm) / args.seconds if warm else 0.0
+        if args.steps is not None:
+            part = max(part, i / args.steps)
         if part >= 1:
             break
         progress = args.begins_at + (args.ends_at - args.begins_at) * part
-        learner.step(to_device(batch), progress, rows_of(names, args.kinds))
-        step += 1
-        if step == first + 5:
+        learner.step(batch[:-1], progress, batch[-1])
+        if i == 5:
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
             warm, begun = time.time(), learner.n_steps
@@ -289,7 +293,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--begin", type=Path, help="networks of sets to begin as")
+    parser.add_argument("--steps", type=int, help="at most so many")
+    parser.add_argument("--size", type=int, default=N_SUPERBLOCKS, help="superblocks of a batch")
+    parser.add_argument("--width", type=int, default=48)
+    parser.add_argument("--begin", type=Path, help="networks of sets, or any.pt, to begin as")
     parser.add_argument("--resume", type=Path, help="any.pt to go on with")
     parser.add_argument("--measure", action="store_true", help="measure all sets at the end")
     train(parser.parse_args())

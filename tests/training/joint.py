@@ -7,6 +7,7 @@ other, on a GPU if there is one. See docs/joint.md. It needs torch.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,30 +34,38 @@ def first_terms(names: tuple[str, ...], width: int, n_rounds: int) -> Terms:
 def widened(known: Terms, new: Terms) -> Terms:
     """A wider network that does what a known one does, from one that was begun anew.
 
-    What is added has no effect yet, but can learn: it either reads what is known, or is read.
+    What is added has no effect yet, but can learn: it either reads what is known, or is read. It
+    may be one for any set; `new` has the layers that are the same for all sets.
     """
     old_width, width = len(known["begin.bias"]), len(new["begin.bias"])
     found = {}
     for name, own in known.items():
         layer, _, kind = name.rpartition(".")
         short = layer.rpartition(".")[2]
-        places = [
-            torch.cat([torch.arange(old_width) + i * width for i in range(n // old_width)])
-            if n % old_width == 0
-            else torch.arange(n)
-            for n in own.shape
-        ]
-        fresh = new[name].clone() if short in _READERS else torch.zeros_like(new[name])
+        places = [_places(n, old_width, width) for n in own.shape]
+        shape = [_widened(n, old_width, width) for n in own.shape]
+        fresh = torch.zeros(shape, dtype=own.dtype)
+        if short in _READERS and kind in ("weight", "bias") and new[name].shape == fresh.shape:
+            fresh = new[name].clone()
         # What is normalized is divided by the root mean square over the width.
-        scale = (old_width / width) ** 0.5 if short in ("enter", "end") and kind == "weight" else 1
-        if kind == "weight":
-            if short != "enter":
-                fresh[places[0]] = 0
-            fresh[places[0][:, None], places[1]] = scale * own
-        else:
-            fresh[places[0]] = own
+        scaled = short in ("enter", "end") and kind in ("weight", "right")
+        scale = (old_width / width) ** 0.5 if scaled else 1
+        if kind == "weight" and short != "enter":
+            fresh[places[0]] = 0
+        fresh[torch.meshgrid(*places, indexing="ij")] = scale * own
         found[name] = fresh
     return found
+
+
+def _places(n: int, old_width: int, width: int) -> Any:
+    """Where the numbers of an axis are in a wider network."""
+    if n % old_width:
+        return torch.arange(n)
+    return torch.cat([torch.arange(old_width) + i * width for i in range(n // old_width)])
+
+
+def _widened(n: int, old_width: int, width: int) -> int:
+    return n if n % old_width else n // old_width * width
 
 
 def main() -> None:

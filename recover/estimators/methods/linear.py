@@ -12,10 +12,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators._combine import add_variance, combine, combine_weighted
+from recover.estimators._combine import combine
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators.base import WEIGHTS, Calibration
-from recover.estimators.tally import VARIANCE
 from recover.evidence.buffer import Evidence, Source
 from recover.quants import GROUP, F32Array
 
@@ -28,11 +27,7 @@ def estimate_each(
 ) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
-    if evidence.weights.size:
-        combine_weighted(evidence, out, variance, tallies)
-    else:
-        combine(evidence, out, variance, tallies)
-    add_variance(variance, tallies, VARIANCE)
+    combine(evidence, out, variance, tallies, is_counted=True)
     fill_deviation(request, variance)
 
 
