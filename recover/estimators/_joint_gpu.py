@@ -121,9 +121,10 @@ def _buffers(where: str, n_inputs: int) -> _Buffers:
         beside: tuple[Any, ...] = ()
         if on_gpu:
             beside = (*(torch.empty(each, device=where) for each in shapes), torch.cuda.Stream())
-        arrays = [each.numpy().reshape(-1) for each in here]
+        by_weight, by_group, results = (each.numpy().reshape(-1) for each in here)
         units = np.empty(_AT_ONCE * 16, np.float32)
-        found = _Buffers((here[0], here[1]), here[2], *arrays, units, beside)
+        told = here[0], here[1]
+        found = _Buffers(told, here[2], by_weight, by_group, results, units, beside)
         _memory.buffers[where, n_inputs] = found
     return _memory.buffers[where, n_inputs]
 
