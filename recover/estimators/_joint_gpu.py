@@ -121,10 +121,10 @@ def _buffers(where: str, n_inputs: int) -> _Buffers:
         beside: tuple[Any, ...] = ()
         if on_gpu:
             beside = (*(torch.empty(each, device=where) for each in shapes), torch.cuda.Stream())
-        by_weight, by_group, results = (each.numpy().reshape(-1) for each in here)
+        of_weights, of_groups, results = (each.numpy().reshape(-1) for each in here)
         units = np.empty(_AT_ONCE * 16, np.float32)
         told = here[0], here[1]
-        found = _Buffers(told, here[2], by_weight, by_group, results, units, beside)
+        found = _Buffers(told, here[2], of_weights, of_groups, results, units, beside)
         _memory.buffers[where, n_inputs] = found
     return _memory.buffers[where, n_inputs]
 

@@ -8,6 +8,7 @@ from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import fused, load, splat, store, where
 from recover.estimators._accumulate import accumulate_any
+from recover.estimators._lost import accumulate_lost
 from recover.estimators._product_tables import CURVATURE_UNIT, Scalars, Spans
 from recover.estimators._spans import accumulate_spans, begin_with_spans
 from recover.estimators._superblock import (
@@ -89,6 +90,7 @@ def begin_again(
         accumulate_any(scalars, k, block, start, k == 0)
         if k == 0:
             replace_first(scalars, block, start)
+    accumulate_lost(scalars, block, start)
     if spans is not None:
         begin_with_spans(spans, scalars, block, start, splat(_ZERO))
     for i in range(n_groups):

@@ -31,6 +31,7 @@ from recover._compiled.lanes import (
 from recover.estimators._accumulate import accumulate_all
 from recover.estimators._combine import HARDLY_ANYTHING, add_amount, n_effective
 from recover.estimators._extremes import fix_extremes
+from recover.estimators._lost import accumulate_lost, prove_lost
 from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import ATOMS, N_COLUMNS, H, Others, Outputs, Scalars, Spans
@@ -89,6 +90,8 @@ def _cells(scalars: Scalars, spans: Spans | None, block: Superblock, start: int,
         at = k * (scalars.codes.size // scalars.noise.size // 16) + start + i
         if scalars.scale[at] != _ZERO and is_finite(scalars, at):
             low, high = _prove(low, high, scalars, k, 16 * at)
+        elif is_finite(scalars, at):
+            low, high = prove_lost(scalars, k, at, low, high)
     if spans is not None:
         low, high = prove_spans(spans, 16 * (start + i), low, high)
     return low, high
@@ -380,6 +383,7 @@ def _gather(
     """Take all inputs into account in a superblock of so many groups; the prior's precision."""
     noise = open_superblock(scalars, block, start)
     total = accumulate_all(scalars, block, start, outputs.all_simple)
+    accumulate_lost(scalars, block, start)
     if spans is not None:
         squares, noise = begin_with_spans(spans, scalars, block, start, noise)
         total += add_up(squares)

@@ -41,6 +41,8 @@ class Scalars(NamedTuple):
         Whether levels are consecutive integers and `near` and `far` differ at the ends only.
     varies : bool (K,)
         Whether interior codes differ in the second coefficient of their density.
+    lost : float32 (K * 3,)
+        See `recover.evidence.tile.Evidence.lost`.
     rows : float32 (K * 20,)
         See `_describe` and `recover.estimators._coarse`.
     """
@@ -60,6 +62,7 @@ class Scalars(NamedTuple):
     extremes: NDArray[np.int32]
     simple: NDArray[np.bool_]
     varies: NDArray[np.bool_]
+    lost: F32Array
     rows: F32Array
 
 
@@ -100,6 +103,8 @@ class Spans(NamedTuple):
     fitted : float32 (I,)
         Whether weights with both bounds have a density with the variance that is stated: a normal
         one, raised to this power, or if it is negative a uniform one; 0 if `densities` has it.
+    peaked : bool (I,)
+        Whether that density has its peak at the value, not in the middle of the bounds.
     lead : bool
         Whether the first of them is taken where the inputs contradict each other.
     """
@@ -111,6 +116,7 @@ class Spans(NamedTuple):
     noise: F32Array
     densities: F32Array
     fitted: F32Array
+    peaked: NDArray[np.bool_]
     lead: bool
 
 
@@ -156,6 +162,7 @@ def tabulate(evidence: Evidence) -> Scalars:
         evidence.end_codes,
         evidence.extremes,
         evidence.scale_steps,
+        evidence.lost,
     )
     known = _memory.fixed.sources
     if len(known) != len(sources) or any(map(operator.is_not, known, sources)):
@@ -193,6 +200,7 @@ def _fixed_tables(evidence: Evidence) -> dict[str, NDArray[Any]]:
         "extremes": evidence.extremes.reshape(-1),
         "simple": simple,
         "varies": evidence.density[:, VARYING, 1] != 0,
+        "lost": evidence.lost.astype(np.float32).reshape(-1),
         "rows": rows.reshape(-1),
     }
 
@@ -223,6 +231,7 @@ def tabulate_intervals(evidence: Evidence) -> Spans | None:
         evidence.interval_noise.astype(np.float32),
         (evidence.interval_density[:, :, [0, 1, BELOW, ABOVE]] * units).reshape(-1),
         evidence.interval_density[:, INTERIOR, ATOM],
+        evidence.interval_density[:, VARYING, ATOM] > 0,
         evidence.finest >= len(evidence.codes),
     )
 

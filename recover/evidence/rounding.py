@@ -53,7 +53,8 @@ def scale_up(
 class Rounding(NamedTuple):
     """What a format's encoder rounds to float16 last, and where its blocks have the scale.
 
-    From `scale_limit` on scales prove nothing. Those of zero do if `zero_tells`.
+    From `scale_limit` on scales prove nothing. Those of zero do if `zero_tells`; if
+    `loses_scales` they say that weights are small beside the block's scale.
     """
 
     type_size: int
@@ -63,6 +64,7 @@ class Rounding(NamedTuple):
     offset_last: bool
     scale_limit: np.float32
     zero_tells: bool
+    loses_scales: bool
 
 
 @cache
@@ -77,6 +79,7 @@ def rounding_of(kind: ScalarType) -> Rounding:
         *last,
         np.float32(kind.scale_limit),
         kind.zero_scale_tells,
+        kind.lost_spread > 0,
     )
 
 
@@ -94,7 +97,8 @@ def bound_errors(
     ``e_s = a |s| + r |s|`` and ``e_o = a |o| + max(2^-11 |o|, smallest step)``: a is what float32
     arithmetic rounds; the second terms are there where f16 rounds last, r = 2^-11 or, where d is
     subnormal, the smallest step over d. Of scales that were rounded to 0 e_s is half of that step:
-    only these have one. Where codes may have wrapped, e_o is infinite.
+    only these have one. Where the integer scale of a sub-block is 0, e_s is minus the most that the
+    scale of the block may be. Where codes may have wrapped, e_o is infinite.
     """
     for g in range(scale.size):
         scale_error[g] = abs(scale[g]) * _ARITHMETIC
@@ -113,12 +117,27 @@ def bound_errors(
     if rounding.offset_last:
         for g in range(offset.size):
             offset_error[g] += max(abs(offset[g]) * _F16_RELATIVE, _F16_ABSOLUTE)
+    if rounding.loses_scales:
+        _tell_lost(raw, rounding, scale, scale_error)
     if rounding.scale_limit < np.float32(np.inf):
         for g in range(scale.size):
             if abs(scale[g]) >= rounding.scale_limit:
                 offset_error[g] = np.inf
     if _may_wrap(scale, offset):
         _forget_wraps(rounding.groups_per_block, scale, offset, offset_error)
+
+
+@inner
+def _tell_lost(raw: U8Array, rounding: Rounding, scale: F32Array, scale_error: F32Array) -> None:
+    """Minus the largest that the block's scale may be, where the integer scale is 0."""
+    n_groups = rounding.groups_per_block
+    for b in range(raw.size // rounding.type_size):
+        d = abs(read_f16(raw, rounding.type_size * b + rounding.d_at))
+        if d > 0 and d < np.float32(np.inf):
+            largest = d + max(d * _F16_RELATIVE, _F16_ABSOLUTE)
+            for g in range(n_groups * b, n_groups * (b + 1)):
+                if scale[g] == 0:
+                    scale_error[g] = -largest
 
 
 @inner

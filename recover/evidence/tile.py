@@ -29,7 +29,8 @@ class Evidence(NamedTuple):
     upper_levels: F32Array
     """(K, 256); inf throughout if the codes of this input prove nothing."""
     scale_error: F32Array
-    """(K, n / 16): how far the scale that chose the codes may be from the stored one."""
+    """(K, n / 16): how far the scale that chose the codes may be from the stored one; where the
+    integer scale of a sub-block is 0, minus the scale of its superblock (see `lost`)."""
     offset_error: F32Array
     """(K, n / 16): the same of the offset; infinite where the codes prove nothing."""
     noise: NDArray[np.float64]
@@ -43,6 +44,10 @@ class Evidence(NamedTuple):
     rounding (see `ScalarType.extremes`); -1 where there are none."""
     scale_steps: NDArray[np.float64]
     """(K,): the largest integer scale of a sub-block (see `ScalarType.scale_steps`)."""
+    lost: NDArray[np.float64]
+    """(K, 3): how far weights are, and no weight is, from the offset where the integer scale is 0,
+    in units of the superblock's scale (see `ScalarType.lost_spread`): 0 and infinite if unknown;
+    whether that counts beside inputs with a scale. (Offsets are rounded: only that of 0 does.)"""
     values: F32Array
     """(V, n): what the other inputs say, decoded."""
     variance: F32Array

@@ -25,7 +25,7 @@ from recover.execution.publish import (
     put_in_place,
     sync_folder,
 )
-from recover.execution.reserving import Reservation
+from recover.execution.reserving import make_room
 from recover.execution.temporary import create, remove_stale
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
@@ -43,8 +43,7 @@ class OutputFile:
     path : Path
         Where the file is to appear; a file that is there already is replaced in that instant.
     n_bytes : int
-        Its size. The space is reserved from the start on, so that a full disk shows before the
-        work, or soon.
+        Its size. The space is reserved at once, so that a full disk shows before the work.
     inputs : iterable of Path
         Files that must not be overwritten, nor have changed since they were mapped.
     partial : Path, optional
@@ -104,7 +103,6 @@ class OutputFile:
         self._weaving = Lock()
         self._temporary = partial
         self._descriptor = -1
-        self._reservation: Reservation | None = None
         self._is_in_place = False
         self._registered = ExitStack()
 
@@ -130,7 +128,7 @@ class OutputFile:
         try:
             self._registered.enter_context(stopping.leaves_behind(self._remove))
             if self._share is None:
-                self._reservation = Reservation(self._descriptor, self.n_bytes)
+                make_room(self._descriptor, self.n_bytes)
             else:
                 self._join(self._share)
             if self._partial is not None and self._within is None:
@@ -251,8 +249,6 @@ class OutputFile:
     def flush(self) -> None:
         """Bring the whole file to the disk; nothing can be written any more."""
         try:
-            if self._reservation is not None:
-                self._reservation.wait()
             os.fsync(self._descriptor)
             # What closing it says is heard, but the lock is kept with another descriptor.
             kept = os.dup(self._descriptor)
@@ -302,8 +298,6 @@ class OutputFile:
             stopping.note(self.path, f"is left behind as {printable(self._temporary)}")
 
     def _close(self) -> None:
-        if self._reservation is not None:
-            self._reservation.end()
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from recover.containers.model import Model, StoredTensor
 from recover.estimators import DEFAULT_METHOD, MEAN, Tally, TileEstimator
-from recover.evidence.buffer import Source
+from recover.evidence.buffer import Source, tells_errors
 from recover.execution.stacks import can_be_stacked, stack_of, stacks
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import Alignment
@@ -46,7 +46,7 @@ class Expectation:
     """For each input, the first input with the same bytes."""
     variance: float | None
     """Expected mean square error of the merged weights; None where nothing is estimated (the finest
-    input has floats or integers)."""
+    input has floats or integers), or nothing tells the errors."""
     alone: tuple[float, ...]
     """The same of each input alone; empty if `variance` is None."""
     n_conflicts: int
@@ -163,13 +163,14 @@ class _Sums:
         tally = Tally(tallies)
         of_input = dict(zip(draft.used, tally.alone.tolist(), strict=True))
         alone = errors_alone(draft.duplicate_of, draft.descents, of_input)
+        is_told = tells_errors(self.sources)
         return Expectation(
             draft.name,
             self.n_weights,
             draft.types,
             draft.duplicate_of,
-            tally.variance / self.n_weights,
-            tuple(each / self.n_weights for each in alone),
+            tally.variance / self.n_weights if is_told else None,
+            tuple(each / self.n_weights for each in alone) if is_told else (),
             int(tally.n_conflicts) if len(draft.used) > 1 else 0,
             sum(source.has_cells for source in self.sources),
             n_unlike,

@@ -310,7 +310,7 @@ class ScalarType(TensorType):
         Whether the encoder chose the codes with a scale or offset that it rounded to f16 only
         afterwards, so that the stored one is not quite the one that it used.
     d_at : int
-        Position in the block of the f16 scale ``d``, if `rounds_scale_last`.
+        Position in the block of the f16 scale ``d``, if `rounds_scale_last` or `lost_spread`.
     zero_scale_tells : bool
         Whether a scale of zero is one that was rounded to it, whatever weighed the weights, so that
         codes prove what they do with scales of up to 2**-25. Otherwise they prove nothing.
@@ -320,6 +320,11 @@ class ScalarType(TensorType):
     scale_steps : int
         The largest integer scale of a sub-block: scales are integers times one of the superblock.
         0 where each sub-block has a float of its own.
+    lost_spread : float
+        How far weights are from the offset of a sub-block whose integer scale is 0, root mean
+        square, in units of the superblock's scale; measured. 0 if nobody knows.
+    lost_reach : float
+        No such weight is further away, where no importance matrix was used.
     scales_are_coarse : bool
         Whether scales of weights of ordinary size are near the smallest one, so that the errors
         depend on the size of the weights.
@@ -383,6 +388,8 @@ class ScalarType(TensorType):
     zero_scale_tells: bool = False
     scale_limit: float = np.inf
     scale_steps: int = 0
+    lost_spread: float = 0.0
+    lost_reach: float = np.inf
     scales_are_coarse: bool = False
     largest_lost: float = 2.0**-12
     refits_scale_with_imatrix: bool = False

@@ -96,6 +96,8 @@ Q2_K = ScalarType(
     marks=_marks,
     reencoding=Reencoding(slope=12.0, margin=0.04, largest_level=15 * 3),
     scale_steps=15,
+    d_at=80,
+    lost_spread=0.5,
     noise=0.0659,
     relative_mse=0.088,
 )

@@ -53,6 +53,7 @@ Q4_K = ScalarType(
     marks=marks_of_packed_scales,
     reencoding=Reencoding(slope=1.2, margin=0.03, largest_level=63 * 15 / 2, weighted=0.1),
     scale_steps=63,
+    lost_spread=1.5,
     noise=0.0643,
     relative_mse=0.0051,
 )

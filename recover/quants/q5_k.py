@@ -54,6 +54,7 @@ Q5_K = ScalarType(
     marks=marks_of_packed_scales,
     reencoding=Reencoding(slope=0.9, margin=0.05, largest_level=63 * 31 / 2, weighted=0.1),
     scale_steps=63,
+    lost_spread=2.5,
     noise=0.0712,
     relative_mse=0.0013,
 )

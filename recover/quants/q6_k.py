@@ -118,6 +118,11 @@ def _marks(blocks: U8Array) -> Marks:
     return marks_of_scales(_sub_blocks(blocks), -128)
 
 
+# An integer scale is 0 if that of the sub-block, `sum x^2 x l / sum x^2 l^2`, is at most half the
+# superblock's. A weight x has y = |x| f for the factor f of the codes l, at most 32.9 for the
+# largest weight, and |l| is y rounded: so the scale is at least 0.9769 / f (of the largest weight
+# with 15 that have y = l - 1/2, for any l), and no weight is beyond 32.9 / 0.9769 / 2 = 16.84
+# times the superblock's scale.
 # `quantize_row_q6_K`: code = nearest_int(x / d) with the stored d, clipped to -32..31.
 Q6_K = ScalarType(
     **layout("Q6_K", type_id=14, block_size=256, type_size=210),
@@ -131,6 +136,9 @@ Q6_K = ScalarType(
     marks_hold_with_imatrix=True,
     reencoding=Reencoding(slope=0.0, margin=0.08, largest_level=128 * 32, weighted=0.1),
     scale_steps=128,
+    d_at=208,
+    lost_spread=4.0,
+    lost_reach=17.0,
     noise=0.0688,
     relative_mse=0.00031,
 )

@@ -1,5 +1,7 @@
 """The posterior takes most superblocks' first inputs together: that changes no byte."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -20,11 +22,11 @@ def test_it_is_as_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     found = []
     for together in (True, False):
 
-        def integrate(*args, together: bool = together) -> None:  # type: ignore[no-untyped-def]
-            *others, out, outputs, tallies = args
+        def integrate(*args: Any, together: bool = together) -> None:
+            scalars, spans, others, out, outputs, tallies = args
             assert outputs.all_simple
             outputs = outputs._replace(all_simple=together)
-            _product.integrate(*others, out, outputs, tallies)
+            _product.integrate(scalars, spans, others, out, outputs, tallies)
 
         monkeypatch.setattr(posterior, "integrate", integrate)
         out = np.empty(x.size, np.float32)

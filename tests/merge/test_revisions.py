@@ -1,6 +1,5 @@
 """Folders of codes that make up for each other's errors: those of another revision are told."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,34 +8,15 @@ import numpy as np
 import pytest
 
 from recover.cli import main
-from recover.quants import F32Array
-from tests.support.encoders import gptq
-from tests.support.foreign_modules import Array
+from tests.support.compensated_folders import (
+    Encode,
+    compensated_parts,
+    exl2_arrays,
+    gptq_arrays,
+)
 from tests.support.gguf_files import read_weights, squared_error
-from tests.support.hf_folders import folder_parts, write_parts
-from tests.support.layer_inputs import synthetic_inputs
+from tests.support.hf_folders import write_parts
 from tests.support.small_llama import small_weights, write_small
-
-Encode = Callable[[F32Array, F32Array], dict[str, Array]]
-
-
-def gptq_arrays(w: F32Array, inputs: F32Array, n_bits: int, **more: Any) -> dict[str, Array]:
-    return gptq.pack(gptq.quantize(w, inputs, n_bits, **more), n_bits)
-
-
-def exl2_arrays(w: F32Array, inputs: F32Array) -> dict[str, Array]:
-    return gptq.exl2(w, inputs).arrays
-
-
-def write_quantized(home: Path, weights: dict[str, F32Array], encode: Encode, config: Any) -> Path:
-    """The folder of a model whose linear layers are encoded, each beside inputs of its own."""
-    arrays, settings = folder_parts(write_small(home / "whole.gguf", weights, "F32"), None)
-    rng = np.random.default_rng(8)
-    for name in [name for name in arrays if name.endswith("_proj.weight")]:
-        w = arrays.pop(name).astype(np.float32)
-        made = encode(w, synthetic_inputs(rng, 200, w.shape[1]))
-        arrays |= {f"{name.removesuffix('weight')}{leaf}": each for leaf, each in made.items()}
-    return write_parts(home / "folder", arrays, settings | {"quantization_config": config})
 
 
 def config(n_bits: int, **more: Any) -> dict[str, Any]:
@@ -71,7 +51,8 @@ def test_a_revision(
         else w
         for name, w in weights.items()
     }
-    folder = write_quantized(tmp_path, other, encode, settings)
+    arrays, whole = compensated_parts(tmp_path, other, encode)
+    folder = write_parts(tmp_path / "folder", arrays, whole | {"quantization_config": settings})
     output = tmp_path / "merged" / "out.gguf"
     output.parent.mkdir()
     rc = main(["merge", str(gguf), str(folder), "-o", str(output)])

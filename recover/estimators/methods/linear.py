@@ -12,9 +12,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from recover.estimators._alike import shared_errors
 from recover.estimators._combine import combine
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators.base import WEIGHTS, Calibration
+from recover.estimators.tally import VARIANCE
 from recover.evidence.buffer import Evidence, Source
 from recover.quants import GROUP, F32Array
 
@@ -28,6 +30,8 @@ def estimate_each(
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
     combine(evidence, out, variance, tallies, is_counted=True)
+    if len(evidence.interval_values) and not evidence.weights.size:
+        tallies[:, VARIANCE] += shared_errors(evidence, len(tallies))
     fill_deviation(request, variance)
 
 

@@ -153,6 +153,7 @@ def _with_a_blank(evidence: Evidence) -> Evidence:
         end_codes=np.array([[0, 255]], np.int32),
         extremes=np.full((1, 2, 2), -1, np.int32),
         scale_steps=np.zeros(1),
+        lost=np.array([[0.0, np.inf, 0.0]]),
         finest=1,
     )
 

@@ -1,0 +1,68 @@
+"""Sub-blocks whose integer scale is 0: their weights are small beside the superblock's scale.
+
+The value of such a weight is the offset, whatever its code. How far weights are from that was
+measured type by type (`recover.quants.base.ScalarType.lost_spread`): their density is normal. Of
+some types it is proven how far they are at most. The offset of types with minima was rounded as
+well, by more than most of these weights: they are asked only where no input has a scale.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from recover._compiled.across import any_lane
+from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.lanes import larger, load, smaller, splat, store
+from recover.estimators._product_tables import CENTER_UNIT, CURVATURE_UNIT, Scalars
+from recover.estimators._spans import look_within
+from recover.estimators._superblock import Superblock, center_value
+
+_ZERO = np.float32(0)
+_FAR = np.float32(np.inf)
+_DEVIATIONS = np.float32(8)  # how far the density reaches
+
+
+@bare_inlined
+def prove_lost(scalars: Scalars, k: int, g: int, low: Any, high: Any) -> Any:
+    """Intersect bounds of a group with what the scale 0 of input `k` proves; `g` as in `scale`."""
+    size, offset = -scalars.scale_error[g], scalars.offset[g]
+    if size > _ZERO and scalars.lost[3 * k + 1] < _FAR:
+        reach = size * scalars.lost[3 * k + 1] + scalars.offset_error[g]
+        low, high = larger(low, splat(offset - reach)), smaller(high, splat(offset + reach))
+    return low, high
+
+
+@bare_inlined
+def _has_scale(scalars: Scalars, block: Superblock, i: int) -> bool:
+    """Whether an input has a scale in group `i`."""
+    found = False
+    for k in range(scalars.noise.size):
+        found = found or block.inverse[16 * k + i] != _ZERO
+    return found
+
+
+@bare_inner
+def accumulate_lost(scalars: Scalars, block: Superblock, start: int) -> None:
+    """Add what scales of 0 say of a superblock: ``log g(x) = -(x - o)^2 / (2 (spread d)^2)``."""
+    n_groups = scalars.codes.size // scalars.noise.size // 16
+    for k in range(scalars.noise.size):
+        first, spread = k * n_groups + start, scalars.lost[3 * k]
+        if not (spread > _ZERO and any_lane(load(scalars.scale_error, first) < _ZERO)):
+            continue
+        for i in range(16):
+            offset, size = scalars.offset[first + i], -scalars.scale_error[first + i] * spread
+            ratio = block.unit[i] / size if size > _ZERO else _FAR
+            counts = scalars.lost[3 * k + 2] > _ZERO or not _has_scale(scalars, block, i)
+            if not (counts and abs(ratio) < _FAR and abs(offset) < _FAR):
+                continue
+            low, high = load(block.low, 16 * i), load(block.high, 16 * i)
+            low, high = prove_lost(scalars, k, first + i, low, high)
+            store(block.low, 16 * i, low)
+            store(block.high, 16 * i, high)
+            reach = _DEVIATIONS * size
+            look_within(block, 16 * i, splat(offset - reach), splat(offset + reach))
+            slope = CURVATURE_UNIT * CENTER_UNIT * ratio / size
+            gradient = (center_value(block, i) - offset) * slope
+            curvature = splat(CURVATURE_UNIT * ratio * ratio)
+            store(block.gradient, 16 * i, load(block.gradient, 16 * i) - gradient)
+            store(block.curvature, 16 * i, load(block.curvature, 16 * i) - curvature)
