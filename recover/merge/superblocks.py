@@ -45,7 +45,7 @@ def compare_each(
         for start in range(i * n, (i + 1) * n, SUPERBLOCK):
             end = min(start + SUPERBLOCK, (i + 1) * n)
             a, b = one[start:end], other[start:end]
-            aa, ab, bb, n_told = _moments(a, b, is_typical)
+            (aa, ab, bb, n_told), between, difference = _moments(a, b, is_typical)
             whole, largest = _size(a, b)
             is_told = n_told >= FEWEST and aa > 0 and bb > 0 and largest > _LEAST_TOLD
             if _is_lost(a, b, largest_lost):
@@ -56,7 +56,6 @@ def compare_each(
                 found[i, 1] = np.inf
             if not largest > largest_lost or not is_typical:
                 continue
-            between, difference = _between(a, b)
             found[i, 1] += difference
             if _is_multiple(whole, a.size, between, difference, flatter, steeper):
                 found[i, 3] += a.size
@@ -169,44 +168,33 @@ def ends(values: F32Array) -> tuple[float, float, float]:
 
 
 @inner
-def _moments(one: F32Array, other: F32Array, has_ends: bool) -> tuple[float, float, float, int]:
+def _moments(
+    one: F32Array, other: F32Array, has_ends: bool
+) -> tuple[tuple[float, float, float, int], tuple[float, float, int], float]:
     """Sums of squares and products of a superblock, and of how many weights.
 
     What has ends is cut to those of the other input in each group, as encoders cut what matters
-    little; the smallest weights of a group, which may be made of zeros, are left out.
+    little; the smallest weights of a group, which may be made of zeros, are left out. Of what has
+    ends also, of those that are `is_between`: sums of products and of the other's squares, of how
+    many weights; and the sum of their square differences.
     """
-    aa = ab = bb = 0.0
-    n = 0
-    for start in range(0, one.size, GROUP):
-        a_low, a_high, a_least = ends(one[start : start + GROUP])
-        b_low, b_high, b_least = ends(other[start : start + GROUP])
-        for i in range(start, min(start + GROUP, one.size)):
-            a, b = one[i], other[i]
-            if has_ends and (abs(a) == a_least or abs(b) == b_least):
-                continue
-            if has_ends:
-                a, b = min(max(a, b_low), b_high), min(max(b, a_low), a_high)
-            x, y = np.float64(a), np.float64(b)
-            aa, ab, bb, n = aa + x * x, ab + x * y, bb + y * y, n + 1
-    return aa, ab, bb, n
-
-
-@inner
-def _between(one: F32Array, other: F32Array) -> tuple[tuple[float, float, int], float]:
-    """Sums of products and of the other's squares, of how many weights; of square differences.
-
-    Of those that are `is_between`.
-    """
-    ab = bb = difference = 0.0
-    n = 0
+    aa = ab = bb = inner_ab = inner_bb = difference = 0.0
+    n = n_between = 0
     for start in range(0, one.size, GROUP):
         of_a, of_b = ends(one[start : start + GROUP]), ends(other[start : start + GROUP])
         for i in range(start, min(start + GROUP, one.size)):
-            if is_between(one[i], other[i], of_a, of_b):
-                x, y = np.float64(one[i]), np.float64(other[i])
-                ab, bb, n = ab + x * y, bb + y * y, n + 1
+            a, b = one[i], other[i]
+            if has_ends and is_between(a, b, of_a, of_b):
+                x, y = np.float64(a), np.float64(b)
+                inner_ab, inner_bb, n_between = inner_ab + x * y, inner_bb + y * y, n_between + 1
                 difference += (x - y) ** 2
-    return (ab, bb, n), difference
+            if has_ends and (abs(a) == of_a[2] or abs(b) == of_b[2]):
+                continue
+            if has_ends:
+                a, b = min(max(a, of_b[0]), of_b[1]), min(max(b, of_a[0]), of_a[1])
+            x, y = np.float64(a), np.float64(b)
+            aa, ab, bb, n = aa + x * x, ab + x * y, bb + y * y, n + 1
+    return (aa, ab, bb, n), (inner_ab, inner_bb, n_between), difference
 
 
 @inner
