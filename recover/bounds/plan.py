@@ -22,10 +22,10 @@ from recover.execution.tiles import Progress
 from recover.inputs.alignment import align, is_absent
 from recover.inputs.completion import complete, is_measured, is_tried
 from recover.inputs.matching import find_duplicates
+from recover.inputs.metadata import METHOD_KEY
 from recover.inputs.open import open_models
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.merge.decide import Decider
-from recover.merge.lineage import METHOD_KEY
 from recover.quants import FloatType, OpaqueType, ScalarType
 
 DTYPES = ("f32", "f16")

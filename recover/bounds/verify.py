@@ -1,12 +1,14 @@
 """Whether a model keeps within what other files prove, and quantizes to their bytes again."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recover._brief import Brief
 from recover._compiled.jit import kernel
 from recover._text import printable, quoted, some
 from recover.containers.model import Model, StoredTensor
@@ -131,8 +133,8 @@ class InputCheck:
         }
 
 
-@dataclass(frozen=True)
-class VerifyResult:
+@dataclass(frozen=True, repr=False)
+class VerifyResult(Brief):
     """The model against all inputs.
 
     Attributes
@@ -148,6 +150,19 @@ class VerifyResult:
     model: str
     inputs: tuple[InputCheck, ...]
     quantized_as: tuple[str, ...] = ()
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "model", Path(self.model).name
+        yield "inputs", " + ".join(Path(each.path).name for each in self.inputs)
+        yield "is_checked", self.is_checked
+        yield "is_consistent", self.is_consistent
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "input", "tensors", "missing", "weights outside"
+        for each in self.inputs:
+            yield each.path, len(each.tensors), each.n_missing, each.total("n_outside")
 
     @property
     def is_checked(self) -> bool:

@@ -28,6 +28,7 @@ from recover.execution.tiles import Progress, Tile, available_cores, for_each_ti
 from recover.inputs.alignment import align, is_absent
 from recover.inputs.completion import complete
 from recover.inputs.matching import find_duplicates, typical_error
+from recover.inputs.metadata import METHOD_KEY
 from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import has_cells, source_of
 from recover.inputs.relations import ANOTHER_MODEL, SOME_TENSORS_DIFFER, find_relations
@@ -157,8 +158,13 @@ def survey(
 
 
 def _check_truth(models: Sequence[Model], original: Model, names: Sequence[str]) -> None:
-    """Refuse a truth that is itself quantized, or of another model, as a look at tensors tells."""
+    """Refuse a truth that is quantized, or estimated, or of another model."""
     path = printable(original.path)
+    if METHOD_KEY in original.metadata:
+        raise CalibrationError(
+            f"{path}: a merge estimated its weights, so that it is no truth to calibrate by; name"
+            " the original"
+        )
     for name in names:
         tensor = original.tensors[name]
         if isinstance(tensor.type, VectorType) or has_cells(original, tensor):

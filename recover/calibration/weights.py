@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from recover._brief import Brief
 from recover._text import printable, quoted, some
 from recover._version import __version__
 from recover.calibration._document import Field, read_document
@@ -101,8 +102,8 @@ class FittedDensity:
     """As `recover.evidence.densities.density` returns them."""
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Brief):
     """What `recover.calibration.fit.calibrate` found.
 
     Attributes
@@ -142,6 +143,14 @@ class Calibration:
     combinations: tuple[Combination, ...]
     densities: tuple[FittedDensity, ...]
     recover_version: str = __version__
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "inputs", " + ".join(each.name for each in self.inputs)
+        yield "truth", self.truth.name
+        yield "combinations", len(self.combinations)
+        yield "densities", " ".join(each.type for each in self.densities)
+        yield "held_out", None if self.held_out is None else self.held_out.mse_ratio
 
     def weights_for(
         self, types: Sequence[str], role: str | None = None, depth: float | None = None

@@ -59,14 +59,14 @@ def _summary(parser: ArgumentParser, action: Action) -> str:
 def script_for(shell: str, parser: ArgumentParser) -> str:
     """The script of a shell: ``bash``, ``zsh`` or ``fish``."""
     lines = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]
-    return "\n".join([f"# {parser.prog}: completion for {shell}", *lines(parser), ""])
+    title = [f"# {parser.prog}: completion for {shell}"]
+    if shell == "zsh":  # in the first line of a file in `fpath`
+        title.insert(0, f"#compdef {parser.prog}")
+    return "\n".join([*title, *lines(parser), ""])
 
 
 def _summaries(parser: ArgumentParser) -> dict[str, str]:
-    return {
-        name: (each.description or "").rstrip(".").replace("'", "")
-        for name, each in commands(parser).items()
-    }
+    return {name: (each.description or "").rstrip(".") for name, each in commands(parser).items()}
 
 
 def _positional_words(name: str, parser: ArgumentParser, own: list[Option]) -> list[str]:
@@ -113,7 +113,6 @@ def _compgen(words: str) -> str:
 
 
 def _zsh(parser: ArgumentParser) -> Iterator[str]:
-    yield "#compdef recover"
     yield "_recover() {"
     yield "    local -a commands"
     listed = [quote(f"{name}:{text}") for name, text in _summaries(parser).items()]
@@ -138,7 +137,13 @@ def _zsh(parser: ArgumentParser) -> Iterator[str]:
         yield f"        {name}) _arguments {' '.join(map(quote, specs))};;"
     yield "    esac"
     yield "}"
-    yield "compdef _recover recover 2>/dev/null || true"
+    # As a file in `fpath` this is the function itself; in ~/.zshrc nothing else may have begun.
+    yield "if [[ ${funcstack[1]} == _recover ]]; then"
+    yield '    _recover "$@"'
+    yield "else"
+    yield "    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }"
+    yield "    compdef _recover recover"
+    yield "fi"
 
 
 def _zsh_specs(option: Option) -> Iterator[str]:

@@ -9,6 +9,9 @@ from recover.cli._arguments import add_inputs, add_json, add_truth
 from recover.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from recover.containers.model import Model
     from recover.evaluate.divergence import Divergence
     from recover.evaluate.errors import ErrorStatistics, ModelErrors
 
@@ -117,8 +120,10 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
                 f"{printable(result.path)} has no tensor {some(missing)}: its figures are of fewer"
                 " weights than those of the others"
             )
-    truth = open_model(args.truth).fitted(compared.keys()).tensors
-    for model, result in zip(open_models(args.models), results, strict=True):
+    original = open_model(args.truth).fitted(compared.keys())
+    truth, models = original.tensors, open_models(args.models)
+    warnings += _doubts(args, original, models, results)
+    for model, result in zip(models, results, strict=True):
         tensors = model.fitted(compared.keys()).tensors
         for each in result.tensors:
             sizes = [known[each.name].n_weights for known in (tensors, truth)]
@@ -143,6 +148,37 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
         warnings.append(
             f"{printable(args.truth)} is no original: it is itself quantized on {some(coarse)}"
         )
+    return warnings
+
+
+def _doubts(
+    args: Namespace,
+    original: "Model",
+    models: "Sequence[Model]",
+    results: "Sequence[ModelErrors]",
+) -> list[str]:
+    """Whether the models are the original's, and the original is one."""
+    from recover._text import printable, quoted, some
+    from recover.inputs.metadata import METHOD_KEY
+
+    warnings, truth = [], printable(args.truth)
+    if METHOD_KEY in original.metadata:
+        warnings.append(f"{truth} is no original: it holds what a merge estimated")
+    for result in results:
+        far = [quoted(each.name) for each in result.tensors if each.errors.sqnr_db < 0]
+        if far:
+            warnings.append(
+                f"{printable(result.path)} is farther from {truth} than zeros are on {some(far)}:"
+                " are they of one model?"
+            )
+    known = set().union(*(model.fitted(original.tensors).tensors for model in models))
+    lacking = [
+        quoted(name)
+        for name, each in original.tensors.items()
+        if len(each.dims) > 1 and name not in known
+    ]
+    if lacking:
+        warnings.append(f"only {truth} has {some(lacking)}: not compared")
     return warnings
 
 

@@ -109,6 +109,11 @@ def _verdict(result: "Inspection") -> str:
     if not result.is_of_use:
         return "a merge of all of them is of no use"
     ratio = expected_ratio(result.expectations)
+    if ratio is None and any(each.sources for each in result.expectations):
+        return (
+            "nothing tells how far off a merge is: no input confines the weights, and codes that"
+            " make up for each other's errors do not say by how much"
+        )
     if ratio is None:
         return "a merge has nothing to estimate: what it takes is known, or the same in all files"
     text = f"a merge is expected to have {ratio:.3f} times the mean square error of the best input"

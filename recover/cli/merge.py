@@ -187,6 +187,11 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
         say(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
         for saving in result.savings:
             say(sentence(saving))
+    if n := result.n_without_claim:
+        say(
+            f"no claim is made of the error of {n:,} tensors: no input confines their weights, so"
+            " that nothing tells how far codes that make up for each other's errors are off"
+        )
     elif all(tensor.expected_rmse is None for tensor in result.tensors):
         say(
             "nothing to estimate: of every tensor an input is unquantized, or its original found,"

@@ -6,7 +6,7 @@ these are arrays with strides: a place says where in a file the weight with cert
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -140,15 +140,19 @@ def put_all(
         if first >= last:
             continue
         begin, stop = kind.n_bytes(first - start), kind.n_bytes(last - start)
-        pieces = pieces_of(place, kind, first, last)
-        if pieces.order is not None:
-            put(pieces, data[begin:stop], kind, file)
+        if place.axes:
+            put(pieces_of(place, kind, first, last), data[begin:stop], kind, file)
             continue
-        piece = file, pieces.pieces[0].position, begin, stop
+        piece = file, _position(place, kind, first), begin, stop
         if waiting and not _follows(waiting[-1], piece):
             flush()
         waiting.append(piece)
     flush()
+
+
+def _position(place: Place, kind: TensorType, start: int) -> int:
+    """Where a weight is in the file, if those of the place follow each other."""
+    return place.position + kind.n_bytes(start) - kind.n_bytes(place.start)
 
 
 def _follows(before: tuple[Writer, int, int, int], piece: tuple[Writer, int, int, int]) -> bool:
@@ -159,7 +163,8 @@ def _follows(before: tuple[Writer, int, int, int], piece: tuple[Writer, int, int
 
 def behind(place: Place, n_weights: int) -> Place:
     """The place of weights that have so many others in front of them."""
-    return replace(place, start=place.start + n_weights, end=place.end + n_weights)
+    start, end = place.start + n_weights, place.end + n_weights
+    return Place(place.file, place.position, start, end, place.axes)
 
 
 def put(pieces: Pieces, data: U8Array, kind: TensorType, writer: Writer) -> None:
@@ -191,8 +196,7 @@ def pieces_of(place: Place, kind: TensorType, start: int, end: int) -> Pieces:
     """
     n_bytes = kind.n_bytes(end) - kind.n_bytes(start)
     if not place.axes:
-        position = place.position + kind.n_bytes(start) - kind.n_bytes(place.start)
-        return Pieces(None, [Piece(position, 0, n_bytes, n_bytes, n_bytes)])
+        return Pieces(None, [Piece(_position(place, kind, start), 0, n_bytes, n_bytes, n_bytes)])
     first, last = start - place.start, end - place.start
     size, unit = kind.type_size, _unit(place.axes, kind.type_size)
     # Whole units, and what is in front of them and behind.

@@ -12,7 +12,6 @@ are moved evenly over ``z r / 2`` on both sides, z from -1 to 1: of a wave as lo
 were drawn where l has its usual size; both factors are 1 there.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -29,15 +28,16 @@ from recover.estimators._product_tables import (
     N_COLUMNS,
     NEAR,
     NEAR_END,
+    PER_USUAL,
+    SHIFT,
     STEPS,
+    USUAL_SHIFT,
     Scalars,
 )
 from recover.quants import F32Array
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
-_SHIFT = np.float32(math.pi**2 / 18)
-_USUAL = np.float32(1 / 0.7)
-"""The largest l over the usual one."""
+_SHIFT = np.float32(SHIFT)
 
 LOW_REACH, HIGH_REACH, LOW_GRADIENT, HIGH_GRADIENT = range(0, 4 * 16, 16)
 LOW_CURVATURE, HIGH_CURVATURE, SHARPNESS = range(4 * 16, 7 * 16, 16)
@@ -47,26 +47,38 @@ densities, and what is left of those of interior codes."""
 
 
 @bare_inlined
-def describe_ends(scalars: Scalars, k: int, scale: Any, inverse: Any, ends: F32Array) -> None:
-    """Fill `ends` (7 * 16,) for input `k`, of whose groups the scales and inverses are given."""
-    rows, row = scalars.rows, N_COLUMNS * k
+def describe_ends(
+    scalars: Scalars,
+    k: int,
+    scale: Any,
+    inverse: Any,
+    lowest: np.float32,
+    highest: np.float32,
+    ends: F32Array,
+) -> None:
+    """Fill `ends` (K * 7 * 16,) for input `k`, of whose groups the scales and inverses are given.
+
+    The reaches are counted from `lowest` and `highest`.
+    """
+    rows, row, at = scalars.rows, N_COLUMNS * k, N_ENDS * k
     coarse, inner_low, inner_high = rows[row + COARSE], rows[row + FAR_OFF], rows[row + NEAR]
     usable = where(inverse == _ZERO, splat(_ZERO), abs(scale))
     # Rounded to l = 1 were many that are less: no more is assumed of these than of l = 2.
     r = coarse * smaller(abs(inverse) * largest_lane(usable), splat(rows[row + STEPS] * _HALF))
-    usual = coarse * _USUAL
-    stretch = sqrt((_ONE + _HALF * r * r) * (_ONE / (_ONE + _HALF * usual * usual)))
+    stretch = sqrt((_ONE + _HALF * r * r) * rows[row + PER_USUAL])
     narrow = splat(_ONE) / stretch
-    sharp = splat(_ONE + _SHIFT * usual * usual) / (_ONE + _SHIFT * r * r)
-    store(ends, SHARPNESS, sharp)
-    store(ends, LOW_REACH, (rows[row + NEAR_END] - inner_low) * stretch + inner_low)
-    store(ends, HIGH_REACH, (rows[row + FAR_END] - inner_high) * stretch + inner_high)
+    sharp = splat(rows[row + USUAL_SHIFT]) / (_ONE + _SHIFT * r * r)
+    store(ends, at + SHARPNESS, sharp)
+    reach = (rows[row + NEAR_END] - inner_low) * stretch + inner_low
+    store(ends, at + LOW_REACH, lowest + reach)
+    reach = (rows[row + FAR_END] - inner_high) * stretch + inner_high
+    store(ends, at + HIGH_REACH, highest + reach)
     # Of log g(u) = c w + d w^2 with w = (u - e) / F + e for the inner edge e.
     low, high = rows[row + CURVATURE + 3], rows[row + CURVATURE + 4]
     shift = splat(_ONE) - narrow
-    store(ends, LOW_CURVATURE, low * narrow * narrow)
-    store(ends, HIGH_CURVATURE, high * narrow * narrow)
+    store(ends, at + LOW_CURVATURE, low * narrow * narrow)
+    store(ends, at + HIGH_CURVATURE, high * narrow * narrow)
     gradient = fused(shift, splat(low * inner_low), splat(rows[row + GRADIENT + 2]))
-    store(ends, LOW_GRADIENT, gradient * narrow)
+    store(ends, at + LOW_GRADIENT, gradient * narrow)
     gradient = fused(shift, splat(high * inner_high), splat(rows[row + GRADIENT + 3]))
-    store(ends, HIGH_GRADIENT, gradient * narrow)
+    store(ends, at + HIGH_GRADIENT, gradient * narrow)

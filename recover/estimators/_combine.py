@@ -1,24 +1,34 @@
 """Kernels that the estimators share."""
 
+from typing import NamedTuple, Self
+
 import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.across import add_up, any_lane
-from recover._compiled.jit import bare_inlined, inner, kernel
-from recover._compiled.lanes import gather, load, load_bytes, splat, store, to_f32
-from recover.estimators.tally import ALONE
+from recover._compiled.jit import bare_inlined, bare_inner, bare_kernel, kernel
+from recover._compiled.lanes import (
+    LANES,
+    gather,
+    load,
+    load_bytes,
+    splat,
+    store,
+    to_f32,
+    where,
+)
+from recover.estimators.tally import ALONE, VARIANCE
 from recover.evidence.buffer import Evidence, take_one
 from recover.quants import GROUP, F32Array, U8Array
 from recover.quants._decode import is_affine
 
 _ZERO, _FAR = np.float32(0), np.float32(np.inf)
 _LEAST_SHARE = np.float32(1e-6)
-_HARDLY_ANYTHING = 1e-30
 _STRIP = 256
 """Groups of 16 weights whose sums stay in the first-level cache."""
 
 
-@inner
+@bare_inner
 def _mean_variances(values: F32Array, each: F32Array, variance: F32Array) -> None:
     """The means of `each` (n,) over groups of 16 weights; infinite where something is broken."""
     for g in range(variance.size):
@@ -35,20 +45,28 @@ def group_variances(evidence: Evidence, k: int, variance: F32Array) -> None:
     interval input, and ``relative_mse`` times the mean square of a superblock of the others.
     """
     n_scalars, n_proven = evidence.scale.shape[0], evidence.interval_values.shape[0]
-    if k >= n_scalars + n_proven:
-        for g in range(variance.size):
-            variance[g] = evidence.variance[k - n_scalars - n_proven, g]
-        return
-    if k >= n_scalars:
+    if k < n_scalars:
+        noise = np.float32(evidence.noise[k])
+        _scalar_variances(noise, evidence.scale[k], evidence.offset[k], variance)
+    elif k < n_scalars + n_proven:
         row = k - n_scalars
         _mean_variances(evidence.interval_values[row], evidence.interval_variance[row], variance)
-        return
-    noise = np.float32(evidence.noise[k])
-    scale = evidence.scale[k]
-    offset = evidence.offset[k]
-    for g in range(variance.size):
+    else:
+        variance[:] = evidence.variance[k - n_scalars - n_proven, : variance.size]
+
+
+@bare_inner
+def _scalar_variances(
+    noise: np.float32, scale: F32Array, offset: F32Array, variance: F32Array
+) -> None:
+    whole = variance.size // LANES * LANES
+    for g in range(0, whole, LANES):
+        several = noise * load(scale, g) * load(scale, g)
+        known = (abs(load(offset, g)) < _FAR) & (abs(several) < _FAR)
+        store(variance, g, where(known, several, _FAR))
+    for g in range(whole, variance.size):
         alone = noise * scale[g] * scale[g]
-        variance[g] = alone if np.isfinite(offset[g]) and np.isfinite(alone) else np.inf
+        variance[g] = alone if np.isfinite(offset[g]) and np.isfinite(alone) else _FAR
 
 
 @kernel
@@ -62,22 +80,35 @@ def sum_variance(variance: F32Array) -> float:
 
 @bare_inlined
 def n_effective(variance: F32Array) -> int:
-    """How many groups would count as much if all had one variance: ``(sum V)^2 / (sum V^2)``."""
-    total = squares = 0.0
-    for g in range(variance.size):
-        if variance[g] < np.float32(np.inf):
-            total += np.float64(variance[g])
-            squares += np.float64(variance[g]) ** 2
+    """How many groups would count as much if all had one variance: ``(sum V)^2 / (sum V^2)``.
+
+    Four sums of a kind, as each waits for the number before; of whole superblocks.
+    """
+    a = b = c = d = aa = bb = cc = dd = 0.0
+    for g in range(0, variance.size, 4):
+        one, two = _known(variance[g]), _known(variance[g + 1])
+        three, four = _known(variance[g + 2]), _known(variance[g + 3])
+        a, b, c, d = a + one, b + two, c + three, d + four
+        aa, bb, cc, dd = aa + one * one, bb + two * two, cc + three * three, dd + four * four
+    total, squares = (a + b) + (c + d), (aa + bb) + (cc + dd)
     return int(total * total / squares) if squares > 0 else 0
 
 
+HARDLY_ANYTHING = 1e-30
+"""Part of the `amount` of each group."""
+
+
 @bare_inlined
-def amount(variance: F32Array) -> float:
-    """What errors of groups are in proportion to: the sum of what is known, and hardly anything."""
-    total = variance.size * _HARDLY_ANYTHING
-    for g in range(variance.size):
-        total += np.float64(variance[g]) if variance[g] < np.float32(np.inf) else 0.0
-    return total
+def add_amount(variance: F32Array, start: int, end: int, amount: float) -> float:
+    """Add what errors of groups are in proportion to: the variance where it is known."""
+    for g in range(start, end):
+        amount += _known(variance[g])
+    return amount
+
+
+@bare_inlined
+def _known(variance: np.float32) -> float:
+    return np.float64(variance if variance < _FAR else _ZERO)
 
 
 @kernel
@@ -92,75 +123,106 @@ def add_variance(variance: F32Array, tallies: NDArray[np.float64], column: int) 
         tallies[i, column] += sum_variance(variance[i * n : (i + 1) * n])
 
 
-@inner
-def _add_variances(rows: F32Array, tallies: NDArray[np.float64], column: int) -> None:
-    """As `add_variance`, of rows (k, n / 16) and the columns from `column` on.
+@bare_inner
+def _add_up(rows: F32Array, n: int, known: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
+    """Add to `sums` (k,) the first `n` of each row (k, ...), where they are known.
 
-    Four rows are added up at once: each sum waits for the number before.
+    Four rows are added up at once: each sum waits for the number before. `known` (4, ...) is
+    scratch.
     """
-    n, last = rows.shape[1] // tallies.shape[0], rows.shape[0] - 1
+    last = rows.shape[0] - 1
     for k in range(0, rows.shape[0], 4):
-        a, b = rows[k], rows[min(k + 1, last)]
-        c, d = rows[min(k + 2, last)], rows[min(k + 3, last)]
-        for i in range(tallies.shape[0]):
-            own = slice(i * n, (i + 1) * n)
-            sums = _sums_of_four(a[own], b[own], c[own], d[own])
-            for j in range(min(4, rows.shape[0] - k)):
-                tallies[i, column + k + j] += 16 * sums[j]
-
-
-@inner
-def _sums_of_four(a: F32Array, b: F32Array, c: F32Array, d: F32Array) -> tuple[float, ...]:
-    """Sums of what is known, in the order of the groups."""
-    of_a = of_b = of_c = of_d = 0.0
-    known = np.empty((4, _STRIP), np.float64)
-    for start in range(0, a.size, _STRIP):
-        end = min(start + _STRIP, a.size)
-        _take_known(a[start:end], known[0])
-        _take_known(b[start:end], known[1])
-        _take_known(c[start:end], known[2])
-        _take_known(d[start:end], known[3])
-        for g in range(end - start):
+        k1, k2, k3 = min(k + 1, last), min(k + 2, last), min(k + 3, last)
+        _take_known(rows[k], n, known[0])
+        _take_known(rows[k1], n, known[1])
+        _take_known(rows[k2], n, known[2])
+        _take_known(rows[k3], n, known[3])
+        of_a, of_b, of_c, of_d = sums[k], sums[k1], sums[k2], sums[k3]
+        for g in range(n):
             of_a += known[0, g]
             of_b += known[1, g]
             of_c += known[2, g]
             of_d += known[3, g]
-    return of_a, of_b, of_c, of_d
+        sums[k3], sums[k2], sums[k1], sums[k] = of_d, of_c, of_b, of_a
 
 
-@inner
-def _take_known(variance: F32Array, known: NDArray[np.float64]) -> None:
-    for g in range(variance.size):
+@bare_inner
+def _take_known(variance: F32Array, n: int, known: NDArray[np.float64]) -> None:
+    for g in range(n):
         known[g] = np.float64(variance[g] if variance[g] < _FAR else _ZERO)
 
 
-@inner
-def _variances_alone(evidence: Evidence, tallies: NDArray[np.float64]) -> F32Array:
-    """The `group_variances` of all inputs, (n_inputs, n / 16), which are added to the tallies."""
-    rows = np.empty((tallies.shape[1] - ALONE, evidence.scale.shape[1]), np.float32)
-    for k in range(rows.shape[0]):
-        group_variances(evidence, k, rows[k])
-    _add_variances(rows, tallies, ALONE)
-    return rows
+@bare_inner
+def _weigh_by_precision(rows: F32Array, n: int, weights: F32Array) -> None:
+    """Weights of `n` groups, and the variance of their sum.
+
+    ``w_k = p_k / sum over j of p_j`` with ``p_k = 1 / var_k``, 0 where a variance says nothing
+    (scale 0, broken).
+
+    Parameters
+    ----------
+    rows : float32 (k + 1, ...)
+        Variances of the inputs; the last row is filled: ``1 / sum over j of p_j``.
+    n : int
+        How many groups.
+    weights : float32 (k, ...)
+        To be filled.
+    """
+    n_inputs = weights.shape[0]
+    total, last, one = rows[n_inputs], rows[n_inputs - 1], splat(np.float32(1))
+    unknown = one < _ZERO
+    for g in range(0, n, LANES):
+        precisions = splat(_ZERO)
+        for k in range(n_inputs):
+            own = load(rows[k], g)
+            precision = where((own > _ZERO) & (own < _FAR), one / own, _ZERO)
+            store(weights[k], g, precision)
+            precisions = precisions + precision
+        for k in range(n_inputs):
+            weight = where(precisions > _ZERO, load(weights[k], g) / precisions, _ZERO)
+            store(weights[k], g, weight)
+        store(total, g, precisions)
+        unknown = unknown | ~(precisions > _ZERO)
+    if any_lane(unknown):
+        _take_first_usable(rows, total[:n], weights)
+    for g in range(0, n, LANES):
+        precisions = load(total, g)
+        store(total, g, where(precisions > _ZERO, one / precisions, load(last, g)))
 
 
-@inner
-def _precisions(variance: F32Array, precision: F32Array, total: F32Array) -> None:
-    """``1 / variance``, added to `total`; 0 where a variance says nothing (scale 0, broken)."""
-    for g in range(variance.size):
-        known = variance[g] > _ZERO and variance[g] < _FAR
-        precision[g] = np.float32(1) / variance[g] if known else _ZERO
-        total[g] += precision[g]
+@bare_inner
+def _weigh_as_told(
+    told: NDArray[np.float64], rows: F32Array, n: int, weights: F32Array, total: F32Array
+) -> None:
+    """As `_weigh_by_precision`, by what a calibration says (k,) of the inputs; `total` is scratch.
+
+    The variance is that of independent errors, ``sum over k of w_k^2 var_k``. Where an input's
+    bytes are broken, the others take over its weight.
+    """
+    n_inputs = weights.shape[0]
+    expected = rows[n_inputs, :n]
+    expected[:], total[:n] = _ZERO, _ZERO
+    full = _ZERO
+    for k in range(n_inputs):
+        weight = np.float32(told[k])
+        full += weight
+        for g in range(n):
+            usable = rows[k, g] < _FAR
+            weights[k, g] = weight if usable else _ZERO
+            total[g] += weight if usable else _ZERO
+            expected[g] += weight * weight * rows[k, g] if usable else _ZERO
+    # `full` is summed in the same order, so that nothing is scaled where nothing is broken.
+    for g in range(n):
+        if total[g] != full:
+            share = full / total[g] if total[g] > _LEAST_SHARE * full else _ZERO
+            total[g] *= share
+            for k in range(n_inputs):
+                weights[k, g] *= share
+    if not _are_positive(total[:n]):
+        _take_first_usable(rows, total[:n], weights)
 
 
-@inner
-def _normalize(weights: F32Array, total: F32Array) -> None:
-    """Precisions to weights: ``w_k = p_k / sum over j of p_j``, where any is known."""
-    for g in range(total.size):
-        weights[g] = weights[g] / total[g] if total[g] > _ZERO else _ZERO
-
-
-@inner
+@bare_inner
 def _take_first_usable(variances: F32Array, total: F32Array, weights: F32Array) -> None:
     """Where the `total` precision is 0: weight 1 for the first input that is not broken."""
     for g in range(total.size):
@@ -172,14 +234,18 @@ def _take_first_usable(variances: F32Array, total: F32Array, weights: F32Array) 
             weights[first, g] = 1
 
 
-@inner
+@bare_inner
 def _weigh(weights: F32Array, numbers: F32Array, out: F32Array) -> None:
     """Numbers (n,) times weights; 0 where the weight is, as those may be broken."""
-    for g in range(weights.size):
+    whole = numbers.size // LANES * LANES
+    for g in range(0, whole, LANES):
+        weight = load(weights, g)
+        store(out, g, where(weight != _ZERO, weight * load(numbers, g), _ZERO))
+    for g in range(whole, numbers.size):
         out[g] = weights[g] * numbers[g] if weights[g] != _ZERO else _ZERO
 
 
-@inner
+@bare_inner
 def _add_codes(
     codes: U8Array,
     levels: F32Array,
@@ -192,19 +258,44 @@ def _add_codes(
     """Fill `out` (n,) with the sum of K decoded inputs, from weight `at` on.
 
     Codes and levels (K, 256) are flat, `affine` (K,) as `is_affine` has it. Scales and offsets (K *
-    _STRIP,) begin as `out` does.
+    _STRIP,) begin as `out` does. Four groups are worked on at once.
     """
     n_codes = codes.size // max(affine.size, 1)
-    for g in range(out.size // 16):
+    whole = out.size // 64 * 64
+    for i in range(0, whole, 64):
+        a = b = c = d = splat(_ZERO)
+        for k in range(affine.size):
+            q, g = k * n_codes + at + i, _STRIP * k + i // 16
+            first = load_bytes(codes, q), load_bytes(codes, q + 16)
+            last = load_bytes(codes, q + 32), load_bytes(codes, q + 48)
+            if affine[k]:
+                base = levels[256 * k]
+                p, r = to_f32(first[0]) + base, to_f32(first[1]) + base
+                s, t = to_f32(last[0]) + base, to_f32(last[1]) + base
+            else:
+                p, r = gather(levels, first[0] + 256 * k), gather(levels, first[1] + 256 * k)
+                s, t = gather(levels, last[0] + 256 * k), gather(levels, last[1] + 256 * k)
+            a = a + (p * scales[g] + offsets[g])
+            b = b + (r * scales[g + 1] + offsets[g + 1])
+            c = c + (s * scales[g + 2] + offsets[g + 2])
+            d = d + (t * scales[g + 3] + offsets[g + 3])
+        store(out, i, a)
+        store(out, i + 16, b)
+        store(out, i + 32, c)
+        store(out, i + 48, d)
+    for i in range(whole, out.size, 16):
         total = splat(_ZERO)
         for k in range(affine.size):
-            q = load_bytes(codes, k * n_codes + at + 16 * g)
-            level = to_f32(q) + levels[256 * k] if affine[k] else gather(levels, q + 256 * k)
-            total = total + (level * scales[_STRIP * k + g] + offsets[_STRIP * k + g])
-        store(out, 16 * g, total)
+            codes_of_16, g = load_bytes(codes, k * n_codes + at + i), _STRIP * k + i // 16
+            if affine[k]:
+                level = to_f32(codes_of_16) + levels[256 * k]
+            else:
+                level = gather(levels, codes_of_16 + 256 * k)
+            total = total + (level * scales[g] + offsets[g])
+        store(out, i, total)
 
 
-@inner
+@bare_inner
 def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
     """``out += weight * value``."""
     for g in range(weights.size):
@@ -212,21 +303,35 @@ def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
             store(out, 16 * g, load(out, 16 * g) + load(values, 16 * g) * weights[g])
 
 
+_NOT_ASKED_FOR = np.empty(0, np.float32)
+
+
 def combine(
-    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
+    evidence: Evidence,
+    out: F32Array,
+    variance: F32Array,
+    tallies: NDArray[np.float64],
+    *,
+    is_counted: bool = False,
+    of_each: F32Array = _NOT_ASKED_FOR,
 ) -> None:
-    """The mean of the inputs weighted by inverse variance.
+    """The mean of the inputs weighted by inverse variance, or by the weights of a calibration.
 
     Fills `out` (n,) and the expected `variance` (n / 16,) of it, and adds to ``tallies[:, 2:]`` the
-    expected variance of each input alone. Where no input has a usable variance (scales are 0), the
-    first that is not broken is taken. Beside interval inputs, whose errors differ from weight to
-    weight, each weight has weights of its own.
+    expected variance of each input alone; with `is_counted` that of the mean to ``tallies[:, 0]``.
+    Where no input has a usable variance (scales are 0), the first that is not broken is taken.
+    Beside interval inputs, whose errors differ from weight to weight, each weight has weights of
+    its own; the variance of each fills `of_each` (n,), if that is not empty.
     """
-    _combine_by_group(evidence, out, variance, tallies)
     n_scalars, n_proven = len(evidence.scale), len(evidence.interval_values)
     n_inputs = tallies.shape[1] - ALONE
-    if not n_proven or n_inputs == 1:
+    scratch = _Scratch.of(n_inputs, n_scalars)
+    if not n_proven or n_inputs == 1 or evidence.weights.size:
+        _combine_by_group(evidence, out, variance, tallies, is_counted, scratch)
+        if of_each.size:
+            of_each[:] = evidence.interval_variance[0] if n_proven else np.repeat(variance, GROUP)
         return
+    _combine_by_group(evidence, out, variance, tallies, False, scratch)
     total, weighted = np.zeros((2, out.size), np.float32)
     value, own = np.empty_like(out), np.empty_like(variance)
     for k in range(n_inputs):
@@ -238,6 +343,11 @@ def combine(
             each = np.repeat(own, GROUP)
         _add_precise(value, each, weighted, total)
     _divide(weighted, total, out, variance)
+    if is_counted:
+        add_variance(variance, tallies, VARIANCE)
+    if of_each.size:
+        of_each[:] = np.repeat(variance, GROUP)
+        np.divide(1, total, out=of_each, where=total > 0)
 
 
 @kernel
@@ -270,31 +380,95 @@ def _divide(weighted: F32Array, total: F32Array, out: F32Array, variance: F32Arr
         variance[g] = mean / np.float32(16)
 
 
-@kernel
+class _Scratch(NamedTuple):
+    """Memory for a strip of groups of K + I + V inputs."""
+
+    rows: F32Array
+    """(K + I + V + 1, _STRIP): variances of the inputs, and of their sum."""
+    weights: F32Array
+    """(K + I + V, _STRIP)"""
+    scales: F32Array
+    """(K * _STRIP,), at least one strip."""
+    offsets: F32Array
+    known: NDArray[np.float64]
+    """(4, _STRIP)"""
+    sums: NDArray[np.float64]
+    """(K + I + V + 1,)"""
+    affine: NDArray[np.bool_]
+    """(K,): whether levels are consecutive."""
+
+    @classmethod
+    def of(cls, n_inputs: int, n_scalars: int) -> Self:
+        """Memory for so many inputs."""
+        n = max(n_scalars, 1) * _STRIP
+        return cls(
+            rows=np.zeros((n_inputs + 1, _STRIP), np.float32),
+            weights=np.empty((n_inputs, _STRIP), np.float32),
+            scales=np.empty(n, np.float32),
+            offsets=np.empty(n, np.float32),
+            known=np.empty((4, _STRIP), np.float64),
+            sums=np.empty(n_inputs + 1, np.float64),
+            affine=np.empty(n_scalars, np.bool_),
+        )
+
+
+@bare_kernel
 def _combine_by_group(
-    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
+    evidence: Evidence,
+    out: F32Array,
+    variance: F32Array,
+    tallies: NDArray[np.float64],
+    is_counted: bool,
+    scratch: _Scratch,
 ) -> None:
-    """As `combine`, with weights that each 16 share.
+    """As `combine`, with weights that each 16 share: ``out = sum over k of w_k x_k``.
 
-    ``out = sum over k of w_k x_k``, ``w_k = (1 / var_k) / (sum over j of 1 / var_j)``; the variance
-    is ``1 / (sum over j of 1 / var_j)``.
+    Strips of groups stay in the first-level cache.
     """
-    n_inputs, n_groups = tallies.shape[1] - ALONE, variance.size
-    alone = _variances_alone(evidence, tallies)
-    weights, total = np.empty((n_inputs, n_groups), np.float32), np.zeros_like(variance)
-    for k in range(n_inputs):
-        _precisions(alone[k], weights[k], total)
-    for k in range(n_inputs):
-        _normalize(weights[k], total)
-    if not _are_positive(total):
-        _take_first_usable(alone, total, weights)
-    for g in range(n_groups):
-        last = alone[n_inputs - 1, g]
-        variance[g] = np.float32(1) / total[g] if total[g] > _ZERO else last
-    _add_all(evidence, weights, out)
+    n_inputs, n_tensors = tallies.shape[1] - ALONE, tallies.shape[0]
+    n_groups, rows, weights = variance.size // n_tensors, scratch.rows, scratch.weights
+    for k in range(scratch.affine.size):
+        scratch.affine[k] = is_affine(evidence.levels[k])
+    for i in range(n_tensors):
+        scratch.sums[:] = 0
+        for start in range(i * n_groups, (i + 1) * n_groups, _STRIP):
+            n = min(_STRIP, (i + 1) * n_groups - start)
+            _strip_variances(evidence, start, n, rows)
+            if evidence.weights.size:
+                _weigh_as_told(evidence.weights, rows, n, weights, scratch.scales)
+            else:
+                _weigh_by_precision(rows, n, weights)
+            _copy(rows[n_inputs], variance[start : start + n])
+            _add_up(rows, n, scratch.known, scratch.sums)
+            _add_all(evidence, start, scratch, out[16 * start : 16 * (start + n)])
+        for k in range(n_inputs):
+            tallies[i, ALONE + k] += 16 * scratch.sums[k]
+        if is_counted:
+            tallies[i, VARIANCE] += 16 * scratch.sums[n_inputs]
 
 
-@inner
+@bare_inner
+def _copy(numbers: F32Array, out: F32Array) -> None:
+    for g in range(out.size):
+        out[g] = numbers[g]
+
+
+@bare_inlined
+def _strip_variances(evidence: Evidence, start: int, n: int, rows: F32Array) -> None:
+    """The `group_variances` of all inputs, of `n` groups from `start` on."""
+    n_scalars, n_proven = evidence.scale.shape[0], evidence.interval_values.shape[0]
+    own, end = slice(16 * start, 16 * (start + n)), start + n
+    for k in range(n_scalars):
+        scale, offset = evidence.scale[k, start:end], evidence.offset[k, start:end]
+        _scalar_variances(np.float32(evidence.noise[k]), scale, offset, rows[k, :n])
+    for k in range(n_proven):
+        values, stated = evidence.interval_values[k, own], evidence.interval_variance[k, own]
+        _mean_variances(values, stated, rows[n_scalars + k, :n])
+    for k in range(evidence.values.shape[0]):
+        _copy(evidence.variance[k, start:end], rows[n_scalars + n_proven + k, :n])
+
+
+@bare_inner
 def _are_positive(values: F32Array) -> bool:
     n = 0
     for value in values:
@@ -302,64 +476,26 @@ def _are_positive(values: F32Array) -> bool:
     return n == values.size
 
 
-@inner
-def _add_all(evidence: Evidence, weights: F32Array, out: F32Array) -> None:
-    """Fill `out` (n,) with the sum of all inputs times their weights (K + I + V, n / 16)."""
+@bare_inlined
+def _add_all(evidence: Evidence, start: int, scratch: _Scratch, out: F32Array) -> None:
+    """Fill `out` (n,) with the sum of all inputs times their weights, from group `start` on."""
     n_scalars, n_proven = evidence.codes.shape[0], evidence.interval_values.shape[0]
-    codes, levels = evidence.codes.reshape(-1), evidence.levels.reshape(-1)
-    affine = np.empty(n_scalars, np.bool_)
+    codes, levels, weights = (
+        evidence.codes.reshape(-1),
+        evidence.levels.reshape(-1),
+        scratch.weights,
+    )
+    n = out.size // 16
+    end, own = start + n, slice(16 * start, 16 * (start + n))
     for k in range(n_scalars):
-        affine[k] = is_affine(evidence.levels[k])
-    scales, offsets = np.empty((2, n_scalars * _STRIP), np.float32)
-    for start in range(0, weights.shape[1], _STRIP):
-        end = min(start + _STRIP, weights.shape[1])
-        for k in range(n_scalars):
-            own = slice(_STRIP * k, _STRIP * k + end - start)
-            _weigh(weights[k, start:end], evidence.scale[k, start:end], scales[own])
-            _weigh(weights[k, start:end], evidence.offset[k, start:end], offsets[own])
-        _add_codes(codes, levels, affine, 16 * start, scales, offsets, out[16 * start : 16 * end])
-    for k in range(n_scalars, n_scalars + n_proven):
-        _add_values(evidence.interval_values[k - n_scalars], weights[k], out)
-    for k in range(n_scalars + n_proven, weights.shape[0]):
-        _add_values(evidence.values[k - n_scalars - n_proven], weights[k], out)
-
-
-@kernel
-def combine_weighted(
-    evidence: Evidence, out: F32Array, variance: F32Array, tallies: NDArray[np.float64]
-) -> None:
-    """The sum of the inputs times the weights of a calibration.
-
-    ``out = sum over k of w_k x_k``. Fills and adds to the same as `combine`; the variance is that
-    of independent errors, ``sum over k of w_k^2 var_k``. Where an input's bytes are broken, the
-    others take over its weight.
-    """
-    n_inputs = tallies.shape[1] - ALONE
-    weights = np.zeros((n_inputs, variance.size), np.float32)
-    total = np.zeros_like(variance)
-    expected = np.zeros_like(variance)
-    alone = _variances_alone(evidence, tallies)
-    for k in range(n_inputs):
-        weight = np.float32(evidence.weights[k])
-        for g in range(variance.size):
-            if alone[k, g] < np.inf:
-                weights[k, g] = weight
-                total[g] += weight
-                expected[g] += weight * weight * alone[k, g]
-    # In the same order as above, so that nothing is scaled where nothing is broken.
-    full = np.float32(0)
-    for k in range(n_inputs):
-        full += np.float32(evidence.weights[k])
-    for g in range(variance.size):
-        if total[g] != full:
-            share = full / total[g] if total[g] > _LEAST_SHARE * full else np.float32(0)
-            total[g] *= share
-            for k in range(n_inputs):
-                weights[k, g] *= share
-    if not _are_positive(total):
-        _take_first_usable(alone, total, weights)
-    variance[:] = expected
-    _add_all(evidence, weights, out)
+        at = slice(_STRIP * k, _STRIP * k + n)
+        _weigh(weights[k], evidence.scale[k, start:end], scratch.scales[at])
+        _weigh(weights[k], evidence.offset[k, start:end], scratch.offsets[at])
+    _add_codes(codes, levels, scratch.affine, 16 * start, scratch.scales, scratch.offsets, out)
+    for k in range(n_proven):
+        _add_values(evidence.interval_values[k, own], weights[n_scalars + k, :n], out)
+    for k in range(evidence.values.shape[0]):
+        _add_values(evidence.values[k, own], weights[n_scalars + n_proven + k, :n], out)
 
 
 def take_finest(evidence: Evidence, out: F32Array) -> None:

@@ -24,9 +24,7 @@ from recover.containers.huggingface.scaled import ScaledMatrix, Scales
 from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.containers.model import StoredTensor
 from recover.containers.safetensors.reader import Model, open_safetensors
-from recover.inputs.foreign import measure_ratio
-from recover.inputs.matching import typical_error
-from recover.quants import IntervalType
+from recover.quants import F32Array, IntervalType, Stated
 
 SETTINGS = "settings"
 """Entry of the file's metadata: JSON with a `Setting` by name."""
@@ -86,39 +84,23 @@ def stored_half(setting: str, half: int) -> QuantizedTensor:
     return QuantizedTensor(setting, (matrix.row_length, matrix.n_rows), (Rows(matrix),), 0)
 
 
-def with_errors(tensors: Sequence[StoredTensor], has_cells: Sequence[bool]) -> list[StoredTensor]:
-    """Inputs with the errors of compensated codes as a merge finds them.
+def with_errors(tensors: Sequence[StoredTensor], x: F32Array) -> list[StoredTensor]:
+    """Inputs of which compensated codes are as far off as they really are from the weights (n,).
 
-    Those are found beside the finest input with cells or, if there is none, beside a finer one
-    whose errors are only typical themselves.
-
-    Parameters
-    ----------
-    tensors : sequence of StoredTensor
-        The inputs.
-    has_cells : sequence of bool
-        Which of them confine the weights.
+    In a merge another input tells that, as well as it can.
     """
-
-    def error(tensor: StoredTensor) -> float:
-        return typical_error(tensor.type)
-
-    known = [tensor for tensor, proves in zip(tensors, has_cells, strict=True) if proves]
-    finest = min(known or tensors, key=error)
-    return [
-        _with_errors(each, finest, is_sure=bool(known))
-        if isinstance(each, QuantizedTensor) and (known or error(finest) < error(each))
-        else each
-        for each in tensors
-    ]
+    return [_with_errors(tensor, x) for tensor in tensors]
 
 
-def _with_errors(tensor: QuantizedTensor, known: StoredTensor, *, is_sure: bool) -> QuantizedTensor:
-    matrix = tensor.runs[0].matrix
-    if not is_soft(matrix):
+def _with_errors(tensor: StoredTensor, x: F32Array) -> StoredTensor:
+    if not isinstance(tensor, QuantizedTensor) or not is_soft(tensor.runs[0].matrix):
         return tensor
-    told = matrix.with_noise(matrix.noise * measure_ratio(tensor, known, is_sure=is_sure))
-    return replace(tensor, runs=(Rows(told),))
+    stated, matrix = Stated.of(x.size), tensor.runs[0].matrix
+    tensor.intervals(0, x.size, stated)
+    off = stated.value.astype(np.float64) - x
+    known = np.isfinite(off) & np.isfinite(stated.variance)
+    ratio = float(np.sum(np.square(off[known])) / np.sum(stated.variance[known], dtype=np.float64))
+    return replace(tensor, runs=(Rows(matrix.with_noise(matrix.noise * ratio)),))
 
 
 @cache

@@ -7,13 +7,13 @@ import numpy as np
 from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import fused, load, splat, store, where
+from recover.estimators._accumulate import accumulate_any
 from recover.estimators._lost import accumulate_lost
 from recover.estimators._product_tables import CURVATURE_UNIT, Scalars, Spans
 from recover.estimators._spans import accumulate_spans, begin_with_spans
 from recover.estimators._superblock import (
     OUTLIER,
     Superblock,
-    accumulate_any,
     center_value,
     replace_first,
 )

@@ -3,8 +3,8 @@
 The logarithm of the product is a quadratic polynomial in the place ``t`` (-1 to 1) in the
 intersection of the cells, whatever the number of inputs.
 
-Sixteen weights, a group, are worked on at once. A superblock of 16 groups is gone through once for
-every input, which adds its density to what the earlier ones said, and once for the estimates: so
+Sixteen weights, a group, are worked on at once. A superblock of 16 groups is gone through for the
+inputs, each of which adds its density to what the earlier ones said, and once for the estimates: so
 what the loops need fits into the registers. There is no call in them, their lengths are known and
 arrays are flat, for LLVM's sake: each makes them up to twice as fast.
 """
@@ -28,7 +28,8 @@ from recover._compiled.lanes import (
     store,
     where,
 )
-from recover.estimators._combine import amount, n_effective
+from recover.estimators._accumulate import accumulate_all
+from recover.estimators._combine import HARDLY_ANYTHING, add_amount, n_effective
 from recover.estimators._extremes import fix_extremes
 from recover.estimators._lost import accumulate_lost, prove_lost
 from recover.estimators._others import accumulate_others
@@ -44,12 +45,10 @@ from recover.estimators._spans import (
 )
 from recover.estimators._superblock import (
     Superblock,
-    accumulate,
     first_value,
     is_finite,
     new_superblock,
     open_superblock,
-    replace_first,
     value_of,
 )
 from recover.estimators._zeros import find_zeros, zero_atom
@@ -63,7 +62,6 @@ _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
 _ULPS = np.float32(2.0**-22)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
-_FIRST: Any = np.int64(0)  # what is called with a literal is compiled once more
 _N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
 _STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 
@@ -348,9 +346,10 @@ def _integrate_each(
             stride = max(1, n_effective(variance) // 16 // _N_SAMPLED)
         outputs.errors[:] = _ZERO
         first, last = each * size, each * size + n_groups
-        n_conflicts, sampled = 0, 0.0
+        n_conflicts, sampled, amount = 0, 0.0, n_groups * HARDLY_ANYTHING
         for start in range(first, last, 16):
             here = min(16, last - start)
+            amount = add_amount(outputs.variance, start, start + here, amount)
             prior = _gather(scalars, spans, others, block, start, here, outputs)
             if outputs.plain and block.zeros[0] == _ZERO:
                 all_good = _estimate(scalars, block, prior, start, out, outputs, True)
@@ -363,10 +362,11 @@ def _integrate_each(
             number = (start - first) // 16
             if number % stride == number // stride * _STEP % stride:
                 _expect(scalars, spans, others, block, prior, start, out, outputs)
-                sampled += amount(outputs.variance[start : start + here])
+                some = here * HARDLY_ANYTHING
+                sampled += add_amount(outputs.variance, start, start + here, some)
         tallies[each, 1] += n_conflicts
         for k in range(outputs.errors.size // 16):
-            total = add_up(load(outputs.errors, 16 * k)) * (amount(variance[:n_groups]) / sampled)
+            total = add_up(load(outputs.errors, 16 * k)) * (amount / sampled)
             tallies[each, 0 if k == 0 else 1 + k] += total
 
 
@@ -382,11 +382,7 @@ def _gather(
 ) -> np.float32:
     """Take all inputs into account in a superblock of so many groups; the prior's precision."""
     noise = open_superblock(scalars, block, start)
-    total = add_up(accumulate(scalars, _FIRST, block, start, True))
-    if any_lane(load(block.inverse, 0) == _ZERO):
-        total += replace_first(scalars, block, start)
-    for k in range(1, scalars.noise.size):
-        accumulate(scalars, k, block, start, False)
+    total = accumulate_all(scalars, block, start, outputs.all_simple)
     if spans is not None:
         squares, noise = begin_with_spans(spans, scalars, block, start, noise)
         total += add_up(squares)

@@ -1,5 +1,6 @@
 """What the kernels of the posterior are given: inputs as flat arrays and small tables."""
 
+import math
 import operator
 import threading
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class Scalars(NamedTuple):
         Whether interior codes differ in the second coefficient of their density.
     lost : float32 (K * 3,)
         See `recover.evidence.tile.Evidence.lost`.
-    rows : float32 (K * 18,)
+    rows : float32 (K * 20,)
         See `_describe` and `recover.estimators._coarse`.
     """
 
@@ -102,6 +103,8 @@ class Spans(NamedTuple):
     fitted : float32 (I,)
         Whether weights with both bounds have a density with the variance that is stated: a normal
         one, raised to this power, or if it is negative a uniform one; 0 if `densities` has it.
+    peaked : bool (I,)
+        Whether that density has its peak at the value, not in the middle of the bounds.
     lead : bool
         Whether the first of them is taken where the inputs contradict each other.
     """
@@ -113,6 +116,7 @@ class Spans(NamedTuple):
     noise: F32Array
     densities: F32Array
     fitted: F32Array
+    peaked: NDArray[np.bool_]
     lead: bool
 
 
@@ -123,8 +127,12 @@ GRADIENT, CURVATURE = (
     9,
 )  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
 ATOMS = 14  # lowest, highest
-STEPS, COARSE = 16, 17  # see `recover.estimators._coarse`: the largest l, and L over that
-N_COLUMNS = COARSE + 1
+# See `recover.estimators._coarse`: the largest l, L over that, and with the usual r both factors.
+STEPS, COARSE, PER_USUAL, USUAL_SHIFT = 16, 17, 18, 19
+N_COLUMNS = USUAL_SHIFT + 1
+SHIFT = math.pi**2 / 18
+_USUAL = np.float32(1 / 0.7)
+"""The largest l over the usual one."""
 
 
 class _Fixed(NamedTuple):
@@ -177,6 +185,9 @@ def _fixed_tables(evidence: Evidence) -> dict[str, NDArray[Any]]:
     for k in range(n_inputs):
         density, ends = evidence.density[k], evidence.end_codes[k]
         rows[k, STEPS], rows[k, COARSE] = _coarseness(evidence, k, near[k], far[k])
+        one, usual = np.float32(1), rows[k, COARSE] * _USUAL
+        rows[k, PER_USUAL] = one / (one + np.float32(0.5) * usual * usual)
+        rows[k, USUAL_SHIFT] = one + np.float32(SHIFT) * usual * usual
         simple[k] = _describe(evidence.levels[k], density, ends, near[k], far[k], rows[k])
     return {
         "noise": evidence.noise.astype(np.float32),
@@ -220,6 +231,7 @@ def tabulate_intervals(evidence: Evidence) -> Spans | None:
         evidence.interval_noise.astype(np.float32),
         (evidence.interval_density[:, :, [0, 1, BELOW, ABOVE]] * units).reshape(-1),
         evidence.interval_density[:, INTERIOR, ATOM],
+        evidence.interval_density[:, VARYING, ATOM] > 0,
         evidence.finest >= len(evidence.codes),
     )
 
@@ -281,6 +293,8 @@ class Outputs(NamedTuple):
         Whether the estimate is the mode.
     plain : bool
         Whether it is the mean, and no input has atoms.
+    all_simple : bool
+        Whether all scalar inputs are (see `Scalars`).
     atoms : bool (K,)
         Which inputs have atoms.
     variance : float32 (n / 16,)
@@ -295,6 +309,7 @@ class Outputs(NamedTuple):
 
     mode: bool
     plain: bool
+    all_simple: bool
     atoms: NDArray[np.bool_]
     variance: F32Array
     deviation: F32Array

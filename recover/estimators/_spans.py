@@ -94,7 +94,10 @@ def accumulate_spans(spans: Spans, block: Superblock, start: int) -> None:
             if j == 0:
                 _confine(block, 16 * i, lower, upper)
             if spans.fitted[j] > _ZERO:
-                peak, fitted = _fit(value, lower, upper, variance)
+                if spans.peaked[j]:
+                    fitted = _fit_peak(value, lower, upper, variance)
+                else:
+                    peak, fitted = _fit(value, lower, upper, variance)
                 curvature = fused(fitted, spans.fitted[j] * (step * step), curvature)
             elif spans.fitted[j] < _ZERO:
                 middle, half = _core(value, lower, upper, variance)
@@ -127,17 +130,38 @@ def _core(value: Any, lower: Any, upper: Any, variance: Any) -> Any:
 
 @bare_inlined
 def _fit(value: Any, lower: Any, upper: Any, variance: Any) -> Any:
-    """The middle of two bounds, and in `CURVATURE_UNIT` the curvature of a normal density there.
+    """The middle of two bounds, and the curvature of a normal density there.
 
-    As `_core`, with a normal density between the bounds. Let v be its variance over that of a
-    uniform one, h half the width: the curvature is ``-(1 - v) (3 + 4.5 v) / v / h**2``, within 3%.
+    As `_core`, with a normal density between the bounds.
     """
     half = (upper - lower) * _HALF
     middle, reach = _core(value, lower, upper, variance)
-    share = larger(reach * reach / (half * half), splat(_LEAST_SHARE))
-    curvature = (share - _ONE) * fused(share, np.float32(4.5), splat(np.float32(3)))
-    curvature = curvature * CURVATURE_UNIT / (share * half * half)
+    curvature = _curvature(reach * reach, half * half)
     return middle, where(reach < _FAR, curvature, _ZERO)
+
+
+@bare_inlined
+def _fit_peak(value: Any, lower: Any, upper: Any, variance: Any) -> Any:
+    """As `_fit`, of a density with its peak at the value, wherever that lies between the bounds.
+
+    If it were uniform the mean square distance would be a third of ``half**2 + 3 off**2``.
+    """
+    half, off = (upper - lower) * _HALF, (upper + lower) * _HALF - value
+    whole, square = fused(off * off, np.float32(3), half * half), np.float32(3) * variance
+    narrow = (square < whole) & (whole < _FAR)
+    return where(narrow, _curvature(square, whole), _ZERO)
+
+
+@bare_inlined
+def _curvature(square: Any, whole: Any) -> Any:
+    """That of a normal density cut at h, in `CURVATURE_UNIT`.
+
+    Let v be its variance over that of a uniform one, ``square / whole`` with ``whole = h**2``: it
+    is ``-(1 - v) (3 + 4.5 v) / v / h**2``, within 3%.
+    """
+    share = larger(square / whole, splat(_LEAST_SHARE))
+    curvature = (share - _ONE) * fused(share, np.float32(4.5), splat(np.float32(3)))
+    return curvature * CURVATURE_UNIT / (share * whole)
 
 
 @bare_inlined

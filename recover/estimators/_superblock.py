@@ -14,38 +14,16 @@ from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import (
     fused,
     gather,
-    larger,
     load,
     load_bytes,
-    smaller,
     splat,
     store,
     to_f32,
     where,
 )
 from recover._compiled.memory import aligned
-from recover.estimators._coarse import (
-    HIGH_CURVATURE,
-    HIGH_GRADIENT,
-    HIGH_REACH,
-    LOW_CURVATURE,
-    LOW_GRADIENT,
-    LOW_REACH,
-    N_ENDS,
-    SHARPNESS,
-    describe_ends,
-)
-from recover.estimators._product_tables import (
-    CENTER_UNIT,
-    CURVATURE,
-    CURVATURE_UNIT,
-    FAR_OFF,
-    GRADIENT,
-    LEVEL,
-    N_COLUMNS,
-    NEAR,
-    Scalars,
-)
+from recover.estimators._coarse import N_ENDS
+from recover.estimators._product_tables import CENTER_UNIT, LEVEL, N_COLUMNS, Scalars
 from recover.quants import F32Array
 
 _ZERO = np.float32(0)
@@ -116,10 +94,10 @@ class Superblock(NamedTuple):
         with such a code to be the one that is extreme.
     zeros : float32 (16,)
         The first says how likely weights are exactly 0 (see `recover.estimators._zeros`).
-    each : float32 (7 * 16,)
-        Of the scalar input at hand, for each group: what level 0 says and the bounds of that, the
-        level of weights that are 0, what takes centers to levels and derivatives to units.
-    ends : float32 (7 * 16,)
+    each : float32 (K * 7 * 16,)
+        Of each scalar input and group: what level 0 says and the bounds of that, the level of
+        weights that are 0, what takes centers to levels and derivatives to units.
+    ends : float32 (K * 7 * 16,)
         See `recover.estimators._coarse`.
     """
 
@@ -148,7 +126,8 @@ def center_value(block: Superblock, i: int) -> Any:
     return load(block.center, 16 * i) * (block.unit[i] / CENTER_UNIT)
 
 
-_ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(0, 7 * 16, 16)
+N_EACH = 7 * 16
+"""See `Superblock.each`; of one input."""
 
 
 class _Memory(threading.local):
@@ -165,8 +144,9 @@ def new_superblock(n_scalars: int) -> Superblock:
     """Scratch memory of this thread, as if it were new."""
     block = _memory.blocks.get(n_scalars)
     if block is None:
-        sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 16, 7 * 16
-        block = Superblock(*(aligned(n, np.float32) for n in (*sizes, N_ENDS)))
+        sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 16
+        tables = N_EACH * n_scalars, N_ENDS * n_scalars
+        block = Superblock(*(aligned(n, np.float32) for n in (*sizes, *tables)))
         _memory.blocks[n_scalars] = block
     block.limit[:], block.fixed_low[:], block.fixed_high[:] = _FAR, -_FAR, _FAR
     return block
@@ -213,173 +193,3 @@ def replace_first(scalars: Scalars, block: Superblock, start: int) -> np.float32
         store(block.gradient, at, splat(_ZERO))
         store(block.curvature, at, splat(_ZERO))
     return add_up(total)
-
-
-@bare_inlined
-def _prepare(scalars: Scalars, k: int, block: Superblock, simple: bool) -> None:
-    """Fill in `Superblock.each` for input `k`; whether it is taken for simple."""
-    each, scale, offset = block.each, load(block.scale, 16 * k), load(block.offset, 16 * k)
-    inverse = load(block.inverse, 16 * k)
-    ratio = load(block.unit, 0) * inverse
-    row = N_COLUMNS * k
-    near, far, level = scalars.rows[row + NEAR], scalars.rows[row + FAR_OFF], _ZERO
-    if simple:
-        level = scalars.rows[row + LEVEL]
-    zero = fused(scale, level, offset)
-    store(each, _ZERO_SAYS, zero)
-    store(each, _ZERO_FROM, zero + scale * near if simple else zero)
-    store(each, _ZERO_TO, zero + scale * far if simple else zero)
-    store(each, _ZERO_AT, zero * -inverse)
-    store(each, _PER_UNIT, ratio * (_ONE / CENTER_UNIT))
-    store(each, _TIMES, ratio * CENTER_UNIT)
-    store(each, _SQUARE, ratio * ratio)
-    describe_ends(scalars, k, scale, inverse, block.ends)
-
-
-@bare_inlined
-def _confine(
-    block: Superblock, at: int, below: Any, above: Any, scale: np.float32, first: bool
-) -> None:
-    """Bounds for a group that begins `at`."""
-    if scale < _ZERO:
-        below, above = above, below
-    if not first:
-        below = larger(load(block.low, at), below)
-        above = smaller(load(block.high, at), above)
-    store(block.low, at, below)
-    store(block.high, at, above)
-
-
-@bare_inlined
-def _add_density(
-    block: Superblock, i: int, level: Any, gradient: Any, curvature: Any, first: bool
-) -> Any:
-    """Add a density to those of group `i`, given where the input at hand says `level`.
-
-    With the place p of the center in levels of the input, its scale s, and the unit U: the gradient
-    grows by ``(gradient + curvature (p - level)) U / s``, the curvature by ``curvature (U / s)^2``.
-    Returns what the first input says.
-    """
-    at, each = 16 * i, block.each
-    center = splat(_ZERO)
-    if first:
-        center = fused(level, block.scale[i], splat(each[_ZERO_SAYS + i]))
-        store(block.center, at, center * (CENTER_UNIT * block.per_unit[i]))
-        gradient = gradient * CENTER_UNIT
-    else:
-        place = fused(load(block.center, at), each[_PER_UNIT + i], splat(each[_ZERO_AT + i]))
-        gradient = fused(curvature, place - level, gradient)
-        gradient = fused(gradient, each[_TIMES + i], load(block.gradient, at))
-        curvature = fused(curvature, each[_SQUARE + i], load(block.curvature, at))
-    store(block.gradient, at, gradient)
-    store(block.curvature, at, curvature)
-    return center
-
-
-@bare_inlined
-def _of_ends(
-    block: Superblock, i: int, lowest: Any, highest: Any, gradient: Any, curvature: Any
-) -> Any:
-    """Derivatives for the codes of group `i`, given those of interior ones."""
-    ends = block.ends
-    gradient, curvature = gradient * ends[SHARPNESS + i], curvature * ends[SHARPNESS + i]
-    gradient = where(highest, splat(ends[HIGH_GRADIENT + i]), gradient)
-    gradient = where(lowest, splat(ends[LOW_GRADIENT + i]), gradient)
-    curvature = where(highest, splat(ends[HIGH_CURVATURE + i]), curvature)
-    curvature = where(lowest, splat(ends[LOW_CURVATURE + i]), curvature)
-    return gradient, curvature
-
-
-@bare_inlined
-def _accumulate_simple(
-    scalars: Scalars, k: int, block: Superblock, start: int, first: bool, varies: bool
-) -> Any:
-    """See `accumulate`; for levels that are consecutive integers and count from that of code 0."""
-    rows, row = scalars.rows, N_COLUMNS * k
-    lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
-    # The end codes reach as far as codes beyond them would.
-    before = np.float32(lowest_code) - rows[row + NEAR]
-    beyond = np.float32(highest_code) - rows[row + FAR_OFF]
-    c0, c1 = rows[row + GRADIENT], rows[row + GRADIENT + 1]
-    d0, d1, d2 = rows[row + CURVATURE], rows[row + CURVATURE + 1], rows[row + CURVATURE + 2]
-    at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
-    for i in range(16):
-        if block.inverse[16 * k + i] == _ZERO:
-            continue
-        scale = block.scale[16 * k + i]
-        code = load_bytes(scalars.codes, at + 16 * i)
-        lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
-        below = where(lowest, splat(before + block.ends[LOW_REACH + i]), q)
-        above = where(highest, splat(beyond + block.ends[HIGH_REACH + i]), q)
-        below = fused(below, scale, splat(block.each[_ZERO_FROM + i]))
-        above = fused(above, scale, splat(block.each[_ZERO_TO + i]))
-        _confine(block, 16 * i, below, above, scale, first)
-        gradient, curvature = fused(q, c1, splat(c0)), splat(d0)
-        if varies:
-            curvature = fused(q, fused(q, d2, splat(d1)), curvature)
-        gradient, curvature = _of_ends(block, i, lowest, highest, gradient, curvature)
-        center = _add_density(block, i, q, gradient, curvature, first)
-        total = fused(center, center, total)
-    return total
-
-
-@bare_inner
-def accumulate_any(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
-    """As `accumulate`, for any levels, from tables.
-
-    The density of outliers (see `Superblock.limit`) is a narrow normal one.
-    """
-    rows, row = scalars.rows, N_COLUMNS * k
-    _prepare(scalars, k, block, False)
-    close = -CURVATURE_UNIT / (OUTLIER_ERROR * scalars.noise[k])
-    lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
-    at, total = k * (scalars.codes.size // scalars.noise.size) + 16 * start, splat(_ZERO)
-    for i in range(16):
-        if block.inverse[16 * k + i] == _ZERO:
-            continue
-        scale, zero = block.scale[16 * k + i], block.each[_ZERO_SAYS + i]
-        code = load_bytes(scalars.codes, at + 16 * i)
-        lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
-        level = gather(scalars.levels, code + 256 * k)
-        below, above = gather(scalars.near, code + 256 * k), gather(scalars.far, code + 256 * k)
-        below = where(lowest, splat(block.ends[LOW_REACH + i]), below)
-        above = where(highest, splat(block.ends[HIGH_REACH + i]), above)
-        below = fused(level + below, scale, splat(zero))
-        above = fused(level + above, scale, splat(zero))
-        _confine(block, 16 * i, below, above, scale, first)
-        gradient = fused(q, rows[row + GRADIENT + 1], splat(rows[row + GRADIENT]))
-        curvature = fused(q, rows[row + CURVATURE + 2], splat(rows[row + CURVATURE + 1]))
-        curvature = fused(q, curvature, splat(rows[row + CURVATURE]))
-        gradient, curvature = _of_ends(block, i, lowest, highest, gradient, curvature)
-        size = load(block.center, 16 * i) * (block.unit[i] * (_ONE / CENTER_UNIT))
-        outlier = size * size > block.limit[i]
-        gradient, curvature = where(outlier, _ZERO, gradient), where(outlier, close, curvature)
-        center = _add_density(block, i, level, gradient, curvature, first)
-        total = fused(center, center, total)
-    return total
-
-
-@bare_inner
-def _accumulate_varying(
-    scalars: Scalars, k: int, block: Superblock, start: int, first: bool
-) -> Any:
-    """See `_accumulate_simple`."""
-    return _accumulate_simple(scalars, k, block, start, first, True)
-
-
-@bare_inlined
-def accumulate(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
-    """Add what scalar input `k` says of a superblock; if it is the first, begin with that.
-
-    ``log g(u) = c u + d u^2`` with ``u = (x - v) / s`` on ``near <= u <= far``, in units of
-    `CURVATURE_UNIT`: c and d of interior codes are ``c0 + c1 q`` and ``d0 + d1 q + d2 q^2``.
-    Returns sums of squares of what the first input says.
-    """
-    if not scalars.simple[k]:
-        return accumulate_any(scalars, k, block, start, k == 0)
-    _prepare(scalars, k, block, True)
-    if scalars.varies[k]:
-        total = _accumulate_varying(scalars, k, block, start, k == 0)
-    else:
-        total = _accumulate_simple(scalars, k, block, start, first, False)
-    return total

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from recover._compiled.across import add_up, largest_lane
-from recover._compiled.doubles import n_true
+from recover._compiled.doubles import from_bits, n_true, nearest_f32, to_f64
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import fused, load, splat, store, where
+from recover._compiled.lanes import bits, fused, load, splat, store, to_f32, where
 from recover.estimators._product_tables import H
 from recover.estimators._rule import ALL, END, density, exp, is_mild, moments
 from recover.estimators._superblock import Superblock, center_value
@@ -100,20 +100,34 @@ def _set_share(block: Superblock, share: np.float32, prior: np.float32) -> None:
 def _log_likelihood(
     block: Superblock, share: np.float32, prior: np.float32, n_groups: int
 ) -> np.float64:
-    """Of a superblock's codes, but for what is the same for any share and prior."""
+    """Of a superblock's codes, but for what is the same for any share and prior.
+
+    Logarithms take long: each lane has one, of the product of what lies there in all groups.
+    """
     total = np.float64(n_groups * 16 * (math.log(_ONE - share) + 0.5 * math.log(prior)))
+    product, exponents = to_f64(splat(_ONE)), bits(splat(_ZERO))
     for i in range(n_groups):
         middle, width, _, odd, even = density(block, i, prior)
         m0, _, _ = moments(odd, even)
         place, mass = zero_atom(block, middle, width)
         both = fused(mass, exp(place * fused(even, place, odd)), m0)
         good = is_mild(m0, even) & (width < _FAR)
-        store(block.each, 0, where(good, both, splat(_ONE)))
+        fraction, exponent = _split(where(good, both, splat(_ONE)))
+        product, exponents = product * to_f64(fraction), exponents + exponent
         square = where(good, middle * middle, splat(_ZERO))
         total -= 0.5 * np.float64(prior) * np.float64(add_up(square))
-        for j in range(16):
-            total += math.log(block.each[j])
+    total += math.log(2) * np.float64(add_up(to_f32(exponents)))
+    store(block.each, 0, nearest_f32(product))
+    for j in range(16):
+        total += math.log(np.float64(block.each[j]))
     return total
+
+
+@bare_inlined
+def _split(values: Any) -> Any:
+    """Fractions from 1 to 2, and exponents of 2 as integers; of positive normal numbers."""
+    words = bits(values)
+    return from_bits((words & 0x7FFFFF) | 0x3F800000), (words >> 23) - 127
 
 
 @bare_inner

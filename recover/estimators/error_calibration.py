@@ -42,7 +42,6 @@ from recover.quants import (
     ScalarType,
     TensorType,
     U8Array,
-    VectorType,
     dequantize,
     quantize,
     type_by_name,
@@ -229,6 +228,7 @@ def calibrate_errors(
         x = _half_of(_sample_beside_folders() if beside_folders else _sample(), WEIGHTS, half)
         x = x.reshape(-1)
         tensors = _tensors(sources, names, half, beside_folders=beside_folders)
+        tensors = _folder_sample.with_errors(tensors, x)
         out = np.empty(x.size, np.float32)
         # With deviations, so that all weights count.
         tally = tile.estimate_from(tile.read(tensors, 0, x.size), out, np.empty_like(out))
@@ -266,22 +266,14 @@ def _is_in_sample(source: Source, name: str) -> bool:
 def _tensors(
     sources: Sequence[Source], names: Sequence[str], half: int, *, beside_folders: bool
 ) -> list[StoredTensor]:
-    """What the sample has of inputs, light tails (0) or heavy ones (1).
-
-    Where an input does not tell the error of its codes, the finest of the others does, as in a
-    merge.
-    """
-    tensors = [
+    """What the sample has of inputs, light tails (0) or heavy ones (1)."""
+    tensors: list[StoredTensor] = [
         _folder_sample.stored_half(name, half)
         if isinstance(source.type, IntervalType)
         else _stored_half(name, source.type, half, beside_folders=beside_folders)
         for name, source in zip(names, sources, strict=True)
     ]
-    proves = [
-        source.has_cells and not isinstance(tensor.type, VectorType)
-        for tensor, source in zip(tensors, sources, strict=True)
-    ]
-    return _folder_sample.with_errors(tensors, proves)
+    return tensors
 
 
 def _sample_names(sources: Sequence[Source]) -> list[str]:

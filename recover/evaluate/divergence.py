@@ -6,13 +6,14 @@ after each token of the second half is scored.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recover._brief import Brief
 from recover.errors import EvaluationError
 from recover.evaluate.inference import N_CTX, Measurement
 from recover.evaluate.token_figures import F64Array, PerToken
@@ -44,8 +45,8 @@ class PairedDifference:
     """Mean divergence over that of the first model; None if that is zero."""
 
 
-@dataclass(frozen=True)
-class Divergence:
+@dataclass(frozen=True, repr=False)
+class Divergence(Brief):
     """How differently a model and the original continue a text."""
 
     n_tokens: int
@@ -80,6 +81,15 @@ class Divergence:
     """The figures of each token."""
     paired: PairedDifference | None = None
     """Comparison with the first model; None for that one."""
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "n_tokens", self.n_tokens
+        yield "mean_kld", self.mean_kld
+        yield "kld_p99", self.kld_p99
+        yield "same_top", self.same_top
+        yield "ppl", self.ppl
+        yield "ppl_truth", self.ppl_truth
 
     def to_json(self) -> dict[str, Any]:
         """What ``recover evaluate --json`` prints as ``divergence``; ``paired`` where there is one.

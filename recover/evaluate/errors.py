@@ -6,13 +6,15 @@ a second the lower 16 bits of those few upper halves that hold the wanted ranks.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._brief import Brief
 from recover._compiled.float16 import f32_bits
 from recover._compiled.jit import kernel
 from recover._text import path_text, printable, quoted
@@ -72,8 +74,8 @@ class TensorErrors:
     errors: ErrorStatistics
 
 
-@dataclass(frozen=True)
-class ModelErrors:
+@dataclass(frozen=True, repr=False)
+class ModelErrors(Brief):
     """One model's errors."""
 
     path: str
@@ -86,6 +88,21 @@ class ModelErrors:
     """Per type or role, if asked for."""
     divergence: "Divergence | None" = None
     """What `measure_divergence` says, where a text was read."""
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "path", Path(self.path).name
+        yield "weights", self.total.n_weights
+        yield "rmse", self.total.rmse
+        yield "mse", self.total.mse
+        yield "tensors", len(self.tensors)
+        yield "mean_kld", self.divergence and self.divergence.mean_kld
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "type", "weights", "rmse"
+        for each in self.tensors:
+            yield each.name, each.type, each.errors.n_weights, each.errors.rmse
 
     def to_json(self) -> dict[str, Any]:
         """One entry of ``models`` in what ``recover evaluate --json`` prints."""

@@ -29,6 +29,7 @@ from recover.evidence.tile import Evidence
 from recover.quants import (
     GROUP,
     TILE,
+    BlockIntervals,
     F32Array,
     IntervalTensor,
     IntervalType,
@@ -40,7 +41,14 @@ from recover.quants import (
 )
 from recover.quants._decode import decode_codes
 
-__all__ = ["Evidence", "EvidenceBuffer", "Source", "take_one", "typical_variance"]
+__all__ = [
+    "Evidence",
+    "EvidenceBuffer",
+    "Source",
+    "take_one",
+    "tells_errors",
+    "typical_variance",
+]
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,24 @@ class Source:
     def __hash__(self) -> int:
         # Tensors are told apart by their sources, very often; these tell most of them apart.
         return hash((self.type, self.has_cells, self.weighted))
+
+
+def tells_errors(sources: Sequence[Source]) -> bool:
+    """Whether anything says how far some inputs are off.
+
+    Codes that make up for each other's errors are off by as much as the inputs of their layer make
+    them, which no file tells. An input with cells does; without one it is not known, and nothing is
+    claimed.
+    """
+    folders = [
+        source
+        for source in sources
+        if isinstance(source.type, IntervalType) and not isinstance(source.type, BlockIntervals)
+    ]
+    confines = any(
+        source.has_cells for source in sources if not isinstance(source.type, VectorType)
+    )
+    return confines or not folders
 
 
 class EvidenceBuffer:
@@ -173,7 +199,8 @@ class EvidenceBuffer:
         if known:
             self._whole = self._whole._replace(weights=self.by_place(np.array(known)))
         self._tile, self._n_weights = self._whole, -1
-        self._hidden = HiddenScales(intervals, proven=proven)
+        weighted = [w.weighted for w in sources if isinstance(w.type, IntervalType)]
+        self._hidden = HiddenScales(intervals, weighted, proven=proven)
 
     @property
     def order(self) -> NDArray[np.int64]:

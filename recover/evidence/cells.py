@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.doubles import n_true
-from recover._compiled.jit import inner, kernel
+from recover._compiled.jit import bare_inner, inner, kernel
 from recover._compiled.lanes import (
     gather,
     load,
@@ -55,7 +55,11 @@ class Strips(NamedTuple):
 @kernel
 def intersect_cells(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
     """Bounds (n,) that all inputs agree on; ``lower > upper`` where they contradict each other."""
-    strips = new_strips(evidence)
+    _intersect_all(evidence, new_strips(evidence), lower, upper)
+
+
+@bare_inner
+def _intersect_all(evidence: Evidence, strips: Strips, lower: F32Array, upper: F32Array) -> None:
     n_groups = evidence.scale.shape[1]
     for start in range(0, n_groups, STRIP):
         end = min(start + STRIP, n_groups)
@@ -83,11 +87,24 @@ def count_contradictions(
     Tensors of one size, of whole groups of 16 weights, lie one behind the other. One pair of groups
     in `step` is looked at, and copied to the `strip`.
     """
-    strips, n_groups = new_strips(evidence), evidence.scale.shape[1]
+    lower, upper = np.empty(16 * STRIP, np.float32), np.empty(16 * STRIP, np.float32)
+    _count_all(evidence, strip, new_strips(evidence), lower, upper, step, counts)
+
+
+@bare_inner
+def _count_all(
+    evidence: Evidence,
+    strip: Evidence,
+    strips: Strips,
+    lower: F32Array,
+    upper: F32Array,
+    step: int,
+    counts: NDArray[np.int64],
+) -> None:
+    n_groups = evidence.scale.shape[1]
     if step > 1:
         n_groups = 2 * -(-(n_groups // 2) // step)
     size = n_groups // counts.size
-    lower, upper = np.empty(16 * STRIP, np.float32), np.empty(16 * STRIP, np.float32)
     for start in range(0, n_groups, STRIP):
         n = min(STRIP, n_groups - start)
         if step > 1:
@@ -101,7 +118,7 @@ def count_contradictions(
                 counts[(start + g) // size] += n_found
 
 
-@inner
+@bare_inner
 def _take_pairs(evidence: Evidence, start: int, n: int, step: int, strip: Evidence) -> None:
     """Copy one pair of groups in `step` from group `start` on: `n` groups."""
     for k in range(evidence.scale.shape[0]):
@@ -138,7 +155,7 @@ def new_strips(evidence: Evidence) -> Strips:
     )
 
 
-@inner
+@bare_inner
 def intersect_strip(
     evidence: Evidence, strips: Strips, start: int, lower: F32Array, upper: F32Array
 ) -> None:
@@ -171,7 +188,7 @@ def intersect_strip(
                 _fix(evidence, k, pair, start, lower, upper)
 
 
-@inner
+@bare_inner
 def _meet(below: F32Array, above: F32Array, lower: F32Array, upper: F32Array) -> None:
     """Intersect bounds with those that an input states: ``[max(low, below), min(high, above)]``.
 
@@ -185,7 +202,7 @@ def _meet(below: F32Array, above: F32Array, lower: F32Array, upper: F32Array) ->
         store(upper, i, where(proven < old_upper, proven, old_upper))
 
 
-@inner
+@bare_inner
 def _fix(
     evidence: Evidence,
     k: int,
@@ -227,7 +244,7 @@ def _way(evidence: Evidence, k: int) -> int:
     return _POSITIVE if first == 0 and evidence.levels[k, 0] == 0 else _SIGNED
 
 
-@inner
+@bare_inner
 def _place_cells(
     evidence: Evidence,
     k: int,
@@ -244,18 +261,25 @@ def _place_cells(
     left over from the encoder's search gets edges that are infinitely far. Sixteen groups are
     worked on at once.
     """
-    _take_groups(evidence, k, start, end, scratch)
+    scale, offset = evidence.scale[k, start:end], evidence.offset[k, start:end]
+    scale_error, offset_error = (
+        evidence.scale_error[k, start:end],
+        evidence.offset_error[k, start:end],
+    )
+    if (end - start) % 16:
+        _take_groups(evidence, k, start, end, scratch)
+        scale, offset, scale_error, offset_error = scratch[0], scratch[1], scratch[2], scratch[3]
     first, last = evidence.end_codes[k]
     lowest, highest = evidence.lower_levels[k, first], evidence.upper_levels[k, last]
     first_level, last_level = evidence.levels[k, first], evidence.levels[k, last]
     reach = np.float32(evidence.lost[k, 1])
     for g in range(0, end - start, 16):
-        s, o = load(scratch[0], g), load(scratch[1], g)
-        s_error = load(scratch[2], g)
+        s, o = load(scale, g), load(offset, g)
+        s_error = load(scale_error, g)
         known = ((s != _ZERO) | (s_error > _ZERO)) & (abs(s) < _FAR) & (abs(o) < _FAR)
         lost = (s_error < _ZERO) & (abs(o) < _FAR) & (splat(reach) < _FAR)
         s, o = where(known, s, _ZERO), where(known | lost, o, _ZERO)
-        o_error = load(scratch[3], g)
+        o_error = load(offset_error, g)
         o_error = where(known, o_error, where(lost, o_error - s_error * reach, _FAR))
         s_error = where(known, s_error, _ZERO)
         flipped = s < _ZERO
@@ -280,7 +304,7 @@ def _place_cells(
         store(places[8], g, where(flipped, first_level, last_level))
 
 
-@inner
+@bare_inner
 def _take_groups(evidence: Evidence, k: int, start: int, end: int, scratch: F32Array) -> None:
     """Scales, offsets and their errors of groups `start` to `end`, and zeros behind them."""
     scratch[:, end - start :] = 0
@@ -290,7 +314,7 @@ def _take_groups(evidence: Evidence, k: int, start: int, end: int, scratch: F32A
         scratch[3, g] = evidence.offset_error[k, start + g]
 
 
-@inner
+@bare_inner
 def _narrow_signed(
     evidence: Evidence,
     inputs: NDArray[np.int64],
@@ -306,30 +330,29 @@ def _narrow_signed(
     `places` begins with scale, offset, half with the sign of the scale, error of the scale, and
     half the width of a cell, widened by the error of the offset.
     """
-    codes = evidence.codes.reshape(-1)
-    first_codes, first_levels = evidence.end_codes[inputs, 0], evidence.levels[inputs, 0]
-    positions = inputs * evidence.codes.shape[1] + 16 * start
+    codes, n = evidence.codes.reshape(-1), evidence.codes.shape[1]
     for g in range(lower.size // 16):
         low, high = load(lower, 16 * g), load(upper, 16 * g)
         for j in range(inputs.size):
-            q = load_bytes(codes, positions[j] + 16 * g)
-            level = to_f32(q) + first_levels[j]
+            k = inputs[j]
+            q, first_code = load_bytes(codes, k * n + 16 * (start + g)), evidence.end_codes[k, 0]
+            level = to_f32(q) + evidence.levels[k, 0]
             value = level * places[j, 0, g] + places[j, 1, g]
             half, error, reach = places[j, 2, g], places[j, 3, g], places[j, 4, g]
             below = value - (abs(level - half) * error + reach)
             above = value + (abs(level + half) * error + reach)
             below = where(level == places[j, 7, g], places[j, 5, g], below)
             above = where(level == places[j, 8, g], places[j, 6, g], above)
-            if first_codes[j] > 0:  # lower codes are never given
-                below = where(q < first_codes[j], -_FAR, below)
-                above = where(q < first_codes[j], _FAR, above)
+            if first_code > 0:  # lower codes are never given
+                below = where(q < first_code, -_FAR, below)
+                above = where(q < first_code, _FAR, above)
             low = where(below > low, below, low)
             high = where(above < high, above, high)
         store(lower, 16 * g, low)
         store(upper, 16 * g, high)
 
 
-@inner
+@bare_inner
 def _narrow_positive(
     evidence: Evidence,
     inputs: NDArray[np.int64],
@@ -346,12 +369,11 @@ def _narrow_positive(
     0, and the same of the upper edge: errors are in proportion to edges, too. (That is wrong only
     for the edge below level 0, which is an end.)
     """
-    codes = evidence.codes.reshape(-1)
-    positions = inputs * evidence.codes.shape[1] + 16 * start
+    codes, n = evidence.codes.reshape(-1), evidence.codes.shape[1]
     for g in range(lower.size // 16):
         low, high = load(lower, 16 * g), load(upper, 16 * g)
         for j in range(inputs.size):
-            level = to_f32(load_bytes(codes, positions[j] + 16 * g))
+            level = to_f32(load_bytes(codes, inputs[j] * n + 16 * (start + g)))
             below = level * places[j, 0, g] + places[j, 1, g]
             above = level * places[j, 2, g] + places[j, 3, g]
             below = where(level == places[j, 7, g], places[j, 5, g], below)
@@ -362,7 +384,7 @@ def _narrow_positive(
         store(upper, 16 * g, high)
 
 
-@inner
+@bare_inner
 def _narrow(
     codes: U8Array,
     scales: tuple[F32Array, F32Array],

@@ -124,6 +124,7 @@ def interval_density(kind: IntervalType, beside: Sequence[TensorType] = ()) -> F
     A reach may be infinite: the weight is then looked for between its bounds. Of weights with both
     bounds the column `ATOM` tells whether a density that has the variance of the weight takes the
     place of the table's: if positive a normal one, raised to that power; if negative a uniform one.
+    That of the last row is 1 if its peak is at the value, otherwise it is in the middle.
     """
     table = normal_density(kind.noise).astype(np.float64)
     table[VARYING] = table[INTERIOR]
@@ -131,6 +132,7 @@ def interval_density(kind: IntervalType, beside: Sequence[TensorType] = ()) -> F
     if kind.density is None:
         fitted = 0.0 if kind.is_uniform else -1.0 if kind.noise == ROUNDED else power
         table[INTERIOR] = 0, 0, fitted, -np.inf, np.inf
+        table[VARYING, ATOM] = kind.is_peaked
     else:
         table[:VARYING, [0, 1, BELOW, ABOVE]] = kind.density
     table[:, :DEGREE] *= power

@@ -37,11 +37,16 @@ class HiddenScales:
     ----------
     kinds : sequence of IntervalType
         Those of all interval inputs.
+    weighted : sequence of bool
+        Of each whether its encoder had an importance matrix.
     proven : bool
         Whether bounds are to be sure, not only usual.
     """
 
-    def __init__(self, kinds: Sequence[IntervalType], *, proven: bool) -> None:
+    def __init__(
+        self, kinds: Sequence[IntervalType], weighted: Sequence[bool], *, proven: bool
+    ) -> None:
+        self._weighted = tuple(weighted)
         self._kinds = {
             row: kind
             for row, kind in enumerate(kinds)
@@ -71,7 +76,7 @@ class HiddenScales:
         """
         kind, place = self._kinds[row], [*self._kinds].index(row)
         assert kind.hidden is not None
-        kind.state(raw, out)
+        (kind.hidden.state_weighted if self._weighted[row] else kind.state)(raw, out)
         n = -(-out.value.size // SUPERBLOCK)
         low, high = self._possible[:, place, :n]
         kind.hidden.possible(raw, low, high)

@@ -6,7 +6,7 @@ Ternary types give those of their digits. Types that confine no single weight gi
 proves nothing, either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -31,9 +31,16 @@ PART = 262_144
 
 
 class Intervals:
-    """Bounds of one tensor's weights, part by part; memory for one thread, used again and again."""
+    """Bounds of one tensor's weights, part by part; memory for one thread, used again and again.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    look : callable, optional
+        Is given the evidence of each part that is bounded.
+    """
+
+    def __init__(self, look: Callable[[Evidence], None] | None = None) -> None:
+        self._look = look
         self._lower, self._upper = np.empty((2, TILE), np.float32)
         self._sources: list[Source] = []
         self._buffer = EvidenceBuffer([])
@@ -76,7 +83,10 @@ class Intervals:
 
     def _intersect(self, start: int, end: int, lower: F32Array, upper: F32Array) -> None:
         if self._confining:
-            intersect_cells(self._buffer.read(self._confining, start, end), lower, upper)
+            evidence = self._buffer.read(self._confining, start, end)
+            intersect_cells(evidence, lower, upper)
+            if self._look is not None:
+                self._look(evidence)
         else:
             lower[:] = -np.inf
             upper[:] = np.inf

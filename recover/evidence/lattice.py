@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover._compiled.across import add_up
+from recover._compiled.across import add_up, any_lane
 from recover._compiled.doubles import from_bits, n_true
 from recover._compiled.float16 import f16_to_f32, f32_bits, f32_from_bits, f32_to_f16
 from recover._compiled.jit import inlined, kernel
 from recover._compiled.lanes import bits, load, splat, where
+from recover.evidence.cells import STRIP, intersect_strip, new_strips
+from recover.evidence.tile import Evidence
 from recover.quants import F32Array, U8Array
 
 SIGNIFICAND_BITS = {"bf16": 8, "f16": 11}
@@ -165,6 +167,36 @@ def count_empty(lower: F32Array, upper: F32Array, significand_bits: int) -> tupl
             sum_chance = sum_chance + where(is_one, chance, np.float32(0))
         expected += np.float64(add_up(sum_chance))
     return n_without, expected
+
+
+@kernel
+def any_empty(evidence: Evidence, significand_bits: int) -> bool:
+    """Whether a proven interval holds no number of the format, in the sense of `count_empty`.
+
+    Neither the intervals nor what is expected of them is kept, and the first such one ends it: that
+    costs half as much.
+    """
+    shift = _F32_BITS - significand_bits
+    smallest = _SMALLEST_NORMAL_F16 if significand_bits == 11 else np.float32(1e-37)
+    strips, n_groups = new_strips(evidence), evidence.scale.shape[1]
+    lower, upper = np.empty(16 * STRIP, np.float32), np.empty(16 * STRIP, np.float32)
+    for start in range(0, n_groups, STRIP):
+        n = min(STRIP, n_groups - start)
+        intersect_strip(evidence, strips, start, lower[: 16 * n], upper[: 16 * n])
+        found = splat(np.float32(0)) > np.float32(0)
+        for i in range(0, 16 * n, 16):
+            low, high = load(lower, i), load(upper, i)
+            is_one = (low * high > np.float32(0)) & ~(low > high)
+            is_one = is_one & (high < _LARGEST) & (low > -_LARGEST)
+            # The next number from the edge that is nearer to 0 on lies beyond the other edge.
+            above = low > np.float32(0)
+            near, far = where(above, low, -high), where(above, high, -low)
+            number = from_bits((bits(near) + np.int32((1 << shift) - 1)) & np.int32(-1 << shift))
+            is_one = is_one & (np.float32(0.5) * (near + far) > smallest)
+            found = found | (is_one & (number > far))
+        if any_lane(found):
+            return True
+    return False
 
 
 @inlined

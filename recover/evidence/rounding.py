@@ -8,7 +8,7 @@ import numpy as np
 from recover._compiled.across import largest_lane
 from recover._compiled.float16 import read_f16
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import load, splat, where
+from recover._compiled.lanes import LANES, load, splat, store, where
 from recover.quants import GROUP, F32Array, ScalarType, U8Array
 
 # Relative rounding of our own and the encoders' float32 arithmetic around a cell's edge: a
@@ -135,9 +135,13 @@ def _tell_lost(raw: U8Array, rounding: Rounding, scale: F32Array, scale_error: F
         d = abs(read_f16(raw, rounding.type_size * b + rounding.d_at))
         if d > 0 and d < np.float32(np.inf):
             largest = d + max(d * _F16_RELATIVE, _F16_ABSOLUTE)
-            for g in range(n_groups * b, n_groups * (b + 1)):
-                if scale[g] == 0:
-                    scale_error[g] = -largest
+            first, end = n_groups * b, n_groups * (b + 1)
+            whole = end - n_groups % LANES
+            for g in range(first, whole, LANES):
+                is_lost = load(scale, g) == np.float32(0)
+                store(scale_error, g, where(is_lost, -largest, load(scale_error, g)))
+            for g in range(whole, end):
+                scale_error[g] = -largest if scale[g] == 0 else scale_error[g]
 
 
 @inner

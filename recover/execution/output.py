@@ -25,6 +25,7 @@ from recover.execution.publish import (
     put_in_place,
     sync_folder,
 )
+from recover.execution.reserving import make_room
 from recover.execution.temporary import create, remove_stale
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
@@ -126,7 +127,10 @@ class OutputFile:
             raise self._error(error) from None
         try:
             self._registered.enter_context(stopping.leaves_behind(self._remove))
-            self._reserve() if self._share is None else self._join(self._share)
+            if self._share is None:
+                make_room(self._descriptor, self.n_bytes)
+            else:
+                self._join(self._share)
             if self._partial is not None and self._within is None:
                 sync_folder(self._partial.parent)
         except BaseException as error:
@@ -141,15 +145,6 @@ class OutputFile:
         """Where the bytes are written, until the file has its name; absolute."""
         assert self._temporary is not None
         return self._temporary
-
-    def _reserve(self) -> None:
-        if hasattr(os, "posix_fallocate") and self.n_bytes:
-            try:
-                os.posix_fallocate(self._descriptor, 0, self.n_bytes)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-        os.ftruncate(self._descriptor, self.n_bytes)
 
     def _join(self, share: int) -> None:
         """Look whether the file is what the others write, too.

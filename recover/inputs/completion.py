@@ -477,7 +477,7 @@ def _is_finer(one: StoredTensor, other: StoredTensor) -> bool:
 
 
 def _is_untried(matrix: Any) -> bool:
-    return isinstance(matrix, Grid) and matrix.untried is not None
+    return isinstance(matrix, Grid) and matrix.is_untried
 
 
 def is_scaled(tensor: StoredTensor) -> bool:

@@ -18,7 +18,8 @@ merge of one or several inputs estimates. The question is asked of each tensor: 
 tensors of the original and others that were quantized from a quantization.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from recover._compiled.jit import kernel
 from recover.containers.mapping import sampled
 from recover.containers.model import StoredTensor
 from recover.evidence.intervals import Bounds
+from recover.inputs.direction import Direction, are_ambiguous
 from recover.inputs.nearest import Nearest
 from recover.inputs.samples import TIES_AWAY, Sample, Sampler, rounded, runs
 from recover.inputs.told import telling
@@ -101,9 +103,14 @@ class Distance:
 
     @property
     def is_of_child(self) -> bool:
-        """Whether it is nearer to the child's error than to the parent's, if anything was added."""
-        if min(self._apart, self._parent, self._child) <= 0:
+        """Whether it is nearer to the child's error than to the parent's, if anything was added.
+
+        What one holds of the other without an error is what the coarser one said first.
+        """
+        if min(self._parent, self._child) <= 0:
             return True
+        if self._apart <= 0:
+            return self._child <= self._parent
         off = np.abs(np.log(self._apart / np.array([self._child, self._parent])))
         return bool(off[0] <= off[1])
 
@@ -312,7 +319,38 @@ class Family:
         for child in self._children:
             if child not in children and self._estimate is not None:
                 found += self._try_estimates(child, self._estimate)
-        return _without_circles([*found, *self._unproven_children()])
+        found += self._unproven_children()
+        pairs = {_Pair(each.parents[0], each.child) for _, each in found if _is_direct(each)}
+        return _without_circles([self._directed(how, each, pairs) for how, each in found])
+
+    def _directed(
+        self, surprise: float, descent: Descent, pairs: Set[_Pair]
+    ) -> tuple[float, Descent]:
+        """The same, with parent and child as scales or errors tell, if it may be either way.
+
+        What scales tell is no chance at all.
+        """
+        pair = _Pair(descent.parents[0], descent.child)
+        back = _Pair(pair.child, pair.parent)
+        kinds = [self._tensors[i].type for i in pair]
+        has_integers = [isinstance(kind, ScalarType) and kind.scale_steps > 0 for kind in kinds]
+        is_told_by_scales = are_ambiguous(*kinds)
+        if not _is_direct(descent) or not (is_told_by_scales or back in pairs):
+            return surprise, descent
+        direction, distance = Direction(), Distance()
+        for start, end in self._runs()[:_N_RUNS_FIRST]:
+            samples = self._read(pair, start, end)
+            one, other = samples[pair.parent], samples[pair.child]
+            distance.add(one.values, one, other)
+            if is_told_by_scales:
+                direction.add(*((other, one) if has_integers[1] else (one, other)))
+        is_right = distance.is_of_child
+        if is_told_by_scales and direction.is_known:
+            is_right, surprise = direction.holds == has_integers[0], math.inf
+        elif back not in pairs:
+            is_right = True
+        child, parent = (pair.child, pair.parent) if is_right else pair
+        return surprise, Descent(child, (parent,), descent.ways)
 
     def _unproven_children(self) -> list[tuple[float, Descent]]:
         """Inputs without cells that are too near to one with cells, or that may be published."""
@@ -398,6 +436,11 @@ class Family:
             i: self._sampler.read(i, self._tensors[i], i in self._confining, start, end)
             for i in sorted(inputs)
         }
+
+
+def _is_direct(descent: Descent) -> bool:
+    """Whether it was made from the decoded weights of one other input."""
+    return len(descent.parents) == 1 and descent.via != ESTIMATED
 
 
 def _is_open(trials: Mapping[str, Trial], is_first: bool) -> bool:

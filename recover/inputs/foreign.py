@@ -7,7 +7,9 @@ contradicts it, of moved ones half a percent (beside Q2_K) to a tenth (beside Q8
 
 Each code is taken to be off by a normal error. In units of the squared scale its variance is 1/12
 if the codes are rounded weights, and more if they are compensated, as GPTQ's are. Beside an input
-whose error is known the difference of the two tells.
+whose error is known the difference of the two tells. Where that one is much coarser, its own error
+hides the other; but its cells have edges, and the weights next to an edge tell how far the other
+input goes astray: the larger its errors, the more of its values lie beyond (see `_Crossings`).
 """
 
 from collections.abc import Callable
@@ -27,13 +29,21 @@ from recover.quants import GROUP, F32Array, IntervalTensor, IntervalType, Scalar
 TYPICAL_NOISE = 1.45 / 12
 """Of compensated codes, where nothing tells more; in units of the squared scale."""
 
-_N_RUNS = 16
+_N_RUNS, _MANY_RUNS = 16, 64
 _FEWEST_TRIED = 8192  # weights; of moved ones at least 30 contradict
 _MOST_CONFLICTS = 1e-4
 _SMALLEST_NOISE, _LARGEST_NOISE = 1 / 12, 4 / 12
 _LIMITS = 1 / 1.4, 4 / 1.4
 # Relative deviations: of what is typical, and of the known error of another input.
 _TYPICAL_DEVIATION, _KNOWN_DEVIATION = 0.25, 0.05
+_SCALAR_DEVIATION, _STATED_DEVIATION = 0.01, 0.02  # the latter of all kinds of weights
+# Of what crossed edges tell, but for what is left to chance. Errors are taken to be small beside
+# cells: it grows with the square of their deviation, over the width of a cell.
+_EDGE_DEVIATION, _PER_SQUARED_SHARE = 0.03, 3.0
+_LARGEST_SHARE = 0.25
+_NEAR_AN_EDGE = 2.0  # deviations
+_MOST_RUNS = 256
+_FEWEST_CROSSED = 2000
 
 
 def measure_noise(tensor: StoredTensor, known: StoredTensor | None) -> float:
@@ -82,8 +92,85 @@ def measure_ratio(tensor: IntervalTensor, known: StoredTensor, *, is_sure: bool 
     def read(start: int, end: int) -> tuple[F32Array, float]:
         return _stated_by(tensor, start, end)
 
-    deviation = _KNOWN_DEVIATION if is_sure else _TYPICAL_DEVIATION
-    return float(np.clip(_relative(*_compare(read, known), 1.0, deviation), *_LIMITS))
+    is_scalar = isinstance(known.type, ScalarType)
+    deviation = _SCALAR_DEVIATION if is_scalar else _STATED_DEVIATION
+    deviation = deviation if is_sure else _TYPICAL_DEVIATION
+    ratio, doubt = _with_doubt(*_compare(read, known, _MANY_RUNS), 1.0, deviation)
+    if is_sure and is_scalar:
+        by_edges, doubt_of_edges = _told_by_edges(tensor, known)
+        trust = doubt**2 / (doubt**2 + doubt_of_edges**2)
+        ratio += trust * (by_edges - ratio)
+    return float(np.clip(ratio, *_LIMITS))
+
+
+class _Crossings:
+    """How often, and how far, values lie beyond the edges of cells that hold the weights.
+
+    Let e be the error of a value and p the density of weights at an edge. Of weights at all
+    distances t from it on either side, values lie beyond by the sum of ``p E[max(e - t, 0)]``: that
+    is ``p E[e^2]``, whatever the distribution of e, for one edge that is crossed in both directions
+    (half of it each). The values themselves tell the density. So the ratio of the mean square error
+    to the stated one, V, is
+
+        r = sum of what lies beyond / sum of (V / 2 w) over values next to an edge
+
+    of which those within w are counted. Densities have a cusp at edges, as encoders prefer the
+    middles of cells; the counts within w and 2 w tell its height: with ``n(w) = 2 p w + c w^2``
+    the first term is ``(4 n(w) - n(2 w)) / 2``.
+    """
+
+    def __init__(self) -> None:
+        self.beyond = self.near = self.nearer = 0.0
+        self.n_crossed = self.n_looked_at = 0
+        self.shares = 0.0
+
+    def add(self, value: F32Array, variance: F32Array, lower: F32Array, upper: F32Array) -> None:
+        """Look at some weights: what is stated of them, and cells."""
+        width = (upper - lower).astype(np.float64)
+        spread = variance.astype(np.float64)
+        known = (width > 0) & (width < np.inf) & (spread > 0) & (spread < np.inf)
+        known &= np.isfinite(value)
+        width, spread = width[known], spread[known]
+        inside = np.minimum(value[known] - lower[known], upper[known] - value[known])
+        inside = inside.astype(np.float64)
+        deviation = np.sqrt(spread)
+        reach = np.minimum(_NEAR_AN_EDGE * deviation, width / 4)
+        off, per_count = np.abs(inside), spread / reach
+        self.nearer += float(np.sum(per_count[off < reach]))
+        self.near += float(np.sum(per_count[off < 2 * reach]))
+        self.beyond -= float(np.sum(inside[inside < 0]))
+        self.n_crossed += int(np.count_nonzero(inside < 0))
+        self.n_looked_at += width.size
+        self.shares += float(np.sum(deviation / width))
+
+    @property
+    def share(self) -> float:
+        """The mean deviation of the errors, over the width of the cells; infinite if unknown."""
+        return self.shares / self.n_looked_at if self.n_looked_at else np.inf
+
+    def ratio(self) -> tuple[float, float]:
+        """The ratio to the stated variances, and its deviation; infinite where nothing is told."""
+        per_edge = (4 * self.nearer - self.near) / 2
+        if not per_edge > 0 or not self.n_crossed or self.share > _LARGEST_SHARE:
+            return 1.0, np.inf
+        by_chance = 1.4 / self.n_crossed**0.5
+        systematic = _EDGE_DEVIATION + _PER_SQUARED_SHARE * self.share**2
+        return 4 * self.beyond / per_edge, float(np.hypot(by_chance, systematic))
+
+
+def _told_by_edges(tensor: IntervalTensor, known: StoredTensor) -> tuple[float, float]:
+    """As `measure_ratio`, by the cells of the other input alone; and the deviation of that."""
+    intervals, crossings = Intervals(), _Crossings()
+    intervals.look_at([known])
+    few = runs(known.n_weights, _MANY_RUNS)
+    for places in (few, [each for each in runs(known.n_weights, _MOST_RUNS) if each not in few]):
+        for start, end in places:
+            stated = Stated.of(end - start)
+            tensor.intervals(start, end, stated)
+            crossings.add(stated.value, stated.variance, *intervals.bound(start, end))
+        if crossings.n_crossed >= _FEWEST_CROSSED or crossings.share > _LARGEST_SHARE:
+            break
+    return crossings.ratio()
 
 
 def may_be_clipped(tensor: QuantizedTensor) -> bool:
@@ -113,7 +200,7 @@ def measure_beyond(tensor: IntervalTensor, known: StoredTensor) -> float:
         0 if no more than what is not known of the other input's errors.
     """
     off, stated_squares, other, squares = 0.0, 0.0, 0.0, 0.0
-    for start, end in runs(known.n_weights, _N_RUNS):
+    for start, end in runs(known.n_weights, _MANY_RUNS):
         stated = Stated.of(end - start)
         tensor.intervals(start, end, stated)
         is_open = np.isinf(stated.lower) | np.isinf(stated.upper)
@@ -131,14 +218,14 @@ def measure_beyond(tensor: IntervalTensor, known: StoredTensor) -> float:
 
 
 def _compare(
-    read: Callable[[int, int], tuple[F32Array, float]], known: StoredTensor
+    read: Callable[[int, int], tuple[F32Array, float]], known: StoredTensor, n_runs: int = _N_RUNS
 ) -> tuple[float, float, float]:
     """Sums over some runs of weights, as `_relative` takes them.
 
     `read` gives an input's weights and what its errors are compared with, `known` is the other one.
     """
     own = difference = other = 0.0
-    for start, end in runs(known.n_weights, _N_RUNS):
+    for start, end in runs(known.n_weights, n_runs):
         values, amount = read(start, end)
         said, squares = _said_by(known, start, end)
         off = values.astype(np.float64) - said
@@ -173,13 +260,18 @@ def is_rounded_plainly(tried: IntervalTensor, known: StoredTensor) -> bool:
     return n_bounded >= _FEWEST_TRIED and n_conflicts <= _MOST_CONFLICTS * n_bounded
 
 
-def _relative(
+def _relative(own: float, difference: float, other: float, typical: float) -> float:
+    """As `_with_doubt`, without the deviation."""
+    return _with_doubt(own, difference, other, typical)[0]
+
+
+def _with_doubt(
     own: float,
     difference: float,
     other: float,
     typical: float,
     known_deviation: float = _KNOWN_DEVIATION,
-) -> float:
+) -> tuple[float, float]:
     """Squared errors of an input over something of it, from sums over its weights.
 
     Parameters
@@ -194,13 +286,19 @@ def _relative(
         The result where nothing is known; weighed in where the other one is coarse.
     known_deviation : float
         Of the squared errors of the other one, relative.
+
+    Returns
+    -------
+    tuple of 2 floats
+        These, and their relative deviation.
     """
     if own <= 0:
-        return typical
+        return typical, _TYPICAL_DEVIATION
     measured = (difference - other) / own
     deviation = known_deviation * other / own / typical
     trust = _TYPICAL_DEVIATION**2 / (_TYPICAL_DEVIATION**2 + deviation**2)
-    return trust * measured + (1 - trust) * typical
+    doubt = _TYPICAL_DEVIATION * deviation / np.hypot(_TYPICAL_DEVIATION, deviation)
+    return trust * measured + (1 - trust) * typical, float(doubt)
 
 
 def foreign_noise(model: Model, tensor: StoredTensor) -> float | None:

@@ -15,6 +15,9 @@ from recover.containers.model import Model
 from recover.errors import GGUFError
 from recover.quants import FloatType
 
+METHOD_KEY = "recover.method"
+"""What a merge writes: the weights of such a file are estimates."""
+
 _ARCHITECTURE, _VERSION = "general.architecture", "general.quantization_version"
 _FORMATS = 2  # of ggml's quantized types, since before there were GGUF files
 _LONGEST = 24

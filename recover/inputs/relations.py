@@ -1,7 +1,8 @@
 """How two files belong together: from a sample of each tensor, what their cells say of each other.
 
 Two quantizations of one original contradict each other on no weight. Neither do a file and what was
-quantized from it, of which `recover.inputs.descent` tells.
+quantized from it, of which `recover.inputs.descent` tells. Of codes that make up for each other's
+errors it is those of one column that do not (see `recover.inputs.compensated`).
 
 Where the original was rounded to another float type before one of the files was quantized, there
 are conflicts, but of one kind: the numbers between the two cells, and an edge of the cell of what
@@ -21,6 +22,7 @@ from recover.containers.model import Model, StoredTensor
 from recover.evidence.intervals import Bounds, Intervals
 from recover.execution.stacks import can_be_stacked, stack_of
 from recover.inputs.alignment import is_absent
+from recover.inputs.compensated import is_compensated, n_contradicted
 from recover.inputs.descent import Descent
 from recover.inputs.matching import find_duplicates
 from recover.inputs.provenance import confines
@@ -142,6 +144,13 @@ class _Look(NamedTuple):
         pairs = tuple(map(id, self.pairs))
         return kinds, self.n_weights, tuple(self.present), tuple(self.confined), pairs
 
+    def compensated(self) -> "Iterator[tuple[_Pair, StoredTensor, StoredTensor]]":
+        """Pairs of which one tensor holds compensated codes, and the other one confines weights."""
+        for pair in self.pairs:
+            for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+                if self.confined[other] and is_compensated(self.present[one]):
+                    yield pair, self.present[one], self.present[other]
+
 
 def _looks(
     models: Sequence[Model], descents: Mapping[str, Sequence[Descent]], pairs: "Sequence[_Pair]"
@@ -181,6 +190,9 @@ def _compare(together: Sequence[_Look], sampler: Sampler) -> None:
         names = [look.name for look in together]
         for pair in first.pairs:
             pair.add(names, samples[pair.first], samples[pair.second])
+    for look in together:
+        for pair, tensor, known in look.compensated():
+            pair.contradict(look.name, n_contradicted(tensor, known))
 
 
 def explained_by_rounding(models: Sequence[Model], inputs: Mapping[str, Sequence[int]]) -> bool:
@@ -277,6 +289,12 @@ class _Pair:
         # Not by BLAS, whose threads would spin on the cores that the merge is to use.
         self._moments += [np.einsum("n,n", *pair) for pair in ((a, a), (a, b), (b, b))]
 
+    def contradict(self, name: str, n_weights: int) -> None:
+        """Take note of conflicts with codes that confine no single weight."""
+        self._n_conflicts[name] += n_weights
+        if n_weights and name not in self._explained:
+            self._rounding.exclude()
+
     def relation(self) -> Relation:
         """What all of it means."""
         kind, rounded_one, via = self._kind()
@@ -371,6 +389,10 @@ class _Rounding:
             if not crosses.all():
                 self._open.discard((which, via))
         return counts
+
+    def exclude(self) -> None:
+        """There are conflicts that no rounding explains."""
+        self._open.clear()
 
     def found(self) -> tuple[int, str] | None:
         """Which of the two is made from rounded weights, and to what they were rounded."""

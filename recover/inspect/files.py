@@ -9,6 +9,7 @@ from typing import Any
 from recover._text import path_text, quoted
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
+from recover.inputs.metadata import METHOD_KEY
 from recover.inputs.open import open_model
 from recover.inputs.precision import SourcePrecision, source_of_file
 from recover.inputs.provenance import imatrix_of, look_at_marks, marks_hold_with_imatrix, marks_of
@@ -165,8 +166,8 @@ def _quantizer(model: Model) -> str | None:
     """A quantizer that the metadata name, or that left keys of its own."""
     if QUANTIZER_KEY in model.metadata:
         return f"recover ({_text(model, QUANTIZER_KEY)})"
-    if "recover.method" in model.metadata:
-        return f"recover (merged, {_text(model, 'recover.method')})"
+    if METHOD_KEY in model.metadata:
+        return f"recover (merged, {_text(model, METHOD_KEY)})"
     version = model.get("general.quantization_version")
     return None if version is None else f"ggml, version {version} of its formats"
 

@@ -1,11 +1,12 @@
 """Files one by one, and together: one original or not, and what a merge would gain."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from recover._brief import Brief
 from recover._text import quoted, some
 from recover.containers.gguf.remote import sparing
 from recover.execution.tiles import Progress
@@ -36,8 +37,8 @@ from recover.merge.savings import Saving, savings
 _UNLIKE = 0.2  # correlation of the weights; of different models it is next to 0
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Brief):
     """What was found."""
 
     files: tuple[FileReport, ...]
@@ -50,6 +51,12 @@ class Inspection:
     """Where they contradict each other, as all of their weights tell."""
     metadata: tuple[str, ...] = ()
     """Lines on metadata that differ, though a model runs by them."""
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "files", " + ".join(Path(each.path).name for each in self.files)
+        yield "same_original", self.same_original
+        yield "expected_mse_ratio", self.expected_mse_ratio
 
     @property
     def same_original(self) -> bool:

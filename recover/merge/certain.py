@@ -21,7 +21,7 @@ import numpy as np
 from recover._text import quoted, some
 from recover.evidence.buffer import Evidence, Source
 from recover.evidence.cells import intersect_cells
-from recover.evidence.lattice import count_empty, snap
+from recover.evidence.lattice import any_empty, count_empty, snap
 from recover.inputs.precision import UNEXPLAINED, scales_without_bf16
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.sums import Sums, Totals
@@ -73,9 +73,13 @@ class Snapper:
     def look_at(self, how: Snapping | None, sources: tuple[Source, ...]) -> None:
         """Look at another tensor from now on."""
         self._how, self._sources = how, sources
-        if how is not None and not self._bounds.size:
-            self._bounds = np.empty((2, TILE), np.float32)
-            self._deviation = np.empty(TILE, np.float32)
+
+    def is_contradicted(self, evidence: Evidence, stored: Sequence[U8Array]) -> bool:
+        """Whether `apply` would count anything that contradicts the format; arguments as there."""
+        assert self._how is not None
+        if any_empty(evidence, self._how.significand_bits):
+            return True
+        return self._how.source_format == "bf16" and self._count_scales(stored)[1] > 0
 
     def apply(
         self,
@@ -102,6 +106,9 @@ class Snapper:
         sums : sequence of Sums
             Of tensors of one size that lie one behind the other; to be added to.
         """
+        if not self._bounds.size:
+            self._bounds = np.empty((2, TILE), np.float32)
+            self._deviation = np.empty(TILE, np.float32)
         lower, upper = self._bounds[:, : estimate.size]
         intersect_cells(evidence, lower, upper)
         if not deviation.size:

@@ -5,6 +5,8 @@ superblock: errors of a few bits leave most of the correlation of its weights, w
 swapped, or are another model's, have none. And the square difference of the whole tensor is to be
 what the errors of both explain. A tensor times a constant keeps its correlation and may differ by
 little: what tells it is the slope of one on the other, in many superblocks.
+Where the difference is larger, the columns that an importance matrix cared for tell
+(`recover.merge.columns`).
 
 An encoder with an importance matrix may be far off where little matters, but not everywhere. In a
 group it cuts off what exceeds its largest code, and a codebook without a zero has nothing for
@@ -17,7 +19,7 @@ few that do not matter.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +32,11 @@ from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
 from recover.evidence.cells import count_contradictions, intersect_cells, strip_of
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
+from recover.merge.columns import Rows, excess_of_columns, row_lengths
 from recover.merge.decide import Draft
-from recover.merge.superblocks import SUPERBLOCK, compare_each, find_lost
+from recover.merge.superblocks import FLATTER, OF_FIRST, SUPERBLOCK, compare_each, find_lost
 from recover.quants import (
+    GROUP,
     F32Array,
     FloatType,
     IntervalType,
@@ -46,9 +50,6 @@ _LOOK_AT_ALL = 1 << 20
 _LARGEST_STEP = 8
 _LARGEST_ERROR = 0.5
 _LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what errors explain
-# The slope of the first input on the other one is 1 but for a share of the root of relative errors:
-# codebooks reach too far on purpose (`python -m tests.benchmarks.likeness`).
-_FLATTER, _OF_FIRST = 1.25, 0.5
 _MANY_OFF = 0.5  # share of the weights, so that the tensor is another one
 # Of vector types the error may be so many times what is typical.
 _VARYING = 2
@@ -151,36 +152,34 @@ Likenesses = NDArray[np.float64]
 """Of tensors, float64 (n_tensors, 4): rows have the fields of `Likeness`."""
 
 
-def compare_unproven(evidence: Evidence, n_tensors: int = 1) -> Likenesses:
+def compare_unproven(evidence: Evidence, rows: Rows) -> Likenesses:
     """Compare the inputs of a tile that have no cells with the first input.
 
     Parameters
     ----------
     evidence : Evidence
         The first input is the finest scalar or interval one, or the first of the others.
-    n_tensors : int
-        So many tensors of one size lie one behind the other in the tile.
+    rows : Rows
+        Where its weights lie.
     """
+    n_tensors = rows.n_tensors
     edges = [*zip(evidence.lower_levels, evidence.upper_levels, strict=True)]
     edges += zip(evidence.interval_lower, evidence.interval_upper, strict=True)
     proves = [_is_finite_anywhere(*each) for each in edges]
     n_proven, typical = len(proves), evidence.likelihood[:, 3] < _LARGEST_ERROR
     finest = evidence.finest
-    rows = [k for k in range(n_proven) if k != finest and not (proves[finest] and proves[k])]
-    rows += [n_proven + v for v in range(n_proven == 0, len(typical))]
+    others = [k for k in range(n_proven) if k != finest and not (proves[finest] and proves[k])]
+    others += [n_proven + v for v in range(n_proven == 0, len(typical))]
     likeness = np.zeros((n_tensors, N_LIKENESS))
     likeness[:, 0] = _n_vanished(evidence, n_tensors)
-    if rows:
-        first, error = _values(evidence, finest), _error_of(evidence, finest, n_tensors)
-    for row in rows:
-        values, row_error = _values(evidence, row), _error_of(evidence, row, n_tensors)
-        is_typical = row < n_proven or bool(typical[row - n_proven])
+    if others:
+        first = _said_of(evidence, finest, n_tensors)
+    for k in others:
         likeness += _likeness(
             first,
-            error,
-            values,
-            row_error,
-            is_typical=is_typical,
+            _said_of(evidence, k, n_tensors),
+            rows,
+            is_typical=k < n_proven or bool(typical[k - n_proven]),
             largest_lost=evidence.largest_lost,
         )
     return likeness
@@ -193,18 +192,26 @@ def _n_vanished(evidence: Evidence, n_tensors: int) -> NDArray[np.int64]:
     """
     if len(evidence.scale) < 2:
         return np.zeros(n_tensors, np.int64)
-    n_superblocks = evidence.codes.shape[1] // n_tensors // SUPERBLOCK
     if not _are_some_zero(evidence.scale, n_tensors):
         return np.zeros(n_tensors, np.int64)
-    shape = len(evidence.scale), n_tensors, n_superblocks
-    is_empty, is_large = np.empty((2, *shape), np.bool_)
-    for k in range(shape[0]):
-        rows = _values(evidence, k).reshape(n_tensors, -1)
+    values = (_values(evidence, k) for k in range(len(evidence.scale)))
+    return _n_lost(values, n_tensors, evidence.largest_lost)
+
+
+def _n_lost(inputs: Iterable[F32Array], n_tensors: int, largest_lost: float) -> NDArray[np.int64]:
+    """Weights in superblocks of which one input has zeros, and another one has large weights.
+
+    Of decoded weights (n,) of each input; so many of each tensor, (n_tensors,).
+    """
+    empty = large = np.zeros((n_tensors, 0), np.bool_)
+    for number, values in enumerate(inputs):
+        rows = values.reshape(n_tensors, -1)
+        n_superblocks = rows.shape[1] // SUPERBLOCK
         whole = np.ascontiguousarray(rows[:, : n_superblocks * SUPERBLOCK]).reshape(-1)
-        lost = evidence.largest_lost, is_empty[k].reshape(-1), is_large[k].reshape(-1)
-        find_lost(whole, *lost)
-    is_lost = is_empty.any(0) & is_large.any(0)
-    return SUPERBLOCK * np.count_nonzero(is_lost, axis=1).astype(np.int64)
+        is_empty, is_large = np.empty((2, n_tensors, n_superblocks), np.bool_)
+        find_lost(whole, largest_lost, is_empty.reshape(-1), is_large.reshape(-1))
+        empty, large = (is_empty | empty, is_large | large) if number else (is_empty, is_large)
+    return SUPERBLOCK * np.count_nonzero(empty & large, axis=1).astype(np.int64)
 
 
 @kernel
@@ -226,32 +233,33 @@ def _are_some_zero(scale: F32Array, n_tensors: int) -> bool:
 
 
 def _likeness(
-    one: F32Array,
-    one_error: "_Error",
-    other: F32Array,
-    other_error: "_Error",
-    *,
-    is_typical: bool,
-    largest_lost: float,
+    one: "_Said", other: "_Said", rows: Rows, *, is_typical: bool, largest_lost: float
 ) -> Likenesses:
-    """How two inputs compare: decoded weights (n,), and the square errors to expect, summed.
+    """How two inputs compare.
 
     Of one that is not typical the errors are as large as the weights; zeros may stand for weights
     of up to `largest_lost`.
     """
-    found = np.empty((len(one_error.at_most), N_LIKENESS))
+    found = np.empty((rows.n_tensors, N_LIKENESS))
     first, second = (
-        math.sqrt(error.total / size) if 0 < (size := _square_sum(x)) < np.inf else 0.0
-        for x, error in ((one, one_error), (other, other_error))
+        math.sqrt(said.typical / size) if 0 < (size := _square_sum(said.values)) < np.inf else 0.0
+        for said in (one, other)
     )
-    slopes = _FLATTER * second, _OF_FIRST * first
-    compare_each(one, other, *slopes, is_typical, largest_lost, found)
-    found[:, 2] = one_error.at_most + other_error.at_most
+    slopes = FLATTER * second, OF_FIRST * first
+    compare_each(one.values, other.values, *slopes, is_typical, largest_lost, found)
+    found[:, 2] = one.at_most + other.at_most if is_typical else 0
     found[~np.isfinite(found[:, 1]), 1:] = 0
-    if not is_typical:
-        found[:, 3] = found[:, 0]
-        found[:, :3] = 0
+    for i in np.flatnonzero(found[:, 1] > _LARGEST_DIFFERENCE * found[:, 2]).tolist():
+        excess = _excess(one.tensor(i, rows), other.tensor(i, rows), rows, i)
+        found[i, 1] = min(found[i, 1], excess * found[i, 2])
     return found
+
+
+def _excess(one: "_Said", other: "_Said", rows: Rows, i: int) -> float:
+    """See `excess_of_columns`; as large as may be if that does not tell."""
+    variances = one.variance, other.variance
+    found = excess_of_columns(one.values, other.values, variances, rows.start, rows.lengths[i])
+    return _LARGEST_DIFFERENCE if found is None else found
 
 
 class Comparison:
@@ -276,48 +284,71 @@ class Comparison:
         confining: Sequence[StoredTensor],
         others: Sequence[tuple[StoredTensor, Source]],
     ) -> None:
-        self._taken = taken
+        self._taken, self._row_lengths = taken, row_lengths(taken)
         self._is_exact = is_exact
         self._others = [(tensor, EvidenceBuffer([source])) for tensor, source in others]
         self._own: EvidenceBuffer | None = None
         if others and not is_exact and isinstance(taken.type, _SAID):
             self._own = EvidenceBuffer([Source(taken.type)])
-        self._intervals = Intervals()
+        self._confining = [each for each in confining if isinstance(each.type, ScalarType)]
+        self._largest_lost, self._has_zeros = 0.0, False
+        self._intervals = Intervals(self._look_for_zeros)
         self._intervals.look_at(confining)
 
-    def n_conflicts(self, start: int, end: int, n_tensors: int = 1) -> NDArray[np.int64]:
-        """Of weights `start` to `end` those that an input with bounds contradicts: (n_tensors,).
+    def compare(
+        self, start: int, end: int, n_tensors: int = 1
+    ) -> tuple[NDArray[np.int64], Likenesses]:
+        """Of weights `start` to `end` how many an input with bounds contradicts, and the likeness.
 
         So many tensors of one size lie one behind the other there.
         """
+        self._has_zeros = False
+        conflicts = self._n_conflicts(start, end, n_tensors)
+        likeness = self.likeness(start, end, n_tensors)
+        likeness[:, 0] += self._n_vanished(start, end, n_tensors)
+        return conflicts, likeness
+
+    def _n_conflicts(self, start: int, end: int, n_tensors: int) -> NDArray[np.int64]:
         lower, upper = self._intervals.bound(start, end)
         if not self._is_exact:
             return _count_each(lower > upper, n_tensors)
         taken = self._taken.read(start, end)
         # The others may have been quantized from these, rounded to BF16.
         slack = np.abs(taken) * np.float32(2.0**-8)
-        return _count_each((taken + slack < lower) | (taken - slack > upper), n_tensors)
+        is_outside = (taken + slack < lower) | (taken - slack > upper)
+        return _count_each(is_outside, n_tensors)
+
+    def _look_for_zeros(self, evidence: Evidence) -> None:
+        """Whether an input has a scale of zero: such codes bound nothing."""
+        self._has_zeros = self._has_zeros or not evidence.scale.all()
+        self._largest_lost = evidence.largest_lost
+
+    def _n_vanished(self, start: int, end: int, n_tensors: int) -> NDArray[np.int64]:
+        """See the function of that name: also beside what is taken, whatever its type."""
+        if not self._has_zeros:
+            return np.zeros(n_tensors, np.int64)
+        others = [each for each in self._confining if each is not self._taken]
+        values = (each.read(start, end) for each in (self._taken, *others))
+        return _n_lost(values, n_tensors, self._largest_lost)
 
     def likeness(self, start: int, end: int, n_tensors: int = 1) -> Likenesses:
         """How inputs without cells compare with what is taken of weights `start` to `end`."""
         likeness = np.zeros((n_tensors, N_LIKENESS))
         if not self._others:
             return likeness
-        taken = self._taken.read(start, end)
-        own_error, largest_lost = _Error(np.zeros(n_tensors), 0.0), 0.0
+        taken, largest_lost = _exact(self._taken.read(start, end), n_tensors), 0.0
         if self._own is not None:
             own = self._own.read([self._taken], start, end)
-            own_error, largest_lost = _error_of(own, 0, n_tensors), own.largest_lost
+            errors = _said_of(own, 0, n_tensors)
+            taken, largest_lost = errors._replace(values=taken.values), own.largest_lost
+        rows = Rows(self._row_lengths, start)
         for other, buffer in self._others:
             evidence = buffer.read([other], start, end)
-            values, error = _values(evidence, 0), _error_of(evidence, 0, n_tensors)
-            is_typical = typical_error(other.type) < _LARGEST_ERROR
             likeness += _likeness(
                 taken,
-                own_error,
-                values,
-                error,
-                is_typical=is_typical,
+                _said_of(evidence, 0, n_tensors),
+                rows,
+                is_typical=typical_error(other.type) < _LARGEST_ERROR,
                 largest_lost=max(largest_lost, evidence.largest_lost),
             )
         return likeness
@@ -386,23 +417,42 @@ def _square_sum(x: F32Array) -> float:
     return float(np.einsum("n,n", x, x, dtype=np.float64))
 
 
-class _Error(NamedTuple):
-    """The square error of an input, as its type tells, summed over weights."""
+class _Said(NamedTuple):
+    """What an input says of a tile, and how far it may be off."""
 
+    values: F32Array
+    """Decoded weights (n,)."""
+    variance: F32Array
+    """The square error that its type explains, of groups (n / 16,)."""
     at_most: NDArray[np.float64]
-    """Of each tensor, (n_tensors,)."""
-    total: float
+    """The same, summed over the weights of each tensor, (n_tensors,)."""
+    typical: float
     """What is typical, of all of them."""
 
+    def tensor(self, i: int, rows: Rows) -> "_Said":
+        """What is said of one of the tensors; `at_most` and `typical` are those of all."""
+        n, n_groups = self.values.size // rows.n_tensors, self.variance.size // rows.n_tensors
+        values = self.values[i * n : (i + 1) * n]
+        return self._replace(
+            values=values, variance=self.variance[i * n_groups : (i + 1) * n_groups]
+        )
 
-def _error_of(evidence: Evidence, k: int, n_tensors: int) -> _Error:
-    """The square error to expect of an input."""
+
+def _exact(values: F32Array, n_tensors: int) -> _Said:
+    """What an input without errors says."""
+    variance = np.zeros(-(-values.size // GROUP), np.float32)
+    return _Said(values, variance, np.zeros(n_tensors), 0.0)
+
+
+def _said_of(evidence: Evidence, k: int, n_tensors: int) -> _Said:
+    """What an input says, as its type tells."""
     variance = np.empty(evidence.scale.shape[1], np.float32)
     group_variances(evidence, k, variance)
     is_vector = k >= len(evidence.codes) + len(evidence.interval_values)
     sums = np.zeros((n_tensors, 1))
     add_variance(variance, sums, 0)
-    return _Error(sums[:, 0] * (_VARYING if is_vector else 1), float(sums.sum()))
+    varying = np.float32(_VARYING if is_vector else 1)
+    return _Said(_values(evidence, k), varying * variance, varying * sums[:, 0], float(sums.sum()))
 
 
 def _values(evidence: Evidence, k: int) -> F32Array:

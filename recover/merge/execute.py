@@ -10,6 +10,7 @@ from typing import Any
 from recover._brief import Brief
 from recover._text import path_text, quoted, some, tensors_of
 from recover.errors import UsageError
+from recover.evidence.buffer import tells_errors
 from recover.execution.gathering import Gathering, do_tasks
 from recover.execution.homes import outputs_of, write_headers
 from recover.execution.kept import clear_gaps
@@ -69,6 +70,7 @@ class MergeResult(Brief):
         Wall time of the execution; of one that was interrupted, up to its last entry.
     expected_mse_ratio : float or None
         Expected mean square error over that of the best single input, predicted without the truth.
+        Of the tensors of which a claim can be made; None if there is none.
     conflict_fraction : float or None
         Share of the merged weights on which the inputs contradict each other; None if the method
         does not look.
@@ -110,6 +112,12 @@ class MergeResult(Brief):
     def n_weights(self) -> int:
         """Weights in the output."""
         return sum(tensor.n_weights for tensor in self.plan.tensors)
+
+    @property
+    def n_without_claim(self) -> int:
+        """Tensors whose error nothing tells, though they are estimated."""
+        estimated = [each.plan.sources for each in self.tensors if each.plan.action != "copy"]
+        return sum(bool(sources) and not tells_errors(sources) for sources in estimated)
 
     @property
     def savings(self) -> tuple[Saving, ...]:
@@ -322,7 +330,11 @@ def _result(plan: MergePlan, seconds: float, totals: Totals, warnings: list[str]
             continue
         n_exact, tally = n_exact + sums.certain, sums.estimated
         n_merged += n_weights * merged
-        expected, n_conflicts = expected + tally.variance, n_conflicts + sums.conflicts * merged
+        n_conflicts += sums.conflicts * merged
+        if not tells_errors(tensor.sources):
+            results.append(TensorResult(tensor, None, contradicted, sums.rounded))
+            continue
+        expected += tally.variance
         of_input = dict(zip(tensor.used, tally.alone.tolist(), strict=True))
         errors = errors_alone(tensor.duplicate_of, tensor.descents, of_input)
         alone = [total + each for total, each in zip(alone, errors, strict=True)]

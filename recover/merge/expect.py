@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from recover.containers.model import Model, StoredTensor
 from recover.estimators import DEFAULT_METHOD, MEAN, Tally, TileEstimator
-from recover.evidence.buffer import Source
+from recover.evidence.buffer import Source, tells_errors
 from recover.execution.stacks import can_be_stacked, stack_of, stacks
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import Alignment
 from recover.inputs.provenance import look_at_marks
 from recover.merge.calibrated import with_error_calibration
+from recover.merge.columns import Rows, row_lengths
 from recover.merge.compare import (
     N_LIKENESS,
     Comparison,
@@ -45,7 +46,7 @@ class Expectation:
     """For each input, the first input with the same bytes."""
     variance: float | None
     """Expected mean square error of the merged weights; None where nothing is estimated (the finest
-    input has floats or integers)."""
+    input has floats or integers), or nothing tells the errors."""
     alone: tuple[float, ...]
     """The same of each input alone; empty if `variance` is None."""
     n_conflicts: int
@@ -162,13 +163,14 @@ class _Sums:
         tally = Tally(tallies)
         of_input = dict(zip(draft.used, tally.alone.tolist(), strict=True))
         alone = errors_alone(draft.duplicate_of, draft.descents, of_input)
+        is_told = tells_errors(self.sources)
         return Expectation(
             draft.name,
             self.n_weights,
             draft.types,
             draft.duplicate_of,
-            tally.variance / self.n_weights,
-            tuple(each / self.n_weights for each in alone),
+            tally.variance / self.n_weights if is_told else None,
+            tuple(each / self.n_weights for each in alone) if is_told else (),
             int(tally.n_conflicts) if len(draft.used) > 1 else 0,
             sum(source.has_cells for source in self.sources),
             n_unlike,
@@ -183,6 +185,7 @@ class _Worker:
         self._together = together
         self._at = -1
         self._used: list[StoredTensor] = []
+        self._row_lengths: tuple[int, ...] = ()
         self._comparison: Comparison | None = None
         self._estimate = np.empty(TILE, np.float32)
         self._estimator: TileEstimator | None = None
@@ -206,7 +209,7 @@ class _Worker:
             sums.tallies[index] = tally
         if len(self._used) > 1:
             evidence = self._estimator.evidence
-            likeness = compare_unproven(evidence, n)
+            likeness = compare_unproven(evidence, Rows(self._row_lengths, tile.start))
             likeness[:, 0] += count_decoded(evidence, [each.type for each in self._used], n)
             for sums, found in zip(together, likeness, strict=True):
                 sums.likeness[index] = found
@@ -227,6 +230,7 @@ class _Worker:
         self._used = [
             stack_of(each) for each in zip(*(each.used for each in together), strict=True)
         ]
+        self._row_lengths = row_lengths(self._used[0])
         known = draft.sources, draft.method
         if not draft.sources:
             self._estimator = None

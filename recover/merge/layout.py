@@ -16,9 +16,10 @@ from recover.containers.model import Model
 from recover.containers.places import FilePlan, Place, rows_behind, whole_place
 from recover.errors import PlanError
 from recover.execution.output import check_output_path
+from recover.inputs.metadata import METHOD_KEY
 from recover.inputs.open import metadata_source
 from recover.merge.decide import Draft
-from recover.merge.lineage import METHOD_KEY, NAMES_KEY, SIZES_KEY, TYPES_KEY, types_of
+from recover.merge.lineage import NAMES_KEY, SIZES_KEY, TYPES_KEY, types_of
 from recover.merge.options import MergeOptions
 from recover.quants import OpaqueType, TensorType, type_by_name
 

@@ -7,8 +7,8 @@ from typing import Any
 from recover._text import printable, quoted, some
 from recover.containers.model import Model
 from recover.errors import GGUFError
+from recover.inputs.metadata import METHOD_KEY
 
-METHOD_KEY = "recover.method"
 NAMES_KEY, SIZES_KEY, TYPES_KEY = (f"recover.source.{each}" for each in ("names", "sizes", "types"))
 
 

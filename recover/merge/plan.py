@@ -35,7 +35,6 @@ from recover.inputs.repeated import describe_repeated
 from recover.merge.calibrated import with_calibration, with_error_calibration, with_network
 from recover.merge.decide import Decider, Draft
 from recover.merge.exact import unquantized_warnings
-from recover.merge.folder import as_folder
 from recover.merge.layout import (
     SecondOutput,
     large_tensors,
@@ -449,6 +448,8 @@ def plan_merge(
     if output is None:
         places = [whole_place(0, 0, each.n_weights) for each in drafts]
     elif to_folder is not None:
+        from recover.merge.folder import as_folder  # a twentieth of the start, for folders alone
+
         drafts, layout, more = as_folder(models, drafts, output, outtype, to_folder)
         files, places = layout.files, places_in_folder(drafts, layout)
         warnings += more

@@ -13,7 +13,7 @@ from recover._text import quoted
 from recover.containers.places import Writer, whole_place
 from recover.errors import UsageError
 from recover.estimators import Tally
-from recover.evidence.buffer import EvidenceBuffer, Source
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.execution.gathering import Gathering
 from recover.execution.local import Threads
 from recover.execution.stacks import stack_of
@@ -28,7 +28,15 @@ from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.sums import Sums
 from recover.merge.tasks import Job, tasks_of
 from recover.merge.work import Worker
-from recover.quants import TILE, F32Array, OpaqueType, TensorType, dequantize, type_by_name
+from recover.quants import (
+    TILE,
+    F32Array,
+    OpaqueType,
+    TensorType,
+    U8Array,
+    dequantize,
+    type_by_name,
+)
 
 _MEAN, _DEVIATION = Path("mean"), Path("deviation")
 _BF16 = "BF16"  # of standard deviations, as in files
@@ -60,24 +68,21 @@ class SingleResult(NamedTuple):
 
 
 class _Array:
-    """A file in memory."""
+    """A file in memory of numbers of a float format, decoded as they are written."""
 
     def __init__(self, kind: TensorType, n_weights: int) -> None:
         self._kind = kind
-        self._raw = np.empty(kind.n_bytes(n_weights), np.uint8)
+        self.weights = np.empty(n_weights, np.float32)
 
     def write_at(self, position: int, data: bytes | memoryview, n_pieces: int = 1) -> None:
         """See `recover.containers.places.Writer`."""
-        raw = np.frombuffer(data, np.uint8)
-        self._raw[position : position + raw.size] = raw
+        raw, start = np.frombuffer(data, np.uint8), position // self._kind.type_size
+        n = raw.size // self._kind.type_size
+        self.weights[start : start + n] = dequantize(raw, self._kind)
 
     def weave_at(self, position: int, data: memoryview, size: int, step: int) -> None:
         """Nothing is woven: weights follow each other."""
         raise AssertionError
-
-    def weights(self) -> F32Array:
-        """What was written, decoded."""
-        return dequantize(self._raw, self._kind)
 
 
 def estimate_tensor(
@@ -124,14 +129,13 @@ def estimate_tensor(
     if int(sums.conflicts):
         single.count(plan, [i for i in range(len(plan.tensors)) if i != index])
     elif _may_be_withdrawn(sums, rounds_all=plan.snaps):
-        single.count_evidence(
-            plan,
-            [
-                i
-                for i, each in enumerate(plan.tensors)
-                if i != index and each.action != "copy" and plan.evidence_bits(each)
-            ],
-        )
+        others = [
+            i
+            for i, each in enumerate(plan.tensors)
+            if i != index and each.action != "copy" and plan.evidence_bits(each)
+        ]
+        if single.is_contradicted(plan, others):
+            single.count_evidence(plan, others)
     totals = single.tallies.totals
     if not force:
         check_broken(plan, {index: sums})
@@ -177,6 +181,15 @@ class _Single:
         """Count what the other tensors show, and throw away their weights."""
         self._run(replace(each, outputs=()) for each in self._tasks(plan, indices))
 
+    def is_contradicted(self, plan: MergePlan, indices: Sequence[int]) -> bool:
+        """Whether the other tensors show anything at all that contradicts the source's format."""
+        lookers = [_Counter(self._opened).look for _ in range(self._n_threads)]
+        try:
+            Threads(lookers).run(self._tasks(plan, indices), lambda _task, _record: None)
+        except _ContradictedError:
+            return True
+        return False
+
     def count_evidence(self, plan: MergePlan, indices: Sequence[int]) -> None:
         """Count what the other tensors show of the source's format."""
         counters = [_Counter(self._opened).count for _ in range(self._n_threads)]
@@ -189,7 +202,7 @@ class _Single:
             mean = plan.models[tensor.used[0]].tensors[tensor.name].read(0, n_weights)
             deviation = np.zeros(n_weights, np.float32)
         else:
-            mean, deviation = self._mean.weights(), self._deviation.weights()
+            mean, deviation = self._mean.weights, self._deviation.weights
         rmse = None
         if sums.estimated is not None:
             rmse = math.sqrt(max(sums.estimated.variance, 0) / n_weights)
@@ -216,6 +229,10 @@ def _may_be_withdrawn(sums: Sums, *, rounds_all: bool) -> bool:
     return bool(sums.snapped and (sums.certain or rounds_all) and not is_shown)
 
 
+class _ContradictedError(Exception):
+    """A tensor contradicts the source's format: no other one has to be looked at."""
+
+
 class _Counter:
     """One thread's part of counting what weights show of the source's format, and nothing else.
 
@@ -225,12 +242,37 @@ class _Counter:
     def __init__(self, inputs: OpenInputs) -> None:
         self._inputs = inputs
         self._snapper = Snapper()
-        self._untouched = np.empty(TILE, np.float32)
+        self._untouched = np.empty(0, np.float32)
         self._sources: tuple[Source, ...] = ()
         self._buffer: EvidenceBuffer | None = None
 
+    def look(self, task: Task) -> Record:
+        """See that nothing in a task contradicts the format.
+
+        Raises
+        ------
+        _ContradictedError
+            If something does.
+        """
+        for evidence, stored in self._tiles(task):
+            if self._snapper.is_contradicted(evidence, stored):
+                raise _ContradictedError
+        return {}
+
     def count(self, task: Task) -> Record:
         """The sums of a task, as `recover.merge.work.Worker.work` gives them."""
+        n, found = len(task.tensors), list[Sums]()
+        if not self._untouched.size:
+            self._untouched = np.empty(TILE, np.float32)
+        for evidence, stored in self._tiles(task):
+            sums = [Sums(estimated=Tally.zeros(len(stored))) for _ in range(n)]
+            untouched = self._untouched[: 16 * evidence.scale.shape[1]]
+            self._snapper.apply(evidence, stored, untouched, untouched[:0], sums)
+            found += sums
+        return {"sums": found}
+
+    def _tiles(self, task: Task) -> Iterator[tuple[Evidence, list[U8Array]]]:
+        """What is stored of a task's weights, a tile at a time."""
         job, n = cast(Job, task.job), len(task.tensors)
         inputs = [cast(Input, each) for each in task.inputs[: job.n_used]]
         models = [self._inputs.model(each, task.tensors[0]) for each in inputs]
@@ -239,13 +281,6 @@ class _Counter:
             self._sources, self._buffer = job.sources, EvidenceBuffer(job.sources)
         assert job.snapping is not None
         self._snapper.look_at(replace(job.snapping, is_decided=False), job.sources)
-        found: list[Sums] = []
         for start in range(task.start, task.end, TILE):
             end = start + (min(start + TILE, task.end) - start) * n
-            sums = [Sums(estimated=Tally.zeros(len(used))) for _ in range(n)]
-            evidence = self._buffer.read(used, start, end)
-            stored = [each.part(start, end) for each in used]
-            untouched = self._untouched[: end - start]
-            self._snapper.apply(evidence, stored, untouched, untouched[:0], sums)
-            found += sums
-        return {"sums": found}
+            yield self._buffer.read(used, start, end), [each.part(start, end) for each in used]

@@ -14,7 +14,11 @@ FEWEST = 16  # weights of a superblock that tell anything
 _UNLIKE = 0.25
 _LEAST_TOLD = 2.0**-16
 """Scales of superblocks with smaller weights are off by some percent, in float16, or are 0."""
-_STEEPER = 0.12  # codebooks reach too far on purpose
+# The slope of one input on the other is 1 but for a share of the root of relative errors: codebooks
+# reach too far on purpose (`python -m tests.benchmarks.likeness`).
+FLATTER, OF_FIRST = 1.25, 0.5
+_STEEPER = 0.12
+_VARYING = 4  # errors may be so many times what is typical
 _EXPLAINED = 1 / 3  # share of the square difference that is gone if one is taken times the slope
 
 
@@ -24,7 +28,7 @@ def compare_each(
     other: F32Array,
     flatter: float,
     steeper: float,
-    has_ends: bool,
+    is_typical: bool,
     largest_lost: float,
     found: NDArray[np.float64],
 ) -> None:
@@ -32,7 +36,8 @@ def compare_each(
 
     Slopes may be so much flatter and steeper where the weights are as large as all of the
     superblock, which errors are in proportion to; smaller ones may have others. Zeros may stand for
-    weights of up to `largest_lost`.
+    weights of up to `largest_lost`. Of inputs without typical errors only what is lost and what is
+    unrelated is told, the latter in the last column.
     """
     n = one.size // found.shape[0]
     for i in range(found.shape[0]):
@@ -40,35 +45,66 @@ def compare_each(
         for start in range(i * n, (i + 1) * n, SUPERBLOCK):
             end = min(start + SUPERBLOCK, (i + 1) * n)
             a, b = one[start:end], other[start:end]
-            aa, ab, bb, n_told = _moments(a, b, has_ends)
-            squares, largest = _size(a, b)
+            (aa, ab, bb, n_told), between, difference = _moments(a, b, is_typical)
+            whole, largest = _size(a, b)
             is_told = n_told >= FEWEST and aa > 0 and bb > 0 and largest > _LEAST_TOLD
-            if _is_lost(a, b, largest_lost) or (is_told and ab < _UNLIKE * np.sqrt(aa * bb)):
+            if _is_lost(a, b, largest_lost):
                 found[i, 0] += a.size
-            if not squares < np.inf:
+            elif is_told and ab < _UNLIKE * np.sqrt(aa * bb):
+                found[i, 0 if is_typical else 3] += a.size
+            if not max(whole[0], whole[2]) < np.inf:
                 found[i, 1] = np.inf
-            if not largest > largest_lost:
+            if not largest > largest_lost or not is_typical:
                 continue
-            ab, bb, difference, n_between = _between(a, b)
             found[i, 1] += difference
-            if n_between < FEWEST or not bb > 0:
-                continue
-            ratio = np.sqrt(squares / a.size * n_between / bb)
-            flattest, steepest = 1 - flatter * ratio, 1 + _STEEPER + steeper * ratio
-            is_off = not flattest * bb <= ab <= steepest * bb
-            if is_off and _explains(ab / bb, bb, difference):
+            if _is_multiple(whole, a.size, between, difference, flatter, steeper):
                 found[i, 3] += a.size
 
 
 @inner
-def _size(one: F32Array, other: F32Array) -> tuple[float, float]:
-    """Of a superblock the sum of squares, by the input that says more, and the largest size."""
-    aa = bb = 0.0
+def _size(one: F32Array, other: F32Array) -> tuple[tuple[float, float, float], float]:
+    """Of a superblock the sums of squares and of products, and the largest size."""
+    aa = ab = bb = 0.0
     largest = np.float32(0)
     for i in range(one.size):
-        aa, bb = aa + np.float64(one[i]) ** 2, bb + np.float64(other[i]) ** 2
+        x, y = np.float64(one[i]), np.float64(other[i])
+        aa, ab, bb = aa + x * x, ab + x * y, bb + y * y
         largest = max(largest, abs(one[i]), abs(other[i]))
-    return (aa if aa > bb or not bb < np.inf else bb), float(largest)
+    return (aa, ab, bb), float(largest)
+
+
+@inner
+def _is_multiple(
+    whole: tuple[float, float, float],
+    size: int,
+    between: tuple[float, float, int],
+    difference: float,
+    flatter: float,
+    steeper: float,
+) -> bool:
+    """Whether one input says a multiple of what the other one says of a superblock.
+
+    It says so of all weights as well as of those between the ends, and what is left is what errors
+    explain. An importance matrix, or a codebook without a zero, put the weights between the ends
+    off, or the ends, but not both by one factor.
+    """
+    ab, bb, n_between = between
+    if n_between < FEWEST or not bb > 0 or not whole[2] > 0:
+        return False
+    squares = max(whole[0], whole[2])
+    side = _side(ab / bb, np.sqrt(squares / size * n_between / bb), flatter, steeper)
+    if side == 0 or not _explains(ab / bb, bb, difference):
+        return False
+    slope = whole[1] / whole[2]
+    left = whole[0] - slope * whole[1]
+    explained = _VARYING * ((flatter / FLATTER) ** 2 + (steeper / OF_FIRST) ** 2) * squares
+    return left <= explained and _side(slope, np.sqrt(squares / whole[2]), flatter, steeper) == side
+
+
+@inner
+def _side(slope: float, ratio: float, flatter: float, steeper: float) -> int:
+    """Whether a slope is flatter (-1) or steeper (1) than errors explain; 0 if neither."""
+    return int(slope > 1 + _STEEPER + steeper * ratio) - int(slope < 1 - flatter * ratio)
 
 
 @inner
@@ -103,7 +139,7 @@ def find_lost(
         whole = values[SUPERBLOCK * b : SUPERBLOCK * (b + 1)]
         n_large = _count_large(whole, largest_lost)
         is_large[b] = n_large >= FEWEST
-        is_empty[b] = not n_large and _size(whole, whole)[1] == 0
+        is_empty[b] = not n_large and not whole.any()
 
 
 @inner
@@ -115,14 +151,14 @@ def _count_large(values: F32Array, size: float) -> int:
     n = 0
     for start in range(0, values.size, GROUP):
         group = values[start : start + GROUP]
-        least = _ends(group)[2]
+        least = ends(group)[2]
         for value in group:
             n += abs(value) > size and abs(value) > least
     return n
 
 
 @inner
-def _ends(values: F32Array) -> tuple[float, float, float]:
+def ends(values: F32Array) -> tuple[float, float, float]:
     """Of a group the smallest number, the largest one, and the smallest size."""
     low = high = values[0]
     smallest = abs(low)
@@ -132,45 +168,42 @@ def _ends(values: F32Array) -> tuple[float, float, float]:
 
 
 @inner
-def _moments(one: F32Array, other: F32Array, has_ends: bool) -> tuple[float, float, float, int]:
+def _moments(
+    one: F32Array, other: F32Array, has_ends: bool
+) -> tuple[tuple[float, float, float, int], tuple[float, float, int], float]:
     """Sums of squares and products of a superblock, and of how many weights.
 
     What has ends is cut to those of the other input in each group, as encoders cut what matters
-    little; the smallest weights of a group, which may be made of zeros, are left out.
+    little; the smallest weights of a group, which may be made of zeros, are left out. Of what has
+    ends also, of those that are `is_between`: sums of products and of the other's squares, of how
+    many weights; and the sum of their square differences.
     """
-    aa = ab = bb = 0.0
-    n = 0
+    aa = ab = bb = inner_ab = inner_bb = difference = 0.0
+    n = n_between = 0
     for start in range(0, one.size, GROUP):
-        a_low, a_high, a_least = _ends(one[start : start + GROUP])
-        b_low, b_high, b_least = _ends(other[start : start + GROUP])
+        of_a, of_b = ends(one[start : start + GROUP]), ends(other[start : start + GROUP])
         for i in range(start, min(start + GROUP, one.size)):
             a, b = one[i], other[i]
-            if has_ends and (abs(a) == a_least or abs(b) == b_least):
+            if has_ends and is_between(a, b, of_a, of_b):
+                x, y = np.float64(a), np.float64(b)
+                inner_ab, inner_bb, n_between = inner_ab + x * y, inner_bb + y * y, n_between + 1
+                difference += (x - y) ** 2
+            if has_ends and (abs(a) == of_a[2] or abs(b) == of_b[2]):
                 continue
             if has_ends:
-                a, b = min(max(a, b_low), b_high), min(max(b, a_low), a_high)
+                a, b = min(max(a, of_b[0]), of_b[1]), min(max(b, of_a[0]), of_a[1])
             x, y = np.float64(a), np.float64(b)
             aa, ab, bb, n = aa + x * x, ab + x * y, bb + y * y, n + 1
-    return aa, ab, bb, n
+    return (aa, ab, bb, n), (inner_ab, inner_bb, n_between), difference
 
 
 @inner
-def _between(one: F32Array, other: F32Array) -> tuple[float, float, float, int]:
-    """Sums of products, of the other's squares and of square differences; of how many weights.
+def is_between(
+    a: float, b: float, of_a: tuple[float, float, float], of_b: tuple[float, float, float]
+) -> bool:
+    """Whether weights are neither at the `ends` of a group nor its smallest ones.
 
-    Those at the ends of what an input says in a group, and its smallest ones, are left out: what
-    was cut off there, or has no smaller code, may be off by any multiple.
+    What was cut off there, or has no smaller code, may be off by any multiple.
     """
-    ab = bb = difference = 0.0
-    n = 0
-    for start in range(0, one.size, GROUP):
-        a_low, a_high, a_least = _ends(one[start : start + GROUP])
-        b_low, b_high, b_least = _ends(other[start : start + GROUP])
-        for i in range(start, min(start + GROUP, one.size)):
-            a, b = one[i], other[i]
-            is_within = a_low < a < a_high and b_low < b < b_high
-            if is_within and abs(a) > a_least and abs(b) > b_least:
-                x, y = np.float64(a), np.float64(b)
-                ab, bb, n = ab + x * y, bb + y * y, n + 1
-                difference += (x - y) ** 2
-    return ab, bb, difference, n
+    is_within = of_a[0] < a < of_a[1] and of_b[0] < b < of_b[1]
+    return is_within and abs(a) > of_a[2] and abs(b) > of_b[2]

@@ -21,6 +21,7 @@ from recover.execution.stacks import stack_of
 from recover.execution.tasks import DEVIATIONS, WEIGHTS, PlacedFile, Record, Task
 from recover.inputs.recorded import Input, OpenInputs
 from recover.merge.certain import Snapper
+from recover.merge.columns import Rows, row_lengths
 from recover.merge.compare import (
     Comparison,
     compare,
@@ -34,7 +35,15 @@ from recover.merge.exact import count_rounded, rounded_away
 from recover.merge.finite import n_broken, n_not_finite
 from recover.merge.sums import Sums
 from recover.merge.tasks import Job
-from recover.quants import TILE, F32Array, TensorType, U8Array, quantize, type_by_name
+from recover.quants import (
+    TILE,
+    F32Array,
+    ScalarType,
+    TensorType,
+    U8Array,
+    quantize,
+    type_by_name,
+)
 
 _FLOAT32_ROUNDING, _SMALLEST_NORMAL = np.float32(2.0**-24), np.float32(2.0**-126)
 _BF16 = "BF16"  # of standard deviations
@@ -122,6 +131,7 @@ class Worker:
             job = Job.from_record(cast(Record, job), tensors)
         self._job, self._n = job, len(task.tensors)
         self._used = tensors[: job.n_used]
+        self._row_lengths = row_lengths(tensors[0])
         self._outtype = type_by_name(job.outtype)
         self._is_decoded = job.method == FIRST_ALONE
         self._comparison = self._comparison_of(tensors)
@@ -196,12 +206,15 @@ class Worker:
             own.estimated, own.broken = Tally(tally), n
         if self._job.action == "merge":
             conflicts = self._n_conflicts(evidence, tallies)
-            likeness = compare_unproven(evidence, self._n)
+            likeness = compare_unproven(evidence, Rows(self._row_lengths, start))
             for own, n, like in zip(sums, conflicts.tolist(), likeness.tolist(), strict=True):
                 own.conflicts += n
                 own.add_likeness(like)
-        if self._is_decoded:  # a product with a side scale is rounded once, not twice
-            self._used[0].read(start, end, estimate)
+        first = self._used[0]
+        if self._is_decoded and (
+            first.scales is not None or not isinstance(first.type, ScalarType)
+        ):
+            first.read(start, end, estimate)  # a product with a side scale is rounded once
         if deviation.size:
             # Zero says that a weight is certain, and no estimate is more exact than float32 is.
             least = np.maximum(np.abs(estimate) * _FLOAT32_ROUNDING, _SMALLEST_NORMAL)
@@ -233,8 +246,7 @@ class Worker:
         """The sums so far: what inputs that take no part contradict."""
         sums = [Sums() for _ in range(self._n)]
         if self._comparison is not None:
-            conflicts = self._comparison.n_conflicts(start, end, self._n)
-            likeness = self._comparison.likeness(start, end, self._n)
+            conflicts, likeness = self._comparison.compare(start, end, self._n)
             for own, n, like in zip(sums, conflicts.tolist(), likeness.tolist(), strict=True):
                 own.conflicts = float(n)
                 own.add_likeness(like)
@@ -255,6 +267,15 @@ class Worker:
             f"tensor {name}: a weight of {weights.max():.6g} is beyond the range of"
             f" {self._outtype.name} (65504 for F16); use --outtype bf16 or --outtype f32"
         )
+
+
+def _is_plain(tensor: StoredTensor) -> bool:
+    """Whether evidence says exactly what decoding gives.
+
+    A product with a side scale is rounded twice in evidence.
+    """
+    is_scaled = tensor.scales is not None or tensor.is_original
+    return isinstance(tensor.type, ScalarType) and not is_scaled
 
 
 _inputs = OpenInputs()

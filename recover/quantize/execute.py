@@ -1,8 +1,10 @@
 """Carrying out a plan: its tasks are done by threads or others."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from recover._brief import Brief
 from recover.execution.shares import Shard
 from recover.execution.sharing import PartResult, Tell
 from recover.execution.whole import execute, execute_part
@@ -11,8 +13,8 @@ from recover.quantize.plan import QuantizePlan
 from recover.quantize.work import Quantizing
 
 
-@dataclass(frozen=True)
-class QuantizeResult:
+@dataclass(frozen=True, repr=False)
+class QuantizeResult(Brief):
     """What a quantization did.
 
     Attributes
@@ -25,6 +27,14 @@ class QuantizeResult:
 
     plan: QuantizePlan
     seconds: float
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "output", self.plan.output.name
+        yield "outtype", self.plan.outtype
+        yield "weights", self.plan.n_weights
+        yield "bits_per_weight", self.plan.bits_per_weight
+        yield "seconds", self.seconds
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover quantize --json`` prints."""

@@ -3,11 +3,12 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from recover._brief import Brief
 from recover._text import printable, quoted, some
 from recover.containers.gguf.header import ValueType, lay_out
 from recover.containers.gguf.metadata import IMATRIX_PREFIX, QUANTIZER_KEY, derived_metadata
@@ -74,8 +75,8 @@ class TensorPlan:
         return whole_rows(self.dims[0], TILE // 8 if is_slow else TILE)
 
 
-@dataclass(frozen=True)
-class QuantizePlan:
+@dataclass(frozen=True, repr=False)
+class QuantizePlan(Brief):
     """A whole quantization: every output byte has its place before the first weight is read."""
 
     model: GGUFModel[Tensor]
@@ -102,6 +103,22 @@ class QuantizePlan:
     """What the user should know."""
     asked: dict[str, Any]
     """The parameters of `plan_quantize` as plain data, with absolute paths."""
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "input", self.model.path.name
+        yield "output", self.output.name
+        yield "outtype", self.outtype
+        yield "tensors", len(self.tensors)
+        yield "weights", self.n_weights
+        yield "bytes", self.n_bytes
+        yield "warnings", len(self.warnings)
+
+    def rows(self) -> Iterator[Sequence[object]]:
+        """See `recover._brief.Brief`."""
+        yield "tensor", "weights", "action", "from", "to"
+        for each in self.tensors:
+            yield each.name, math.prod(each.dims), each.action, each.type, each.outtype
 
     @property
     def n_weights(self) -> int:

@@ -65,6 +65,8 @@ class Quantizing(PlannedWork):
         return Worker(self.plan)
 
 
+_LARGEST_F16 = 65504
+
 carry_out = Replanning(lambda asked: Quantizing(plan_quantize(**asked))).carry_out
 """Does a task in a process that has nothing else."""
 
@@ -89,10 +91,12 @@ class Worker:
         try:
             if self._tensor.action == "quantize":
                 weights = self._weights[: tile.end - tile.start]
-                encoded = self._encode(tile, self._source.read(tile.start, tile.end, weights))
+                self._source.read(tile.start, tile.end, weights)
+                largest = max(weights.max(), -weights.min())
+                encoded = self._encode(tile, weights)
             else:
-                encoded = self._stored(tile)
-            self._check(encoded, tile)
+                encoded, largest = self._stored(tile), np.float32(0)
+            self._check(encoded, tile, largest)
         except QuantError:
             raise self._unfit(tile) from None
         (target,) = task.outputs
@@ -159,13 +163,21 @@ class Worker:
         blocks = self._source.part(tile.start, tile.end)
         return rows_of_blocks(blocks, self._outtype, self._row_length)
 
-    def _check(self, encoded: U8Array, tile: Tile) -> None:
-        """Refuse what does not decode to finite numbers, as `ggml_validate_row_data` does."""
+    def _check(self, encoded: U8Array, tile: Tile, largest: np.float32) -> None:
+        """Refuse what does not decode to finite numbers, as `ggml_validate_row_data` does.
+
+        Encoders that look for a scale may find none for the largest weight, if its square is beyond
+        float32, and give zeros instead of it and of all beside it.
+        """
         kind, n_weights = self._outtype, tile.end - tile.start
-        if has_encoder(kind):
-            blocks = blocks_of(encoded, kind, self._row_length, 0, n_weights)
-            if not all_finite(dequantize(blocks, kind, self._weights[:n_weights])):
-                raise QuantError(f"there are infinite or undefined {kind.name} numbers")
+        if not has_encoder(kind):
+            return
+        blocks = blocks_of(encoded, kind, self._row_length, 0, n_weights)
+        decoded = dequantize(blocks, kind, self._weights[:n_weights])
+        if not all_finite(decoded):
+            raise QuantError(f"there are infinite or undefined {kind.name} numbers")
+        if largest > _LARGEST_F16 and np.abs(decoded).max() < largest / 2:
+            raise QuantError(f"{kind.name} does not hold {largest}")
 
     def _unfit(self, tile: Tile) -> PlanError:
         """Say why a tile cannot be stored."""

@@ -10,10 +10,9 @@ with and without importance matrices, and on random ones with light and heavy ta
 and of one sign. The other inputs narrow it (see `recover.evidence.hidden`).
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,7 +65,7 @@ LEVELS_5 = (
 )
 
 SUPERBLOCK = 256
-_LEVEL, _LOWER, _UPPER, _VARIANCE = range(4)
+_LEVEL, _LOWER, _UPPER, _SQUARE = range(4)
 
 _ROUNDING = np.float32(2.0**-11)  # of d to f16
 _SMALLEST_STEP = np.float32(3.1e-8)  # half a step of the smallest f16 numbers
@@ -85,65 +84,74 @@ class Unit(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where in their cells weights lie: measured on trained weights, in units of a cell's width.
+    """How far weights are from the levels of their codes, in units of a cell's width.
 
-    Of a cell with one edge the width is twice the distance of its level to the edge. There the
-    density is normal.
+    The encoder's search makes the errors of large weights small. So the precision, one over the
+    mean square error, grows with the part that a weight has in the square of its sub-block: alike
+    on normal weights, on Laplacian ones and on those of Student's t with 4 degrees of freedom. Of a
+    cell with one edge the width is twice the distance of its level to the edge.
     """
 
-    noise: float = 1 / 12
-    """Mean square error where the cell has two edges."""
-    curve: float = 0.0
-    """Coefficient of the square in the logarithm of the density there. It is what a code alone
-    says: the distribution of the weights is taken out."""
+    precision: float = 12.0
+    """Of weights next to 0 whose cells have two edges."""
+    growth: float = 0.0
+    """What is added where a level is as large as the root mean square of its sub-block's."""
+    undone: float = 0.0
+    """How fast the rounding of the scale undoes what the search did; `2 pi^2` if it moved weights
+    normally."""
     end_noise: float = 1 / 12
-    """Mean square error where the cell has one edge."""
-    end_growth: float = 0.0
-    """That grows as this power of the size of the group's levels."""
+    """Mean square error where the cell has one edge, if the scale was not rounded."""
+    end_power: float = 0.0
+    """That grows as this power of the size of the sub-block's levels."""
+    end_coarse: float = 0.0
+    """The part of what the rounding of the scale moves an end by that adds to it."""
     size: float = 1.0
-    """Their usual root mean square."""
+    """The usual root mean square of levels beside ends."""
 
     @property
-    def density(self) -> tuple[tuple[float, ...], ...]:
-        """As of an `IntervalType`, whose steps follow from the errors."""
-        normal, reach = -0.5 / self.noise, 4 * self.noise**0.5
-        return (
-            (0.0, self.curve, -np.inf, np.inf),
-            (0.0, normal, -reach, np.inf),
-            (0.0, normal, -np.inf, reach),
-        )
+    def noise(self) -> float:
+        """The mean square error of usual weights."""
+        return 1 / (self.precision + self.growth)
 
 
 UNIFORM = Places()
-_SHIFT = math.pi**2 / 18
-_USUAL = 0.7  # the usual integer scale over the largest
+_ANYWHERE = np.float32(1 / 12)
 
 
-class Coarseness(NamedTuple):
-    """How coarse the integer scales of sub-blocks are, see `recover.estimators._coarse`."""
+class Behind(NamedTuple):
+    """`Places` for the kernel, and the sub-blocks of the type."""
 
-    step: float
-    """The distance of two of them."""
-    half_range: float
-    """Of the levels, in units of the steps at their ends."""
-    usual: float
-    """That over the usual integer scale, in units of `step`: what `Places` were measured at."""
-    noise: float
-    """Of `Places`, over that of weights anywhere in their cells."""
-    end_noise: float
-    """Of `Places`."""
-
-
-def coarseness_of(levels: tuple[int, ...], step: int, largest: int, places: Places) -> Coarseness:
-    """How coarse integer scales are that are `step` apart, and at most `largest`."""
-    ends = (levels[1] - levels[0] + levels[-1] - levels[-2]) / 2
-    half_range = (levels[-1] - levels[0]) / 2 / ends
-    usual = half_range * step / (_USUAL * largest)
-    return Coarseness(step, half_range, usual, places.noise / UNIFORM.noise, places.end_noise)
+    precision: np.float32
+    growth: np.float32
+    undone: np.float32
+    end_noise: np.float32
+    half_power: np.float32
+    end_coarse: np.float32
+    square_size: np.float32
+    step: np.float32
+    """The distance of two integer scales."""
+    n_wide: int
+    """Groups of 16 weights that share one of them."""
 
 
-def tables_of(levels: tuple[int, ...], shift: int | None, places: Places) -> F32Array:
-    """What each code says: level, edges of its cell, mean square error; (4, 256), in levels.
+def behind(places: Places, step: int, n_wide: int) -> Behind:
+    """What `fill_stated` takes."""
+    single = np.float32
+    return Behind(
+        single(places.precision),
+        single(places.growth),
+        single(places.undone),
+        single(places.end_noise),
+        single(places.end_power / 2),
+        single(places.end_coarse),
+        single(places.size**2),
+        single(step),
+        n_wide,
+    )
+
+
+def tables_of(levels: tuple[int, ...], shift: int | None) -> F32Array:
+    """What each code says: level, edges of its cell, its squared width; (4, 256), in levels.
 
     Parameters
     ----------
@@ -152,8 +160,6 @@ def tables_of(levels: tuple[int, ...], shift: int | None, places: Places) -> F32
     shift : int or None
         The same codes above these stand for levels that are greater by so much; None if there are
         none.
-    places : Places
-        Where in their cells weights lie.
     """
     n = len(levels)
     table = np.zeros((4, 256))
@@ -166,8 +172,7 @@ def tables_of(levels: tuple[int, ...], shift: int | None, places: Places) -> F32
         table[_LEVEL, first : first + n] = plain + more
         table[_LOWER, first + 1 : first + n] = middle + more
         table[_UPPER, first : first + n - 1] = middle + more
-        table[_VARIANCE, first : first + n] = places.noise * width**2
-        table[_VARIANCE, [first, first + n - 1]] = places.end_noise * width[[0, -1]] ** 2
+        table[_SQUARE, first : first + n] = width**2
     found = table.astype(np.float32)
     found.flags.writeable = False
     return found
@@ -203,30 +208,41 @@ def fill_ranges(
         high[b] = reach[1] * (np.float32(1) + slack)
 
 
-@inner
-def _coarse_factors(integer: np.float32, coarseness: Coarseness) -> tuple[np.float32, np.float32]:
-    """What multiplies the square errors of codes with both edges, and of those with one.
-
-    The rounding of a small integer scale moves weights in their cells, to anywhere at last. End
-    codes are off by up to ``r / 2`` of the half of the scales that were rounded down: the mean
-    square of that, ``r^2 / 24``, adds to theirs.
-    """
-    r = np.float32(coarseness.half_range * coarseness.step) / max(
-        integer, np.float32(2 * coarseness.step)
-    )
-    r, usual = r * r, np.float32(coarseness.usual**2)
-    one, shift = np.float32(1), np.float32(_SHIFT)
-    left = (one + shift * usual) / (one + shift * r)
-    anywhere = one / np.float32(coarseness.noise)
-    more = one / np.float32(24 * coarseness.end_noise)
-    return anywhere + (one - anywhere) * left, (one + more * r) / (one + more * usual)
-
-
 @kernel
 def fill_units(raw: U8Array, part_size: int, unit: Unit, d: F32Array) -> None:
     """The scale d of each superblock."""
     for b in range(d.size):
         d[b] = read_unit(raw, part_size * b + unit.at, unit.is_f16)
+
+
+@inner
+def _mean_square(codes: U8Array, levels: F32Array, g: int, n_wide: int) -> np.float32:
+    """Of the levels that share the scale of group `g`."""
+    total = np.float32(0)
+    first = g // n_wide * n_wide
+    for i in range(first, first + n_wide):
+        level = gather(levels, load_bytes(codes, 16 * i))
+        total += add_up(level * level)
+    return max(total / np.float32(16 * n_wide), np.float32(1))
+
+
+@inner
+def _errors(level: Any, square: Any, is_open: Any, size: np.float32, of: Any) -> Any:
+    """Mean square errors of a group, in levels.
+
+    The rounding of the integer scale l moves a weight by up to ``level / (2 l)``, with the variance
+    ``level^2 / (12 l^2)``. Of the places in a cell that the search made more likely ``1 / (1 +
+    undone v)`` is left, v that variance in widths; ends move by as much.
+    """
+    turned, places = of
+    one, twelfth = splat(np.float32(1)), splat(_ANYWHERE)
+    squares = level * level
+    moved = squares * turned / square
+    searched = one / (places.precision + squares * (places.growth / size))
+    closed = twelfth - (twelfth - searched) / (one + moved * places.undone)
+    relative = min(max(size / places.square_size, np.float32(0.1)), np.float32(10))
+    ends = places.end_noise * relative**places.half_power
+    return square * where(is_open, splat(ends) + moved * places.end_coarse, closed)
 
 
 @kernel
@@ -235,36 +251,38 @@ def fill_stated(
     scale: F32Array,
     unit: F32Array,
     tables: F32Array,
-    growth: tuple[np.float32, np.float32],
-    coarseness: Coarseness,
+    places: Behind,
     stated: Stated,
 ) -> None:
     """Values ``scale * level``, and the cells if the codes were chosen with these scales.
 
-    A scale whose square is 0 or infinite proves nothing. `unit` has the scale of each superblock,
-    `growth` half the power and the square of the size of `Places`.
+    A scale whose square is 0 or infinite proves nothing. `unit` has the scale of each superblock.
+    Where scales were rounded to the smallest ones many were less: no less than two is assumed.
     """
     value, lower, upper, variance = stated
     for g in range(scale.size):
         s = scale[g]
         q = load_bytes(codes, 16 * g)
-        store(value, 16 * g, gather(tables[0], q) * s)
+        level = gather(tables[0], q)
+        store(value, 16 * g, level * s)
         if not 0 < s * s < _FAR:
             for i in range(16 * g, 16 * g + 16):
                 lower[i], upper[i], variance[i] = -_FAR, _FAR, _FAR
             continue
-        below, above = gather(tables[1], q) * s, gather(tables[2], q) * s
+        edge, other = gather(tables[1], q), gather(tables[2], q)
+        is_open = (edge == -_FAR) | (other == _FAR)
+        below, above = edge * s, other * s
         if s < 0:
             below, above = above, below
         slack = abs(s) * _ABSOLUTE
         store(lower, 16 * g, below - slack)
         store(upper, 16 * g, above + slack)
-        level, error = gather(tables[0], q), gather(tables[3], q) * (s * s)
-        size = add_up(level * level) / (np.float32(16) * growth[1])
-        factor = min(max(size, np.float32(0.1)), np.float32(10)) ** growth[0]
-        closed, opened = _coarse_factors(abs(s / unit[g // 16]), coarseness)
-        is_open = (gather(tables[1], q) == -_FAR) | (gather(tables[2], q) == _FAR)
-        error = error * where(is_open, splat(opened * factor), splat(closed))
+        integer = max(abs(s / unit[g // 16]), np.float32(2) * places.step)
+        turned = np.float32(0)
+        if integer > 0:
+            turned = places.step / integer * (places.step / integer) * _ANYWHERE
+        size = _mean_square(codes, tables[0], g, places.n_wide)
+        error = _errors(level, gather(tables[3], q), is_open, size, (turned, places)) * (s * s)
         store(variance, 16 * g, where(error > np.float32(0), error, _FAR))
 
 
@@ -276,8 +294,7 @@ def _state(
     part_size: int,
     unit: Unit,
     tables: F32Array,
-    growth: tuple[np.float32, np.float32],
-    coarseness: Coarseness,
+    places: Behind,
     raw: U8Array,
     stated: Stated,
 ) -> None:
@@ -286,7 +303,7 @@ def _state(
     unpack(raw, codes, scale)
     d = np.empty(n // SUPERBLOCK, np.float32)
     fill_units(raw, part_size, unit, d)
-    fill_stated(codes, scale, d, tables, growth, coarseness, stated)
+    fill_stated(codes, scale, d, tables, places, stated)
 
 
 def _ranges(
@@ -314,8 +331,10 @@ def hidden_scale_type(
     file_types: dict[int, str],
     relative_mse: float,
     row_header: int = 0,
-    integers: tuple[int, int] = (0, 1),
+    step: int = 0,
+    n_wide: int = 1,
     places: Places = UNIFORM,
+    weighted: Places | None = None,
 ) -> BlockIntervals:
     """A type whose codes were chosen with a scale that was changed afterwards.
 
@@ -323,13 +342,17 @@ def hidden_scale_type(
     ----------
     unpack : callable
         ``unpack(raw: uint8, codes: uint8 (n,), scale: float32 (n / 16,))``.
-    levels, shift, places
+    levels, shift
         See `tables_of`.
     unit : Unit
         Where the stored scale is.
-    integers : tuple of 2 int
-        The distance of two integer scales of sub-blocks, and the largest one. Default: there are no
-        sub-blocks.
+    step : int
+        The distance of two integer scales of sub-blocks; 0 if there are no sub-blocks.
+    n_wide : int
+        Groups of 16 weights that share such a scale.
+    places, weighted : Places
+        Where weights lie, if the encoder had no importance matrix, and if it had one (default: the
+        same).
     reach : tuple of 2 floats
         Between which two ratios of the encoder's scale to the stored one all are that were found,
         with a margin.
@@ -340,9 +363,11 @@ def hidden_scale_type(
         partial(_ranges, row_header + type_size, unit, (np.float32(low), np.float32(high)))
         for low, high in (reach, usual)
     )
-    tables = tables_of(levels, shift, places)
-    coarseness = coarseness_of(levels, *integers, places)
-    growth = np.float32(places.end_growth / 2), np.float32(places.size**2)
+    tables = tables_of(levels, shift)
+    state, state_weighted = (
+        partial(_state, unpack, row_header + type_size, unit, tables, behind(each, step, n_wide))
+        for each in (places, weighted or places)
+    )
     return BlockIntervals(
         name=name,
         type_id=type_id,
@@ -353,7 +378,7 @@ def hidden_scale_type(
         writer=IK,
         relative_mse=relative_mse,
         noise=places.noise,
-        density=places.density,
-        state=partial(_state, unpack, row_header + type_size, unit, tables, growth, coarseness),
-        hidden=Hidden(possible, typical, reach, usual),
+        is_peaked=True,
+        state=state,
+        hidden=Hidden(possible, typical, reach, usual, state_weighted),
     )

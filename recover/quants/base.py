@@ -110,7 +110,7 @@ class Integers:
         return largest <= self.highest if self.is_symmetric else reach <= self.reach
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class TensorType:
     """How a tensor's weights are stored: all that is known of it.
 
@@ -181,6 +181,9 @@ class TensorType:
         if type_by_name(self.name) is not self:
             raise PicklingError(f"{self.name} is not the registered type of that name")
         return type_by_name, (self.name,)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.name}>"
 
     @property
     def bits_per_weight(self) -> float:
@@ -267,7 +270,7 @@ class TensorType:
         return self.blocks_before(n_weights) * self.type_size
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class FloatType(TensorType):
     """F32, F16 or BF16: one number per weight."""
 
@@ -287,7 +290,7 @@ class FloatType(TensorType):
     the stored numbers prove nothing."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ScalarType(TensorType):
     """A quantized type whose codes stand for one weight each.
 
@@ -416,7 +419,7 @@ class ScalarType(TensorType):
         return bool(np.all(np.diff(self.levels) == 1))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class VectorType(TensorType):
     """A quantized type that can only be decoded: its codes stand for several weights at once."""
 
@@ -436,7 +439,7 @@ class VectorType(TensorType):
     single weight."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class InterleavedType(TensorType):
     """Rows of another type, some of them interleaved with each other.
 
@@ -450,7 +453,7 @@ class InterleavedType(TensorType):
     (rows_interleaved, n_blocks, plain.type_size))``: fills the blocks of each row."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class OpaqueType(TensorType):
     """A type that is carried along unchanged: integers, double precision.
 

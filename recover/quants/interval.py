@@ -50,6 +50,8 @@ class IntervalType(TensorType):
     is_uniform : bool
         Whether weights are anywhere between two bounds, whatever the variance: where that is less
         than a uniform one since small weights are more frequent than large ones.
+    is_peaked : bool
+        Whether weights between two bounds are likeliest at their value, not in the middle.
     is_strided : bool
         Whether weights that share a scale lie in different rows, one below the other. Blocks along
         a row have other extremes than they, so that errors have less in common.
@@ -64,6 +66,7 @@ class IntervalType(TensorType):
     noise: float = ROUNDED
     density: tuple[tuple[float, ...], ...] | None = None
     is_uniform: bool = False
+    is_peaked: bool = False
     is_strided: bool = False
     alike: TensorType | None = None
 
@@ -114,9 +117,12 @@ class Hidden(NamedTuple):
     """The first two where d is no coarse number."""
     usual_reach: tuple[float, float]
     """The same of the others."""
+    state_weighted: "State"
+    """As `BlockIntervals.state`, if the encoder had an importance matrix."""
 
 
 Ranges = Callable[[U8Array, F32Array, F32Array], None]
+State = Callable[[U8Array, Stated], None]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,7 +152,7 @@ class BlockIntervals(IntervalType):
 
     type_size: int
     block_size: int
-    state: Callable[[U8Array, Stated], None]
+    state: State
     has_cells: bool = True
     hidden: Hidden | None = None
     quantize: Callable[[F32Array, F32Array, U8Array], None] | None = None

@@ -35,10 +35,11 @@ IQ2_K = hidden_scale_type(
     levels=LEVELS_2,
     shift=5,
     unit=Unit(0, is_f16=True),
-    integers=(1, 8),
+    step=1,
     reach=(0.15, 1.25),
     usual=(0.919, 1.015),
     file_types={138: "IQ2_K"},
     relative_mse=0.0947,
-    places=Places(0.0661, -2.9, 0.0572, 2.3, 14.6),
+    places=Places(14, -0.2, 20, 0.0613, 0.83, 0.6, 14.9),
+    weighted=Places(15.3, -0.4, 20, 0.0764, 0.81, 1.49, 15.4),
 )

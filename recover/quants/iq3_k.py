@@ -39,10 +39,11 @@ IQ3_K = hidden_scale_type(
     levels=LEVELS_3,
     shift=4,
     unit=Unit(0, is_f16=True),
-    integers=(2, 31),
+    step=2,
     reach=(0.72, 1.16),
     usual=(0.952, 1.018),
     file_types={139: "IQ3_K", 146: "IQ3_KL"},
     relative_mse=0.019,
-    places=Places(0.0615, -5.4, 0.0474, 2.2, 29.0),
+    places=Places(12.5, 4.55, 59.3, 0.0261, 3.63, 0.98, 29.6),
+    weighted=Places(13.6, 3.57, 43, 0.0436, 2.28, 1.04, 29.8),
 )

@@ -36,10 +36,11 @@ IQ4_K = hidden_scale_type(
     levels=LEVELS_4,
     shift=4,
     unit=Unit(0, is_f16=True),
-    integers=(1, 32),
+    step=1,
     reach=(0.88, 1.08),
     usual=(0.987, 1.013),
     file_types={140: "IQ4_K"},
     relative_mse=0.00442,
-    places=Places(0.0641, -5.0, 0.0149, 4.6, 59.0),
+    places=Places(11.5, 5.91, 19, 0.011, 4.71, 0.93, 58.1),
+    weighted=Places(13.8, 4.31, 34.1, 0.0306, 2.44, 0.92, 58.7),
 )

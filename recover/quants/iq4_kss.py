@@ -10,7 +10,7 @@ import numpy as np
 from recover._compiled.jit import kernel
 from recover.quants._declared import layout
 from recover.quants._fields import add_shift, four_bits_16, word
-from recover.quants._hidden_scales import LEVELS_4, SUPERBLOCK, UNIFORM, read_unit, tables_of
+from recover.quants._hidden_scales import LEVELS_4, SUPERBLOCK, read_unit, tables_of
 from recover.quants._soft import errors, soft_type
 from recover.quants.base import F32Array, U8Array
 
@@ -37,7 +37,7 @@ def _unpack(raw: U8Array, codes: U8Array, scale: F32Array) -> None:
             scale[16 * b + 2 * s] = scale[16 * b + 2 * s + 1] = dl
 
 
-_LEVELS = tables_of(LEVELS_4, 4, UNIFORM)[0]
+_LEVELS = tables_of(LEVELS_4, 4)[0]
 _ERRORS = errors(
     4,
     ((16, 5.82), (31, 6.27), (49, 6.65), (69, 6.78), (87, 7.17)),

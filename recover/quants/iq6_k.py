@@ -107,10 +107,11 @@ IQ6_K = hidden_scale_type(
     levels=LEVELS,
     shift=1,
     unit=Unit(0, is_f16=True),
-    integers=(1, 127),
+    step=1,
     reach=(0.97, 1.03),
     usual=(0.993, 1.007),
     file_types={142: "IQ6_K"},
     relative_mse=0.00024,
-    places=Places(0.0556, -8.2, 0.013, 4.0, 58.5),
+    places=Places(11.9, 6.71, 8.7, 0.0152, 4.21, 0.61, 57.2),
+    weighted=Places(13.9, 4.07, 12.1, 0.0294, 3.04, 0.68, 57.3),
 )

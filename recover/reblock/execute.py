@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from recover._brief import Brief
 from recover._text import quoted
 from recover.errors import ReblockError
 from recover.execution.gathering import Totals
@@ -59,8 +61,8 @@ class TensorResult:
         }
 
 
-@dataclass(frozen=True)
-class ReblockResult:
+@dataclass(frozen=True, repr=False)
+class ReblockResult(Brief):
     """What a re-blocking did.
 
     Attributes
@@ -76,6 +78,14 @@ class ReblockResult:
     plan: ReblockPlan
     tensors: tuple[TensorResult, ...]
     seconds: float
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "output", self.plan.output.name
+        yield "tensors", len(self.tensors)
+        yield "exact", self.exact
+        yield "weights", self.plan.n_weights
+        yield "seconds", self.seconds
 
     @property
     def exact(self) -> bool:

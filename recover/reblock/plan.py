@@ -1,10 +1,12 @@
 """What a re-blocking will do: every output byte has its place before a weight is written."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recover._brief import Brief
 from recover._text import printable
 from recover.containers.gguf.header import DEFAULT_ALIGNMENT, lay_out
 from recover.containers.gguf.parts import check_whole_name
@@ -14,8 +16,8 @@ from recover.reblock.integers import tile_size
 from recover.reblock.source import Original
 
 
-@dataclass(frozen=True)
-class ReblockPlan:
+@dataclass(frozen=True, repr=False)
+class ReblockPlan(Brief):
     """A whole re-blocking."""
 
     source: Original
@@ -30,6 +32,15 @@ class ReblockPlan:
     """Of each tensor's first byte in the output."""
     n_bytes: int
     """Size of the output."""
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """See `recover._brief.Brief`."""
+        yield "source", self.source.path.name
+        yield "output", self.output.name
+        yield "tensors", len(self.source.tensors)
+        yield "weights", self.n_weights
+        yield "bytes", self.n_bytes
+        yield "warnings", len(self.source.warnings)
 
     @property
     def asked(self) -> dict[str, Any]:

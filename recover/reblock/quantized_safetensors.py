@@ -7,7 +7,7 @@ from recover._text import printable, quoted
 from recover.containers.gguf.header import ValueType, encode_key_value
 from recover.containers.huggingface.modules import (
     FLOATS,
-    QUANTIZE_CONFIG,
+    SETTINGS,
     Module,
     modules_of,
     read_quantization,
@@ -115,9 +115,7 @@ def open_integers(
     except (ReblockError, SafetensorsError) as error:
         raise ReblockError(f"{printable(model.path)}: {error}") from None
     folder = model.parts[0].parent
-    beside = [
-        folder / name for name in (CONFIG, QUANTIZE_CONFIG, INDEX) if (folder / name).is_file()
-    ]
+    beside = [folder / name for name in (CONFIG, *SETTINGS, INDEX) if (folder / name).is_file()]
     return Original(
         path=model.path,
         parts=(*model.parts, *beside),

@@ -3,12 +3,16 @@
 import inspect
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import recover
+from recover.reblock.integers import Request
+from tests.support.llama_folders import folder
 from tests.support.models import DATA
 
 FILES = [DATA / f"tiny-llama-3m-{name}.gguf" for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
@@ -82,6 +86,41 @@ def test_bars(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "weights/s" in shown
 
 
+def check_short(shown: Sequence[Any]) -> None:
+    for each in shown:
+        text, html = repr(each), each._repr_html_()
+        assert text.startswith(f"<{type(each).__name__}: ")
+        assert len(text) < 500
+        assert html.count("<table>") == html.count("</table>") > 0
+        assert len(html) < 10_000
+
+
+def test_results_of_all_commands_are_short(tmp_path: Path) -> None:
+    truth, merged = DATA / "tiny-llama-3m-bf16.gguf", tmp_path / "merged.gguf"
+    recover.merge(FILES, merged, method="linear")
+    plan = recover.plan_quantize(merged, tmp_path / "q8.gguf", "Q8_0")
+    shown: list[Any] = [
+        plan,
+        recover.execute_quantize(plan),
+        recover.inspect_files(FILES),
+        *recover.evaluate_models([merged], truth),
+        recover.verify_model(truth, FILES),
+        recover.calibrate(FILES, truth),
+    ]
+    check_short(shown)
+    assert "is_consistent=True" in repr(shown[-2])
+    tensor = recover.open_model(FILES[0]).tensors["blk.0.attn_q.weight"]
+    assert repr(tensor.type) == "<ScalarType: Q5_K>"
+    assert len(repr(tensor)) < 1500
+
+
+def test_what_a_re_blocking_shows_is_short(tmp_path: Path) -> None:
+    folder(tmp_path / "model", "llama", np.random.default_rng(1))
+    source = recover.open_original(tmp_path / "model", Request(), arch="llama")
+    plan = recover.plan_reblock(source, tmp_path / "exact.gguf")
+    check_short([plan, recover.execute_reblock(plan)])
+
+
 def test_what_is_shown_is_short(tmp_path: Path) -> None:
     plan = recover.plan_merge(FILES, tmp_path / "a.gguf")
     bounds_plan = recover.plan_bounds(FILES)
@@ -97,12 +136,7 @@ def test_what_is_shown_is_short(tmp_path: Path) -> None:
         recover.estimate(FILES, "blk.0.attn_q.weight"),
         recover.bounds(FILES, "blk.0.attn_q.weight"),
     ]
-    for each in shown:
-        text, html = repr(each), each._repr_html_()
-        assert text.startswith(f"<{type(each).__name__}: ")
-        assert len(text) < 500
-        assert html.count("<table>") == html.count("</table>") > 0
-        assert len(html) < 10_000
+    check_short(shown)
     assert "weights=2,885,376" in repr(plan)
     assert "and " in plan._repr_html_()  # more rows than are shown
 

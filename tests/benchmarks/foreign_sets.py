@@ -1,12 +1,13 @@
 """What every format adds to every set of others.
 
-    python -m tests.benchmarks.foreign_sets MODEL.gguf [--block N] [--most N] [NAME...]
+    python -m tests.benchmarks.foreign_sets MODEL.gguf [--block N] [--most N] [--sample N] [NAME...]
 
 quantizes some rows of the matrices of one block of an unquantized model in all settings of the
 shipped sample of folders (see `tests.golden.make_sample_folders`) and some types of GGUF, and
-merges all sets of up to 3 of them. Prints by number of inputs how much an input that is added
-lowers the error of the posterior or raises it, how far the posterior is behind the best other
-method, and the sets where either is worse than by half a percent, or a tenth.
+merges all sets of up to 3 of them, or with ``--sample`` so many of 3 that are drawn. Prints by
+number of inputs how much an input that is added lowers the error of the posterior or raises it, how
+far the posterior is behind the best other method, and the sets where either is worse than by half a
+percent, or a tenth. Rows of all matrices together have to be whole 32.
 """
 
 import argparse
@@ -42,12 +43,20 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=5, help="default: 5")
     parser.add_argument("--most", type=int, default=3, help="inputs of a set, default: 3")
     parser.add_argument("--rows", type=int, default=64, help="of each matrix, default: 64")
+    parser.add_argument("--sample", type=int, help="sets to draw, all of the largest size")
+    parser.add_argument("--seed", type=int, default=1, help="of the draw, default: 1")
     args = parser.parse_args()
     x = some_rows(args.model, args.block, args.rows)
-    found = list(Sets(x, args.names or [*ALL, *GGUF]).merged(args.most))
+    sets = Sets(x, args.names or [*ALL, *GGUF])
+    if args.sample:
+        found = list(sets.sampled(args.most, args.sample, args.seed))
+    else:
+        found = list(sets.merged(args.most))
     print(f"{x.size:,} weights, {len(found):,} sets")
     for n in range(1, args.most + 1):
         of_size = [each for each in found if len(each.names) == n]
+        if not of_size:
+            continue
         print(f"\nsets of {n}: {len(of_size)}")
         for title, limit, ratios in (
             ("an input that is added", _WORSE, [each.added for each in of_size if n > 1]),

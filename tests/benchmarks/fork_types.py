@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.fork_types ../shared/golden-ik/llama-29m
 
-The folder has matrices of one model, ``ik-truth.gguf`` and a file ``ik-TYPE.gguf`` for each type.
-Prints, by set of types and method, the mean square error over that of the best input, the expected
-over the measured error, and the weights that lie outside the bounds of all inputs.
+A folder has matrices of one model, ``ik-truth.gguf`` and a file ``ik-TYPE.gguf`` for each type;
+others than the golden one are made by `tests.golden.make_ik_folders`. Sets whose types it lacks are
+left out. Prints, by set of types and method, the mean square error over that of the best input, the
+expected over the measured error, and the weights that lie outside the bounds of all inputs.
 """
 
 import argparse
@@ -92,7 +93,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    for names in (*SETS, *((name,) for name in SINGLE)):
+    stored = {path.stem.removeprefix("ik-") for path in folder.glob("ik-*.gguf")}
+    sets = [*SETS, *((name,) for name in SINGLE)]
+    for names in (each for each in sets if stored.issuperset(each)):
         found = [merge(folder, names, method) for method in METHODS]
         figures = " | ".join(f"{each.ratio:.4f}, {each.claim:.3f}" for each in found)
         print(f"| {' + '.join(names):32} | {figures} | {found[-1].n_outside} |", flush=True)

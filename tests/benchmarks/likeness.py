@@ -19,6 +19,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from recover.evidence.buffer import EvidenceBuffer, Source
+from recover.merge.columns import Rows
 from recover.merge.compare import Likeness, compare_unproven, count_conflicts
 from recover.quants import TILE, dequantize, type_by_name
 from tests.oracle import libggml
@@ -74,11 +75,11 @@ def main() -> None:
             norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
             known = norms > 0
             correlation = min(correlation, ((a * b).sum(1)[known] / norms[known]).min())
-            likeness = Likeness(*compare_unproven(buffer.load(raws, x.size))[0])
+            likeness = Likeness(*compare_unproven(buffer.load(raws, x.size), Rows(x.shape[1:]))[0])
             difference = max(difference, likeness.square_difference / likeness.expected)
             off = max(off, likeness.n_off / x.size)
             raws[1] = encode(name, np.float32(1.3) * x, importance)
-            scaled = Likeness(*compare_unproven(buffer.load(raws, x.size))[0])
+            scaled = Likeness(*compare_unproven(buffer.load(raws, x.size), Rows(x.shape[1:]))[0])
             off_scaled = min(off_scaled, scaled.n_off / x.size)
         print(
             f"Q4_K + {name}: correlation {correlation:.2f}, difference {difference:.2f}, off"

@@ -10,6 +10,8 @@ import pytest
 from recover import CalibrationError, calibrate, load_calibration
 from recover.calibration.weights import Calibration
 from recover.cli import main
+from recover.merge.execute import execute_merge
+from recover.merge.plan import plan_merge
 from tests.support.calibrations import SETS
 from tests.support.gguf_files import read_weights, stored, write_gguf
 from tests.support.models import TINY
@@ -90,6 +92,12 @@ class TestTruth:
     def test_a_quantized_one(self, tiny: list[Path]) -> None:
         with pytest.raises(CalibrationError, match="is no truth to calibrate by"):
             calibrate(tiny, tiny[2])
+
+    def test_what_a_merge_estimated(self, tiny: list[Path], tmp_path: Path) -> None:
+        plan = plan_merge(tiny[:2], tmp_path / "merged.gguf")
+        execute_merge(plan, n_threads=1)
+        with pytest.raises(CalibrationError, match=r"merged\.gguf: a merge estimated its weights"):
+            calibrate(tiny[:2], plan.output)
 
 
 class TestFile:

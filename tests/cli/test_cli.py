@@ -362,14 +362,14 @@ def test_people_are_told_of_compilation_once(
         event.unregister("tests:compile", listener)
 
 
-@pytest.mark.parametrize("quiet", [True, False])
-def test_a_log_of_the_first_run(tiny: list[Path], tmp_path: Path, quiet: bool) -> None:
+COMPILING = "recover: compiling for this CPU first, which takes half a minute or more once\n"
+
+
+def test_a_quiet_first_run(tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    some = "bounds", tiny[2], "--summary", "--tensors", "blk.0.attn_k", *["-q"] * quiet
-    done = run(*some, env=environment)
-    assert done.returncode == 0
-    text = "recover: compiling for this CPU first, which takes half a minute or more once\n"
-    assert done.stderr == ("" if quiet else text)
+    done = run("inspect", TINY, "-q", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.glob("cache/**/*.nbc"))  # it compiled
 
 
 def test_people_are_told_of_compilation_before_it(tiny: list[Path], tmp_path: Path) -> None:
@@ -380,25 +380,21 @@ def test_people_are_told_of_compilation_before_it(tiny: list[Path], tmp_path: Pa
     with subprocess.Popen([*RECOVER, *some, "--dry-run"], stderr=slave, env=environment) as process:
         os.close(slave)
         first = os.read(master, 1000)
+        process.kill()  # what it compiles takes long
     os.close(master)
-    assert process.returncode == 0
     assert first.startswith(b"recover: compiling for this CPU first")
 
 
-def test_second_run_compiles_nothing(tiny: list[Path], tmp_path: Path) -> None:
-    """And the machine code is kept apart from the package, which may be read-only."""
+def test_a_log_of_the_first_run_and_the_second(tmp_path: Path) -> None:
+    """Which compiles nothing; machine code is kept apart from the package, maybe read-only."""
     environment = {
         **os.environ,
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "NUMBA_DEBUG_CACHE": "1",
     }
     environment.pop("NUMBA_CACHE_DIR", None)
-    few = "--method", "linear", "--tensors", "blk.0.ffn_up.weight"
-    runs = [
-        run("merge", *tiny[1:], "-o", tmp_path / "out.gguf", *few, env=environment)
-        for _ in range(2)
-    ]
-    assert [done.returncode for done in runs] == [0, 0]
+    runs = [run("inspect", TINY, env=environment) for _ in range(2)]
+    assert [(done.returncode, done.stderr) for done in runs] == [(0, COMPILING), (0, "")]
     saved = [line for line in runs[0].stdout.splitlines() if "data saved to" in line]
     assert saved
     assert all(environment["XDG_CACHE_HOME"] in line for line in saved)

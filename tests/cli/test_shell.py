@@ -231,8 +231,17 @@ def test_fish_offers(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not here")
-def test_zsh_reads_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["compinit", "nothing", "fpath"])
+def test_zsh_reads_it(how: str, tmp_path: Path) -> None:
+    """In ~/.zshrc after compinit or without it, and as a file of functions."""
     script = run("completion", "zsh").stdout
-    code = f"autoload -U compinit; compinit -u -d {tmp_path}/dump\n{script}\nwhence -w _recover"
+    assert script.startswith("#compdef recover\n")
+    (tmp_path / "_recover").write_text(script)
+    begin = {
+        "compinit": f"autoload -U compinit; compinit -u -d {tmp_path}/dump\n{script}",
+        "nothing": f"ZDOTDIR={tmp_path}\n{script}",
+        "fpath": f"fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u -d {tmp_path}/dump",
+    }
+    code = f"{begin[how]}\nwhence -w _recover; print $_comps[recover]"
     done = subprocess.run(["zsh", "-fc", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("_recover: function\n", "")
+    assert (done.stdout, done.stderr) == ("_recover: function\n_recover\n", "")

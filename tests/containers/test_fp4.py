@@ -8,7 +8,12 @@ import pytest
 
 from recover.containers.huggingface.formats import Matrix, read_matrix
 from recover.containers.huggingface.formats.fp4 import MXFP4, NVFP4, NVFP4_FITTED
+from recover.containers.huggingface.rows import Rows
+from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.errors import SafetensorsError
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.evidence.buffer import Source
+from recover.quants import F32Array
 from tests.support.encoders.fp4 import encode_mxfp4, encode_nvfp4
 from tests.support.foreign_modules import (
     FLOATS,
@@ -186,3 +191,32 @@ def test_codes_tell_how_exponents_were_rounded(how: str, rng: np.random.Generato
     found = state(matrix_of(encode_mxfp4(w, how=how)))
     error = np.sum((found.value - w.reshape(-1)) ** 2.0)
     assert np.sum(found.variance) == pytest.approx(error, rel=0.06)
+
+
+def uneven(rng: np.random.Generator) -> F32Array:
+    """Normal weights in rows of different sizes."""
+    rows = rng.standard_normal((256, 512)) * rng.uniform(1, 8, (256, 1))
+    return rows.astype(np.float32)
+
+
+@pytest.mark.parametrize("how", ["floor", "even", "up"])
+def test_errors_of_outermost_codes(how: str, rng: np.random.Generator) -> None:
+    """Where exponents are rounded down they are clipped, up to a third."""
+    w = rounded(uneven(rng), "BF16")
+    matrix = matrix_of(encode_mxfp4(w, how=how))
+    found = state(matrix)
+    scale = matrix.coded(0, w.size).by_weight().scale
+    is_last = np.abs(found.value) == 6 * scale
+    error = np.sum(((found.value - w.reshape(-1)) ** 2.0)[is_last])
+    assert np.sum(found.variance[is_last]) == pytest.approx(error, rel=0.06)
+
+
+def test_what_the_middle_expects_of_open_cells(rng: np.random.Generator) -> None:
+    """Weights without an upper bound have errors of their own, not the mean of their group's."""
+    w = rounded(uneven(rng), "BF16")
+    matrix, out = matrix_of(encode_mxfp4(w)), np.empty(w.size, np.float32)
+    tensor = QuantizedTensor("weight", (512, 256), (Rows(matrix),), 0)
+    tally = UncorrectedTileEstimator([Source(tensor.type)], "midpoint").estimate(
+        [tensor], 0, w.size, out
+    )
+    assert tally.variance == pytest.approx(np.sum((out - w.reshape(-1)) ** 2.0), rel=0.08)

@@ -92,8 +92,24 @@ HUB = ("Q5_K_M", "Q4_K_M")
 IN_A_CLONE = ("pip install .", "tests/run", "tests.benchmarks")
 
 
+WHOLE_SUITE = "bash tests/run\n"
+"""A block that would run all tests, this one among them."""
+
+
+def test_the_whole_suite_is_run_elsewhere() -> None:
+    """Before each change lands, by what runs the checks."""
+    if not (ROOT / ".ci").exists():
+        pytest.skip("this is no clone")
+    assert WHOLE_SUITE in [each.text for each in blocks("sh", needs="slow")]
+    assert (ROOT / ".ci" / "run").read_text().endswith("\n" + WHOLE_SUITE)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("block", blocks("sh", needs="slow"), ids=label)
+@pytest.mark.parametrize(
+    "block",
+    [each for each in blocks("sh", needs="slow") if each.text != WHOLE_SUITE],
+    ids=label,
+)
 def test_slow_shell(block: Block, here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Those that set up an environment, read large models or train."""
     add_files(block, here)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recover import EvaluationError, evaluate_models
 from recover.cli import main
 from recover.evaluate.errors import ErrorStatistics
-from tests.support.gguf_files import write_out
+from tests.support.gguf_files import read_weights, stored, write_gguf, write_out
 from tests.support.models import TINY
 
 
@@ -154,6 +154,28 @@ def test_warnings(tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["evaluate", str(tiny[2]), "--truth", str(tiny[0])]) == 0
     said = f"warning: {tiny[0]} is no original: it is itself quantized on 'output.weight',"
     assert said in capsys.readouterr().err
+
+
+def test_what_is_no_truth(
+    tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Estimates of a merge; tensors that are from elsewhere, or that no model has."""
+    merged, part, odd = (tmp_path / f"{each}.gguf" for each in ("merged", "part", "odd"))
+    assert main(["merge", str(tiny[0]), str(tiny[1]), "-o", str(merged), "-q"]) == 0
+    assert main(["merge", str(tiny[0]), "-o", str(part), "--tensors", r"^blk\.", "-q"]) == 0
+    name = "blk.0.attn_q.weight"
+    weights = read_weights(merged)[name]
+    write_gguf(odd, {name: stored("F16", np.ascontiguousarray(-weights))})
+
+    def said(model: Path, truth: Path) -> str:
+        capsys.readouterr()
+        assert main(["evaluate", str(model), "--truth", str(truth)]) == 0
+        return capsys.readouterr().err
+
+    assert f"{merged} is no original: it holds what a merge estimated" in said(tiny[0], merged)
+    assert "has 'token_embd.weight', 'output.weight': not compared" in said(part, TINY)
+    assert f"{odd} is farther from {TINY} than zeros are on '{name}'" in said(odd, TINY)
+    assert said(tiny[0], TINY) == ""
 
 
 def test_what_cannot_be_compared(tmp_path: Path, tiny: list[Path]) -> None:

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.evidence.lattice import (
     SIGNIFICAND_BITS,
+    any_empty,
     count_empty,
     count_scales,
     count_without,
     snap,
 )
+from recover.evidence.tile import Evidence
 from recover.quants import quantize, type_by_name
 
 FORMATS = {"bf16": ml_dtypes.bfloat16, "f16": np.float16}
@@ -98,6 +101,20 @@ def test_intervals_without_a_number_are_counted(name: str, rng: np.random.Genera
     assert (found[0], found[2:]) == (n_single, (n_without, chance))
 
 
+def stated(lower: NDArray[np.float32], upper: NDArray[np.float32]) -> Evidence:
+    """What an input says that states such intervals; NaN states nothing."""
+    kind = type_by_name("Q8_0")
+    raw = np.zeros(lower.size // 32 * kind.type_size, np.uint8)
+    nothing = EvidenceBuffer([Source(kind)]).load([raw], lower.size)
+    fields = {
+        name: getattr(nothing, name)[:0]
+        for name in ("codes", "levels", "lower_levels", "upper_levels", "end_codes", "extremes")
+    }
+    for name in ("scale", "offset", "scale_error", "offset_error"):
+        fields[name] = np.empty((0, lower.size // 16), np.float32)
+    return nothing._replace(**fields, interval_lower=lower[None], interval_upper=upper[None])
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("size", [1.0, 1e-5, 1e-38, 1e36])
 def test_sixteen_at_a_time(name: str, size: float, rng: np.random.Generator) -> None:
@@ -116,6 +133,11 @@ def test_sixteen_at_a_time(name: str, size: float, rng: np.random.Generator) -> 
         _, n_without, expected, _ = count_without(lower[part], upper[part], bits)
         assert n_empty == n_without
         assert chance == pytest.approx(expected, rel=1e-5)
+    for start in range(0, 4096, 32):
+        n_empty, _ = count_empty(lower[start : start + 32], upper[start : start + 32], bits)
+        assert any_empty(stated(lower[start : start + 32], upper[start : start + 32]), bits) == (
+            n_empty > 0
+        )
 
 
 @pytest.mark.parametrize(("kind", "at", "divisor"), [("Q8_0", 0, 127), ("Q4_0", 0, -8)])

@@ -24,6 +24,7 @@ from recover.evidence.densities import (
     tempering,
 )
 from recover.evidence.intervals import Intervals
+from recover.merge.columns import Rows
 from recover.merge.compare import compare_unproven, count_conflicts
 from recover.merge.finite import n_broken
 from recover.quants import (
@@ -396,8 +397,9 @@ def test_inputs_without_cells_prove_nothing(
     assert np.mean((out - mean) ** 2 * precision) < 0.02**2
     assert tally.variance == pytest.approx(np.sum(1 / precision), rel=0.02)
     other = ColumnScaled(inputs[1].type, -inputs[1].codes, inputs[1].steps)
-    assert compare_unproven(evidence)[0, 0] == 0
-    assert compare_unproven(read([inputs[0], other], x.size, sources))[0, 0] == x.size
+    other_evidence = read([inputs[0], other], x.size, sources)
+    assert compare_unproven(evidence, Rows((x.size,)))[0, 0] == 0
+    assert compare_unproven(other_evidence, Rows((x.size,)))[0, 0] == x.size
 
 
 @pytest.mark.parametrize("method", method_names())

@@ -1,12 +1,14 @@
 """Make the tables of types of ik_llama.cpp: what they count beside other types.
 
 Errors of two quantizations of one matrix are not quite independent. Both inputs of a pair are
-raised to one power, which is found where the posterior's expected error is the measured one. The
-matrices are the golden ones; mainline's types are made of them by our encoders::
+raised to one power, which is found where the posterior's expected error is the measured one, in the
+mean of some kinds of weights. Mainline's types are made of them by our encoders::
 
-    python -m tests.golden.make_fork_tempering ../shared/golden-ik/llama-29m
+    python -m tests.golden.make_fork_tempering FOLDER [FOLDER ...]
 
-A power is never above 1. Of several inputs of one type the powers are those of IQ4_XS.
+The folders are those of `tests.golden.make_ik_folders`: of normal numbers, of Laplace's and of
+Student's distribution, without importances; a pair is looked at where both types are. A power is
+never above 1. Of several inputs of one type the powers are those of IQ4_XS.
 """
 
 import json
@@ -29,11 +31,12 @@ MAINLINE = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS"),
 )
+Inputs = tuple[dict[str, F32Array], dict[str, list[StoredTensor]]]
 _LEAST, _N_STEPS = 0.3, 6
 _GOOD = 0.005
 
 
-def inputs_of(folder: Path) -> tuple[dict[str, F32Array], dict[str, list[StoredTensor]]]:
+def inputs_of(folder: Path) -> Inputs:
     """The weights of each matrix, and how each type stores them."""
     originals = open_gguf(folder / "ik-truth.gguf").tensors
     truth = {name: each.read(0, each.n_weights) for name, each in originals.items()}
@@ -71,14 +74,25 @@ def claim(truth: Sequence[F32Array], tensors: Sequence[Sequence[StoredTensor]]) 
     return expected / measured
 
 
+def mean_claim(kinds: Sequence[Inputs], names: Sequence[str]) -> float:
+    """The mean of the claims of a set, over the kinds of weights that have all of its types."""
+    claims = [
+        claim(list(truth.values()), [found[name] for name in names])
+        for truth, found in kinds
+        if all(name in found for name in names)
+    ]
+    return sum(claims) / len(claims)
+
+
 def _pair(one: str, other: str) -> tuple[str, str]:
     return min(one, other), max(one, other)
 
 
-def main(folder: Path) -> None:
+def main(folders: Sequence[Path]) -> None:
     """Write the tables again."""
-    truth, found = inputs_of(folder)
-    forks = [name for name in found if name not in MAINLINE]
+    kinds = [inputs_of(folder) for folder in folders]
+    names_of_all = list(dict.fromkeys(name for _, found in kinds for name in found))
+    forks = [name for name in names_of_all if name not in MAINLINE]
     shares = densities.table_of(type_by_name("IQ4_XS"))["shares"]
     tables: dict[str, dict[str, object]] = {name: {} for name in forks}
     powers: dict[tuple[str, str], float] = {}
@@ -89,14 +103,14 @@ def main(folder: Path) -> None:
         return powers.get(names) or known(kind, other, has_cells=has_cells)
 
     densities._tempering_of_pair = pair
-    for one, other in combinations(found, 2):
+    for one, other in combinations(names_of_all, 2):
         if one not in forks and other not in forks:
             continue
         names = _pair(one, other)
         low, high = _LEAST, 1.0
         for step in range(_N_STEPS):
             powers[names] = high if step == 0 else (low + high) / 2
-            got = claim(list(truth.values()), (found[one], found[other]))
+            got = mean_claim(kinds, (one, other))
             if (got > 1 - _GOOD and step == 0) or abs(got - 1) < _GOOD:
                 break
             if got < 1:
@@ -118,4 +132,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(each) for each in sys.argv[1:]])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from recover.errors import OutputError
+from recover.execution import reserving
 from recover.execution.output import OutputFile, OutputFiles
 from tests.support.file_systems import mounted
 from tests.support.outputs import NEW, OLD, check_untouched, write
@@ -219,6 +220,7 @@ def test_failing_disk(
             return original(*arguments)
         raise OSError(number, os.strerror(number))
 
+    monkeypatch.setattr(reserving, "_is_in_memory", lambda _descriptor: False)
     monkeypatch.setattr(os, name, fail)
     with pytest.raises(OutputError, match=words) as caught:
         write(path)
@@ -237,6 +239,7 @@ def test_file_system_that_cannot_reserve(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    monkeypatch.setattr(reserving, "_is_in_memory", lambda _descriptor: False)
     with OutputFile(path, 1000):
         assert [other.stat().st_size for other in path.parent.iterdir()] == [1000]
     assert path.read_bytes() == bytes(1000)

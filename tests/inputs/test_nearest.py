@@ -94,3 +94,32 @@ def test_the_last_code_of_all(tmp_path: Path) -> None:
     assert found is not None
     assert found.book.shape == (255, 1)
     np.testing.assert_array_equal(found.nearest(child.values), found.codes)
+
+
+@pytest.mark.parametrize(
+    ("parent", "child"),
+    [
+        *(("Q4_K", "Q4_1"), ("Q4_1", "Q4_K"), ("Q5_K", "Q5_1"), ("Q5_1", "Q5_K")),
+        *(("IQ4_NL", "IQ4_XS"), ("IQ4_XS", "IQ4_NL"), ("Q4_1", "Q5_1")),
+    ],
+)
+@pytest.mark.parametrize("matrix", ["none", "uneven"])
+def test_which_is_the_child(
+    parent: str,
+    child: str,
+    matrix: str,
+    tmp_path: Path,
+    real_rows: F32Array,
+    rng: np.random.Generator,
+) -> None:
+    """Levels of one kind lie in the cells of both: scales tell, or what is held exactly."""
+    x = np.ascontiguousarray(real_rows[:32, :512])
+    first = write_gguf(tmp_path / "parent.gguf", {NAME: stored(parent, x)})
+    decoded = read_weights(first)[NAME]
+    made = stored(child, decoded)
+    if matrix != "none":
+        made = weighted(child, decoded, importance(matrix, 512, rng))
+    paths = [first, write_gguf(tmp_path / "made.gguf", {NAME: made})]
+    for order, number in ((paths, 1), (paths[::-1], 0)):
+        (tensor,) = plan_merge(order, tmp_path / "o.gguf").tensors
+        assert [(each.child, each.parents) for each in tensor.descents] == [(number, (1 - number,))]

@@ -1,5 +1,6 @@
 """The original integers of naive Q8_0 files, which libggml makes here."""
 
+import time
 from pathlib import Path
 
 import gguf
@@ -106,6 +107,20 @@ def test_few_magnitudes_prove_nothing(
         scales = rounded(scales, scale).reshape(scales.shape)
         weights = (codes * scales).astype(np.float32)
         assert find_second_hand(tensor_of(libggml.quantize(Q8_0, weights), 1024)) is None
+
+
+@pytest.mark.parametrize("n_large", [0, 20])
+def test_weights_near_the_smallest_number_of_f16_take_no_longer(
+    rng: Generator, n_large: int
+) -> None:
+    """Thousands of scales explain their blocks; rows of other sizes tell at once."""
+    sizes = np.where(np.arange(40) < 40 - n_large, 3e-6, 0.02)[:, None]
+    x = rng.standard_normal((40, 512)).astype(np.float32)
+    assert find_second_hand(tensor_of(libggml.quantize(Q8_0, x), 512)) is None  # compiles
+    raw = libggml.quantize(Q8_0, (x * sizes).astype(np.float32))
+    before = time.process_time()
+    assert find_second_hand(tensor_of(raw, 512)) is None
+    assert time.process_time() - before < 1  # seconds of a processor; minutes if all are tried
 
 
 @pytest.mark.parametrize("hard", ["negative scale", "lowest code", "all zeros", "no 127", "noise"])

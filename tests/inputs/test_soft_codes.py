@@ -11,6 +11,7 @@ from recover.inputs.alignment import align
 from recover.inputs.completion import complete
 from recover.inputs.open import open_model
 from recover.inputs.recorded import Input
+from recover.inspect.report import inspect_files
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
 from recover.quants import F32Array, Stated
@@ -129,6 +130,22 @@ def test_finer_codes_without_cells_tell_the_errors_of_coarser_ones(
     four = write_folder(tmp_path / "four", untold, compressed_tensors.config())
     assert stated_error(completed(two, four)[1], w) == pytest.approx(1, abs=0.1)
     assert stated_error(completed(four, two)[1], w) == pytest.approx(1.45, abs=0.1)
+
+
+def test_nothing_is_claimed_where_no_input_confines_the_weights(
+    weights: dict[str, F32Array], inputs: dict[str, F32Array], tmp_path: Path
+) -> None:
+    """Beside one that does there is a claim; of the weights themselves nothing changes."""
+    arrays = {DOWN: moved(weights[DOWN], inputs[DOWN])}
+    folder = write_folder(tmp_path / "f", arrays, compressed_tensors.config(), GPTQ)
+    for name, is_told in (("IQ3_S", False), ("Q2_K", True)):
+        model = write_gguf(tmp_path / f"{name}.gguf", {DOWN: stored(name, weights[DOWN])})
+        found = execute_merge(plan_merge([folder, model], tmp_path / "out.gguf"), n_threads=1)
+        assert (found.expected_mse_ratio is not None) == is_told
+        assert [each.expected_rmse is not None for each in found.tensors] == [is_told]
+        assert found.n_without_claim == (not is_told)
+        expected = inspect_files([folder, model])
+        assert (expected.expected_mse_ratio is not None) == is_told
 
 
 def test_scaled_columns_with_such_codes(

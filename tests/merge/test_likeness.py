@@ -77,7 +77,7 @@ def test_codebooks(
 
 
 @pytest.mark.parametrize("odd", [0, 1])
-@pytest.mark.parametrize("change", [negated, permuted])
+@pytest.mark.parametrize("change", [negated, permuted, with_a_row_of_zeros])
 @pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
 def test_ternary_codes(
     kind: str,
@@ -94,23 +94,33 @@ def test_ternary_codes(
     assert NAME in said(tmp_path, inputs)
 
 
+@pytest.mark.parametrize("method", ["posterior", "best"])
 @pytest.mark.parametrize(
-    "kinds", [("Q8_0", "Q4_K"), ("Q5_K", "Q4_0"), ("Q3_K", "Q2_K")], ids="+".join
+    "kinds",
+    [
+        ("Q8_0", "Q4_K"),
+        ("Q5_K", "Q4_0"),
+        ("Q3_K", "Q2_K"),
+        ("F16", "Q4_0"),
+        ("F32", "Q8_0", "Q4_K"),
+    ],
+    ids="+".join,
 )
 @pytest.mark.parametrize("odd", [0, 1])
 def test_zeros(
-    kinds: tuple[str, str],
+    kinds: tuple[str, ...],
     odd: int,
+    method: str,
     weights: F32Array,
     tmp_path: Path,
     rng: np.random.Generator,
 ) -> None:
     """A scale of zero proves no bounds, but is no encoder's for large weights."""
     zeros = with_a_row_of_zeros(weights, rng)
-    assert "contradict" not in said(tmp_path, [(kind, zeros) for kind in kinds])
+    assert "contradict" not in said(tmp_path, [(kind, zeros) for kind in kinds], method)
     inputs = [(kind, weights) for kind in kinds]
     inputs[odd] = kinds[odd], zeros
-    assert NAME in said(tmp_path, inputs)
+    assert NAME in said(tmp_path, inputs, method)
 
 
 @pytest.mark.parametrize(
@@ -123,3 +133,13 @@ def test_weights_that_one_type_loses(
     lost = weights.copy()
     lost[::2] *= np.float32(1e-6) / np.abs(lost[::2]).max()
     assert "contradict" not in said(tmp_path, [(kind, lost) for kind in kinds])
+
+
+def test_another_revision(weights: F32Array, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Weights that all moved keep most of their correlation; no column says what the type would."""
+    moved = weights + weights.std() * rng.standard_normal(weights.shape).astype(np.float32) / 2
+    inputs = [("Q8_0", weights), ("IQ3_S", weights)]
+    for odd in range(2):
+        changed = [*inputs]
+        changed[odd] = inputs[odd][0], moved
+        assert NAME in said(tmp_path, changed)

@@ -1,5 +1,7 @@
 """What a merge gains, measured against known original weights by gguf-py and llama.cpp alone."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,16 @@ def merge(inputs: list[Path], output: Path, method: str, outtype: str = "f16") -
 def mse_ratio(output: Path, truth: Path, best: Path) -> float:
     """Mean square error relative to that of the best input, over the tensors quantized there."""
     names = [name for name, tensor in read_tensors(best).items() if tensor.kind != "F32"]
-    original, merged, alone = (read_weights(path) for path in (truth, output, best))
+    original, merged, alone = weights_of(truth), read_weights(output), weights_of(best)
     return squared_error({name: merged[name] for name in names}, original) / squared_error(
         {name: alone[name] for name in names}, original
     )
+
+
+@cache
+def weights_of(path: Path) -> dict[str, F32Array]:
+    """What an input decodes to, once: gguf-py takes its time."""
+    return read_weights(path)
 
 
 def check_finite(weights: dict[str, F32Array]) -> None:
@@ -39,7 +47,20 @@ def inputs_29m(quantized_29m: dict[str, Path]) -> list[Path]:
     return [quantized_29m[name] for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
 
 
-@pytest.mark.parametrize("outtype", OUTTYPES)
+Merged = Callable[[str], tuple[Path, MergeResult]]
+
+
+@pytest.fixture(scope="module")
+def merged_29m(inputs_29m: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Merged:
+    """Their merge by a method as F16, made once."""
+    folder = tmp_path_factory.mktemp("merged")
+
+    def make(method: str) -> tuple[Path, MergeResult]:
+        return (out := folder / f"{method}.gguf"), merge(inputs_29m, out, method)
+
+    return cache(make)
+
+
 @pytest.mark.parametrize(
     ("method", "limit"), [("linear", 0.81), ("midpoint", 0.82), ("posterior", 0.757)]
 )
@@ -48,18 +69,17 @@ class TestGain:
         self,
         inputs_29m: list[Path],
         llama_29m: Path,
-        tmp_path: Path,
+        merged_29m: Merged,
         method: str,
         limit: float,
-        outtype: str,
     ) -> None:
-        output = tmp_path / "merged.gguf"
-        result = merge(inputs_29m, output, method, outtype)
+        output, result = merged_29m(method)
         check_finite(read_weights(output))
         ratio = mse_ratio(output, llama_29m, inputs_29m[0])
         assert ratio <= limit
         assert result.expected_mse_ratio == pytest.approx(ratio, rel=0.03)
 
+    @pytest.mark.parametrize("outtype", OUTTYPES)
     def test_tiny(
         self, tiny: list[Path], tmp_path: Path, method: str, limit: float, outtype: str
     ) -> None:
@@ -72,15 +92,21 @@ class TestGain:
 
 
 @pytest.mark.parametrize("outtype", OUTTYPES)
-@pytest.mark.parametrize("model", ["tiny", "inputs_29m"])
 def test_best_is_the_finest_input_dequantized(
-    request: pytest.FixtureRequest, tmp_path: Path, model: str, outtype: str
+    tiny: list[Path], tmp_path: Path, outtype: str
 ) -> None:
-    inputs: list[Path] = request.getfixturevalue(model)
     output = tmp_path / "best.gguf"
-    merge(inputs[::-1], output, "best", outtype)
-    alone = read_tensors(inputs[0])
-    decoded = read_weights(inputs[0])
+    merge(tiny[::-1], output, "best", outtype)
+    check_best(output, tiny[0], outtype)
+
+
+def test_best_of_a_larger_model(inputs_29m: list[Path], merged_29m: Merged) -> None:
+    check_best(merged_29m("best")[0], inputs_29m[0], "f16")
+
+
+def check_best(output: Path, finest: Path, outtype: str) -> None:
+    """A merge is what an input decodes to."""
+    alone, decoded = read_tensors(finest), weights_of(finest)
     for name, tensor in read_tensors(output).items():
         expected = decoded[name]
         if alone[name].kind != "F32":
@@ -89,13 +115,12 @@ def test_best_is_the_finest_input_dequantized(
         assert tensor.rows.tobytes() == expected.tobytes(), name
 
 
+@pytest.mark.slow  # divergence, which tells more, does so in tests/evaluate/test_divergence.py
 def test_perplexity_comes_closer_to_that_of_the_original(
-    inputs_29m: list[Path], llama_29m: Path, tmp_path: Path
+    llama_29m: Path, merged_29m: Merged
 ) -> None:
     text = (SHARED / "eval.txt").read_text(encoding="utf-8")
-    best, linear = tmp_path / "best.gguf", tmp_path / "linear.gguf"
-    merge(inputs_29m, best, "best")
-    merge(inputs_29m, linear, "linear")
+    (best, _), (linear, _) = merged_29m("best"), merged_29m("linear")
     with LlamaModel(llama_29m) as model:
         chunks = text_chunks(model, text, n_chunks=N_CHUNKS)
         truth = np.exp(score_chunks(model, chunks).mean())

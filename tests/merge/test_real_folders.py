@@ -1,4 +1,7 @@
-"""Folders that real programs wrote, merged with files that llama.cpp made of the same model."""
+"""Folders that real programs wrote, merged with files that llama.cpp made of the same model.
+
+With ``-s`` the perplexities of all of them are printed.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -93,6 +96,10 @@ def test_a_merge_comes_nearer_the_truth(
     merged, *inputs = measure_divergence(
         [output, gguf, plain], llama_29m, SHARED / "eval.txt", n_chunks=N_CHUNKS
     )
+    said = [f"\n{name}: perplexity of the truth {merged.ppl_truth:.4f}"]
+    for label, each in zip(("merged", gguf.name, "folder"), (merged, *inputs), strict=True):
+        said.append(f"  {label:28} {each.ppl:.4f}, mean divergence {each.mean_kld:.3g}")
+    print("\n".join(said))  # noqa: T201
     for each in inputs:
         assert merged.mean_kld < each.mean_kld
         assert (

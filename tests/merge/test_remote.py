@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recover.cli import main
-from recover.containers.remote import fetching
+from recover.containers.remote import cache, fetching
 from tests.support.gguf_files import stored, write_gguf
 from tests.support.http_files import Content, Files, Handler, served
 
@@ -90,3 +90,40 @@ def test_says_what_fails_on_the_way(
     assert server.url in error
     assert "500" in error
     assert not (tmp_path / "out.gguf").exists()
+
+
+RANGES = {"resume": [["--resume"]] * 2, "shards": [["--shard", f"{i}/2"] for i in (2, 2, 1)]}
+
+
+@pytest.mark.parametrize("how", RANGES)
+def test_goes_on_where_a_server_failed(
+    server: Files,
+    tiny: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """The first command loses its server half-way; the same one again makes the local bytes."""
+    monkeypatch.setattr(cache, "_MOST_KEPT", 1_000_000)
+    home, failing = tmp_path / "home", server.fault
+    home.mkdir()
+    n_left = 20
+
+    def stops(handler: Handler, whole: Content, start: int, end: int) -> bool:
+        nonlocal n_left
+        n_left -= any(home.iterdir())  # an output has been begun
+        if n_left > 0:
+            return False
+        handler.refuse(500)
+        return True
+
+    urls = [server.url + name for name in server.content]
+    for i, options in enumerate(RANGES[how]):
+        server.fault = failing if i else stops
+        command = ["merge", *urls, "-o", str(home / "out.gguf"), *options, "-q", "--threads", "1"]
+        assert main(command) == (0 if i else 1)
+        assert i or [path.name for path in home.iterdir()] not in ([], ["out.gguf"])
+    assert "500" in capsys.readouterr().err
+    assert main(["merge", *map(str, tiny), "-o", str(tmp_path / "here.gguf"), "-q"]) == 0
+    assert (home / "out.gguf").read_bytes() == (tmp_path / "here.gguf").read_bytes()

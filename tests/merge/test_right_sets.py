@@ -21,6 +21,12 @@ SETS = {
     "Q5_1+Q4_1": "uneven",
     "BF16+TQ2_0": "peaked",
 }
+TRELLISES = {
+    "Q8_0+IQ2_KT(zeros)": ("tiny.0", "student 3", "one row", "large columns"),
+    "IQ4_KT+IQ3_KT(smooth)": ("sparse", "large columns"),
+    "F16+IQ3_S(zeros)": ("large columns",),
+    "IQ2_XS+IQ4_KT(uneven)": ("signs",),
+}
 
 
 @pytest.mark.parametrize("method", ["posterior", "best"])
@@ -32,3 +38,13 @@ def test_nothing_is_said_of_right_inputs(kinds: str, method: str, tmp_path: Path
     inputs = [Made(fine, ""), Made(coarse, SETS[kinds])]
     assert set(names) <= set(originals())
     assert said(inputs, names, method, tmp_path) == ""
+
+
+@pytest.mark.parametrize("kinds", TRELLISES)
+def test_columns_that_do_not_matter(kinds: str, tmp_path: Path) -> None:
+    """Encoders of codebooks may say anything of columns without importance, if others matter."""
+    fine, coarse = kinds.split("+")
+    kind, _, imatrix = coarse.removesuffix(")").partition("(")
+    inputs = [Made(fine, ""), Made(kind, imatrix)]
+    names = [f"{each} F32" for each in TRELLISES[kinds]]
+    assert said(inputs, names, "posterior", tmp_path) == ""

@@ -32,6 +32,7 @@ class Shape:
     is_tied: bool = False
     joined: bool = False
     width: int = 256
+    n_rows: int = 2
     extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -61,16 +62,16 @@ def tensors_of(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         if not shape.joined:
             attention = {"attn_q": width, "attn_k": kv, "attn_v": kv}
         for name, n in attention.items():
-            yield f"blk.{i}.{name}.weight", (min(n, 8), width)
-        yield f"blk.{i}.attn_output.weight", (8, width)
+            yield f"blk.{i}.{name}.weight", (min(n, shape.n_rows), width)
+        yield f"blk.{i}.attn_output.weight", (shape.n_rows, width)
         stacked = (shape.n_experts,) if shape.n_experts else ()
         ending = "_exps" if stacked else ""
         for name in ("ffn_gate", "ffn_up", "ffn_down"):
-            yield f"blk.{i}.{name}{ending}.weight", (*stacked, 4, width)
+            yield f"blk.{i}.{name}{ending}.weight", (*stacked, shape.n_rows, width)
 
 
 def write(path: Path, shape: Shape, rng: np.random.Generator) -> Path:
-    """A random model of a shape."""
+    """A random model of a shape, of few rows: its mixes are at issue."""
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_context_length(64)
     writer.add_embedding_length(shape.width)
@@ -138,8 +139,8 @@ def test_the_small_model_with_an_importance_matrix(
 
 @pytest.mark.quality
 def test_the_larger_model(llama_29m: Path, tmp_path: Path, rng: np.random.Generator) -> None:
-    check(llama_29m, tmp_path, ("Q3_K_S", "Q3_K_M", "Q5_K_M", "IQ4_XS"))
-    check(llama_29m, tmp_path, ("Q2_K", "Q4_K_S"), importance_of(llama_29m, rng))
+    check(llama_29m, tmp_path, ("Q3_K_M",))
+    check(llama_29m, tmp_path, ("Q4_K_S",), importance_of(llama_29m, rng))
 
 
 @pytest.mark.slow

@@ -268,6 +268,19 @@ def test_weights_too_large_for_the_type(
     run(source, "BF16", "-o", tmp_path / "out.gguf")
 
 
+@pytest.mark.parametrize("kind", ["Q6_K", "Q3_K", "IQ4_XS"])
+def test_weights_whose_squares_are_beyond_float32(
+    kind: str, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their encoders give a superblock of zeros."""
+    x = normal(rng, 3, 256)
+    x[1, 7] = 1e30
+    source = write_model(tmp_path / "in.gguf", {"blk.0.attn_q.weight": x})
+    line = refusal(capsys, source, kind, "-o", tmp_path / "out.gguf")
+    assert "'blk.0.attn_q.weight': a weight of 1e+30 is beyond the range" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["in.gguf"]
+
+
 @pytest.mark.parametrize("kind", ["missing", "garbage", "truncated", "no tensors"])
 def test_bad_inputs_leave_nothing(
     kind: str, tiny: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -44,13 +44,15 @@ def with_side_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises
     ------
     GGUFError
-        If a matrix has two tensors of scales, or a scale is not a normal positive number.
+        If a matrix has two tensors of scales, or one that does not fit it, or a scale is not a
+        normal positive number.
     """
-    sides = {
-        name: _side_tensors(tensor, tensors)
-        for name, tensor in tensors.items()
-        if tensor.type.largest_beside is not None
+    matrices = {
+        name: tensor for name, tensor in tensors.items() if tensor.type.largest_beside is not None
     }
+    for tensor in matrices.values():
+        _check_fit(tensor, tensors)
+    sides = {name: _side_tensors(tensor, tensors) for name, tensor in matrices.items()}
     taken = {side.name for found in sides.values() for side in found}
     return {
         name: _scaled(tensor, sides[name]) if sides.get(name) else tensor
@@ -85,17 +87,34 @@ def unfolded_scale(matrix: StoredTensor, tensors: Mapping[str, StoredTensor]) ->
 
 def _side_tensors(matrix: StoredTensor, tensors: Mapping[str, AnyTensor]) -> tuple[AnyTensor, ...]:
     """Those of a matrix, as their names, type and sizes tell."""
+    named = [tensors[name] for name in _names(matrix, _SCALE, _INPUT_SCALE) if name in tensors]
+    return tuple(side for side in named if _fits(side, matrix))
+
+
+def _names(matrix: StoredTensor, *leaves: str) -> list[str]:
+    """How tensors beside a matrix may be called."""
     stems = dict.fromkeys((matrix.name.removesuffix(_WEIGHT), matrix.name))
-    names = [stem + leaf for leaf in (_SCALE, _INPUT_SCALE) for stem in stems]
+    return [stem + leaf for leaf in leaves for stem in stems]
+
+
+def _fits(side: StoredTensor, matrix: StoredTensor) -> bool:
+    """Whether a tensor has an F32 number for a matrix, or for each expert of it."""
     sizes = 1, math.prod(matrix.dims[2:])
-    return tuple(
-        side
-        for name in names
-        if (side := tensors.get(name)) is not None
-        and side.type.name == "F32"
-        and side.n_weights in sizes
-        and max(side.dims) == side.n_weights
-    )
+    is_a_row = max(side.dims) == side.n_weights
+    return side.type.name == "F32" and side.n_weights in sizes and is_a_row
+
+
+def _check_fit(matrix: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what has the name of a matrix's scale, but not its size or type."""
+    for name in _names(matrix, _SCALE):
+        side = tensors.get(name)
+        if side is not None and not _fits(side, matrix):
+            raise GGUFError(
+                f"tensor {quoted(name)}: has {side.n_weights:,} {side.type.name} numbers, where the"
+                f" scale of {quoted(matrix.name)} is one F32 number, or one for each expert, so"
+                " that its weights are not known; the file is damaged, or was made by a faulty"
+                " converter"
+            )
 
 
 def _scaled(matrix: Tensor, sides: tuple[Tensor, ...]) -> Tensor:

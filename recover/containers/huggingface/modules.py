@@ -107,8 +107,12 @@ def as_float32(tensor: Tensor, numbers: NDArray[Any]) -> F32Array:
         return numbers.astype(np.float32, order="C")
 
 
-QUANTIZE_CONFIG = "quantize_config.json"
-"""What AutoGPTQ writes beside the weights."""
+SETTINGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files beside the weights, and the program that is meant where they name none: AutoGPTQ's, and
+those of AutoAWQ's first versions."""
+
+_AWQ_NAMES = {"w_bit": "bits", "q_group_size": "group_size"}
+_OF_ALL = ("bits", "group_size")
 
 QUANTIZATION_KEYS = ("quantization_config", "quantization", "compression_config")
 """Where ``config.json`` tells how weights are quantized."""
@@ -133,8 +137,7 @@ def read_recipe(folder: Path) -> str:
 def read_quantization(model: Model) -> Mapping[str, Any]:
     """How the weights of a folder are quantized; empty if it says nothing.
 
-    Folders from before transformers read GPTQ (2023) have it in ``quantize_config.json`` only; the
-    program that writes this file is meant where it names none.
+    Folders from before transformers read GPTQ and AWQ (2023) have it in a file of `SETTINGS` only.
 
     Raises
     ------
@@ -144,14 +147,17 @@ def read_quantization(model: Model) -> Mapping[str, Any]:
     found = quantization_of(model.config)
     if found or not model.parts:
         return found
-    path = model.parts[0].parent / QUANTIZE_CONFIG
-    try:
-        settings = parse_object(read_bytes(path, MOST_BYTES))
-    except MissingError:
-        return {}
-    except (UnreadableError, JSONError) as error:
-        raise SafetensorsError(f"{printable(path)}: {error}") from None
-    return {"quant_method": "gptq", **settings}
+    for name, method in SETTINGS.items():
+        path = model.parts[0].parent / name
+        try:
+            settings = parse_object(read_bytes(path, MOST_BYTES))
+        except MissingError:
+            continue
+        except (UnreadableError, JSONError) as error:
+            raise SafetensorsError(f"{printable(path)}: {error}") from None
+        usual = {_AWQ_NAMES.get(key, key): value for key, value in settings.items()}
+        return {"quant_method": method, **usual}
+    return {}
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -220,6 +226,11 @@ def with_usual_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def settings_of(config: Mapping[str, Any], stem: str) -> Mapping[str, Any]:
-    """The settings for a module: MLX has some of their own for some modules."""
+    """The settings for a module: MLX has some of their own for some modules.
+
+    GPTQModel has patterns of names in ``dynamic``. What they change the arrays tell.
+    """
     own = config.get(stem)
+    if isinstance(config.get("dynamic"), dict):
+        return {key: value for key, value in config.items() if key not in _OF_ALL}
     return ChainMap(own, dict(config)) if isinstance(own, dict) else config

@@ -12,7 +12,7 @@ from typing import Any
 
 from recover._text import printable
 from recover.containers.huggingface.architectures import Names, architecture_of
-from recover.containers.huggingface.modules import QUANTIZE_CONFIG, RECIPE, modules_of, read_recipe
+from recover.containers.huggingface.modules import RECIPE, SETTINGS, modules_of, read_recipe
 from recover.containers.huggingface.placing import Placed, place_tensors
 from recover.containers.huggingface.sizes import check_sizes
 from recover.containers.huggingface.stacks import unstacked
@@ -133,7 +133,7 @@ def open_folder(path: str | os.PathLike[str]) -> FolderModel:
         if str(error).startswith(printable(path)):
             raise
         raise SafetensorsError(f"{printable(path)}: {error}") from None
-    beside = [folder / name for name in (CONFIG, QUANTIZE_CONFIG, RECIPE, INDEX)]
+    beside = [folder / name for name in (CONFIG, *SETTINGS, RECIPE, INDEX)]
     return FolderModel(
         path=path,
         parts=(*model.parts, *(each for each in beside if each.is_file())),

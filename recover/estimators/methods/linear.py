@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators._combine import add_variance, combine, combine_weighted
+from recover.estimators._alike import shared_errors
+from recover.estimators._combine import combine
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators.base import WEIGHTS, Calibration
 from recover.estimators.tally import VARIANCE
@@ -28,11 +29,9 @@ def estimate_each(
 ) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
-    if evidence.weights.size:
-        combine_weighted(evidence, out, variance, tallies)
-    else:
-        combine(evidence, out, variance, tallies)
-    add_variance(variance, tallies, VARIANCE)
+    combine(evidence, out, variance, tallies, is_counted=True)
+    if len(evidence.interval_values) and not evidence.weights.size:
+        tallies[:, VARIANCE] += shared_errors(evidence, len(tallies))
     fill_deviation(request, variance)
 
 

@@ -38,7 +38,8 @@ def estimate_each(
 ) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
-    combine(evidence, out, variance, tallies)
+    of_each = np.empty(out.size if len(evidence.interval_values) else 0, np.float32)
+    combine(evidence, out, variance, tallies, of_each=of_each)
     fill_deviation(request, variance)
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
@@ -50,7 +51,7 @@ def estimate_each(
         tallies[:, CONFLICTS] += np.count_nonzero(~fits.reshape(len(tallies), -1), axis=1)
         return
     likely, cells = _likely(evidence, lower, upper), _relative_variances(evidence)
-    if _move_into_cells(lower, upper, likely, variance, cells, out, tallies):
+    if _move_into_cells(lower, upper, likely, (variance, of_each), cells, out, tallies):
         first = np.empty_like(out)
         take_finest(evidence, first)
         group_variances(evidence, evidence.finest, variance)
@@ -204,7 +205,7 @@ def _move_into_cells(
     lower: F32Array,
     upper: F32Array,
     likely: tuple[F32Array, F32Array],
-    variance: F32Array,
+    variances: tuple[F32Array, F32Array],
     cells: tuple[U8Array, F32Array],
     out: F32Array,
     tallies: NDArray[np.float64],
@@ -213,15 +214,18 @@ def _move_into_cells(
 
     The variance to expect is the squared width of where weights are likely to be, times the noise
     of the finest input over the squared width of its cell; and the square of how far the middle of
-    that is off. Variances and conflicts of tensors of one size are added to their tallies.
+    that is off. Where an end is open, it is that of the linear estimate: of groups, and of each
+    weight (n,) where there are interval inputs. Variances and conflicts of tensors of one size are
+    added to their tallies.
     """
     codes, relative_variance = cells
+    variance, of_each = variances
     lanes = np.empty(16, np.float32)
     n_groups, some_contradict = variance.size // tallies.shape[0], False
-    for each in range(tallies.shape[0]):
+    for tensor in range(tallies.shape[0]):
         n_conflicts = 0
         expected = splat(np.float32(0))
-        for g in range(each * n_groups, (each + 1) * n_groups):
+        for g in range(tensor * n_groups, (tensor + 1) * n_groups):
             low, high = load(lower, 16 * g), load(upper, 16 * g)
             linear = load(out, 16 * g)
             width = high - low
@@ -233,13 +237,17 @@ def _move_into_cells(
             least, most = load(likely[0], 16 * g), load(likely[1], 16 * g)
             within, off = most - least, (least + most) * np.float32(0.5) - middle
             square = within * within * relative + off * off
-            expected = expected + where(closed, square, variance[g])
+            own = splat(variance[g])
+            if of_each.size:
+                each = load(of_each, 16 * g)
+                own = where(each < np.float32(np.inf), each, own)
+            expected = expected + where(closed, square, own)
             if any_lane(width < np.float32(0)):
                 for i in range(16 * g, 16 * g + 16):
                     n_conflicts += lower[i] > upper[i]
         store(lanes, 0, expected)
-        tallies[each, VARIANCE] += lanes.sum()
-        tallies[each, CONFLICTS] += n_conflicts
+        tallies[tensor, VARIANCE] += lanes.sum()
+        tallies[tensor, CONFLICTS] += n_conflicts
         some_contradict = some_contradict or n_conflicts > 0
     return some_contradict
 

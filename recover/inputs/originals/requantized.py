@@ -29,6 +29,8 @@ _FEWEST_NONZERO = 0.25
 LONGEST_ROW = 1 << 20  # of longer ones, which no matrix has, some are too large to be looked at
 # Scales that no BF16 scale is, in steps of BF16 numbers: what they explain as well proves nothing.
 _CONTROLS = tuple(i / 8 for i in range(1, 8))
+# F16 numbers below are farther apart than BF16 numbers: any scale explains them.
+_SMALLEST_SCALE = 2.0**-17
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ def _guess(rows: U8Array, row_length: int) -> SecondHand | None:
     sample = rows.reshape(-1, 34)
     if np.count_nonzero(sample[:, 2:]) < _FEWEST_NONZERO * 32 * len(sample):
         return None
+    if _scales(rows).max() < _SMALLEST_SCALE:
+        return None
     n_blocks = row_length // BLOCK
     n_rows = len(sample) // n_blocks
     memory = tables()
@@ -146,17 +150,34 @@ def _guess(rows: U8Array, row_length: int) -> SecondHand | None:
             group, rest = divmod(n_blocks, parts)
             if rest or group * BLOCK < shortest or n_rows * parts < _FEWEST_GROUPS:
                 continue
+            groups = _largest_first(rows, group * BLOCK)
             for chain in CHAINS:
                 guess = SecondHand(chain, group * BLOCK, max_code, 0, 0)
-                if _explains(rows, guess, memory):
-                    is_chance = any(_explains(rows, guess, memory, each) for each in _CONTROLS)
+                if _explains(groups, guess, memory):
+                    is_chance = any(_explains(groups, guess, memory, each) for each in _CONTROLS)
                     return None if is_chance else guess
     return None
 
 
-def _explains(rows: U8Array, guess: SecondHand, memory: Tables, shift: float = 0.0) -> bool:
-    """Whether all rows can be made from integers with scales on the (shifted) grid."""
-    return read_second_hand(rows, guess, memory, shift).n_unproven >= 0
+def _scales(raw: U8Array) -> NDArray[np.float16]:
+    """The scale of each block."""
+    return raw.reshape(-1, 34)[:, :2].copy().view(np.float16)[:, 0]
+
+
+def _largest_first(rows: U8Array, group: int) -> U8Array:
+    """The bytes of all groups, those of the largest scale first.
+
+    These have the fewest explanations, so that weights without an origin are told at once. Of a
+    scale that is a small multiple of the smallest F16 number there are thousands.
+    """
+    groups = rows.reshape(-1, group // BLOCK * 34)
+    largest = _scales(rows).reshape(len(groups), -1).max(1)
+    return groups[np.argsort(-largest, kind="stable")].reshape(-1)
+
+
+def _explains(groups: U8Array, guess: SecondHand, memory: Tables, shift: float = 0.0) -> bool:
+    """Whether all groups can be made from integers with scales on the (shifted) grid."""
+    return read_second_hand(groups, guess, memory, shift).n_unproven >= 0
 
 
 def read_second_hand(

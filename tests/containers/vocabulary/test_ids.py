@@ -9,9 +9,11 @@ from tokenizers import Tokenizer
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.huggingface.vocabulary.files import tokenizer_files
 from recover.containers.huggingface.vocabulary.splits import SPLITS
+from recover.errors import VocabularyError
 from tests.oracle.llama_vocabulary import LlamaVocabulary
 from tests.support import vocabularies
 from tests.support.many_scripts import lines
+from tests.support.vocabularies import BYTE, CONTROL, NORMAL, UNKNOWN
 
 pytestmark = pytest.mark.inference
 
@@ -100,6 +102,55 @@ def test_pieces(more: dict[str, Any], tmp_path: Path) -> None:
 )
 def test_unigrams(more: dict[str, Any], tmp_path: Path) -> None:
     check(vocabularies.write_unigram(tmp_path / "a.gguf", **more))
+
+
+def test_unigrams_among_equals_unknown_characters_and_bytes(tmp_path: Path) -> None:
+    """Sums that are equal, a character worth less than two bad tokens, and spelt bytes."""
+    scored = {
+        "\u2581": -2.3,
+        "yyy": -3.3,
+        "yy": -2.7,
+        "y": -4.9,
+        "zz": -0.1,
+        "zzz": -0.15,
+        "z": -7.7,
+        "ab": -19.0,
+        "cd": -19.0,
+        "bcd": -1.0,
+        "b": -19.5,
+        "c": -19.5,
+        "d": -19.5,
+        **dict.fromkeys("<0x41>", -9.0),
+    }
+    fixed = {"<pad>": CONTROL, "</s>": CONTROL, "<unk>": UNKNOWN, "<0x41>": BYTE}
+    path = vocabularies.write(
+        tmp_path / "a.gguf",
+        "t5",
+        {
+            "tokens": [*fixed, *scored],
+            "scores": [*([0.0] * len(fixed)), *scored.values()],
+            "token_type": [*fixed.values(), *([NORMAL] * len(scored))],
+            "eos_token_id": 1,
+            "unknown_token_id": 2,
+        },
+    )
+    texts = ["y" * n + "z" * (50 - n) for n in range(50)]
+    texts += ["abcd", "abcd abcd", "<0x41>", "y<0x41>z<0x41", "q<q", "<<0x41>>"]
+    tokenizer = tokenizer_of(path)
+    with LlamaVocabulary(path) as llama:
+        for text in texts:
+            assert tokenizer.encode(text).ids == llama.encode(text, around=True), text
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_tables_of_replacements(kind: str, tmp_path: Path) -> None:
+    """llama.cpp uses them for unigrams only."""
+    table: dict[str, Any] = {"precompiled_charsmap": [4, 0, 0, 0, 0, 0, 0, 0]}
+    if kind == "llama":
+        check(vocabularies.write_pieces(tmp_path / "a.gguf", **table))
+        return
+    with pytest.raises(VocabularyError, match=r"table of replacements .*--config FOLDER"):
+        tokenizer_of(vocabularies.write_unigram(tmp_path / "a.gguf", **table))
 
 
 def test_merges_of_pieces(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ Such a code is the rounded sum of a weight and of what the errors of earlier cod
 it. It confines the weight to no interval; it is the weight with an error that looks normal, of a
 variance that is the same multiple of the squared scale all over a matrix. What the multiple is
 depends on the layer's inputs, which the file does not tell; beside another input it is measured.
+
+The codes of the column that comes first make up for nothing: they are rounded weights.
 """
 
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 TYPICAL_NOISE = 1.4 / 12
 """Mean square error in units of the squared scale: 1.3 to 1.7 times that of rounded weights."""
+
+_SLACK = np.float32(2.0**-8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +41,12 @@ class CompensatedMatrix:
     scales, zeros : callable
         ``scales(first, last) -> float32 (last - first, n_groups)``. A weight is code less zero
         point, times scale.
+    n_codes : int64 (n_groups,)
+        Of each group; codes are less.
     noise : float
         Mean square error in units of the squared scale.
+    is_rounded : bool
+        Whether it has the cells that its codes would have if all of them were rounded weights.
     """
 
     n_rows: int
@@ -52,12 +60,19 @@ class CompensatedMatrix:
     codes: Callable[[int, int, U8Array], None]
     scales: Callable[[int, int], F32Array]
     zeros: Callable[[int, int], F32Array]
+    n_codes: NDArray[np.int64]
     noise: float = TYPICAL_NOISE
+    is_rounded: bool = False
 
     @property
     def has_cells(self) -> bool:
-        """No."""
-        return False
+        """No, unless they are to be tried."""
+        return self.is_rounded
+
+    @property
+    def as_rounded(self) -> "CompensatedMatrix":
+        """See `recover.containers.huggingface.formats.base.SoftMatrix`."""
+        return replace(self, is_rounded=True)
 
     def with_noise(self, noise: float) -> "CompensatedMatrix":
         """The same, with the error that was measured beside another input."""
@@ -75,6 +90,28 @@ class CompensatedMatrix:
             state_groups(*table, self.group, noise, begin, out.value, out.variance)
         else:
             state_scattered(*table, self.places, noise, begin, out.value, out.variance)
+        if self.is_rounded:
+            self._confine(codes, begin, out)
+
+    def _confine(self, codes: U8Array, begin: int, out: Stated) -> None:
+        """Bounds of rounded weights around their values, from a position in rows of codes on.
+
+        Scales were searched and then stored as floats of 11 bits or 8, and the encoder may have
+        seen such floats: that moves an edge by 1/256 of the value at most. End codes may stand for
+        weights beyond them.
+        """
+        groups = np.arange(self.row_length) // self.group
+        if self.places is not None:
+            codes, groups = codes[:, self.places[0]], self.places[1]
+        with np.errstate(invalid="ignore"):
+            half = np.sqrt(out.variance / np.float32(self.noise)) / 2
+            half += np.abs(out.value) * _SLACK
+            for bound, side, ends in (
+                (out.lower, -half, codes == 0),
+                (out.upper, half, codes == (self.n_codes - 1)[groups]),
+            ):
+                is_open = ends.reshape(-1)[begin : begin + bound.size]
+                bound[~is_open] = (out.value + side)[~is_open]
 
     def coded(self, start: int, end: int) -> Coded:
         """See `Matrix.coded`."""

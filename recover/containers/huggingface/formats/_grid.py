@@ -204,9 +204,11 @@ class Grid:
     order : Order or None
         Of a matrix whose runs are weights since its columns are in another order; `steps` are then
         those of the groups of all rows.
-    untried : Grid or None
-        The same with the cells that codes would have if they had been rounded plainly, which is not
-        known here.
+    as_rounded : Grid or None
+        Of codes that prove nothing, the same with the cells that they would have if they had been
+        rounded plainly.
+    is_untried : bool
+        Whether they may have been.
     is_tried : bool
         Whether these are cells that other inputs were found not to contradict: no proof.
     """
@@ -227,7 +229,8 @@ class Grid:
     by_codes: bool = False
     period: int = 0
     order: Order | None = None
-    untried: "Grid | None" = None
+    as_rounded: "Grid | None" = None
+    is_untried: bool = False
     is_tried: bool = False
 
     @property
@@ -242,7 +245,9 @@ class Grid:
 
     def with_cells(self) -> "Grid":
         """The matrix with cells that are to be tried against other inputs, or as it is."""
-        return self if self.untried is None else replace(self.untried, is_tried=True)
+        if self.as_rounded is None or not self.is_untried:
+            return self
+        return replace(self.as_rounded, is_tried=True)
 
     def intervals(self, start: int, end: int, out: Stated) -> None:
         """See `recover.containers.huggingface.formats.Matrix`."""
@@ -286,10 +291,19 @@ class Grid:
         state(own, start - first * self.run, self.run, self.n_codes, groups, self.cells, said)
 
 
-def soft(grid: Grid, kind: IntervalType, nominal: NDArray[np.float64], label: str) -> Grid:
-    """A matrix whose codes prove nothing: the tool that chose them is not known, or corrects."""
-    cells = soft_cells(nominal)
-    return replace(grid, type=kind, has_cells=False, label=label, cells=cells, untried=grid)
+def soft(
+    grid: Grid, kind: IntervalType, nominal: NDArray[np.float64], label: str, *, is_corrected: bool
+) -> Grid:
+    """A matrix whose codes prove nothing: the tool that chose them corrects, or is not known."""
+    return replace(
+        grid,
+        type=kind,
+        has_cells=False,
+        label=label,
+        cells=soft_cells(nominal),
+        as_rounded=grid,
+        is_untried=not is_corrected,
+    )
 
 
 def soft_cells(nominal: NDArray[np.float64]) -> Cells:

@@ -7,6 +7,7 @@ those of a run along a row.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import erf
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -128,6 +129,37 @@ def deviation_of(n: int) -> float:
     return 1 / NormalDist().inv_cdf(1 - math.log(2) / (2 * n))
 
 
+Density = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Of weights, in units of the scale; need not sum to 1."""
+
+
+def normal(deviation: float) -> Density:
+    """The density of normal weights."""
+    return lambda x: np.exp(-0.5 * np.square(x / deviation))
+
+
+def normal_beside(most: float, n: int) -> Density:
+    """The density of normal weights of which the largest of each `n` is half of `most` or more.
+
+    Its logarithm is spread evenly up to there, as it is over a scale that is the power of two next
+    to it. One of the `n` weights is the largest, the others are smaller.
+    """
+    largest = most * np.exp2((np.arange(_N_PARTS) + 0.5) / _N_PARTS - 1)
+    deviations = largest * deviation_of(n)
+    within = np.array([erf(each / 2**0.5) for each in largest / deviations])
+    per_one = 2 / np.sqrt(2 * np.pi) / deviations / within
+
+    def density(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        size = np.abs(x)[..., None]
+        others = np.exp(-0.5 * np.square(size / deviations)) * per_one * (size < largest)
+        size = size[..., 0]
+        is_one = (size >= most / 2) & (size < most)
+        one = np.where(is_one, 1 / np.maximum(size, most / 2) / math.log(2), 0)
+        return (others.mean(-1) * (n - 1) + one) / n
+
+    return density
+
+
 def nearest_cells(levels: NDArray[np.float64], largest: float) -> NDArray[np.float64]:
     """The cells of codes that were given to the weights nearest to their levels.
 
@@ -172,12 +204,11 @@ def table_of(
     cells: NDArray[np.float64],
     slack: float = 0.0,
     likely: NDArray[np.float64] | None = None,
-    deviation: float = np.inf,
+    weights: Density | None = None,
 ) -> F32Array:
     """Everything that the kernel needs of codes, in units of the scale.
 
-    The error to expect is that of normal weights. Where a cell is open, it is taken to reach as far
-    beyond its level as before it.
+    Where a cell is open, it is taken to reach as far beyond its level as before it.
 
     Parameters
     ----------
@@ -189,8 +220,8 @@ def table_of(
         How far the encoder's own arithmetic may be off, relative to the weight.
     likely : float64 (2, 256), optional
         What the errors are typical of, if not `cells`.
-    deviation : float
-        Of the weights. Infinite if they are anywhere in a cell: where cells are small next to it.
+    weights : Density, optional
+        Of the weights. None if they are anywhere in a cell: where cells are small next to them.
 
     Returns
     -------
@@ -205,7 +236,8 @@ def table_of(
     below, above = np.where(is_known, reach, 0)
     middles = np.linspace(-below, above, _N_PARTS + 1)
     off = (middles[1:] + middles[:-1]) / 2
-    density = np.exp(-0.5 * np.square((off + np.where(is_known, levels, 0)) / deviation))
+    places = off + np.where(is_known, levels, 0)
+    density = np.ones_like(places) if weights is None else weights(places)
     variance = np.sum(density * off**2, 0) / np.maximum(np.sum(density, 0), 1e-300)
     variance[~is_known] = np.inf
     outward = np.abs(cells) * (slack + _ROUNDING) * [[-1], [1]]

@@ -81,3 +81,13 @@ class SoftMatrix(Matrix, Protocol):
 def is_soft(matrix: Any) -> TypeGuard[SoftMatrix]:
     """Whether the errors of a matrix are to be measured beside another input."""
     return getattr(matrix, "noise", None) is not None
+
+
+def as_rounded(matrix: Any) -> Matrix | None:
+    """A matrix of codes that make up for each other's errors, as if all were rounded weights.
+
+    It has the cells of such codes, which those of one column at least have. None of any other
+    matrix.
+    """
+    found: Matrix | None = getattr(matrix, "as_rounded", None)
+    return found

@@ -28,6 +28,7 @@ from recover.containers.huggingface.formats._levels import (
     deviation_of,
     in_units,
     nearest_cells,
+    normal,
     split_pairs,
     state,
     state_largest,
@@ -114,7 +115,7 @@ def _table(of_codes: tuple[float, ...], block: int) -> F32Array:
     levels = np.full(256, np.nan)
     levels[:16] = np.array(of_codes, np.float32)
     cells = nearest_cells(levels, 1.0)
-    return table_of(levels, cells, _SLACK, deviation=deviation_of(block))[None]
+    return table_of(levels, cells, _SLACK, weights=normal(deviation_of(block)))[None]
 
 
 def read(module: Module) -> LevelMatrix | None:

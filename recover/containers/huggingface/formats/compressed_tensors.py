@@ -11,7 +11,7 @@ quantization/lifecycle/forward_helpers.py). What was done to the weights before 
 ``recipe.yaml``.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -213,8 +213,8 @@ def read(module: Module) -> Grid | ScaledMatrix | None:
     is_corrected = corrects(module)
     if how is Made.UNKNOWN or is_corrected:
         kind = _type(n_bits, is_corrected=True)
-        corrected = soft(grid, kind, _nominal(n_bits, is_asymmetric), grid.label)
-        grid = replace(corrected, untried=None) if is_corrected else corrected
+        nominal = _nominal(n_bits, is_asymmetric)
+        grid = soft(grid, kind, nominal, grid.label, is_corrected=is_corrected)
     return ScaledMatrix(grid) if how is Made.SCALED else grid
 
 

@@ -128,6 +128,7 @@ def read(module: Module) -> CompensatedMatrix | None:
         codes=found.codes,
         scales=found.scales,
         zeros=found.zeros,
+        n_codes=1 << n_bits,
         noise=_TYPICAL_NOISE,
     )
 

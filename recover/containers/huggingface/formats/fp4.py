@@ -24,6 +24,8 @@ from recover.containers.huggingface.formats._levels import (
     deviation_of,
     in_units,
     nearest_cells,
+    normal,
+    normal_beside,
     rounded_twice,
     split_pairs,
     state,
@@ -39,7 +41,16 @@ from recover.quants import F32Array, IntervalType, Stated, U8Array
 NVFP4 = IntervalType(name="NVFP4 (folder)", relative_mse=9e-3, is_uniform=True)
 NVFP4_FITTED = IntervalType(name="NVFP4 (folder)", relative_mse=8.99e-3, is_uniform=True)
 """With scales that are sure to be fitted to the largest weights, which closes the end cells."""
-MXFP4 = IntervalType(name="MXFP4 (folder)", relative_mse=1.3e-2, is_uniform=True)
+_BEYOND = 0.74
+"""How far weights with an outermost code of MXFP4 may be beyond its level, in steps: up to 8 scales
+where exponents are rounded down."""
+_ANYWHERE = (0.0, 0.0, -np.inf, np.inf)
+MXFP4 = IntervalType(
+    name="MXFP4 (folder)",
+    relative_mse=1.3e-2,
+    is_uniform=True,
+    density=(_ANYWHERE, (0.0, 0.0, -_BEYOND, np.inf), (0.0, 0.0, -np.inf, _BEYOND)),
+)
 
 _GLOBAL_LEAVES = ("weight_scale_2", "weight_global_scale")
 ACTIVATION_LEAVES = ("input_scale", "input_global_scale", "output_scale")
@@ -80,8 +91,8 @@ class _Made(NamedTuple):
     """Whether it fitted the scales to the largest weights: each block has an outermost code."""
     reach: float
     """How far the largest weights of blocks are likely to be, in scales; infinite if unknown."""
-    typical: float
-    """How large they typically are."""
+    is_power: bool
+    """Whether the scales are powers of two, and it is known to which they are rounded."""
 
 
 @lru_cache(16)
@@ -94,8 +105,10 @@ def _table(made: _Made, block: int) -> F32Array:
     if made.is_signed:
         for each in (cells, likely):
             each[0, 0] = each[1, _NEGATIVE_ZERO] = 0
-    deviation = made.typical * deviation_of(block)
-    return table_of(levels, cells, _SLACK, likely, deviation=deviation)[None]
+    weights = normal(_POSITIVE[_MOST] * deviation_of(block))
+    if made.is_power:
+        weights = normal_beside(made.reach, block)
+    return table_of(levels, cells, _SLACK, likely, weights)[None]
 
 
 class Layout(NamedTuple):
@@ -245,8 +258,7 @@ def _made(packed: U8Array, block: int, find: _Find) -> _Made:
         is_signed=bool(np.any(codes == _NEGATIVE_ZERO)),
         fits_largest=fits,
         reach=reach,
-        # Over a power of two the largest magnitudes are spread evenly in the logarithm.
-        typical=float(_POSITIVE[_MOST] if reach in (_MOST_FITTED, np.inf) else reach / 2**0.5),
+        is_power=reach not in (_MOST_FITTED, np.inf),
     )
 
 

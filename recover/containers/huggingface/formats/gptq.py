@@ -151,6 +151,7 @@ def read(module: Module) -> CompensatedMatrix | None:
         codes=found.codes,
         scales=found.scale_rows,
         zeros=lambda first, last: found.zeros(first, last).T.astype(np.float32, order="C"),
+        n_codes=np.full(found.n_groups, 1 << found.n_bits),
     )
 
 

@@ -177,12 +177,14 @@ class _Reader:
                 f"vocabularies of kind {quoted(str(name))} (tokenizer.ggml.model) are not written;"
                 f" those of {', '.join(_DEFAULT_IDS)} and gemma4 are"
             )
-        if kind != BYTE_LEVEL and self._list("precompiled_charsmap", int):
-            # The library replaces a letter and its accents as one, where llama.cpp goes on with the
-            # longest entry of the table: some texts would get other tokens.
+        if kind == UNIGRAM and self._list("precompiled_charsmap", int):
+            # The library looks up a letter with its accents as one, by the shortest entry that it
+            # begins with; llama.cpp goes on with the longest entry (spm_precompiled 0.1.4,
+            # `Precompiled::transform`): some texts would get other tokens.
             raise VocabularyError(
                 "a table of replacements (tokenizer.ggml.precompiled_charsmap) is not written: the"
-                " library tokenizers would apply it in another way than llama.cpp"
+                " library tokenizers looks up a letter with its accents as one and drops what its"
+                " shortest entry leaves, llama.cpp goes on behind the longest one"
             )
         if kind == BYTE_LEVEL and pre not in SPLITS:
             raise VocabularyError(
@@ -211,7 +213,7 @@ class _Reader:
             ids=ids,
             adds_bos=adds["bos"],
             adds_eos=adds["eos"],
-            adds_space=bool(self._get("add_space_prefix", kind != BYTE_LEVEL)),
+            adds_space=bool(self._get("add_space_prefix", kind == SENTENCEPIECE)),
             merges_spaces=bool(self._get("remove_extra_whitespaces", False)),
             strips_right=any(each in title for each in ("phi-3", "phi3")),
         )

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from recover._text import quoted
 from recover.containers.huggingface.vocabulary.metadata import (
     BYTE_LEVEL,
@@ -20,13 +22,17 @@ from recover.containers.huggingface.vocabulary.metadata import (
 )
 from recover.errors import VocabularyError
 
+NEVER_IN_A_TEXT = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE)
+"""What tokens of kind `UNIGRAM` are found in no text, though their spelling may be in it."""
+
 SPACE = "\u2581"
 """What stands for a space in tokens that are not spelt in bytes."""
 
 Part = dict[str, Any]
 
-# Added to the lowest score: a token with this one is never chosen.
-_NEVER = -1000.0
+# So far below the lowest score is that of a character without a token, in the library as well.
+_UNKNOWN = 10.0
+_EXACT = 2.0**52
 
 
 def tokenizer_parts(vocabulary: Vocabulary) -> Part:
@@ -99,6 +105,7 @@ def _pre_tokenizer(vocabulary: Vocabulary) -> Part | None:
     missing = [chr(i) for i in range(128) if split.of_bytes and _spelt(i) not in vocabulary.numbers]
     if missing:
         patterns.append(f"[{re.escape(''.join(missing))}]")
+    patterns += _between(vocabulary)
     parts: list[Part] = [
         {
             "type": "Split",
@@ -111,6 +118,26 @@ def _pre_tokenizer(vocabulary: Vocabulary) -> Part | None:
     if split.of_bytes:
         parts.append(_byte_level())
     return _sequence("pretokenizers", parts)
+
+
+def _between(vocabulary: Vocabulary) -> list[str]:
+    """Cuts behind the first letter of what is spelt like a token that a text is never cut into.
+
+    Tokens that are found before anything else are no longer in the text.
+    """
+    if vocabulary.kind != UNIGRAM:
+        return []
+    spelt = [
+        token
+        for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        if kind in NEVER_IN_A_TEXT
+        and len(token) > 1
+        and (i not in vocabulary.added or SPACE in token)
+    ]
+    rests: dict[str, list[str]] = {}
+    for token in spelt:
+        rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    return [rf"(?<={re.escape(first)})(?={'|'.join(each)})" for first, each in rests.items()]
 
 
 def _spelt(byte: int) -> str:
@@ -234,13 +261,21 @@ def merges_of_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def _unigram(vocabulary: Vocabulary) -> Part:
-    """Tokens with their scores; what a text is never cut into has none that can win."""
+    """Tokens with their scores, times a power of two that makes whole numbers of them.
+
+    llama.cpp adds scores of 24 bits, so that the order of tokens makes no difference to most sums,
+    and the first of equals wins. The library reads other decimal numbers than whole ones with an
+    error in the last place, which decides among them. Tokens that a text is never cut into have the
+    lowest score of all; a character that is no token gets 10 less, which makes that score.
+    """
     scored = list(zip(vocabulary.types, vocabulary.scores, strict=True))
-    lowest = min((score for kind, score in scored if kind == TokenType.NORMAL), default=0.0)
-    fixed = dict.fromkeys((TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE), lowest + _NEVER)
+    normal = [score for kind, score in scored if kind == TokenType.NORMAL]
+    unknown = float(np.float32(min(normal, default=0.0)) - np.float32(_UNKNOWN))
+    factor = _power_that_makes_whole([*vocabulary.scores, unknown])
+    fixed = dict.fromkeys(NEVER_IN_A_TEXT, unknown * factor + _UNKNOWN)
     fixed[TokenType.USER_DEFINED] = 0.0
     by_number = {int(kind): score for kind, score in fixed.items()}
-    scores = [by_number.get(kind, score) for kind, score in scored]
+    scores = [by_number.get(kind, score * factor) for kind, score in scored]
     n = vocabulary.n_used
     return {
         "type": "Unigram",
@@ -248,3 +283,12 @@ def _unigram(vocabulary: Vocabulary) -> Part:
         "vocab": list(zip(vocabulary.tokens[:n], scores[:n], strict=True)),
         "byte_fallback": False,
     }
+
+
+def _power_that_makes_whole(numbers: Sequence[float]) -> float:
+    """The least power of two that makes whole numbers of all, or as nearly as 52 bits allow."""
+    factor = float(max((number.as_integer_ratio()[1] for number in numbers), default=1))
+    largest = max(map(abs, numbers), default=0.0)
+    while factor > 1 and factor * largest > _EXACT:
+        factor /= 2
+    return factor

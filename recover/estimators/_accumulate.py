@@ -1,0 +1,349 @@
+"""What the scalar inputs say of a superblock: each adds its log density, and narrows the bounds.
+
+Most superblocks are gone through once for the first three inputs: what is known of a group stays in
+registers then, as storing it takes about as long as reckoning. Others are gone through once for
+each input.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from recover._compiled.across import add_up, any_lane
+from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.lanes import (
+    fused,
+    gather,
+    larger,
+    load,
+    load_bytes,
+    smaller,
+    splat,
+    store,
+    to_f32,
+    where,
+)
+from recover.estimators._coarse import (
+    HIGH_CURVATURE,
+    HIGH_GRADIENT,
+    HIGH_REACH,
+    LOW_CURVATURE,
+    LOW_GRADIENT,
+    LOW_REACH,
+    N_ENDS,
+    SHARPNESS,
+    describe_ends,
+)
+from recover.estimators._product_tables import (
+    CENTER_UNIT,
+    CURVATURE,
+    CURVATURE_UNIT,
+    FAR_OFF,
+    GRADIENT,
+    LEVEL,
+    N_COLUMNS,
+    NEAR,
+    Scalars,
+)
+from recover.estimators._superblock import N_EACH, OUTLIER_ERROR, Superblock, replace_first
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+# What is called with a literal is compiled once more.
+_FIRST: Any = np.int64(0)
+_TWO: Any = np.int64(2)
+_THREE: Any = np.int64(3)
+_ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(0, N_EACH, 16)
+
+
+@bare_inlined
+def _prepare(scalars: Scalars, k: int, block: Superblock, simple: bool) -> None:
+    """Fill in `Superblock.each` and `Superblock.ends` for input `k`, which is taken for simple."""
+    scale, offset = load(block.scale, 16 * k), load(block.offset, 16 * k)
+    inverse = load(block.inverse, 16 * k)
+    ratio = load(block.unit, 0) * inverse
+    each, at, row = block.each, N_EACH * k, N_COLUMNS * k
+    near, far, level = scalars.rows[row + NEAR], scalars.rows[row + FAR_OFF], _ZERO
+    if simple:
+        level = scalars.rows[row + LEVEL]
+    zero = fused(scale, level, offset)
+    store(each, at + _ZERO_SAYS, zero)
+    store(each, at + _ZERO_FROM, zero + scale * near if simple else zero)
+    store(each, at + _ZERO_TO, zero + scale * far if simple else zero)
+    store(each, at + _ZERO_AT, zero * -inverse)
+    store(each, at + _PER_UNIT, ratio * (_ONE / CENTER_UNIT))
+    store(each, at + _TIMES, ratio * CENTER_UNIT)
+    store(each, at + _SQUARE, ratio * ratio)
+    # The end codes reach as far as codes beyond them would.
+    before = np.float32(scalars.ends[2 * k]) - near if simple else _ZERO
+    beyond = np.float32(scalars.ends[2 * k + 1]) - far if simple else _ZERO
+    describe_ends(scalars, k, scale, inverse, before, beyond, block.ends)
+
+
+@bare_inlined
+def _confine(block: Superblock, at: int, below: Any, above: Any, first: bool) -> None:
+    """Bounds for a group that begins `at`."""
+    if not first:
+        below = larger(load(block.low, at), below)
+        above = smaller(load(block.high, at), above)
+    store(block.low, at, below)
+    store(block.high, at, above)
+
+
+@bare_inlined
+def _center_of(block: Superblock, i: int, level: Any) -> Any:
+    """What the first input says of group `i`, given its level."""
+    return fused(level, block.scale[i], splat(block.each[_ZERO_SAYS + i]))
+
+
+@bare_inlined
+def _in_units(block: Superblock, i: int, center: Any) -> Any:
+    """A center of group `i` in units and `CENTER_UNIT`."""
+    return center * (CENTER_UNIT * block.per_unit[i])
+
+
+@bare_inlined
+def _joined(
+    block: Superblock, k: int, i: int, center: Any, says: tuple[Any, ...], known: tuple[Any, ...]
+) -> Any:
+    """Derivatives that are `known` of group `i` and those of input `k`, which says its level first.
+
+    With the place p of the center in levels of the input, its scale s, and the unit U: the gradient
+    grows by ``(gradient + curvature (p - level)) U / s``, the curvature by ``curvature (U / s)^2``.
+    """
+    each, at = block.each, N_EACH * k + i
+    level, gradient, curvature = says
+    place = fused(center, each[at + _PER_UNIT], splat(each[at + _ZERO_AT]))
+    gradient = fused(curvature, place - level, gradient)
+    gradient = fused(gradient, each[at + _TIMES], known[0])
+    return gradient, fused(curvature, each[at + _SQUARE], known[1])
+
+
+@bare_inlined
+def _add_density(
+    block: Superblock, k: int, i: int, level: Any, gradient: Any, curvature: Any, first: bool
+) -> Any:
+    """Add a density to those of group `i`, given where input `k` says `level`: see `_joined`.
+
+    Returns what the first input says.
+    """
+    at = 16 * i
+    center = splat(_ZERO)
+    if first:
+        center = _center_of(block, i, level)
+        store(block.center, at, _in_units(block, i, center))
+        gradient = gradient * CENTER_UNIT
+    else:
+        known = load(block.gradient, at), load(block.curvature, at)
+        says = level, gradient, curvature
+        gradient, curvature = _joined(block, k, i, load(block.center, at), says, known)
+    store(block.gradient, at, gradient)
+    store(block.curvature, at, curvature)
+    return center
+
+
+@bare_inlined
+def _of_ends(
+    block: Superblock, at: int, lowest: Any, highest: Any, gradient: Any, curvature: Any
+) -> Any:
+    """Derivatives for the codes of a group, given those of interior ones.
+
+    `at` is the place of the group in `Superblock.ends`.
+    """
+    ends = block.ends
+    gradient, curvature = gradient * ends[at + SHARPNESS], curvature * ends[at + SHARPNESS]
+    gradient = where(highest, splat(ends[at + HIGH_GRADIENT]), gradient)
+    gradient = where(lowest, splat(ends[at + LOW_GRADIENT]), gradient)
+    curvature = where(highest, splat(ends[at + HIGH_CURVATURE]), curvature)
+    curvature = where(lowest, splat(ends[at + LOW_CURVATURE]), curvature)
+    return gradient, curvature
+
+
+@bare_inlined
+def _codes_at(scalars: Scalars, k: int, start: int) -> int:
+    """The place of the codes of input `k` in a superblock."""
+    return k * (scalars.codes.size // scalars.noise.size) + 16 * start
+
+
+@bare_inlined
+def _constants_of(scalars: Scalars, k: int) -> Any:
+    """Numbers of input `k` that do not depend on the group: see `_of_group`."""
+    rows, row = scalars.rows, N_COLUMNS * k
+    return (
+        (scalars.ends[2 * k], scalars.ends[2 * k + 1]),
+        (rows[row + GRADIENT], rows[row + GRADIENT + 1]),
+        (rows[row + CURVATURE], rows[row + CURVATURE + 1], rows[row + CURVATURE + 2]),
+    )
+
+
+@bare_inlined
+def _of_group(
+    block: Superblock, k: int, i: int, code: Any, constants: tuple[Any, ...], varies: bool
+) -> Any:
+    """Bounds of group `i` by input `k`, and what it says: its level, gradient and curvature.
+
+    For levels that are consecutive integers and count from that of code 0. ``log g(u) = c u + d
+    u^2``: c of interior codes is ``c0 + c1 q``, d is ``d0 + d1 q + d2 q^2`` if it varies.
+    """
+    (lowest_code, highest_code), (c0, c1), (d0, d1, d2) = constants
+    scale, each, ends = block.scale[16 * k + i], N_EACH * k + i, N_ENDS * k + i
+    lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
+    below = where(lowest, splat(block.ends[ends + LOW_REACH]), q)
+    above = where(highest, splat(block.ends[ends + HIGH_REACH]), q)
+    below = fused(below, scale, splat(block.each[each + _ZERO_FROM]))
+    above = fused(above, scale, splat(block.each[each + _ZERO_TO]))
+    if scale < _ZERO:
+        below, above = above, below
+    gradient, curvature = fused(q, c1, splat(c0)), splat(d0)
+    if varies:
+        curvature = fused(q, fused(q, d2, splat(d1)), curvature)
+    gradient, curvature = _of_ends(block, ends, lowest, highest, gradient, curvature)
+    return below, above, (q, gradient, curvature)
+
+
+@bare_inlined
+def _accumulate_simple(
+    scalars: Scalars, k: int, block: Superblock, start: int, first: bool, varies: bool
+) -> Any:
+    """See `_accumulate` and `_of_group`."""
+    constants = _constants_of(scalars, k)
+    at, total = _codes_at(scalars, k, start), splat(_ZERO)
+    for i in range(16):
+        if block.inverse[16 * k + i] == _ZERO:
+            continue
+        code = load_bytes(scalars.codes, at + 16 * i)
+        below, above, (q, gradient, curvature) = _of_group(block, k, i, code, constants, varies)
+        _confine(block, 16 * i, below, above, first)
+        center = _add_density(block, k, i, q, gradient, curvature, first)
+        total = fused(center, center, total)
+    return total
+
+
+@bare_inlined
+def _n_together(scalars: Scalars, block: Superblock) -> int:
+    """Of how many inputs `_accumulate_together` can be told, all being simple, or 1."""
+    n = min(scalars.noise.size, 3)
+    for k in range(n):
+        if any_lane(load(block.inverse, 16 * k) == _ZERO):
+            return 1
+    return n
+
+
+@bare_inlined
+def _accumulate_together(scalars: Scalars, block: Superblock, start: int, n: int) -> Any:
+    """Begin with what the first two or three inputs say, all of which can be used everywhere.
+
+    As `_accumulate` for each of them, but what is known of a group stays in registers. `n` is a
+    literal.
+    """
+    for k in range(n):
+        _prepare(scalars, k, block, True)
+    of_first, of_second = _constants_of(scalars, 0), _constants_of(scalars, 1)
+    of_third = _constants_of(scalars, n - 1)
+    at_first, at_second = _codes_at(scalars, 0, start), _codes_at(scalars, 1, start)
+    at_third, total = _codes_at(scalars, n - 1, start), splat(_ZERO)
+    for i in range(16):
+        code = load_bytes(scalars.codes, at_first + 16 * i)
+        low, high, says = _of_group(block, 0, i, code, of_first, scalars.varies[0])
+        value = _center_of(block, i, says[0])
+        center, known = _in_units(block, i, value), (says[1] * CENTER_UNIT, says[2])
+        code = load_bytes(scalars.codes, at_second + 16 * i)
+        below, above, says = _of_group(block, 1, i, code, of_second, scalars.varies[1])
+        low, high = larger(low, below), smaller(high, above)
+        known = _joined(block, 1, i, center, says, known)
+        if n > 2:
+            code = load_bytes(scalars.codes, at_third + 16 * i)
+            below, above, says = _of_group(block, 2, i, code, of_third, scalars.varies[2])
+            low, high = larger(low, below), smaller(high, above)
+            known = _joined(block, 2, i, center, says, known)
+        store(block.center, 16 * i, center)
+        store(block.low, 16 * i, low)
+        store(block.high, 16 * i, high)
+        store(block.gradient, 16 * i, known[0])
+        store(block.curvature, 16 * i, known[1])
+        total = fused(value, value, total)
+    return total
+
+
+@bare_inner
+def accumulate_any(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
+    """As `_accumulate`, for any levels, from tables.
+
+    The density of outliers (see `Superblock.limit`) is a narrow normal one.
+    """
+    rows, row = scalars.rows, N_COLUMNS * k
+    _prepare(scalars, k, block, False)
+    close = -CURVATURE_UNIT / (OUTLIER_ERROR * scalars.noise[k])
+    lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
+    at, total = _codes_at(scalars, k, start), splat(_ZERO)
+    for i in range(16):
+        if block.inverse[16 * k + i] == _ZERO:
+            continue
+        scale, zero, ends = block.scale[16 * k + i], block.each[N_EACH * k + i], N_ENDS * k + i
+        code = load_bytes(scalars.codes, at + 16 * i)
+        lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
+        level = gather(scalars.levels, code + 256 * k)
+        below, above = gather(scalars.near, code + 256 * k), gather(scalars.far, code + 256 * k)
+        below = where(lowest, splat(block.ends[ends + LOW_REACH]), below)
+        above = where(highest, splat(block.ends[ends + HIGH_REACH]), above)
+        below = fused(level + below, scale, splat(zero))
+        above = fused(level + above, scale, splat(zero))
+        if scale < _ZERO:
+            below, above = above, below
+        _confine(block, 16 * i, below, above, first)
+        gradient = fused(q, rows[row + GRADIENT + 1], splat(rows[row + GRADIENT]))
+        curvature = fused(q, rows[row + CURVATURE + 2], splat(rows[row + CURVATURE + 1]))
+        curvature = fused(q, curvature, splat(rows[row + CURVATURE]))
+        gradient, curvature = _of_ends(block, ends, lowest, highest, gradient, curvature)
+        size = load(block.center, 16 * i) * (block.unit[i] * (_ONE / CENTER_UNIT))
+        outlier = size * size > block.limit[i]
+        gradient, curvature = where(outlier, _ZERO, gradient), where(outlier, close, curvature)
+        center = _add_density(block, k, i, level, gradient, curvature, first)
+        total = fused(center, center, total)
+    return total
+
+
+@bare_inner
+def _accumulate_varying(
+    scalars: Scalars, k: int, block: Superblock, start: int, first: bool
+) -> Any:
+    """See `_accumulate_simple`."""
+    return _accumulate_simple(scalars, k, block, start, first, True)
+
+
+@bare_inlined
+def _accumulate(scalars: Scalars, k: int, block: Superblock, start: int, first: bool) -> Any:
+    """Add what scalar input `k` says of a superblock; if it is the first, begin with that.
+
+    ``log g(u) = c u + d u^2`` with ``u = (x - v) / s`` on ``near <= u <= far``, in units of
+    `CURVATURE_UNIT`: c and d of interior codes are ``c0 + c1 q`` and ``d0 + d1 q + d2 q^2``.
+    Returns sums of squares of what the first input says.
+    """
+    if not scalars.simple[k]:
+        return accumulate_any(scalars, k, block, start, k == 0)
+    _prepare(scalars, k, block, True)
+    if scalars.varies[k]:
+        total = _accumulate_varying(scalars, k, block, start, k == 0)
+    else:
+        total = _accumulate_simple(scalars, k, block, start, first, False)
+    return total
+
+
+@bare_inlined
+def accumulate_all(scalars: Scalars, block: Superblock, start: int, simple: bool) -> np.float32:
+    """Begin with what the scalar inputs say of a superblock; `simple` if all of them are.
+
+    Returns the sum of the squares of what the first usable one says.
+    """
+    n_together = _n_together(scalars, block) if simple else 1
+    if n_together == 3:
+        total = add_up(_accumulate_together(scalars, block, start, _THREE))
+    elif n_together == 2:
+        total = add_up(_accumulate_together(scalars, block, start, _TWO))
+    else:
+        total = add_up(_accumulate(scalars, _FIRST, block, start, True))
+        if any_lane(load(block.inverse, 0) == _ZERO):
+            total += replace_first(scalars, block, start)
+    for k in range(n_together, scalars.noise.size):
+        _accumulate(scalars, k, block, start, False)
+    return total
