@@ -16,8 +16,8 @@ from recover.estimators import methods
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from recover.estimators._combine import group_variances, sum_variance
     from recover.estimators._request import ESTIMATES, MEAN, MODE, Request, fill_deviation
+    from recover.estimators._variances import group_variances, sum_variance
     from recover.estimators.base import Estimator, estimator, method_for
     from recover.estimators.tally import Tally
     from recover.estimators.tile import TileEstimator

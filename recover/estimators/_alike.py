@@ -17,7 +17,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators._combine import group_variances
+from recover.estimators._variances import group_variances
 from recover.evidence.buffer import Evidence, take_one
 from recover.quants import GROUP
 

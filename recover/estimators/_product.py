@@ -29,7 +29,6 @@ from recover._compiled.lanes import (
     where,
 )
 from recover.estimators._accumulate import accumulate_all
-from recover.estimators._combine import HARDLY_ANYTHING, add_amount, n_effective
 from recover.estimators._extremes import fix_extremes
 from recover.estimators._lost import accumulate_lost, prove_lost
 from recover.estimators._others import accumulate_others
@@ -51,6 +50,7 @@ from recover.estimators._superblock import (
     open_superblock,
     value_of,
 )
+from recover.estimators._variances import HARDLY_ANYTHING, add_amount, n_effective
 from recover.estimators._zeros import find_zeros, zero_atom
 from recover.evidence.edges import edge_above, edge_below, has_extreme
 from recover.quants import F32Array

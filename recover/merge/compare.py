@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
 from recover.containers.model import Model, StoredTensor
-from recover.estimators._combine import add_variance, group_variances
+from recover.estimators._variances import add_variance, group_variances
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
 from recover.evidence.cells import count_contradictions, intersect_cells, strip_of
 from recover.evidence.intervals import Intervals

@@ -56,7 +56,7 @@ def test_kernels_are_pickled_by_name() -> None:
 _SUMS = """
 import sys
 import numpy as np
-from recover.estimators._combine import add_variance, sum_variance
+from recover.estimators._variances import add_variance, sum_variance
 numbers, sums = np.arange(6, dtype=np.float32), np.zeros((2, 1))
 if "sum" in sys.argv:
     print(sum_variance(numbers))

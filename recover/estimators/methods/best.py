@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators._combine import add_variance, group_variances, take_finest
+from recover.estimators._combine import take_finest
 from recover.estimators._request import Request, fill_deviation
+from recover.estimators._variances import add_variance, group_variances
 from recover.estimators.tally import ALONE, VARIANCE
 from recover.evidence.buffer import Evidence
 from recover.quants import GROUP, F32Array

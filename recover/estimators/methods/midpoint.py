@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from recover._compiled.across import any_lane
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import gather, load, load_bytes, splat, store, where
-from recover.estimators._combine import add_variance, combine, group_variances, take_finest
+from recover.estimators._combine import combine, take_finest
 from recover.estimators._request import Request, fill_deviation
+from recover.estimators._variances import add_variance, group_variances
 from recover.estimators.tally import CONFLICTS, VARIANCE
 from recover.evidence.buffer import Evidence
 from recover.evidence.cells import intersect_cells

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators._combine import add_variance, group_variances
 from recover.estimators._product import integrate
 from recover.estimators._product_tables import (
     Others,
@@ -22,6 +21,7 @@ from recover.estimators._product_tables import (
     tabulate_intervals,
 )
 from recover.estimators._request import MODE, Request, fill_deviation
+from recover.estimators._variances import add_variance, group_variances
 from recover.estimators.base import DENSITIES, Calibration
 from recover.estimators.tally import ALONE, VARIANCE
 from recover.evidence.buffer import Evidence, Source, typical_variance
