@@ -9,13 +9,14 @@ hold its parent's weights so well, and does.
 
 import numpy as np
 
+from recover.evidence.densities import end_codes
 from recover.inputs.samples import Sample
 from recover.quants import GROUP, ScalarType, TensorType
 
-# Of a step. Scale and minimum are rounded to 11 bits, and there are up to 31 steps to the last
-# level and from the minimum to zero.
-_LARGEST_ROUNDING = 2.0**-6
-_MANY = 0.5  # of the sub-blocks: four fifths and more of a child, one fifth of a parent
+# Of the distance of the outermost levels. A child may have been made by way of BF16, which rounds
+# its parent's weights to 8 bits; its own scale and minimum have 11.
+_LARGEST_ROUNDING = 2.0**-9
+_MANY = 0.5  # of the sub-blocks: three quarters and more of a child, a quarter of a parent
 _SUB_BLOCK = 32
 
 
@@ -43,11 +44,11 @@ class Direction:
             assert isinstance(sample.type, ScalarType)
             sample.type.unpack(sample.raw, codes, steps, offset)
             self._last[i] = max(self._last[i], int(codes.max()))
-        step = np.abs(steps).reshape(-1, _SUB_BLOCK // GROUP).max(1) * _smallest_gap(floats.type)
+        span = np.abs(steps).reshape(-1, _SUB_BLOCK // GROUP).max(1) * _span(floats.type)
         off = np.abs(integers.values - floats.values).reshape(-1, _SUB_BLOCK).max(1)
-        is_known = step > 0
+        is_known = span > 0
         self._n += int(np.count_nonzero(is_known))
-        self._n_held += int(np.count_nonzero((off <= _LARGEST_ROUNDING * step)[is_known]))
+        self._n_held += int(np.count_nonzero((off <= _LARGEST_ROUNDING * span)[is_known]))
 
     @property
     def is_known(self) -> bool:
@@ -60,8 +61,8 @@ class Direction:
         return self._n_held > _MANY * self._n
 
 
-def _smallest_gap(kind: TensorType) -> float:
-    """Between two levels, in units of the scale."""
+def _span(kind: TensorType) -> float:
+    """Between the outermost levels, in units of the scale."""
     assert isinstance(kind, ScalarType)
-    gaps = np.diff(kind.levels)
-    return float(gaps[gaps > 0].min())
+    first, last = end_codes(kind)
+    return float(kind.levels[last] - kind.levels[first])

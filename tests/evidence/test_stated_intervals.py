@@ -10,6 +10,7 @@ from scipy.stats import truncnorm
 from recover.containers.gguf.tensor import Tensor
 from recover.errors import QuantError
 from recover.estimators import Request, Tally, TileEstimator, estimator, method_names
+from recover.estimators._alike import shared_errors
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.evidence.cells import intersect_cells
 from recover.evidence.densities import (
@@ -127,7 +128,8 @@ def test_bounds_and_simple_estimates_are_those_of_the_grid(
         np.testing.assert_allclose(other_tally.alone, tally.alone, rtol=1e-5)
         # Of interval inputs the midpoint does not know how wide a cell of one code is.
         rtol = 0.1 if method == "midpoint" else 1e-5
-        np.testing.assert_allclose(other_tally.variance, tally.variance, rtol=rtol)
+        shared = shared_errors(other, 1) if method == "linear" else 0.0
+        np.testing.assert_allclose(other_tally.variance - shared, tally.variance, rtol=rtol)
 
 
 def even_table(kind: ScalarType) -> F32Array:
@@ -151,8 +153,10 @@ def test_posterior_of_one_density_is_that_of_the_grid(
     """Where both are told the same of the density they say the same.
 
     But for weights that grids' reaches leave no place for: reaches of intervals are not used there.
+    Intervals do not know what scales of 0 tell, beside zeros and outliers.
     """
     x = sample(rng)
+    x[[0, 2]] = x[[4, 6]]
     tables = [even_table(scalar(name)) for name in mix]
     plain = grids(mix, x)
     sources = [

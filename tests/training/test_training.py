@@ -1,5 +1,6 @@
 """Networks of the method `joint` learn: a few steps on the CPU, where torch is installed."""
 
+import importlib.util
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +11,21 @@ import pytest
 
 from recover.quants import F32Array
 
-torch = pytest.importorskip("torch", reason="torch, with which networks learn, is not installed")
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+if HAS_TORCH:
+    import torch
 
-from recover.estimators._joint_torch import assemble, begin, infer  # noqa: E402
-from recover.training.learner import Learner  # noqa: E402
-from recover.training.of_set import batch_of, in_order, train  # noqa: E402
-from tests.training import any_set, joint  # noqa: E402
+    from recover.estimators._joint_torch import assemble, begin, infer
+    from recover.training.learner import Learner
+    from recover.training.of_set import batch_of, in_order, train
+    from tests.training import any_set, joint
 
-pytestmark = pytest.mark.slow
-torch.set_num_threads(1)
+    torch.set_num_threads(1)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HAS_TORCH, reason="torch, with which networks learn, is not installed"),
+]
 
 NAMES = "Q4_K", "Q2_K"
 ANY = {"kinds": "plain", "seconds": 1e6, "begins_at": 0.0, "ends_at": 1.0, "rate": 1e-3, "seed": 3}
@@ -29,7 +36,7 @@ def draw(rng: np.random.Generator, n: int) -> F32Array:
     return (0.05 * rng.standard_normal((n, 256))).astype(np.float32)
 
 
-def learner(seed: int = 0, rate: float = 4e-3) -> Learner:
+def learner(seed: int = 0, rate: float = 4e-3) -> "Learner":
     torch.manual_seed(seed)
     return Learner(begin(16, 1, len(NAMES)), "cpu", rate)
 

@@ -14,6 +14,7 @@ import pytest
 
 import recover.merge.resume as resume_module
 from recover.cli import main
+from recover.execution import reserving
 from tests.support.file_systems import mounted
 from tests.support.interrupting import N_TENSORS, Interrupt, Whole, Workers
 from tests.support.models import ROOT
@@ -124,6 +125,7 @@ def test_full_disk(
     """One that does not show before the work."""
     unsupported = OSError(errno.EOPNOTSUPP, "Operation not supported")
     monkeypatch.setattr(os, "posix_fallocate", raise_(unsupported), raising=False)
+    monkeypatch.setattr(reserving, "_is_in_memory", lambda descriptor: False)
     monkeypatch.setattr(resume_module, "_SECONDS", 0)
     workers.before = lambda: time.sleep(0.01)
     small = tmp_path / "small"
