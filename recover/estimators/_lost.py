@@ -14,7 +14,7 @@ from recover._compiled.across import any_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import larger, load, smaller, splat, store
 from recover.estimators._product_tables import CENTER_UNIT, CURVATURE_UNIT, Scalars
-from recover.estimators._spans import look_within
+from recover.estimators._spans import has_scalar, look_within
 from recover.estimators._superblock import Superblock, center_value
 
 _ZERO = np.float32(0)
@@ -32,15 +32,6 @@ def prove_lost(scalars: Scalars, k: int, g: int, low: Any, high: Any) -> Any:
     return low, high
 
 
-@bare_inlined
-def _has_scale(scalars: Scalars, block: Superblock, i: int) -> bool:
-    """Whether an input has a scale in group `i`."""
-    found = False
-    for k in range(scalars.noise.size):
-        found = found or block.inverse[16 * k + i] != _ZERO
-    return found
-
-
 @bare_inner
 def accumulate_lost(scalars: Scalars, block: Superblock, start: int) -> None:
     """Add what scales of 0 say of a superblock: ``log g(x) = -(x - o)^2 / (2 (spread d)^2)``."""
@@ -52,7 +43,7 @@ def accumulate_lost(scalars: Scalars, block: Superblock, start: int) -> None:
         for i in range(16):
             offset, size = scalars.offset[first + i], -scalars.scale_error[first + i] * spread
             ratio = block.unit[i] / size if size > _ZERO else _FAR
-            counts = scalars.lost[3 * k + 2] > _ZERO or not _has_scale(scalars, block, i)
+            counts = scalars.lost[3 * k + 2] > _ZERO or not has_scalar(scalars, block, i)
             if not (counts and abs(ratio) < _FAR and abs(offset) < _FAR):
                 continue
             low, high = load(block.low, 16 * i), load(block.high, 16 * i)

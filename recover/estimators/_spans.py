@@ -24,7 +24,7 @@ _LEAST_SHARE = np.float32(0.02)
 
 
 @bare_inlined
-def _has_scalar(scalars: Scalars, block: Superblock, i: int) -> bool:
+def has_scalar(scalars: Scalars, block: Superblock, i: int) -> bool:
     """Whether a scalar input can be used in group `i`."""
     found = False
     for k in range(scalars.noise.size):
@@ -49,7 +49,7 @@ def begin_with_spans(
     total, n = splat(_ZERO), spans.values.size // spans.noise.size
     store(block.each, 0, noise)
     for i in range(16):
-        is_open = not _has_scalar(scalars, block, i)
+        is_open = not has_scalar(scalars, block, i)
         for j in range(spans.noise.size):
             at = j * n + 16 * (start + i)
             value, variance = load(spans.values, at), load(spans.variance, at)

@@ -97,7 +97,7 @@ def test_the_last_code_of_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parent", "child"),
+    "pair",
     [
         *(("Q4_K", "Q4_1"), ("Q4_1", "Q4_K"), ("Q5_K", "Q5_1"), ("Q5_1", "Q5_K")),
         *(("IQ4_NL", "IQ4_XS"), ("IQ4_XS", "IQ4_NL"), ("Q4_1", "Q5_1")),
@@ -105,14 +105,14 @@ def test_the_last_code_of_all(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("matrix", ["none", "uneven"])
 def test_which_is_the_child(
-    parent: str,
-    child: str,
+    pair: tuple[str, str],
     matrix: str,
     tmp_path: Path,
     real_rows: F32Array,
     rng: np.random.Generator,
 ) -> None:
     """Levels of one kind lie in the cells of both: scales tell, or what is held exactly."""
+    parent, child = pair
     x = np.ascontiguousarray(real_rows[:32, :512])
     first = write_gguf(tmp_path / "parent.gguf", {NAME: stored(parent, x)})
     decoded = read_weights(first)[NAME]
