@@ -209,6 +209,14 @@ def make(folder: Path, names: list[str]) -> None:
         convert(folder / name, folder / f"{name}.gguf")
 
 
+def _effective(config: Any, key: str) -> object:
+    """A field's value, or what transformers takes where it is None."""
+    value = getattr(config, key, None)
+    if value is None and key == "head_dim":
+        return config.hidden_size // config.num_attention_heads
+    return 1 if value is None and key in ("n_group", "topk_group") else value
+
+
 def compare(folder: Path, name: str, exported: Path) -> None:
     first, second = (
         transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
@@ -228,7 +236,7 @@ def compare(folder: Path, name: str, exported: Path) -> None:
     for key in SHAPING:
         if not hasattr(first.config, key):  # the architecture has no such field
             continue
-        wanted, found = (getattr(each.config, key, None) for each in (first, second))
+        wanted, found = (_effective(each.config, key) for each in (first, second))
         assert found == wanted or key == "rope_scaling", (key, found, wanted)
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, SMALL["vocab_size"], (2, 96), generator=generator)
