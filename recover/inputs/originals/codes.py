@@ -67,14 +67,16 @@ def holds(type_name: str, reach: int, largest: int, group: int, *, has_zeros: bo
 
 
 def as_float64(words: NDArray[Any], type_name: str) -> NDArray[np.float64]:
-    """Stored bits as numbers, exactly; by NumPy alone."""
+    """Stored bits as numbers, exactly; by NumPy alone. Any NaN is one, signaling ones too."""
     match type_name:
         case "F32":
-            return words.view(np.float32).astype(np.float64)
+            numbers: NDArray[Any] = words.view(np.float32)
         case "F16":
-            return words.view(np.float16).astype(np.float64)
+            numbers = words.view(np.float16)
         case _:
-            return (words.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+            numbers = (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        return numbers.astype(np.float64)
 
 
 def pack_codes(
