@@ -23,6 +23,12 @@ class Files:
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     n_sent: int = 0
     over: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, n: int) -> None:
+        """Count bytes that were sent."""
+        with self.lock:
+            self.n_sent += n
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -61,13 +67,16 @@ class Handler(BaseHTTPRequestHandler):
         self.write(body)
 
     def write(self, body: bytes) -> None:
-        """Send bytes of a body; whoever asked may be gone."""
+        """Send bytes of a body; whoever asked may be gone.
+
+        They are counted before, as whoever has them all may look at once.
+        """
+        self.files.count(len(body))
         try:
             self.wfile.write(body)
         except OSError:
             self.close_connection = True
-            return
-        self.files.n_sent += len(body)
+            self.files.count(-len(body))
 
     def refuse(self, status: int) -> None:
         """Send no file."""
