@@ -147,7 +147,7 @@ def _zsh(parser: ArgumentParser) -> Iterator[str]:
 
 
 def _zsh_specs(option: Option) -> Iterator[str]:
-    text = "".join(each for each in option.summary if each not in "[]':\\")
+    text = "".join(each for each in option.summary if each not in "[]:\\")
     for name in option.names:
         if not option.takes_value:
             yield f"{name}[{text}]"
@@ -180,4 +180,4 @@ def _fish_option(option: Option) -> str:
     ]
     if option.takes_value:
         parts.append(f"-x -a {quote(' '.join(option.choices))}" if option.choices else "-r")
-    return " ".join([*parts, "-d", quote(option.summary.replace("'", ""))])
+    return " ".join([*parts, "-d", quote(option.summary)])

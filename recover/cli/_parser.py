@@ -75,11 +75,8 @@ class Parser(ArgumentParser):
             return
         names = [str(each) for each in action.choices]
         what = "command" if isinstance(action, _SubParsersAction) else "choice"
-        raise ArgumentError(
-            action if what == "choice" else None,
-            f"there is no {what} {value!r}{did_you_mean(str(value), names)}"
-            f"; take one of {', '.join(names)}",
-        )
+        told = f"there is no {what} {value!r}{did_you_mean(str(value), names)}"
+        raise ArgumentError(action if what == "choice" else None, choose(told, names))
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print; newer versions of `argparse` hide that it cannot be done."""
@@ -120,6 +117,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {each.lower(): each for each in known}
     near = [by_lower[each] for each in get_close_matches(name.lower(), by_lower, _MOST_NAMED)]
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def choose(told: str, names: Iterable[str]) -> str:
+    """What is wrong with a word, a question perhaps, and the words that there are."""
+    return f"{told}{' Take' if told.endswith('?') else '; take'} one of {', '.join(names)}"
 
 
 class Version(Action):

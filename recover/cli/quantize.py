@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recover.cli._arguments import add_json, add_output
-from recover.cli._parser import did_you_mean
+from recover.cli._parser import choose, did_you_mean
 from recover.cli._sharing import add_sharing_arguments, carry_out
 from recover.errors import QuantError
 
@@ -112,7 +112,7 @@ def _type_name(text: str, known: Types = _TYPES) -> str:
     told = f"{text!r} is unknown{did_you_mean(name, known)}"
     if name in names:
         told = f"{name} is read, not written"
-    raise ArgumentTypeError(f"{told}; take one of {', '.join(known)}")
+    raise ArgumentTypeError(choose(told, known))
 
 
 def _type_or_mix(text: str) -> str:
