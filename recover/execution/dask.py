@@ -15,18 +15,20 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from socket import gethostname
 from typing import Any
 
 from recover import _stopping as stopping
 from recover._text import printable, shortened
-from recover.errors import ExecutionError
+from recover.errors import ExecutionError, RecoverError
 from recover.execution.batches import Batch, batches, do_batch
-from recover.execution.tasks import Take, Task, Watch
+from recover.execution.tasks import Record, Take, Task, Watch
 from recover.execution.tiles import available_cores
 
 try:
     import distributed
     from distributed.scheduler import KilledWorker
+    from distributed.utils import silence_logging_cmgr
 except ImportError as error:
     raise ExecutionError(
         "a Dask cluster needs the package distributed: pip install 'recover-weights[distributed]'"
@@ -81,7 +83,7 @@ class Dask:
                         break
                     n_sent += 1
                     future = self._client.submit(
-                        do_batch, batch.records, pure=False, priority=-n_sent
+                        _do_there, batch.records, pure=False, priority=-n_sent
                     )
                     pending[future] = batch
                     future.add_done_callback(done.put)
@@ -109,6 +111,8 @@ class Dask:
 
     def _count_threads(self) -> int:
         """How many threads the cluster has now, or had lately: workers come and go."""
+        if self._client.scheduler is None:
+            raise CancelledError("the scheduler is gone")
         if time.monotonic() - self._counted >= _COUNT_SECONDS:
             before, self._n_threads = self._n_threads, sum(self._client.nthreads().values())
             is_first = self._counted < 0
@@ -116,6 +120,14 @@ class Dask:
             if not self._n_threads and (before or is_first) and self._tell is not None:
                 self._tell("the Dask cluster has no workers now; they are waited for")
         return self._n_threads
+
+
+def _do_there(records: list[Record]) -> list[Record]:
+    """See `do_batch`; errors say where: a path may lead to something on one machine alone."""
+    try:
+        return do_batch(records)
+    except RecoverError as error:
+        raise type(error)(f"{error} (a worker of the Dask cluster, on {gethostname()})") from None
 
 
 def _finished(done: SimpleQueue[Any]) -> Iterator[Any]:
@@ -150,6 +162,7 @@ def cluster(
         If nobody answers there.
     """
     with ExitStack() as stack:
+        stack.enter_context(silence_logging_cmgr(logging.CRITICAL, "distributed.client"))
         try:
             if address == LOCAL:
                 local = distributed.LocalCluster(

@@ -62,10 +62,20 @@ class Stack(View):
         return dequantize(self.part(start, end), self.type, out)
 
 
-def stack_of(tensors: Sequence[StoredTensor]) -> StoredTensor:
-    """Tensors of one size and type, which can be stacked, one behind the other."""
-    if len(tensors) == 1:
+def stack_of(
+    tensors: Sequence[StoredTensor], runs: Sequence[tuple[int, int]] | None = None
+) -> StoredTensor:
+    """Tensors of one size and type, which can be stacked, one behind the other.
+
+    Parameters
+    ----------
+    tensors : sequence of StoredTensor
+        One alone may be any.
+    runs : sequence of (int, int), optional
+        First and last weights, whole superblocks, of what is taken of each; default: all.
+    """
+    if len(tensors) == 1 and runs is None:
         return tensors[0]
-    n_weights = tensors[0].n_weights
-    spans = tuple(Span(each, 0, n_weights) for each in tensors)
-    return Stack("", (n_weights * len(tensors),), spans)
+    runs = [(0, tensors[0].n_weights)] if runs is None else runs
+    spans = tuple(Span(each, start, end) for each in tensors for start, end in runs)
+    return Stack("", (sum(span.end - span.start for span in spans),), spans)

@@ -180,12 +180,15 @@ def _looks(
 def _compare(together: Sequence[_Look], sampler: Sampler) -> None:
     """Compare files by a tensor, or by small ones that are alike."""
     first, n_weights = together[0], together[0].n_weights
-    stacked = {i: stack_of([look.present[i] for look in together]) for i in first.present}
-    n_all = n_weights * len(together)
-    for start, end in runs(n_weights, _N_RUNS) if len(together) == 1 else [(0, n_all)]:
+    tensors = {i: [look.present[i] for look in together] for i in first.present}
+    at_once = len(together) > 1 or all(can_be_stacked(*each) for each in tensors.values())
+    spans = runs(n_weights, _N_RUNS) if len(together) == 1 else [(0, n_weights)]
+    looked_at = {i: stack_of(each, spans if at_once else None) for i, each in tensors.items()}
+    n_all = sum(end - start for start, end in spans) * len(together)
+    for start, end in [(0, n_all)] if at_once else spans:
         samples = {
             i: sampler.read(i, tensor, first.confined[i], start, end)
-            for i, tensor in stacked.items()
+            for i, tensor in looked_at.items()
         }
         names = [look.name for look in together]
         for pair in first.pairs:

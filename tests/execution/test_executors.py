@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -142,11 +143,30 @@ def test_a_worker_that_dies_half_way(tiny: list[Path], tmp_path: Path, one_by_on
     assert killed
 
 
+def test_a_scheduler_that_is_lost(
+    tiny: list[Path], tmp_path: Path, one_by_one: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_merge(tiny, tmp_path / "out.gguf", tensors="blk")
+    with cluster("local", 1) as dask:
+
+        def leave(n_done: int, n_all: int) -> None:
+            if n_done > n_all // 4:
+                dask._client.cluster.close()
+
+        with pytest.raises(ExecutionError, match="the Dask cluster is lost"):
+            execute_merge(plan, executor=dask, progress=leave)
+    assert not [*tmp_path.iterdir()]
+    assert "ERROR" not in capfd.readouterr().err
+
+
 def test_errors_of_tasks_arrive(tiny: list[Path], tmp_path: Path, dask: Dask) -> None:
     plan = plan_merge(tiny, tmp_path / "out.gguf", tensors="blk.0")
     task = Task("recover.merge.work", plan.digest, ("no",), 0, 1, (), (), {"version": "0"})
-    for executor in (dask, Processes(1)):
-        with pytest.raises(PlanError, match="planned by version 0"):
+    for executor, where in (
+        (dask, f"worker of the Dask cluster, on {gethostname()}"),
+        (Processes(1), ""),
+    ):
+        with pytest.raises(PlanError, match=f"planned by version 0.*{where}"):
             executor.run([task], lambda *_: None)
     with pytest.raises(PlanError, match="'os' does no tasks"):
         carry_out(task.to_record() | {"does": "os"})
