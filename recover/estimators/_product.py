@@ -53,7 +53,7 @@ from recover.estimators._superblock import (
 from recover.estimators._variances import HARDLY_ANYTHING, add_amount, n_effective
 from recover.estimators._zeros import find_zeros, zero_atom
 from recover.evidence.edges import edge_above, edge_below, has_extreme
-from recover.quants import F32Array
+from recover.quants import TILE, F32Array
 
 _ZERO = np.float32(0)
 _HALF = np.float32(0.5)
@@ -62,7 +62,8 @@ _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
 _ULPS = np.float32(2.0**-22)
 _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
-_N_SAMPLED = 125  # superblocks of a tile from which the errors to expect are told
+_N_SAMPLED = 125  # superblocks of a whole tile from which the errors to expect are told
+_FEWEST_SAMPLED = 16  # of a small tensor
 _STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 
 
@@ -336,14 +337,16 @@ def _integrate_each(
     """See `integrate`; errors are summed over one superblock in so many, and scaled up.
 
     They are taken to go with the variance of the finest input, which is known of all. The places
-    walk through rows, whose ends may differ.
+    walk through rows, whose ends may differ. Of small tensors no larger share is looked at than of
+    large ones, if that is enough: sums of many are as exact.
     """
     size, n_groups = outputs.variance.size // tallies.shape[0], outputs.n_groups // tallies.shape[0]
+    n_sampled = max(_FEWEST_SAMPLED, min(_N_SAMPLED, _N_SAMPLED * 16 * size // TILE))
     for each in range(tallies.shape[0]):
         variance = outputs.variance[each * size : (each + 1) * size]
         stride = 1  # one of so many superblocks is looked at for the errors to expect
         if outputs.deviation.size == 0:
-            stride = max(1, n_effective(variance) // 16 // _N_SAMPLED)
+            stride = max(1, n_effective(variance) // 16 // n_sampled)
         outputs.errors[:] = _ZERO
         first, last = each * size, each * size + n_groups
         n_conflicts, sampled, amount = 0, 0.0, n_groups * HARDLY_ANYTHING

@@ -37,6 +37,7 @@ from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.inputs.matching import typical_error
 from recover.quants import (
+    TILE,
     F32Array,
     IntervalType,
     ScalarType,
@@ -53,7 +54,8 @@ tails."""
 
 _SHARES = -0.5, 1.5  # of what heavy tails change: as far as weights may be beyond the sample's
 _FINE = 3e-3  # relative errors of types whose codes rounding to BF16 changes
-_N_LOOKED_AT = 256  # superblocks whose kurtosis is taken
+_N_LOOKED_AT = 256  # superblocks whose kurtosis is taken, of a whole tile
+_FEWEST_LOOKED_AT = 64  # of a small tensor
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,12 @@ class ErrorCalibration:
             beyond = (kurtosis_of(estimate, len(tallies)) - light) / (heavy - light)
             shares = np.minimum(np.maximum(beyond, least), most)
         first, of_merged, alone, of_alone = self._factors
-        rows = None if deviation is None else deviation.reshape(len(tallies), -1)
-        for i, share in enumerate(shares):
-            merged = first * of_merged**share
-            tallies[i, VARIANCE] *= merged
-            tallies[i, ALONE:] *= alone * of_alone**share
-            if rows is not None:
-                rows[i] *= np.float32(merged**0.5)
+        merged = first * of_merged**shares
+        tallies[:, VARIANCE] *= merged
+        tallies[:, ALONE:] *= alone * of_alone ** shares[:, None]
+        if deviation is not None and deviation.size:
+            rows = deviation.reshape(len(tallies), -1)
+            rows *= np.sqrt(merged)[:, None].astype(np.float32)
 
     @cached_property
     def _factors(self) -> tuple[Any, Any, Any, Any]:
@@ -133,7 +134,8 @@ def kurtosis_of(values: F32Array, n_tensors: int = 1) -> NDArray[np.float64]:
     """
     size = values.size // n_tensors
     n_superblocks = size // 256
-    step = max(1, n_superblocks // _N_LOOKED_AT)
+    n_looked_at = max(_FEWEST_LOOKED_AT, min(_N_LOOKED_AT, _N_LOOKED_AT * size // TILE))
+    step = max(1, n_superblocks // n_looked_at)
     relative = np.zeros((n_tensors, -(-n_superblocks // step)))
     known = np.empty(relative.shape, np.bool_)
     _relative_fourths(values, size, step, relative, known)

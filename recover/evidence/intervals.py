@@ -58,7 +58,12 @@ class Intervals:
         self._decoded = [
             cast(StoredTensor, each) for each in tensors if isinstance(each.type, VectorType)
         ]
-        sources = [Source(each.type) for each in self._confining]
+        # Files do not always say that an importance matrix was used; where it was, sub-blocks with
+        # a scale of 0 prove nothing.
+        sources = [
+            Source(each.type, weighted=isinstance(each.type, ScalarType))
+            for each in self._confining
+        ]
         if sources != self._sources:
             self._buffer, self._sources = EvidenceBuffer(sources, proven=True), sources
 

@@ -1,5 +1,6 @@
 """Files on servers: the bytes of local ones, whatever servers do, or a message that says why."""
 
+import gzip
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, pairwise
@@ -102,7 +103,50 @@ def talks_nonsense(handler: Handler, whole: Content, start: int, end: int) -> bo
     return True
 
 
+def says_less(handler: Handler, whole: Content, start: int, end: int) -> bool:
+    """A length that is too short: what follows looks like the beginning of the next answer."""
+    said = {"Content-Range": f"bytes {start}-{end - 1}/{len(whole)}", "ETag": tag(whole)}
+    handler.send(206, whole[start:end], said | {"Content-Length": str((end - start) // 2)})
+    return True
+
+
+def says_more(handler: Handler, whole: Content, start: int, end: int) -> bool:
+    """A length that is too long; all that was asked for comes."""
+    said = {"Content-Range": f"bytes {start}-{end - 1}/{len(whole)}", "ETag": tag(whole)}
+    handler.send(206, whole[start:end], said | {"Content-Length": str(end - start + 1000)})
+    handler.close_connection = True
+    return True
+
+
+def sends_chunks(handler: Handler, whole: Content, start: int, end: int) -> bool:
+    """Pieces of any length, the last of which never comes."""
+    handler.send_response(206)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(whole)}")
+    handler.send_header("ETag", tag(whole))
+    handler.end_headers()
+    piece = whole[start : (start + end + 1) // 2]
+    handler.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\nffff\r\n")
+    handler.close_connection = True
+    return True
+
+
+def has_bad_gateway(handler: Handler, whole: Content, start: int, end: int) -> bool:
+    """A page for people, as servers in front of others send it."""
+    handler.send(502, b"<html>" * 10_000, {"Content-Type": "text/html"})
+    return True
+
+
+def sends_all(handler: Handler, whole: Content, start: int, end: int) -> bool:
+    """The whole file, as one of several servers may that knows of no ranges; but not at first."""
+    if start == 0:
+        return False
+    handler.send(200, whole[:], {"ETag": tag(whole)})
+    return True
+
+
 FAULTS = [fails, stalls, cuts, hangs_up, sends_other_range, sends_no_range, talks_nonsense]
+FAULTS += [says_less, sends_chunks, has_bad_gateway, sends_all]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -116,6 +160,11 @@ def test_survives_failures(server: Files, fault: Fault) -> None:
     server.fault = sometimes
     check_same(server.url + NAME)
     assert next(numbers) > 8
+
+
+def test_a_length_that_is_too_long(server: Files) -> None:
+    server.fault = says_more
+    check_same(server.url + NAME)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +208,47 @@ def test_reports_a_changed_file(server: Files) -> None:
     with pytest.raises(InputError, match="was changed while it was read") as caught:
         tensor.part(0, tensor.n_weights)
     assert server.url + NAME in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [200, 206])
+def test_reports_another_tag(server: Files, status: int) -> None:
+    """Also where the server does not look at what the range is of."""
+    model = open_gguf(server.url + NAME)
+
+    def says_another(handler: Handler, whole: Content, start: int, end: int) -> bool:
+        said = {"Content-Range": f"bytes {start}-{end - 1}/{len(whole)}", "ETag": '"another"'}
+        handler.send(status, whole[start:end], said)
+        return True
+
+    server.fault = says_another
+    *_, tensor = model.tensors.values()
+    with pytest.raises(InputError, match="was changed while it was read"):
+        tensor.part(0, tensor.n_weights)
+
+
+def test_refuses_what_is_packed(server: Files) -> None:
+    def packs(handler: Handler, whole: Content, start: int, end: int) -> bool:
+        body = gzip.compress(whole[start:end], 0)
+        said = f"bytes {start}-{end - 1}/{len(whole)}"
+        handler.send(206, body, {"Content-Range": said, "Content-Encoding": "gzip"})
+        return True
+
+    server.fault = packs
+    with pytest.raises(GGUFError, match="packs what it sends"):
+        open_gguf(server.url + NAME)
+
+
+def test_reports_redirections_without_an_end(
+    server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leads_back(handler: Handler, whole: Content, start: int, end: int) -> bool:
+        handler.send(302, b"", {"Location": NAME})
+        return True
+
+    monkeypatch.setattr(fetching, "N_ATTEMPTS", 2)
+    server.fault = leads_back
+    with pytest.raises(GGUFError, match="from one URL to the next"):
+        open_gguf(server.url + NAME)
 
 
 def test_reports_a_file_that_is_gone(server: Files) -> None:

@@ -1,6 +1,7 @@
 """Sub-blocks of Q6_K and Q3_K whose integer scale is 0: weights are small beside the superblock."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from numpy.typing import NDArray
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.evidence.cells import intersect_cells
+from recover.evidence.intervals import Intervals
+from recover.inputs.open import open_model
 from recover.quants import quantize, type_by_name
 from tests.oracle import libggml
+from tests.support.right_sets import Made, originals, said, write
 
 F32Array = NDArray[np.float32]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]]
@@ -59,6 +63,22 @@ def test_with_an_importance_matrix_nothing_is_proven(name: str, rng: np.random.G
     intersect_cells(evidence, lower, upper)
     assert np.isinf(upper[(evidence.scale[0] == 0).repeat(16)]).all()
     assert ((lower <= x.reshape(-1)) & (x.reshape(-1) <= upper)).all()
+
+
+@pytest.mark.parametrize("name", ["Q6_K", "Q3_K"])
+def test_bounds_hold_with_an_importance_matrix(name: str, tmp_path: Path) -> None:
+    """No weight is outside of what is proven of a file, whether it says that there was one."""
+    x = originals()["llama.0 F32"]
+    file = open_model(write(tmp_path / "a.gguf", Made(name, "zeros"), ["llama.0 F32"]))
+    intervals = Intervals()
+    intervals.look_at([file.tensors["llama.0 F32.weight"]])
+    lower, upper = intervals.bound(0, x.size)
+    assert ((lower <= x.reshape(-1)) & (x.reshape(-1) <= upper)).all()
+
+
+def test_a_right_set_with_importance_matrices_is_right(tmp_path: Path) -> None:
+    inputs = [Made("Q3_K", "zeros"), Made("Q5_K", "uneven"), Made("Q5_1", "peaked")]
+    assert not said(inputs, ["llama.0 F32", "sparse F32"], "posterior", tmp_path)
 
 
 @pytest.mark.parametrize(("names", "size"), [(("Q6_K", "Q4_K"), 3e-3), (("Q4_K", "Q3_K"), 1.2e-2)])

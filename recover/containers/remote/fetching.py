@@ -181,6 +181,8 @@ class RemoteFile:
         if reply.status == 200:
             if self._identity is not None and _stamp(reply.headers) != self._identity.stamp:
                 raise self._changed()
+            if self._identity is not None:  # one of several servers may
+                raise _FailedError("the whole file instead of a range")
             raise self._error(
                 "the server sends no ranges of files but the whole; load the file, and name the"
                 " copy"
