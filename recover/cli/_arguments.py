@@ -7,7 +7,11 @@ from pathlib import Path
 def add_inputs(parser: ArgumentParser, name: str = "inputs", metavar: str = "INPUT") -> None:
     """Declare one or more models."""
     parser.add_argument(
-        name, nargs="+", metavar=metavar, type=Path, help="GGUF file or Hugging Face folder"
+        name,
+        nargs="+",
+        metavar=metavar,
+        type=Path,
+        help="GGUF file, its URL (https://..., hf://OWNER/REPO/FILE), or Hugging Face folder",
     )
 
 
@@ -40,14 +44,14 @@ def add_folder_arguments(parser: ArgumentParser) -> None:
         "--max-shard-size",
         metavar="SIZE",
         type=n_bytes,
-        help="most bytes of weights in a file, like 500MB or 5GB (default: 5GB)",
+        help="most bytes of weights in a file of a folder, like 500MB or 5GB (default: 5GB)",
     )
     parser.add_argument(
         "--config",
         metavar="FOLDER",
         type=Path,
-        help="take config.json and the tokenizer's files from this folder (default: rebuilt from"
-        " the metadata)",
+        help="take a folder's config.json and the tokenizer's files from here (default: make them"
+        " of the metadata)",
     )
 
 

@@ -25,6 +25,7 @@ from recover.execution import tiles
 
 _PIPE_WIDTH = 200
 _LOG_SECONDS = 60.0
+_ROOM_FOR_SPEED = 56  # columns, below which a bar has the time left alone
 _NARROWEST = 12
 _LONGEST_CELL = 500
 _GAP = "  "
@@ -56,16 +57,16 @@ def progress_bar(
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True, highlight=False)
+    passed = [TextColumn("{task.fields[speed]}"), TimeElapsedColumn()]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(),
+        *(passed if console.width >= _ROOM_FOR_SPEED else []),
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, highlight=False)
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None, speed="")
 

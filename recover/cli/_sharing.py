@@ -20,14 +20,14 @@ def add_sharing_arguments(parser: ArgumentParser) -> None:
         "--shard",
         metavar="I/N",
         type=_shard,
-        help="do part I of N: as many processes, on any machines with a common file system, write"
-        " one output; the one that ends last gives it its name; each can be repeated",
+        help="do part I of N: N processes, on machines with a common file system, write one"
+        " output; the last one gives it its name; a part that was killed can be repeated",
     )
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
-        help="have the work done by the Dask cluster of this scheduler (tcp://HOST:PORT, or its"
-        " file), or, if it is local, by one on this machine; needs the extra distributed",
+        help="let a Dask cluster do the work: tcp://HOST:PORT or the file of its scheduler, or"
+        " 'local' for a cluster on this machine; needs the extra 'distributed'",
     )
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     target.add_argument(
         "-o", "--output", metavar="OUT", type=Path, help="safetensors file to write"
     )
-    target.add_argument("--summary", action="store_true", help="write nothing")
+    target.add_argument("--summary", action="store_true", help="print the table alone")
     parser.add_argument(
         "--dtype",
         choices=("f32", "f16"),

@@ -110,7 +110,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="go on although the inputs contradict each other, and replace a model's folder that is"
+        help="go on although the inputs contradict each other; replace a model's folder that is"
         " there already",
     )
     add_sharing_arguments(parser)

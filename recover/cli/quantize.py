@@ -62,13 +62,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("input", metavar="INPUT", type=Path, help="GGUF file")
     parser.add_argument(
-        "type", metavar="TYPE", type=_type_or_mix, choices=_NAMES, help="one of %(choices)s"
+        "type",
+        metavar="TYPE",
+        type=_type_or_mix,
+        choices=_NAMES,
+        help="a type, or a mix by llama.cpp's name: %(choices)s",
     )
     add_output(parser, "OUT", "GGUF file")
     parser.add_argument(
         "--mix",
         action="store_true",
-        help="where TYPE is both a type and a mix of llama.cpp's (Q2_K, Q6_K, IQ4_XS): the mix",
+        help="take the mix where TYPE is both a type and a mix (Q2_K, Q6_K, IQ4_XS)",
     )
     parser.add_argument(
         "--imatrix", metavar="FILE", type=Path, help="importance matrix (GGUF, or the older format)"

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from recover.bounds.verify import TensorCheck, VerifyResult
 
 NAME = "verify"
-SUMMARY = "Check that a model's weights lie in the cells of quantizations"
+SUMMARY = "Check a model against the intervals that its quantizations prove"
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -62,12 +62,12 @@ _DIVERGENCES = {
     "top1_in_top10": ("original's most likely in the first 10", "{:.2%}"),
     "ppl": ("perplexity", "{:.4f}"),
     "ppl_truth": ("perplexity of the original", "{:.4f}"),
-    "ln_ppl_ratio": ("logarithm of the ratio", "{:.6f}"),
+    "ln_ppl_ratio": ("logarithm of the ratio of perplexities", "{:.6f}"),
     "ln_ppl_ratio_se": ("its standard error", "{:.6f}"),
     "paired.mean_kld_difference": ("KL divergence, mean minus the first model's", "{:.6f}"),
-    "paired.mean_kld_difference_ci99": ("KL divergence, 99% interval of that, by token", "{:.6f}"),
+    "paired.mean_kld_difference_ci99": ("99% interval of that, by token", "{:.6f}"),
     "paired.mean_kld_difference_ci99_by_chunk": (
-        "KL divergence, 99% interval of that, by chunk",
+        "99% interval of that, by chunk",
         "{:.6f}",
     ),
     "paired.mean_kld_ratio": ("KL divergence, mean over the first model's", "{:.4f}"),
@@ -249,9 +249,12 @@ def _divergences(names: Sequence[str], models: Sequence[Mapping[str, Any]]) -> l
     ]
     if not measured:
         return []
-    keys = dict.fromkeys(key for _, divergence in measured for key in divergence)
+    there = {key for _, divergence in measured for key in divergence}
     rows = []
-    for key in keys:
+    for key in [
+        *(each for each in _DIVERGENCES if each in there),
+        *sorted(there - _DIVERGENCES.keys()),
+    ]:
         name, layout = _DIVERGENCES.get(key, (key, "{}"))
         cells = [_cell(divergence.get(key), layout) for _, divergence in measured]
         head = f'<th scope="row" data-key="{escape(key)}">{escape(name)}</th>'

@@ -18,7 +18,11 @@ def place(
 ) -> Path:
     """Where their commands run: q5.gguf is of llama-29m, tiny-q5.gguf of the small model."""
     where = tmp_path_factory.mktemp("docs")
-    links = {"original.gguf": llama_29m, llama_29m.name: llama_29m, "TEXT.txt": SHARED / "eval.txt"}
+    links = {
+        "original.gguf": llama_29m,
+        llama_29m.name: llama_29m,
+        "TEXT.txt": SHARED / "hamlet.txt",
+    }
     links |= dict.fromkeys(("tiny.gguf", "known.gguf", "known-bf16.gguf", TINY.name), TINY)
     links |= {"hamlet.txt": SHARED / "hamlet.txt", "examples": ROOT / "examples"}
     for name, kind in (("q5", "Q5_K_M"), ("q4", "Q4_K_M"), ("q2", "Q2_K")):
