@@ -76,6 +76,46 @@ def estimates(_folder: Path) -> Arrays:
             yield f"{label} as float16 {up}", words
 
 
+def folders(_folder: Path) -> Arrays:
+    """One superblock by a GGUF file and a folder, and what a calibration says of its weights."""
+    from recover.containers.huggingface.rows import Rows
+    from recover.containers.huggingface.tensors import QuantizedTensor
+    from recover.containers.model import ArrayTensor
+    from recover.estimators.uncorrected import UncorrectedTileEstimator
+    from recover.evidence.buffer import Source
+    from recover.quants import type_by_name
+    from recover.training.simulate import tell
+    from tests.support.format_checks import matrix_of
+    from tests.support.joint_inputs import encode, hard_weights, sources_of
+    from tests.support.plain_weights import FORMATS
+
+    rng = np.random.default_rng(16)
+    kind = type_by_name("Q4_K")
+    for name in ("nf4", "hqq", "fp8 rows"):
+        made = FORMATS[name](rng, 1, 256)
+        x = (made.exact() * (1 + 1e-3 * rng.standard_normal((1, 256)))).astype(np.float32)
+        matrix = matrix_of(made.arrays, made.config)
+        tensor = QuantizedTensor("weight", (256, 1), (Rows(matrix),), 0)
+        inputs = [ArrayTensor("weight", (256, 1), kind, _encoded("Q4_K", x)), tensor]
+        sources = [Source(each.type, each is not tensor or matrix.has_cells) for each in inputs]
+        for method in ("posterior", "midpoint"):
+            out, deviation = np.empty((2, 256), np.float32)
+            tile = UncorrectedTileEstimator(sources, method)
+            tally = tile.estimate(inputs, 0, 256, out, deviation)
+            yield f"{name} {method}", np.stack([out, deviation])
+            yield f"{name} {method} sums", tally.array
+    x = hard_weights(8)["heavy tails"][:1]
+    x[0, 16:48] = 0
+    told = [Source(type_by_name(name), weight=w) for name, w in (("Q4_K", 0.7), ("Q3_K", 0.3))]
+    tile = UncorrectedTileEstimator(told, "linear")
+    tally = tile.estimate(encode(told, x), 0, 256, out, deviation)
+    yield "by a calibration", np.stack([out, deviation])
+    yield "by a calibration sums", tally.array
+    sources = sources_of("Q6_K+Q4_K")
+    for name, each in tell(x, sources, encode(sources, x))._asdict().items():
+        yield f"told {name}", each
+
+
 def trellis(_folder: Path) -> Arrays:
     """The search of seeds, of which there are fewer here than those types have."""
     from recover.quants import iq2_kt, iq3_kt, iq4_kt
@@ -98,11 +138,15 @@ def comparisons(_folder: Path) -> Arrays:
     """What is asked of two inputs of one tensor."""
     from recover.calibration.moments import _add_gram
     from recover.estimators._combine import square_difference
+    from recover.estimators.uncorrected import UncorrectedTileEstimator
     from recover.evaluate.histograms import _count_errors, _count_widths
     from recover.evaluate.token_figures import compare_chunk
+    from recover.evidence.buffer import Source
+    from recover.evidence.cells import count_contradictions, strip_of
     from recover.inputs.nearest import _nearest
     from recover.merge.columns import excess_of_columns
     from recover.merge.superblocks import compare_each, find_lost
+    from recover.quants import type_by_name
 
     rng = np.random.default_rng(12)
     x = rng.standard_t(4, (6, 256)).astype(np.float32)
@@ -122,6 +166,14 @@ def comparisons(_folder: Path) -> Arrays:
     excess = excess_of_columns(x.reshape(-1), other.reshape(-1), pair, 0, 128)
     yield "columns", np.array(excess)
     yield "squares", np.array(square_difference(x.reshape(-1), other.reshape(-1)))
+    names = "Q5_K", "Q4_K", "IQ4_K"
+    tile = UncorrectedTileEstimator([Source(type_by_name(name)) for name in names], "posterior")
+    raws = [_encoded(name, each) for name, each in zip(names, (x, other, x), strict=True)]
+    evidence = tile.read(raws, 0, x.size)
+    for step in (1, 2):
+        n_found = np.zeros(3, np.int64)
+        count_contradictions(evidence, strip_of(evidence), step, n_found)
+        yield f"contradictions {step}", n_found
     book = rng.standard_normal((9, 4)).astype(np.float32)
     yield "nearest", _nearest(np.ascontiguousarray(x[0].reshape(-1, 4)), book)
     gram = np.zeros((3, 3))
@@ -175,6 +227,7 @@ def stored(_folder: Path) -> Arrays:
     from recover.containers.huggingface.tensors import widen
     from recover.quants import type_by_name
     from recover.quants._float_cells import narrow_bf16, narrow_f16
+    from recover.quants._ternary import narrow_ternary
     from recover.quants.rounding import round_weights
     from recover.reblock.schemes.fp4 import _repack_nvfp4
     from recover.reblock.transposing import transpose
@@ -199,6 +252,11 @@ def stored(_folder: Path) -> Arrays:
         bounds = np.full(96, -np.inf, np.float32), np.full(96, np.inf, np.float32)
         narrow(words.astype(np.uint16), *bounds)
         yield narrow.__name__, np.stack(bounds)
+    digits = np.float32(0.25) * rng.integers(-1, 2, 512).astype(np.float32)
+    digits[300] = np.inf
+    bounds = np.full(512, -np.inf, np.float32), np.full(512, np.inf, np.float32)
+    narrow_ternary(digits, *bounds)
+    yield "ternary", np.stack(bounds)
     lower, upper = np.sort(rng.standard_normal((2, 64)).astype(np.float32), axis=0)
     widen(lower, upper, np.float32(2**-9), np.float32(1e-3))
     yield "widened", np.stack([lower, upper])
@@ -283,5 +341,5 @@ def floats(_folder: Path) -> Arrays:
 
 def kernels(folder: Path) -> Arrays:
     """All of these."""
-    for case in (estimates, trellis, comparisons, stored, scalings, floats):
+    for case in (estimates, folders, trellis, comparisons, stored, scalings, floats):
         yield from ((f"{case.__name__} {name}", array) for name, array in case(folder))
