@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.support.small_kernels import kernels
+
 Array = NDArray[Any]
 Case = Callable[[Path], Iterator[tuple[str, Array]]]
 UP, DOWN = "blk.0.ffn_up.weight", "blk.1.ffn_up.weight"
@@ -146,6 +148,7 @@ CASES: dict[str, Case] = {
     "many": _merged("many", ("posterior", "midpoint")),
     "bf16": _merged("bf16", ("posterior",)),
     "grids": grids,
+    "kernels": kernels,
 }
 
 
