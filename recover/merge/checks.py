@@ -13,8 +13,10 @@ from recover.errors import PlanError
 from recover.estimators import FIRST_ALONE
 from recover.execution.stacks import stack_of, stacks
 from recover.inputs.alignment import is_absent
+from recover.inputs.compensated import contradicted as contradicted_codes
 from recover.inputs.relations import (
     ANOTHER_MODEL,
+    SOME_TENSORS_DIFFER,
     Relation,
     explained_by_rounding,
     find_relations,
@@ -35,7 +37,9 @@ _N_LOOKED_AT = 6  # tensors that tell how the inputs belong together
 def check_relations(plan: MergePlan) -> None:
     """Refuse inputs that were not quantized from one original, as a look at some tensors tells.
 
-    All weights are compared while they are merged; this one saves the time.
+    All weights are compared while they are merged, and this one saves the time; but for codes that
+    make up for each other's errors, which contradict others by their columns alone: these are
+    looked at here, in each tensor.
     """
     for descent in plan.redundant:
         raise PlanError(
@@ -50,13 +54,25 @@ def check_relations(plan: MergePlan) -> None:
     for relation in find_relations(plan.models, descents):
         pair = [printable(plan.models[i].path) for i in (relation.first, relation.second)]
         if not relation.is_compatible:
-            named = [quoted(name) for name in relation.tensors]
-            raise PlanError(
-                f"{pair[1]} and {pair[0]} are not quantized from the same original"
-                f" ({relation.kind}): they contradict each other on"
-                f" {some(named)}{_rotated(plan.models, relation)}; recover inspect says how they"
-                " differ, --force takes the finest input there"
-            )
+            rotated = _rotated(plan.models, relation)
+            raise _not_of_one(pair, relation.kind, list(relation.tensors), rotated)
+    names = [tensor.name for tensor in merged]
+    apart: dict[tuple[int, ...], list[str]] = {}
+    for found in contradicted_codes(plan.models, names):
+        if found.n_weights > _TOLERATED_WEIGHTS:
+            apart.setdefault(tuple(sorted((found.tensor, found.known))), []).append(found.name)
+    for numbers, of_pair in apart.items():
+        pair = [printable(plan.models[i].path) for i in numbers]
+        raise _not_of_one(pair, SOME_TENSORS_DIFFER, of_pair)
+
+
+def _not_of_one(pair: Sequence[str], kind: str, names: Sequence[str], more: str = "") -> PlanError:
+    """What two files, and tensors on which they contradict each other, are refused with."""
+    return PlanError(
+        f"{pair[1]} and {pair[0]} are not quantized from the same original ({kind}): they"
+        f" contradict each other on {some([quoted(name) for name in names])}{more}; recover inspect"
+        " says how they differ, --force takes the finest input there"
+    )
 
 
 def _rotated(models: Sequence[Model], relation: Relation) -> str:

@@ -12,6 +12,7 @@ from recover.inputs.foreign import measure_ratio
 from recover.quants import quantize, type_by_name
 from tests.support.encoders import gptq
 from tests.support.foreign_modules import heavy_tailed, module_of, state
+from tests.support.format_checks import check_strip
 from tests.support.layer_inputs import synthetic_inputs
 from tests.support.stated_intervals import tensor_of
 
@@ -47,6 +48,18 @@ def test_values_are_what_the_codes_stand_for(bits: tuple[int, ...], group: int) 
     for start, end in ((5, 6), (100, 900), (K - 3, 3 * K + 7), (N * K - 1, N * K)):
         for one, other in zip(state(matrix, start, end), stated, strict=True):
             assert np.array_equal(one, other[start:end])
+
+
+def test_some_columns_alone() -> None:
+    """Groups of all numbers of bits, and the column that the encoder began with."""
+    for bits in ((8, 6), (5, 4, 3, 2)):
+        w, found = encoded(bits)
+        matrix = read(found.arrays)
+        check_strip(matrix)
+        stated = state(matrix.as_rounded.strip(matrix.first_columns))
+        first = w[:, matrix.first_columns].reshape(-1)
+        assert first.size == N
+        assert np.all((stated.lower <= first) & (first <= stated.upper))
 
 
 def test_a_last_group_may_be_short() -> None:

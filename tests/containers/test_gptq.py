@@ -15,6 +15,7 @@ from recover.quants import F32Array, quantize, type_by_name
 from tests.golden.foreign_files import load
 from tests.support.encoders import gptq
 from tests.support.foreign_modules import heavy_tailed, module_of, state
+from tests.support.format_checks import check_strip
 from tests.support.layer_inputs import synthetic_inputs
 from tests.support.stated_intervals import tensor_of
 
@@ -79,6 +80,21 @@ def test_values_are_what_the_codes_stand_for(
             part = state(matrix, start, end)
             for one, other in zip(part, stated, strict=True):
                 assert np.array_equal(one, other[start:end])
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_some_columns_alone(weights: Weights, act_order: bool) -> None:
+    """The one that an encoder began with is among those of which its file says so."""
+    w, inputs = weights
+    for n_bits in (2, 3, 4, 8):
+        found = gptq.quantize(w, inputs, n_bits, 64, act_order=act_order)
+        matrix = read(gptq.pack(found, n_bits), config(n_bits))
+        check_strip(matrix)
+        stated = state(matrix.as_rounded)
+        is_outside = (w.reshape(-1) < stated.lower) | (w.reshape(-1) > stated.upper)
+        counts = np.count_nonzero(is_outside.reshape(w.shape), axis=0)
+        assert counts[matrix.first_columns].min() == 0
+        assert np.median(counts) > 0
 
 
 def test_rows_whose_last_group_is_short(weights: Weights) -> None:

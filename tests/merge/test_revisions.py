@@ -66,3 +66,23 @@ def test_a_revision(
         assert rc == 0, said
         errors = [squared_error(read_weights(each), weights) for each in (output, gguf)]
         assert errors[0] < errors[1]
+
+
+def test_one_matrix_of_a_revision(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is looked at: this one is not among those that tell how files belong together."""
+    weights, name = small_weights(rng), "blk.0.ffn_up.weight"
+    encode, settings, beside = KINDS["4 bits, act-order"]
+    gguf = write_small(tmp_path / "quantized.gguf", weights, beside)
+    w = weights[name]
+    off = np.float32(0.08 * w.std()) * rng.standard_normal(w.shape, np.float32)
+    arrays, whole = compensated_parts(tmp_path, weights | {name: w + off}, encode)
+    folder = write_parts(tmp_path / "folder", arrays, whole | {"quantization_config": settings})
+    output = tmp_path / "merged" / "out.gguf"
+    output.parent.mkdir()
+    assert main(["merge", str(gguf), str(folder), "-o", str(output)]) == 1
+    assert not list(output.parent.iterdir())
+    said = capsys.readouterr().err
+    assert f"contradict each other on '{name}'" in said
+    assert "not quantized from the same original" in said

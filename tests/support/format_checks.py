@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from recover.containers.huggingface.formats import Matrix, read_matrix
+from recover.containers.huggingface.formats._compensated import CompensatedMatrix
 from recover.containers.huggingface.rows import Rows
 from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.quants import Stated
@@ -58,3 +59,13 @@ def check_says_nothing(matrix: Matrix, n: int) -> None:
     for bound in (stated.lower[:n], stated.upper[:n]):
         assert not np.isfinite(bound).any()
     assert not np.isnan(stated.variance).any()
+
+
+def check_strip(matrix: CompensatedMatrix) -> None:
+    """Some columns alone say what they say in the whole matrix."""
+    length = matrix.row_length
+    columns = np.array([0, 5, length // 2, length // 2 + 1, 10, length - 1])
+    for each in (matrix, matrix.as_rounded):
+        for one, other in zip(state(each), state(each.strip(columns)), strict=True):
+            expected = one.reshape(-1, length)[:, columns]
+            np.testing.assert_array_equal(other.reshape(expected.shape), expected)

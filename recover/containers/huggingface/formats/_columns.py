@@ -5,6 +5,7 @@ lie a stored row apart. A range of weights is stated in two steps: the codes of 
 touches are unpacked, one byte each, and are then gone through row by row.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,65 @@ def state_scattered(
             variance[at + i] = _error(s[g], noise)
         at += n
         position += n
+
+
+@kernel
+def confine_rounded(
+    codes: U8Array,
+    places: NDArray[np.int32],
+    n_codes: NDArray[np.int64],
+    scaled: tuple[np.float32, np.float32],
+    begin: int,
+    value: F32Array,
+    variance: F32Array,
+    bounds: tuple[F32Array, F32Array],
+) -> None:
+    """Lower and upper bounds of what `state_scattered` states, were it of rounded weights.
+
+    Half a scale on either side and so much of the value, but for end codes, which are open.
+    `scaled` are the variance in units of the squared scale, and that share of the value; `n_codes`
+    (n_groups,) are those of each group.
+    """
+    (noise, slack), (lower, upper) = scaled, bounds
+    row_length = codes.shape[1]
+    row, k = begin // row_length, begin % row_length
+    for i in range(value.size):
+        code = codes[row, places[0, k]]
+        half = np.sqrt(variance[i] / noise) / np.float32(2) + abs(value[i]) * slack
+        lower[i] = value[i] - half if code else -_FAR
+        upper[i] = value[i] + half if code != n_codes[places[1, k]] - 1 else _FAR
+        k += 1
+        if k == row_length:
+            row, k = row + 1, 0
+
+
+def take_codes(
+    words: Words, bits: NDArray[np.int64], n_bits: NDArray[np.int64]
+) -> Callable[[int, int, U8Array], None]:
+    """What gives the codes of some columns, row by row.
+
+    Parameters
+    ----------
+    words : uint32 (n_words, n_rows)
+        Each column a stream of bits.
+    bits, n_bits : int64 (n,)
+        Where in the stream the code of each column begins, and its bits.
+
+    Returns
+    -------
+    callable
+        ``codes(first, last, out: uint8 (last - first, n))``
+    """
+    word, shift = bits // 32, (bits % 32).astype(np.uint64)[:, None]
+    following = np.minimum(word + 1, len(words) - 1)
+    mask = ((1 << n_bits) - 1).astype(np.uint64)[:, None]
+
+    def codes(first: int, last: int, out: U8Array) -> None:
+        found = words[word, first:last].astype(np.uint64)
+        found |= words[following, first:last].astype(np.uint64) << np.uint64(32)
+        out[:] = ((found >> shift) & mask).T
+
+    return codes
 
 
 @inner

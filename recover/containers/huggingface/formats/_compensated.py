@@ -15,13 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats._coded import WHOLE_NUMBERS, Coded, Runs, in_order
-from recover.containers.huggingface.formats._columns import state_groups, state_scattered
+from recover.containers.huggingface.formats._columns import (
+    confine_rounded,
+    state_groups,
+    state_scattered,
+)
 from recover.quants import F32Array, IntervalType, Stated, U8Array
 
 TYPICAL_NOISE = 1.4 / 12
 """Mean square error in units of the squared scale: 1.3 to 1.7 times that of rounded weights."""
 
 _SLACK = np.float32(2.0**-8)
+
+Codes = Callable[[int, int, U8Array], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,10 @@ class CompensatedMatrix:
         Where the code of each column is in its row, and its group, where they are not.
     codes : callable
         ``codes(first, last, out: uint8 (last - first, row_length))``: of rows.
+    codes_of : callable
+        ``codes_of(columns) -> codes``: the same of some columns alone, int64 (n,).
+    first_columns : int64 (n,)
+        Among these is the one that comes first, if the encoder went through them as the file tells.
     scales, zeros : callable
         ``scales(first, last) -> float32 (last - first, n_groups)``. A weight is code less zero
         point, times scale.
@@ -57,7 +67,9 @@ class CompensatedMatrix:
     label: str
     group: int
     places: NDArray[np.int32] | None
-    codes: Callable[[int, int, U8Array], None]
+    codes: Codes
+    codes_of: Callable[[NDArray[np.int64]], Codes]
+    first_columns: NDArray[np.int64]
     scales: Callable[[int, int], F32Array]
     zeros: Callable[[int, int], F32Array]
     n_codes: NDArray[np.int64]
@@ -100,18 +112,26 @@ class CompensatedMatrix:
         seen such floats: that moves an edge by 1/256 of the value at most. End codes may stand for
         weights beyond them.
         """
-        groups = np.arange(self.row_length) // self.group
-        if self.places is not None:
-            codes, groups = codes[:, self.places[0]], self.places[1]
+        places = self.places
+        if places is None:
+            numbers = np.arange(self.row_length)
+            places = np.stack([numbers, numbers // self.group]).astype(np.int32)
         with np.errstate(invalid="ignore"):
-            half = np.sqrt(out.variance / np.float32(self.noise)) / 2
-            half += np.abs(out.value) * _SLACK
-            for bound, side, ends in (
-                (out.lower, -half, codes == 0),
-                (out.upper, half, codes == (self.n_codes - 1)[groups]),
-            ):
-                is_open = ends.reshape(-1)[begin : begin + bound.size]
-                bound[~is_open] = (out.value + side)[~is_open]
+            scaled = np.float32(self.noise), _SLACK
+            bounds = out.lower, out.upper
+            said = out.value, out.variance
+            confine_rounded(codes, places, self.n_codes, scaled, begin, *said, bounds)
+
+    def strip(self, columns: NDArray[np.int64]) -> "CompensatedMatrix":
+        """Some of the columns alone, int64 (n,)."""
+        groups = columns // self.group if self.places is None else self.places[1, columns]
+        numbers = np.arange(columns.size)
+        return replace(
+            self,
+            row_length=columns.size,
+            places=np.stack([numbers, groups]).astype(np.int32),
+            codes=self.codes_of(columns),
+        )
 
     def coded(self, start: int, end: int) -> Coded:
         """See `Matrix.coded`."""

@@ -17,8 +17,13 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.containers.huggingface.formats._columns import WORDS, fields, unpack_columns
-from recover.containers.huggingface.formats._compensated import CompensatedMatrix
+from recover.containers.huggingface.formats._columns import (
+    WORDS,
+    fields,
+    take_codes,
+    unpack_columns,
+)
+from recover.containers.huggingface.formats._compensated import Codes, CompensatedMatrix
 from recover.containers.huggingface.modules import Module, values
 from recover.quants import F32Array, IntervalType, U8Array
 
@@ -71,6 +76,12 @@ class Layout:
         groups = zip(self.n_bits, self.first_words, ends, self.first_columns, strict=True)
         for n_bits, begin, end, column in groups:
             unpack_columns(strip[begin:end], int(n_bits), int(column), out)
+
+    def codes_of(self, places: NDArray[np.int64], groups: NDArray[np.int64]) -> Codes:
+        """What gives the codes (last - first, n) of columns at some places, of such groups."""
+        n_bits = self.n_bits[groups]
+        bits = 32 * self.first_words[groups] + (places - self.first_columns[groups]) * n_bits
+        return take_codes(self.words.view(np.uint32), bits, n_bits)
 
     def scales(self, first: int, last: int) -> F32Array:
         """Scales (last - first, n_groups) of rows."""
@@ -126,6 +137,8 @@ def read(module: Module) -> CompensatedMatrix | None:
         group=row_length,
         places=np.stack([place, group_of[place]]).astype(np.int32),
         codes=found.codes,
+        codes_of=lambda columns: found.codes_of(place[columns], group_of[place[columns]]),
+        first_columns=np.flatnonzero(place == 0),
         scales=found.scales,
         zeros=found.zeros,
         n_codes=1 << n_bits,

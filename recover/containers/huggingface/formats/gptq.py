@@ -17,8 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._text import quoted
-from recover.containers.huggingface.formats._columns import WORDS, fields, unpack_columns
-from recover.containers.huggingface.formats._compensated import CompensatedMatrix
+from recover.containers.huggingface.formats._columns import (
+    WORDS,
+    fields,
+    take_codes,
+    unpack_columns,
+)
+from recover.containers.huggingface.formats._compensated import Codes, CompensatedMatrix
 from recover.containers.huggingface.modules import FLOATS, Module, as_float32, values
 from recover.containers.safetensors.reader import Tensor
 from recover.quants import F32Array, IntervalType, U8Array
@@ -78,6 +83,11 @@ class Layout:
         """Codes (last - first, row_length) of rows."""
         strip = np.array(self.words[:, first:last], np.uint32, order="C")
         unpack_columns(strip, self.n_bits, 0, out)
+
+    def codes_of(self, columns: NDArray[np.int64]) -> Codes:
+        """What gives the codes (last - first, n) of some columns alone."""
+        n_bits = np.full(columns.size, self.n_bits)
+        return take_codes(self.words.view(np.uint32), columns * self.n_bits, n_bits)
 
 
 def layout(module: Module) -> Layout | None:
@@ -149,6 +159,8 @@ def read(module: Module) -> CompensatedMatrix | None:
         group=group,
         places=places,
         codes=found.codes,
+        codes_of=found.codes_of,
+        first_columns=np.zeros(1, np.int64) if places is None else np.flatnonzero(places[1] == 0),
         scales=found.scale_rows,
         zeros=lambda first, last: found.zeros(first, last).T.astype(np.float32, order="C"),
         n_codes=np.full(found.n_groups, 1 << found.n_bits),
