@@ -47,8 +47,10 @@ def run(args: Namespace) -> int:
     import time
 
     from recover.calibration.fit import calibrate
-    from recover.cli._console import print_json, progress_bar
+    from recover.cli._console import print_json, progress_bar, warn
     from recover.execution.output import check_output_path
+    from recover.inputs.open import open_model
+    from recover.inputs.originals.coded import code_warnings
 
     start = time.perf_counter()
     read = [*args.inputs, args.truth]
@@ -65,6 +67,7 @@ def run(args: Namespace) -> int:
             progress=progress,
         )
     calibration.save(args.output, read)
+    warn(args, code_warnings(open_model(args.truth)))
     seconds = time.perf_counter() - start
     if args.json:
         document = calibration.to_json()

@@ -108,6 +108,7 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
     from recover._text import printable, quoted, some
     from recover.containers.gguf.side_scales import unfolded_scale
     from recover.inputs.open import open_model, open_models
+    from recover.inputs.originals.coded import code_warnings
     from recover.quants import FloatType
 
     warnings = []
@@ -148,7 +149,7 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
         warnings.append(
             f"{printable(args.truth)} is no original: it is itself quantized on {some(coarse)}"
         )
-    return warnings
+    return warnings + code_warnings(original, compared)
 
 
 def _doubts(

@@ -41,6 +41,7 @@ def _print_file(file: "FileReport") -> None:
     from recover._text import quoted
     from recover.cli._console import count, print_table, size
     from recover.cli._streams import say
+    from recover.inputs.originals.coded import said_of_codes
     from recover.inspect.files import described_imatrix
 
     def text(value: str | None) -> str:
@@ -68,6 +69,7 @@ def _print_file(file: "FileReport") -> None:
         ("quantizer (metadata)", text(file.quantizer)),
         ("quantizer (bytes)", file.quantizer_from_bytes + lacking),
         ("source precision", f"{file.source.type}: {file.source.evidence}"),
+        *[("floats", said_of_codes(*each)) for each in file.codes.items()],
     ]
     print_table(file.path, ("what:", "found:"), rows)
     say()

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from recover.execution.folder import OutputFolder
 from recover.execution.output import OutputFile, OutputFiles
+from recover.execution.sharing import check_unshared
 from recover.execution.work import Work
 
 
@@ -47,9 +48,11 @@ def outputs_of(work: Work, home: Home | None = None, *, replaces: bool = False) 
     Raises
     ------
     OutputError
-        If they cannot be written there.
+        If they cannot be written there, or are being written in parts.
     """
     share = None if home is None else home.share
+    if share is None:
+        check_unshared(work.output)
     inside = [file for file in work.files if work.is_inside(file.path)]
     single = [
         OutputFile(

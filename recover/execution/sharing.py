@@ -75,6 +75,23 @@ class PartResult:
         }
 
 
+def check_unshared(output: Path) -> None:
+    """Refuse to write an output alone that other processes are writing in parts.
+
+    Raises
+    ------
+    OutputError
+        If there are parts of it.
+    """
+    folder = hidden(whole_path(output.resolve()), "shards")
+    if (folder / _PLAN).exists():
+        n_done = len(list(folder.glob("*.done")))
+        raise OutputError(
+            f"{printable(output)}: is being written in parts ({n_done} done) by processes with"
+            f" --shard; do what is left with --shard, or, to start over, remove {printable(folder)}"
+        )
+
+
 class Sharing:
     """What the processes share that write one output, and the part of this one.
 

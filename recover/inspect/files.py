@@ -11,6 +11,7 @@ from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.inputs.metadata import METHOD_KEY
 from recover.inputs.open import open_model
+from recover.inputs.originals.coded import of_codes
 from recover.inputs.precision import SourcePrecision, source_of_file
 from recover.inputs.provenance import imatrix_of, look_at_marks, marks_hold_with_imatrix, marks_of
 from recover.quants import ScalarType, name_of_file_type, type_by_name
@@ -64,6 +65,9 @@ class FileReport:
     """What the bytes say."""
     source: SourcePrecision
     """What the original was stored as."""
+    codes: dict[int, tuple[str, ...]]
+    """Matrices of floats that are no more than the values of codes, by the bits of a code (see
+    `recover.inputs.originals.coded`)."""
 
     @property
     def quantizer_from_bytes(self) -> str:
@@ -101,6 +105,7 @@ class FileReport:
             "quantizer_from_bytes": self.quantizer_from_bytes,
             "marks": [asdict(each) for each in self.marks],
             "source_precision": self.source.to_json() | {"evidence": self.source.evidence},
+            "values_of_codes": {str(n_bits): list(names) for n_bits, names in self.codes.items()},
         }
 
 
@@ -146,6 +151,7 @@ def inspect_model(model: Model) -> FileReport:
         quantizer=_quantizer(model),
         marks=_marks(model),
         source=source_of_file(model),
+        codes={n_bits: tuple(names) for n_bits, names in of_codes(model).items()},
     )
 
 

@@ -29,6 +29,7 @@ from recover.inputs.matching import typical_error
 from recover.inputs.metadata import metadata_warnings
 from recover.inputs.open import open_models
 from recover.inputs.originals.agreement import with_originals
+from recover.inputs.originals.coded import code_warnings
 from recover.inputs.provenance import look_at_marks
 from recover.inputs.recorded import Input
 from recover.inputs.repeated import describe_repeated
@@ -443,6 +444,7 @@ def plan_merge(
     drafts = decider.drafts(aligned, type_by_name(outtype))
     warnings += decider.warnings + foreign_codes(models, drafts)
     warnings += describe(models, drafts) + merged_before(models) + metadata_warnings(models)
+    warnings += [line for model in models for line in code_warnings(model, names)]
     warnings += describe_repeated(models, {draft.name: draft.duplicate_of for draft in drafts})
     files: tuple[FilePlan, ...] = ()
     if output is None:

@@ -17,6 +17,7 @@ from recover.containers.gguf.reader import GGUFModel, Tensor, open_gguf
 from recover.errors import PlanError, UsageError
 from recover.execution.output import check_output_path
 from recover.execution.tiles import whole_rows
+from recover.inputs.originals.coded import code_warnings
 from recover.quantize.choose import ANY, Chooser, TensorDraft, needs_rows
 from recover.quantize.imatrix import Imatrix, Importance, load_imatrix
 from recover.quantize.mixes import Mix, mix_of
@@ -221,6 +222,7 @@ def plan_quantize(
     chooser.left_names += ("output.weight",) if leave_output_tensor else ()
     drafts = list(chooser.drafts())
     chooser.check_imatrix()
+    encoded = [each.tensor.name for each in drafts if each.outtype is not each.tensor.type]
     if chooser.requantized and not allow_requantize:
         raise PlanError(
             f"{printable(model.path)}: quantized already are {some(chooser.requantized)}; to encode"
@@ -251,7 +253,7 @@ def plan_quantize(
         ),
         header=layout.header,
         n_bytes=layout.n_bytes,
-        warnings=tuple(chooser.warnings()),
+        warnings=(*chooser.warnings(), *code_warnings(model, encoded)),
         asked={
             "source": str(model.path.absolute()),
             "output": str(output.absolute()),

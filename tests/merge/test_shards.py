@@ -402,3 +402,14 @@ def test_the_same_work_for_all(tiny: list[Path], tmp_path: Path) -> None:
         assert sorted(itertools.chain(*found)) == list(range(len(units)))
         sizes = [sum(units[i].n_weights for i in each) for each in found]
         assert max(sizes) <= sum(sizes) / n + max(unit.n_weights for unit in units)
+
+
+def test_nobody_writes_alone_what_parts_are_written_of(case: Case, tmp_path: Path) -> None:
+    """It would be replaced by the last part, or replace it."""
+    case.part(tmp_path, Shard(1, 2))
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match=r"in parts \(1 done\).*do what is left with --shard"):
+        execute_merge(case.plan(tmp_path), n_threads=1)
+    assert contents(tmp_path) == before
+    case.check(tmp_path, case.part(tmp_path, Shard(2, 2)))
+    assert execute_merge(case.plan(tmp_path), n_threads=1, force=True)

@@ -1,0 +1,108 @@
+"""Whether numbers that are stored as floats have one scale, and perhaps one offset, in common.
+
+A group of decoded weights is ``scale * code + offset``, rounded to the type that stores it. So all
+distances from 0, or from the smallest number, are multiples of one step, within the roundings. The
+largest distance is some multiple of it: each is tried, and what the others tell of the step narrows
+it. Numbers that say nothing, since the type that stores them is no finer than the step, do not
+count.
+"""
+
+from math import ceil, floor, log2
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recover._compiled.jit import inner, kernel
+
+F64Array = NDArray[np.float64]
+
+MANY_CODES = 128
+"""The largest distance from 0 that is tried, in steps."""
+MANY_LEVELS = 32
+"""The same from the smallest number, and 1 more."""
+
+_FEWEST = 4  # distances from 0
+_FEWEST_SHIFTED = 2  # from the smallest number
+_SURE = 16.0  # bits: groups of other numbers are on a grid once in so many powers of two
+_SLACK = 1.0 + 1e-6
+
+
+@kernel
+def look_at_groups(
+    values: F64Array,
+    half: F64Array,
+    size: int,
+    counts: NDArray[np.int16],
+    units: F64Array,
+    levels: NDArray[np.int16],
+) -> None:
+    """How many different numbers groups have, and how many levels of a grid.
+
+    Parameters
+    ----------
+    values, half : float64 (n,)
+        Numbers, and half the distance to the next ones that their type has.
+    size : int
+        Numbers of a group.
+    counts : int16 (n / size,)
+        Gets how many different numbers a group has, 0 among them.
+    units : float64 (n / size,)
+        Gets from the smallest to the largest number, in roundings of the larger one.
+    levels : int16 (n / size,)
+        Gets the levels of the coarsest grid that a group is on; 0 if it is on none.
+    """
+    distance, off = np.empty((2, size))
+    for group in range(levels.size):
+        own = slice(group * size, (group + 1) * size)
+        lowest = np.argmin(values[own])
+        origin, more = values[own][lowest], half[own][lowest]
+        n = _distinct(values[own], half[own], origin, more, distance, off)
+        ordered = np.sort(values[own])
+        counts[group] = 1 + np.count_nonzero(ordered[1:] != ordered[:-1])
+        units[group] = distance[n - 1] / (2 * half[own].max()) if n else 0.0
+        shifted = 0
+        if n >= _FEWEST_SHIFTED:
+            shifted = _fewest_steps(distance, off, n, MANY_LEVELS - 1) + 1
+        n = _distinct(np.abs(values[own]), half[own], 0.0, 0.0, distance, off)
+        plain = 2 * _fewest_steps(distance, off, n, MANY_CODES) if n >= _FEWEST else 0
+        levels[group] = plain if shifted < 2 else shifted if plain == 0 else min(plain, shifted)
+
+
+@inner
+def _distinct(
+    values: F64Array, half: F64Array, origin: float, more: float, distance: F64Array, off: F64Array
+) -> int:
+    """The different distances from an origin, ascending, and how far off they may be; their number.
+
+    Distances within the roundings are one.
+    """
+    n = 0
+    for i in np.argsort(values):
+        away = values[i] - origin
+        reach = (half[i] + more) * _SLACK
+        if away > reach and (n == 0 or away - distance[n - 1] > reach):
+            distance[n], off[n] = away, reach
+            n += 1
+    return n
+
+
+@inner
+def _fewest_steps(distance: F64Array, off: F64Array, n: int, most: int) -> int:
+    """The largest of n distances in steps, if all are whole numbers of them; 0 if not."""
+    for steps in range(n, most + 1):
+        low, high = (distance[n - 1] - off[n - 1]) / steps, (distance[n - 1] + off[n - 1]) / steps
+        sure = -log2(most)
+        for i in range(n - 1):  # the nearest ones tell best how many steps they are
+            first = ceil((distance[i] - off[i]) / high)
+            last = floor((distance[i] + off[i]) / low)
+            if last < first:
+                sure = -1.0
+                break
+            doubt = 2 * off[i] + distance[i] * (high - low) / low
+            sure += log2(max(1.0, low / doubt))
+            if first == last and first > 0:
+                low = max(low, (distance[i] - off[i]) / first)
+                high = min(high, (distance[i] + off[i]) / first)
+        if sure >= _SURE:
+            return steps
+    return 0
