@@ -107,6 +107,7 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
     """What makes figures mean less than they seem to."""
     from recover._text import printable, quoted, some
     from recover.containers.gguf.side_scales import unfolded_scale
+    from recover.inputs.nearness import nearness_warnings
     from recover.inputs.open import open_model, open_models
     from recover.inputs.originals.coded import code_warnings
     from recover.quants import FloatType
@@ -149,6 +150,7 @@ def _warnings(args: Namespace, results: "list[ModelErrors]") -> list[str]:
         warnings.append(
             f"{printable(args.truth)} is no original: it is itself quantized on {some(coarse)}"
         )
+    warnings += nearness_warnings(original, models, compared)
     return warnings + code_warnings(original, compared)
 
 

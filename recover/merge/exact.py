@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
 from recover.containers.model import Model, StoredTensor
+from recover.inputs.nearness import nearness_warnings
 from recover.merge.decide import Draft
 from recover.merge.sums import Totals
 from recover.quants import F32Array, FloatType, TensorType, U8Array, dequantize
@@ -103,13 +104,16 @@ def unquantized_warnings(models: Sequence[Model], drafts: Sequence[Draft]) -> li
     Returns
     -------
     list of str
-        A line for each input most of whose weights in matrices are taken as floats.
+        A line for each input most of whose weights in matrices are taken as floats, and for each
+        other one that these are too near to (see `recover.inputs.nearness`).
     """
     matrices = [tensor for tensor in drafts if sum(dim > 1 for dim in tensor.dims) > 1]
     n_weights = sum(tensor.n_weights for tensor in matrices)
     lines = []
     for number, model in enumerate(models):
         taken = [tensor for tensor in matrices if _is_taken_alone(tensor, number, model)]
+        others = [other for other in models if other is not model]
+        lines += nearness_warnings(model, others, [tensor.name for tensor in taken])
         if 2 * sum(tensor.n_weights for tensor in taken) <= n_weights:
             continue
         path, which = printable(model.path), "its tensors"
