@@ -164,25 +164,3 @@ def read_all(descriptor: int, position: int, n_bytes: int) -> bytes:
     while more := os.pread(descriptor, n_bytes - len(data), position + len(data)):
         data += more
     return bytes(data)
-
-
-def reserve(descriptor: int, n_bytes: int) -> None:
-    """Make a file as large as it becomes; its space is reserved where the system can.
-
-    Nothing of the file is written, unlike by `os.posix_fallocate` on some file systems: other
-    processes may be at it.
-
-    Raises
-    ------
-    OSError
-        If there is no space for it.
-    """
-    allocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-    if allocate is not None and n_bytes:
-        allocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-        if allocate(descriptor, 0, 0, n_bytes):
-            number = ctypes.get_errno()
-            if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise OSError(number, os.strerror(number))
-    if os.fstat(descriptor).st_size != n_bytes:
-        os.ftruncate(descriptor, n_bytes)

@@ -1,6 +1,5 @@
 """The original's logits, kept on the disk while other models are compared with them."""
 
-import errno
 import os
 import tempfile
 from typing import IO, Any, Self
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.errors import EvaluationError
+from recover.execution.reserving import make_room
 
 F32Array = NDArray[np.float32]
 
@@ -58,12 +58,10 @@ class ReferenceLogits:
         except OSError as error:
             raise self._error(error) from None
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file.fileno(), 0, self._n_bytes)
+            make_room(self._file.fileno(), self._n_bytes)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                self._file.close()
-                raise self._error(error) from None
+            self._file.close()
+            raise self._error(error) from None
 
     def __enter__(self) -> Self:
         """The reference itself."""

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Self
 
 from recover import _stopping as stopping
-from recover._files import read_all, reserve, write_all
+from recover._files import read_all, write_all
 from recover._text import printable
 from recover.containers.mapping import check_unchanged
 from recover.errors import InputError, OutputError, RecoverError
@@ -173,7 +173,7 @@ class OutputFile:
         try:
             descriptor = os.open(self._partial, _FLAGS | os.O_CREAT, 0o666)
             try:
-                reserve(descriptor, self.n_bytes)
+                make_room(descriptor, self.n_bytes)
                 os.fsync(descriptor)
             except BaseException:
                 if is_new:

@@ -6,13 +6,16 @@ import os
 import sys
 
 _IN_MEMORY = 0x01021994, 0x858458F6  # tmpfs, ramfs (linux/magic.h)
+_CANNOT = errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV, errno.EPERM
 
 
 def make_room(descriptor: int, n_bytes: int) -> None:
     """Make a file as large as it becomes; its space is reserved where that costs nothing.
 
     A file system in memory would make all pages, one after the other, while everything else waits:
-    that takes longer than to write them. There it is only looked whether there is space.
+    that takes longer than to write them. There, and where nothing can be reserved, it is only
+    looked whether there is space. Nothing of the file is written, unlike by `os.posix_fallocate` on
+    some file systems: other processes may be at it.
 
     Parameters
     ----------
@@ -26,15 +29,32 @@ def make_room(descriptor: int, n_bytes: int) -> None:
     OSError
         If there is no space for it.
     """
-    if _is_in_memory(descriptor):
+    if n_bytes and (_is_in_memory(descriptor) or not _allocate(descriptor, n_bytes)):
         _check_space(descriptor, n_bytes)
-    elif n_bytes and hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, n_bytes)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
     os.ftruncate(descriptor, n_bytes)
+
+
+def _allocate(descriptor: int, n_bytes: int) -> bool:
+    """Reserve space; whether the system can."""
+    try:
+        _fallocate(descriptor, n_bytes)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return False
+    return True
+
+
+def _fallocate(descriptor: int, n_bytes: int) -> None:
+    """The system's call of that name, which Python does not have; `OSError` if it fails."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    while call(descriptor, 0, 0, n_bytes):
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
 
 
 def _is_in_memory(descriptor: int) -> bool:

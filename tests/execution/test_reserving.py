@@ -45,8 +45,17 @@ def test_space_in_memory_is_asked_for(
 
 
 def test_space_on_a_disk_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reserved = []
     monkeypatch.setattr(reserving, "_is_in_memory", lambda _descriptor: False)
-    monkeypatch.setattr(os, "posix_fallocate", lambda *each: reserved.append(each[1:]))
-    with OutputFile(tmp_path / "out", _N_BYTES):
-        assert reserved == [(0, _N_BYTES)]
+    with OutputFile(tmp_path / "out", _N_BYTES) as file:
+        assert 512 * file.place.stat().st_blocks >= _N_BYTES
+
+
+def test_where_nothing_is_reserved_space_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserving, "_is_in_memory", lambda _descriptor: False)
+    monkeypatch.setattr(reserving, "_allocate", lambda *_each: False)
+    with OutputFile(tmp_path / "out", _N_BYTES) as file:
+        assert file.place.stat().st_size == _N_BYTES
+    with pytest.raises(OutputError, match="no space left"), OutputFile(tmp_path / "large", 1 << 60):
+        pytest.fail("there is no space")

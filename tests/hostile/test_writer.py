@@ -191,9 +191,9 @@ def test_error_is_not_hidden_by_a_temporary_file_that_is_gone(path: Path) -> Non
 
 
 FAILING = {
-    "reserving": ("posix_fallocate", 0, errno.ENOSPC, "no space left"),
-    "reserving, quota": ("posix_fallocate", 0, errno.EDQUOT, "no space left"),
-    "reserving, damaged disk": ("posix_fallocate", 0, errno.EIO, "cannot be written"),
+    "reserving": ("_fallocate", 0, errno.ENOSPC, "no space left"),
+    "reserving, quota": ("_fallocate", 0, errno.EDQUOT, "no space left"),
+    "reserving, damaged disk": ("_fallocate", 0, errno.EIO, "cannot be written"),
     "sizing": ("ftruncate", 0, errno.EFBIG, "no space left"),
     "first write": ("pwrite", 0, errno.ENOSPC, "no space left"),
     "second write": ("pwrite", 1, errno.ENOSPC, "no space left"),
@@ -209,9 +209,8 @@ def test_failing_disk(
     path: Path, before: bytes | None, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     name, n_good, number, words = FAILING[case]
-    if not hasattr(os, name):
-        pytest.skip(f"os.{name} is not available here")
-    original, n_calls = getattr(os, name), 0
+    owner = reserving if name == "_fallocate" else os
+    original, n_calls = getattr(owner, name), 0
 
     def fail(*arguments: Any) -> Any:
         nonlocal n_calls
@@ -221,7 +220,7 @@ def test_failing_disk(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(reserving, "_is_in_memory", lambda _descriptor: False)
-    monkeypatch.setattr(os, name, fail)
+    monkeypatch.setattr(owner, name, fail)
     with pytest.raises(OutputError, match=words) as caught:
         write(path)
     monkeypatch.undo()
@@ -238,7 +237,7 @@ def test_file_system_that_cannot_reserve(
     def refuse(*_arguments: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    monkeypatch.setattr(reserving, "_fallocate", refuse)
     monkeypatch.setattr(reserving, "_is_in_memory", lambda _descriptor: False)
     with OutputFile(path, 1000):
         assert [other.stat().st_size for other in path.parent.iterdir()] == [1000]

@@ -339,7 +339,7 @@ def test_disk_full(tiny: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patch:
-        patch.setattr("recover.execution.output.reserve", full)
+        patch.setattr("recover.execution.output.make_room", full)
         with pytest.raises(OutputError, match="no space left for its"):
             case.part(home, Shard(1, 2))
     assert not [*home.glob(".*.shards/*.gguf")]
