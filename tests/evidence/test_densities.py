@@ -7,12 +7,20 @@ import pytest
 from numpy.typing import NDArray
 
 from recover.calibration.simulate import importance, simulate, student_t
-from recover.calibration.tempering import find_likelihood, find_pair_tempering, find_tempering
+from recover.calibration.tempering import (
+    find_correlation,
+    find_likelihood,
+    find_pair_tempering,
+    find_tempering,
+    find_tempering_of_pairs,
+    find_unproven_tempering_of_pairs,
+)
 from recover.evidence.densities import (
     ABOVE,
     ATOM,
     BELOW,
     DEGREE,
+    correlation,
     density,
     end_codes,
     likelihood,
@@ -79,6 +87,26 @@ def test_shares_of_the_coarser_of_two_types_are_found_again() -> None:
         assert again == pytest.approx(tempering(second, [first]), abs=0.1)
         assert again < 0.95
         assert tempering(first, [second]) == 1  # the finer one counts in full
+
+
+def test_what_is_drawn_of_pairs_is_what_is_shipped() -> None:
+    """The draws are those of the script that made the tables."""
+    q2, q3, q4, q6 = (quantized(name) for name in ("Q2_K", "Q3_K", "Q4_0", "Q6_K"))
+    pairs = find_tempering_of_pairs([q2, q3], encode)
+    assert pairs["Q3_K"] == {}  # the finer one
+    assert pairs["Q2_K"] == pytest.approx({"Q3_K": tempering(q2, [q3])}, rel=1e-3)
+    unproven = find_unproven_tempering_of_pairs([q2, q4, q6], encode)
+    assert unproven.keys() == {"Q4_0"}  # whose encoder fits the scale to the importances
+    expected = tempering(q4, [q6], has_cells=False)
+    assert unproven["Q4_0"] == pytest.approx({"Q6_K": expected}, rel=1e-3)
+
+
+def test_what_is_drawn_of_two_vector_types_is_what_is_shipped() -> None:
+    x = student_t()(0)[:32]
+    one, other = (kind for kind in VECTOR if kind.name in ("IQ3_XXS", "IQ2_XS"))
+    values = [dequantize(encode(kind, x), kind) for kind in (one, other)]
+    found = find_correlation(*values, x)
+    assert found == pytest.approx(correlation(one, other), abs=0.01)
 
 
 def test_shares_beside_several() -> None:

@@ -96,12 +96,12 @@ def folders(_folder: Path) -> Arrays:
         x = (made.exact() * (1 + 1e-3 * rng.standard_normal((1, 256)))).astype(np.float32)
         matrix = matrix_of(made.arrays, made.config)
         tensor = QuantizedTensor("weight", (256, 1), (Rows(matrix),), 0)
-        inputs = [ArrayTensor("weight", (256, 1), kind, _encoded("Q4_K", x)), tensor]
-        sources = [Source(each.type, each is not tensor or matrix.has_cells) for each in inputs]
+        first = ArrayTensor("weight", (256, 1), kind, _encoded("Q4_K", x))
+        sources = [Source(kind), Source(tensor.type, matrix.has_cells)]
         for method in ("posterior", "midpoint"):
             out, deviation = np.empty((2, 256), np.float32)
             tile = UncorrectedTileEstimator(sources, method)
-            tally = tile.estimate(inputs, 0, 256, out, deviation)
+            tally = tile.estimate([first, tensor], 0, 256, out, deviation)
             yield f"{name} {method}", np.stack([out, deviation])
             yield f"{name} {method} sums", tally.array
     x = hard_weights(8)["heavy tails"][:1]
