@@ -27,6 +27,7 @@ from recover.inputs.provenance import confines
 from recover.quants import TILE, Stated
 
 _MOST_PARTS = 16  # of a matrix, of up to `PART` weights
+_PARTS_OF_FIRST = 12
 _FEW_PARTS = 4
 _MOST_MATRICES = 4  # of a tensor
 _ENOUGH = 64  # conflicts in each column
@@ -110,7 +111,7 @@ def _of_first_columns(known: Intervals, at: int, tensor: QuantizedTensor, run: R
     strip = replace(run, matrix=matrix.strip(columns))
     own = replace(tensor, dims=(columns.size, run.n_rows), runs=(strip,))
     counts = np.zeros(columns.size, np.int64)
-    for first, last in _parts(run, _MOST_PARTS):
+    for first, last in _parts(run, _PARTS_OF_FIRST):
         stated = Stated.of((last - first) * columns.size)
         own.intervals(first * columns.size, last * columns.size, stated)
         length = matrix.row_length

@@ -10,7 +10,7 @@ from recover.errors import SafetensorsError
 from tests.golden.foreign_files import load
 from tests.support.encoders.quanto import encode_groups, encode_rows
 from tests.support.foreign_modules import Array, heavy_tailed, module_of, n_outside, rounded, state
-from tests.support.format_checks import check_widened, matrix_of
+from tests.support.format_checks import check_says_nothing, check_widened, matrix_of
 from tests.support.hostile_modules import check_hostile
 
 GOLDEN = load("quanto")
@@ -64,6 +64,40 @@ def test_bounds_hold_of_many_weights(name: str) -> None:
     for kind in ("BF16", "F16", "F32"):
         found = matrix_of(encoded(weights, name, kind))
         assert n_outside(state(found), rounded(weights, kind)) == 0
+
+
+def test_shifts_are_not_always_those_that_were_used() -> None:
+    """As a layout for devices leaves them; of groups around zero that changes nothing."""
+    rng = np.random.default_rng(3)
+    weights = heavy_tailed(rng, 256, 512)
+    weights[::4] = np.abs(weights[::4])
+    weights[1::4] = -np.abs(weights[1::4]) - rng.uniform(0, 0.1, (64, 1))
+    weights[2::4, ::128] = 2
+    arrays = encode_groups(weights)
+    scale, shift = arrays["weight._scale"], arrays["weight._shift"]
+    middle = 8 * scale - shift
+    again = 8 * scale - middle
+    assert middle.dtype == again.dtype == scale.dtype
+    assert np.mean(again[12:16] == shift[12:16]) == 1
+    assert np.mean(again == shift) < 0.8
+    found = matrix_of(arrays | {"weight._shift": again})
+    seen = rounded(weights, "BF16")
+    stated = state(found)
+    assert n_outside(stated, seen) == 0
+    exact = state(matrix_of(arrays))
+    plain = slice(3 * 512, 4 * 512)
+    for each, before in zip(stated, exact, strict=True):
+        assert np.array_equal(each[plain], before[plain])
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("name", ["qint4", "qint8"])
+def test_scales_that_are_no_normal_numbers_prove_nothing(name: str, kind: str) -> None:
+    weights = weights_of(4)
+    weights[0] *= np.float32(2.0**-20 if kind == "F16" else 2.0**-132)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        arrays = encoded(weights, name, kind)
+    check_says_nothing(matrix_of(arrays), weights.shape[1])
 
 
 def without_bias(row_length: int | None, n_rows: int | None = None) -> Matrix | None:

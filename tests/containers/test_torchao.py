@@ -60,6 +60,14 @@ def test_bounds_hold(
     check_widened(found, weights)
 
 
+@pytest.mark.parametrize("n_bits", [4, 8])
+def test_the_encoder_may_have_seen_half_precision(n_bits: int) -> None:
+    """Of which a file says nothing where scales are F32: small weights lose more by it."""
+    weights = weights_of(n_bits) * np.float32(2.0**-16)
+    found = matrix_of(encode(weights, n_bits, None, "F16", scale_kind="F32"))
+    check_widened(found, weights)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("n_bits", "group"), KINDS)
 def test_bounds_hold_of_many_weights(n_bits: int, group: int | None) -> None:

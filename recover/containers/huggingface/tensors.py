@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from recover._compiled.jit import kernel
 from recover._text import quoted
 from recover.containers.huggingface.formats._coded import Coded
+from recover.containers.huggingface.formats.base import may_be_f16
 from recover.containers.huggingface.rows import Piece, Rows
 from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.model import BlockTensor
@@ -133,8 +134,15 @@ class QuantizedTensor(FolderTensor):
     def _state(self, matrix: Any, start: int, end: int, out: Stated) -> None:
         """What a matrix states of the original's weights."""
         matrix.intervals(start, end, out)
-        if matrix.seen_as != "F32" and not self.is_as_seen:
-            widen(out.lower, out.upper, *_ROUNDING[matrix.seen_as])
+        if matrix.seen_as == "F32":
+            return
+        relative, absolute = _ROUNDING[matrix.seen_as]
+        if self.is_as_seen:
+            relative = absolute = np.float32(0)
+        if may_be_f16(matrix):
+            absolute = _ROUNDING["F16"][1]
+        if absolute:
+            widen(out.lower, out.upper, relative, absolute)
 
     def read(self, start: int, end: int, out: F32Array | None = None) -> F32Array:
         """See `recover.containers.model.StoredTensor.read`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recover.containers.huggingface.formats._coded import Coded, joined
+from recover.containers.huggingface.formats.base import may_be_f16
 from recover.containers.huggingface.rows import Rows
 from recover.quants import FloatType, IntervalType, Stated, U8Array
 
@@ -51,6 +52,11 @@ class BlockTransposed:
     def seen_as(self) -> str:
         """See `recover.containers.huggingface.formats.base.Matrix`."""
         return self.rows.matrix.seen_as
+
+    @property
+    def may_be_f16(self) -> bool:
+        """See `recover.containers.huggingface.formats.base.may_be_f16`."""
+        return may_be_f16(self.rows.matrix)
 
     @property
     def label(self) -> str:

@@ -111,6 +111,8 @@ def _tabulate(g: int, first: int, last: int, groups: Groups, cells: Cells, table
         low = low * (large if low < 0 else small)
         high = high * (small if high < 0 else large)
         least, most = (-high if step < 0 else low) + base, (-low if step < 0 else high) + base
+        if small == np.inf:
+            least, most = -small, small
         value = (np.float32(q) - shift) * step + base
         centre, known = centres[q], variances[q]
         if above[q] == np.inf and below[q] < top < np.inf:  # a cell that the group closes
@@ -204,6 +206,8 @@ class Grid:
     order : Order or None
         Of a matrix whose runs are weights since its columns are in another order; `steps` are then
         those of the groups of all rows.
+    may_be_f16 : bool
+        See `recover.containers.huggingface.formats.base.may_be_f16`.
     as_rounded : Grid or None
         Of codes that prove nothing, the same with the cells that they would have if they had been
         rounded plainly.
@@ -229,6 +233,7 @@ class Grid:
     by_codes: bool = False
     period: int = 0
     order: Order | None = None
+    may_be_f16: bool = False
     as_rounded: "Grid | None" = None
     is_untried: bool = False
     is_tried: bool = False

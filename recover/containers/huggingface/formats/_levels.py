@@ -72,6 +72,8 @@ class LevelMatrix:
         Of encoders that may have clipped the largest weights: how much larger the mean square error
         of weights without a bound is than `tell` says, over their squared values. 0 until it is
         measured beside another input; None of encoders that clip nothing.
+    may_be_f16 : bool
+        See `recover.containers.huggingface.formats.base.may_be_f16`.
     """
 
     n_rows: int
@@ -85,6 +87,7 @@ class LevelMatrix:
     decode: Callable[[int, int], Coded]
     softness: float = SOFT
     beyond: float | None = None
+    may_be_f16: bool = False
 
     @property
     def noise(self) -> float | None:
@@ -324,6 +327,14 @@ def _state_run(
     value, lower, upper, variance = stated
     stored, low, high, factor, margin = scale
     square = high * high
+    if low == high:  # the same with fewer steps
+        for i in range(begin, end):
+            q = codes[i]
+            value[i] = table[_VALUE, q] * stored * factor
+            lower[i] = table[_LOWER, q] * low - margin
+            upper[i] = table[_UPPER, q] * low + margin
+            variance[i] = table[_VARIANCE, q] * square
+        return
     spread = (high - low) * (high - low) / np.float32(12)
     for i in range(begin, end):
         q = codes[i]

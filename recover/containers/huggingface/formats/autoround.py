@@ -80,6 +80,7 @@ def read(module: Module) -> Grid | None:
         type=_type(n_bits, is_tuned=moved > 0),
         has_cells=bool(np.isfinite(moved)),
         seen_as="BF16",
+        may_be_f16=True,
         leaves=LEAVES,
         label=f"AutoRound {n_bits}-bit, groups of {group}" + ("" if moved else ", rounded plainly"),
         run=group,

@@ -91,3 +91,11 @@ def as_rounded(matrix: Any) -> Matrix | None:
     """
     found: Matrix | None = getattr(matrix, "as_rounded", None)
     return found
+
+
+def may_be_f16(matrix: Any) -> bool:
+    """Whether nothing tells the floats that the encoder saw: F16 as well as those of `seen_as`.
+
+    Small numbers lose more when they are rounded to F16 than to BF16.
+    """
+    return bool(getattr(getattr(matrix, "stored", matrix), "may_be_f16", False))

@@ -190,6 +190,7 @@ def read(module: Module) -> LevelMatrix | None:
         type=kind,
         has_cells=how is not Made.CORRECTING,
         seen_as="BF16",
+        may_be_f16=True,
         leaves=found.leaves,
         label="NVFP4" if found.is_nv else "MXFP4",
         tell=_teller(found.packed.raw, found.block, find, is_closed(module)),

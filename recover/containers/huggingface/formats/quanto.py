@@ -137,7 +137,7 @@ def _groups_of(module: Module) -> Grid:
         n_codes=1 << found.n_bits,
         codes=codes_of,
         steps=steps,
-        groups=lambda first, last, codes: _with(found.scale, steps(first, last)),
+        groups=lambda first, last, codes: _with_shifts(found, steps(first, last)),
         cells=_cells(found.n_bits, found.scale.dtype, lowest=0),
     )
 
@@ -209,6 +209,25 @@ def _with(scale: Tensor, steps: Steps) -> Groups:
     nothing, row = np.zeros_like(step), np.zeros(len(step), np.int32)
     base, shift = (nothing if each is None else each for each in (steps.base, steps.shift))
     return Groups(step, base, shift, nothing, small, large, nothing + np.inf, nothing, row)
+
+
+def _with_shifts(found: _Packed, steps: Steps) -> Groups:
+    """The same of groups with shifts, which may have been stored as others than were used.
+
+    A layout for devices has codes of 4 bits around ``m = 8 step - shift`` instead, rounded to
+    bfloat16, and what is saved is made of that again (quanto/tensor/weights/tinygemm/qbits.py). Of
+    two such numbers the difference is exact if neither is more than twice the other.
+    """
+    groups = _with(found.scale, steps)
+    if found.scale.dtype != "BF16" or found.n_bits != 4:
+        return groups
+    assert steps.base is not None
+    with np.errstate(all="ignore"):
+        shift = -steps.base.astype(np.float64) / steps.step.astype(np.float64)
+    is_exact = (shift > 4.2) & (shift < 15)
+    loose = 2.0**-8 * 1.01 * (np.abs(8 - shift) + np.abs(shift))
+    loose[is_exact | ~np.isfinite(loose)] = 0
+    return groups._replace(loose=loose.astype(np.float32))
 
 
 @cache

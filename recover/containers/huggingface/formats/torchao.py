@@ -84,6 +84,7 @@ def read(module: Module) -> Matrix | None:
         type=_type(n_bits),
         has_cells=True,
         seen_as="BF16" if stored.scale.dtype == "F32" else stored.scale.dtype,
+        may_be_f16=stored.scale.dtype == "F32",
         leaves=LEAVES,
         label=f"torchao int{n_bits}, {_extent(stored)}{note}",
         run=stored.run,
