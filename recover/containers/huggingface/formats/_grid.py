@@ -77,6 +77,12 @@ class Groups(NamedTuple):
     """How far `zero` may be off, in steps."""
     row: NDArray[np.int32]
     """Where the group's table begins, for code 0."""
+    doubt: F32Array
+    """Variance of the scale, over the square of half of what lies between `small` and `large`."""
+
+
+ANYWHERE = np.float32(1 / 3)
+"""`Groups.doubt` of scales that may be anywhere between both."""
 
 
 class Cells(NamedTuple):
@@ -100,7 +106,7 @@ def _tabulate(g: int, first: int, last: int, groups: Groups, cells: Cells, table
     small, large, top = groups.small[g], groups.large[g], groups.top[g]
     loose, third = groups.loose[g], np.float32(1 / 3)
     row, flat, steep = groups.row[g], cells.slack[0] + loose, cells.slack[1]
-    half, ulp = np.float32(0.5), np.float32(2.0**-23)
+    half, ulp, doubt = np.float32(0.5), np.float32(2.0**-23), groups.doubt[g]
     middle, spread = np.copysign(half * small + half * large, step), half * large - half * small
     below, above, centres = cells.lower[row:], cells.upper[row:], cells.centre[row:]
     variances = cells.variance[row:]
@@ -119,8 +125,8 @@ def _tabulate(g: int, first: int, last: int, groups: Groups, cells: Cells, table
             centre, known = half * (below[q] + top), third * (half * (top - below[q])) ** 2
         away = centre - zero
         off = value - (away * middle + base)
-        unsure = (away * spread) ** 2 + (loose * step) ** 2
-        variance = step * step * known + off * off + third * unsure
+        unsure = doubt * (away * spread) ** 2 + third * (loose * step) ** 2
+        variance = step * step * known + off * off + unsure
         table[0, q] = value
         table[1, q] = least - abs(least) * ulp
         table[2, q] = most + abs(most) * ulp

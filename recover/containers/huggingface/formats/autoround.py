@@ -20,6 +20,7 @@ import numpy as np
 
 from recover.containers.huggingface.formats import awq, gptq
 from recover.containers.huggingface.formats._grid import (
+    ANYWHERE,
     Cells,
     Grid,
     Groups,
@@ -196,4 +197,5 @@ def _groups(found: _Layout, first: int, last: int, *, is_exact: bool) -> Groups:
     # what is stored less one, and 0 or more, may have been 0 or 1
     is_less = isinstance(found, gptq.Layout) and found.zero_shift == 1
     loose = np.where((zero == 1) & is_less, np.float32(0.5), np.float32(0))
-    return Groups(step, nothing, zero, zero - loose, *limits, nothing + np.inf, loose, row)
+    top, doubt = nothing + np.inf, nothing + ANYWHERE
+    return Groups(step, nothing, zero, zero - loose, *limits, top, loose, row, doubt)

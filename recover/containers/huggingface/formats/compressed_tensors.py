@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from recover.containers.huggingface.formats._arithmetic import PRECISION, edges
 from recover.containers.huggingface.formats._codes import unpack_rows
 from recover.containers.huggingface.formats._grid import (
+    ANYWHERE,
     F64,
     N_CODES,
     SOFT,
@@ -268,7 +269,8 @@ def _groups(found: Packed, order: I64 | None, first: int, last: int) -> Groups:
     small, large = widened(np.where(size >= least, size, np.inf), size)
     nothing, zeros = np.zeros_like(step), found.zero_points(which)
     row = np.zeros(len(which), np.int32) if found.zeros is None else (zeros + half) * N_CODES
-    return Groups(step, nothing, shift, nothing, small, large, nothing + np.inf, nothing, row)
+    ends = nothing + np.inf, nothing, row, nothing + ANYWHERE
+    return Groups(step, nothing, shift, nothing, small, large, *ends)
 
 
 def _zeros(n_bits: int, is_asymmetric: bool) -> I64:

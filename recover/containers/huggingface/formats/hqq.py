@@ -25,6 +25,7 @@ import numpy as np
 
 from recover.containers.huggingface.formats._codes import unpack_fields
 from recover.containers.huggingface.formats._grid import (
+    ANYWHERE,
     F64,
     Cells,
     Grid,
@@ -205,7 +206,8 @@ def _groups(found: _Packed, first: int, last: int) -> Groups:
         loose = (rounding_interval(found.zero.dtype, size)[1] - size).astype(np.float32)
     nothing = np.zeros_like(step)
     table = np.zeros(len(step), np.int32)
-    return Groups(step, nothing, zero, zero, small, large, nothing + np.inf, loose, table)
+    ends = nothing + np.inf, loose, table, nothing + ANYWHERE
+    return Groups(step, nothing, zero, zero, small, large, *ends)
 
 
 def _around(tensor: Tensor, first: int, last: int) -> F32Array:

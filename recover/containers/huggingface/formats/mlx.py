@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from recover.containers.huggingface.formats._codes import unpack_rows
 from recover.containers.huggingface.formats._grid import (
+    ANYWHERE,
     N_CODES,
     SOFT,
     Cells,
@@ -175,7 +176,9 @@ def _current(found: Packed, first: int, last: int, codes: U8Array) -> Groups:
     top = np.where(fits, n * (n_low / (n_low - 0.5)) * (1 + 1e-6), np.inf)
     row = np.where(_alone(codes, found.group), _EDGE_ALONE, _PLAIN)
     row[at_zero] = _AT_ZERO
-    return _groups(step, base, small, large, top, row)
+    # the variance of numbers at equal distances of which each is as likely, two ends among them
+    n_likely = np.maximum(n_high - n_low, 1) + 1
+    return _groups(step, base, small, large, top, row, (n_likely + 1) / (n_likely - 1) / 3)
 
 
 def _older(found: Packed, first: int, last: int, codes: U8Array) -> Groups:
@@ -205,11 +208,14 @@ def _groups(
     large: NDArray[np.float64],
     top: NDArray[np.float64],
     row: NDArray[np.int64],
+    doubt: NDArray[np.float64] | None = None,
 ) -> Groups:
     zero = np.zeros_like(step)
     from_, to = widened(small, large)
     table = (row * N_CODES).astype(np.int32)
-    return Groups(step, base, zero, zero, from_, to, top.astype(np.float32), zero, table)
+    doubt_of_scale = zero + ANYWHERE if doubt is None else doubt.astype(np.float32)
+    ends = top.astype(np.float32), zero, table, doubt_of_scale
+    return Groups(step, base, zero, zero, from_, to, *ends)
 
 
 def _steps_to_zero(

@@ -22,6 +22,7 @@ from recover.containers.huggingface.formats import fp8
 from recover.containers.huggingface.formats._arithmetic import PRECISION, edges
 from recover.containers.huggingface.formats._codes import unpack_fields
 from recover.containers.huggingface.formats._grid import (
+    ANYWHERE,
     N_CODES,
     Cells,
     Grid,
@@ -208,7 +209,8 @@ def _with(scale: Tensor, steps: Steps) -> Groups:
     small, large = widened(np.where(size >= least, size, np.inf), size)
     nothing, row = np.zeros_like(step), np.zeros(len(step), np.int32)
     base, shift = (nothing if each is None else each for each in (steps.base, steps.shift))
-    return Groups(step, base, shift, nothing, small, large, nothing + np.inf, nothing, row)
+    ends = nothing + np.inf, nothing, row, nothing + ANYWHERE
+    return Groups(step, base, shift, nothing, small, large, *ends)
 
 
 def _with_shifts(found: _Packed, steps: Steps) -> Groups:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from recover.containers.huggingface.formats import fp8
 from recover.containers.huggingface.formats._arithmetic import edges, rounded_to
 from recover.containers.huggingface.formats._grid import (
+    ANYWHERE,
     N_CODES,
     Cells,
     Grid,
@@ -181,7 +182,8 @@ def _groups(stored: _Stored, first: int, last: int) -> Groups:
     nothing = np.zeros_like(step)
     zeros = _zero_points(stored, first, last)
     row = zeros if stored.zero is None else (zeros + _HALF) * N_CODES
-    return Groups(step, nothing, shift, nothing, small, large, nothing + np.inf, nothing, row)
+    ends = nothing + np.inf, nothing, row, nothing + ANYWHERE
+    return Groups(step, nothing, shift, nothing, small, large, *ends)
 
 
 def _zeros(has_zeros: bool) -> NDArray[np.int64]:
