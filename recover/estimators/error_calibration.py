@@ -138,7 +138,9 @@ def kurtosis_of(values: F32Array, n_tensors: int = 1) -> NDArray[np.float64]:
     step = max(1, n_superblocks // n_looked_at)
     relative = np.zeros((n_tensors, -(-n_superblocks // step)))
     known = np.empty(relative.shape, np.bool_)
-    _relative_fourths(values, size, step, relative, known)
+    if _relative_fourths(values, size, step, relative, known) == relative.size > 0:
+        every: NDArray[np.float64] = np.add.reduce(relative, 1) / relative.shape[1]
+        return every
     n_known = np.add.reduce(known, 1, dtype=np.int64)
     kurtosis = np.full(n_tensors, 3.0)
     np.divide(np.add.reduce(relative, 1), n_known, out=kurtosis, where=n_known > 0)
@@ -154,13 +156,13 @@ def _relative_fourths(
     step: int,
     relative: NDArray[np.float64],
     known: NDArray[np.bool_],
-) -> None:
+) -> int:
     """Fill in the fourth moments over the squared second ones of every `step`-th superblock.
 
-    Tensors have `size` weights each. `known` says where the moments are. Sums are NumPy's pairwise
-    ones: eight in turns for each half.
+    Tensors have `size` weights each. `known` says where the moments are; returns of how many. Sums
+    are NumPy's pairwise ones: eight in turns for each half.
     """
-    second, fourth = np.empty(16), np.empty(16)
+    second, fourth, n_known = np.empty(16), np.empty(16), 0
     for i in range(relative.shape[0]):
         for j in range(relative.shape[1]):
             start = i * size + j * step * 256
@@ -178,6 +180,8 @@ def _relative_fourths(
             known[i, j] = 0 < mean < np.inf
             if known[i, j]:
                 relative[i, j] = mean_fourth / (mean * mean)
+                n_known += 1
+    return n_known
 
 
 @inner

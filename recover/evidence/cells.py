@@ -10,7 +10,7 @@ level of an end code but for rounding (`ScalarType.extremes`). If only one weigh
 that code, it is the one.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,28 +67,53 @@ def _intersect_all(evidence: Evidence, strips: Strips, lower: F32Array, upper: F
         intersect_strip(evidence, strips, start, lower[part], upper[part])
 
 
-def strip_of(evidence: Evidence) -> Evidence:
-    """Uninitialised memory for `STRIP` groups of such evidence."""
-    sizes = {"codes": 16 * STRIP, "interval_lower": 16 * STRIP, "interval_upper": 16 * STRIP}
-    sizes |= dict.fromkeys(("scale", "offset", "scale_error", "offset_error"), STRIP)
-    arrays = {name: (getattr(evidence, name), n) for name, n in sizes.items()}
-    fields: dict[str, Any] = {
-        name: np.empty((len(array), n), array.dtype) for name, (array, n) in arrays.items()
-    }
-    return evidence._replace(**fields)
+@inner
+def _strip_of(evidence: Evidence) -> Evidence:
+    """Uninitialised memory for the bounds of `STRIP` groups of such evidence; the rest of it."""
+    n_scalars, n_intervals = evidence.scale.shape[0], evidence.interval_lower.shape[0]
+    groups = np.empty((4, n_scalars, STRIP), np.float32)
+    bounds = np.empty((2, n_intervals, 16 * STRIP), np.float32)
+    return Evidence(
+        np.empty((n_scalars, 16 * STRIP), np.uint8),
+        groups[0],
+        groups[1],
+        evidence.levels,
+        evidence.lower_levels,
+        evidence.upper_levels,
+        groups[2],
+        groups[3],
+        evidence.noise,
+        evidence.density,
+        evidence.end_codes,
+        evidence.extremes,
+        evidence.scale_steps,
+        evidence.lost,
+        evidence.values,
+        evidence.variance,
+        evidence.likelihood,
+        evidence.correlation,
+        evidence.weights,
+        evidence.interval_values,
+        bounds[0],
+        bounds[1],
+        evidence.interval_variance,
+        evidence.interval_noise,
+        evidence.interval_density,
+        evidence.finest,
+        evidence.largest_lost,
+    )
 
 
 @kernel
-def count_contradictions(
-    evidence: Evidence, strip: Evidence, step: int, counts: NDArray[np.int64]
-) -> None:
+def count_contradictions(evidence: Evidence, step: int, counts: NDArray[np.int64]) -> None:
     """Add weights on which the inputs contradict each other to the counts (n_tensors,).
 
     Tensors of one size, of whole groups of 16 weights, lie one behind the other. One pair of groups
-    in `step` is looked at, and copied to the `strip`.
+    in `step` is looked at.
     """
     lower, upper = np.empty(16 * STRIP, np.float32), np.empty(16 * STRIP, np.float32)
-    _count_all(evidence, strip, new_strips(evidence), lower, upper, step, counts)
+    strips = new_strips(evidence)
+    _count_all(evidence, _strip_of(evidence), strips, lower, upper, step, counts)
 
 
 @bare_inner

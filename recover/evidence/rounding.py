@@ -26,6 +26,7 @@ _WRAPS = np.float32(2.0**21)
 # be subnormal, or taken for 0: so far off are they then at most.
 _LARGEST_PRODUCT, _LEAST_PRODUCT = np.float32(2.0**120), np.float32(2.0**-100)
 _SUBNORMAL_ERROR = np.float32(2.0**-120)
+_ZERO, _INFINITE = np.float32(0), np.float32(np.inf)
 
 
 def scale_up(
@@ -54,7 +55,7 @@ class Rounding(NamedTuple):
     """What a format's encoder rounds to float16 last, and where its blocks have the scale.
 
     From `scale_limit` on scales prove nothing. Those of zero do if `zero_tells`; if
-    `loses_scales` they say that weights are small beside the block's scale.
+    `loses_scales`, in superblocks, they say that weights are small beside the block's scale.
     """
 
     type_size: int
@@ -79,7 +80,7 @@ def rounding_of(kind: ScalarType) -> Rounding:
         *last,
         np.float32(kind.scale_limit),
         kind.zero_scale_tells,
-        kind.lost_spread > 0,
+        kind.lost_spread > 0 and groups % LANES == 0,
     )
 
 
@@ -100,6 +101,76 @@ def bound_errors(
     only these have one. Where the integer scale of a sub-block is 0, e_s is minus the most that the
     scale of the block may be. Where codes may have wrapped, e_o is infinite.
     """
+    if rounding.groups_per_block % LANES == 0:
+        may_wrap = _bound_superblocks(raw, rounding, scale, offset, scale_error, offset_error)
+    else:
+        may_wrap = _bound_blocks(raw, rounding, scale, offset, scale_error, offset_error)
+    if rounding.offset_last:
+        for g in range(offset.size):
+            offset_error[g] += max(abs(offset[g]) * _F16_RELATIVE, _F16_ABSOLUTE)
+    if rounding.scale_limit < _INFINITE:
+        for g in range(scale.size):
+            if abs(scale[g]) >= rounding.scale_limit:
+                offset_error[g] = np.inf
+    if may_wrap:
+        _forget_wraps(rounding.groups_per_block, scale, offset, offset_error)
+
+
+@inner
+def _last_rounding(d: np.float32, rounding: Rounding) -> tuple[np.float32, np.float32]:
+    """What the size of a scale is rounded by where the block has the scale d: relative, least."""
+    relative, least = _F16_RELATIVE, _ZERO
+    if not d >= _F16_SMALLEST_NORMAL:
+        relative = _F16_ABSOLUTE / d if d > 0 else _ZERO
+        least = _F16_ABSOLUTE if rounding.zero_tells and d == 0 else _ZERO
+    return relative, least
+
+
+@inner
+def _bound_superblocks(
+    raw: U8Array,
+    rounding: Rounding,
+    scale: F32Array,
+    offset: F32Array,
+    scale_error: F32Array,
+    offset_error: F32Array,
+) -> bool:
+    """Errors of blocks of whole vectors of groups, in one pass; whether codes may have wrapped."""
+    most, least = splat(_ZERO), splat(_INFINITE)
+    relative = least_error = largest = _ZERO
+    n_groups = rounding.groups_per_block
+    for b in range(raw.size // rounding.type_size):
+        if rounding.scale_last or rounding.loses_scales:
+            d = abs(read_f16(raw, rounding.type_size * b + rounding.d_at))
+            relative, least_error = _last_rounding(d, rounding)
+            largest = d + max(d * _F16_RELATIVE, _F16_ABSOLUTE)
+            largest = largest if d > 0 and d < _INFINITE else _ZERO
+        for g in range(n_groups * b, n_groups * (b + 1), LANES):
+            own, far = load(scale, g), abs(load(offset, g))
+            size = abs(own)
+            error = size * _ARITHMETIC
+            if rounding.scale_last:
+                error = error + (size * relative + least_error)
+            if rounding.loses_scales and largest > _ZERO:
+                error = where(own == _ZERO, -largest, error)
+            store(scale_error, g, error)
+            store(offset_error, g, far * _ARITHMETIC)
+            most = where(far > most, far, most)
+            least = where((size > _ZERO) & (size < least), size, least)
+    return largest_lane(most) >= _WRAPS * -largest_lane(-least)
+
+
+@inner
+def _bound_blocks(
+    raw: U8Array,
+    rounding: Rounding,
+    scale: F32Array,
+    offset: F32Array,
+    scale_error: F32Array,
+    offset_error: F32Array,
+) -> bool:
+    """Errors of small blocks, which lose no scales; whether codes may have wrapped."""
+    largest, smallest = _ZERO, _INFINITE
     for g in range(scale.size):
         scale_error[g] = abs(scale[g]) * _ARITHMETIC
         offset_error[g] = abs(offset[g]) * _ARITHMETIC
@@ -107,58 +178,20 @@ def bound_errors(
         n_groups = rounding.groups_per_block
         for b in range(raw.size // rounding.type_size):
             d = abs(read_f16(raw, rounding.type_size * b + rounding.d_at))
-            if d >= _F16_SMALLEST_NORMAL:
-                relative = _F16_RELATIVE
-            else:
-                relative = _F16_ABSOLUTE / d if d > 0 else np.float32(0)
-            least = _F16_ABSOLUTE if rounding.zero_tells and d == 0 else np.float32(0)
+            relative, least = _last_rounding(d, rounding)
             for g in range(n_groups * b, n_groups * (b + 1)):
                 scale_error[g] += relative * abs(scale[g]) + least
-    if rounding.offset_last:
-        for g in range(offset.size):
-            offset_error[g] += max(abs(offset[g]) * _F16_RELATIVE, _F16_ABSOLUTE)
-    if rounding.loses_scales:
-        _tell_lost(raw, rounding, scale, scale_error)
-    if rounding.scale_limit < np.float32(np.inf):
-        for g in range(scale.size):
-            if abs(scale[g]) >= rounding.scale_limit:
-                offset_error[g] = np.inf
-    if _may_wrap(scale, offset):
-        _forget_wraps(rounding.groups_per_block, scale, offset, offset_error)
-
-
-@inner
-def _tell_lost(raw: U8Array, rounding: Rounding, scale: F32Array, scale_error: F32Array) -> None:
-    """Minus the largest that the block's scale may be, where the integer scale is 0."""
-    n_groups = rounding.groups_per_block
-    for b in range(raw.size // rounding.type_size):
-        d = abs(read_f16(raw, rounding.type_size * b + rounding.d_at))
-        if d > 0 and d < np.float32(np.inf):
-            largest = d + max(d * _F16_RELATIVE, _F16_ABSOLUTE)
-            first, end = n_groups * b, n_groups * (b + 1)
-            whole = end - n_groups % LANES
-            for g in range(first, whole, LANES):
-                is_lost = load(scale, g) == np.float32(0)
-                store(scale_error, g, where(is_lost, -largest, load(scale_error, g)))
-            for g in range(whole, end):
-                scale_error[g] = -largest if scale[g] == 0 else scale_error[g]
-
-
-@inner
-def _may_wrap(scale: F32Array, offset: F32Array) -> bool:
-    """A quick look, which spares nearly all tiles `_forget_wraps`."""
-    zero, infinite = np.float32(0), np.float32(np.inf)
-    most, least = splat(zero), splat(infinite)
-    whole = scale.size // 16 * 16
-    for g in range(0, whole, 16):
+    whole = scale.size // LANES * LANES
+    most_far, least_size = splat(_ZERO), splat(_INFINITE)
+    for g in range(0, whole, LANES):
         far, size = abs(load(offset, g)), abs(load(scale, g))
-        most = where(far > most, far, most)
-        least = where((size > zero) & (size < least), size, least)
-    largest, smallest = largest_lane(most), -largest_lane(-least)
+        most_far = where(far > most_far, far, most_far)
+        least_size = where((size > _ZERO) & (size < least_size), size, least_size)
     for g in range(whole, scale.size):
         largest = max(largest, abs(offset[g]))
-        smallest = min(smallest, abs(scale[g]) if scale[g] != zero else infinite)
-    return largest >= _WRAPS * smallest
+        smallest = min(smallest, abs(scale[g]) if scale[g] != _ZERO else _INFINITE)
+    largest = max(largest, largest_lane(most_far))
+    return largest >= _WRAPS * min(smallest, -largest_lane(-least_size))
 
 
 @inner

@@ -65,8 +65,9 @@ class Gathering:
         n_tiles = -(-unit.n_weights // unit.step)
         if len(tiles) < n_tiles:
             # What is done twice (by a worker that was taken for dead) gave the same.
-            tiles = self._open.setdefault(index, {}) | tiles
-            self._open[index] = tiles
+            known = self._open.setdefault(index, {})
+            known |= tiles
+            tiles = known
         if len(tiles) < n_tiles:
             return
         self._open.pop(index, None)

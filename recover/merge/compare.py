@@ -25,11 +25,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import kernel
+from recover._compiled.jit import inner, kernel
 from recover.containers.model import Model, StoredTensor
 from recover.estimators._variances import add_variance, group_variances
 from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
-from recover.evidence.cells import count_contradictions, intersect_cells, strip_of
+from recover.evidence.cells import count_contradictions, intersect_cells
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
 from recover.merge.columns import Rows, excess_of_columns, row_lengths
@@ -60,7 +60,7 @@ _SAID = ScalarType | IntervalType | VectorType
 
 def step_for(n_weights: int) -> int:
     """One pair of groups in so many is looked at in a tensor."""
-    return int(np.clip(n_weights // _LOOK_AT_ALL, 1, _LARGEST_STEP))
+    return min(max(n_weights // _LOOK_AT_ALL, 1), _LARGEST_STEP)
 
 
 def count_conflicts(evidence: Evidence, step: int, n_tensors: int = 1) -> NDArray[np.int64]:
@@ -84,7 +84,7 @@ def count_conflicts(evidence: Evidence, step: int, n_tensors: int = 1) -> NDArra
     if len(evidence.codes) + len(evidence.interval_values) < 2:
         return np.zeros(n_tensors, np.int64)
     counts = np.zeros(n_tensors, np.int64)
-    count_contradictions(evidence, strip_of(evidence), step, counts)
+    count_contradictions(evidence, step, counts)
     return step * counts
 
 
@@ -163,17 +163,20 @@ def compare_unproven(evidence: Evidence, rows: Rows) -> Likenesses:
         Where its weights lie.
     """
     n_tensors = rows.n_tensors
-    edges = [*zip(evidence.lower_levels, evidence.upper_levels, strict=True)]
-    edges += zip(evidence.interval_lower, evidence.interval_upper, strict=True)
-    proves = [_is_finite_anywhere(*each) for each in edges]
-    n_proven, typical = len(proves), evidence.likelihood[:, 3] < _LARGEST_ERROR
-    finest = evidence.finest
-    others = [k for k in range(n_proven) if k != finest and not (proves[finest] and proves[k])]
-    others += [n_proven + v for v in range(n_proven == 0, len(typical))]
+    n_proven, finest = len(evidence.levels) + len(evidence.interval_lower), evidence.finest
+    proves, others = np.empty(n_proven, np.bool_), list[int]()
+    levels = evidence.lower_levels, evidence.upper_levels
+    bounds = evidence.interval_lower, evidence.interval_upper
+    if n_proven and not _do_all_prove(levels, bounds, proves):
+        unlike = (k for k in range(n_proven) if not (proves[finest] and proves[k]))
+        others = [k for k in unlike if k != finest]
+    others += [n_proven + v for v in range(n_proven == 0, len(evidence.likelihood))]
     likeness = np.zeros((n_tensors, N_LIKENESS))
     likeness[:, 0] = _n_vanished(evidence, n_tensors)
-    if others:
-        first = _said_of(evidence, finest, n_tensors)
+    if not others:
+        return likeness
+    typical = evidence.likelihood[:, 3] < _LARGEST_ERROR
+    first = _said_of(evidence, finest, n_tensors)
     for k in others:
         likeness += _likeness(
             first,
@@ -463,6 +466,24 @@ def _values(evidence: Evidence, k: int) -> F32Array:
 
 
 @kernel
+def _do_all_prove(
+    scalars: tuple[F32Array, F32Array],
+    intervals: tuple[F32Array, F32Array],
+    proves: NDArray[np.bool_],
+) -> bool:
+    """Which scalar and interval inputs (K + I,) prove any bounds, and whether all do.
+
+    Of the former the lower and upper levels are given, of the latter the bounds.
+    """
+    n = scalars[0].shape[0]
+    for k in range(n):
+        proves[k] = _is_finite_anywhere(scalars[0][k], scalars[1][k])
+    for k in range(n, proves.size):
+        proves[k] = _is_finite_anywhere(intervals[0][k - n], intervals[1][k - n])
+    return bool(proves.all())
+
+
+@inner
 def _is_finite_anywhere(lower: F32Array, upper: F32Array) -> bool:
     """Whether any of some bounds, float32 (n,), are there."""
     i = 0

@@ -1,15 +1,16 @@
 """Time of a merge next to a plain copy in large blocks that reads and writes as many bytes.
 
     python -m tests.benchmarks.copy_speed [--weights 400e6] [--folder DIR]... [--threads 2]
-        [--method linear]... [--inputs 3] [--rounds 5] [--json FILE]
+        [--method linear]... [--inputs 3] [--rounds 5] [--without-fsync] [--json FILE]
 
 makes K-quant files of that many weights, as `tests.benchmarks.merge_speed` does. The copy reads all
 bytes of the inputs and writes as many bytes as the output has, in blocks of 8 MiB, with as many
-threads; both end when all is on the disk. They run in turns in processes of their own. Prints, of
-each method, the medians of wall seconds with and without the start (what is before the first and
-behind the last byte: Python, imports, the plan), of processor seconds, the ratios of medians, and
-the largest anonymous memory. The inputs are in the page cache; in a folder in memory, as /dev/shm,
-the output is there, too.
+threads; both end when all is on the disk, or with ``--without-fsync`` when all is in the page
+cache. They run in turns in processes of their own. Prints, of each method, the medians of wall
+seconds with and without the start (what is before the first and behind the last byte: Python,
+imports, the plan), of processor seconds, the ratios of medians with the least and the largest ratio
+of neighbouring runs, and the largest anonymous memory. The inputs are in the page cache; in a
+folder in memory, as /dev/shm, the output is there, too.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from tests.benchmarks.record import write_record
 COPY = """
 import json, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
-n_threads, n_bytes, output, *inputs = sys.argv[1:]
+syncs, n_threads, n_bytes, output, *inputs = sys.argv[1:]
 n_threads, n_bytes, block = int(n_threads), int(n_bytes), 8 << 20
 start = time.perf_counter()
 sources = [(os.open(path, os.O_RDONLY), os.stat(path).st_size) for path in inputs]
@@ -51,8 +52,16 @@ def copy(first):
 
 with ThreadPoolExecutor(n_threads) as pool:
     list(pool.map(copy, range(n_threads)))
-os.fsync(target)
+if syncs == "True":
+    os.fsync(target)
 print(json.dumps({"seconds": time.perf_counter() - start}))
+"""
+
+MERGE = """
+import os, runpy, sys
+if sys.argv.pop(1) != "True":
+    os.fsync = os.fdatasync = lambda _: None
+runpy.run_module("recover", run_name="__main__", alter_sys=True)
 """
 
 
@@ -97,11 +106,13 @@ def compare(folder: Path, method: str, inputs: Sequence[Path], args: Any) -> dic
     """Both in turns; the medians."""
     output, copied = folder / "out.gguf", folder / "copy"
     paths = [str(path) for path in inputs]
-    ours = [sys.executable, "-m", "recover", "merge", *paths, "-o", str(output), "--json"]
+    syncs = str(not args.without_fsync)
+    ours = [sys.executable, "-c", MERGE, syncs, "merge", *paths, "-o", str(output), "--json"]
     ours += ["--method", method, "--threads", str(args.threads), "--force"]
     run(ours)  # compile, and fill the page cache
     n_bytes = output.stat().st_size
-    theirs = [sys.executable, "-c", COPY, str(args.threads), str(n_bytes), str(copied), *paths]
+    theirs = [sys.executable, "-c", COPY, syncs, str(args.threads), str(n_bytes), str(copied)]
+    theirs += paths
     found: dict[str, list[Run]] = {"merge": [], "copy": []}
     for _ in range(args.rounds):
         for name, command in (("merge", ours), ("copy", theirs)):
@@ -114,10 +125,16 @@ def compare(folder: Path, method: str, inputs: Sequence[Path], args: Any) -> dic
             f"  {method}, {name}: {each.whole:.2f} s with the start, {each.without_start:.2f} s"
             f" without, {each.processor:.2f} s of processors; {each.memory:.0f} MiB"
         )
+    each = np.array(found["merge"]) / np.array(found["copy"])
+    ratios = [
+        f"{one / other:.2f} ({least:.2f} to {most:.2f})"
+        for one, other, least, most in zip(
+            merge, copy, each.min(axis=0), each.max(axis=0), strict=True
+        )
+    ]
     print(
-        f"  {method}: {merge.whole / copy.whole:.2f} times a copy with the start,"
-        f" {merge.without_start / copy.without_start:.2f} without,"
-        f" {merge.processor / copy.processor:.2f} of processors",
+        f"  {method}: {ratios[0]} times a copy with the start, {ratios[1]} without,"
+        f" {ratios[2]} of processors",
         flush=True,
     )
     return {"method": method, "merge": found["merge"], "copy": found["copy"]}
@@ -131,6 +148,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without-fsync", action="store_true")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args()
     figures = []
@@ -139,7 +157,8 @@ def main() -> None:
             inputs = make_inputs(Path(scratch), args.inputs, args.weights)
             load = os.getloadavg()[0]
             print(f"{folder}, {args.inputs} inputs of {args.weights / 1e6:.0f}M weights,", end=" ")
-            print(f"{args.threads} threads; load {load:.1f}", flush=True)
+            end = "in the page cache" if args.without_fsync else "on the disk (fsync)"
+            print(f"{args.threads} threads, until all is {end}; load {load:.1f}", flush=True)
             methods = args.method or ["linear", "posterior"]
             figures += [compare(Path(scratch), method, inputs, args) for method in methods]
     if args.json:
