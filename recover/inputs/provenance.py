@@ -83,11 +83,6 @@ class Marks:
     n_blocks: int
     n_without: int
 
-    @property
-    def fraction_without(self) -> float:
-        """Share of the blocks that llama.cpp without an importance matrix cannot have made."""
-        return self.n_without / self.n_blocks if self.n_blocks else 0.0
-
 
 def encoder_marks(tensor: StoredTensor) -> Marks | None:
     """Look for the marks of llama.cpp's encoder in a bounded number of blocks.
@@ -183,20 +178,13 @@ def marks_hold_with_imatrix(tensor_type: TensorType) -> bool:
     return isinstance(tensor_type, ScalarType) and tensor_type.marks_hold_with_imatrix
 
 
-def codes_are_plain(tensor: StoredTensor) -> bool:
+def is_plain(tensor: StoredTensor) -> bool:
     """Whether the codes can be those of llama.cpp's encoder without an importance matrix.
 
     Looked at are the types whose codes confine the weights only then, in a bounded number of
-    blocks (see `encoder_marks`); for the others the answer is always yes.
+    blocks (see `encoder_marks`); for the others the answer is always yes. Asked for again, the
+    bytes are not looked at again.
     """
-    if not (isinstance(tensor.type, ScalarType) and tensor.type.cells_need_marks):
-        return True
-    marks = encoder_marks(tensor)
-    return marks is None or marks.n_without == 0
-
-
-def is_plain(tensor: StoredTensor) -> bool:
-    """As `codes_are_plain`; asked for again, the bytes are not looked at again."""
     if not (isinstance(tensor.type, ScalarType) and tensor.type.cells_need_marks):
         return True
     return has_marks(tensor)

@@ -104,8 +104,8 @@ def test_what_is_drawn_of_pairs_is_what_is_shipped() -> None:
 def test_what_is_drawn_of_two_vector_types_is_what_is_shipped() -> None:
     x = student_t()(0)[:32]
     one, other = (kind for kind in VECTOR if kind.name in ("IQ3_XXS", "IQ2_XS"))
-    values = [dequantize(encode(kind, x), kind) for kind in (one, other)]
-    found = find_correlation(*values, x)
+    first, second = (dequantize(encode(kind, x), kind) for kind in (one, other))
+    found = find_correlation(first, second, x)
     assert found == pytest.approx(correlation(one, other), abs=0.01)
 
 
