@@ -117,7 +117,8 @@ def align(models: Sequence[Model], pattern: str | None = None) -> Alignment:
         for model in aligned
         if model.left_out
     ]
-    return Alignment(full, tuple(ordered), fitter.followers, (*warnings, *fitter.warnings))
+    said = dict.fromkeys((*warnings, *fitter.warnings))  # a file may be given twice
+    return Alignment(full, tuple(ordered), fitter.followers, tuple(said))
 
 
 def _with_absent(model: Model, names: Iterable[str], dims: Mapping[str, tuple[int, ...]]) -> Model:

@@ -64,7 +64,8 @@ def _arrays(path: Path) -> tuple[dict[str, Array], dict[str, object]]:
 
 def _n_outside(path: Path, originals: list[F32Array]) -> Iterator[int]:
     arrays, config = _arrays(path)
-    matrix = read_matrix(module_of(arrays, config))
+    recipe = str(config.pop("recipe.yaml", ""))
+    matrix = read_matrix(module_of(arrays, config, recipe))
     assert matrix is not None
     assert matrix.has_cells
     shape = originals[0].shape[::-1]

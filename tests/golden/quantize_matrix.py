@@ -10,13 +10,14 @@ which the package is given the weights: arrays by ``LEAF/DTYPE``, and ``config``
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Made = tuple[Mapping[str, Any], dict[str, Any]]
-"""Arrays of a module, and ``quantization_config``."""
+"""Arrays of a module, and ``quantization_config``, with ``recipe.yaml`` where there is one."""
 FLOATS = ("bfloat16", "float16", "float32")
 
 
@@ -62,7 +63,7 @@ def mlx() -> Iterator[tuple[str, Callable[[Any], Made]]]:
         return dict(zip(("weight", "scales", "biases"), parts, strict=True)), settings
 
     for n_bits, group in ((4, 64), (8, 64), (3, 32), (2, 128), (6, 64)):
-        yield f"MLX {n_bits} bits", lambda w, n=n_bits, g=group: make(w, n, g)
+        yield f"MLX {n_bits} bits", partial(make, n_bits=n_bits, group=group)
 
 
 def torchao() -> Iterator[tuple[str, Callable[[Any], Made]]]:
@@ -101,7 +102,37 @@ def quanto() -> Iterator[tuple[str, Callable[[Any], Made]]]:
         return state, {"quant_method": "quanto"}
 
     for name in ("qint4", "qint8", "qfloat8"):
-        yield f"quanto {name}", lambda w, name=name: make(w, getattr(q, name))
+        yield f"quanto {name}", partial(make, kind=getattr(q, name))
+
+
+def llmcompressor() -> Iterator[tuple[str, Callable[[Any], Made]]]:
+    import tempfile
+
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    stem = "model.layers.0.mlp.up_proj."
+
+    def make(w: Any, scheme: str) -> Made:
+        sizes = {"hidden_size": w.shape[1], "intermediate_size": w.shape[0], "vocab_size": 32}
+        config = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=8)
+        model = LlamaForCausalLM(config).to(w.dtype)
+        model.model.layers[0].mlp.up_proj.weight.data = w.clone()
+        recipe = QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])
+        with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(source)
+            model = LlamaForCausalLM.from_pretrained(source, dtype=w.dtype)
+            oneshot(model=model, recipe=recipe, output_dir=folder)
+            stored = load_file(Path(folder, "model.safetensors"))
+            settings = json.loads(Path(folder, "config.json").read_text())["quantization_config"]
+            settings["recipe.yaml"] = Path(folder, "recipe.yaml").read_text()
+        return {k.removeprefix(stem): v for k, v in stored.items() if k.startswith(stem)}, settings
+
+    schemes = "W4A16", "W4A16_ASYM", "W8A16", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"
+    for scheme in schemes:
+        yield scheme, partial(make, scheme=scheme)
 
 
 PACKAGES = {
@@ -110,6 +141,7 @@ PACKAGES = {
     "mlx": (mlx, ("mlx",)),
     "torchao": (torchao, ("torch", "torchao")),
     "quanto": (quanto, ("torch", "optimum.quanto")),
+    "llmcompressor": (llmcompressor, ("torch", "llmcompressor")),
 }
 """The ways of each, and what has to be importable."""
 

@@ -48,6 +48,8 @@ def test_what_some_lack_is_taken_from_the_others(
     np.testing.assert_allclose(written[UP], alone[UP], atol=3e-3)
     best = mean_square(read_weights(lacking)[Q] - truth[Q])
     assert mean_square(written[Q] - truth[Q]) < best
+    twice = plan_merge([lacking, full, lacking], tmp_path / "twice.gguf")
+    assert len([text for text in twice.warnings if "lacks" in text]) == 1
 
 
 def test_types_say_what_is_absent(make: Make, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import recover
 from recover.containers.huggingface.reader import open_folder
 from recover.containers.huggingface.tensors import FloatTensor, QuantizedTensor
+from recover.evaluate.divergence import Divergence
 from recover.quants import Stated
 from tests.golden.make_quantized_folders import MAKERS, PACKAGES
 from tests.support.gguf_files import F32Array, read_weights, squared_error
@@ -98,11 +99,29 @@ def test_a_merge_comes_nearer_the_truth(
     )
     said = [f"\n{name}: perplexity of the truth {merged.ppl_truth:.4f}"]
     for label, each in zip(("merged", gguf.name, "folder"), (merged, *inputs), strict=True):
-        said.append(f"  {label:28} {each.ppl:.4f}, mean divergence {each.mean_kld:.3g}")
+        low, high = each.mean_kld_ci99
+        said.append(
+            f"  {label:28} {each.ppl:.4f}, logarithm over the truth's"
+            f" {each.ln_ppl_ratio:+.5f} +- {deviation_by_chunk(each):.5f},"
+            f" mean divergence {each.mean_kld:.3g} ({low:.3g} to {high:.3g})"
+        )
     print("\n".join(said))  # noqa: T201
     for each in inputs:
-        assert merged.mean_kld < each.mean_kld
-        assert (
-            abs(np.log(merged.ppl / merged.ppl_truth))
-            < abs(np.log(each.ppl / each.ppl_truth)) + 3e-3
-        )
+        assert each.paired is not None
+        assert each.paired.mean_kld_difference_ci99_by_chunk is not None
+        assert each.paired.mean_kld_difference_ci99_by_chunk[0] > 0
+        by_chance = 3 * deviation_by_chunk(merged, each)
+        assert abs(merged.ln_ppl_ratio) < abs(each.ln_ppl_ratio) + by_chance
+
+
+def deviation_by_chunk(one: Divergence, other: Divergence | None = None) -> float:
+    """Standard error of the logarithm of perplexity over another's, or the truth's.
+
+    It is that of a mean of chunks. Where it is larger than the logarithms, perplexity is no measure
+    of which is better: of a text that the truth writes itself, the mean of the logarithm is the
+    divergence, and many more tokens would be needed to tell such means apart.
+    """
+    nll = one.per_token.nll_truth if other is None else other.per_token.nll
+    _, starts = np.unique(one.per_token.chunk, return_index=True)
+    means = [part.mean() for part in np.split(one.per_token.nll - nll, starts[1:])]
+    return float(np.std(means, ddof=1) / len(means) ** 0.5)

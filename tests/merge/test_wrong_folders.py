@@ -246,6 +246,11 @@ def test_configuration_contradicts_the_shapes(
     case.check_refused(folder, capsys, key, "config.json")
 
 
+def test_a_size_is_missing(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = case.write("fp8", lambda _, config: config.pop("num_hidden_layers"))
+    case.check_refused(folder, capsys, "config.json: num_hidden_layers is missing")
+
+
 def test_more_layers_than_the_configuration_says(
     case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:

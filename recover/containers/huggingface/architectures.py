@@ -134,6 +134,8 @@ def size_of(config: Mapping[str, Any], key: str, most: int = 1 << 31) -> int:
         If it is missing, or no number from 1 to `most`.
     """
     value = text_config(config).get(key)
+    if value is None:
+        raise SafetensorsError(f"config.json: {key} is missing")
     if type(value) is not int or not 0 < value <= most:
         raise SafetensorsError(
             f"config.json: {key} is {quoted(str(value))}, not a number up to {most}"
