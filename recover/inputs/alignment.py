@@ -169,12 +169,8 @@ def _check_common(first: Model, other: Model, names: Iterable[str]) -> None:
     missing = [quoted(name) for name in names if name in first.tensors]
     added = [quoted(name) for name in names if name in other.tensors]
     lacks = [f"it lacks {some(missing)}"] if missing else []
-    raise _mismatch(
-        first,
-        other,
-        "; ".join([*lacks, *([f"only it has {some(added)}"] if added else [])])
-        + "; they have no tensor in common",
-    )
+    has = [f"only it has {some(added)}"] if added else []
+    raise _mismatch(first, other, "; ".join([*lacks, *has, "they have no tensor in common"]))
 
 
 def _side_names(model: Model) -> set[str]:

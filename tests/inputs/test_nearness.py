@@ -17,8 +17,10 @@ from tests.support.right_sets import IMATRICES, Made, originals, write
 
 Console = pytest.CaptureFixture[str]
 SAYS = "it holds estimates that were made from that file"
-QUANTIZED = "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"
-QUANTIZED += "IQ4_XS", "MXFP4", "NVFP4"
+QUANTIZED = (
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"),
+)
 
 
 def without_metadata(path: Path, out: Path) -> Path:

@@ -14,6 +14,9 @@ from recover.errors import OutputError, PlanError
 from recover.estimators import method_names
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
+from tests.hostile.builder import kv, string
+from tests.hostile.kinds import STRING
+from tests.support.fork_files import file_of
 from tests.support.gguf_files import (
     F32Array,
     read_tensors,
@@ -398,3 +401,14 @@ def test_inputs_without_cells_that_take_no_part_are_compared(
     else:
         with pytest.raises(PlanError, match="contradict each other on tensors"):
             merge(paths, output, method="best", outtype="f16")
+
+
+def test_files_without_tensors_have_nothing_in_common(tmp_path: Path) -> None:
+    files = []
+    for name in ("a", "b"):
+        entries = [kv("general.architecture", STRING, string("llama"))]
+        entries += [kv("general.name", STRING, string(name))]
+        files.append(tmp_path / f"{name}.gguf")
+        files[-1].write_bytes(file_of([], entries))
+    with pytest.raises(PlanError, match=r"a\.gguf: they have no tensor in common"):
+        plan_merge(files, tmp_path / "out.gguf")
