@@ -486,6 +486,11 @@ class Sharing:
             self._tell(f"{printable(self._work.output)}: {what}")
 
     def _error(self, error: OSError) -> OutputError:
+        if self._marker.exists() and not self._folder.exists():
+            return OutputError(
+                f"{printable(self._work.output)}: another process with the same part has finished"
+                " it meanwhile; the same command once more prints the report"
+            )
         where = f" ({error.filename})" if error.filename else ""
         return OutputError(
             f"{printable(self._work.output)}: what its parts share cannot be read or written:"

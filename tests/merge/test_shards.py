@@ -11,6 +11,7 @@ import pytest
 from recover import OutputError, PlanError
 from recover import _stopping as stopping
 from recover.cli import main
+from recover.execution import common
 from recover.execution.shares import Shard
 from recover.execution.sharing import PartResult, Sharing
 from recover.merge.execute import MergeResult, execute_merge, execute_merge_part
@@ -364,6 +365,28 @@ def test_without_locks(tiny: list[Path], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("recover.execution.locks.fcntl", None)
     case = Case(tiny, tmp_path, "file")
     case.check(tmp_path / "home", [case.part(tmp_path / "home", s) for s in parts(2)][-1])
+
+
+def test_twins_without_locks(
+    tiny: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes with the same part, of which one finishes while the other one works."""
+    monkeypatch.setattr("recover.execution.journal.fcntl", None)
+    monkeypatch.setattr("recover.execution.locks.fcntl", None)
+    case, home = Case(tiny, tmp_path, "file"), tmp_path / "home"
+    twins: list[object] = []
+
+    def after_the_other(path: Path, document: Any) -> None:
+        if not twins:
+            twins.append(None)
+            twins[0] = case.part(home, Shard(1, 1))
+        common.put(path, document)
+
+    monkeypatch.setattr("recover.execution.sharing.put", after_the_other)
+    with pytest.raises(OutputError, match="another process with the same part has finished it"):
+        case.part(home, Shard(1, 1))
+    assert isinstance(twins[0], MergeResult)
+    case.check(home, case.part(home, Shard(1, 1)))
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1/0", "1", "a/b", "-1/3", "1/3/4", "1/99999999"])

@@ -74,8 +74,5 @@ def sparing() -> Iterator[None]:
 
 def is_spared(tensor: StoredTensor) -> bool:
     """Whether a tensor is on a server, and few of its weights are to be looked at."""
-    if not _n_sparing:
-        return False
-    from recover.containers.remote.cache import RemoteBytes
-
-    return isinstance(getattr(tensor, "stored", None), RemoteBytes)
+    stored = getattr(tensor, "stored", None)
+    return bool(_n_sparing and getattr(stored, "is_on_a_server", False))

@@ -149,7 +149,11 @@ class RemoteBytes:
     ----------
     size : int
         Number of bytes.
+    is_on_a_server : bool
+        True, for those who have other bytes as well.
     """
+
+    is_on_a_server = True
 
     def __init__(self, cache: Cache, start: int, end: int) -> None:
         self._cache = cache
