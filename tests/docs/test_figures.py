@@ -1,11 +1,13 @@
 """Figures in tables and text of README and docs are those that the commands print."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +52,7 @@ def assert_in_order(told: Iterable[str], printed: Iterable[str], relative: float
         assert any(is_near(each, figure, relative) for each in left), figure
 
 
-def ratio(inputs: Sequence[Path], truth: Path, output: Path, **options: str) -> float:
+def ratio(inputs: Sequence[Path], truth: Path, output: Path, **options: Any) -> float:
     """The measured mean square error of a merge over that of its first input."""
     recover.merge(inputs, output, **options)
     first, merged = recover.evaluate_models([inputs[0], output], truth)
@@ -117,9 +119,8 @@ EXAMPLES = {
 def test_examples(name: str) -> None:
     """On the models that they take by themselves."""
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)}
-    )
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=here)
     rows = [row[1:] for row in table(DOCS / "calibration.md", *EXAMPLES[name])]
     if name == "calibrate_and_apply":  # a model after the other
         rows = [row[i : i + 2] for i in (0, 2) for row in rows]
