@@ -77,7 +77,7 @@ def _prepare(scalars: Scalars, k: int, block: Superblock, simple: bool) -> None:
     # The end codes reach as far as codes beyond them would.
     before = np.float32(scalars.ends[2 * k]) - near if simple else _ZERO
     beyond = np.float32(scalars.ends[2 * k + 1]) - far if simple else _ZERO
-    describe_ends(scalars, k, scale, inverse, before, beyond, block.ends)
+    describe_ends(scalars, k, scale, offset, inverse, before, beyond, block.ends)
 
 
 @bare_inlined

@@ -18,13 +18,14 @@ import numpy as np
 
 from recover._compiled.across import largest_lane
 from recover._compiled.jit import bare_inlined
-from recover._compiled.lanes import fused, smaller, splat, sqrt, store, where
+from recover._compiled.lanes import fused, larger, smaller, splat, sqrt, store, where
 from recover.estimators._product_tables import (
     COARSE,
     CURVATURE,
     FAR_END,
     FAR_OFF,
     GRADIENT,
+    MINIMA,
     N_COLUMNS,
     NEAR,
     NEAR_END,
@@ -32,11 +33,12 @@ from recover.estimators._product_tables import (
     SHIFT,
     STEPS,
     USUAL_SHIFT,
+    WIDE_MINIMA,
     Scalars,
 )
 from recover.quants import F32Array
 
-_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_ZERO, _HALF, _ONE, _THREE = np.float32(0), np.float32(0.5), np.float32(1), np.float32(3)
 _SHIFT = np.float32(SHIFT)
 
 LOW_REACH, HIGH_REACH, LOW_GRADIENT, HIGH_GRADIENT = range(0, 4 * 16, 16)
@@ -51,6 +53,7 @@ def describe_ends(
     scalars: Scalars,
     k: int,
     scale: Any,
+    offset: Any,
     inverse: Any,
     lowest: np.float32,
     highest: np.float32,
@@ -64,10 +67,15 @@ def describe_ends(
     coarse, inner_low, inner_high = rows[row + COARSE], rows[row + FAR_OFF], rows[row + NEAR]
     usable = where(inverse == _ZERO, splat(_ZERO), abs(scale))
     # Rounded to l = 1 were many that are less: no more is assumed of these than of l = 2.
-    r = coarse * smaller(abs(inverse) * largest_lane(usable), splat(rows[row + STEPS] * _HALF))
-    stretch = sqrt((_ONE + _HALF * r * r) * rows[row + PER_USUAL])
+    limit = splat(rows[row + STEPS] * _HALF)
+    r = coarse * smaller(abs(inverse) * largest_lane(usable), limit)
+    minima = where(inverse == _ZERO, splat(_ZERO), abs(offset))
+    p = abs(inverse) * (largest_lane(minima) * rows[row + MINIMA] / max(rows[row + STEPS], _ONE))
+    p = smaller(p, coarse * limit)
+    more = larger(p * p - rows[row + WIDE_MINIMA], splat(_ZERO))
+    stretch = sqrt((_ONE + _HALF * (r * r + more)) * rows[row + PER_USUAL])
     narrow = splat(_ONE) / stretch
-    sharp = splat(rows[row + USUAL_SHIFT]) / (_ONE + _SHIFT * r * r)
+    sharp = splat(rows[row + USUAL_SHIFT]) / (_ONE + _SHIFT * (r * r + _THREE * more))
     store(ends, at + SHARPNESS, sharp)
     reach = (rows[row + NEAR_END] - inner_low) * stretch + inner_low
     store(ends, at + LOW_REACH, lowest + reach)

@@ -6,19 +6,28 @@ some types it is proven how far they are at most. The offset of types with minim
 well, by more than most of these weights: they are asked only where no input has a scale.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import any_lane
+from recover._compiled.across import any_lane, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import larger, load, smaller, splat, store
-from recover.estimators._product_tables import CENTER_UNIT, CURVATURE_UNIT, Scalars
+from recover._compiled.lanes import larger, load, smaller, splat, store, where
+from recover.estimators._product_tables import (
+    CENTER_UNIT,
+    CURVATURE_UNIT,
+    MINIMA,
+    N_COLUMNS,
+    STEPS,
+    Scalars,
+)
 from recover.estimators._spans import has_scalar, look_within
 from recover.estimators._superblock import Superblock, center_value
 
-_ZERO = np.float32(0)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _FAR = np.float32(np.inf)
+_BESIDE_MINIMA, _QUARTER = np.float32(0.4), np.float32(0.25)
 _DEVIATIONS = np.float32(8)  # how far the density reaches
 
 
@@ -32,6 +41,20 @@ def prove_lost(scalars: Scalars, k: int, g: int, low: Any, high: Any) -> Any:
     return low, high
 
 
+@bare_inlined
+def _variance_of_offsets(scalars: Scalars, k: int, first: int) -> np.float32:
+    """Of what rounding to multiples of dmin took off them; the largest has the largest integer."""
+    row = N_COLUMNS * k
+    offsets = abs(load(scalars.offset, first))
+    steps = max(scalars.rows[row + STEPS], _ONE)
+    dmin = (
+        largest_lane(where(offsets < _FAR, offsets, splat(_ZERO)))
+        * scalars.rows[row + MINIMA]
+        / steps
+    )
+    return dmin * dmin * np.float32(1 / 12)
+
+
 @bare_inner
 def accumulate_lost(scalars: Scalars, block: Superblock, start: int) -> None:
     """Add what scales of 0 say of a superblock: ``log g(x) = -(x - o)^2 / (2 (spread d)^2)``."""
@@ -40,8 +63,17 @@ def accumulate_lost(scalars: Scalars, block: Superblock, start: int) -> None:
         first, spread = k * n_groups + start, scalars.lost[3 * k]
         if not (spread > _ZERO and any_lane(load(scalars.scale_error, first) < _ZERO)):
             continue
+        rounded, minima = (
+            _variance_of_offsets(scalars, k, first),
+            scalars.rows[N_COLUMNS * k + MINIMA],
+        )
         for i in range(16):
             offset, size = scalars.offset[first + i], -scalars.scale_error[first + i] * spread
+            center = offset
+            if minima > _ZERO and size > _ZERO:
+                center = _ZERO
+                size *= _BESIDE_MINIMA
+                size = np.float32(math.sqrt(size * size + (offset * offset + rounded) * _QUARTER))
             ratio = block.unit[i] / size if size > _ZERO else _FAR
             counts = scalars.lost[3 * k + 2] > _ZERO or not has_scalar(scalars, block, i)
             if not (counts and abs(ratio) < _FAR and abs(offset) < _FAR):
@@ -51,9 +83,9 @@ def accumulate_lost(scalars: Scalars, block: Superblock, start: int) -> None:
             store(block.low, 16 * i, low)
             store(block.high, 16 * i, high)
             reach = _DEVIATIONS * size
-            look_within(block, 16 * i, splat(offset - reach), splat(offset + reach))
+            look_within(block, 16 * i, splat(center - reach), splat(center + reach))
             slope = CURVATURE_UNIT * CENTER_UNIT * ratio / size
-            gradient = (center_value(block, i) - offset) * slope
+            gradient = (center_value(block, i) - center) * slope
             curvature = splat(CURVATURE_UNIT * ratio * ratio)
             store(block.gradient, 16 * i, load(block.gradient, 16 * i) - gradient)
             store(block.curvature, 16 * i, load(block.curvature, 16 * i) - curvature)

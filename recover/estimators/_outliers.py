@@ -1,7 +1,5 @@
 """Superblocks in which some sub-blocks, or some weights, are much larger than the others."""
 
-from typing import Any
-
 import numpy as np
 
 from recover._compiled.across import add_up, largest_lane
@@ -10,18 +8,17 @@ from recover._compiled.lanes import fused, load, splat, store, where
 from recover.estimators._accumulate import accumulate_any
 from recover.estimators._lost import accumulate_lost
 from recover.estimators._product_tables import CURVATURE_UNIT, Scalars, Spans
+from recover.estimators._sizes import narrow_wide_ones, squares, without_largest
 from recover.estimators._spans import accumulate_spans, begin_with_spans
 from recover.estimators._superblock import (
     OUTLIER,
     Superblock,
-    center_value,
     replace_first,
 )
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
-_WITHOUT_LARGEST = np.float32(1.28 / 15)  # on the sum of the squares of 15 of 16
 _UNEVEN = np.float32(3.5)  # the largest squared scale over the mean
 _BEYOND_NOISE = np.float32(5)
 
@@ -34,25 +31,12 @@ def is_uneven(block: Superblock) -> bool:
     return largest_lane(squares) > add_up(squares) * (_UNEVEN / np.float32(16))
 
 
-@bare_inlined
-def _squares(block: Superblock, i: int) -> Any:
-    """Squares of what the first usable input says of a group."""
-    center = center_value(block, i)
-    return center * center
-
-
-@bare_inlined
-def _without_largest(squares: Any) -> np.float32:
-    """The mean square of a normal group, from all but its largest weight: 1.28 times theirs."""
-    return (add_up(squares) - largest_lane(squares)) * _WITHOUT_LARGEST
-
-
 @bare_inner
 def _typical_square(block: Superblock, n_groups: int) -> np.float32:
     """Mean square of weights that are no outliers: the median of the groups where it is not 0."""
     n, means = 0, block.each
     for i in range(n_groups):
-        mean = _without_largest(_squares(block, i))
+        mean = without_largest(squares(block, i))
         if mean > _ZERO:
             place = n
             while place > 0 and means[place - 1] > mean:
@@ -81,11 +65,12 @@ def begin_again(
     """
     typical, noise = _typical_square(block, n_groups), scalars.noise[0]
     for i in range(n_groups):
-        own, scale = _without_largest(_squares(block, i)), block.scale[i]
+        own, scale = without_largest(squares(block, i)), block.scale[i]
         all_large = own > max(typical, _BEYOND_NOISE * noise * scale * scale)
         width = own if all_large else typical
         # Where all else is lost in the noise everything is an outlier.
         block.limit[i] = OUTLIER * width if width > _ZERO else -_ONE
+        block.precision[i] = _ONE / width if width > _ZERO else -_ONE
     for k in range(scalars.noise.size):
         accumulate_any(scalars, k, block, start, k == 0)
         if k == 0:
@@ -93,9 +78,10 @@ def begin_again(
     accumulate_lost(scalars, block, start)
     if spans is not None:
         begin_with_spans(spans, scalars, block, start, splat(_ZERO))
+    narrow_wide_ones(scalars, block, start, n_groups, typical)
     for i in range(n_groups):
-        limit = block.limit[i]
-        more = where(_squares(block, i) > limit, splat(prior), splat(prior - OUTLIER / limit))
+        own = splat(prior - block.precision[i])
+        more = where(squares(block, i) > block.limit[i], splat(prior), own)
         more = more * (
             block.unit[i] * block.unit[i] * CURVATURE_UNIT
         )  # the prior of all is to come

@@ -43,7 +43,7 @@ class Scalars(NamedTuple):
         Whether interior codes differ in the second coefficient of their density.
     lost : float32 (K * 3,)
         See `recover.evidence.tile.Evidence.lost`.
-    rows : float32 (K * 20,)
+    rows : float32 (K * 22,)
         See `_describe` and `recover.estimators._coarse`.
     """
 
@@ -127,12 +127,14 @@ GRADIENT, CURVATURE = (
     9,
 )  # at code 0, per code, lowest, highest; at code 0 and the two powers, ...
 ATOMS = 14  # lowest, highest
-# See `recover.estimators._coarse`: the largest l, L over that, and with the usual r both factors.
-STEPS, COARSE, PER_USUAL, USUAL_SHIFT = 16, 17, 18, 19
-N_COLUMNS = USUAL_SHIFT + 1
+# See `recover.estimators._coarse`: the largest l, L over that, with the usual r both factors;
+# whether the type has minima, and the square of the r that these may have.
+STEPS, COARSE, PER_USUAL, USUAL_SHIFT, MINIMA, WIDE_MINIMA = range(16, 22)
+N_COLUMNS = WIDE_MINIMA + 1
 SHIFT = math.pi**2 / 18
 _USUAL = np.float32(1 / 0.7)
 """The largest l over the usual one."""
+_WIDE = 2  # times the usual r: minima that are rounded more than that count
 
 
 class _Fixed(NamedTuple):
@@ -188,6 +190,8 @@ def _fixed_tables(evidence: Evidence) -> dict[str, NDArray[Any]]:
         one, usual = np.float32(1), rows[k, COARSE] * _USUAL
         rows[k, PER_USUAL] = one / (one + np.float32(0.5) * usual * usual)
         rows[k, USUAL_SHIFT] = one + np.float32(SHIFT) * usual * usual
+        rows[k, MINIMA] = evidence.levels[k, ends[0]] == 0
+        rows[k, WIDE_MINIMA] = (_WIDE * usual) ** 2
         simple[k] = _describe(evidence.levels[k], density, ends, near[k], far[k], rows[k])
     return {
         "noise": evidence.noise.astype(np.float32),

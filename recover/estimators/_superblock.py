@@ -87,6 +87,8 @@ class Superblock(NamedTuple):
         the second.
     limit : float32 (16,)
         Squares of weights beyond which they are taken for outliers.
+    precision : float32 (16,)
+        That of the prior of each group, where there may be outliers.
     fixed_low, fixed_high : float32 (256,)
         Bounds of the weights that are known but for rounding; infinite for the others.
     odds : float32 (K * 16,)
@@ -112,6 +114,7 @@ class Superblock(NamedTuple):
     gradient: F32Array
     curvature: F32Array
     limit: F32Array
+    precision: F32Array
     fixed_low: F32Array
     fixed_high: F32Array
     odds: F32Array
@@ -144,7 +147,7 @@ def new_superblock(n_scalars: int) -> Superblock:
     """Scratch memory of this thread, as if it were new."""
     block = _memory.blocks.get(n_scalars)
     if block is None:
-        sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 256, 256, 16 * n_scalars, 16
+        sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 16, 256, 256, 16 * n_scalars, 16
         tables = N_EACH * n_scalars, N_ENDS * n_scalars
         block = Superblock(*(aligned(n, np.float32) for n in (*sizes, *tables)))
         _memory.blocks[n_scalars] = block

@@ -132,6 +132,7 @@ def train(
     first: int = 0,
     n_threads: int | None = None,
     every: float = 20,
+    keeps_last: bool = False,
     tell: Callable[[Gain], None] | None = None,
 ) -> Gain:
     """Let a network learn for some time, or some steps.
@@ -156,6 +157,8 @@ def train(
         That simulate. Default: all cores but one, 15 at most.
     every : float
         Seconds after which `tell` is called again.
+    keeps_last : bool
+        Whether the learner is to have what it learned last, even if it was better before.
     tell : callable, optional
         ``tell(gain)``.
 
@@ -163,7 +166,7 @@ def train(
     -------
     Gain
         Of what the learner has at the end: the best of what it was at the times of `every`, at the
-        beginning among them.
+        beginning among them, or the last.
     """
     device = learner.device
     n_threads = n_threads or max(1, min(15, (os.cpu_count() or 2) - 1))
@@ -207,7 +210,9 @@ def train(
             told, now = passed, keep()
             if tell is not None:
                 tell(now)
-    keep()
+    last = keep()
+    if keeps_last:
+        return last
     learner.mean = mean
     return best
 

@@ -100,7 +100,29 @@ def _uneven(rng: np.random.Generator, pool: F32Array, n: int) -> F32Array:
 def _outliers(rng: np.random.Generator, pool: F32Array, n: int) -> F32Array:
     x = _rows(rng, pool, n)
     chosen = rng.random((n, ROW)) < 10 ** rng.uniform(-2.7, -1.5)
-    return np.where(chosen, x * rng.uniform(3, 40, (n, 1)).astype(np.float32), x)
+    return np.where(chosen, x * rng.uniform(3, 60, (n, 1)).astype(np.float32), x)
+
+
+def _profiles(rng: np.random.Generator, pool: F32Array, n: int) -> F32Array:
+    """Sizes that repeat: positions in a filter, or in short rows; some places are far larger."""
+    period = int(rng.choice([3, 5, 9, 25, 27, 40, 49, 80, 256]))
+    sizes = rng.normal(0, 1, (n, period))
+    if rng.random() < 0.5:  # neighbours are alike
+        sizes = np.cumsum(sizes, 1) * rng.uniform(0.1, 0.6)
+    sizes = np.exp(sizes * rng.uniform(0.2, 1.3))
+    x = _signed(rng, pool, n) if rng.random() < 0.5 else rng.standard_normal((n, ROW))
+    start = rng.integers(0, period)
+    return (x * np.tile(sizes, (1, ROW // period + 2))[:, start : start + ROW]).astype(np.float32)
+
+
+def _heavy(rng: np.random.Generator, _pool: F32Array, n: int) -> F32Array:
+    """Tails so heavy that most superblocks have outliers, and filters of different sizes."""
+    freedom = rng.choice([1.3, 1.7, 2.0, 2.5, 3.0], (n, 1))
+    chi = rng.standard_gamma(freedom / 2, (n, ROW)) / (freedom / 2)
+    length = int(rng.choice([1, 9, 25, 64]))
+    sizes = np.exp(rng.normal(0, rng.uniform(0, 1.2), (n, ROW // length + 1))).repeat(length, 1)
+    x = rng.standard_normal((n, ROW)) * sizes[:, :ROW] / np.sqrt(np.maximum(chi, 1e-4))
+    return (0.05 * np.clip(x, -300, 300)).astype(np.float32)
 
 
 def _sparse(rng: np.random.Generator, pool: F32Array, n: int) -> F32Array:
@@ -112,12 +134,14 @@ def _sparse(rng: np.random.Generator, pool: F32Array, n: int) -> F32Array:
 
 
 _KINDS = (
-    (_rows, 0.34),
-    (_signed, 0.2),
-    (_shuffled, 0.1),
-    (_student, 0.2),
-    (_uneven, 0.08),
-    (_outliers, 0.05),
+    (_rows, 0.3),
+    (_signed, 0.17),
+    (_shuffled, 0.08),
+    (_student, 0.17),
+    (_uneven, 0.06),
+    (_outliers, 0.06),
+    (_profiles, 0.09),
+    (_heavy, 0.04),
     (_sparse, 0.03),
 )
 

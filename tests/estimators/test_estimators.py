@@ -22,6 +22,7 @@ from tests.naive import estimators as naive
 from tests.oracle import libggml
 from tests.support.beliefs import believe, calm, extremes, load, n_extreme
 from tests.support.kinds import quantized, vector
+from tests.support.sizes_beside import narrowed
 
 # Codes of which the weight that a block of 32 is fitted to has one.
 MIXES = (
@@ -208,6 +209,8 @@ def test_posterior_against_the_naive_reference(
     outlier, prior = calm(mix, raws, x.size)
     assert outlier.any()
     beliefs = believe(mix, raws, x.size)
+    if len(evidence.codes):
+        prior = narrowed(evidence, beliefs, outlier, prior)
     pinned = extremes(mix, raws, x.size)
     assert np.all((out >= lower)[pinned] & (out <= upper)[pinned])
     n_compared, worst, total = 0, 0.0, 0.0

@@ -352,7 +352,9 @@ def _log_density(
     inside = rows[0, :DEGREE] + rows[3, :DEGREE] * np.concatenate([z, z**2], axis=1)
     ends = np.where((codes == first)[:, None], rows[1, :DEGREE], rows[2, :DEGREE])
     is_end = ((codes == first) | (codes == last))[:, None]
-    stretch, left = (each.repeat(16)[:, None] for each in factors_of(kind, scale[::16]))
+    offset = values - kind.levels[codes] * scale
+    factors = factors_of(kind, scale[::16], offset[::16])
+    stretch, left = (each.repeat(16)[:, None] for each in factors)
     inside = inside * left
     edge = np.where(codes == first, 0.5, -0.5)[:, None]
     shift = edge * (1 - 1 / stretch)

@@ -95,7 +95,7 @@ def believe(mix: tuple[str, ...], raws: list[U8Array], n: int) -> list[list[naiv
         rows, ends = density(kind, beside=beside).astype(np.float64), end_codes(kind)
         scalars.append((values, scale.repeat(16).astype(np.float64), kind.noise))
         column = []
-        stretch, left = (each.repeat(16) for each in factors_of(kind, scale))
+        stretch, left = (each.repeat(16) for each in factors_of(kind, scale, offset))
         for i, (value, q, s) in enumerate(zip(values, codes, scale.repeat(16), strict=True)):
             row = rows[1 if q == ends[0] else 2 if q == ends[1] else 0]
             coefficients = row[:DEGREE]
@@ -138,12 +138,17 @@ def believe_lost(
     """What scales of 0 tell: beside other inputs those of types without minima alone."""
     has_scale = np.any([scale != 0 for _, scale, _ in scalars], axis=0)
     evidence = load(mix, raws, n)
-    for (size, _, counts), offset, error in zip(
-        evidence.lost, evidence.offset, evidence.scale_error, strict=True
-    ):
-        spreads = np.maximum(-error.astype(np.float64), 0).repeat(16) * size
+    for k, (size, _, counts) in enumerate(evidence.lost):
+        centers, errors = evidence.offset[k].astype(np.float64), evidence.scale_error[k]
+        spreads = np.maximum(-errors.astype(np.float64), 0) * size
+        if evidence.scale_steps[k] and evidence.levels[k, evidence.end_codes[k, 0]] == 0:
+            dmin = np.abs(centers).reshape(-1, min(16, centers.size)).max(axis=1)
+            rounded = (dmin / evidence.scale_steps[k]).repeat(min(16, centers.size)) ** 2 / 12
+            of_minima = np.sqrt((0.4 * spreads) ** 2 + (centers**2 + rounded) / 4)
+            centers, spreads = np.zeros_like(centers), np.where(spreads > 0, of_minima, 0)
+        centers, spreads = centers.repeat(16), spreads.repeat(16)
         spreads[has_scale & (counts == 0)] = 0
-        places = zip(offset.repeat(16).tolist(), spreads.tolist(), strict=True)
+        places = zip(centers.tolist(), spreads.tolist(), strict=True)
         yield [naive.Belief(at, spread, (0, -0.5), 0, (-8, 8)) for at, spread in places]
 
 

@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048, help="superblocks of a batch")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--last", action="store_true", help="keep the last network, not the best")
     parser.add_argument("--resume", type=Path, help="nets.pt to go on with")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -114,6 +115,7 @@ def main() -> None:
             size=args.size,
             seed=args.seed,
             first=first,
+            keeps_last=args.last,
             tell=tell,
         )
         tell(gain)
