@@ -34,6 +34,7 @@ _MOST_GROUPS = 16  # of neighbouring codes with a histogram of their own
 _N_BINS = 512
 _N_NEWTON, _LARGEST_STEP = 40, 2.0
 _FEWEST, _LEAST_SHARE = 5, 2.4e-6  # weights in a bin where some are seen; of all weights
+_FEWEST_OF_A_CODE = 200  # weights whose errors tell that of the code
 _FEWEST_WEIGHTS, _FEWEST_BINS = 100_000, 16  # of a class of codes that can be seldom
 
 Draw = Callable[[int], F32Array]
@@ -77,6 +78,42 @@ def simulate(
         x = draw(chunk)
         counts.add(x, quantize(x, kind, importance(SEED, chunk, x.shape[1]) if weighted else None))
     return counts.table()
+
+
+def errors_by_code(
+    kind: ScalarType, draw: Draw, *, weighted: bool = False, n_chunks: int = N_CHUNKS // 4
+) -> NDArray[np.float64]:
+    """Mean square errors of the codes of a format over that of all, as they are shipped.
+
+    Parameters
+    ----------
+    kind, draw, weighted, n_chunks
+        As for `simulate`.
+
+    Returns
+    -------
+    float64 (n_codes,)
+        From the lowest code to the highest: the sum of the square errors over that of the squared
+        scales, over the same of all codes; 1 of those that are hardly ever seen.
+    """
+    sums = np.zeros((3, 256))  # of square errors, of squared scales, of 1
+    for chunk in range(n_chunks):
+        x = draw(chunk)
+        raw = quantize(x, kind, importance(SEED, chunk, x.shape[1]) if weighted else None)
+        codes = np.empty(x.size, np.uint8)
+        scale, offset = np.empty((2, x.size // GROUP), np.float32)
+        kind.unpack(raw, codes, scale, offset)
+        off = dequantize(raw, kind).astype(np.float64) - x.reshape(-1)
+        squares = np.repeat(np.square(scale.astype(np.float64)), GROUP)
+        usable = squares > 0
+        for row, each in enumerate((np.square(off), squares, np.ones(x.size))):
+            sums[row] += np.bincount(codes[usable], each[usable], minlength=256)
+    first, last = end_codes(kind)
+    errors, scales, counts = sums[:, first : last + 1]
+    relative = np.ones(last + 1 - first)
+    whole = sums[0].sum() / sums[1].sum()
+    np.divide(errors, scales * whole, out=relative, where=counts >= _FEWEST_OF_A_CODE)
+    return relative
 
 
 def importance(seed: int, number: int, n_columns: int) -> F32Array:

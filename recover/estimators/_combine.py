@@ -214,9 +214,6 @@ def _add_values(values: F32Array, weights: F32Array, out: F32Array) -> None:
             store(out, 16 * g, load(out, 16 * g) + load(values, 16 * g) * weights[g])
 
 
-_NOT_ASKED_FOR = np.empty(0, np.float32)
-
-
 def combine(
     evidence: Evidence,
     out: F32Array,
@@ -224,7 +221,6 @@ def combine(
     tallies: NDArray[np.float64],
     *,
     is_counted: bool = False,
-    of_each: F32Array = _NOT_ASKED_FOR,
 ) -> None:
     """The mean of the inputs weighted by inverse variance, or by the weights of a calibration.
 
@@ -232,15 +228,13 @@ def combine(
     expected variance of each input alone; with `is_counted` that of the mean to ``tallies[:, 0]``.
     Where no input has a usable variance (scales are 0), the first that is not broken is taken.
     Beside interval inputs, whose errors differ from weight to weight, each weight has weights of
-    its own; the variance of each fills `of_each` (n,), if that is not empty.
+    its own, by the code of scalar inputs.
     """
     n_scalars, n_proven = len(evidence.scale), len(evidence.interval_values)
     n_inputs = tallies.shape[1] - ALONE
     scratch = _Scratch.of(n_inputs, n_scalars)
     if not n_proven or n_inputs == 1 or evidence.weights.size:
         _combine_by_group(evidence, out, variance, tallies, is_counted, scratch)
-        if of_each.size:
-            of_each[:] = evidence.interval_variance[0] if n_proven else np.repeat(variance, GROUP)
         return
     _combine_by_group(evidence, out, variance, tallies, False, scratch)
     total, weighted = np.zeros((2, out.size), np.float32)
@@ -252,13 +246,19 @@ def combine(
         else:
             group_variances(evidence, k, own)
             each = np.repeat(own, GROUP)
+        if k < n_scalars:
+            _by_code(evidence.codes[k], evidence.code_errors[k], each)
         _add_precise(value, each, weighted, total)
     _divide(weighted, total, out, variance)
     if is_counted:
         add_variance(variance, tallies, VARIANCE)
-    if of_each.size:
-        of_each[:] = np.repeat(variance, GROUP)
-        np.divide(1, total, out=of_each, where=total > 0)
+
+
+@kernel
+def _by_code(codes: U8Array, errors: F32Array, variance: F32Array) -> None:
+    """Multiply variances (n,) by what errors of codes are, over those of all (256,)."""
+    for i in range(codes.size):
+        variance[i] *= errors[codes[i]]
 
 
 @kernel

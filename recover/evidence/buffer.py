@@ -18,6 +18,7 @@ from recover.evidence.densities import (
     correlation,
     density,
     end_codes,
+    errors_by_code,
     interval_density,
     likelihood,
     normal_density,
@@ -161,6 +162,7 @@ class EvidenceBuffer:
             noise=np.array(
                 [k.noise if w.noise is None else w.noise for k, w in scalars], np.float64
             ),
+            code_errors=_stack([_code_errors(w, kind) for kind, w in scalars]),
             density=np.array(
                 [_density(w, w.type, b) for w, b in places if isinstance(w.type, ScalarType)],
                 np.float32,
@@ -331,6 +333,17 @@ def part_of(evidence: Evidence, start: int, end: int) -> Evidence:
     return evidence._replace(**fields)
 
 
+def rows_of(evidence: Evidence, rows: NDArray[np.int64], n_weights: int) -> Evidence:
+    """A copy of the evidence on some runs of so many weights each, which are whole groups."""
+    fields: dict[str, Any] = {}
+    for names, n_each in ((_BY_WEIGHT, n_weights), (_BY_GROUP, n_weights // GROUP)):
+        for name in names:
+            whole = getattr(evidence, name)
+            runs = whole.reshape(len(whole), whole.shape[1] // n_each, n_each)[:, rows]
+            fields[name] = runs.reshape(len(whole), rows.size * n_each)
+    return evidence._replace(**fields)
+
+
 def _kind_of(kind: TensorType) -> type[TensorType]:
     return next(each for each in _KINDS if isinstance(kind, each))
 
@@ -377,6 +390,13 @@ def _density(source: Source, kind: ScalarType, beside: Sequence[TensorType]) -> 
     table = np.array(source.density, np.float64)
     table[:, :DEGREE] *= tempering(kind, beside)
     return table.astype(np.float32)
+
+
+def _code_errors(source: Source, kind: ScalarType) -> F32Array:
+    """Of codes that llama.cpp chose; those of other encoders are off by one error."""
+    if source.noise is not None:
+        return np.ones(256, np.float32)
+    return errors_by_code(kind, weighted=source.weighted, has_cells=source.has_cells)
 
 
 def _likelihood(kind: VectorType, beside: Sequence[TensorType]) -> tuple[float, ...]:

@@ -21,6 +21,10 @@ one type, and for the coarser of two types. Codes that prove nothing, of an enco
 scale last, have a density that is nearly flat within soft edges, which tells more beside another
 than its quadratic logarithm does: their power may exceed 1.
 
+Errors of codes differ: large weights lie nearer to their levels than small ones, and end codes have
+another error than those between. The table has the mean square error by code, over that of all
+codes (see `errors_by_code`).
+
 Each type has a table of its own, ``recover/data/densities/NAME.json``, which is made by
 `recover.calibration.simulate` and ``python -m tests.golden.make_densities``; a type of another
 package may say where its table is (`ScalarType.densities`). What two types count beside each other
@@ -109,6 +113,27 @@ def density(
         table = _untold_density(kind, has_cells=has_cells)
     table[:, :DEGREE] *= tempering(kind, beside, has_cells=has_cells)
     return table.astype(np.float32)
+
+
+def errors_by_code(kind: ScalarType, *, weighted: bool = False, has_cells: bool = True) -> F32Array:
+    """Mean square errors of the codes of a format, over that of all of them.
+
+    Parameters
+    ----------
+    kind, weighted, has_cells
+        As for `density`.
+
+    Returns
+    -------
+    float32 (256,)
+        In units of the squared scale times `ScalarType.noise`; 1 where nobody has drawn it.
+    """
+    errors = np.ones(256, np.float32)
+    which = "weighted" if weighted or not has_cells else "plain"
+    known = table_of(kind).get("errors", {}).get(which, [])
+    first, _ = end_codes(kind)
+    errors[first : first + len(known)] = known
+    return errors
 
 
 def normal_density(noise: float) -> F32Array:

@@ -35,6 +35,9 @@ class Evidence(NamedTuple):
     """(K, n / 16): the same of the offset; infinite where the codes prove nothing."""
     noise: NDArray[np.float64]
     """(K,) mean square error in units of the squared scale."""
+    code_errors: F32Array
+    """(K, 256): that of each code, over that of all (see
+    `recover.evidence.densities.errors_by_code`)."""
     density: F32Array
     """(K, 4, 5): where in their cells weights lie (see `recover.evidence.densities`)."""
     end_codes: NDArray[np.int32]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from recover.calibration.simulate import errors_by_code as errors_of_codes
 from recover.calibration.simulate import importance, simulate, student_t
 from recover.calibration.tempering import (
     find_correlation,
@@ -23,6 +24,7 @@ from recover.evidence.densities import (
     correlation,
     density,
     end_codes,
+    errors_by_code,
     likelihood,
     tempering,
 )
@@ -59,6 +61,20 @@ def test_shipped_densities_are_found_again(kind: ScalarType, weighted: bool) -> 
         distance = np.abs(distribution(new, reach) - distribution(old, reach)).max()
         # Few weights with an end code of these are not the extreme one.
         assert distance < (0.05 if kind.name == "Q8_0" and row > 0 else 0.03)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("kind", SCALAR, ids=lambda kind: kind.name)
+def test_shipped_errors_of_codes_are_found_again(kind: ScalarType, weighted: bool) -> None:
+    """Those of codes that are not seldom; some weights are as good as all."""
+    draw = student_t(123, as_trained=kind.scales_are_coarse)
+    again = errors_of_codes(kind, draw, weighted=weighted, n_chunks=2)
+    first, last = end_codes(kind)
+    shipped = errors_by_code(kind, weighted=weighted)
+    assert shipped.shape == (256,)
+    off = np.abs(again / shipped[first : last + 1] - 1)
+    assert np.median(off) < (0.1 if kind.name == "Q8_0" else 0.03)
+    assert shipped[:first] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", VECTOR, ids=lambda kind: kind.name)

@@ -80,7 +80,16 @@ def alone(kind: Kind) -> Table:
     for name, weighted in (("plain", False), ("weighted", True)):
         rows = simulate.simulate(kind, draw, weighted=weighted)
         table[name] = [rounded(row) for row in rows]
-    return table
+    return table | {"errors": errors(kind)}
+
+
+def errors(kind: ScalarType) -> dict[str, list[float]]:
+    """Of codes, plain and weighted."""
+    draw, found = simulate.student_t(as_trained=kind.scales_are_coarse), {}
+    for name, weighted in (("plain", False), ("weighted", True)):
+        drawn = simulate.errors_by_code(kind, draw, weighted=weighted)
+        found[name] = [float(f"{each:.4g}") for each in drawn]
+    return found
 
 
 def correlations(kind: VectorType, kinds: Iterable[VectorType]) -> dict[str, float]:

@@ -12,11 +12,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recover.estimators._alike import shared_errors
 from recover.estimators._combine import combine
+from recover.estimators._expected import expect
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators.base import WEIGHTS, Calibration
-from recover.estimators.tally import VARIANCE
 from recover.evidence.buffer import Evidence, Source
 from recover.quants import GROUP, F32Array
 
@@ -29,10 +28,12 @@ def estimate_each(
 ) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
-    combine(evidence, out, variance, tallies, is_counted=True)
-    if len(evidence.interval_values) and not evidence.weights.size:
-        tallies[:, VARIANCE] += shared_errors(evidence, len(tallies))
+    is_told = len(evidence.interval_values) > 0 and not evidence.weights.size
+    sums = np.zeros_like(tallies) if is_told else tallies
+    combine(evidence, out, variance, sums, is_counted=True)
     fill_deviation(request, variance)
+    if is_told:
+        expect(evidence, out, variance, tallies, request)
 
 
 def calibrate(

@@ -20,12 +20,12 @@ from recover._compiled.across import any_lane
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import gather, load, load_bytes, splat, store, where
 from recover.estimators._combine import combine, take_finest
+from recover.estimators._expected import expect
 from recover.estimators._request import Request, fill_deviation
 from recover.estimators._variances import add_variance, group_variances
 from recover.estimators.tally import CONFLICTS, VARIANCE
 from recover.evidence.buffer import Evidence
 from recover.evidence.cells import intersect_cells
-from recover.evidence.densities import ATOM, INTERIOR
 from recover.quants import GROUP, F32Array, U8Array
 
 _REACH = np.float32(0.8)
@@ -39,8 +39,24 @@ def estimate_each(
 ) -> None:
     """See `recover.estimators`."""
     variance = np.empty(out.size // GROUP, np.float32)
-    of_each = np.empty(out.size if len(evidence.interval_values) else 0, np.float32)
-    combine(evidence, out, variance, tallies, of_each=of_each)
+    if len(evidence.interval_values):
+        sums = np.zeros_like(tallies)
+        _estimate(evidence, out, variance, sums, request)
+        tallies[:, CONFLICTS] += sums[:, CONFLICTS]
+        expect(evidence, out, variance, tallies, request)
+    else:
+        _estimate(evidence, out, variance, tallies, request)
+
+
+def _estimate(
+    evidence: Evidence,
+    out: F32Array,
+    variance: F32Array,
+    tallies: NDArray[np.float64],
+    request: Request,
+) -> None:
+    """As `estimate_each`, with errors by how wide the cells are; fills `variance` (n / 16,)."""
+    combine(evidence, out, variance, tallies)
     fill_deviation(request, variance)
     lower, upper = np.empty_like(out), np.empty_like(out)
     intersect_cells(evidence, lower, upper)
@@ -51,12 +67,11 @@ def estimate_each(
         add_variance(variance, tallies, VARIANCE)
         tallies[:, CONFLICTS] += np.count_nonzero(~fits.reshape(len(tallies), -1), axis=1)
         return
-    likely, cells = _likely(evidence, lower, upper), _relative_variances(evidence)
-    if _move_into_cells(lower, upper, likely, (variance, of_each), cells, out, tallies):
-        first = np.empty_like(out)
+    if _move_into_cells(lower, upper, variance, _relative_variances(evidence), out, tallies):
+        first, own = np.empty_like(out), np.empty_like(variance)
         take_finest(evidence, first)
-        group_variances(evidence, evidence.finest, variance)
-        _resolve_conflicts(lower, upper, variance, first, out, tallies)
+        group_variances(evidence, evidence.finest, own)
+        _resolve_conflicts(lower, upper, own, first, out, tallies)
 
 
 def close_ends(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
@@ -75,52 +90,6 @@ def close_ends(evidence: Evidence, lower: F32Array, upper: F32Array) -> None:
         value, low, high = (each[k] for each in stated)
         variance, per_noise = evidence.interval_variance[k], 1 / evidence.interval_noise[k]
         _close_intervals(value, low, high, variance, np.float32(per_noise), lower, upper)
-
-
-def _likely(evidence: Evidence, lower: F32Array, upper: F32Array) -> tuple[F32Array, F32Array]:
-    """Where weights between bounds (n,) are likely to be: between which, the same if all are.
-
-    The bounds that interval inputs state are wider than their cells, by what the floats of the
-    original and the encoder's arithmetic leave open. The stated variances tell the cells.
-    """
-    if not len(evidence.interval_values):
-        return lower, upper
-    low, high = lower.copy(), upper.copy()
-    for k, noise in enumerate(evidence.interval_noise):
-        if evidence.interval_density[k, INTERIOR, ATOM]:
-            stated = evidence.interval_values, evidence.interval_lower, evidence.interval_upper
-            value, own_lower, own_upper = (each[k] for each in stated)
-            variance, per_square = evidence.interval_variance[k], np.float32(max(3, 0.25 / noise))
-            _look_within(value, own_lower, own_upper, variance, per_square, low, high)
-    return low, high
-
-
-@kernel
-def _look_within(
-    value: F32Array,
-    own_lower: F32Array,
-    own_upper: F32Array,
-    variance: F32Array,
-    per_square: np.float32,
-    low: F32Array,
-    high: F32Array,
-) -> None:
-    """Narrow likely places (n,) by the cells of an interval input, where that leaves something.
-
-    A cell lies in the middle of the bounds, half as wide as ``sqrt(per_square * (variance -
-    (middle - value)^2))``: that of weights that are rounded, or of others spread as far.
-    """
-    half_one = np.float32(0.5)
-    for i in range(value.size):
-        width, middle = own_upper[i] - own_lower[i], half_one * (own_upper[i] + own_lower[i])
-        if width < np.inf:
-            off = middle - value[i]
-            square = per_square * (variance[i] - off * off)
-            if np.float32(0) < square < half_one * half_one * width * width:
-                reach = np.sqrt(square)
-                least, most = max(low[i], middle - reach), min(high[i], middle + reach)
-                if least < most:
-                    low[i], high[i] = least, most
 
 
 @inner
@@ -205,22 +174,18 @@ def _relative_variances(evidence: Evidence) -> tuple[U8Array, F32Array]:
 def _move_into_cells(
     lower: F32Array,
     upper: F32Array,
-    likely: tuple[F32Array, F32Array],
-    variances: tuple[F32Array, F32Array],
+    variance: F32Array,
     cells: tuple[U8Array, F32Array],
     out: F32Array,
     tallies: NDArray[np.float64],
 ) -> bool:
     """Replace linear estimates by midpoints, ``(low + high) / 2``; whether there are any conflicts.
 
-    The variance to expect is the squared width of where weights are likely to be, times the noise
-    of the finest input over the squared width of its cell; and the square of how far the middle of
-    that is off. Where an end is open, it is that of the linear estimate: of groups, and of each
-    weight (n,) where there are interval inputs. Variances and conflicts of tensors of one size are
-    added to their tallies.
+    The variance to expect is the squared width of the interval, times the noise of the finest input
+    over the squared width of its cell; where an end is open, that of the linear estimate (n / 16,).
+    Variances and conflicts of tensors of one size are added to their tallies.
     """
     codes, relative_variance = cells
-    variance, of_each = variances
     lanes = np.empty(16, np.float32)
     n_groups, some_contradict = variance.size // tallies.shape[0], False
     for tensor in range(tallies.shape[0]):
@@ -235,14 +200,8 @@ def _move_into_cells(
             middle = (low + high) * np.float32(0.5)
             store(out, 16 * g, where(closed, middle, clipped))
             relative = gather(relative_variance, load_bytes(codes, 16 * g))
-            least, most = load(likely[0], 16 * g), load(likely[1], 16 * g)
-            within, off = most - least, (least + most) * np.float32(0.5) - middle
-            square = within * within * relative + off * off
-            own = splat(variance[g])
-            if of_each.size:
-                each = load(of_each, 16 * g)
-                own = where(each < np.float32(np.inf), each, own)
-            expected = expected + where(closed, square, own)
+            square = width * width * relative
+            expected = expected + where(closed, square, splat(variance[g]))
             if any_lane(width < np.float32(0)):
                 for i in range(16 * g, 16 * g + 16):
                     n_conflicts += lower[i] > upper[i]
