@@ -48,7 +48,9 @@ def blocks_of(raw: Stored, kind: TensorType, row_length: int, start: int, end: i
     QuantError
         If the range is no whole number of blocks.
     """
-    if not kind.is_by_rows or isinstance(kind, OpaqueType):
+    if not kind.is_by_rows:
+        return raw[kind.n_bytes(start) : kind.n_bytes(end)]
+    if isinstance(kind, OpaqueType):
         first, last = (kind.position(each, row_length) for each in (start, end))
         return raw[first:last]
     size, n_together = kind.block_size, kind.rows_interleaved

@@ -1,6 +1,8 @@
 """Runs of weights of a tensor, as one input tells them: what is looked at to compare inputs."""
 
+from functools import cached_property
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,12 +58,15 @@ class Sample:
         The decoded weights; 0 where a broken scale says nothing.
     lower, upper : float32 (n,)
         Bounds; infinite where nothing is proven.
+    told : mapping of Sample to bool (n,)
+        See `recover.inputs.told.telling`, which keeps what it found here.
     """
 
     def __init__(
         self, tensor: StoredTensor, confines: bool, start: int, end: int, intervals: Intervals
     ) -> None:
         self.type: TensorType = tensor.type
+        self.told = WeakKeyDictionary[Sample, NDArray[np.bool_]]()
         self._tensor, self._start = tensor, start
         self.raw: U8Array = tensor.part(start, end)
         self.values: F32Array = tensor.read(start, end)
@@ -75,7 +80,7 @@ class Sample:
     def part(self, start: int, end: int) -> "Sample":
         """Some of the weights, whole blocks."""
         some = object.__new__(Sample)
-        some.type = self.type
+        some.type, some.told = self.type, WeakKeyDictionary()
         some._tensor, some._start = self._tensor, self._start + start
         some.raw = self.raw[self.type.n_bytes(start) : self.type.n_bytes(end)]
         some.values = self.values[start:end]
@@ -92,12 +97,12 @@ class Sample:
         """Whether the weights are stored as numbers."""
         return isinstance(self.type, FloatType)
 
-    @property
+    @cached_property
     def width(self) -> F32Array:
         """Of the bounds, (n,); infinite where one of them is."""
         return np.where(self.upper < np.inf, self.upper - self.lower, np.float32(np.inf))
 
-    @property
+    @cached_property
     def spread(self) -> F32Array:
         """How wide the errors of the values are, (n,).
 
@@ -114,7 +119,7 @@ class Sample:
         tensor.intervals(self._start, self._start + width.size, stated)
         return np.fmin(width, np.sqrt(12 * stated.variance))
 
-    @property
+    @cached_property
     def noise(self) -> float:
         """The mean square error that is typical of the type."""
         return typical_error(self.type) * float(np.mean(np.square(self.values, dtype=np.float64)))

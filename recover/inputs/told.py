@@ -17,11 +17,15 @@ def telling(parent: Sample, child: Sample) -> NDArray[np.bool_]:
 
     Types that models are published in are taken to hold their weights without an error.
     """
+    if (known := parent.told.get(child)) is not None:
+        return known
     if parent.type.is_native:
-        return _varies(parent.values)
-    places = np.flatnonzero(_may_be_off(parent.values))
-    tells = np.zeros(parent.values.size, np.bool_)
-    tells[places[np.unique(pairs(parent, child)[places], return_index=True)[1]]] = True
+        tells = _varies(parent.values)
+    else:
+        places = np.flatnonzero(_may_be_off(parent.values))
+        tells = np.zeros(parent.values.size, np.bool_)
+        tells[places[np.unique(pairs(parent, child)[places], return_index=True)[1]]] = True
+    parent.told[child] = tells
     return tells
 
 
