@@ -12,6 +12,7 @@ weights and small ones lie in the middle, nor weights of few values, which may f
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover._text import printable, quoted, some
 from recover.containers.mapping import sampled
@@ -44,24 +45,25 @@ def is_too_near(floats: StoredTensor, model: Model, quantized: StoredTensor) -> 
     """
     if not isinstance(quantized.type, ScalarType) or not confines(model, quantized):
         return False
-    sampler, places, values = Sampler(), list[F32Array](), list[F32Array]()
+    sampler, places, values = Sampler(), list[NDArray[np.float64]](), list[F32Array]()
     with sampled():
         for start, end in runs(floats.n_weights, _N_RUNS):
             sample = sampler.read(0, quantized, True, start, end)
             x = floats.read(start, end)
-            with np.errstate(invalid="ignore"):
+            with np.errstate(invalid="ignore", over="ignore"):
                 width = sample.upper - sample.lower
                 tells = np.isfinite(width) & (width > _SMALLEST) & np.isfinite(x)
                 tells &= width <= _WIDEST * _distances(sample.values)
                 tells &= (sample.lower > 0) | (sample.upper < 0)
-            place = (x[tells] - sample.values[tells]) / width[tells]
+            away = x[tells].astype(np.float64) - sample.values[tells]
+            place = away / width[tells]
             differs = np.abs(place) > _EQUAL
             places.append(place[differs])
             values.append(x[tells][differs])
     place = np.concatenate(places)
     if place.size < _FEWEST or np.unique(np.concatenate(values)).size < _FEWEST_DIFFERENT:
         return False
-    return 12 * float(np.mean(np.square(place, dtype=np.float64))) < _NEAR
+    return 12 * float(np.mean(np.square(place))) < _NEAR
 
 
 def _distances(values: F32Array) -> F32Array:

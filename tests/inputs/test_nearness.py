@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recover.cli import main
@@ -88,3 +89,15 @@ def test_no_right_original_is_too_near(kind: str, tmp_path: Path) -> None:
             n_compared += confines(file, tensor)
             assert not is_too_near(truth, file, tensor), (imatrix, name)
     assert n_compared
+
+
+def test_numbers_of_any_size_are_compared(tmp_path: Path) -> None:
+    """A file may hold any; no arithmetic overflows."""
+    x = originals()["llama.0 F32"]
+    file = open_model(write(tmp_path / "a.gguf", Made("Q5_K", ""), ["llama.0 F32"]))
+    huge = Part(
+        "llama.0 F32.weight", x.shape[::-1], 0, (x * np.float32(3e38 / abs(x).max())).tobytes()
+    )
+    other = tmp_path / "b.gguf"
+    other.write_bytes(file_of([huge], [kv("general.architecture", STRING, string("llama"))]))
+    assert not nearness_warnings(open_model(other), [file], file.tensors)
