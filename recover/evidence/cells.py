@@ -83,6 +83,7 @@ def _strip_of(evidence: Evidence) -> Evidence:
         groups[2],
         groups[3],
         evidence.noise,
+        evidence.code_errors,
         evidence.density,
         evidence.end_codes,
         evidence.extremes,

@@ -142,7 +142,7 @@ def comparisons(_folder: Path) -> Arrays:
     from recover.evaluate.histograms import _count_errors, _count_widths
     from recover.evaluate.token_figures import compare_chunk
     from recover.evidence.buffer import Source
-    from recover.evidence.cells import count_contradictions, strip_of
+    from recover.evidence.cells import count_contradictions
     from recover.inputs.nearest import _nearest
     from recover.merge.columns import excess_of_columns
     from recover.merge.superblocks import compare_each, find_lost
@@ -172,7 +172,7 @@ def comparisons(_folder: Path) -> Arrays:
     evidence = tile.read(raws, 0, x.size)
     for step in (1, 2):
         n_found = np.zeros(3, np.int64)
-        count_contradictions(evidence, strip_of(evidence), step, n_found)
+        count_contradictions(evidence, step, n_found)
         yield f"contradictions {step}", n_found
     book = rng.standard_normal((9, 4)).astype(np.float32)
     yield "nearest", _nearest(np.ascontiguousarray(x[0].reshape(-1, 4)), book)
