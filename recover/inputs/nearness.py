@@ -43,6 +43,8 @@ def is_too_near(floats: StoredTensor, model: Model, quantized: StoredTensor) -> 
     quantized : StoredTensor
         With as many weights.
     """
+    if floats.n_weights < _FEWEST:
+        return False
     if not isinstance(quantized.type, ScalarType) or not confines(model, quantized):
         return False
     sampler, places, values = Sampler(), list[NDArray[np.float64]](), list[F32Array]()

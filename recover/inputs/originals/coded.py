@@ -82,7 +82,7 @@ def _find(tensor: StoredTensor) -> Codes | None:
     kind = tensor.type
     if not isinstance(kind, FloatType) or kind.name not in _LIMITS or tensor.dims[0] % _SIZES[1]:
         return None
-    if sum(dim > 1 for dim in tensor.dims) <= 1:
+    if sum(dim > 1 for dim in tensor.dims) <= 1 or tensor.n_weights < _FEWEST_TOLD * _SIZES[1]:
         return None
     looks = [_Look(size) for size in _SIZES if not tensor.dims[0] % size]
     n_runs = _N_RUNS_SPARED if is_spared(tensor) else _N_RUNS
