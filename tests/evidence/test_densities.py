@@ -110,11 +110,12 @@ def test_what_is_drawn_of_pairs_is_what_is_shipped() -> None:
     q2, q3, q4, q6 = (quantized(name) for name in ("Q2_K", "Q3_K", "Q4_0", "Q6_K"))
     pairs = find_tempering_of_pairs([q2, q3], encode)
     assert pairs["Q3_K"] == {}  # the finer one
-    assert pairs["Q2_K"] == pytest.approx({"Q3_K": tempering(q2, [q3])}, rel=1e-3)
+    # The search ends where claims are within a percent; estimates changed by less than that since.
+    assert pairs["Q2_K"] == pytest.approx({"Q3_K": tempering(q2, [q3])}, rel=0.01)
     unproven = find_unproven_tempering_of_pairs([q2, q4, q6], encode)
     assert unproven.keys() == {"Q4_0"}  # whose encoder fits the scale to the importances
     expected = tempering(q4, [q6], has_cells=False)
-    assert unproven["Q4_0"] == pytest.approx({"Q6_K": expected}, rel=1e-3)
+    assert unproven["Q4_0"] == pytest.approx({"Q6_K": expected}, rel=0.01)
 
 
 def test_what_is_drawn_of_two_vector_types_is_what_is_shipped() -> None:
