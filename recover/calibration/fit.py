@@ -128,6 +128,7 @@ def fit(
         uncalibrated=_gain(uncalibrated, alone) if held_out else None,
         combinations=tuple(combinations),
         densities=tuple(_fit_density(places) for places in found.places),
+        warnings=found.warnings,
     )
 
 

@@ -29,7 +29,9 @@ from recover.inputs.alignment import align, is_absent
 from recover.inputs.completion import complete
 from recover.inputs.matching import find_duplicates, typical_error
 from recover.inputs.metadata import METHOD_KEY
+from recover.inputs.nearness import nearness_warnings
 from recover.inputs.open import open_model, open_models
+from recover.inputs.originals.coded import code_warnings
 from recover.inputs.provenance import has_cells, source_of
 from recover.inputs.relations import ANOTHER_MODEL, SOME_TENSORS_DIFFER, find_relations
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, VectorType
@@ -94,6 +96,8 @@ class Survey:
     """Of every tensor that has several inputs to combine, in file order."""
     places: tuple[Places, ...]
     """By type."""
+    warnings: tuple[str, ...]
+    """What makes the truth doubtful."""
 
 
 def survey(
@@ -140,7 +144,8 @@ def survey(
             f"{printable(models[0].path)}: no tensor is quantized in two of the inputs with"
             " different bytes, so there is nothing to combine"
         )
-    _check_truth(models, original, [job.truth.name for job in jobs])
+    names = [job.truth.name for job in jobs]
+    _check_truth(models, original, names)
     sums = _Pass(jobs).run(n_threads or available_cores(), progress)
     for job, (gram, _) in zip(jobs, sums, strict=True):
         _check_finite(gram, job)
@@ -154,6 +159,10 @@ def survey(
         paths=tuple(part for model in (*models, original) for part in model.parts),
         moments=tuple(_moments(job, *each, layers) for job, each in zip(jobs, sums, strict=True)),
         places=sample.places,
+        warnings=(
+            *nearness_warnings(original, models, names),
+            *code_warnings(original, names),
+        ),
     )
 
 

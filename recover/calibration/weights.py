@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,8 @@ class Calibration(Brief):
         By type.
     recover_version : str
         That made it.
+    warnings : tuple of str
+        What may be wrong with the inputs and the truth; not stored.
     """
 
     inputs: tuple[InputFile, ...]
@@ -143,6 +145,7 @@ class Calibration(Brief):
     combinations: tuple[Combination, ...]
     densities: tuple[FittedDensity, ...]
     recover_version: str = __version__
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""
@@ -229,6 +232,7 @@ class Calibration(Brief):
         """The document that is stored."""
         document = asdict(self)
         version = document.pop("recover_version")
+        del document["warnings"]
         return {"format": FORMAT, "version": VERSION, "recover_version": version, **document}
 
     def to_bytes(self) -> bytes:

@@ -49,9 +49,6 @@ def run(args: Namespace) -> int:
     from recover.calibration.fit import calibrate
     from recover.cli._console import print_json, progress_bar, warn
     from recover.execution.output import check_output_path
-    from recover.inputs.nearness import nearness_warnings
-    from recover.inputs.open import open_model, open_models
-    from recover.inputs.originals.coded import code_warnings
 
     start = time.perf_counter()
     read = [*args.inputs, args.truth]
@@ -68,8 +65,7 @@ def run(args: Namespace) -> int:
             progress=progress,
         )
     calibration.save(args.output, read)
-    truth, models = open_model(args.truth), open_models(args.inputs)
-    warn(args, [*nearness_warnings(truth, models, truth.tensors), *code_warnings(truth)])
+    warn(args, calibration.warnings)
     seconds = time.perf_counter() - start
     if args.json:
         document = calibration.to_json()
