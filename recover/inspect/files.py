@@ -1,6 +1,5 @@
 """What one file is: its types, who quantized it with what, and what it was quantized from."""
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,7 +9,6 @@ from recover._text import path_text, quoted
 from recover.containers.gguf.metadata import QUANTIZER_KEY
 from recover.containers.model import Model, StoredTensor
 from recover.inputs.metadata import METHOD_KEY
-from recover.inputs.open import open_model
 from recover.inputs.originals.coded import of_codes
 from recover.inputs.precision import SourcePrecision, source_of_file
 from recover.inputs.provenance import imatrix_of, look_at_marks, marks_hold_with_imatrix, marks_of
@@ -107,26 +105,6 @@ class FileReport:
             "source_precision": self.source.to_json() | {"evidence": self.source.evidence},
             "values_of_codes": {str(n_bits): list(names) for n_bits, names in self.codes.items()},
         }
-
-
-def inspect_file(path: str | os.PathLike[str]) -> FileReport:
-    """Say what a GGUF file is.
-
-    Parameters
-    ----------
-    path : path-like
-        The file, or any part of a split one.
-
-    Returns
-    -------
-    FileReport
-
-    Raises
-    ------
-    GGUFError
-        If it cannot be read.
-    """
-    return inspect_model(open_model(path))
 
 
 def inspect_model(model: Model) -> FileReport:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recover.containers.gguf.reader import open_gguf
 from recover.containers.model import ArrayTensor
 from recover.evidence.intervals import Intervals
+from recover.inputs.open import open_model
 from recover.inputs.precision import Fit, fit_of, source_precision
 from recover.inputs.provenance import (
     encoder_marks,
@@ -22,7 +23,7 @@ from recover.inputs.provenance import (
     marks_hold_with_imatrix,
     marks_of,
 )
-from recover.inspect.files import inspect_file
+from recover.inspect.files import inspect_model
 from recover.merge.plan import plan_merge
 from recover.quants import ScalarType, TensorType, all_types, quantize, type_by_name
 from tests.oracle import libggml
@@ -278,7 +279,9 @@ class TestFit:
         found = {}
         for name, x in (("same", real_rows), ("other", self.as_f16(real_rows, rng))):
             tensors = {self.UP: stored("Q8_0", x), "blk.0.attn_norm.weight": Stored("F32", norm)}
-            found[name] = inspect_file(write_gguf(tmp_path / f"{name}.gguf", tensors)).source
+            found[name] = inspect_model(
+                open_model(write_gguf(tmp_path / f"{name}.gguf", tensors))
+            ).source
         assert [found[name].type for name in ("same", "other")] == ["bf16", "unknown"]
         assert found["same"].n_scales_bf16 == found["same"].n_scales == 4096
         assert "of 4,096 scales of blocks 4,096 (100.0%) fit bf16" in found["same"].evidence

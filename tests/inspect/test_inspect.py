@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from recover.cli import main
 from recover.containers.gguf.reader import open_gguf
 from recover.errors import GGUFError, PlanError
+from recover.inputs.open import open_model
 from recover.inputs.relations import (
     ANOTHER_MODEL,
     FINE_TUNE,
@@ -23,7 +24,7 @@ from recover.inputs.relations import (
     SAME_ORIGINAL,
     SOME_TENSORS_DIFFER,
 )
-from recover.inspect.files import inspect_file
+from recover.inspect.files import inspect_model
 from recover.inspect.report import Inspection, inspect_files
 from recover.merge.execute import execute_merge
 from recover.merge.plan import plan_merge
@@ -319,7 +320,7 @@ class TestRounded:
 
 class TestOneFile:
     def test_what_the_metadata_and_the_bytes_say(self, tiny: list[Path]) -> None:
-        report = inspect_file(tiny[0])
+        report = inspect_model(open_model(tiny[0]))
         assert report.architecture == "llama"
         assert report.file_type == "Q5_K_M"
         assert report.types == {"Q5_K": 20, "F32": 7, "Q6_K": 3}
@@ -337,10 +338,10 @@ class TestOneFile:
             writer.add_string("general.quantized_by", "somebody")
 
         tensors = {UP: stored("Q4_K", real_rows, imatrix=True)}
-        report = inspect_file(write_gguf(tmp_path / "told.gguf", tensors, add=add))
+        report = inspect_model(open_model(write_gguf(tmp_path / "told.gguf", tensors, add=add)))
         assert report.imatrix == {"file": "some.dat", "chunks_count": 7}
         assert report.quantized_by == "somebody"
-        silent = inspect_file(write_gguf(tmp_path / "silent.gguf", tensors))
+        silent = inspect_model(open_model(write_gguf(tmp_path / "silent.gguf", tensors)))
         assert silent.imatrix is None
         assert "an importance matrix, or" in silent.quantizer_from_bytes
         assert silent.marks[0].n_without > 0
@@ -349,13 +350,13 @@ class TestOneFile:
         raw = stored("Q8_0", rng.standard_normal((64, 512), np.float32)).rows.reshape(-1, 34)
         raw[:, 2:] = rng.integers(-90, 91, (len(raw), 32)).astype(np.int8).view(np.uint8)
         tensors = {UP: Stored("Q8_0", raw.reshape(64, -1))}
-        report = inspect_file(write_gguf(tmp_path / "m.gguf", tensors))
+        report = inspect_model(open_model(write_gguf(tmp_path / "m.gguf", tensors)))
         assert report.quantizer_from_bytes == "not llama.cpp's (Q8_0)"
 
     def test_named_quantizers(self, tmp_path: Path) -> None:
         plan = plan_quantize(TINY, tmp_path / "q.gguf", "Q4_0", quantizer="q4_0-rmse")
         execute_quantize(plan, n_threads=2)
-        report = inspect_file(plan.output)
+        report = inspect_model(open_model(plan.output))
         assert report.quantizer == "recover (q4_0-rmse)"
         assert "Q4_0" in report.quantizer_from_bytes
 
@@ -364,7 +365,7 @@ class TestOneFile:
         tensors = {UP: stored("Q4_K", real_rows)}
         path = tmp_path / "m.gguf"
         write_gguf(path, tensors, add=lambda writer: writer.add_file_type(value))
-        assert inspect_file(path).file_type == f"number {value}"
+        assert inspect_model(open_model(path)).file_type == f"number {value}"
 
 
 class TestCommand:
@@ -385,7 +386,7 @@ class TestCommand:
         self, tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(GGUFError, match="no such file"):
-            inspect_file(tmp_path / "missing.gguf")
+            inspect_model(open_model(tmp_path / "missing.gguf"))
         other = write_gguf(tmp_path / "other.gguf", {UP: stored("F32", np.ones((2, 256)))})
         assert main(["inspect", str(make("Q4_K")), str(other)]) == 1
         assert "does not belong to" in capsys.readouterr().err
