@@ -8,6 +8,8 @@ import pytest
 from gguf import GGUFReader
 
 from recover.cli import main
+from recover.cli._commands import build_parser
+from recover.reblock.architectures import ARCHITECTURES
 from tests.oracle.llama_cpp import LlamaModel
 from tests.support.llama_folders import KINDS, N_TOKENS, WIDTH, folder
 from tests.support.quantized_folders import refusal
@@ -102,3 +104,10 @@ def test_what_is_left_out_is_said(
     report = json.loads((tmp_path / "a.gguf.report.json").read_text())
     assert report["warnings"] == document["warnings"]
     assert "model.layers.0.mlp.down_proj.bias" in report["left_out"]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_command_takes_every_architecture(arch: str) -> None:
+    """Its list is its own, so that the help loads nothing."""
+    args = build_parser().parse_args(["reblock", "m", "-o", "m.gguf", "--arch", arch])
+    assert args.arch == arch
