@@ -14,7 +14,7 @@ import recover
 
 SMALL = Path(str(files("recover") / "data" / "tiny-llama-3m-bf16.gguf"))
 """The model that comes with the package."""
-_LARGER = Path(__file__).parents[2] / "shared" / "models" / "llama-29m-bf16.gguf"
+_LARGER = Path(__file__).resolve().parents[2] / "shared" / "models" / "llama-29m-bf16.gguf"
 
 DEFAULT = _LARGER if _LARGER.exists() else SMALL
 

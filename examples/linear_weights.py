@@ -20,7 +20,7 @@ from _study import DEFAULT, SMALL, quantize_mix
 
 import recover
 
-SHARED = Path(__file__).parents[2] / "shared" / "models"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
 Q4 = (0.0, 0.1, 0.2, 0.3, 0.4)
 Q2 = (0.0, 0.01, 0.05)
 LINES = {"least squares": "-.", "linear": "--", "posterior": "-", "joint": ":"}
