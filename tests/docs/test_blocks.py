@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -146,7 +147,8 @@ def in_a_clone(text: str, folder: Path) -> int:
     shutil.copytree(ROOT, clone, ignore=left_out)
     (folder / "shared").symlink_to(ROOT.parent / "shared")
     text = re.sub(r"bash tests/run( quick)?", r"bash tests/run\1 --collect-only -qq", text)
-    environment = {**os.environ, "PATH": f"{clone}/.venv/bin{os.pathsep}{os.environ['PATH']}"}
+    programs = clone / ".venv" / "bin", Path(sys.executable).parent, os.environ["PATH"]
+    environment = {**os.environ, "PATH": os.pathsep.join(map(str, programs))}
     command = ["bash", "-euo", "pipefail", "-c", text]
     return subprocess.run(command, cwd=clone, env=environment, check=False).returncode
 
