@@ -1,13 +1,12 @@
 """No hostile file may make the reader hang: every test here has a deadline."""
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import pytest
 
 from recover.quants import all_types
+from tests.hostile.deadline import deadline
 from tests.support.outputs import OLD
 
 SECONDS = 20
@@ -21,14 +20,8 @@ def _imported_types() -> None:
 
 @pytest.fixture(autouse=True)
 def _deadline() -> Iterator[None]:
-    def give_up(_number: int, _frame: FrameType | None) -> None:
-        pytest.fail(f"still busy after {SECONDS} s", pytrace=True)
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, previous)
+    with deadline(SECONDS):
+        yield
 
 
 @pytest.fixture

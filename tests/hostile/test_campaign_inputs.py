@@ -13,14 +13,12 @@ import pickle
 import re
 import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ml_dtypes
@@ -41,6 +39,7 @@ from recover.reblock.quantized_safetensors import open_integers
 from tests.hostile import calibrations, imatrices, pickles, safetensors_files
 from tests.hostile.builder import array, gguf, kv, scalar, string, tensor, u32
 from tests.hostile.checks import check_line
+from tests.hostile.deadline import deadline, limit
 from tests.hostile.kinds import ARRAY, FLOAT64, INT32, Q8_0, STRING, UINT8, UINT32
 from tests.hostile.mutations import mutated, mutated_json
 from tests.support.gguf_files import stored, write_gguf
@@ -48,7 +47,6 @@ from tests.support.gguf_files import stored, write_gguf
 SCALE = float(os.environ.get("RECOVER_CAMPAIGN", "1"))
 SEED = 1000 * int(os.environ.get("RECOVER_CAMPAIGN_SEED", "0"))
 SECONDS = 5  # of the processor; the machine may be busy with other things
-_WAITING = 12  # times as much by the clock, of what hangs
 MOST_MEMORY = 300 << 20
 _LEFT = re.compile(r"Traceback|\(unexpected")
 
@@ -62,23 +60,8 @@ def sizes(quick: int, whole: int) -> pytest.MarkDecorator:
 @pytest.fixture(autouse=True)
 def _deadline() -> Iterator[None]:
     """Of each input, not of the test."""
-
-    def give_up(number: int, _frame: FrameType | None) -> None:
-        seconds = SECONDS if number == signal.SIGPROF else _WAITING * SECONDS
-        raise TimeoutError(f"still busy after {seconds} s")
-
-    signals = signal.SIGPROF, signal.SIGALRM
-    previous = [signal.signal(each, give_up) for each in signals]
-    yield
-    limit(0)
-    for each, handler in zip(signals, previous, strict=True):
-        signal.signal(each, handler)
-
-
-def limit(seconds: float) -> None:
-    """Give up after so many seconds of the processor, from now on; 0 for never."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, _WAITING * seconds)
+    with deadline(0):
+        yield
 
 
 @pytest.fixture
