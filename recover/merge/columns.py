@@ -1,28 +1,31 @@
 """Whether the columns that an importance matrix let an encoder care for differ as well.
 
-Where a column has no importance, an encoder may say anything of its weights, so that the square
-difference of a tensor is many times what its type explains. But an importance matrix is the same
-for all rows: columns that hardly differ in some rows hardly differ in the others. Weights of
-another model differ in all columns, and more in none because of what was seen in other rows. So
-columns are chosen by one half of the rows and compared in the other half, and the other way round.
+Where a column has no importance, an encoder may say anything of its weights: the square difference
+of a tensor is many times what its type explains, superblocks have no correlation, and what one
+input says of them is flatter than what the other one says. But an importance matrix is the same for
+all rows: columns that hardly differ in some rows hardly differ in the others. Weights of another
+model differ in all columns, and more in none because of what was seen in other rows. So columns are
+chosen by one half of the rows and compared in the other half, and the other way round.
 
 A row alone does not tell which of its columns mattered.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import kernel
+from recover._compiled.jit import inner, kernel
 from recover.containers.model import StoredTensor
 from recover.execution.stacks import Stack
-from recover.merge.superblocks import ends, is_between
+from recover.merge.superblocks import SUPERBLOCK, ends, is_between
 from recover.quants import GROUP, F32Array
 
-_SHARE = 0.25  # of the columns that are chosen
+_SHARES = 1 / 4, 1 / 8, 1 / 16, 1 / 32  # of the columns that are chosen
+_LARGEST_RATIO = 2.0  # of those that matter: square difference over the expected one
+_FEWEST_KEPT = 32  # weights of a superblock
 _FEWEST_ROWS = 2
+_GOLDEN = 2654435769  # 2^32 over the golden ratio
 
 
 class Rows(NamedTuple):
@@ -46,10 +49,14 @@ def row_lengths(tensor: StoredTensor) -> tuple[int, ...]:
     return (tensor.dims[0],)
 
 
-def excess_of_columns(
+ColumnSums = NDArray[np.float64]
+"""Of two halves of the rows the square differences of columns and the expected ones, (2, 2, n)."""
+
+
+def sums_of_columns(
     one: F32Array, other: F32Array, variances: tuple[F32Array, F32Array], start: int, length: int
-) -> float | None:
-    """The square difference over the expected one, in the columns that differ least.
+) -> ColumnSums | None:
+    """How far columns differ, and how far they are expected to.
 
     Parameters
     ----------
@@ -64,36 +71,89 @@ def excess_of_columns(
 
     Returns
     -------
-    float or None
-        None if there are too few rows, or nothing is expected.
+    float64 (2, 2, length) or None
+        None if there are too few rows.
     """
     if one.size < _FEWEST_ROWS * length:
         return None
     sums = np.zeros((2, 2, length))
     _add_up(one, other, variances[0] + variances[1], start, sums)
+    return sums
+
+
+def excess_of_columns(sums: ColumnSums) -> float | None:
+    """The square difference over the expected one, in the columns that differ least.
+
+    The least one of several shares of the columns; None if nothing is expected.
+    """
+    found = [ratio for share in _SHARES if (ratio := _ratio_of(sums, share)) is not None]
+    return min(found, default=None)
+
+
+def _ratio_of(sums: ColumnSums, share: float) -> float | None:
+    """The square difference over the expected one, in a share of the columns."""
     difference = expected = 0.0
-    for chosen, (off, explained) in _halves(sums):
+    for half in range(2):
+        off, explained = sums[1 - half]
+        known = np.flatnonzero((sums[half, 1] > 0) & (explained > 0))
+        chosen = known[_least(sums[half][:, known], share)]
         difference += float(off[chosen].sum())
         expected += float(explained[chosen].sum())
     return difference / expected if expected > 0 else None
 
 
-def _halves(
-    sums: NDArray[np.float64],
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """The columns that one half of the rows chooses, and the sums (2, n_columns) of the other."""
+def without_others(
+    one: F32Array, other: F32Array, sums: ColumnSums, start: int
+) -> tuple[F32Array, F32Array]:
+    """Weights of two inputs, zero where the other half of the rows says that a column is no matter.
+
+    Columns of which it says nothing stay, and superblocks of which too little would be left.
+    """
+    matters = sums[:, 1] <= 0
     for half in range(2):
-        difference, expected = sums[half]
-        known = np.flatnonzero((expected > 0) & (sums[1 - half, 1] > 0))
-        order = np.argsort(difference[known] / expected[known], kind="stable")
-        yield known[order[: max(1, int(_SHARE * known.size))]], sums[1 - half]
+        off, explained = sums[half]
+        known = np.flatnonzero(explained > 0)
+        matters[half, known] = off[known] <= _LARGEST_RATIO * explained[known]
+        matters[half, known[_least(sums[half][:, known], _SHARES[0])]] = True
+    kept = np.empty(one.size, np.bool_)
+    _fill_kept(matters, start, kept)
+    zero = np.float32(0)
+    return np.where(kept, one, zero), np.where(kept, other, zero)
+
+
+def _least(sums: NDArray[np.float64], share: float) -> NDArray[np.int64]:
+    """Which columns have the least ratios of sums (2, n), a share of all."""
+    order = np.argsort(sums[0] / sums[1], kind="stable")
+    return order[: max(1, int(share * order.size))]
+
+
+@inner
+def _half(row: int) -> int:
+    """Which half a row is in: no period of rows is in one half."""
+    return ((row * _GOLDEN) >> 31) & 1
+
+
+@kernel
+def _fill_kept(matters: NDArray[np.bool_], start: int, kept: NDArray[np.bool_]) -> None:
+    """Of weights from number `start` on, whether their columns matter to the other half (2, n)."""
+    n_columns = matters.shape[1]
+    row, column = start // n_columns, start % n_columns
+    for i in range(kept.size):
+        kept[i] = matters[1 - _half(row), column]
+        column += 1
+        if column == n_columns:
+            row, column = row + 1, 0
+    for first in range(0, kept.size, SUPERBLOCK):
+        whole = kept[first : first + SUPERBLOCK]
+        if whole.sum() < _FEWEST_KEPT:
+            whole[:] = True
 
 
 @kernel
 def _add_up(
     one: F32Array, other: F32Array, variance: F32Array, start: int, sums: NDArray[np.float64]
 ) -> None:
-    """Add square differences and the expected ones to sums (2, 2, n_columns): of even and odd rows.
+    """Add square differences and the expected ones to sums (2, 2, n_columns) of two halves.
 
     Weights at the ends of what an input says in a group are left out: see `is_between`.
     """
@@ -106,8 +166,9 @@ def _add_up(
         for i in range(first, last):
             if is_known and is_between(one[i], other[i], of_one, of_other):
                 off = np.float64(one[i]) - np.float64(other[i])
-                sums[row % 2, 0, column] += off * off
-                sums[row % 2, 1, column] += np.float64(variance[first // GROUP])
+                half = _half(row)
+                sums[half, 0, column] += off * off
+                sums[half, 1, column] += np.float64(variance[first // GROUP])
             column += 1
             if column == n_columns:
                 row, column = row + 1, 0

@@ -18,25 +18,30 @@ A superblock of zeros has no correlation. Encoders make it of weights that are a
 few that do not matter.
 """
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
 from recover.containers.model import Model, StoredTensor
-from recover.estimators._variances import add_variance, group_variances
-from recover.evidence.buffer import Evidence, EvidenceBuffer, Source, take_one
+from recover.evidence.buffer import Evidence, EvidenceBuffer, Source
 from recover.evidence.cells import count_contradictions, intersect_cells
 from recover.evidence.intervals import Intervals
 from recover.inputs.matching import typical_error
-from recover.merge.columns import Rows, excess_of_columns, row_lengths
+from recover.merge.columns import Rows, row_lengths
 from recover.merge.decide import Draft
-from recover.merge.superblocks import FLATTER, OF_FIRST, SUPERBLOCK, compare_each, find_lost
+from recover.merge.likeness import (
+    N_LIKENESS,
+    Likenesses,
+    decoded,
+    exactly,
+    likeness_of,
+    said_of,
+    worse,
+)
+from recover.merge.superblocks import SUPERBLOCK, find_lost
 from recover.quants import (
-    GROUP,
     F32Array,
     FloatType,
     IntervalType,
@@ -49,10 +54,6 @@ from recover.quants import (
 _LOOK_AT_ALL = 1 << 20
 _LARGEST_STEP = 8
 _LARGEST_ERROR = 0.5
-_LARGEST_DIFFERENCE = 2.0  # square difference of two quantizations, over what errors explain
-_MANY_OFF = 0.5  # share of the weights, so that the tensor is another one
-# Of vector types the error may be so many times what is typical.
-_VARYING = 2
 
 # Types whose errors are known, so that they can be compared.
 _SAID = ScalarType | IntervalType | VectorType
@@ -124,34 +125,6 @@ def _count_each(found: NDArray[np.bool_], n_tensors: int) -> NDArray[np.int64]:
     return np.add.reduce(found.reshape(n_tensors, -1), 1, dtype=np.int64)
 
 
-class Likeness(NamedTuple):
-    """How inputs without cells compare with the first one, added up over them."""
-
-    n_unlike: int
-    """Weights in superblocks of which they say something unrelated."""
-    square_difference: float
-    """Of the decoded weights, summed."""
-    expected: float
-    """The same, as far as errors of both explain it."""
-    n_off: float
-    """Weights in superblocks of which they say a multiple, or, where their errors are as large as
-    the weights, something unrelated."""
-
-    def n_contradicted(self, n_weights: int) -> int:
-        """Of a tensor's weights: all, if the inputs differ more than their errors explain."""
-        if self.square_difference > _LARGEST_DIFFERENCE * self.expected:
-            return n_weights
-        if self.n_off > _MANY_OFF * n_weights:
-            return n_weights
-        return self.n_unlike
-
-
-N_LIKENESS = len(Likeness._fields)
-
-Likenesses = NDArray[np.float64]
-"""Of tensors, float64 (n_tensors, 4): rows have the fields of `Likeness`."""
-
-
 def compare_unproven(evidence: Evidence, rows: Rows) -> Likenesses:
     """Compare the inputs of a tile that have no cells with the first input.
 
@@ -176,15 +149,16 @@ def compare_unproven(evidence: Evidence, rows: Rows) -> Likenesses:
     if not others:
         return likeness
     typical = evidence.likelihood[:, 3] < _LARGEST_ERROR
-    first = _said_of(evidence, finest, n_tensors)
+    first = said_of(evidence, finest, n_tensors)
     for k in others:
-        likeness += _likeness(
+        found = likeness_of(
             first,
-            _said_of(evidence, k, n_tensors),
+            said_of(evidence, k, n_tensors),
             rows,
             is_typical=k < n_proven or bool(typical[k - n_proven]),
             largest_lost=evidence.largest_lost,
         )
+        likeness = worse(likeness, found)
     return likeness
 
 
@@ -197,7 +171,7 @@ def _n_vanished(evidence: Evidence, n_tensors: int) -> NDArray[np.int64]:
         return np.zeros(n_tensors, np.int64)
     if not _are_some_zero(evidence.scale, n_tensors):
         return np.zeros(n_tensors, np.int64)
-    values = (_values(evidence, k) for k in range(len(evidence.scale)))
+    values = (decoded(evidence, k) for k in range(len(evidence.scale)))
     return _n_lost(values, n_tensors, evidence.largest_lost)
 
 
@@ -233,36 +207,6 @@ def _are_some_zero(scale: F32Array, n_tensors: int) -> bool:
                 n_zero += g == start + 16
             found = found or 0 < n_zero < n_inputs
     return found
-
-
-def _likeness(
-    one: "_Said", other: "_Said", rows: Rows, *, is_typical: bool, largest_lost: float
-) -> Likenesses:
-    """How two inputs compare.
-
-    Of one that is not typical the errors are as large as the weights; zeros may stand for weights
-    of up to `largest_lost`.
-    """
-    found = np.empty((rows.n_tensors, N_LIKENESS))
-    first, second = (
-        math.sqrt(said.typical / size) if 0 < (size := _square_sum(said.values)) < np.inf else 0.0
-        for said in (one, other)
-    )
-    slopes = FLATTER * second, OF_FIRST * first
-    compare_each(one.values, other.values, *slopes, is_typical, largest_lost, found)
-    found[:, 2] = one.at_most + other.at_most if is_typical else 0
-    found[~np.isfinite(found[:, 1]), 1:] = 0
-    for i in np.flatnonzero(found[:, 1] > _LARGEST_DIFFERENCE * found[:, 2]).tolist():
-        excess = _excess(one.tensor(i, rows), other.tensor(i, rows), rows, i)
-        found[i, 1] = min(found[i, 1], excess * found[i, 2])
-    return found
-
-
-def _excess(one: "_Said", other: "_Said", rows: Rows, i: int) -> float:
-    """See `excess_of_columns`; as large as may be if that does not tell."""
-    variances = one.variance, other.variance
-    found = excess_of_columns(one.values, other.values, variances, rows.start, rows.lengths[i])
-    return _LARGEST_DIFFERENCE if found is None else found
 
 
 class Comparison:
@@ -339,21 +283,22 @@ class Comparison:
         likeness = np.zeros((n_tensors, N_LIKENESS))
         if not self._others:
             return likeness
-        taken, largest_lost = _exact(self._taken.read(start, end), n_tensors), 0.0
+        taken, largest_lost = exactly(self._taken.read(start, end), n_tensors), 0.0
         if self._own is not None:
             own = self._own.read([self._taken], start, end)
-            errors = _said_of(own, 0, n_tensors)
+            errors = said_of(own, 0, n_tensors)
             taken, largest_lost = errors._replace(values=taken.values), own.largest_lost
         rows = Rows(self._row_lengths, start)
         for other, buffer in self._others:
             evidence = buffer.read([other], start, end)
-            likeness += _likeness(
+            found = likeness_of(
                 taken,
-                _said_of(evidence, 0, n_tensors),
+                said_of(evidence, 0, n_tensors),
                 rows,
                 is_typical=typical_error(other.type) < _LARGEST_ERROR,
                 largest_lost=max(largest_lost, evidence.largest_lost),
             )
+            likeness = worse(likeness, found)
         return likeness
 
 
@@ -414,55 +359,6 @@ def confines_of(draft: Draft) -> tuple[bool, ...]:
 def takes_exact_codes(taken: StoredTensor, *, is_known: bool) -> bool:
     """Whether what is taken are codes whose decoded weights are the original's."""
     return is_known and not isinstance(taken.type, FloatType)
-
-
-def _square_sum(x: F32Array) -> float:
-    return float(np.einsum("n,n", x, x, dtype=np.float64))
-
-
-class _Said(NamedTuple):
-    """What an input says of a tile, and how far it may be off."""
-
-    values: F32Array
-    """Decoded weights (n,)."""
-    variance: F32Array
-    """The square error that its type explains, of groups (n / 16,)."""
-    at_most: NDArray[np.float64]
-    """The same, summed over the weights of each tensor, (n_tensors,)."""
-    typical: float
-    """What is typical, of all of them."""
-
-    def tensor(self, i: int, rows: Rows) -> "_Said":
-        """What is said of one of the tensors; `at_most` and `typical` are those of all."""
-        n, n_groups = self.values.size // rows.n_tensors, self.variance.size // rows.n_tensors
-        values = self.values[i * n : (i + 1) * n]
-        return self._replace(
-            values=values, variance=self.variance[i * n_groups : (i + 1) * n_groups]
-        )
-
-
-def _exact(values: F32Array, n_tensors: int) -> _Said:
-    """What an input without errors says."""
-    variance = np.zeros(-(-values.size // GROUP), np.float32)
-    return _Said(values, variance, np.zeros(n_tensors), 0.0)
-
-
-def _said_of(evidence: Evidence, k: int, n_tensors: int) -> _Said:
-    """What an input says, as its type tells."""
-    variance = np.empty(evidence.scale.shape[1], np.float32)
-    group_variances(evidence, k, variance)
-    is_vector = k >= len(evidence.codes) + len(evidence.interval_values)
-    sums = np.zeros((n_tensors, 1))
-    add_variance(variance, sums, 0)
-    varying = np.float32(_VARYING if is_vector else 1)
-    return _Said(_values(evidence, k), varying * variance, varying * sums[:, 0], float(sums.sum()))
-
-
-def _values(evidence: Evidence, k: int) -> F32Array:
-    """What an input says, decoded."""
-    out = np.empty(evidence.codes.shape[1], np.float32)
-    take_one(evidence, k, out)
-    return out
 
 
 @kernel

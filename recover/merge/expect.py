@@ -16,9 +16,7 @@ from recover.inputs.provenance import look_at_marks
 from recover.merge.calibrated import with_error_calibration
 from recover.merge.columns import Rows, row_lengths
 from recover.merge.compare import (
-    N_LIKENESS,
     Comparison,
-    Likeness,
     compare,
     compare_unproven,
     compared_of,
@@ -28,6 +26,7 @@ from recover.merge.compare import (
     unproven,
 )
 from recover.merge.decide import Decider, Draft
+from recover.merge.likeness import N_LIKENESS, Likeness
 from recover.merge.redundant import errors_alone
 from recover.quants import TILE, type_by_name
 

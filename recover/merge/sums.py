@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from recover.estimators.tally import Tally
-from recover.merge.compare import Likeness
+from recover.merge.likeness import Likeness
 
 
 @dataclass

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from recover.evidence.buffer import EvidenceBuffer, Source
 from recover.merge.columns import Rows
-from recover.merge.compare import Likeness, compare_unproven, count_conflicts
+from recover.merge.compare import compare_unproven, count_conflicts
+from recover.merge.likeness import Likeness
 from recover.quants import TILE, dequantize, type_by_name
 from tests.oracle import libggml
 from tests.oracle.weights import gguf_weights

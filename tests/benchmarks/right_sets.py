@@ -18,7 +18,16 @@ import numpy as np
 
 from recover.estimators import method_names
 from recover.quants import type_by_name
-from tests.support.right_sets import IMATRICES, Made, Rng, kinds, originals, said, takes_imatrix
+from tests.support.right_sets import (
+    IMATRICES,
+    Made,
+    Rng,
+    given,
+    kinds,
+    originals,
+    said,
+    takes_imatrix,
+)
 
 
 def alarms(
@@ -52,12 +61,6 @@ def drawn(n_sets: int, rng: Rng) -> Iterator[list[Made]]:
             )
             for kind in chosen
         ]
-
-
-def given(text: str) -> list[Made]:
-    """A set like ``Q4_K(peaked)+Q8_0``."""
-    parts = (each.removesuffix(")").partition("(") for each in text.split("+"))
-    return [Made(kind, imatrix) for kind, _, imatrix in parts]
 
 
 def main() -> None:

@@ -143,3 +143,26 @@ def test_another_revision(weights: F32Array, tmp_path: Path, rng: np.random.Gene
         changed = [*inputs]
         changed[odd] = inputs[odd][0], moved
         assert NAME in said(tmp_path, changed)
+
+
+@pytest.mark.parametrize("coarse", ["IQ1_M", "IQ2_XXS"])
+def test_beside_a_coarse_one(
+    coarse: str, weights: F32Array, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """What errors of one input explain says nothing of another one."""
+    moved = weights + weights.std() * rng.standard_normal(weights.shape).astype(np.float32) / 2
+    inputs = [("Q8_0", weights), ("IQ3_S", weights), (coarse, weights)]
+    assert "contradict" not in said(tmp_path, inputs)
+    inputs[1] = "IQ3_S", moved
+    assert NAME in said(tmp_path, inputs)
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_some_columns_of_another_model(odd: int, real_rows: F32Array, tmp_path: Path) -> None:
+    """A whole superblock that differs in all rows is no set of columns that did not matter."""
+    weights = np.ascontiguousarray(real_rows[:64, :512])
+    other = weights.copy()
+    other[:, 256:] = real_rows[64:128, 256:512]
+    inputs = [("Q8_0", weights), ("IQ3_S", weights)]
+    inputs[odd] = inputs[odd][0], other
+    assert NAME in said(tmp_path, inputs)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.right_sets import Made, originals, said
+from tests.support.right_sets import Made, given, originals, said
 
 USUAL = "tiny.0 F32"
 ODD = [
@@ -21,11 +21,14 @@ SETS = {
     "Q5_1+Q4_1": "uneven",
     "BF16+TQ2_0": "peaked",
 }
-TRELLISES = {
+OF_SOME_COLUMNS = {
     "Q8_0+IQ2_KT(zeros)": ("tiny.0", "student 3", "one row", "large columns"),
     "IQ4_KT+IQ3_KT(smooth)": ("sparse", "large columns"),
     "F16+IQ3_S(zeros)": ("large columns",),
     "IQ2_XS+IQ4_KT(uneven)": ("signs",),
+    "IQ3_S+IQ4_KT(peaked)": ("large columns",),
+    "Q4_0(peaked)+Q5_0(peaked)": ("32 columns",),
+    "IQ2_KT(zeros)+IQ3_S(uneven)+IQ2_XS": ("dead columns", "dead but for one", "smooth columns"),
 }
 
 
@@ -40,11 +43,8 @@ def test_nothing_is_said_of_right_inputs(kinds: str, method: str, tmp_path: Path
     assert said(inputs, names, method, tmp_path) == ""
 
 
-@pytest.mark.parametrize("kinds", TRELLISES)
+@pytest.mark.parametrize("kinds", OF_SOME_COLUMNS)
 def test_columns_that_do_not_matter(kinds: str, tmp_path: Path) -> None:
-    """Encoders of codebooks may say anything of columns without importance, if others matter."""
-    fine, coarse = kinds.split("+")
-    kind, _, imatrix = coarse.removesuffix(")").partition("(")
-    inputs = [Made(fine, ""), Made(kind, imatrix)]
-    names = [f"{each} F32" for each in TRELLISES[kinds]]
-    assert said(inputs, names, "posterior", tmp_path) == ""
+    """Encoders may say anything of columns without importance, if others matter."""
+    names = [f"{each} {kind}" for each in OF_SOME_COLUMNS[kinds] for kind in ("F32", "F16")]
+    assert said(given(kinds), names, "posterior", tmp_path) == ""

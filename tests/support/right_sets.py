@@ -157,6 +157,12 @@ class Made(NamedTuple):
         return f"{self.kind}({self.imatrix})" if self.imatrix else self.kind
 
 
+def given(text: str) -> list[Made]:
+    """A set like ``Q4_K(peaked)+Q8_0``."""
+    parts = (each.removesuffix(")").partition("(") for each in text.split("+"))
+    return [Made(kind, imatrix) for kind, _, imatrix in parts]
+
+
 def kinds() -> list[str]:
     """The types that can be encoded, by recover or by ggml, and that files have."""
     return [kind.name for kind in all_types() if kind.type_id is not None and _is_made(kind)]

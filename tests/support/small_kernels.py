@@ -144,7 +144,7 @@ def comparisons(_folder: Path) -> Arrays:
     from recover.evidence.buffer import Source
     from recover.evidence.cells import count_contradictions
     from recover.inputs.nearest import _nearest
-    from recover.merge.columns import excess_of_columns
+    from recover.merge.columns import excess_of_columns, sums_of_columns, without_others
     from recover.merge.superblocks import compare_each, find_lost
     from recover.quants import type_by_name
 
@@ -163,8 +163,10 @@ def comparisons(_folder: Path) -> Arrays:
     variances = np.full((2, x.size // 16), 0.01, np.float32)
     variances[0, 5] = np.inf
     pair = variances[0], variances[1]
-    excess = excess_of_columns(x.reshape(-1), other.reshape(-1), pair, 0, 128)
-    yield "columns", np.array(excess)
+    of_columns = sums_of_columns(x.reshape(-1), other.reshape(-1), pair, 64, 128)
+    assert of_columns is not None
+    yield "columns", np.array(excess_of_columns(of_columns))
+    yield "kept", np.stack(without_others(x.reshape(-1), other.reshape(-1), of_columns, 64))
     yield "squares", np.array(square_difference(x.reshape(-1), other.reshape(-1)))
     names = "Q5_K", "Q4_K", "IQ4_K"
     tile = UncorrectedTileEstimator([Source(type_by_name(name)) for name in names], "posterior")
