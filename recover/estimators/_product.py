@@ -391,14 +391,16 @@ def _gather(
         total += add_up(squares)
     prior = np.float32(16 * here) / total if total > _ZERO else _ZERO
     block.zeros[0], uneven = _ZERO, is_uneven(block)
-    if spans is None and others is None:
+    if spans is not None:
+        accumulate_spans(spans, block, start)
+    if others is None:
         prior = find_zeros(block, prior, here, uneven)
+    if spans is not None:
+        block.zeros[0] *= spans.zero_odds
     if uneven and block.zeros[0] == _ZERO:
         begin_again(scalars, spans, block, start, here, prior)
     else:  # small weights are no zeros: what is lost comes after these
         accumulate_lost(scalars, block, start)
-        if spans is not None:
-            accumulate_spans(spans, block, start)
     if not outputs.plain:
         fix_extremes(scalars, block, start)
     if others is not None:

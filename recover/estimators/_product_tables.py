@@ -107,6 +107,8 @@ class Spans(NamedTuple):
         Whether that density has its peak at the value, not in the middle of the bounds.
     lead : bool
         Whether the first of them is taken where the inputs contradict each other.
+    zero_odds : float
+        What the odds of weights to be 0 are multiplied by (see `_zero_odds`).
     """
 
     values: F32Array
@@ -118,6 +120,7 @@ class Spans(NamedTuple):
     fitted: F32Array
     peaked: NDArray[np.bool_]
     lead: bool
+    zero_odds: np.float32
 
 
 # Columns of a row: numbers of one input that the kernels need in a small piece of memory.
@@ -134,6 +137,7 @@ N_COLUMNS = WIDE_MINIMA + 1
 SHIFT = math.pi**2 / 18
 _USUAL = np.float32(1 / 0.7)
 """The largest l over the usual one."""
+_PLACES = (np.arange(16) + 0.5) / 16  # between the middle of a cell and its edge
 _WIDE = 2  # times the usual r: minima that are rounded more than that count
 
 
@@ -237,7 +241,24 @@ def tabulate_intervals(evidence: Evidence) -> Spans | None:
         evidence.interval_density[:, INTERIOR, ATOM],
         evidence.interval_density[:, VARYING, ATOM] > 0,
         evidence.finest >= len(evidence.codes),
+        _zero_odds(evidence),
     )
+
+
+def _zero_odds(evidence: Evidence) -> np.float32:
+    """The mean density in a cell over that in its middle, ``exp(d u^2)``, of all scalar inputs.
+
+    The search for a scale puts large weights near their levels. Zeros lie there as well, but so do
+    the small weights of the same code: of these the density is flat, and tells them not apart.
+    """
+    odds = 1.0
+    for k, (first, last) in enumerate(evidence.end_codes):
+        middle = (int(first) + int(last)) // 2
+        width = evidence.upper_levels[k, middle] - evidence.lower_levels[k, middle]
+        if np.isfinite(width):
+            exponent = float(evidence.density[k, INTERIOR, 1]) * (float(width) / 2 * _PLACES) ** 2
+            odds *= float(np.mean(np.exp(exponent)))
+    return np.float32(odds)
 
 
 @bare_kernel

@@ -7,12 +7,14 @@ settings of the shipped sample of folders (see `tests.golden.make_sample_folders
 types of GGUF and in larger sets. Prints for each method the error over that of the best input and
 the expected over the measured error, those that are furthest off first. Weights are rounded to
 BF16, as those of nearly all models are, unless `--as-stored` is given. Instead of a file the word
-`heavy` means rows with heavy tails. WORDs choose the sets that have one of them as an input.
+`heavy` means rows with heavy tails, `sparse` normal weights of which 30% are 0, and `columns`
+normal weights of which 2% of the columns are 12 times as large. WORDs choose the sets that have one
+of them as an input.
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -57,12 +59,29 @@ def sets() -> list[tuple[str, ...]]:
 
 def weights(path: Path, block: int, n_rows: int) -> F32Array:
     """As many rows of each matrix, of as many weights as the shortest has."""
-    if path.name == "heavy":
-        return heavy_tailed(np.random.Generator(np.random.Philox(key=5)), 6 * n_rows, 512)
+    if path.name in _DRAWN:
+        return _DRAWN[path.name](np.random.Generator(np.random.Philox(key=5)), 6 * n_rows)
     found = [x for x in _matrices(path, block) if x.ndim == 2 and min(x.shape) >= 128]
     width = min(x.shape[1] for x in found) // 128 * 128
     rows = [_spread(x, n_rows)[:, :width] for x in found]
     return np.ascontiguousarray(np.concatenate(rows), np.float32)
+
+
+def _sparse(rng: np.random.Generator, n_rows: int) -> F32Array:
+    drawn = rng.normal(0, 0.02, (n_rows, 512))
+    return np.where(rng.random(drawn.shape) < 0.3, 0, drawn).astype(np.float32)
+
+
+def _columns(rng: np.random.Generator, n_rows: int) -> F32Array:
+    drawn = rng.normal(0, 0.02, (n_rows, 512))
+    return (drawn * np.where(rng.random(512) < 0.02, 12, 1)).astype(np.float32)
+
+
+_DRAWN: dict[str, Callable[[np.random.Generator, int], F32Array]] = {
+    "heavy": lambda rng, n_rows: heavy_tailed(rng, n_rows, 512),
+    "sparse": _sparse,
+    "columns": _columns,
+}
 
 
 def _spread(x: F32Array, n_rows: int) -> F32Array:

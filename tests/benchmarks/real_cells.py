@@ -13,13 +13,13 @@ out of it.
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from recover.containers.huggingface.formats import read_matrix
+from recover.containers.huggingface.formats import Matrix, read_matrix
 from recover.containers.huggingface.rows import Rows
 from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.quants import TILE, F32Array, Stated
@@ -62,11 +62,16 @@ def _arrays(path: Path) -> tuple[dict[str, Array], dict[str, object]]:
     return found, config
 
 
-def _n_outside(path: Path, originals: list[F32Array]) -> Iterator[int]:
+def _read(path: Path) -> Matrix:
     arrays, config = _arrays(path)
     recipe = str(config.pop("recipe.yaml", ""))
     matrix = read_matrix(module_of(arrays, config, recipe))
     assert matrix is not None
+    return matrix
+
+
+def numbers_outside(matrix: Matrix, originals: Sequence[F32Array]) -> list[int]:
+    """Of originals (N, K), those outside of what a folder with this matrix proves."""
     assert matrix.has_cells
     shape = originals[0].shape[::-1]
     tensor = QuantizedTensor("weight", shape, (Rows(matrix),), 0)
@@ -78,7 +83,7 @@ def _n_outside(path: Path, originals: list[F32Array]) -> Iterator[int]:
         for i, each in enumerate(originals):
             x = each.reshape(-1)[start : start + TILE]
             counts[i] += np.count_nonzero(~((stated.lower <= x) & (x <= stated.upper)))
-    yield from counts.tolist()
+    return [int(each) for each in counts]
 
 
 def main() -> None:
@@ -101,7 +106,7 @@ def main() -> None:
             for path in sorted(Path(scratch).glob("*@*.npz")):
                 way, _, given = path.stem.partition("@")
                 originals = [w, rounded(w, _SHORT[given])]
-                of_f32, of_given = _n_outside(path, originals)
+                of_f32, of_given = numbers_outside(_read(path), originals)
                 print(
                     f"{way:26} given {_SHORT[given]:4} {w.size:,} weights, outside: {of_f32} of F32"
                     f" originals, {of_given} of those given",
