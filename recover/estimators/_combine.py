@@ -158,21 +158,52 @@ def _weigh(weights: F32Array, numbers: F32Array, out: F32Array) -> None:
 
 @bare_inner
 def _add_codes(
-    codes: U8Array, levels: F32Array, scales: F32Array, offsets: F32Array, out: F32Array
+    codes: U8Array,
+    levels: F32Array,
+    affine: NDArray[np.bool_],
+    at: int,
+    scales: F32Array,
+    offsets: F32Array,
+    out: F32Array,
 ) -> None:
-    """``out += scale * levels[code] + offset``, of codes and `out` (n,) and levels (256,).
+    """Fill `out` (n,) with the sum of K decoded inputs, from weight `at` on.
 
-    Inputs are added one after the other: what one needs fits into the registers.
+    Codes and levels (K, 256) are flat, `affine` (K,) as `is_affine` has it. Scales and offsets (K *
+    _STRIP,) begin as `out` does. Four groups are worked on at once.
     """
-    if is_affine(levels):
-        base = levels[0]
-        for g in range(scales.size):
-            level = to_f32(load_bytes(codes, 16 * g)) + base
-            store(out, 16 * g, load(out, 16 * g) + (level * scales[g] + offsets[g]))
-    else:
-        for g in range(scales.size):
-            level = gather(levels, load_bytes(codes, 16 * g))
-            store(out, 16 * g, load(out, 16 * g) + (level * scales[g] + offsets[g]))
+    n_codes = codes.size // max(affine.size, 1)
+    whole = out.size // 64 * 64
+    for i in range(0, whole, 64):
+        a = b = c = d = splat(_ZERO)
+        for k in range(affine.size):
+            q, g = k * n_codes + at + i, _STRIP * k + i // 16
+            first = load_bytes(codes, q), load_bytes(codes, q + 16)
+            last = load_bytes(codes, q + 32), load_bytes(codes, q + 48)
+            if affine[k]:
+                base = levels[256 * k]
+                p, r = to_f32(first[0]) + base, to_f32(first[1]) + base
+                s, t = to_f32(last[0]) + base, to_f32(last[1]) + base
+            else:
+                p, r = gather(levels, first[0] + 256 * k), gather(levels, first[1] + 256 * k)
+                s, t = gather(levels, last[0] + 256 * k), gather(levels, last[1] + 256 * k)
+            a = a + (p * scales[g] + offsets[g])
+            b = b + (r * scales[g + 1] + offsets[g + 1])
+            c = c + (s * scales[g + 2] + offsets[g + 2])
+            d = d + (t * scales[g + 3] + offsets[g + 3])
+        store(out, i, a)
+        store(out, i + 16, b)
+        store(out, i + 32, c)
+        store(out, i + 48, d)
+    for i in range(whole, out.size, 16):
+        total = splat(_ZERO)
+        for k in range(affine.size):
+            codes_of_16, g = load_bytes(codes, k * n_codes + at + i), _STRIP * k + i // 16
+            if affine[k]:
+                level = to_f32(codes_of_16) + levels[256 * k]
+            else:
+                level = gather(levels, codes_of_16 + 256 * k)
+            total = total + (level * scales[g] + offsets[g])
+        store(out, i, total)
 
 
 @bare_inner
@@ -201,7 +232,7 @@ def combine(
     """
     n_scalars, n_proven = len(evidence.scale), len(evidence.interval_values)
     n_inputs = tallies.shape[1] - ALONE
-    scratch = _Scratch.of(n_inputs)
+    scratch = _Scratch.of(n_inputs, n_scalars)
     if not n_proven or n_inputs == 1 or evidence.weights.size:
         _combine_by_group(evidence, out, variance, tallies, is_counted, scratch)
         return
@@ -268,23 +299,27 @@ class _Scratch(NamedTuple):
     weights: F32Array
     """(K + I + V, _STRIP)"""
     scales: F32Array
-    """(_STRIP,)"""
+    """(K * _STRIP,), at least one strip."""
     offsets: F32Array
     known: NDArray[np.float64]
     """(4, _STRIP)"""
     sums: NDArray[np.float64]
     """(K + I + V + 1,)"""
+    affine: NDArray[np.bool_]
+    """(K,): whether levels are consecutive."""
 
     @classmethod
-    def of(cls, n_inputs: int) -> Self:
+    def of(cls, n_inputs: int, n_scalars: int) -> Self:
         """Memory for so many inputs."""
+        n = max(n_scalars, 1) * _STRIP
         return cls(
             rows=np.zeros((n_inputs + 1, _STRIP), np.float32),
             weights=np.empty((n_inputs, _STRIP), np.float32),
-            scales=np.empty(_STRIP, np.float32),
-            offsets=np.empty(_STRIP, np.float32),
+            scales=np.empty(n, np.float32),
+            offsets=np.empty(n, np.float32),
             known=np.empty((4, _STRIP), np.float64),
             sums=np.empty(n_inputs + 1, np.float64),
+            affine=np.empty(n_scalars, np.bool_),
         )
 
 
@@ -303,6 +338,8 @@ def _combine_by_group(
     """
     n_inputs, n_tensors = tallies.shape[1] - ALONE, tallies.shape[0]
     n_groups, rows, weights = variance.size // n_tensors, scratch.rows, scratch.weights
+    for k in range(scratch.affine.size):
+        scratch.affine[k] = is_affine(evidence.levels[k])
     for i in range(n_tensors):
         scratch.sums[:] = 0
         for start in range(i * n_groups, (i + 1) * n_groups, _STRIP):
@@ -354,14 +391,18 @@ def _are_positive(values: F32Array) -> bool:
 def _add_all(evidence: Evidence, start: int, scratch: _Scratch, out: F32Array) -> None:
     """Fill `out` (n,) with the sum of all inputs times their weights, from group `start` on."""
     n_scalars, n_proven = evidence.codes.shape[0], evidence.interval_values.shape[0]
-    weights, n = scratch.weights, out.size // 16
-    scales, offsets = scratch.scales[:n], scratch.offsets[:n]
+    codes, levels, weights = (
+        evidence.codes.reshape(-1),
+        evidence.levels.reshape(-1),
+        scratch.weights,
+    )
+    n = out.size // 16
     end, own = start + n, slice(16 * start, 16 * (start + n))
-    out[:] = _ZERO
     for k in range(n_scalars):
-        _weigh(weights[k], evidence.scale[k, start:end], scales)
-        _weigh(weights[k], evidence.offset[k, start:end], offsets)
-        _add_codes(evidence.codes[k, own], evidence.levels[k], scales, offsets, out)
+        at = slice(_STRIP * k, _STRIP * k + n)
+        _weigh(weights[k], evidence.scale[k, start:end], scratch.scales[at])
+        _weigh(weights[k], evidence.offset[k, start:end], scratch.offsets[at])
+    _add_codes(codes, levels, scratch.affine, 16 * start, scratch.scales, scratch.offsets, out)
     for k in range(n_proven):
         _add_values(evidence.interval_values[k, own], weights[n_scalars + k, :n], out)
     for k in range(evidence.values.shape[0]):
