@@ -20,9 +20,10 @@ from recover.inputs.told import pairs, telling
 from recover.quants import GROUP, F32Array, ScalarType, VectorType
 
 _FEWEST = 1024  # codes that are looked at
-# The share of an independent quantization is at most 0.02 above that of drawn weights; of codes for
-# one weight that of children is far larger.
-_MARGIN, _MARGIN_TOGETHER = 0.1, 0.05
+# How many more codes are the nearest ones than of drawn weights: for one weight, of all codes; for
+# several, of those that are not the nearest ones to drawn weights. Of the latter an independent
+# quantization has at most 0.13 (of coarse parents, whose cells are wide), a child 0.28 at least.
+_MARGIN, _MARGIN_TOGETHER = 0.1, 0.2
 _FREQUENT = 6  # weights of a run that the two inputs say the same of
 # Of the codes of a run: sparse weights, and integers, tell less.
 _LEAST_SHARE, _LEAST_SHARE_TOGETHER = 0.2, 0.05
@@ -35,7 +36,7 @@ class Nearest:
 
     def __init__(self) -> None:
         self._n = self._n_same = self._n_drawn = 0
-        self._margin = 0.0
+        self._is_single = True
 
     def add(self, parent: Sample, child: Sample) -> None:
         """Take some more weights into account."""
@@ -43,8 +44,7 @@ class Nearest:
         if found is None:
             return
         lower, upper = parent.bounds
-        is_single = found.book.shape[1] == 1
-        self._margin = _MARGIN if is_single else _MARGIN_TOGETHER
+        is_single = self._is_single = found.book.shape[1] == 1
         tells = telling(parent, child) if is_single else _is_rare(parent, child)
         is_known = np.isfinite(upper - lower) & tells
         width = np.where(is_known, upper - lower, np.float32(0))
@@ -61,7 +61,11 @@ class Nearest:
     @property
     def is_of_child(self) -> bool:
         """Whether they are so more often than those of an independent quantization."""
-        return self._n >= _FEWEST and self._n_same - self._n_drawn > self._margin * self._n
+        if self._n < _FEWEST:
+            return False
+        most = self._n if self._is_single else self._n - self._n_drawn
+        margin = _MARGIN if self._is_single else _MARGIN_TOGETHER
+        return self._n_same - self._n_drawn > margin * most
 
 
 class _Codes(NamedTuple):

@@ -62,6 +62,28 @@ def test_they_are_told(
         execute_merge(plan_merge([first, made], tmp_path / "o.gguf"), n_threads=1)
 
 
+@pytest.mark.parametrize("parent", ["Q2_K", "Q3_K"])
+@pytest.mark.parametrize("child", ["IQ3_S", "IQ3_XXS"])
+@pytest.mark.parametrize("matrix", ["even", "uneven", "peaked"])
+def test_wide_cells(
+    parent: str,
+    child: str,
+    matrix: str,
+    tmp_path: Path,
+    real_rows: F32Array,
+    rng: np.random.Generator,
+) -> None:
+    """Weights lie in the middle of a coarse parent's cells more often than drawn ones."""
+    x = np.ascontiguousarray(real_rows[:128, :512])
+    x *= 1 + np.float32(1e-3) * rng.standard_normal(x.shape, np.float32)
+    columns = importance(matrix, 512, rng)
+    paths = [
+        write_gguf(tmp_path / f"{kind}.gguf", {NAME: weighted(kind, x, columns)})
+        for kind in (parent, child)
+    ]
+    assert not [text for text in plan_merge(paths, tmp_path / "o.gguf").warnings if WORD in text]
+
+
 @pytest.mark.parametrize("kind", ["IQ3_S", "IQ2_S", "IQ2_XXS", "Q4_0"])
 @pytest.mark.parametrize("odd", ["ternary", "sparse", "integers", "constant rows", "heavy"])
 def test_exact_parents_tell_nothing(
