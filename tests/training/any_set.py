@@ -2,7 +2,8 @@
 
 ``python -m tests.training.any_set DATA OUT --kinds plain --begin NETS.pt --seconds 500`` trains on
 a GPU, after ``python -m tests.training.prepare DATA``; ``--resume OUT/any.pt`` goes on,
-``--begin OUT/any.pt --width 56`` begins as a wider one. At the end
+``--begin OUT/any.pt --width 56`` begins as a wider one, ``--begin recover/data/joint/any.npz
+--width 56`` as what is there. At the end
 it writes what the network gains on each set, as JSON. See docs/joint.md. It needs torch.
 """
 
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from recover.estimators._joint_files import read_terms
 from recover.estimators._joint_torch import Terms, assemble, begin, columns_of, for_any
 from recover.inputs.matching import typical_error
 from recover.quants import F32Array, type_by_name
 from recover.training.learner import Batch, Learner, look
-from recover.training.of_set import again, ahead, batch_of
+from recover.training.of_set import again, ahead, batch_of, begin_as
 from recover.training.of_set import in_order as in_order_made
 from recover.training.of_set import to_device as bring
 from recover.training.simulate import N_SUPERBLOCKS, draw, pool_from, simulate
@@ -152,7 +154,12 @@ def first_terms(path: Path | None, kinds: str, width: int) -> Terms:
     Or of a network for any set, as wide as `width`.
     """
     types = TYPES[kinds]
-    known = {} if path is None else torch.load(path, "cpu", weights_only=False)
+    known: dict[str, Any] = {}
+    if path is not None and path.suffix == ".npz":
+        with path.open("rb") as file:
+            known = {"mean": begin_as(read_terms(file))}
+    elif path is not None:
+        known = torch.load(path, "cpu", weights_only=False)
     if "mean" in known:
         own = {name: each.float() for name, each in known["mean"].items()}
         n_rounds = sum(name.endswith("enter.bias") for name in own)
@@ -296,7 +303,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="at most so many")
     parser.add_argument("--size", type=int, default=N_SUPERBLOCKS, help="superblocks of a batch")
     parser.add_argument("--width", type=int, default=48)
-    parser.add_argument("--begin", type=Path, help="networks of sets, or any.pt, to begin as")
+    parser.add_argument("--begin", type=Path, help="nets.pt, any.pt or .npz to begin as")
     parser.add_argument("--resume", type=Path, help="any.pt to go on with")
     parser.add_argument("--measure", action="store_true", help="measure all sets at the end")
     train(parser.parse_args())
