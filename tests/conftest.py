@@ -1,5 +1,6 @@
 """Models that the tests share: real weights whose truth is known, quantized by llama.cpp."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,19 @@ from tests.support.models import DATA, SHARED, TINY, quantize
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("fixed")
+
+LONG = "long", "quality", "inference"
+"""Marks of tests that may take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first, then those of many tests: none that is long comes last.
+
+    A file stays in one process (``tests/run``), and others would wait for it at the end.
+    """
+    n_tests = Counter(item.path for item in items)
+    long = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
+    items.sort(key=lambda item: (item.path not in long, -n_tests[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)

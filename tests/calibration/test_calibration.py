@@ -42,10 +42,10 @@ class TestLookUp:
         assert both.density_for("Q2_K", has_cells=True) == plain
         assert both.density_for("Q2_K", has_cells=True, weighted=True) == other.rows
 
-    def test_roles_and_depths(self, tiny: list[Path]) -> None:
+    def test_roles_and_depths(self, tiny: list[Path], calibration: Calibration) -> None:
         found = calibrate(tiny, TINY, by_role=True, n_depths=3)
         general = found.weights_for(SETS[0])
-        assert general == calibrate(tiny, TINY).weights_for(SETS[0])
+        assert general == calibration.weights_for(SETS[0])
         assert found.weights_for(SETS[0], "unheard_of") == general
         special = {(c.role, c.depth): c.weights for c in found.combinations if c.types == SETS[0]}
         assert {role for role, _ in special} >= {"token_embd", "attn_q", "ffn_up", None}
@@ -101,10 +101,12 @@ class TestTruth:
 
 
 class TestFile:
-    def test_comes_back_as_it_was(self, tiny: list[Path], tmp_path: Path) -> None:
+    def test_comes_back_as_it_was(
+        self, tiny: list[Path], calibration: Calibration, tmp_path: Path
+    ) -> None:
         path = tmp_path / "c.json"
-        plain = calibrate(tiny, TINY)
-        for found in (plain, calibrate(tiny, TINY, constrained=False, by_role=True, n_depths=2)):
+        free = calibrate(tiny, TINY, constrained=False, by_role=True, n_depths=2)
+        for found in (calibration, free):
             found.save(path)
             assert load_calibration(path) == found
             assert path.read_bytes() == found.to_bytes()
@@ -114,9 +116,11 @@ class TestFile:
         assert document["truth"]["n_bytes"] == TINY.stat().st_size
         assert str(TINY.parent) not in path.read_text()
 
-    def test_does_not_depend_on_the_threads(self, tiny: list[Path]) -> None:
-        one, three = (calibrate(tiny, TINY, n_threads=n) for n in (1, 3))
-        assert one.to_bytes() == three.to_bytes()
+    def test_does_not_depend_on_the_threads(
+        self, tiny: list[Path], calibration: Calibration
+    ) -> None:
+        """One, and three."""
+        assert calibrate(tiny, TINY, n_threads=1).to_bytes() == calibration.to_bytes()
 
 
 class TestRefusals:

@@ -8,7 +8,7 @@ import pytest
 
 from recover import calibrate, execute_merge, execute_quantize, open_gguf, plan_merge, plan_quantize
 from recover.calibration import moments
-from recover.calibration.moments import survey
+from recover.calibration.moments import Survey, survey
 from recover.calibration.simulate import Counts
 from recover.calibration.weights import Calibration
 from recover.evidence.buffer import EvidenceBuffer, Source
@@ -41,10 +41,9 @@ class TestDensities:
                 distance = np.abs(shares[0] / shares[0][-1] - shares[1] / shares[1][-1]).max()
                 assert distance < 0.05
 
-    def test_counts_are_those_of_numpy(self, tiny: list[Path]) -> None:
+    def test_counts_are_those_of_numpy(self, tiny: list[Path], surveyed: Survey) -> None:
         """All weights of this model, of every class of code; and the fit to all at once."""
-        found = survey(tiny, TINY)
-        (q3,) = (each for each in found.places if each.kind.name == "Q3_K")
+        (q3,) = (each for each in surveyed.places if each.kind.name == "Q3_K")
         assert (q3.has_cells, q3.weighted) == (True, False)
         model, truth = open_gguf(tiny[2]), read_weights(TINY)
         tensors = [each for each in model.tensors.values() if each.type.name == "Q3_K"]
@@ -60,10 +59,10 @@ class TestDensities:
         np.testing.assert_allclose(q3.counts.table(), at_once.table(), rtol=1e-4, atol=1e-6)
 
     def test_large_models_are_sampled(
-        self, tiny: list[Path], monkeypatch: pytest.MonkeyPatch
+        self, tiny: list[Path], surveyed: Survey, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A bounded number of weights, evenly spaced, give about the same densities."""
-        whole = {each.kind.name: each.counts for each in survey(tiny, TINY).places}
+        whole = {each.kind.name: each.counts for each in surveyed.places}
         monkeypatch.setattr(moments, "_COUNTED", 1 << 12)
         monkeypatch.setattr(moments, "_MOST_COUNTED", 1 << 20)
         for each in survey(tiny, TINY).places:
@@ -138,10 +137,11 @@ class TestDensities:
         )
         np.testing.assert_allclose(given_, shipped, rtol=1e-6)
 
-    def test_simulated_rows_change_nothing(self, tiny: list[Path], tmp_path: Path) -> None:
+    def test_simulated_rows_change_nothing(
+        self, tiny: list[Path], calibration: Calibration, tmp_path: Path
+    ) -> None:
         """A calibration that holds the shipped densities gives the bytes of a merge without."""
-        found = calibrate(tiny, TINY)
-        document = found.to_json()
+        document = json.loads(calibration.to_bytes())
         for each in document["densities"]:
             kind = type_by_name(each["type"])
             assert isinstance(kind, ScalarType)
@@ -149,8 +149,8 @@ class TestDensities:
         path = tmp_path / "c.json"
         path.write_text(json.dumps(document))
         outs = [tmp_path / "with.gguf", tmp_path / "without.gguf"]
-        for out, calibration in zip(outs, (path, None), strict=True):
-            execute_merge(plan_merge(tiny, out, calibration=calibration))
+        for out, given_ in zip(outs, (path, None), strict=True):
+            execute_merge(plan_merge(tiny, out, calibration=given_))
         one, other = (read_tensors(out) for out in outs)
         assert all(one[name].rows.tobytes() == other[name].rows.tobytes() for name in one)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recover import calibrate, execute_merge, plan_merge
 from recover.calibration.fit import _gain, fit, free_weights, simplex_weights, square_error
-from recover.calibration.moments import survey
+from recover.calibration.moments import Survey
 from recover.calibration.weights import Calibration, Gain
 from tests.support.calibrations import SETS, Parts, design, pooled
 from tests.support.gguf_files import F64Array, read_weights
@@ -23,11 +23,16 @@ def parts(tiny: list[Path]) -> Parts:
     return design(tiny, TINY)
 
 
+@pytest.fixture(scope="module")
+def free(tiny: list[Path]) -> Calibration:
+    """Weights of any sign and sum."""
+    return calibrate(tiny, TINY, constrained=False)
+
+
 class TestFit:
-    def test_free_weights_are_least_squares(self, tiny: list[Path], parts: Parts) -> None:
-        found = calibrate(tiny, TINY, constrained=False)
-        assert {each.types for each in found.combinations} == set(SETS)
-        for each in found.combinations:
+    def test_free_weights_are_least_squares(self, free: Calibration, parts: Parts) -> None:
+        assert {each.types for each in free.combinations} == set(SETS)
+        for each in free.combinations:
             x, target = pooled(parts, each.types)
             expected = np.linalg.lstsq(x, target, rcond=None)[0]
             np.testing.assert_allclose(each.weights, expected, rtol=0, atol=1e-6)
@@ -109,10 +114,9 @@ def check_optimal(errors: F64Array, weights: F64Array) -> None:
 
 
 class TestHeldOut:
-    def test_each_tensor_is_left_out(self, tiny: list[Path], parts: Parts) -> None:
+    def test_each_tensor_is_left_out(self, free: Calibration, parts: Parts) -> None:
         """Seven tensors: seven fits, each to the other six."""
-        found = calibrate(tiny, TINY, constrained=False)
-        (each,) = (c for c in found.combinations if c.types == ("Q5_K", "Q4_K", "Q3_K"))
+        (each,) = (c for c in free.combinations if c.types == ("Q5_K", "Q4_K", "Q3_K"))
         chosen = [part[1:] for part in parts.values() if part[0] == each.types]
         assert len(chosen) == 7
         errors, alone = 0.0, np.zeros(3)
@@ -127,9 +131,8 @@ class TestHeldOut:
         assert each.held_out.mse_ratio > each.fitted.mse_ratio
         assert each.held_out.n_tensors == 7
 
-    def test_layers_are_left_out_together(self, tiny: list[Path]) -> None:
-        found = survey(tiny, TINY)
-        by_tensor, by_layer = (fit(found, leave_out=what) for what in ("tensor", "layer"))
+    def test_layers_are_left_out_together(self, surveyed: Survey) -> None:
+        by_tensor, by_layer = (fit(surveyed, leave_out=what) for what in ("tensor", "layer"))
         assert (by_tensor.left_out, by_layer.left_out) == ("tensor", "layer")
         assert [c.weights for c in by_tensor.combinations] == [
             c.weights for c in by_layer.combinations
@@ -158,15 +161,15 @@ class TestHeldOut:
         assert gain.ci95 == pytest.approx(tuple(expected), abs=0.1 * width)
         assert _gain({"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 2.0}) == Gain(0.75, None, 2)
 
-    def test_uncalibrated_is_the_linear_method(self, tiny: list[Path], tmp_path: Path) -> None:
-        found = calibrate(tiny, TINY)
+    def test_uncalibrated_is_the_linear_method(
+        self, tiny: list[Path], calibration: Calibration, parts: Parts, tmp_path: Path
+    ) -> None:
         out = tmp_path / "linear.gguf"
         execute_merge(plan_merge(tiny, out, method="linear", outtype="f32"))
         merged, truth, finest = (read_weights(path) for path in (out, TINY, tiny[0]))
-        names = design(tiny, TINY)
         sums = [
-            sum(np.square(w[name].astype(np.float64) - truth[name]).sum() for name in names)
+            sum(np.square(w[name].astype(np.float64) - truth[name]).sum() for name in parts)
             for w in (merged, finest)
         ]
-        assert found.uncalibrated is not None
-        assert found.uncalibrated.mse_ratio == pytest.approx(sums[0] / sums[1], rel=1e-6)
+        assert calibration.uncalibrated is not None
+        assert calibration.uncalibrated.mse_ratio == pytest.approx(sums[0] / sums[1], rel=1e-6)

@@ -10,6 +10,8 @@ import pytest
 from tests.support.models import ROOT
 from tests.support.small_cases import CASES
 
+pytestmark = pytest.mark.long
+
 QUICK = {"encoders", "decoders", "formats", "grids", "kernels"}
 """The others take minutes."""
 NEARLY = " sums", " lost", "gram", "scalings", " kl", " nll"

@@ -31,9 +31,12 @@ Q4_0 = 2
 HUGE = 1 << 40
 LLAMA = kv("general.architecture", STRING, string("llama"))
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="memory is asked for as Linux tells it"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not Path("/proc/self/status").exists(), reason="memory is asked for as Linux tells it"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Mixes of types by name, against the files that llama.cpp's own quantizer makes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,8 @@ SHAPES = {
     "falcon": Shape("falcon", n_layers=20, joined=True),
     "odd rows": Shape(width=96),
 }
+OF_MANY_LAYERS = [name for name, shape in SHAPES.items() if shape.n_layers == 80]
+"""With a rule of their own, or nearly so."""
 
 
 def tensors_of(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -127,14 +129,28 @@ def check(
         ]
 
 
-def test_the_small_model(tmp_path: Path) -> None:
-    check(TINY, tmp_path, WITHOUT)
+def check_all(model: Path, folder: Path, rng: np.random.Generator) -> None:
+    """Every mix without an importance matrix and with one."""
+    check(model, folder, WITHOUT)
+    check(model, folder, OF_NO_EXPERTS, importance_of(model, rng))
 
 
-def test_the_small_model_with_an_importance_matrix(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
-    check(TINY, tmp_path, OF_NO_EXPERTS, importance_of(TINY, rng))
+def check_half(model: Path, folder: Path, rng: np.random.Generator) -> None:
+    """Every mix once, one in two with an importance matrix."""
+    check(model, folder, WITHOUT[::2])
+    others = tuple(name for name in OF_NO_EXPERTS if name not in WITHOUT[::2])
+    check(model, folder, others, importance_of(model, rng))
+
+
+HOW_MANY = pytest.mark.parametrize(
+    "check_mixes", [check_half, pytest.param(check_all, marks=pytest.mark.slow)]
+)
+Check = Callable[[Path, Path, np.random.Generator], None]
+
+
+@HOW_MANY
+def test_the_small_model(check_mixes: Check, tmp_path: Path, rng: np.random.Generator) -> None:
+    check_mixes(TINY, tmp_path, rng)
 
 
 @pytest.mark.quality
@@ -147,17 +163,24 @@ def test_the_larger_model(llama_29m: Path, tmp_path: Path, rng: np.random.Genera
 def test_the_larger_model_in_all_mixes(
     llama_29m: Path, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    check(llama_29m, tmp_path, WITHOUT)
-    check(llama_29m, tmp_path, OF_NO_EXPERTS, importance_of(llama_29m, rng))
+    check_all(llama_29m, tmp_path, rng)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [name for name in SHAPES if name not in OF_MANY_LAYERS])
 def test_models_of_many_shapes(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
     shape = SHAPES[name]
     model = write(tmp_path / "model.gguf", shape, rng)
-    names = (*WITHOUT, "MXFP4_MOE") if shape.n_experts else WITHOUT
-    check(model, tmp_path, names)
-    check(model, tmp_path, OF_NO_EXPERTS, importance_of(model, rng))
+    check_all(model, tmp_path, rng)
+    if shape.n_experts:
+        check(model, tmp_path, ("MXFP4_MOE",))
+
+
+@HOW_MANY
+@pytest.mark.parametrize("name", OF_MANY_LAYERS)
+def test_models_of_many_layers(
+    name: str, check_mixes: Check, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    check_mixes(write(tmp_path / "model.gguf", SHAPES[name], rng), tmp_path, rng)
 
 
 def test_names_and_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
