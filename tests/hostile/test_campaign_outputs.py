@@ -145,6 +145,11 @@ def test_kills(tiny: list[Path], tmp_path: Path, n_tries: int) -> None:
     print(f"\n{n_tries} kills, all resumed byte for byte; left behind: {dict(moments)}")
 
 
+def _take_signals() -> None:
+    for each in STOPPING:
+        signal.signal(each, signal.SIG_DFL)
+
+
 @several(4, 200)
 @pytest.mark.parametrize("cache", ["empty cache", "full cache"])
 def test_signals_at_random_moments(
@@ -171,8 +176,8 @@ def test_signals_at_random_moments(
             text=True,
             env=environment,
             cwd=ROOT,
-            # Who runs the tests in the background may have it ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            # Who runs the tests in the background, or by nohup, has them ignored.
+            preexec_fn=_take_signals,
         ) as process:
             time.sleep(rng.uniform(0, 2))
             since = time.monotonic()
