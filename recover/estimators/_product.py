@@ -393,7 +393,7 @@ def _gather(
     block.zeros[0], uneven = _ZERO, is_uneven(block)
     if spans is not None:
         accumulate_spans(spans, block, start)
-    if others is None:
+    if others is None and (spans is None or spans.zero_odds > _ZERO):
         prior = find_zeros(block, prior, here, uneven)
     if spans is not None:
         block.zeros[0] *= spans.zero_odds

@@ -250,7 +250,11 @@ def _zero_odds(evidence: Evidence) -> np.float32:
 
     The search for a scale puts large weights near their levels. Zeros lie there as well, but so do
     the small weights of the same code: of these the density is flat, and tells them not apart.
+
+    0 for one input alone: where a few weights are far larger, all others have the code of 0.
     """
+    if len(evidence.interval_values) == 1 and not evidence.levels.any():
+        return np.float32(0)
     odds = 1.0
     for k, (first, last) in enumerate(evidence.end_codes):
         middle = (int(first) + int(last)) // 2

@@ -82,3 +82,10 @@ def test_weights_that_are_often_small_have_no_spike(names: str) -> None:
         near_zero = [np.mean(abs(each) < 1e-4 * np.std(weights)) for each in (out, weights)]
         assert near_zero[0] < near_zero[1] + 2e-3
         assert error <= merged(names, weights, "linear")[1]
+
+
+def test_one_input_tells_no_zeros_from_weights_beside_large_columns() -> None:
+    """Almost all weights have the code of 0 then, and none is 0: their error is not to be lost."""
+    x = normal() * np.where(np.random.default_rng(14).random(256) < 0.02, 12, 1).astype(np.float32)
+    _, _, claim = merged("AutoRound4", x, "posterior")
+    assert claim > 0.95
