@@ -140,7 +140,9 @@ def _advise(name: str) -> None:
     advice = getattr(mmap, name, None)
     if advice is None:
         return
-    for address, n_bytes in list(_mapped.items()):
+    # To list pairs makes objects, so that garbage may be collected and files unmapped meanwhile.
+    for address in list(_mapped):
+        n_bytes = _mapped.get(address, 0)
         _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(n_bytes), advice)
 
 

@@ -1,5 +1,6 @@
 """Advice to the system on how mapped files are read."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,28 @@ def test_files_that_are_mapped_no_more_are_left_alone(tmp_path: Path) -> None:
     assert np.array_equal(data[:256], np.arange(256))
     del data
     assert address not in mapping._mapped
+
+
+@pytest.mark.parametrize("n_objects", range(0, 60, 5))
+def test_files_that_garbage_holds_are_unmapped_meanwhile(tmp_path: Path, n_objects: int) -> None:
+    """Garbage is collected once so many more objects are made, wherever that is."""
+    threshold = gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    for number in range(40):
+        path = tmp_path / f"{number}"
+        path.write_bytes(b"0")
+        cycle: list[object] = [mapping.map_file(path)]
+        cycle.append(cycle)
+    del cycle
+    before = len(mapping._mapped)
+    try:
+        gc.set_threshold(gc.get_count()[0] + n_objects)
+        gc.enable()
+        with mapping.sampled():
+            pass
+    finally:
+        gc.set_threshold(*threshold)
+        gc.enable()
+    gc.collect()
+    assert len(mapping._mapped) <= before - 40
