@@ -5,33 +5,21 @@ import pytest
 
 from recover.quants import F32Array
 from tests.support.joint_inputs import encode, run, sources_of
+from tests.support.sparse_weights import SHAPE, normal, pruned, with_dead_columns
 
-SHAPE = 256, 256
+SEED = 0
 SETS = "Q5_K+Q4_K+Q2_K", "Q4_K+Q2_K", "Q6_K+Q4_K", "Q8_0+Q4_K", "Q4_0+Q3_K", "Q5_K+Q4_K"
 
 
-def normal() -> F32Array:
-    return (0.05 * np.random.default_rng(0).standard_normal(SHAPE)).astype(np.float32)
-
-
-def pruned(share: float) -> F32Array:
-    keep = np.random.default_rng(1).random(SHAPE) >= share
-    return normal() * keep.astype(np.float32)
-
-
-def with_dead_columns() -> F32Array:
-    return normal() * (np.random.default_rng(2).random(256) > 0.4).astype(np.float32)
-
-
 def of_largest(share: float) -> F32Array:
-    x = normal()
+    x = normal(SEED)
     return np.where(abs(x) > np.quantile(abs(x), share), x, np.float32(0))
 
 
 SPARSE = {
-    "half": pruned(0.5),
-    "most": pruned(0.9),
-    "dead columns": with_dead_columns(),
+    "half": pruned(SEED, 0.5),
+    "most": pruned(SEED, 0.9),
+    "dead columns": with_dead_columns(SEED),
     "by size": of_largest(0.5),
 }
 
@@ -76,7 +64,7 @@ def test_zeros_are_all_but_zero(scale: float) -> None:
 def test_weights_that_are_often_small_have_no_spike() -> None:
     """Heavy tails and outliers: the bulk is smooth, however fine it is beside the largest."""
     rng, sources = np.random.default_rng(3), sources_of("Q5_K+Q4_K")
-    for x in (rng.laplace(size=SHAPE), rng.standard_t(3, SHAPE), normal()):
+    for x in (rng.laplace(size=SHAPE), rng.standard_t(3, SHAPE), normal(SEED)):
         weights = (0.03 * x).astype(np.float32)
         out = run("posterior", sources, encode(sources, weights), weights.size)[0]
         assert np.mean(abs(out) < 1e-4 * np.std(weights)) < 2e-3

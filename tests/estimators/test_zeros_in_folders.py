@@ -9,28 +9,20 @@ from recover.inputs.matching import typical_error
 from recover.quants import F32Array
 from tests.support.all_sets import has_cells, stored_as, with_errors
 from tests.support.foreign_modules import rounded
+from tests.support.sparse_weights import SHAPE, normal, pruned, with_dead_columns
 
-SHAPE = 256, 256
+SEED = 10
 SETS = (
     *("NVFP4+Q4_K", "NF4-nested+Q4_K", "FP8-block+Q6_K", "MLX4-g64+Q4_K", "INT4-g128+Q4_K"),
     *("LLM.int8+Q8_0", "NF4-nested+Q5_K+Q4_K", "AWQ4-g128+NF4-nested+Q4_K"),
 )
 
 
-def normal() -> F32Array:
-    return (0.05 * np.random.default_rng(10).standard_normal(SHAPE)).astype(np.float32)
-
-
-def pruned(share: float) -> F32Array:
-    keep = np.random.default_rng(11).random(SHAPE) >= share
-    return normal() * keep.astype(np.float32)
-
-
-def with_dead_columns() -> F32Array:
-    return normal() * (np.random.default_rng(12).random(256) > 0.4).astype(np.float32)
-
-
-SPARSE = {"30%": pruned(0.3), "half": pruned(0.5), "dead columns": with_dead_columns()}
+SPARSE = {
+    "30%": pruned(SEED, 0.3),
+    "half": pruned(SEED, 0.5),
+    "dead columns": with_dead_columns(SEED),
+}
 
 
 def merged(names: str, x: F32Array, method: str) -> tuple[F32Array, float, float]:
@@ -70,13 +62,13 @@ def test_zeros_are_all_but_zero(names: str) -> None:
     x = SPARSE["half"]
     out, error, _ = merged(names, x, "posterior")
     assert np.median(abs(out[x == 0])) < 2e-3 * np.std(x)
-    assert error < 0.95 * merged(names, normal(), "posterior")[1]
+    assert error < 0.95 * merged(names, normal(SEED), "posterior")[1]
 
 
 @pytest.mark.parametrize("names", ["NVFP4+Q4_K", "NF4-nested+Q5_K", "FP8-block+Q6_K"])
 def test_weights_that_are_often_small_have_no_spike(names: str) -> None:
     rng = np.random.default_rng(13)
-    for x in (rng.laplace(size=SHAPE), rng.standard_t(3, SHAPE), normal()):
+    for x in (rng.laplace(size=SHAPE), rng.standard_t(3, SHAPE), normal(SEED)):
         weights = (0.03 * x).astype(np.float32)
         out, error, _ = merged(names, weights, "posterior")
         near_zero = [np.mean(abs(each) < 1e-4 * np.std(weights)) for each in (out, weights)]
@@ -86,6 +78,8 @@ def test_weights_that_are_often_small_have_no_spike(names: str) -> None:
 
 def test_one_input_tells_no_zeros_from_weights_beside_large_columns() -> None:
     """Almost all weights have the code of 0 then, and none is 0: their error is not to be lost."""
-    x = normal() * np.where(np.random.default_rng(14).random(256) < 0.02, 12, 1).astype(np.float32)
+    x = normal(SEED) * np.where(np.random.default_rng(14).random(256) < 0.02, 12, 1).astype(
+        np.float32
+    )
     _, _, claim = merged("AutoRound4", x, "posterior")
     assert claim > 0.95
