@@ -12,29 +12,27 @@ words in their names, if there are any.
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from recover.containers.huggingface.formats import Matrix, read_matrix
+from recover.containers.huggingface.formats import Matrix
 from recover.containers.huggingface.formats._compensated import CompensatedMatrix
-from recover.containers.huggingface.scaled import ScaledMatrix, Scales
+from recover.containers.huggingface.scaled import Scales
 from recover.evidence.intervals import Intervals
 from recover.inputs.scaled import norm_scales, shared_scales
 from recover.quants import F32Array, quantize, type_by_name
 from tests.benchmarks.real_cells import WIDTH, numbers_outside, weights
 from tests.golden.make_sample_folders import ALL
 from tests.support.encoders import awq, compressed_tensors, fp4, fp8, gptq, mlx
-from tests.support.foreign_modules import FLOATS, Array, heavy_tailed, module_of, rounded
-from tests.support.format_checks import matrix_of
+from tests.support.foreign_modules import FLOATS, Array, heavy_tailed, rounded
+from tests.support.format_checks import awq_matrices, matrix_of
 from tests.support.layer_inputs import synthetic_block
 from tests.support.stated_intervals import tensor_of
 
 _AT_ONCE = 2048  # rows
 _FITTED = {"config_groups": {"group_0": {"weights": {"observer": "memoryless_minmax"}}}}
-_MODULES = {"attn_q": "q_proj", "attn_k": "k_proj"}
 Encode = Callable[[F32Array], Mapping[str, Array]]
 
 
@@ -132,12 +130,9 @@ def _awq_block(rng: Any, kind: str) -> Iterator[tuple[str, Matrix, F32Array]]:
     block = synthetic_block(rng, 512, WIDTH)
     originals = {name: rounded(w, kind) for name, w in block.matrices.items()}
     block = block._replace(matrices=originals)
-    quantized, modules = awq.quantize(block), {}
-    for name, arrays in quantized.arrays.items():
-        module = module_of(arrays, {"quant_method": "awq"})
-        read = read_matrix(replace(module, name=f"layer.{_MODULES.get(name, 'down_proj')}"))
-        assert isinstance(read, ScaledMatrix)
-        modules[name] = read
+    quantized = awq.quantize(block)
+    modules = awq_matrices(quantized)
+    for name, read in modules.items():
         columns, rows = _exact(quantized.columns[name]), _exact(quantized.rows[name])
         yield "AWQ, true scales", read.with_scales(columns, rows), originals[name]
     first, second = (

@@ -1,6 +1,7 @@
 """What every format of quantized matrices must do: checks that the tests of each share."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,13 @@ import numpy as np
 from recover.containers.huggingface.formats import Matrix, read_matrix
 from recover.containers.huggingface.formats._compensated import CompensatedMatrix
 from recover.containers.huggingface.rows import Rows
+from recover.containers.huggingface.scaled import ScaledMatrix
 from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.quants import Stated
+from tests.support.encoders.awq import AwqBlock
 from tests.support.foreign_modules import Array, module_of, n_outside, state
 
+_AWQ_NAMES = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
 _RANGES = (0, 1), (5, 6), (3, 130), (126, 131), (1, 1025)
 
 
@@ -21,6 +25,17 @@ def matrix_of(
     """What is read of a module's arrays."""
     found = read_matrix(module_of(arrays, config, recipe))
     assert found is not None
+    return found
+
+
+def awq_matrices(block: AwqBlock) -> dict[str, ScaledMatrix]:
+    """What is read of the matrices of a block, by GGUF's names."""
+    found = {}
+    for name, arrays in block.arrays.items():
+        module = module_of(arrays, {"quant_method": "awq"})
+        matrix = read_matrix(replace(module, name=f"layer.{_AWQ_NAMES.get(name, name)}"))
+        assert isinstance(matrix, ScaledMatrix)
+        found[name] = matrix
     return found
 
 

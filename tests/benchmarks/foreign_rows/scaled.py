@@ -4,7 +4,6 @@ The matrices must be those of one block of llama-29m, whose inputs are known. GP
 errors and AWQ's scales of rows are found beside Q4_K, unless the name says otherwise.
 """
 
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,10 +18,9 @@ from recover.inputs.scaled import norm_scales, shared_scales
 from recover.quants import F32Array, quantize, type_by_name
 from tests.support.encoders import awq, gptq
 from tests.support.foreign_modules import module_of
-from tests.support.layer_inputs import NAMES, Block, trained_block
+from tests.support.format_checks import awq_matrices
+from tests.support.layer_inputs import Block, trained_block
 from tests.support.stated_intervals import tensor_of
-
-_MODULES = dict(zip(NAMES[:4], ("q_proj", "k_proj", "v_proj", "o_proj"), strict=True))
 
 
 @cache
@@ -71,13 +69,8 @@ def _exl2(*bits: int) -> Any:
 @cache
 def _awq_block(block: int) -> tuple[Block, awq.AwqBlock, dict[str, ScaledMatrix]]:
     original = trained_block(block)
-    quantized, modules = awq.quantize(original), {}
-    for name, arrays in quantized.arrays.items():
-        module = module_of(arrays, {"quant_method": "awq"})
-        found = read_matrix(replace(module, name=f"layer.{_MODULES.get(name, name)}"))
-        assert isinstance(found, ScaledMatrix)
-        modules[name] = found
-    return original, quantized, modules
+    quantized = awq.quantize(original)
+    return original, quantized, awq_matrices(quantized)
 
 
 @cache
