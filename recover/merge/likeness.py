@@ -19,7 +19,7 @@ _VARYING = 2
 
 
 class Likeness(NamedTuple):
-    """How inputs without cells compare with the first one, added up over them."""
+    """How inputs without cells compare with the first one: the worst one, added up over tiles."""
 
     n_unlike: int
     """Weights in superblocks of which they say something unrelated."""
