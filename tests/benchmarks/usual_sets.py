@@ -11,14 +11,13 @@ a LoRA of 1e-3 in types of few bits may move none out of them.
 
 import argparse
 import tempfile
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from recover.containers.gguf.reader import open_gguf
-from recover.quants import F32Array, has_encoder, quantize, type_by_name
+from recover.quants import F32Array
 from tests.benchmarks.from_elsewhere import (
     ALARMS,
     DOWN,
@@ -32,12 +31,9 @@ from tests.benchmarks.from_elsewhere import (
     said,
     swapped,
 )
-from tests.oracle import libggml
 from tests.support.gguf_files import Stored, stored, write_gguf
 from tests.support.models import SHARED, TINY
-from tests.support.right_sets import FLOATS, IMATRICES
-
-Rng = np.random.Generator
+from tests.support.right_sets import FLOATS, Made, Rng, encode
 
 K_TYPES = "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"
 TYPES = *K_TYPES, "Q8_0", "IQ4_XS", "IQ3_S", "Q4_0", "IQ4_NL", "Q5_0"
@@ -58,31 +54,6 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "LoRA 1e-3": (Q, partial(low_rank, size=1e-3)),
     "norm times 1.05": (NORM, lambda x, _: 1.05 * x),
 }
-
-
-@dataclass(frozen=True)
-class Made:
-    """How an input is made."""
-
-    kind: str
-    has_imatrix: bool
-
-    def __str__(self) -> str:
-        return self.kind + "*" * self.has_imatrix
-
-    def store(self, x: F32Array, importance: F32Array) -> Stored:
-        """A tensor; norms are not quantized."""
-        kind = type_by_name(self.kind)
-        if x.ndim == 1:
-            return stored("F32", x)
-        if has_encoder(kind):
-            return Stored(self.kind, quantize(x, kind, importance if self.has_imatrix else None))
-        assert kind.type_id is not None
-        usual = np.ones_like(importance)  # types that take no less
-        return Stored(
-            self.kind,
-            libggml.quantize(kind.type_id, x, importance if self.has_imatrix else usual),
-        )
 
 
 def drawn_weights(model: Path, rounding: str, rng: Rng) -> Weights:
@@ -108,9 +79,11 @@ def write(path: Path, made: Made, weights: Weights) -> Path:
     """A file; its importance matrix is that of every other file of such weights."""
     tensors = {}
     for number, (name, x) in enumerate(weights.items()):
-        importance = IMATRICES["smooth"](x, np.random.default_rng(number))
-        assert importance is not None
-        tensors[name] = made.store(x, importance)
+        if x.ndim == 1:
+            tensors[name] = stored("F32", x)
+        else:
+            kind, rows = encode(made, x, number)
+            tensors[name] = Stored(kind.name, rows)
     return write_gguf(path, tensors)
 
 
@@ -126,7 +99,9 @@ def main() -> None:
         rounding, method = list(FLOATS)[number % len(FLOATS)], METHODS[number % len(METHODS)]
         weights = drawn_weights(model, rounding, rng)
         kinds = map(str, rng.choice(TYPES, rng.integers(2, 6), replace=False))
-        inputs = [Made(kind, bool(rng.random() < 0.5) and kind != "Q8_0") for kind in kinds]
+        inputs = [
+            Made(kind, "smooth" if rng.random() < 0.5 and kind != "Q8_0" else "") for kind in kinds
+        ]
         label, (name, change) = list(CHANGES.items())[(number // len(METHODS)) % len(CHANGES)]
         odd = int(rng.integers(len(inputs)))
         changed = np.asarray(change(weights[name].copy(), rng), np.float32)

@@ -177,19 +177,23 @@ def takes_imatrix(kind: TensorType) -> bool:
     return not isinstance(kind, FloatType)
 
 
-@cache
-def encoded(made: Made, name: str) -> tuple[TensorType, U8Array]:
-    """A tensor in the type of an input, or what rows that are too short get."""
-    x, kind = originals()[name], type_by_name(made.kind)
+def encode(made: Made, x: F32Array, seed: int) -> tuple[TensorType, U8Array]:
+    """Weights (..., k) in the type of an input, or what rows that are too short get."""
+    kind = type_by_name(made.kind)
     if x.shape[-1] % kind.block_size:
         kind = type_by_name(_SHORT)
-    seed = sorted(originals()).index(name)
     importance = IMATRICES[made.imatrix](x, np.random.default_rng(seed))
     rows = x.reshape(-1, x.shape[-1])
     if has_encoder(kind):
         return kind, quantize(rows, kind, importance)
     needed = np.ones(x.shape[-1], np.float32) if importance is None else importance
     return kind, libggml.quantize(kind.type_id, rows, needed)
+
+
+@cache
+def encoded(made: Made, name: str) -> tuple[TensorType, U8Array]:
+    """One of the originals in the type of an input."""
+    return encode(made, originals()[name], sorted(originals()).index(name))
 
 
 def write(path: Path, made: Made, names: Sequence[str]) -> Path:
