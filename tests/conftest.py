@@ -18,16 +18,26 @@ settings.load_profile("fixed")
 
 LONG = "long", "quality", "inference"
 """Marks of tests that may take long."""
+FIRST = "test_posterior_quality.py", "test_mixes.py"
+"""Files whose kernels others need as well: those that estimate, and those that encode."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests come first, then those of many tests: none that is long comes last.
 
-    A file stays in one process (``tests/run``), and others would wait for it at the end.
+    A file stays in one process (``tests/run``), and others would wait for it at the end. Two begin,
+    so that two processes with an empty cache do not compile the same kernels at the same time.
     """
     n_tests = Counter(item.path for item in items)
     long = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
-    items.sort(key=lambda item: (item.path not in long, -n_tests[item.path]))
+    items.sort(
+        key=lambda item: (
+            item.path.name not in FIRST,
+            item.path not in long,
+            -n_tests[item.path],
+            item.path,
+        )
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -148,7 +148,8 @@ def test_an_importance_matrix_of_long_rows(tmp_path: Path) -> None:
 
 
 def test_many_keys_and_tensors(tmp_path: Path) -> None:
-    one, two = many(tmp_path / "a.gguf", Q8_0), many(tmp_path / "b.gguf", Q4_0)
+    n = MANY // 2
+    one, two = many(tmp_path / "a.gguf", Q8_0, n=n), many(tmp_path / "b.gguf", Q4_0, n=n)
     out = tmp_path / "o.gguf"
     for command in (
         ("inspect", one),
@@ -157,12 +158,12 @@ def test_many_keys_and_tensors(tmp_path: Path) -> None:
         ("bounds", one, two, "--summary"),
         ("quantize", one, "Q4_0", "-o", out, "--dry-run", "--json", "--allow-requantize"),
     ):
-        check(0, *command)  # over a minute where time grows with keys times tensors
+        check(0, *command, hangs=HANGS // 3)  # more where time grows with keys times tensors
 
 
 def test_a_truth_of_many_tensors(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).standard_normal(256).astype("<f2")
-    truth = many(tmp_path / "truth.gguf", F16, (128, 2), numbers.tobytes(), MANY // 3)
+    truth = many(tmp_path / "truth.gguf", F16, (128, 2), numbers.tobytes(), MANY // 6)
     one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
     for command in (
         ("quantize", truth, "Q8_0", "-o", one),
@@ -178,7 +179,7 @@ def _filled(n: int) -> bytes:
     return b'{"a":[' + b"[]," * (n // 3) + b"[]]}"
 
 
-@pytest.mark.parametrize("n", [1 << 22, 100_000_000])
+@pytest.mark.parametrize("n", [1 << 22, 40_000_000])
 def test_json_of_many_values(n: int, tmp_path: Path) -> None:
     raw = _filled(n)
     reason = "values" if n < 1 << 25 else "bytes"

@@ -19,6 +19,10 @@ from tests.support.quantizing import F32, refusal, run, stored, write_legacy
 NAMES = tuple(MIXES)
 OF_NO_EXPERTS = tuple(name for name in NAMES if name != "MXFP4_MOE")
 WITHOUT = tuple(name for name in OF_NO_EXPERTS if name != "Q2_K_S")  # that needs a matrix
+ASK_FOR_ONE = ("Q4_0", "Q5_0", "IQ4_NL", "IQ4_XS")
+"""Mixes whose types depend on whether there is an importance matrix; bytes do in all."""
+FINER_IN_LARGE = ("Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M")
+"""Mixes whose types depend on whether llama.cpp takes the model for one of 70B."""
 
 
 @dataclass
@@ -49,8 +53,8 @@ SHAPES = {
     "falcon": Shape("falcon", n_layers=20, joined=True),
     "odd rows": Shape(width=96),
 }
-OF_MANY_LAYERS = [name for name, shape in SHAPES.items() if shape.n_layers == 80]
-"""With a rule of their own, or nearly so."""
+NEARLY_LARGE = "65B", "qwen2 of 80 layers"
+"""Next to the 70B, where all mixes are looked at."""
 
 
 def tensors_of(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -136,10 +140,16 @@ def check_all(model: Path, folder: Path, rng: np.random.Generator) -> None:
 
 
 def check_half(model: Path, folder: Path, rng: np.random.Generator) -> None:
-    """Every mix once, one in two with an importance matrix."""
-    check(model, folder, WITHOUT[::2])
-    others = tuple(name for name in OF_NO_EXPERTS if name not in WITHOUT[::2])
+    """Every mix once, one in two with an importance matrix; some both ways."""
+    once = [name for name in WITHOUT if name not in ASK_FOR_ONE][::2]
+    check(model, folder, (*ASK_FOR_ONE, *once))
+    others = tuple(name for name in OF_NO_EXPERTS if name not in once)
     check(model, folder, others, importance_of(model, rng))
+
+
+def check_large(model: Path, folder: Path, rng: np.random.Generator) -> None:
+    """The mixes that are others in large models."""
+    check(model, folder, FINER_IN_LARGE, importance_of(model, rng))
 
 
 HOW_MANY = pytest.mark.parametrize(
@@ -148,39 +158,30 @@ HOW_MANY = pytest.mark.parametrize(
 Check = Callable[[Path, Path, np.random.Generator], None]
 
 
+@pytest.mark.long
 @HOW_MANY
 def test_the_small_model(check_mixes: Check, tmp_path: Path, rng: np.random.Generator) -> None:
     check_mixes(TINY, tmp_path, rng)
 
 
-@pytest.mark.quality
-def test_the_larger_model(llama_29m: Path, tmp_path: Path, rng: np.random.Generator) -> None:
-    check(llama_29m, tmp_path, ("Q3_K_M",))
-    check(llama_29m, tmp_path, ("Q4_K_S",), importance_of(llama_29m, rng))
-
-
 @pytest.mark.slow
-def test_the_larger_model_in_all_mixes(
-    llama_29m: Path, tmp_path: Path, rng: np.random.Generator
-) -> None:
+def test_the_larger_model(llama_29m: Path, tmp_path: Path, rng: np.random.Generator) -> None:
     check_all(llama_29m, tmp_path, rng)
 
 
-@pytest.mark.parametrize("name", [name for name in SHAPES if name not in OF_MANY_LAYERS])
-def test_models_of_many_shapes(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    shape = SHAPES[name]
-    model = write(tmp_path / "model.gguf", shape, rng)
-    check_all(model, tmp_path, rng)
-    if shape.n_experts:
-        check(model, tmp_path, ("MXFP4_MOE",))
-
-
-@HOW_MANY
-@pytest.mark.parametrize("name", OF_MANY_LAYERS)
-def test_models_of_many_layers(
+@pytest.mark.parametrize(
+    ("name", "check_mixes"),
+    [(name, check_large if name in NEARLY_LARGE else check_half) for name in SHAPES]
+    + [pytest.param(name, check_all, marks=pytest.mark.slow) for name in SHAPES],
+)
+def test_models_of_many_shapes(
     name: str, check_mixes: Check, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    check_mixes(write(tmp_path / "model.gguf", SHAPES[name], rng), tmp_path, rng)
+    shape = SHAPES[name]
+    model = write(tmp_path / "model.gguf", shape, rng)
+    check_mixes(model, tmp_path, rng)
+    if shape.n_experts:
+        check(model, tmp_path, ("MXFP4_MOE",))
 
 
 def test_names_and_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,9 +202,10 @@ def test_names_and_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "Q2_K_S needs an importance matrix" in refusal(capsys, TINY, "Q2_K_S", "-o", out)
 
 
-def test_named_quantizers_encode_the_base(tmp_path: Path) -> None:
-    run(TINY, "Q4_K_M", "-o", tmp_path / "plain.gguf")
-    run(TINY, "Q4_K_M", "-o", tmp_path / "lsq.gguf", "--quantizer", "k-lsq")
+def test_named_quantizers_encode_the_base(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = write(tmp_path / "model.gguf", Shape(), rng)
+    run(model, "Q4_K_M", "-o", tmp_path / "plain.gguf")
+    run(model, "Q4_K_M", "-o", tmp_path / "lsq.gguf", "--quantizer", "k-lsq")
     plain, lsq = (stored(open_gguf(tmp_path / f"{name}.gguf")) for name in ("plain", "lsq"))
     assert {kind for key, (kind, _) in plain.items() if plain[key] != lsq[key]} == {"Q4_K"}
 
