@@ -81,6 +81,8 @@ def _opened(
     n_threads: int | None,
 ) -> Original:
     """The source with metadata of its own."""
+    if not path.exists():
+        raise PlanError(f"{printable(path)}: there is no such file or folder")
     is_grok = is_checkpoint(path) and not second_hand
     if not is_grok:
         for option, value in (("--hparams", hparams), ("--float-type", float_type)):
