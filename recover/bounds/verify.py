@@ -17,11 +17,14 @@ from recover.evidence.intervals import Intervals
 from recover.execution.tiles import Progress, Tile, available_cores, for_each_tile, n_tiles
 from recover.inputs.alignment import name_of_rows, with_common_rows
 from recover.inputs.completion import check_unscaled, with_known_scales, without_divided
+from recover.inputs.metadata import METHOD_KEY
 from recover.inputs.open import open_model, open_models
 from recover.inputs.provenance import confines, uses_imatrix
 from recover.quants import TILE, F32Array, FloatType, OpaqueType, ScalarType, all_types, quantize
 
 _N_FIGURES = 5
+_FEW = 0.25
+"""Share of the blocks that come back, below which that is said."""
 # Estimates are float32 numbers between bounds that are: a few units in the last place of these.
 _ARITHMETIC = np.float32(2.0**-21)
 
@@ -145,11 +148,14 @@ class VerifyResult(Brief):
         In the order given.
     quantized_as : tuple of str
         Types of the model's quantized tensors; none, if it is what it should be.
+    is_estimate : bool
+        Whether the model's metadata say that a merge wrote it.
     """
 
     model: str
     inputs: tuple[InputCheck, ...]
     quantized_as: tuple[str, ...] = ()
+    is_estimate: bool = False
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """See `recover._brief.Brief`."""
@@ -176,7 +182,7 @@ class VerifyResult(Brief):
 
     def findings(self) -> list[str]:
         """What is to be said of the files besides the figures, a line each."""
-        return [*self._called_out(), *self._unmatched(), self._verdict()]
+        return [*self._called_out(), *self._unmatched(), self._verdict(), *self._unlike()]
 
     def _called_out(self) -> list[str]:
         lines = []
@@ -230,6 +236,24 @@ class VerifyResult(Brief):
             f"the weights that have bounds ({shares}) {lie} within them; of the others nothing is"
             " known"
         )
+
+    def _unlike(self) -> list[str]:
+        """What speaks against the original, although no weight lies outside."""
+        if not self.is_consistent:
+            return []
+        if self.is_estimate:
+            what = f"but a merge wrote {printable(self.model)}, as its metadata say"
+            return [f"{what}: these are estimates, not the original"]
+        few = [
+            f"{each.reproduced_fraction:.2%} of {printable(each.path)}"
+            for each in self.inputs
+            if each.reproduced_fraction is not None and each.reproduced_fraction < _FEW
+        ]
+        if self.quantized_as or not few:
+            return []
+        what = f"but few blocks come back ({', '.join(few)}): of the original about all do"
+        unless = "it was rounded since, or an importance matrix or another quantizer was at work"
+        return [f"{what}, unless {unless}"]
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover verify --json`` prints."""
@@ -285,7 +309,8 @@ def verify_model(
     workers = [_Worker(jobs) for _ in range(n_threads or available_cores())]
     for_each_tile(sizes, [worker.work for worker in workers], progress)
     results = tuple(check.result() for check in checks)
-    return VerifyResult(str(checked.path), results, _quantized_types(checked))
+    is_estimate = METHOD_KEY in checked.metadata
+    return VerifyResult(str(checked.path), results, _quantized_types(checked), is_estimate)
 
 
 def _quantized_types(model: Model) -> tuple[str, ...]:

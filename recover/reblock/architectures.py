@@ -15,11 +15,12 @@ from recover.containers.huggingface.architectures import (
     MAX_LAYERS,
     Names,
     architecture_by_key,
+    architecture_of,
     size_of,
     text_config,
 )
 from recover.containers.safetensors.reader import Model
-from recover.errors import ReblockError
+from recover.errors import ReblockError, SafetensorsError
 from recover.reblock.drafts import Draft
 from recover.reblock.layouts import inputs_last, laid_out
 from recover.reblock.places import has_place, is_void_bias
@@ -86,6 +87,60 @@ _KEYS = (
 # Where all layers look back as far as the context goes, these say nothing.
 _WITH_WINDOW = "GEMMA2", "GEMMA3", "GPT_OSS"
 _GATING = {"softmax": 1, "sigmoid": 2}
+
+
+def fitting(config: Mapping[str, Any]) -> list[str]:
+    """What ``--arch`` may be for a model, by its ``config.json``; nothing where that is not known.
+
+    Parameters
+    ----------
+    config : mapping of str to Any
+        Of the model; may be empty.
+    """
+    try:
+        key = architecture_of(config).key
+    except SafetensorsError:
+        return []
+    return [arch for arch, keys in _ARCHITECTURES.items() if key in keys]
+
+
+def check_arch(config: Mapping[str, Any], arch: str) -> None:
+    """Refuse an architecture that is not the model's own.
+
+    Parameters
+    ----------
+    config : mapping of str to Any
+        Of the model.
+    arch : str
+        What ``--arch`` says.
+
+    Raises
+    ------
+    ReblockError
+        If ``config.json`` names a model_type of another architecture.
+    """
+    suitable = fitting(config)
+    if suitable and arch in _ARCHITECTURES and arch not in suitable:
+        kind = text_config(config).get("model_type", config.get("model_type"))
+        raise ReblockError(
+            f"config.json says model_type {quoted(str(kind))}: that is --arch"
+            f" {' or '.join(suitable)}, not {arch}"
+        )
+
+
+def names_kept(config: Mapping[str, Any]) -> list[str]:
+    """What is said where a model is to get no architecture, although llama.cpp has it.
+
+    Parameters
+    ----------
+    config : mapping of str to Any
+        Of the model.
+    """
+    suitable = fitting(config)
+    if not suitable:
+        return []
+    kept = "tensors keep the model's own names, with which llama.cpp loads no file"
+    return [f"{kept}; with --arch {suitable[0]} they get llama.cpp's, and its metadata"]
 
 
 class Applied(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 from recover._text import printable
 from recover.containers.safetensors.reader import open_safetensors
 from recover.errors import PlanError
+from recover.reblock.float_source import open_float_original
 from recover.reblock.grok import is_checkpoint, open_grok
 from recover.reblock.integers import Request
 from recover.reblock.metadata import with_metadata_of, with_vocabulary
@@ -81,6 +82,8 @@ def _opened(
     n_threads: int | None,
 ) -> Original:
     """The source with metadata of its own."""
+    if not path.exists():
+        raise PlanError(f"{printable(path)}: there is no such file or folder")
     is_grok = is_checkpoint(path) and not second_hand
     if not is_grok:
         for option, value in (("--hparams", hparams), ("--float-type", float_type)):
@@ -94,14 +97,20 @@ def _opened(
         return open_grok(path, request, hparams=hparams, float_type=float_type or "F32")
     if not second_hand and (path.is_dir() or path.suffix == ".safetensors"):
         model = open_safetensors(path)
-        if holds_integers(model) or arch is not None:
+        if arch is not None:
             return open_integers(model, request, arch, n_threads)
+        from recover.reblock.architectures import names_kept
+
+        source = (
+            open_integers(model, request, None, n_threads)
+            if holds_integers(model)
+            else open_float_original(path, request, n_threads=n_threads)
+        )
+        return replace(source, warnings=(*source.warnings, *names_kept(model.config)))
     if arch is not None:
         raise PlanError(f"{printable(path)}: is no model in safetensors, which --arch is for")
     if second_hand:
         from recover.reblock.second_hand import open_second_hand
 
         return open_second_hand(path, request.outtype, n_threads=n_threads)
-    from recover.reblock.float_source import open_float_original
-
     return open_float_original(path, request, n_threads=n_threads)

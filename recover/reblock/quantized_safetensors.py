@@ -95,8 +95,9 @@ def open_integers(
         is_quantized, nearly = holds_integers(model), list[str]()
         drafts = list(_drafts(model))
         if arch is not None:
-            from recover.reblock.architectures import rows_along_inputs
+            from recover.reblock.architectures import check_arch, rows_along_inputs
 
+            check_arch(model.config, arch)
             drafts = rows_along_inputs(drafts, arch)
         if not is_quantized:
             drafts = [with_grid(draft, request, n_threads) for draft in drafts]

@@ -19,6 +19,7 @@ from recover.merge.plan import plan_merge
 from tests.support.gguf_files import Stored, read_weights, stored, write_gguf
 from tests.support.merging import NORM, UP
 from tests.support.models import TINY
+from tests.support.text import write_model
 
 F32Array = NDArray[np.float32]
 
@@ -202,6 +203,21 @@ class TestFindings:
         document = result.to_json()
         assert document["inputs"][0]["only_input"] == ["yours.weight"]
         assert document["inputs"][0]["only_model"] == ["mine.weight"]
+
+    def test_a_merge_is_not_the_original(self, tiny: list[Path], tmp_path: Path) -> None:
+        """It keeps within the cells, too, and says itself what it is, or its blocks do."""
+        within = "every weight lies in the cells of every input"
+        plan = plan_merge(tiny, tmp_path / "merged.gguf", outtype="f32")
+        execute_merge(plan, n_threads=2)
+        first, second = verify(plan.output, tiny).findings()
+        assert first == within
+        assert "a merge wrote" in second
+        untold = write_model(tmp_path / "untold.gguf", TINY, read_weights(plan.output))
+        first, second = verify(untold, tiny).findings()
+        assert first == within
+        assert "few blocks come back" in second
+        assert all(str(each) in second for each in tiny)
+        assert verify(TINY, tiny).findings() == [within]
 
     def test_norms_are_no_check(self, truth: F32Array, tmp_path: Path) -> None:
         norm = {NORM: Stored("F32", np.linspace(0.5, 1.5, 512, dtype=np.float32))}

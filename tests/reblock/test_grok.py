@@ -377,6 +377,11 @@ def test_head_size_must_fit(checkpoint: Path, tmp_path: Path) -> None:
     assert "--hparams" in refusal(checkpoint, tmp_path)  # Grok-1's own 128 is more than 64
 
 
+def test_a_path_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    text = refusal(tmp_path / "nowhere", tmp_path, hparams=checkpoint / "hparams.json")
+    assert text.endswith("nowhere: there is no such file or folder")
+
+
 def test_verification_finds_a_wrong_byte(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

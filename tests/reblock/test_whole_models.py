@@ -10,6 +10,7 @@ import pytest
 from gguf import GGUFReader
 from safetensors.numpy import save_file
 
+from recover.cli import main
 from tests.oracle.llama_cpp import LlamaModel
 from tests.support.packed_weights import BF16, Array, packed_int4
 from tests.support.quantized_folders import COMPRESSED, LLAMA, check, model, named, refusal
@@ -130,6 +131,21 @@ def test_llama_names_metadata_and_order_of_rows(rng: np.random.Generator, tmp_pa
     assert fields["llama.rope.dimension_count"] == 64
     with LlamaModel(out, n_ctx=64) as loaded:
         assert np.isfinite(loaded.logits(np.arange(9))).all()
+
+
+def test_an_architecture_that_is_not_the_models(
+    rng: np.random.Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused; where none is named, it is said which one to name."""
+    tensors, _ = packed_int4(rng)
+    source = model(tmp_path / "m", named("a", tensors), {**COMPRESSED, **LLAMA})
+    text = refusal(source, tmp_path, arch="qwen3")
+    assert "config.json says model_type 'llama': that is --arch llama or mistral, not qwen3" in text
+    assert main(["reblock", str(source), "-o", str(tmp_path / "a.gguf")]) == 0
+    assert "with --arch llama they get llama.cpp's" in capsys.readouterr().err
+    unknown = model(tmp_path / "n", named("a", tensors), {**COMPRESSED, "model_type": "other"})
+    assert main(["reblock", str(unknown), "-o", str(tmp_path / "b.gguf")]) == 0
+    assert "--arch" not in capsys.readouterr().err
 
 
 def test_experts_are_stacked(rng: np.random.Generator, tmp_path: Path) -> None:
