@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from recover._compiled.lanes import LANES, call_llvm, concatenate, f32_lanes, mask_lanes
+from recover._compiled.lanes import LANES, call_llvm, concatenate, f32_lanes, f64_lanes, mask_lanes
 
 _F32, _I32, _WORD = ir.FloatType(), ir.IntType(32), ir.IntType(LANES)
 
@@ -74,8 +74,9 @@ def add_up(_context: Any, value: Any) -> Any:
 @intrinsic
 def sum_lanes(_context: Any, value: Any) -> Any:
     """The sum of the lanes, added up in pairs: faster than `add_up`, and no order of ggml's."""
-    if value != f32_lanes:
+    if value not in (f32_lanes, f64_lanes):
         return None
+    number = types.float32 if value == f32_lanes else types.float64
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         total, n = args[0], LANES
@@ -91,4 +92,4 @@ def sum_lanes(_context: Any, value: Any) -> Any:
             total = builder.fadd(*halves)
         return builder.extract_element(total, _I32(0))
 
-    return types.float32(value), generate
+    return number(value), generate

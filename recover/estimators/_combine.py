@@ -5,7 +5,8 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.across import any_lane
+from recover._compiled.across import any_lane, sum_lanes
+from recover._compiled.doubles import to_f64
 from recover._compiled.jit import bare_inlined, bare_inner, bare_kernel, kernel
 from recover._compiled.lanes import (
     LANES,
@@ -30,37 +31,26 @@ from recover.quants._decode import is_affine
 
 _ZERO, _FAR = np.float32(0), np.float32(np.inf)
 _LEAST_SHARE = np.float32(1e-6)
+_BY_TABLE = np.int32(-(2**31))
 _STRIP = 256
 """Groups of 16 weights whose sums stay in the first-level cache."""
 
 
 @bare_inner
-def _add_up(rows: F32Array, n: int, known: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
+def _add_up(rows: F32Array, n: int, sums: NDArray[np.float64]) -> None:
     """Add to `sums` (k,) the first `n` of each row (k, ...), where they are known.
 
-    Four rows are added up at once: each sum waits for the number before. `known` (4, ...) is
-    scratch.
+    Sixteen sums at once: each sum waits for the number before.
     """
-    last = rows.shape[0] - 1
-    for k in range(0, rows.shape[0], 4):
-        k1, k2, k3 = min(k + 1, last), min(k + 2, last), min(k + 3, last)
-        _take_known(rows[k], n, known[0])
-        _take_known(rows[k1], n, known[1])
-        _take_known(rows[k2], n, known[2])
-        _take_known(rows[k3], n, known[3])
-        of_a, of_b, of_c, of_d = sums[k], sums[k1], sums[k2], sums[k3]
-        for g in range(n):
-            of_a += known[0, g]
-            of_b += known[1, g]
-            of_c += known[2, g]
-            of_d += known[3, g]
-        sums[k3], sums[k2], sums[k1], sums[k] = of_d, of_c, of_b, of_a
-
-
-@bare_inner
-def _take_known(variance: F32Array, n: int, known: NDArray[np.float64]) -> None:
-    for g in range(n):
-        known[g] = np.float64(variance[g] if variance[g] < _FAR else _ZERO)
+    whole = n // LANES * LANES
+    for k in range(rows.shape[0]):
+        row, several, alone = rows[k], to_f64(splat(_ZERO)), 0.0
+        for g in range(0, whole, LANES):
+            own = load(row, g)
+            several = several + to_f64(where(own < _FAR, own, _ZERO))
+        for g in range(whole, n):
+            alone += np.float64(row[g] if row[g] < _FAR else _ZERO)
+        sums[k] += sum_lanes(several) + alone
 
 
 @bare_inner
@@ -86,7 +76,7 @@ def _weigh_by_precision(rows: F32Array, n: int, weights: F32Array) -> None:
         precisions = splat(_ZERO)
         for k in range(n_inputs):
             own = load(rows[k], g)
-            precision = where((own > _ZERO) & (own < _FAR), one / own, _ZERO)
+            precision = where(own > _ZERO, one / own, _ZERO)  # 0 where nothing is known, too
             store(weights[k], g, precision)
             precisions = precisions + precision
         for k in range(n_inputs):
@@ -146,21 +136,27 @@ def _take_first_usable(variances: F32Array, total: F32Array, weights: F32Array) 
 
 
 @bare_inner
-def _weigh(weights: F32Array, numbers: F32Array, out: F32Array) -> None:
-    """Numbers (n,) times weights; 0 where the weight is, as those may be broken."""
-    whole = numbers.size // LANES * LANES
+def _weigh(
+    weights: F32Array, scale: F32Array, offset: F32Array, scales: F32Array, offsets: F32Array
+) -> None:
+    """Scale and offset (n,) times weights; 0 where the weight is, as those may be broken."""
+    whole = scale.size // LANES * LANES
     for g in range(0, whole, LANES):
         weight = load(weights, g)
-        store(out, g, where(weight != _ZERO, weight * load(numbers, g), _ZERO))
-    for g in range(whole, numbers.size):
-        out[g] = weights[g] * numbers[g] if weights[g] != _ZERO else _ZERO
+        counts = weight != _ZERO
+        store(scales, g, where(counts, weight * load(scale, g), _ZERO))
+        store(offsets, g, where(counts, weight * load(offset, g), _ZERO))
+    for g in range(whole, scale.size):
+        counts_alone = weights[g] != _ZERO
+        scales[g] = weights[g] * scale[g] if counts_alone else _ZERO
+        offsets[g] = weights[g] * offset[g] if counts_alone else _ZERO
 
 
 @bare_inner
 def _add_codes(
     codes: U8Array,
     levels: F32Array,
-    affine: NDArray[np.bool_],
+    lowest: NDArray[np.int32],
     at: int,
     scales: F32Array,
     offsets: F32Array,
@@ -168,40 +164,38 @@ def _add_codes(
 ) -> None:
     """Fill `out` (n,) with the sum of K decoded inputs, from weight `at` on.
 
-    Codes and levels (K, 256) are flat, `affine` (K,) as `is_affine` has it. Scales and offsets (K *
-    _STRIP,) begin as `out` does. Four groups are worked on at once.
+    Codes and levels (K, 256) are flat; `lowest` (K,) as `_Scratch` has it. Scales and offsets (K *
+    _STRIP,) begin as `out` does. Where no level needs a table, four groups are worked on at once.
     """
-    n_codes = codes.size // max(affine.size, 1)
-    whole = out.size // 64 * 64
+    n_inputs = lowest.size
+    n_codes, whole = codes.size // max(n_inputs, 1), out.size // 64 * 64
+    for k in range(n_inputs):
+        if lowest[k] == _BY_TABLE:
+            whole = 0
     for i in range(0, whole, 64):
         a = b = c = d = splat(_ZERO)
-        for k in range(affine.size):
-            q, g = k * n_codes + at + i, _STRIP * k + i // 16
-            first = load_bytes(codes, q), load_bytes(codes, q + 16)
-            last = load_bytes(codes, q + 32), load_bytes(codes, q + 48)
-            if affine[k]:
-                base = levels[256 * k]
-                p, r = to_f32(first[0]) + base, to_f32(first[1]) + base
-                s, t = to_f32(last[0]) + base, to_f32(last[1]) + base
-            else:
-                p, r = gather(levels, first[0] + 256 * k), gather(levels, first[1] + 256 * k)
-                s, t = gather(levels, last[0] + 256 * k), gather(levels, last[1] + 256 * k)
-            a = a + (p * scales[g] + offsets[g])
-            b = b + (r * scales[g + 1] + offsets[g + 1])
-            c = c + (s * scales[g + 2] + offsets[g + 2])
-            d = d + (t * scales[g + 3] + offsets[g + 3])
+        for k in range(n_inputs):
+            q, g, base = k * n_codes + at + i, _STRIP * k + i // 16, lowest[k]
+            level = to_f32(load_bytes(codes, q) + base)
+            a = a + (level * scales[g] + offsets[g])
+            level = to_f32(load_bytes(codes, q + 16) + base)
+            b = b + (level * scales[g + 1] + offsets[g + 1])
+            level = to_f32(load_bytes(codes, q + 32) + base)
+            c = c + (level * scales[g + 2] + offsets[g + 2])
+            level = to_f32(load_bytes(codes, q + 48) + base)
+            d = d + (level * scales[g + 3] + offsets[g + 3])
         store(out, i, a)
         store(out, i + 16, b)
         store(out, i + 32, c)
         store(out, i + 48, d)
     for i in range(whole, out.size, 16):
         total = splat(_ZERO)
-        for k in range(affine.size):
+        for k in range(n_inputs):
             codes_of_16, g = load_bytes(codes, k * n_codes + at + i), _STRIP * k + i // 16
-            if affine[k]:
-                level = to_f32(codes_of_16) + levels[256 * k]
-            else:
+            if lowest[k] == _BY_TABLE:
                 level = gather(levels, codes_of_16 + 256 * k)
+            else:
+                level = to_f32(codes_of_16 + lowest[k])
             total = total + (level * scales[g] + offsets[g])
         store(out, i, total)
 
@@ -301,12 +295,10 @@ class _Scratch(NamedTuple):
     scales: F32Array
     """(K * _STRIP,), at least one strip."""
     offsets: F32Array
-    known: NDArray[np.float64]
-    """(4, _STRIP)"""
     sums: NDArray[np.float64]
     """(K + I + V + 1,)"""
-    affine: NDArray[np.bool_]
-    """(K,): whether levels are consecutive."""
+    lowest: NDArray[np.int32]
+    """(K,): the level of code 0 where levels are consecutive integers, otherwise `_BY_TABLE`."""
 
     @classmethod
     def of(cls, n_inputs: int, n_scalars: int) -> Self:
@@ -317,9 +309,8 @@ class _Scratch(NamedTuple):
             weights=np.empty((n_inputs, _STRIP), np.float32),
             scales=np.empty(n, np.float32),
             offsets=np.empty(n, np.float32),
-            known=np.empty((4, _STRIP), np.float64),
             sums=np.empty(n_inputs + 1, np.float64),
-            affine=np.empty(n_scalars, np.bool_),
+            lowest=np.empty(n_scalars, np.int32),
         )
 
 
@@ -338,8 +329,8 @@ def _combine_by_group(
     """
     n_inputs, n_tensors = tallies.shape[1] - ALONE, tallies.shape[0]
     n_groups, rows, weights = variance.size // n_tensors, scratch.rows, scratch.weights
-    for k in range(scratch.affine.size):
-        scratch.affine[k] = is_affine(evidence.levels[k])
+    for k in range(scratch.lowest.size):
+        scratch.lowest[k] = _lowest_level(evidence.levels[k])
     for i in range(n_tensors):
         scratch.sums[:] = 0
         for start in range(i * n_groups, (i + 1) * n_groups, _STRIP):
@@ -350,12 +341,19 @@ def _combine_by_group(
             else:
                 _weigh_by_precision(rows, n, weights)
             _copy(rows[n_inputs], variance[start : start + n])
-            _add_up(rows, n, scratch.known, scratch.sums)
+            _add_up(rows, n, scratch.sums)
             _add_all(evidence, start, scratch, out[16 * start : 16 * (start + n)])
         for k in range(n_inputs):
             tallies[i, ALONE + k] += 16 * scratch.sums[k]
         if is_counted:
             tallies[i, VARIANCE] += 16 * scratch.sums[n_inputs]
+
+
+@bare_inner
+def _lowest_level(levels: F32Array) -> np.int32:
+    """See `_Scratch.lowest`."""
+    lowest = np.int32(levels[0])
+    return lowest if is_affine(levels) and np.float32(lowest) == levels[0] else _BY_TABLE
 
 
 @bare_inner
@@ -400,9 +398,9 @@ def _add_all(evidence: Evidence, start: int, scratch: _Scratch, out: F32Array) -
     end, own = start + n, slice(16 * start, 16 * (start + n))
     for k in range(n_scalars):
         at = slice(_STRIP * k, _STRIP * k + n)
-        _weigh(weights[k], evidence.scale[k, start:end], scratch.scales[at])
-        _weigh(weights[k], evidence.offset[k, start:end], scratch.offsets[at])
-    _add_codes(codes, levels, scratch.affine, 16 * start, scratch.scales, scratch.offsets, out)
+        scale, offset = evidence.scale[k, start:end], evidence.offset[k, start:end]
+        _weigh(weights[k], scale, offset, scratch.scales[at], scratch.offsets[at])
+    _add_codes(codes, levels, scratch.lowest, 16 * start, scratch.scales, scratch.offsets, out)
     for k in range(n_proven):
         _add_values(evidence.interval_values[k, own], weights[n_scalars + k, :n], out)
     for k in range(evidence.values.shape[0]):

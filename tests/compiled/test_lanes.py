@@ -61,6 +61,7 @@ def _across(x: Array, y: Array, out: Array) -> None:
     out[3], out[4] = across.any_lane(a > F32(1e9)), across.any_lane(a < b)
     out[5], out[6] = across.first_lane(a > F32(1e9), a < b), doubles.n_true(a < b)
     out[7] = across.mask_bits(a < b, a > F32(0))
+    out[8] = across.sum_lanes(doubles.to_f64(a))
 
 
 @numba.njit
@@ -141,18 +142,19 @@ def test_what_is_stored(pair: tuple[Array, Array], rng: np.random.Generator) -> 
 
 def test_numbers_of_all_lanes(pair: tuple[Array, Array]) -> None:
     x, y = pair
-    out = np.empty(8)
+    out = np.empty(9)
     _across(x, y, out)
     one_by_one = F32(0)
     for each in x:
         one_by_one = F32(one_by_one + each)
-    total = x
+    total, wide = x, x.astype(float)
     while total.size > 1:
         total = total[: total.size // 2] + total[total.size // 2 :]
+        wide = wide[: wide.size // 2] + wide[wide.size // 2 :]
     less = x < y
     bits = np.append(less, x > 0).astype(int) << np.arange(2 * N)
     numbers = [one_by_one, total[0], x.max(), 0, less.any(), N + less.argmax(), less.sum()]
-    np.testing.assert_array_equal(out, [*numbers, bits.sum()])
+    np.testing.assert_array_equal(out, [*numbers, bits.sum(), wide[0]])
 
 
 def test_16_bit_floats_are_those_of_numpy() -> None:
