@@ -173,9 +173,10 @@ def _resolve_empty(
 ) -> int:
     """Weights of a superblock whose reaches miss each other or leave next to nothing between them.
 
-    Either there is a conflict, or the cells alone still meet. Returns the number of conflicts.
+    Either there is a conflict, or the cells alone still meet. Others, with a density that is steep
+    at a bound, rounding may have led out of their cells. Returns the number of conflicts.
     """
-    n_conflicts = 0
+    n_conflicts, sigma = 0, np.sqrt(_ONE / prior) if prior > _ZERO else _ZERO
     for g in range(start, start + 16):
         at, estimate = 16 * (g - start), load(out, 16 * g)
         low, high = load(block.low, at), load(block.high, at)
@@ -188,12 +189,16 @@ def _resolve_empty(
         else:
             first = first_value(scalars, g, out.size)
         there = where(abs(width) < _FAR, middle, first)
-        # Not on an edge, which others round otherwise.
-        inner_low, inner_high = lower + abs(lower) * _ULPS, upper - abs(upper) * _ULPS
+        # Not on an edge, which others round otherwise: it is a sum of what may be much larger.
+        inner_low = lower + (abs(lower) + sigma) * _ULPS
+        inner_high = upper - (abs(upper) + sigma) * _ULPS
         there = where(there < inner_low, inner_low, where(there > inner_high, inner_high, there))
         between = (lower + upper) * _HALF
         there = where((abs(between) < _FAR) & (abs(width) < _FAR), between, there)
-        store(out, 16 * g, where(good, estimate, where(conflict, first, there)))
+        beyond = (estimate < lower) | (estimate > upper)
+        inside = larger(inner_low, smaller(inner_high, estimate))
+        inside = where(beyond & (inner_low < inner_high), inside, estimate)
+        store(out, 16 * g, where(good, inside, where(conflict, first, there)))
         n_conflicts += int(add_up(where(conflict, splat(_ONE), splat(_ZERO))))
     return n_conflicts
 
