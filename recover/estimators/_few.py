@@ -7,17 +7,17 @@ N of others (of the leverage of fits see Hoaglin and Welsch, "The hat matrix in 
 ANOVA", The American Statistician 32(1), 1978). Measured on pruned weights, by 1 - h:
 
     1 - h     0.25          0.45          0.65          0.85         0.97
-    E / N     0.04 to 0.3   0.1 to 0.5    0.4 to 0.8    0.7 to 1.1   0.9 to 1.1
+    E / N     0.04 to 0.44  0.12 to 0.53  0.39 to 0.85  0.65 to 1.4  0.82 to 1.15
 
-of eleven types and their importance matrices. The scale is rounded then, to the integer l times one
-of the superblock, and minima to multiples of dmin. That moves the level v = s y + o by up to y / (2
-l) and dmin / (2 s) steps, evenly. So the mean square error is, in units of the squared scale,
+of six types, plain and with importance matrices. The scale is rounded then, to the integer l times
+one of the superblock, and minima to multiples of dmin. That moves the level v = s y + o by up to
+y / (2 l) and dmin / (2 s) steps, evenly. So the mean square error is, in units of the squared
+scale,
 
     E = 1.25 N (1 - h)^2 + (y / l)^2 / 12 + (dmin / s)^2 / 12
 
-The densities were drawn where all weights count. Those
-of weights that are not 0 become those of this error, where it is less, by a normal density around
-what is decoded:
+The densities were drawn where all weights count. Those of weights that are not 0 become those of
+this error, where it is less, by a normal density around what is decoded:
 
     log g(u)  ->  log g(u) - u^2 (1 / E - 1 / N) / 2        u = (x - v) / s
 
