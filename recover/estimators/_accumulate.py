@@ -160,6 +160,30 @@ def _of_ends(
 
 
 @bare_inlined
+def add_to_group(
+    scalars: Scalars, k: int, block: Superblock, i: int, codes: Any, gradient: Any, curvature: Any
+) -> None:
+    """Add a density around what input `k` says to those of group `i`: see `_joined`."""
+    at, level = 16 * i, to_f32(codes)
+    if not scalars.simple[k]:
+        level = gather(scalars.levels, codes + 256 * k)
+    known, says = (
+        (load(block.gradient, at), load(block.curvature, at)),
+        (level, gradient, curvature),
+    )
+    gradient, curvature = _joined(block, k, i, load(block.center, at), says, known)
+    store(block.gradient, at, gradient)
+    store(block.curvature, at, curvature)
+
+
+@bare_inlined
+def density_of_ends(scalars: Scalars, k: int, block: Superblock, i: int, codes: Any) -> Any:
+    """The derivatives that input `k` adds to those weights of group `i` that have an end code."""
+    lowest, highest = codes == scalars.ends[2 * k], codes == scalars.ends[2 * k + 1]
+    return _of_ends(block, N_ENDS * k + i, lowest, highest, splat(_ZERO), splat(_ZERO))
+
+
+@bare_inlined
 def _codes_at(scalars: Scalars, k: int, start: int) -> int:
     """The place of the codes of input `k` in a superblock."""
     return k * (scalars.codes.size // scalars.noise.size) + 16 * start

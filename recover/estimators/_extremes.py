@@ -8,7 +8,7 @@ posterior has an atom.
 import numpy as np
 
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import larger, load, smaller, splat, store
+from recover._compiled.lanes import larger, load, smaller, splat, store, where
 from recover.estimators._product_tables import Scalars
 from recover.estimators._superblock import Superblock
 from recover.evidence.edges import edge_above, edge_below, find_extremes
@@ -37,8 +37,11 @@ def fix_extremes(scalars: Scalars, block: Superblock, start: int) -> None:
             if others == 0 and block.inverse[pair // 4 * 16 + 2 * b] != _ZERO:
                 _fix_one(scalars, pair // 4, at + i, block, 32 * b + i)
     for at in range(0, 256, 16):
-        store(block.low, at, larger(load(block.low, at), load(block.fixed_low, at)))
-        store(block.high, at, smaller(load(block.high, at), load(block.fixed_high, at)))
+        low, high = load(block.fixed_low, at), load(block.fixed_high, at)
+        store(block.low, at, larger(load(block.low, at), low))
+        store(block.high, at, smaller(load(block.high, at), high))
+        may_be = (low < _ZERO) & (high > _ZERO)
+        store(block.may_be_zero, at, where(may_be, load(block.may_be_zero, at), splat(_ZERO)))
 
 
 @bare_inlined

@@ -18,7 +18,6 @@ from recover._compiled.across import add_up, any_lane
 from recover._compiled.jit import bare_inlined, bare_inner, bare_kernel
 from recover._compiled.lanes import (
     fused,
-    gather,
     larger,
     load,
     load_bytes,
@@ -30,17 +29,18 @@ from recover._compiled.lanes import (
 )
 from recover.estimators._accumulate import accumulate_all
 from recover.estimators._extremes import fix_extremes
-from recover.estimators._lost import accumulate_lost, prove_lost
+from recover.estimators._few import expect_less_of_few
+from recover.estimators._lost import accumulate_lost
 from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import ATOMS, N_COLUMNS, H, Others, Outputs, Scalars, Spans
+from recover.estimators._proven import proven_bounds
 from recover.estimators._rule import ALL, END, density, exp, is_mild, mode, moments, sharpen
 from recover.estimators._spans import (
     accumulate_spans,
     add_errors,
     begin_with_spans,
     finest_value,
-    prove_spans,
 )
 from recover.estimators._superblock import (
     Superblock,
@@ -51,8 +51,8 @@ from recover.estimators._superblock import (
     value_of,
 )
 from recover.estimators._variances import HARDLY_ANYTHING, add_amount, n_effective
-from recover.estimators._zeros import find_zeros, zero_atom
-from recover.evidence.edges import edge_above, edge_below, has_extreme
+from recover.estimators._zeros import find_zeros, zero_mass
+from recover.evidence.edges import has_extreme
 from recover.quants import TILE, F32Array
 
 _ZERO = np.float32(0)
@@ -65,37 +65,6 @@ _NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the
 _N_SAMPLED = 125  # superblocks of a whole tile from which the errors to expect are told
 _FEWEST_SAMPLED = 16  # of a small tensor
 _STEP = 7919  # a prime: the next one of so many superblocks is so many places further
-
-
-@bare_inlined
-def _prove(low: Any, high: Any, scalars: Scalars, k: int, at: int) -> Any:
-    """Intersect bounds with the cells of input `k`, as `recover.evidence.cells` does."""
-    q = load_bytes(scalars.codes, at)
-    below = gather(scalars.lower_levels, q + 256 * k)
-    above = gather(scalars.upper_levels, q + 256 * k)
-    s, o = scalars.scale[at // 16], scalars.offset[at // 16]
-    if s < _ZERO:
-        below, above = above, below
-    error, slack = scalars.scale_error[at // 16], scalars.offset_error[at // 16]
-    proven = edge_below(below, s, o, error, slack)
-    low = where(proven > low, proven, low)  # not NaN, which infinite levels may give
-    proven = edge_above(above, s, o, error, slack)
-    return low, where(proven < high, proven, high)
-
-
-@bare_inlined
-def _cells(scalars: Scalars, spans: Spans | None, block: Superblock, start: int, i: int) -> Any:
-    """The proven bounds of group `i` of a superblock."""
-    low, high = load(block.fixed_low, 16 * i), load(block.fixed_high, 16 * i)
-    for k in range(scalars.noise.size):
-        at = k * (scalars.codes.size // scalars.noise.size // 16) + start + i
-        if scalars.scale[at] != _ZERO and is_finite(scalars, at):
-            low, high = _prove(low, high, scalars, k, 16 * at)
-        elif is_finite(scalars, at):
-            low, high = prove_lost(scalars, k, at, low, high)
-    if spans is not None:
-        low, high = prove_spans(spans, 16 * (start + i), low, high)
-    return low, high
 
 
 @bare_inlined
@@ -162,14 +131,14 @@ def _estimate(
                     else:
                         place = m1 / m0
             if block.zeros[0] > _ZERO:
-                t, mass = zero_atom(block, middle, width)
-                mass = mass * exp(t * (odd + even * t))
-                m0, m1 = m0 + mass, fused(mass, t, m1)
-                place = where(mass + mass > m0, t, place) if outputs.mode else m1 / m0
+                others = m0 / (m0 + zero_mass(block, i, middle, width, odd, even))
             estimate = fused(across * place, unit, middle)
             if outputs.mode:  # often on an edge
                 low, high = load(block.low, 16 * i), load(block.high, 16 * i)
                 estimate = larger(low, smaller(high, estimate))
+                others = where(others < _HALF, splat(_ZERO), splat(_ONE))
+            if block.zeros[0] > _ZERO:
+                estimate = where(others < _ONE, others * estimate, estimate)
         store(out, at, estimate)
     return not any_lane(sound == _ZERO)
 
@@ -204,27 +173,32 @@ def _resolve_empty(
 ) -> int:
     """Weights of a superblock whose reaches miss each other or leave next to nothing between them.
 
-    Either there is a conflict, or the cells alone still meet. Returns the number of conflicts.
+    Either there is a conflict, or the cells alone still meet. Others, with a density that is steep
+    at a bound, rounding may have led out of their cells. Returns the number of conflicts.
     """
-    n_conflicts = 0
+    n_conflicts, sigma = 0, np.sqrt(_ONE / prior) if prior > _ZERO else _ZERO
     for g in range(start, start + 16):
         at, estimate = 16 * (g - start), load(out, 16 * g)
         low, high = load(block.low, at), load(block.high, at)
         middle, width = (low + high) * _HALF, high - low
         good = (width > _floor(prior)) & (abs(estimate) < _FAR)
-        lower, upper = _cells(scalars, spans, block, start, g - start)
+        lower, upper = proven_bounds(scalars, spans, block, start, g - start)
         conflict = ~good & (upper < lower)
         if spans is not None:
             first = finest_value(scalars, spans, g, out.size)
         else:
             first = first_value(scalars, g, out.size)
         there = where(abs(width) < _FAR, middle, first)
-        # Not on an edge, which others round otherwise.
-        inner_low, inner_high = lower + abs(lower) * _ULPS, upper - abs(upper) * _ULPS
+        # Not on an edge, which others round otherwise: it is a sum of what may be much larger.
+        inner_low = lower + (abs(lower) + sigma) * _ULPS
+        inner_high = upper - (abs(upper) + sigma) * _ULPS
         there = where(there < inner_low, inner_low, where(there > inner_high, inner_high, there))
         between = (lower + upper) * _HALF
         there = where((abs(between) < _FAR) & (abs(width) < _FAR), between, there)
-        store(out, 16 * g, where(good, estimate, where(conflict, first, there)))
+        beyond = (estimate < lower) | (estimate > upper)
+        inside = larger(inner_low, smaller(inner_high, estimate))
+        inside = where(beyond & (inner_low < inner_high), inside, estimate)
+        store(out, 16 * g, where(good, inside, where(conflict, first, there)))
         n_conflicts += int(add_up(where(conflict, splat(_ONE), splat(_ZERO))))
     return n_conflicts
 
@@ -291,17 +265,17 @@ def _variance(
             place, mass = _atom(scalars, k, block, at, i, middle, half)
             mass = mass * exp(place * (odd + even * place))
             m0, m1, m2 = m0 + mass, fused(mass, place, m1), fused(mass * place, place, m2)
-    if block.zeros[0] > _ZERO:
-        place, mass = zero_atom(block, middle, width)
-        mass = mass * exp(place * (odd + even * place))
-        m0, m1, m2 = m0 + mass, fused(mass, place, m1), fused(mass * place, place, m2)
     mean, unit = m1 / m0, half * np.float32(H)
     error = unit * unit * (m2 / m0 - mean * mean)
+    if block.zeros[0] > _ZERO:
+        zero = zero_mass(block, i, middle, width, odd, even)
+        center, others = fused(unit, mean, middle), m0 / (m0 + zero)
+        error = others * fused(center * center, splat(_ONE) - others, error)
     good = (width > _floor(prior)) & (abs(fused(unit, mean, middle)) < _FAR)
     known = outputs.variance[start + i] if outputs.variance[start + i] < _FAR else _ZERO
     error = where(good, error, splat(known))
     if any_lane(~good):
-        lower, upper = _cells(scalars, spans, block, start, i)
+        lower, upper = proven_bounds(scalars, spans, block, start, i)
         narrow = ~good & ~(upper < lower) & (half * half < error)
         error = where(narrow, half * half, error)
     return where(error > _ZERO, error, splat(_ZERO))
@@ -394,7 +368,9 @@ def _gather(
     if spans is not None:
         accumulate_spans(spans, block, start)
     if others is None and (spans is None or spans.zero_odds > _ZERO):
-        prior = find_zeros(block, prior, here, uneven)
+        prior = find_zeros(scalars, spans, block, start, prior, here, uneven)
+    if block.zeros[0] > _ZERO:
+        expect_less_of_few(scalars, block, start, here)
     if spans is not None:
         block.zeros[0] *= spans.zero_odds
     if uneven and block.zeros[0] == _ZERO:

@@ -96,6 +96,10 @@ class Superblock(NamedTuple):
         with such a code to be the one that is extreme.
     zeros : float32 (16,)
         The first says how likely weights are exactly 0 (see `recover.estimators._zeros`).
+    may_be_zero : float32 (256,)
+        1 for weights that no input proves not to be 0; filled where `zeros` says so.
+    kept : float32 (1024,)
+        See `keep`.
     each : float32 (K * 7 * 16,)
         Of each scalar input and group: what level 0 says and the bounds of that, the level of
         weights that are 0, what takes centers to levels and derivatives to units.
@@ -119,6 +123,8 @@ class Superblock(NamedTuple):
     fixed_high: F32Array
     odds: F32Array
     zeros: F32Array
+    may_be_zero: F32Array
+    kept: F32Array
     each: F32Array
     ends: F32Array
 
@@ -127,6 +133,26 @@ class Superblock(NamedTuple):
 def center_value(block: Superblock, i: int) -> Any:
     """What the first usable scalar input says of group `i`, or 0."""
     return load(block.center, 16 * i) * (block.unit[i] / CENTER_UNIT)
+
+
+@bare_inlined
+def keep(block: Superblock) -> None:
+    """Keep the bounds and derivatives of a superblock, for `restore`."""
+    for at in range(0, 256, 16):
+        store(block.kept, at, load(block.low, at))
+        store(block.kept, at + 256, load(block.high, at))
+        store(block.kept, at + 512, load(block.gradient, at))
+        store(block.kept, at + 768, load(block.curvature, at))
+
+
+@bare_inlined
+def restore(block: Superblock) -> None:
+    """Take back what came after `keep`."""
+    for at in range(0, 256, 16):
+        store(block.low, at, load(block.kept, at))
+        store(block.high, at, load(block.kept, at + 256))
+        store(block.gradient, at, load(block.kept, at + 512))
+        store(block.curvature, at, load(block.kept, at + 768))
 
 
 N_EACH = 7 * 16
@@ -147,7 +173,20 @@ def new_superblock(n_scalars: int) -> Superblock:
     """Scratch memory of this thread, as if it were new."""
     block = _memory.blocks.get(n_scalars)
     if block is None:
-        sizes = *[16 * n_scalars] * 3, 16, 16, *[256] * 5, 16, 16, 256, 256, 16 * n_scalars, 16
+        sizes = (
+            *[16 * n_scalars] * 3,
+            16,
+            16,
+            *[256] * 5,
+            16,
+            16,
+            256,
+            256,
+            16 * n_scalars,
+            16,
+            256,
+            1024,
+        )
         tables = N_EACH * n_scalars, N_ENDS * n_scalars
         block = Superblock(*(aligned(n, np.float32) for n in (*sizes, *tables)))
         _memory.blocks[n_scalars] = block

@@ -13,10 +13,23 @@ import numpy as np
 from recover._compiled.across import add_up, largest_lane
 from recover._compiled.doubles import from_bits, n_true, nearest_f32, to_f64
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import bits, fused, load, splat, store, to_f32, where
-from recover.estimators._product_tables import H
-from recover.estimators._rule import ALL, END, density, exp, is_mild, moments
-from recover.estimators._superblock import Superblock, center_value
+from recover._compiled.lanes import (
+    bits,
+    fused,
+    larger,
+    load,
+    load_bytes,
+    smaller,
+    splat,
+    store,
+    to_f32,
+    where,
+)
+from recover.estimators._accumulate import add_to_group, density_of_ends
+from recover.estimators._product_tables import H, Scalars, Spans
+from recover.estimators._proven import find_possible_zeros
+from recover.estimators._rule import ALL, density, exp, moments, sharpen
+from recover.estimators._superblock import Superblock, center_value, keep, restore
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -54,15 +67,18 @@ def near_zero(low: Any, high: Any) -> Any:
 
 
 @bare_inlined
-def zero_atom(block: Superblock, middle: Any, width: Any) -> Any:
-    """Place over h of the spike in a group's cells, and its mass over the density in the middle.
+def zero_mass(block: Superblock, i: int, middle: Any, width: Any, odd: Any, even: Any) -> Any:
+    """The mass of the spike in group `i`, in units of the rule: see `density` for the others.
 
-    The mass is ``share / (1 - share) sqrt(2 pi W)`` over half the width, in units of the rule.
+    It is ``share / (1 - share) sqrt(2 pi W)`` over half the width, times the density at 0. That may
+    lie beyond the bounds, which `sharpen` has narrowed, if no input proves it wrong.
     """
     place = middle / (width * -(_HALF * np.float32(H)))
-    mass = splat(block.zeros[0]) / width
-    inside = (abs(place) < END) & (mass < _FAR)
-    return where(inside, place, splat(_ZERO)), where(inside, mass, splat(_ZERO))
+    at_zero = exp(place * fused(even, place, odd) * np.float32(1 / 4))  # which is 0 from -1 on
+    at_zero = at_zero * at_zero
+    mass = splat(block.zeros[0]) / width * (at_zero * at_zero)
+    there = (load(block.may_be_zero, 16 * i) > _ZERO) & (mass > _ZERO) & (mass < _FAR)
+    return where(there, mass, splat(_ZERO))
 
 
 @bare_inlined
@@ -74,24 +90,50 @@ def _may_have_spike(block: Superblock, n_groups: int, uneven: bool) -> bool:
         n_close += n_true(~(low > _ZERO) & ~(high < _ZERO))
     if n_close < _FEWEST:
         return False
-    n_zero = n_near = splat(_ZERO)
-    for i in range(n_groups):
-        may_be, near = near_zero(load(block.low, 16 * i), load(block.high, 16 * i))
-        n_zero, n_near = n_zero + may_be, n_near + near
-    if not is_common(n_zero, n_near, uneven):
-        return False
     total = largest = splat(_ZERO)
     for i in range(n_groups):
         center = center_value(block, i)
         square = center * center
         total, largest = total + square, where(square > largest, square, largest)
     # Beside an outlier, cells are too wide to tell zeros from small weights.
-    return not add_up(total) < np.float32(2) * largest_lane(largest)
+    widest, rest = _FAR, add_up(total) - largest_lane(largest)
+    if rest < largest_lane(largest):
+        widest = np.sqrt(rest / np.float32(16 * n_groups))
+    n_zero = n_near = splat(_ZERO)
+    for i in range(n_groups):
+        low, high = load(block.low, 16 * i), load(block.high, 16 * i)
+        may_be, near = near_zero(low, high)
+        narrow = high - low < widest
+        n_zero = n_zero + where(narrow, may_be, splat(_ZERO))
+        n_near = n_near + where(narrow, near, splat(_ZERO))
+    return is_common(n_zero, n_near, uneven)
+
+
+@bare_inner
+def _forget_ends(scalars: Scalars, block: Superblock, start: int) -> None:
+    """Of weights that may be 0, an end code says no more than that they are in its cell.
+
+    Its density was drawn from weights which the scale was fitted to. Zeros have no say in that, and
+    lie anywhere beyond the last level.
+    """
+    n = scalars.codes.size // scalars.noise.size
+    for i in range(16):
+        may_be = load(block.may_be_zero, 16 * i) > _ZERO
+        for k in range(scalars.noise.size):
+            if block.inverse[16 * k + i] != _ZERO:
+                codes = load_bytes(scalars.codes, k * n + 16 * (start + i))
+                gradient, curvature = density_of_ends(scalars, k, block, i, codes)
+                gradient = where(may_be, -gradient, splat(_ZERO))
+                curvature = where(may_be, -curvature, splat(_ZERO))
+                add_to_group(scalars, k, block, i, codes, gradient, curvature)
+        low, high = load(block.low, 16 * i), load(block.high, 16 * i)
+        store(block.low, 16 * i, where(may_be, smaller(low, splat(_ZERO)), low))
+        store(block.high, 16 * i, where(may_be, larger(high, splat(_ZERO)), high))
 
 
 @bare_inlined
 def _set_share(block: Superblock, share: np.float32, prior: np.float32) -> None:
-    """See `zero_atom`; `prior` is 1 / W."""
+    """See `zero_mass`; `prior` is 1 / W."""
     odds = share / (_ONE - share)
     block.zeros[0] = odds * np.float32(ALL) / (_NORMAL_AT_0 * np.sqrt(prior))
 
@@ -104,17 +146,17 @@ def _log_likelihood(
 
     Logarithms take long: each lane has one, of the product of what lies there in all groups.
     """
-    total = np.float64(n_groups * 16 * (math.log(_ONE - share) + 0.5 * math.log(prior)))
+    total, each = 0.0, math.log(_ONE - share) + 0.5 * math.log(prior)
     product, exponents = to_f64(splat(_ONE)), bits(splat(_ZERO))
     for i in range(n_groups):
         middle, width, _, odd, even = density(block, i, prior)
         m0, _, _ = moments(odd, even)
-        place, mass = zero_atom(block, middle, width)
-        both = fused(mass, exp(place * fused(even, place, odd)), m0)
-        good = is_mild(m0, even) & (width < _FAR)
-        fraction, exponent = _split(where(good, both, splat(_ONE)))
+        both = zero_mass(block, i, middle, width, odd, even) + m0
+        known = (width > _ZERO) & (width < _FAR) & (both < _FAR)
+        fraction, exponent = _split(where(known, both, splat(_ONE)))
         product, exponents = product * to_f64(fraction), exponents + exponent
-        square = where(good, middle * middle, splat(_ZERO))
+        square = where(known, middle * middle, splat(_ZERO))
+        total += n_true(known) * each
         total -= 0.5 * np.float64(prior) * np.float64(add_up(square))
     total += math.log(2) * np.float64(add_up(to_f32(exponents)))
     store(block.each, 0, nearest_f32(product))
@@ -131,40 +173,60 @@ def _split(values: Any) -> Any:
 
 
 @bare_inner
-def _more_likely(
-    block: Superblock, share: np.float32, prior: np.float32, n_groups: int
-) -> np.float32:
+def _more_likely(block: Superblock, prior: np.float32, n_groups: int) -> np.float32:
     """A step of expectation maximization: the mean probability of weights to be 0."""
-    total = splat(_ZERO)
+    total, n = splat(_ZERO), 0
     for i in range(n_groups):
         middle, width, _, odd, even = density(block, i, prior)
         m0, _, _ = moments(odd, even)
-        place, mass = zero_atom(block, middle, width)
-        mass = mass * exp(place * fused(even, place, odd))
-        part = mass / (m0 + mass)
-        total = total + where((part > _ZERO) & is_mild(m0, even), part, splat(_ZERO))
-    return add_up(total) / np.float32(16 * n_groups)
+        mass = zero_mass(block, i, middle, width, odd, even)
+        known = (width > _ZERO) & (width < _FAR) & (m0 < _FAR)
+        total = total + where(known, mass / (m0 + mass), splat(_ZERO))
+        n += n_true(known)
+    return add_up(total) / np.float32(max(n, 1))
+
+
+@bare_inlined
+def _n_known(block: Superblock, n_groups: int) -> int:
+    """Weights with both bounds."""
+    n = 0
+    for i in range(n_groups):
+        n += n_true(abs(load(block.high, 16 * i) - load(block.low, 16 * i)) < _FAR)
+    return n
 
 
 @bare_inner
-def find_zeros(block: Superblock, prior: np.float32, n_groups: int, uneven: bool) -> np.float32:
+def find_zeros(
+    scalars: Scalars,
+    spans: Spans | None,
+    block: Superblock,
+    start: int,
+    prior: np.float32,
+    n_groups: int,
+    uneven: bool,
+) -> np.float32:
     """Whether, and how likely, weights of a superblock are 0: fills `Superblock.zeros`.
 
-    `uneven` says whether there may be outliers.
+    `uneven` says whether there may be outliers. Sub-blocks of which nothing is known yet do not
+    count: their weights are mostly 0.
     Returns the precision of the prior of the others.
     """
     if not (prior > _ZERO and _may_have_spike(block, n_groups, uneven)):
         return prior
-    before = _log_likelihood(block, _ZERO, prior, n_groups)
-    share, others = _HALF, prior * _HALF
+    keep(block)
+    find_possible_zeros(scalars, spans, block, start)
+    _forget_ends(scalars, block, start)
+    sharpen(block, _ZERO)
+    known = prior * np.float32(_n_known(block, n_groups) / (16 * n_groups))
+    before = _log_likelihood(block, _ZERO, known, n_groups)
+    share, others = _HALF, known * _HALF
     for _ in range(_N_STEPS):
         _set_share(block, share, others)
-        share = min(
-            max(_more_likely(block, share, others, n_groups), np.float32(1e-3)), np.float32(0.995)
-        )
-        others = prior * (_ONE - share)
+        share = min(max(_more_likely(block, others, n_groups), np.float32(1e-3)), np.float32(0.995))
+        others = known * (_ONE - share)
     _set_share(block, share, others)
     if _log_likelihood(block, share, others, n_groups) - before < _LEAST_GAIN:
         block.zeros[0] = _ZERO
         others = prior
+        restore(block)
     return others

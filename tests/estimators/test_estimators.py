@@ -20,6 +20,7 @@ from recover.evidence.densities import (
 from recover.quants import F32Array, ScalarType, U8Array, dequantize, type_by_name
 from tests.naive import estimators as naive
 from tests.oracle import libggml
+from tests.support import joint_inputs
 from tests.support.beliefs import believe, calm, extremes, load, n_extreme
 from tests.support.kinds import quantized, vector
 from tests.support.sizes_beside import narrowed
@@ -289,6 +290,14 @@ def test_estimate_lies_in_the_intersection(
     intersect_cells(evidence, lower, upper)
     assert tally.n_conflicts == 0
     assert np.all((lower <= out) & (out <= upper))
+
+
+def test_estimates_at_an_edge_lie_in_their_cells() -> None:
+    """Edges are sums of scale and offset, of larger numbers than they are: so is their rounding."""
+    x = joint_inputs.hard_weights(128)["blocks of one sign"]
+    sources = joint_inputs.sources_of("Q5_K+Q4_K+Q2_K")
+    raws = joint_inputs.encode(sources, x)
+    assert joint_inputs.run("posterior", sources, raws, x.size)[3]
 
 
 @pytest.mark.parametrize("method", ["midpoint", "posterior"])

@@ -1,0 +1,83 @@
+"""The bounds of a superblock's weights that its inputs prove, as `recover.evidence.cells` has them.
+
+The posterior integrates between narrower ones: an open cell ends where weights were seen.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.lanes import (
+    gather,
+    larger,
+    load,
+    load_bytes,
+    smaller,
+    splat,
+    store,
+    where,
+)
+from recover.estimators._lost import prove_lost
+from recover.estimators._product_tables import Scalars, Spans
+from recover.estimators._spans import prove_spans
+from recover.estimators._superblock import Superblock, is_finite
+from recover.evidence.edges import edge_above, edge_below
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_FAR = np.float32(np.inf)
+
+
+@bare_inlined
+def _prove(low: Any, high: Any, scalars: Scalars, k: int, at: int) -> Any:
+    """Intersect bounds with the cells of input `k`, as `recover.evidence.cells` does."""
+    q = load_bytes(scalars.codes, at)
+    below = gather(scalars.lower_levels, q + 256 * k)
+    above = gather(scalars.upper_levels, q + 256 * k)
+    s, o = scalars.scale[at // 16], scalars.offset[at // 16]
+    if s < _ZERO:
+        below, above = above, below
+    error, slack = scalars.scale_error[at // 16], scalars.offset_error[at // 16]
+    proven = edge_below(below, s, o, error, slack)
+    low = where(proven > low, proven, low)  # not NaN, which infinite levels may give
+    proven = edge_above(above, s, o, error, slack)
+    return low, where(proven < high, proven, high)
+
+
+@bare_inlined
+def _proven(scalars: Scalars, spans: Spans | None, start: int, i: int) -> Any:
+    """The proven bounds of group `i` of a superblock, but for weights that alone are extreme."""
+    low, high = splat(-_FAR), splat(_FAR)
+    for k in range(scalars.noise.size):
+        at = k * (scalars.codes.size // scalars.noise.size // 16) + start + i
+        if scalars.scale[at] != _ZERO and is_finite(scalars, at):
+            low, high = _prove(low, high, scalars, k, 16 * at)
+        elif is_finite(scalars, at):
+            low, high = prove_lost(scalars, k, at, low, high)
+    if spans is not None:
+        low, high = prove_spans(spans, 16 * (start + i), low, high)
+    return low, high
+
+
+@bare_inlined
+def proven_bounds(
+    scalars: Scalars, spans: Spans | None, block: Superblock, start: int, i: int
+) -> Any:
+    """The proven bounds of group `i` of a superblock."""
+    low, high = _proven(scalars, spans, start, i)
+    fixed_low, fixed_high = load(block.fixed_low, 16 * i), load(block.fixed_high, 16 * i)
+    return larger(low, fixed_low), smaller(high, fixed_high)
+
+
+@bare_inner
+def find_possible_zeros(
+    scalars: Scalars, spans: Spans | None, block: Superblock, start: int
+) -> None:
+    """Fill `Superblock.may_be_zero`; bounds that are likely by what is stated count as proven."""
+    for i in range(16):
+        low, high = _proven(scalars, spans, start, i)
+        inside = (low < _ZERO) & (high > _ZERO)
+        if spans is not None:
+            low, high = load(block.low, 16 * i), load(block.high, 16 * i)
+            inside = inside & ~(low > _ZERO) & ~(high < _ZERO)
+        store(block.may_be_zero, 16 * i, where(inside, splat(_ONE), splat(_ZERO)))

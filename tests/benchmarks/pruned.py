@@ -1,0 +1,129 @@
+"""What the posterior makes of weights of which many are 0.
+
+    python -m tests.benchmarks.pruned [--sets LABEL ...] [--leverage] [FILE ...]
+
+prints for each set, and each way to prune normal weights (and the matrices of a GGUF file in BF16,
+or of safetensors, ONNX or npz in float32), the square errors of the posterior and of `linear` over
+that of the finest input, what both claim over what is measured, and how many estimates of the
+posterior are outside of their cells. With --leverage instead: what is left of the mean square error
+of types, by 1 - h (see `recover.estimators._few`).
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from recover.estimators import TileEstimator
+from recover.quants import F32Array
+from tests.support.float_files import matrices_in
+from tests.support.joint_inputs import encode, run, sources_of
+
+SETS = (
+    *("Q6_K+Q2_K", "Q6_K+Q3_K", "Q3_K*+Q2_K*", "Q3_K+Q2_K", "Q4_K+Q3_K", "IQ4_XS+Q3_K"),
+    *("Q5_K+Q4_K", "Q5_K+Q4_K+Q2_K", "Q4_K+Q2_K", "Q4_0+Q3_K", "Q8_0+Q4_K"),
+)
+TYPES = "Q6_K", "Q3_K", "Q3_K*", "Q2_K", "Q2_K*", "Q4_K", "Q4_K*", "Q5_K", "IQ4_XS"
+SIZES = {"Q6_K": 16, "Q3_K": 16, "Q2_K": 16}  # of a sub-block, others have 32
+N_ROWS = 512  # superblocks that are looked at, of each matrix
+
+
+def at_random(x: F32Array, share: float) -> F32Array:
+    keep = np.random.default_rng(5).random(x.shape) >= share
+    return x * keep.astype(np.float32)
+
+
+def made_small(x: F32Array, share: float) -> F32Array:
+    """Not 0, but a hundredth."""
+    return at_random(x, share) * np.float32(0.99) + x * np.float32(0.01)
+
+
+def by_size(x: F32Array, share: float) -> F32Array:
+    return np.where(abs(x) > np.quantile(abs(x), share), x, np.float32(0))
+
+
+def columns(x: F32Array, share: float) -> F32Array:
+    keep = np.random.default_rng(5).random(x.shape[1:]) >= share
+    return x * keep.astype(np.float32)
+
+
+WAYS: dict[str, tuple[Callable[[F32Array, float], F32Array], float]] = {
+    **{f"{share:.0%} at random": (at_random, share) for share in (0.3, 0.5, 0.7, 0.9)},
+    **{f"{share:.0%} by size": (by_size, share) for share in (0.5, 0.7, 0.9)},
+    "90% made small": (made_small, 0.9),
+    **{f"{share:.0%} of columns": (columns, share) for share in (0.4, 0.9)},
+}
+
+
+def drawn() -> dict[str, list[F32Array]]:
+    shape = N_ROWS, 256
+    tails = 0.02 * np.random.default_rng(4).standard_t(4, shape)
+    normal = 0.05 * np.random.default_rng(3).standard_normal(shape)
+    return {"normal": [normal.astype(np.float32)], "heavy tails": [tails.astype(np.float32)]}
+
+
+def of_file(path: Path) -> Iterator[F32Array]:
+    for x in matrices_in(path):
+        yield np.ascontiguousarray(x[: max(1, N_ROWS * 256 // x.shape[1])], np.float32)
+
+
+def compare(name: str, x: F32Array) -> tuple[float, ...]:
+    """Square errors of the finest input, posterior and linear; both claims; weights outside."""
+    sources = sources_of(name)
+    raws, truth = encode(sources, x), x.reshape(-1).astype(np.float64)
+    first = run("best", sources[:1], raws[:1], x.size)[0]
+    done = [run(method, sources, raws, x.size) for method in ("posterior", "linear")]
+    errors = [float(np.sum((out - truth) ** 2)) for out in (first, done[0][0], done[1][0])]
+    return (*errors, done[0][2].variance, done[1][2].variance, float(not done[0][3]))
+
+
+def print_leverage(name: str) -> None:
+    rng = np.random.default_rng(7)
+    x = (0.05 * rng.standard_normal((2 * N_ROWS, 256))).astype(np.float32)
+    share = rng.choice([0.5, 0.7, 0.8, 0.9, 0.95], (len(x), 1))
+    x = np.where(rng.random(x.shape) < share, np.float32(0), x)
+    sources = sources_of(name)
+    tile = TileEstimator(sources, "posterior")
+    tile.estimate(encode(sources, x), 0, x.size, np.empty(x.size, np.float32))
+    evidence, truth = tile.evidence, x.reshape(-1)
+    scale, offset = evidence.scale[0].repeat(16), evidence.offset[0].repeat(16)
+    value = evidence.levels[0][evidence.codes[0]] * scale + offset
+    squares = np.where(truth != 0, np.square(value, dtype=np.float64), 0)
+    of_block = squares.reshape(-1, SIZES.get(name.rstrip("*"), 32)).sum(1)
+    left = 1 - squares / np.maximum(of_block, 1e-30).repeat(x.size // of_block.size)
+    line = []
+    for middle in (0.25, 0.45, 0.65, 0.85, 0.97):
+        near = (truth != 0) & (scale != 0) & (abs(left - middle) < min(0.05, 1 - middle))
+        error = np.sum(np.square(value - truth, dtype=np.float64)[near])
+        square = np.sum(np.square(scale, dtype=np.float64)[near])
+        line.append(f"{middle} {error / square / evidence.noise[0]:.2f}")
+    print(f"{name}: {', '.join(line)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--leverage", action="store_true")
+    args = parser.parse_args()
+    if args.leverage:
+        for name in TYPES:
+            print_leverage(name)
+        return
+    kinds = drawn() | {path.stem: list(of_file(path)) for path in args.files}
+    for name in args.sets:
+        for kind, matrices in kinds.items():
+            for way, (prune, share) in WAYS.items():
+                each = [compare(name, prune(x, share)) for x in matrices]
+                first, posterior, linear, claim, other, outside = map(sum, zip(*each, strict=True))
+                print(
+                    f"{name}, {kind}, {way}: posterior {posterior / first:.4f} "
+                    f"(claims {claim / posterior:.3f}), linear {linear / first:.4f} "
+                    f"({other / linear:.3f}){f', {outside:.0f} outside' if outside else ''}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
