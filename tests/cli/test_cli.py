@@ -38,9 +38,10 @@ class Here:
 
     def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Status and what is printed, as of a process."""
-        status = main([*map(str, arguments)])
+        words = [*map(str, arguments)]
+        status = main(words)
         printed = self._capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, status, printed.out, printed.err)
+        return subprocess.CompletedProcess(words, status, printed.out, printed.err)
 
 
 @pytest.fixture
