@@ -1,5 +1,6 @@
 """Models that the tests share: real weights whose truth is known, quantized by llama.cpp."""
 
+import fcntl
 from collections import Counter
 from pathlib import Path
 
@@ -62,11 +63,25 @@ def llama_29m() -> Path:
 
 
 @pytest.fixture(scope="session")
-def quantized_29m(llama_29m: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What llama.cpp makes of it."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder of this run, which all of its processes see."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
+@pytest.fixture(scope="session")
+def quantized_29m(llama_29m: Path, shared_folder: Path) -> dict[str, Path]:
+    """What llama.cpp makes of it, once for all processes: who comes second waits for the files."""
     names = ("Q5_K_M", "Q4_K_M", "Q2_K", "Q8_0", "Q6_K")
-    folder = tmp_path_factory.mktemp("llama-29m")
-    return dict(zip(names, quantize(llama_29m, folder, names), strict=True))
+    folder = shared_folder / "llama-29m"
+    with (shared_folder / "llama-29m.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            making = shared_folder / "llama-29m.making"
+            making.mkdir(exist_ok=True)
+            quantize(llama_29m, making, names)
+            making.rename(folder)
+    return {name: folder / f"llama-29m-{name}.gguf" for name in names}
 
 
 @pytest.fixture(scope="session")

@@ -11,20 +11,51 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from numba.core import event
 
 import recover
 from recover._compiled import jit as _jit
 from recover.cli import _compiling, _console, _streams, main
+from tests.support.gguf_files import stored, write_gguf
 from tests.support.models import TINY
 
 RECOVER = (sys.executable, "-m", "recover")
 
 
 def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A process of its own."""
     command = [*RECOVER, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+
+class Here:
+    """Commands in this process, which starts none."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Status and what is printed, as of a process."""
+        words = [*map(str, arguments)]
+        status = main(words)
+        printed = self._capsys.readouterr()
+        return subprocess.CompletedProcess(words, status, printed.out, printed.err)
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Here:
+    return Here(capsys)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A file for which next to nothing is compiled."""
+    return write_gguf(
+        tmp_path / "small.gguf",
+        {"blk.0.ffn_up.weight": stored("F32", np.ones((2, 32), np.float32))},
+    )
 
 
 def test_garbage_is_collected_as_before() -> None:
@@ -129,9 +160,9 @@ def test_merge_json(tiny: list[Path], tmp_path: Path) -> None:
     assert out.exists()
 
 
-def test_default_method_and_messages(tiny: list[Path], tmp_path: Path) -> None:
+def test_default_method_and_messages(tiny: list[Path], tmp_path: Path, here: Here) -> None:
     out = tmp_path / "out.gguf"
-    done = run("merge", *tiny, "-o", out)
+    done = here("merge", *tiny, "-o", out)
     assert done.returncode == 0
     assert "(posterior)" in done.stdout
     assert f"wrote {out}" in done.stdout
@@ -148,13 +179,13 @@ def test_verbose_says_what_the_method_does(
     assert capsys.readouterr().err.startswith("recover: midpoint: the middle of the intersection")
 
 
-def test_dry_run_writes_nothing(tiny: list[Path], tmp_path: Path) -> None:
-    done = run("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run", "--json")
+def test_dry_run_writes_nothing(tiny: list[Path], tmp_path: Path, here: Here) -> None:
+    done = here("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run", "--json")
     plan = json.loads(done.stdout)
     assert plan["tensors"][0]["name"] == "output.weight"
     assert not list(tmp_path.iterdir())
     for more in ([], ["-v"]):
-        done = run("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run", *more)
+        done = here("merge", *tiny, "-o", tmp_path / "out.gguf", "--dry-run", *more)
         assert ("blk.0.ffn_up.weight" in done.stdout) == bool(more)
         lines = done.stdout.splitlines()
         assert lines[-5] == "30 tensors, 2.89M weights: 22 to merge, 7 to copy, 1 to convert"
@@ -217,22 +248,22 @@ def test_times(seconds: float, text: str) -> None:
     assert _console.duration(seconds) == text
 
 
-def test_merge_says_where_nothing_is_gained(tiny: list[Path], tmp_path: Path) -> None:
-    done = run("merge", tiny[0], "-o", tmp_path / "one.gguf")
+def test_merge_says_where_nothing_is_gained(tiny: list[Path], tmp_path: Path, here: Here) -> None:
+    done = here("merge", tiny[0], "-o", tmp_path / "one.gguf")
     assert "error: 1.000 of that of the best single input, so nothing is gained\n" in done.stdout
-    done = run("merge", TINY, "-o", tmp_path / "float.gguf")
+    done = here("merge", TINY, "-o", tmp_path / "float.gguf")
     assert "nothing to estimate: of every tensor an input is unquantized" in done.stdout
 
 
-def test_tensors_selects(tiny: list[Path], tmp_path: Path) -> None:
-    done = run("merge", *tiny, "-o", tmp_path / "o.gguf", "--tensors", r"blk\.1\..*ffn", "--json")
+def test_tensors_selects(tiny: list[Path], tmp_path: Path, here: Here) -> None:
+    done = here("merge", *tiny, "-o", tmp_path / "o.gguf", "--tensors", r"blk\.1\..*ffn", "--json")
     names = {tensor["name"] for tensor in json.loads(done.stdout)["tensors"]}
     assert names == {f"blk.1.ffn_{part}.weight" for part in ("down", "gate", "norm", "up")}
-    assert run("merge", *tiny, "-o", tmp_path / "p.gguf", "--tensors", "nothing").returncode == 1
+    assert here("merge", *tiny, "-o", tmp_path / "p.gguf", "--tensors", "nothing").returncode == 1
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "garbage", "truncated", "folder"])
-def test_bad_input_is_one_line(kind: str, tiny: list[Path], tmp_path: Path) -> None:
+def test_bad_input_is_one_line(kind: str, tiny: list[Path], tmp_path: Path, here: Here) -> None:
     bad = tmp_path / "bad.gguf"
     if kind == "folder":
         bad.mkdir()
@@ -240,7 +271,7 @@ def test_bad_input_is_one_line(kind: str, tiny: list[Path], tmp_path: Path) -> N
         data = tiny[0].read_bytes()
         bad.write_bytes({"empty": b"", "garbage": b"x" * 99, "truncated": data[:-1]}[kind])
     before = sorted(tmp_path.iterdir())
-    done = run("merge", tiny[0], bad, "-o", tmp_path / "out.gguf")
+    done = here("merge", tiny[0], bad, "-o", tmp_path / "out.gguf")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("recover: error: ")
     assert done.stderr.count("\n") == 1
@@ -249,11 +280,11 @@ def test_bad_input_is_one_line(kind: str, tiny: list[Path], tmp_path: Path) -> N
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_output_that_cannot_be_written(tiny: list[Path], tmp_path: Path) -> None:
+def test_output_that_cannot_be_written(tiny: list[Path], tmp_path: Path, here: Here) -> None:
     copy = tmp_path / "input.gguf"
     copy.write_bytes(tiny[0].read_bytes())
     for out in (copy, tmp_path / "no" / "folder.gguf", tmp_path, Path("/dev/null")):
-        done = run("merge", copy, tiny[1], "-o", out)
+        done = here("merge", copy, tiny[1], "-o", out)
         assert done.returncode == 1
         assert done.stderr.startswith(f"recover: error: {out}: ")
         assert done.stderr.count("\n") == 1
@@ -365,9 +396,9 @@ def test_people_are_told_of_compilation_once(
 COMPILING = "recover: compiling for this CPU first, which takes half a minute or more once\n"
 
 
-def test_a_quiet_first_run(tmp_path: Path) -> None:
+def test_a_quiet_first_run(small: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    done = run("inspect", TINY, "-q", env=environment)
+    done = run("inspect", small, "-q", env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.glob("cache/**/*.nbc"))  # it compiled
 
@@ -385,7 +416,7 @@ def test_people_are_told_of_compilation_before_it(tiny: list[Path], tmp_path: Pa
     assert first.startswith(b"recover: compiling for this CPU first")
 
 
-def test_a_log_of_the_first_run_and_the_second(tmp_path: Path) -> None:
+def test_a_log_of_the_first_run_and_the_second(small: Path, tmp_path: Path) -> None:
     """Which compiles nothing; machine code is kept apart from the package, maybe read-only."""
     environment = {
         **os.environ,
@@ -393,7 +424,7 @@ def test_a_log_of_the_first_run_and_the_second(tmp_path: Path) -> None:
         "NUMBA_DEBUG_CACHE": "1",
     }
     environment.pop("NUMBA_CACHE_DIR", None)
-    runs = [run("inspect", TINY, env=environment) for _ in range(2)]
+    runs = [run("inspect", small, env=environment) for _ in range(2)]
     assert [(done.returncode, done.stderr) for done in runs] == [(0, COMPILING), (0, "")]
     saved = [line for line in runs[0].stdout.splitlines() if "data saved to" in line]
     assert saved

@@ -474,16 +474,16 @@ def test_signals_leave_nothing(
     assert not list(scratch.iterdir())
 
 
-@pytest.mark.parametrize("n_chunks", [8, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes", [(128, 16), pytest.param((512, 24), marks=pytest.mark.slow)])
 def test_a_merge_comes_closer(
-    n_chunks: int, quantized_29m: dict[str, Path], llama_29m: Path, tmp_path: Path
+    sizes: tuple[int, int], quantized_29m: dict[str, Path], llama_29m: Path, tmp_path: Path
 ) -> None:
     inputs = [quantized_29m[name] for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
     merged = tmp_path / "posterior.gguf"
     execute_merge(plan_merge(inputs, merged))
-    alone, together = measure_divergence(
-        [inputs[0], merged], llama_29m, SHARED / "eval.txt", n_chunks=n_chunks
-    )
+    text, (n_ctx, n) = SHARED / "eval.txt", sizes
+    both = [inputs[0], merged]
+    alone, together = measure_divergence(both, llama_29m, text, n_ctx=n_ctx, n_chunks=n)
     assert together.paired is not None
     assert together.paired.mean_kld_ratio is not None
     assert together.paired.mean_kld_ratio <= 0.80

@@ -57,7 +57,7 @@ def test_bounds_that_are_wider_than_the_errors(
     Of rounded weights it is uniform, so that they are looked for within half a step, where another
     input leaves any of that.
     """
-    x = rng.standard_normal((64, 512), np.float32)
+    x = rng.standard_normal((16, 512), np.float32)
     steps = np.full(512, 1 / 40, np.float32)
     fine = round_columns(x, 100, 1e-5)
     kind = IntervalType(name="wide", relative_mse=1e-4, noise=noise)

@@ -106,7 +106,7 @@ def test_rows_that_no_matrix_has(kind: int, tmp_path: Path) -> None:
     one = sparse(tmp_path / "a.gguf", kind, 1 << 28, 1)
     check(0, "inspect", one)
     check(0, "merge", one, "-o", tmp_path / "o.gguf", "--dry-run")
-    small = sparse(tmp_path / "b.gguf", kind, 1 << 23, 2)
+    small = sparse(tmp_path / "b.gguf", kind, 1 << 21, 2)
     check(0, "bounds", small, "--summary")
     # A scale of 0 tells of Q8_0 alone how small the weights were.
     found = (0, "may lie in the cells") if kind == Q8_0 else (1, "nothing could be checked")

@@ -24,7 +24,7 @@ def commands(tiny: list[Path], folder: Path) -> dict[str, Command]:
         "quantize": lambda home: ["quantize", str(TINY), "Q4_K", "-o", f"{home}/out.gguf"],
         "quantize by rows": lambda home: [
             *("quantize", str(TINY), "Q8_0", "-o", f"{home}/out.gguf"),
-            *("--tensor-type", "blk.0.ffn_up=IQ4_KT", "--tensor-type", "blk.1.attn_q=IQ4_KT"),
+            *("--tensor-type", "blk.0.ffn_up=IQ4_KT"),
         ],
         "export": lambda home: [
             *("export", str(TINY), "-o", f"{home}/out", "--outtype", "f16"),
