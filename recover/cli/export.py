@@ -86,7 +86,9 @@ def _print_result(result: "ExportResult", *, verbose: bool) -> None:
         groups[label_of(tensor), tensor.kind.name, exact].append((tensor, rounding))
     rows = [_row(group) for _, group in sorted(groups.items())]
     print_table(f"{plan.path.name} ({plan.outtype})", columns, rows)
-    say(f"exact: {result.n_exact} of {len(plan.tensors)} tensors hold what the model says")
+    rounded = result.n_exact < len(plan.tensors) and plan.outtype != "f32"
+    less = "; --outtype f32 rounds the others less" if rounded else ""
+    say(f"exact: {result.n_exact} of {len(plan.tensors)} tensors hold what the model says{less}")
     n_files = plan.layout.n_shards
     print_written(plan.output, plan.n_bytes, plan.n_weights, result.seconds, n_files)
 

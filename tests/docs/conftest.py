@@ -39,5 +39,7 @@ def place(
     write_folder(TINY, where / "model-FP8", "fp8")
     int4_folder(where / "model-int4", "llama", np.random.default_rng(1))
     script = ROOT / "examples" / "make_grok_checkpoint.py"
-    subprocess.run([sys.executable, str(script), str(where / "grok-small")], check=True)
+    as_large = ["--layers", "1", "--head-size", "128", "--kv-heads", "1"]  # heads as Grok-1's
+    for name, sizes in (("grok-small", []), ("grok-1", as_large)):
+        subprocess.run([sys.executable, str(script), str(where / name), *sizes], check=True)
     return where

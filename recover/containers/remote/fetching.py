@@ -184,7 +184,7 @@ class RemoteFile:
             if self._identity is not None:  # one of several servers may
                 raise _FailedError("the whole file instead of a range")
             raise self._error(
-                "the server sends no ranges of files but the whole; load the file, and name the"
+                "the server sends no ranges of files but the whole; download the file, and name the"
                 " copy"
             )
         if reply.status != 206:
@@ -218,7 +218,7 @@ class RemoteFile:
             return ""
         if self.url.startswith("hf://"):
             return "; set HF_TOKEN to a token of somebody who may read it, and check the name"
-        return "; no user and password are sent: load the file, and name the copy"
+        return "; no user and password are sent: download the file, and name the copy"
 
     def _changed(self) -> InputError:
         return InputError(f"{printable(self.url)}: was changed while it was read; start again")
