@@ -341,7 +341,24 @@ def floats(_folder: Path) -> Arrays:
             yield f"{kind.name} packed", raw
 
 
+def grids(_folder: Path) -> Arrays:
+    """What groups of floats say of codes: multiples of a step, from 0 or shifted, and others."""
+    from recover.inputs.originals._fit_codes import look_at_groups
+
+    rng = np.random.default_rng(16)
+    x = np.stack([rng.integers(-7, 8, 32) * 0.013, rng.integers(0, 16, 32) * 0.02 - 0.11])
+    x = np.concatenate([x, [np.zeros(32), np.full(32, 0.3), rng.standard_normal(32)]])
+    values = x.astype(np.float16).astype(np.float64).reshape(-1)
+    half = np.spacing(values.astype(np.float16)).astype(np.float64) / 2
+    counts, levels = np.empty((2, 5), np.int16)
+    units = np.empty(5)
+    look_at_groups(values, np.abs(half), 32, counts, units, levels)
+    assert list(levels) == [14, 16, 0, 0, 0]
+    yield "levels", np.stack([counts, levels])
+    yield "units", units
+
+
 def kernels(folder: Path) -> Arrays:
     """All of these."""
-    for case in (estimates, folders, trellis, comparisons, stored, scalings, floats):
+    for case in (estimates, folders, trellis, comparisons, stored, scalings, floats, grids):
         yield from ((f"{case.__name__} {name}", array) for name, array in case(folder))
