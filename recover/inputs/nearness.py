@@ -6,7 +6,10 @@ that the others add. So a file that calls itself an original, and is a merge who
 lost, gives itself away, whichever method made it.
 
 Weights that equal the decoded ones tell nothing, nor do cells with zero in them, where sparse
-weights and small ones lie in the middle, nor weights of few values, which may fall anywhere.
+weights and small ones lie in the middle, nor weights of few values, which may fall anywhere. A
+weight that is much of its group tells nothing either: an encoder fits the scale to such a one, so
+that it lies next to its level, as those do that are left in pruned groups (see
+`recover.estimators._few`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,6 +31,7 @@ _EQUAL = 2.0**-6  # of the width
 _FEWEST = 1024  # weights
 _FEWEST_DIFFERENT = 256  # and their values
 _SMALLEST = 2.0**-20  # width: the rounding of smaller scales widens cells
+_LARGEST = 1 / 8  # of a weight's share of the squares of its group
 _WIDEST = 1.5  # of the distance of levels: that of offsets does, where weights are nearly equal
 
 
@@ -57,6 +61,7 @@ def is_too_near(floats: StoredTensor, model: Model, quantized: StoredTensor) -> 
                 tells = np.isfinite(width) & (width > _SMALLEST) & np.isfinite(x)
                 tells &= width <= _WIDEST * _distances(sample.values)
                 tells &= (sample.lower > 0) | (sample.upper < 0)
+                tells &= _shares(sample.values) <= _LARGEST
             away = x[tells].astype(np.float64) - sample.values[tells]
             place = away / width[tells]
             differs = np.abs(place) > _EQUAL
@@ -66,6 +71,12 @@ def is_too_near(floats: StoredTensor, model: Model, quantized: StoredTensor) -> 
     if place.size < _FEWEST or np.unique(np.concatenate(values)).size < _FEWEST_DIFFERENT:
         return False
     return 12 * float(np.mean(np.square(place))) < _NEAR
+
+
+def _shares(values: F32Array) -> NDArray[np.float64]:
+    """What part of the squares of their group weights (n,) have; not a number if all are 0."""
+    squares = np.square(values.astype(np.float64)).reshape(-1, GROUP)
+    return (squares / squares.sum(1, keepdims=True)).reshape(-1)
 
 
 def _distances(values: F32Array) -> F32Array:

@@ -13,8 +13,10 @@ from recover.quants import FloatType
 from tests.hostile.builder import kv, string
 from tests.hostile.kinds import STRING
 from tests.support.fork_files import Part, file_of
+from tests.support.gguf_files import read_weights
 from tests.support.models import TINY
 from tests.support.right_sets import IMATRICES, Made, originals, write
+from tests.support.text import write_model
 
 Console = pytest.CaptureFixture[str]
 SAYS = "it holds estimates that were made from that file"
@@ -101,3 +103,18 @@ def test_numbers_of_any_size_are_compared(tmp_path: Path) -> None:
     other = tmp_path / "b.gguf"
     other.write_bytes(file_of([huge], [kv("general.architecture", STRING, string("llama"))]))
     assert not nearness_warnings(open_model(other), [file], file.tensors)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q4_K", "Q6_K"])
+def test_pruned_originals_are_not_too_near(kind: str, tmp_path: Path) -> None:
+    """Weights that are left among zeros lie next to their levels."""
+    weights = read_weights(TINY)
+    for name, x in weights.items():
+        if x.ndim == 2:
+            left = np.abs(x) >= np.quantile(np.abs(x), 0.88)
+            weights[name] = np.where(left, x, np.float32(0)).astype(np.float32)
+    pruned = write_model(tmp_path / "pruned.gguf", TINY, weights)
+    out = tmp_path / "out.gguf"
+    assert main(["quantize", str(pruned), kind, "-o", str(out), "-q"]) == 0
+    truth, file = open_model(pruned), open_model(out)
+    assert not nearness_warnings(truth, [file], truth.tensors)
