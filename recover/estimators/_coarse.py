@@ -49,6 +49,14 @@ densities, and what is left of those of interior codes."""
 
 
 @bare_inlined
+def step_of_minima(scalars: Scalars, k: int, minima: Any) -> np.float32:
+    """What minima of a superblock (16,) are multiples of: the largest has the largest integer."""
+    row = N_COLUMNS * k
+    steps = max(scalars.rows[row + STEPS], _ONE)
+    return largest_lane(minima) * scalars.rows[row + MINIMA] / steps
+
+
+@bare_inlined
 def describe_ends(
     scalars: Scalars,
     k: int,
@@ -70,8 +78,7 @@ def describe_ends(
     limit = splat(rows[row + STEPS] * _HALF)
     r = coarse * smaller(abs(inverse) * largest_lane(usable), limit)
     minima = where(inverse == _ZERO, splat(_ZERO), abs(offset))
-    p = abs(inverse) * (largest_lane(minima) * rows[row + MINIMA] / max(rows[row + STEPS], _ONE))
-    p = smaller(p, coarse * limit)
+    p = smaller(abs(inverse) * step_of_minima(scalars, k, minima), coarse * limit)
     more = larger(p * p - rows[row + WIDE_MINIMA], splat(_ZERO))
     stretch = sqrt((_ONE + _HALF * (r * r + more)) * rows[row + PER_USUAL])
     narrow = splat(_ONE) / stretch

@@ -33,7 +33,8 @@ from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import larger, load, load_bytes, splat, where
 from recover.estimators._accumulate import add_to_group, density_of_ends
-from recover.estimators._product_tables import CURVATURE_UNIT, MINIMA, N_COLUMNS, STEPS, Scalars
+from recover.estimators._coarse import step_of_minima
+from recover.estimators._product_tables import CURVATURE_UNIT, N_COLUMNS, STEPS, Scalars
 from recover.estimators._superblock import Superblock, level_of, value_of
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -80,14 +81,13 @@ def expect_less_of_few(scalars: Scalars, block: Superblock, start: int, n_groups
     for k in range(scalars.noise.size):
         if scalars.extremes[4 * k] >= 0:  # no fit: the largest weight is next to a level
             continue
-        row, noise = N_COLUMNS * k, scalars.noise[k]
+        noise, steps, d = scalars.noise[k], scalars.rows[N_COLUMNS * k + STEPS], _ZERO
         usable = load(block.inverse, 16 * k) != _ZERO
-        per_step = _ZERO
-        if scalars.rows[row + STEPS] > _ZERO:
-            per_step = _ONE / scalars.rows[row + STEPS]
-        d = largest_lane(where(usable, abs(load(block.scale, 16 * k)), splat(_ZERO))) * per_step
-        minima = largest_lane(where(usable, abs(load(block.offset, 16 * k)), splat(_ZERO)))
-        dmin = minima * scalars.rows[row + MINIMA] * per_step
+        if steps > _ZERO:
+            scales = where(usable, abs(load(block.scale, 16 * k)), splat(_ZERO))
+            d = largest_lane(scales) / steps
+        minima = where(usable, abs(load(block.offset, 16 * k)), splat(_ZERO))
+        dmin = step_of_minima(scalars, k, minima)
         for i in range(n_groups):
             inverse = block.inverse[16 * k + i]
             if inverse == _ZERO:

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import any_lane, largest_lane
+from recover._compiled.across import any_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import larger, load, smaller, splat, store, where
+from recover.estimators._coarse import step_of_minima
 from recover.estimators._product_tables import (
     CENTER_UNIT,
     CURVATURE_UNIT,
     MINIMA,
     N_COLUMNS,
-    STEPS,
     Scalars,
 )
 from recover.estimators._spans import has_scalar, look_within
@@ -43,15 +43,9 @@ def prove_lost(scalars: Scalars, k: int, g: int, low: Any, high: Any) -> Any:
 
 @bare_inlined
 def _variance_of_offsets(scalars: Scalars, k: int, first: int) -> np.float32:
-    """Of what rounding to multiples of dmin took off them; the largest has the largest integer."""
-    row = N_COLUMNS * k
+    """Of what rounding to multiples of dmin took off them."""
     offsets = abs(load(scalars.offset, first))
-    steps = max(scalars.rows[row + STEPS], _ONE)
-    dmin = (
-        largest_lane(where(offsets < _FAR, offsets, splat(_ZERO)))
-        * scalars.rows[row + MINIMA]
-        / steps
-    )
+    dmin = step_of_minima(scalars, k, where(offsets < _FAR, offsets, splat(_ZERO)))
     return dmin * dmin * np.float32(1 / 12)
 
 
