@@ -5,20 +5,25 @@
 prints for each set, and each way to prune normal weights (and the matrices of a GGUF file in BF16,
 or of safetensors, ONNX or npz in float32), the square errors of the posterior and of `linear` over
 that of the finest input, what both claim over what is measured, and how many estimates of the
-posterior are outside of their cells. With --leverage instead: what is left of the mean square error
-of types, by 1 - h (see `recover.estimators._few`).
+posterior are outside of their cells. At the end it prints how many of these rows are worse than the
+finest input or `linear`, and how many claims are near, without the rows where small weights are not
+0. With --leverage instead: what is left of the mean square error of types, by 1 - h (see
+`recover.estimators._few`).
 """
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover.estimators import TileEstimator
 from recover.quants import F32Array
 from tests.support.float_files import matrices_in
 from tests.support.joint_inputs import encode, run, sources_of
+from tests.support.sparse_weights import at_random, by_column, by_size
 
 SETS = (
     *("Q6_K+Q2_K", "Q6_K+Q3_K", "Q3_K*+Q2_K*", "Q3_K+Q2_K", "Q4_K+Q3_K", "IQ4_XS+Q3_K"),
@@ -26,33 +31,22 @@ SETS = (
 )
 TYPES = "Q6_K", "Q3_K", "Q3_K*", "Q2_K", "Q2_K*", "Q4_K", "Q4_K*", "Q5_K", "IQ4_XS"
 SIZES = {"Q6_K": 16, "Q3_K": 16, "Q2_K": 16}  # of a sub-block, others have 32
+SEED = 5
+MADE_SMALL = "90% made small"
 N_ROWS = 512  # superblocks that are looked at, of each matrix
-
-
-def at_random(x: F32Array, share: float) -> F32Array:
-    keep = np.random.default_rng(5).random(x.shape) >= share
-    return x * keep.astype(np.float32)
 
 
 def made_small(x: F32Array, share: float) -> F32Array:
     """Not 0, but a hundredth."""
-    return at_random(x, share) * np.float32(0.99) + x * np.float32(0.01)
+    return at_random(x, share, SEED) * np.float32(0.99) + x * np.float32(0.01)
 
 
-def by_size(x: F32Array, share: float) -> F32Array:
-    return np.where(abs(x) > np.quantile(abs(x), share), x, np.float32(0))
-
-
-def columns(x: F32Array, share: float) -> F32Array:
-    keep = np.random.default_rng(5).random(x.shape[1:]) >= share
-    return x * keep.astype(np.float32)
-
-
+_at_random, _by_column = partial(at_random, seed=SEED), partial(by_column, seed=SEED)
 WAYS: dict[str, tuple[Callable[[F32Array, float], F32Array], float]] = {
-    **{f"{share:.0%} at random": (at_random, share) for share in (0.3, 0.5, 0.7, 0.9)},
+    **{f"{share:.0%} at random": (_at_random, share) for share in (0.3, 0.5, 0.7, 0.9)},
     **{f"{share:.0%} by size": (by_size, share) for share in (0.5, 0.7, 0.9)},
-    "90% made small": (made_small, 0.9),
-    **{f"{share:.0%} of columns": (columns, share) for share in (0.4, 0.9)},
+    MADE_SMALL: (made_small, 0.9),
+    **{f"{share:.0%} of columns": (_by_column, share) for share in (0.4, 0.9)},
 }
 
 
@@ -101,6 +95,18 @@ def print_leverage(name: str) -> None:
     print(f"{name}: {', '.join(line)}", flush=True)
 
 
+def print_summary(rows: NDArray[np.float64]) -> None:
+    first, posterior, linear, claim, _, outside = rows.T
+    claims = claim / posterior
+    worse = [np.count_nonzero(posterior > other) for other in (first, linear)]
+    near = [np.count_nonzero(abs(claims - 1) <= most) for most in (0.03, 0.1)]
+    print(
+        f"{len(rows)} rows: worse than the finest input {worse[0]}, than linear {worse[1]}, with"
+        f" estimates outside {np.count_nonzero(outside)}; claims within 3% {near[0]}, within 10%"
+        f" {near[1]}, from {claims.min():.2f} to {claims.max():.2f}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path)
@@ -112,17 +118,23 @@ def main() -> None:
             print_leverage(name)
         return
     kinds = drawn() | {path.stem: list(of_file(path)) for path in args.files}
+    rows: list[tuple[float, ...]] = []
     for name in args.sets:
         for kind, matrices in kinds.items():
             for way, (prune, share) in WAYS.items():
                 each = [compare(name, prune(x, share)) for x in matrices]
-                first, posterior, linear, claim, other, outside = map(sum, zip(*each, strict=True))
+                row = first, posterior, linear, claim, other, outside = tuple(
+                    map(sum, zip(*each, strict=True))
+                )
+                if way != MADE_SMALL:
+                    rows.append(row)
                 print(
                     f"{name}, {kind}, {way}: posterior {posterior / first:.4f} "
                     f"(claims {claim / posterior:.3f}), linear {linear / first:.4f} "
                     f"({other / linear:.3f}){f', {outside:.0f} outside' if outside else ''}",
                     flush=True,
                 )
+    print_summary(np.array(rows))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tests.support.fork_files import Part, file_of
 from tests.support.gguf_files import read_weights
 from tests.support.models import TINY
 from tests.support.right_sets import IMATRICES, Made, originals, write
+from tests.support.sparse_weights import by_size
 from tests.support.text import write_model
 
 Console = pytest.CaptureFixture[str]
@@ -111,8 +112,7 @@ def test_pruned_originals_are_not_too_near(kind: str, tmp_path: Path) -> None:
     weights = read_weights(TINY)
     for name, x in weights.items():
         if x.ndim == 2:
-            left = np.abs(x) >= np.quantile(np.abs(x), 0.88)
-            weights[name] = np.where(left, x, np.float32(0)).astype(np.float32)
+            weights[name] = by_size(x, 0.88)
     pruned = write_model(tmp_path / "pruned.gguf", TINY, weights)
     out = tmp_path / "out.gguf"
     assert main(["quantize", str(pruned), kind, "-o", str(out), "-q"]) == 0
