@@ -5,30 +5,22 @@ import pytest
 
 from recover.quants import F32Array
 from tests.support.joint_inputs import encode, run, sources_of
-from tests.support.sparse_weights import SHAPE, normal, pruned, with_dead_columns
+from tests.support.sparse_weights import SHAPE, by_size, normal, pruned, with_dead_columns
 
 SEED = 0
 SETS = "Q5_K+Q4_K+Q2_K", "Q4_K+Q2_K", "Q6_K+Q4_K", "Q8_0+Q4_K", "Q4_0+Q3_K", "Q5_K+Q4_K"
-
-
 COARSE = "Q3_K*+Q2_K*", "Q6_K+Q2_K", "Q3_K+Q2_K"
-
-
-def of_largest(share: float) -> F32Array:
-    x = normal(SEED)
-    return np.where(abs(x) > np.quantile(abs(x), share), x, np.float32(0))
-
 
 SPARSE = {
     "half": pruned(SEED, 0.5),
     "most": pruned(SEED, 0.9),
     "dead columns": with_dead_columns(SEED),
-    "by size": of_largest(0.5),
+    "by size": by_size(normal(SEED), 0.5),
 }
 VERY_SPARSE = {
     "most": SPARSE["most"],
     "70%": pruned(SEED, 0.7),
-    "most by size": of_largest(0.9),
+    "most by size": by_size(normal(SEED), 0.9),
     "heavy tails": np.where(
         SPARSE["most"] == 0, 0, np.random.default_rng(SEED).standard_t(4, SHAPE)
     ).astype(np.float32),
