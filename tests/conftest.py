@@ -1,6 +1,7 @@
 """Models that the tests share: real weights whose truth is known, quantized by llama.cpp."""
 
 import fcntl
+import gc
 from collections import Counter
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.path,
         )
     )
+
+
+def pytest_collection_finish() -> None:
+    """Tests stay until the end: whoever collects garbage need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

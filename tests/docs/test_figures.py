@@ -132,7 +132,7 @@ def test_examples(name: str) -> None:
 def test_calibrated_for_another_quantizer(place: Path, tmp_path: Path) -> None:
     for each in place.iterdir():
         (tmp_path / each.name).symlink_to(each)
-    (block,) = (each for each in blocks("sh") if "q4_0-rmse" in each.text)
+    (block,) = (each for each in blocks("sh", needs="slow") if "q4_0-rmse" in each.text)
     done = run_shell(block.text, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = table(DOCS / "calibration.md", "relative to Q4_K")

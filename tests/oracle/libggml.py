@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 from functools import cache
+from hashlib import sha1
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 LAST_TYPE_ID = 40
 """NVFP4; of others it has no encoder, or they are other programs'."""
+_MOST_KEPT = 64 << 20
+_kept: dict[tuple[object, ...], NDArray[np.uint8]] = {}
+"""What was quantized, about so many bytes: tests often begin with the same weights."""
 
 
 class _TypeTraits(ctypes.Structure):
@@ -67,6 +71,9 @@ def quantize(
     block_size, type_size = block_and_type_size(type_id)
     out = np.zeros(n_rows * (n_per_row // block_size) * type_size, np.uint8)
     weights = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
+    key = (type_id, x.shape, _digest(x), None if weights is None else _digest(weights))
+    if (known := _kept.get(key)) is not None:
+        return known.copy()
     written = library().ggml_quantize_chunk(
         type_id,
         x.ctypes.data,
@@ -77,7 +84,15 @@ def quantize(
         None if weights is None else weights.ctypes.data,
     )
     assert written == out.size
+    if sum(each.size for each in _kept.values()) + out.size > _MOST_KEPT:
+        _kept.clear()
+    _kept[key] = out.copy()
     return out
+
+
+def _digest(x: NDArray[np.float32]) -> bytes:
+    """Of numbers in the order of memory."""
+    return sha1(x.reshape(-1).view(np.uint8).data, usedforsecurity=False).digest()
 
 
 def dequantize(type_id: int | None, raw: NDArray[np.uint8]) -> NDArray[np.float32]:

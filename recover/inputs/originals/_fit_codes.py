@@ -51,33 +51,47 @@ def look_at_groups(
     levels : int16 (n / size,)
         Gets the levels of the coarsest grid that a group is on; 0 if it is on none.
     """
-    distance, off = np.empty((2, size))
+    distance, off, x, reach = np.empty((4, size))
     for group in range(levels.size):
         own = slice(group * size, (group + 1) * size)
-        lowest = np.argmin(values[own])
-        origin, more = values[own][lowest], half[own][lowest]
-        n = _distinct(values[own], half[own], origin, more, distance, off)
-        ordered = np.sort(values[own])
-        counts[group] = 1 + np.count_nonzero(ordered[1:] != ordered[:-1])
-        units[group] = distance[n - 1] / (2 * half[own].max()) if n else 0.0
+        x[:], reach[:] = values[own], half[own]
+        _sort(x, reach)
+        n = _distinct(x, reach, x[0], reach[0], distance, off)
+        counts[group] = 1
+        for i in range(1, size):
+            counts[group] += x[i] != x[i - 1]
+        units[group] = distance[n - 1] / (2 * reach.max()) if n else 0.0
         shifted = 0
         if n >= _FEWEST_SHIFTED:
             shifted = _fewest_steps(distance, off, n, MANY_LEVELS - 1) + 1
-        n = _distinct(np.abs(values[own]), half[own], 0.0, 0.0, distance, off)
+        x[:] = np.abs(x)
+        _sort(x, reach)
+        n = _distinct(x, reach, 0.0, 0.0, distance, off)
         plain = 2 * _fewest_steps(distance, off, n, MANY_CODES) if n >= _FEWEST else 0
         levels[group] = plain if shifted < 2 else shifted if plain == 0 else min(plain, shifted)
+
+
+@inner
+def _sort(values: F64Array, half: F64Array) -> None:
+    """Bring a few numbers into ascending order, and what belongs to them; by insertion."""
+    for i in range(1, values.size):
+        value, own = values[i], half[i]
+        while i > 0 and values[i - 1] > value:
+            values[i], half[i] = values[i - 1], half[i - 1]
+            i -= 1
+        values[i], half[i] = value, own
 
 
 @inner
 def _distinct(
     values: F64Array, half: F64Array, origin: float, more: float, distance: F64Array, off: F64Array
 ) -> int:
-    """The different distances from an origin, ascending, and how far off they may be; their number.
+    """The different distances of ascending numbers from an origin, and how far off they may be.
 
-    Distances within the roundings are one.
+    Distances within the roundings are one. Returns how many there are.
     """
     n = 0
-    for i in np.argsort(values):
+    for i in range(values.size):
         away = values[i] - origin
         reach = (half[i] + more) * _SLACK
         if away > reach and (n == 0 or away - distance[n - 1] > reach):
@@ -89,9 +103,14 @@ def _distinct(
 @inner
 def _fewest_steps(distance: F64Array, off: F64Array, n: int, most: int) -> int:
     """The largest of n distances in steps, if all are whole numbers of them; 0 if not."""
-    for steps in range(n, most + 1):
+    chance = log2(most)
+    fewest = float(n)
+    if distance[0] > off[0]:  # the nearest one is a step at least, but for roundings
+        nearest = distance[0] + off[0]
+        fewest = max(fewest, min((distance[n - 1] - off[n - 1]) / nearest - 2, float(most)))
+    for steps in range(ceil(fewest), most + 1):
         low, high = (distance[n - 1] - off[n - 1]) / steps, (distance[n - 1] + off[n - 1]) / steps
-        sure = -log2(most)
+        sure = -chance
         for i in range(n - 1):  # the nearest ones tell best how many steps they are
             first = ceil((distance[i] - off[i]) / high)
             last = floor((distance[i] + off[i]) / low)

@@ -88,9 +88,9 @@ def _find(tensor: StoredTensor) -> Codes | None:
     n_runs = _N_RUNS_SPARED if is_spared(tensor) else _N_RUNS
     with sampled():
         for start, end in runs(tensor.n_weights, n_runs):
-            values = tensor.read(start, end)
+            numbers = _rounded(tensor.read(start, end), kind.name)
             for look in looks:
-                look.add(values, kind.name)
+                look.add(*numbers)
             if not any(look.is_possible for look in looks):
                 return None
     found = [n_bits for look in looks if (n_bits := look.n_bits)]
@@ -136,13 +136,14 @@ def code_warnings(model: Model, names: Iterable[str] | None = None) -> list[str]
     ]
 
 
-def _half_roundings(values: F64Array, name: str) -> F64Array:
-    """Half the distance between numbers (n,) and the next ones of a type."""
+def _rounded(values: F32Array, name: str) -> tuple[F64Array, F64Array]:
+    """Numbers (n,) of a type, the smallest of which are 0, and half the distance to the next."""
     n_bits, smallest = _LIMITS[name]
-    _, exponents = np.frexp(values)
-    exponents[values == 0] = smallest
-    half: F64Array = np.ldexp(0.5, np.maximum(exponents - n_bits, smallest))
-    return half
+    x = np.where(np.isfinite(values), values, np.float32(0)).astype(np.float64)
+    x[np.abs(x) < _SMALL * 2.0**smallest] = 0
+    _, exponents = np.frexp(x)
+    exponents[x == 0] = smallest
+    return x, np.ldexp(0.5, np.maximum(exponents - n_bits, smallest))
 
 
 class _Groups(NamedTuple):
@@ -165,15 +166,13 @@ class _Look:
         self._size = size
         self._found: list[_Groups] = []
 
-    def add(self, values: F32Array, name: str) -> None:
-        """Look at some more weights."""
-        x = np.where(np.isfinite(values), values, np.float32(0)).astype(np.float64)
-        x = x[: x.size // self._size * self._size]
-        x[np.abs(x) < _SMALL * 2.0 ** _LIMITS[name][1]] = 0
+    def add(self, x: F64Array, half: F64Array) -> None:
+        """Look at some more weights (n,), and half the distances to the next numbers."""
         n_groups = x.size // self._size
+        x, half = (each[: n_groups * self._size] for each in (x, half))
         counts, levels = np.empty((2, n_groups), np.int16)
         units = np.empty(n_groups)
-        look_at_groups(x, _half_roundings(x, name), self._size, counts, units, levels)
+        look_at_groups(x, half, self._size, counts, units, levels)
         n_nonzero = np.count_nonzero(x.reshape(n_groups, -1), axis=1)
         n_different = counts - (n_nonzero < self._size)
         are_few = n_different <= _FEW * n_nonzero
