@@ -374,6 +374,20 @@ def load_strided(_context: Any, array: Any, at: Any, stride: Any) -> Any:
 
 
 @intrinsic
+def spread(_context: Any, array: Any, at: Any) -> Any:
+    """A vector with ``array[at]`` of a contiguous float32 array in every lane; `at` is not < 0."""
+    if not (is_array(array, types.float32) and array.layout == "C"):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = context.cast(builder, args[1], sig.args[1], types.intp)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], place, _F32)
+        return _splat(builder, builder.load(pointer, align=4), _F32_VECTOR)
+
+    return f32_lanes(array, at), generate
+
+
+@intrinsic
 def splat(_context: Any, value: Any) -> Any:
     """A vector with the float32 `value` in every lane."""
     if value != types.float32:

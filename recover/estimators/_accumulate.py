@@ -1,8 +1,8 @@
 """What the scalar inputs say of a superblock: each adds its log density, and narrows the bounds.
 
-Most superblocks are gone through once for the first three inputs: what is known of a group stays in
-registers then, as storing it takes about as long as reckoning. Others are gone through once for
-each input.
+A superblock is gone through once for each input: what that needs fits into sixteen registers, but
+for numbers of the groups, which are read from tables whenever they are needed. Numbers of several
+inputs at once would not fit.
 """
 
 from typing import Any
@@ -19,6 +19,7 @@ from recover._compiled.lanes import (
     load_bytes,
     smaller,
     splat,
+    spread,
     store,
     to_f32,
     where,
@@ -33,6 +34,8 @@ from recover.estimators._coarse import (
     N_ENDS,
     SHARPNESS,
     describe_ends,
+    exchange,
+    has_end,
 )
 from recover.estimators._product_tables import (
     CENTER_UNIT,
@@ -49,11 +52,11 @@ from recover.estimators._superblock import N_EACH, OUTLIER_ERROR, Superblock, re
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
+_FAR = np.float32(np.inf)
 # What is called with a literal is compiled once more.
 _FIRST: Any = np.int64(0)
-_TWO: Any = np.int64(2)
-_THREE: Any = np.int64(3)
-_ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(0, N_EACH, 16)
+_ZERO_SAYS, _ZERO_FROM, _ZERO_TO, _SCALE, _INTERIOR = range(0, 5 * 16, 16)
+_ZERO_AT, _PER_UNIT, _TIMES, _SQUARE = range(5 * 16, N_EACH, 16)
 
 
 @bare_inlined
@@ -70,6 +73,7 @@ def _prepare(scalars: Scalars, k: int, block: Superblock, simple: bool) -> None:
     store(each, at + _ZERO_SAYS, zero)
     store(each, at + _ZERO_FROM, zero + scale * near if simple else zero)
     store(each, at + _ZERO_TO, zero + scale * far if simple else zero)
+    store(each, at + _SCALE, scale)
     store(each, at + _ZERO_AT, zero * -inverse)
     store(each, at + _PER_UNIT, ratio * (_ONE / CENTER_UNIT))
     store(each, at + _TIMES, ratio * CENTER_UNIT)
@@ -78,6 +82,25 @@ def _prepare(scalars: Scalars, k: int, block: Superblock, simple: bool) -> None:
     before = np.float32(scalars.ends[2 * k]) - near if simple else _ZERO
     beyond = np.float32(scalars.ends[2 * k + 1]) - far if simple else _ZERO
     describe_ends(scalars, k, scale, offset, inverse, before, beyond, block.ends)
+    negative, unusable = scale < _ZERO, inverse == _ZERO
+    if any_lane(negative):
+        exchange(each, at + _ZERO_FROM, at + _ZERO_TO, negative)
+    sharp = load(block.ends, N_ENDS * k + SHARPNESS)
+    store(each, at + _INTERIOR, scalars.rows[row + CURVATURE] * sharp)
+    if any_lane(unusable):
+        _say_nothing(block, k, unusable)
+
+
+@bare_inlined
+def _say_nothing(block: Superblock, k: int, mask: Any) -> None:
+    """Let input `k` say nothing of some groups."""
+    for at in range(N_EACH * k, N_EACH * (k + 1), 16):
+        store(block.each, at, where(mask, _ZERO, load(block.each, at)))
+    for at in range(N_ENDS * k, N_ENDS * (k + 1), 16):
+        store(block.ends, at, where(mask, _ZERO, load(block.ends, at)))
+    at = N_EACH * k
+    store(block.each, at + _ZERO_FROM, where(mask, -_FAR, load(block.each, at + _ZERO_FROM)))
+    store(block.each, at + _ZERO_TO, where(mask, _FAR, load(block.each, at + _ZERO_TO)))
 
 
 @bare_inlined
@@ -93,7 +116,7 @@ def _confine(block: Superblock, at: int, below: Any, above: Any, first: bool) ->
 @bare_inlined
 def _center_of(block: Superblock, i: int, level: Any) -> Any:
     """What the first input says of group `i`, given its level."""
-    return fused(level, block.scale[i], splat(block.each[_ZERO_SAYS + i]))
+    return fused(level, spread(block.each, _SCALE + i), spread(block.each, _ZERO_SAYS + i))
 
 
 @bare_inlined
@@ -113,10 +136,10 @@ def _joined(
     """
     each, at = block.each, N_EACH * k + i
     level, gradient, curvature = says
-    place = fused(center, each[at + _PER_UNIT], splat(each[at + _ZERO_AT]))
+    place = fused(center, spread(each, at + _PER_UNIT), spread(each, at + _ZERO_AT))
     gradient = fused(curvature, place - level, gradient)
-    gradient = fused(gradient, each[at + _TIMES], known[0])
-    return gradient, fused(curvature, each[at + _SQUARE], known[1])
+    gradient = fused(gradient, spread(each, at + _TIMES), known[0])
+    return gradient, fused(curvature, spread(each, at + _SQUARE), known[1])
 
 
 @bare_inlined
@@ -143,19 +166,17 @@ def _add_density(
 
 
 @bare_inlined
-def _of_ends(
-    block: Superblock, at: int, lowest: Any, highest: Any, gradient: Any, curvature: Any
-) -> Any:
+def _of_ends(block: Superblock, at: int, codes: Any, gradient: Any, curvature: Any) -> Any:
     """Derivatives for the codes of a group, given those of interior ones.
 
     `at` is the place of the group in `Superblock.ends`.
     """
     ends = block.ends
-    gradient, curvature = gradient * ends[at + SHARPNESS], curvature * ends[at + SHARPNESS]
-    gradient = where(highest, splat(ends[at + HIGH_GRADIENT]), gradient)
-    gradient = where(lowest, splat(ends[at + LOW_GRADIENT]), gradient)
-    curvature = where(highest, splat(ends[at + HIGH_CURVATURE]), curvature)
-    curvature = where(lowest, splat(ends[at + LOW_CURVATURE]), curvature)
+    lowest, highest = has_end(ends, at, codes)
+    gradient = where(highest, spread(ends, at + HIGH_GRADIENT), gradient)
+    gradient = where(lowest, spread(ends, at + LOW_GRADIENT), gradient)
+    curvature = where(highest, spread(ends, at + HIGH_CURVATURE), curvature)
+    curvature = where(lowest, spread(ends, at + LOW_CURVATURE), curvature)
     return gradient, curvature
 
 
@@ -177,10 +198,9 @@ def add_to_group(
 
 
 @bare_inlined
-def density_of_ends(scalars: Scalars, k: int, block: Superblock, i: int, codes: Any) -> Any:
+def density_of_ends(k: int, block: Superblock, i: int, codes: Any) -> Any:
     """The derivatives that input `k` adds to those weights of group `i` that have an end code."""
-    lowest, highest = codes == scalars.ends[2 * k], codes == scalars.ends[2 * k + 1]
-    return _of_ends(block, N_ENDS * k + i, lowest, highest, splat(_ZERO), splat(_ZERO))
+    return _of_ends(block, N_ENDS * k + i, codes, splat(_ZERO), splat(_ZERO))
 
 
 @bare_inlined
@@ -190,102 +210,42 @@ def _codes_at(scalars: Scalars, k: int, start: int) -> int:
 
 
 @bare_inlined
-def _constants_of(scalars: Scalars, k: int) -> Any:
-    """Numbers of input `k` that do not depend on the group: see `_of_group`."""
-    rows, row = scalars.rows, N_COLUMNS * k
-    return (
-        (scalars.ends[2 * k], scalars.ends[2 * k + 1]),
-        (rows[row + GRADIENT], rows[row + GRADIENT + 1]),
-        (rows[row + CURVATURE], rows[row + CURVATURE + 1], rows[row + CURVATURE + 2]),
-    )
-
-
-@bare_inlined
-def _of_group(
-    block: Superblock, k: int, i: int, code: Any, constants: tuple[Any, ...], varies: bool
-) -> Any:
-    """Bounds of group `i` by input `k`, and what it says: its level, gradient and curvature.
-
-    For levels that are consecutive integers and count from that of code 0. ``log g(u) = c u + d
-    u^2``: c of interior codes is ``c0 + c1 q``, d is ``d0 + d1 q + d2 q^2`` if it varies.
-    """
-    (lowest_code, highest_code), (c0, c1), (d0, d1, d2) = constants
-    scale, each, ends = block.scale[16 * k + i], N_EACH * k + i, N_ENDS * k + i
-    lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
-    below = where(lowest, splat(block.ends[ends + LOW_REACH]), q)
-    above = where(highest, splat(block.ends[ends + HIGH_REACH]), q)
-    below = fused(below, scale, splat(block.each[each + _ZERO_FROM]))
-    above = fused(above, scale, splat(block.each[each + _ZERO_TO]))
-    if scale < _ZERO:
-        below, above = above, below
-    gradient, curvature = fused(q, c1, splat(c0)), splat(d0)
-    if varies:
-        curvature = fused(q, fused(q, d2, splat(d1)), curvature)
-    gradient, curvature = _of_ends(block, ends, lowest, highest, gradient, curvature)
-    return below, above, (q, gradient, curvature)
+def _bounds(block: Superblock, k: int, i: int, codes: Any, q: Any) -> Any:
+    """Bounds of group `i` by input `k`, whose levels are consecutive integers."""
+    each, ends = N_EACH * k + i, N_ENDS * k + i
+    lowest, highest = has_end(block.ends, ends, codes)
+    below = where(lowest, spread(block.ends, ends + LOW_REACH), q)
+    above = where(highest, spread(block.ends, ends + HIGH_REACH), q)
+    scale = spread(block.each, each + _SCALE)
+    below = fused(below, scale, spread(block.each, each + _ZERO_FROM))
+    return below, fused(above, scale, spread(block.each, each + _ZERO_TO))
 
 
 @bare_inlined
 def _accumulate_simple(
     scalars: Scalars, k: int, block: Superblock, start: int, first: bool, varies: bool
 ) -> Any:
-    """See `_accumulate` and `_of_group`."""
-    constants = _constants_of(scalars, k)
+    """See `_accumulate`; for levels that are consecutive integers, and count from that of code 0.
+
+    d of interior codes is ``d0 + d1 q + d2 q^2`` if it varies.
+    """
+    rows, row = scalars.rows, N_COLUMNS * k
+    c0, c1 = rows[row + GRADIENT], rows[row + GRADIENT + 1]
+    d0, d1, d2 = rows[row + CURVATURE], rows[row + CURVATURE + 1], rows[row + CURVATURE + 2]
     at, total = _codes_at(scalars, k, start), splat(_ZERO)
     for i in range(16):
-        if block.inverse[16 * k + i] == _ZERO:
-            continue
-        code = load_bytes(scalars.codes, at + 16 * i)
-        below, above, (q, gradient, curvature) = _of_group(block, k, i, code, constants, varies)
+        codes = load_bytes(scalars.codes, at + 16 * i)
+        q = to_f32(codes)
+        below, above = _bounds(block, k, i, codes, q)
         _confine(block, 16 * i, below, above, first)
+        sharp = spread(block.ends, N_ENDS * k + SHARPNESS + i)
+        gradient = fused(q, c1, splat(c0)) * sharp
+        curvature = spread(block.each, N_EACH * k + _INTERIOR + i)
+        if varies:
+            curvature = fused(q, fused(q, d2, splat(d1)), splat(d0)) * sharp
+        gradient, curvature = _of_ends(block, N_ENDS * k + i, codes, gradient, curvature)
         center = _add_density(block, k, i, q, gradient, curvature, first)
         total = fused(center, center, total)
-    return total
-
-
-@bare_inlined
-def _n_together(scalars: Scalars, block: Superblock) -> int:
-    """Of how many inputs `_accumulate_together` can be told, all being simple, or 1."""
-    n = min(scalars.noise.size, 3)
-    for k in range(n):
-        if any_lane(load(block.inverse, 16 * k) == _ZERO):
-            return 1
-    return n
-
-
-@bare_inlined
-def _accumulate_together(scalars: Scalars, block: Superblock, start: int, n: int) -> Any:
-    """Begin with what the first two or three inputs say, all of which can be used everywhere.
-
-    As `_accumulate` for each of them, but what is known of a group stays in registers. `n` is a
-    literal.
-    """
-    for k in range(n):
-        _prepare(scalars, k, block, True)
-    of_first, of_second = _constants_of(scalars, 0), _constants_of(scalars, 1)
-    of_third = _constants_of(scalars, n - 1)
-    at_first, at_second = _codes_at(scalars, 0, start), _codes_at(scalars, 1, start)
-    at_third, total = _codes_at(scalars, n - 1, start), splat(_ZERO)
-    for i in range(16):
-        code = load_bytes(scalars.codes, at_first + 16 * i)
-        low, high, says = _of_group(block, 0, i, code, of_first, scalars.varies[0])
-        value = _center_of(block, i, says[0])
-        center, known = _in_units(block, i, value), (says[1] * CENTER_UNIT, says[2])
-        code = load_bytes(scalars.codes, at_second + 16 * i)
-        below, above, says = _of_group(block, 1, i, code, of_second, scalars.varies[1])
-        low, high = larger(low, below), smaller(high, above)
-        known = _joined(block, 1, i, center, says, known)
-        if n > 2:
-            code = load_bytes(scalars.codes, at_third + 16 * i)
-            below, above, says = _of_group(block, 2, i, code, of_third, scalars.varies[2])
-            low, high = larger(low, below), smaller(high, above)
-            known = _joined(block, 2, i, center, says, known)
-        store(block.center, 16 * i, center)
-        store(block.low, 16 * i, low)
-        store(block.high, 16 * i, high)
-        store(block.gradient, 16 * i, known[0])
-        store(block.curvature, 16 * i, known[1])
-        total = fused(value, value, total)
     return total
 
 
@@ -298,27 +258,27 @@ def accumulate_any(scalars: Scalars, k: int, block: Superblock, start: int, firs
     rows, row = scalars.rows, N_COLUMNS * k
     _prepare(scalars, k, block, False)
     close = -CURVATURE_UNIT / (OUTLIER_ERROR * scalars.noise[k])
-    lowest_code, highest_code = scalars.ends[2 * k], scalars.ends[2 * k + 1]
     at, total = _codes_at(scalars, k, start), splat(_ZERO)
     for i in range(16):
         if block.inverse[16 * k + i] == _ZERO:
             continue
         scale, zero, ends = block.scale[16 * k + i], block.each[N_EACH * k + i], N_ENDS * k + i
         code = load_bytes(scalars.codes, at + 16 * i)
-        lowest, highest, q = code == lowest_code, code == highest_code, to_f32(code)
-        level = gather(scalars.levels, code + 256 * k)
+        q, level = to_f32(code), gather(scalars.levels, code + 256 * k)
         below, above = gather(scalars.near, code + 256 * k), gather(scalars.far, code + 256 * k)
-        below = where(lowest, splat(block.ends[ends + LOW_REACH]), below)
-        above = where(highest, splat(block.ends[ends + HIGH_REACH]), above)
-        below = fused(level + below, scale, splat(zero))
-        above = fused(level + above, scale, splat(zero))
         if scale < _ZERO:
             below, above = above, below
+        lowest, highest = has_end(block.ends, ends, code)
+        below = where(lowest, spread(block.ends, ends + LOW_REACH), below)
+        above = where(highest, spread(block.ends, ends + HIGH_REACH), above)
+        below = fused(level + below, scale, splat(zero))
+        above = fused(level + above, scale, splat(zero))
         _confine(block, 16 * i, below, above, first)
         gradient = fused(q, rows[row + GRADIENT + 1], splat(rows[row + GRADIENT]))
         curvature = fused(q, rows[row + CURVATURE + 2], splat(rows[row + CURVATURE + 1]))
         curvature = fused(q, curvature, splat(rows[row + CURVATURE]))
-        gradient, curvature = _of_ends(block, ends, lowest, highest, gradient, curvature)
+        sharp = block.ends[ends + SHARPNESS]
+        gradient, curvature = _of_ends(block, ends, code, gradient * sharp, curvature * sharp)
         size = load(block.center, 16 * i) * (block.unit[i] * (_ONE / CENTER_UNIT))
         outlier = size * size > block.limit[i]
         gradient, curvature = where(outlier, _ZERO, gradient), where(outlier, close, curvature)
@@ -354,20 +314,14 @@ def _accumulate(scalars: Scalars, k: int, block: Superblock, start: int, first: 
 
 
 @bare_inlined
-def accumulate_all(scalars: Scalars, block: Superblock, start: int, simple: bool) -> np.float32:
-    """Begin with what the scalar inputs say of a superblock; `simple` if all of them are.
+def accumulate_all(scalars: Scalars, block: Superblock, start: int) -> np.float32:
+    """Begin with what the scalar inputs say of a superblock.
 
     Returns the sum of the squares of what the first usable one says.
     """
-    n_together = _n_together(scalars, block) if simple else 1
-    if n_together == 3:
-        total = add_up(_accumulate_together(scalars, block, start, _THREE))
-    elif n_together == 2:
-        total = add_up(_accumulate_together(scalars, block, start, _TWO))
-    else:
-        total = add_up(_accumulate(scalars, _FIRST, block, start, True))
-        if any_lane(load(block.inverse, 0) == _ZERO):
-            total += replace_first(scalars, block, start)
-    for k in range(n_together, scalars.noise.size):
+    total = add_up(_accumulate(scalars, _FIRST, block, start, True))
+    if any_lane(load(block.inverse, 0) == _ZERO):
+        total += replace_first(scalars, block, start)
+    for k in range(1, scalars.noise.size):
         _accumulate(scalars, k, block, start, False)
     return total

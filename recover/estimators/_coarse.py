@@ -16,9 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import largest_lane
+from recover._compiled.across import any_lane, largest_lane
+from recover._compiled.doubles import from_bits
 from recover._compiled.jit import bare_inlined
-from recover._compiled.lanes import fused, larger, smaller, splat, sqrt, store, where
+from recover._compiled.lanes import (
+    bits,
+    fused,
+    larger,
+    load,
+    smaller,
+    splat,
+    spread,
+    sqrt,
+    store,
+    where,
+)
 from recover.estimators._product_tables import (
     COARSE,
     CURVATURE,
@@ -43,9 +55,11 @@ _SHIFT = np.float32(SHIFT)
 
 LOW_REACH, HIGH_REACH, LOW_GRADIENT, HIGH_GRADIENT = range(0, 4 * 16, 16)
 LOW_CURVATURE, HIGH_CURVATURE, SHARPNESS = range(4 * 16, 7 * 16, 16)
-N_ENDS = 7 * 16
-"""Of the scalar input at hand, for each group: how far its end codes reach, derivatives of their
-densities, and what is left of those of interior codes."""
+LOW_CODE, HIGH_CODE = range(7 * 16, 9 * 16, 16)
+N_ENDS = 9 * 16
+"""Of a scalar input, for each group: how far its end codes reach, derivatives of their densities,
+what is left of those of interior codes, and the end codes, as integers. The low one is that of the
+smallest weights: the highest code where the scale is negative."""
 
 
 @bare_inlined
@@ -67,7 +81,7 @@ def describe_ends(
     highest: np.float32,
     ends: F32Array,
 ) -> None:
-    """Fill `ends` (K * 7 * 16,) for input `k`, of whose groups the scales and inverses are given.
+    """Fill `ends` (K * 9 * 16,) for input `k`, of whose groups the scales and inverses are given.
 
     The reaches are counted from `lowest` and `highest`.
     """
@@ -97,3 +111,29 @@ def describe_ends(
     store(ends, at + LOW_GRADIENT, gradient * narrow)
     gradient = fused(shift, splat(high * inner_high), splat(rows[row + GRADIENT + 3]))
     store(ends, at + HIGH_GRADIENT, gradient * narrow)
+    none = bits(splat(_ZERO))
+    store(ends, at + LOW_CODE, from_bits(none + scalars.ends[2 * k]))
+    store(ends, at + HIGH_CODE, from_bits(none + scalars.ends[2 * k + 1]))
+    negative = scale < _ZERO
+    if any_lane(negative):
+        for low_at, high_at in (
+            (LOW_REACH, HIGH_REACH),
+            (LOW_GRADIENT, HIGH_GRADIENT),
+            (LOW_CURVATURE, HIGH_CURVATURE),
+            (LOW_CODE, HIGH_CODE),
+        ):
+            exchange(ends, at + low_at, at + high_at, negative)
+
+
+@bare_inlined
+def has_end(ends: F32Array, at: int, codes: Any) -> Any:
+    """Which codes of a group are the low end code, and which the high one."""
+    return codes == bits(spread(ends, at + LOW_CODE)), codes == bits(spread(ends, at + HIGH_CODE))
+
+
+@bare_inlined
+def exchange(values: F32Array, at: int, other: int, mask: Any) -> None:
+    """Exchange what is at two places (16,) where the mask says so."""
+    one, two = load(values, at), load(values, other)
+    store(values, at, where(mask, two, one))
+    store(values, other, where(mask, one, two))

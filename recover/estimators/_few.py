@@ -99,7 +99,7 @@ def expect_less_of_few(scalars: Scalars, block: Superblock, start: int, n_groups
             error = (off * off + off_minima * off_minima) * _EVENLY
             error = error + left * noise
             error = larger(error, splat(noise * _LEAST))
-            _, known = density_of_ends(scalars, k, block, i, codes)
+            _, known = density_of_ends(k, block, i, codes)
             more = larger(-known, splat(CURVATURE_UNIT / noise)) - splat(CURVATURE_UNIT) / error
             more = where(_not_zero(block, i) & (more < _ZERO), more, splat(_ZERO))
             add_to_group(scalars, k, block, i, codes, splat(_ZERO), more)

@@ -31,11 +31,22 @@ from recover.estimators._accumulate import accumulate_all
 from recover.estimators._extremes import fix_extremes
 from recover.estimators._few import expect_less_of_few
 from recover.estimators._lost import accumulate_lost
+from recover.estimators._means import estimate_means
 from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import ATOMS, N_COLUMNS, H, Others, Outputs, Scalars, Spans
 from recover.estimators._proven import proven_bounds
-from recover.estimators._rule import ALL, END, density, exp, is_mild, mode, moments, sharpen
+from recover.estimators._rule import (
+    ALL,
+    END,
+    density,
+    exp,
+    is_mild,
+    least_width,
+    mode,
+    moments,
+    sharpen,
+)
 from recover.estimators._spans import (
     accumulate_spans,
     add_errors,
@@ -61,7 +72,6 @@ _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
 _JUST_INSIDE = np.float32(1.001)
 _ULPS = np.float32(2.0**-22)
-_NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
 _N_SAMPLED = 125  # superblocks of a whole tile from which the errors to expect are told
 _FEWEST_SAMPLED = 16  # of a small tensor
 _STEP = 7919  # a prime: the next one of so many superblocks is so many places further
@@ -92,7 +102,7 @@ def _atom(
     return where(inside, place, splat(_ZERO)), where(inside, mass, splat(_ZERO))
 
 
-@bare_inlined
+@bare_inner
 def _estimate(
     scalars: Scalars,
     block: Superblock,
@@ -100,66 +110,42 @@ def _estimate(
     start: int,
     out: F32Array,
     outputs: Outputs,
-    plain: bool,
 ) -> bool:
-    """Estimates of a superblock: ``m + w M_1 / M_0``; whether all of them are good."""
+    """As `estimate_means`, with atoms, zeros, or modes."""
     n = out.size
-    floor = _floor(prior)
+    least = least_width(prior)
     sound = splat(_ONE)
     for i in range(16):
         at = 16 * (start + i)
         middle, width, across, odd, even = density(block, i, prior)
         m0, m1, _ = moments(odd, even)
         # Where next to nothing is left, rounding would lead out of the cells.
-        sound = where((width > floor) & is_mild(m0, even), sound, splat(_ZERO))
-        unit = splat(block.unit[i] * np.float32(H))
-        if plain:
-            estimate = fused(across * m1, unit / m0, middle)
-        else:
-            place = m1 / m0
-            if outputs.mode:
-                place = mode(odd, even)
-            on_atom = splat(_ZERO)
-            for k in range(outputs.atoms.size):
-                if outputs.atoms[k] and block.inverse[16 * k + i] != _ZERO:
-                    t, mass = _atom(scalars, k, block, k * n + at, i, middle, width * _HALF)
-                    mass = mass * exp(t * (odd + even * t))
-                    m0, m1 = m0 + mass, fused(mass, t, m1)
-                    if outputs.mode:  # an atom with more than half of the mass
-                        on_atom = where(mass > on_atom, mass, on_atom)
-                        place = where(on_atom + on_atom > m0, t, place)
-                    else:
-                        place = m1 / m0
-            if block.zeros[0] > _ZERO:
-                others = m0 / (m0 + zero_mass(block, i, middle, width, odd, even))
-            estimate = fused(across * place, unit, middle)
-            if outputs.mode:  # often on an edge
-                low, high = load(block.low, 16 * i), load(block.high, 16 * i)
-                estimate = larger(low, smaller(high, estimate))
-                others = where(others < _HALF, splat(_ZERO), splat(_ONE))
-            if block.zeros[0] > _ZERO:
-                estimate = where(others < _ONE, others * estimate, estimate)
+        sound = where((width > least) & is_mild(m0, even), sound, splat(_ZERO))
+        place = m1 / m0
+        if outputs.mode:
+            place = mode(odd, even)
+        on_atom = splat(_ZERO)
+        for k in range(outputs.atoms.size):
+            if outputs.atoms[k] and block.inverse[16 * k + i] != _ZERO:
+                t, mass = _atom(scalars, k, block, k * n + at, i, middle, width * _HALF)
+                mass = mass * exp(t * (odd + even * t))
+                m0, m1 = m0 + mass, fused(mass, t, m1)
+                if outputs.mode:  # an atom with more than half of the mass
+                    on_atom = where(mass > on_atom, mass, on_atom)
+                    place = where(on_atom + on_atom > m0, t, place)
+                else:
+                    place = m1 / m0
+        if block.zeros[0] > _ZERO:
+            others = m0 / (m0 + zero_mass(block, i, middle, width, odd, even))
+        estimate = fused(across * place, splat(block.unit[i] * np.float32(H)), middle)
+        if outputs.mode:  # often on an edge
+            low, high = load(block.low, 16 * i), load(block.high, 16 * i)
+            estimate = larger(low, smaller(high, estimate))
+            others = where(others < _HALF, splat(_ZERO), splat(_ONE))
+        if block.zeros[0] > _ZERO:
+            estimate = where(others < _ONE, others * estimate, estimate)
         store(out, at, estimate)
     return not any_lane(sound == _ZERO)
-
-
-@bare_inner
-def _estimate_other(
-    scalars: Scalars,
-    block: Superblock,
-    prior: np.float32,
-    start: int,
-    out: F32Array,
-    outputs: Outputs,
-) -> bool:
-    """See `_estimate`; with atoms, or modes."""
-    return _estimate(scalars, block, prior, start, out, outputs, False)
-
-
-@bare_inlined
-def _floor(prior: np.float32) -> np.float32:
-    """The width from which the estimates of a superblock are good: ``2 sigma 2^-16``."""
-    return np.float32(2) * np.sqrt(_NARROW / prior)
 
 
 @bare_inner
@@ -181,7 +167,7 @@ def _resolve_empty(
         at, estimate = 16 * (g - start), load(out, 16 * g)
         low, high = load(block.low, at), load(block.high, at)
         middle, width = (low + high) * _HALF, high - low
-        good = (width > _floor(prior)) & (abs(estimate) < _FAR)
+        good = (width > least_width(prior)) & (abs(estimate) < _FAR)
         lower, upper = proven_bounds(scalars, spans, block, start, g - start)
         conflict = ~good & (upper < lower)
         if spans is not None:
@@ -271,7 +257,7 @@ def _variance(
         zero = zero_mass(block, i, middle, width, odd, even)
         center, others = fused(unit, mean, middle), m0 / (m0 + zero)
         error = others * fused(center * center, splat(_ONE) - others, error)
-    good = (width > _floor(prior)) & (abs(fused(unit, mean, middle)) < _FAR)
+    good = (width > least_width(prior)) & (abs(fused(unit, mean, middle)) < _FAR)
     known = outputs.variance[start + i] if outputs.variance[start + i] < _FAR else _ZERO
     error = where(good, error, splat(known))
     if any_lane(~good):
@@ -329,12 +315,12 @@ def _integrate_each(
             amount = add_amount(outputs.variance, start, start + here, amount)
             prior = _gather(scalars, spans, others, block, start, here, outputs)
             if outputs.plain and block.zeros[0] == _ZERO:
-                all_good = _estimate(scalars, block, prior, start, out, outputs, True)
+                all_good = estimate_means(block, prior, start, out)
             else:
-                all_good = _estimate_other(scalars, block, prior, start, out, outputs)
+                all_good = _estimate(scalars, block, prior, start, out, outputs)
             if not all_good:
                 sharpen(block, prior)
-                _estimate_other(scalars, block, prior, start, out, outputs)
+                _estimate(scalars, block, prior, start, out, outputs)
                 n_conflicts += _resolve_empty(scalars, spans, block, prior, start, out)
             number = (start - first) // 16
             if number % stride == number // stride * _STEP % stride:
@@ -359,7 +345,7 @@ def _gather(
 ) -> np.float32:
     """Take all inputs into account in a superblock of so many groups; the prior's precision."""
     noise = open_superblock(scalars, block, start)
-    total = accumulate_all(scalars, block, start, outputs.all_simple)
+    total = accumulate_all(scalars, block, start)
     if spans is not None:
         squares, noise = begin_with_spans(spans, scalars, block, start, noise)
         total += add_up(squares)

@@ -322,8 +322,6 @@ class Outputs(NamedTuple):
         Whether the estimate is the mode.
     plain : bool
         Whether it is the mean, and no input has atoms.
-    all_simple : bool
-        Whether all scalar inputs are (see `Scalars`).
     atoms : bool (K,)
         Which inputs have atoms.
     variance : float32 (n / 16,)
@@ -338,7 +336,6 @@ class Outputs(NamedTuple):
 
     mode: bool
     plain: bool
-    all_simple: bool
     atoms: NDArray[np.bool_]
     variance: F32Array
     deviation: F32Array

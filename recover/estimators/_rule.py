@@ -31,7 +31,8 @@ _ZERO = np.float32(0)
 _HALF = np.float32(0.5)
 _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
-_STEEP, _NARROW_HILL = np.float32(100), np.float32(-0.24)
+STEEP, NARROW_HILL = np.float32(100), np.float32(-0.24)
+_NARROW = np.float32(2.0**-32)  # squared half width over the mean square of the weights
 
 
 @bare_inlined
@@ -52,7 +53,12 @@ def moments(odd: Any, even: Any) -> Any:
     ``R = p(h) / p(0)`` and ``L = p(-h) / p(0)`` the outer values are ``R^3 L`` and ``L^3 R``. They
     are in a unit of their own: a flat density has `ALL`.
     """
-    right, left = exp(even + odd), exp(even - odd)
+    return moments_from(exp(even + odd), exp(even - odd))
+
+
+@bare_inlined
+def moments_from(right: Any, left: Any) -> Any:
+    """See `moments`; given R and L."""
     product = right * left
     right2, left2 = right * right * product, left * left * product
     both, both2 = right + left, right2 + left2
@@ -77,24 +83,40 @@ def density(block: Superblock, i: int, prior: np.float32) -> Any:
     logarithm at h, over that in the middle: ``S h / 8`` and ``B h^2 / 16`` with ``S = w G`` and
     ``B = w^2 C``. G and C are the derivatives at the middle, the prior's share among them.
     """
-    at, unit, per_unit = 16 * i, block.unit[i], block.per_unit[i]
-    low, high, center = load(block.low, at), load(block.high, at), load(block.center, at)
+    return density_from(block, i, density_factors(block.unit[i], block.per_unit[i], prior))
+
+
+@bare_inlined
+def density_factors(unit: Any, per_unit: Any, prior: np.float32) -> Any:
+    """Of units: the curvature of the prior, and what takes widths and sums of bounds to units."""
     belief = -prior * unit * unit * CURVATURE_UNIT
-    gradient, curvature = (
-        fused(center, belief, load(block.gradient, at)),
-        load(block.curvature, at) + belief,
-    )
+    return belief, _HALF * per_unit, _HALF * per_unit * CENTER_UNIT
+
+
+@bare_inlined
+def density_from(block: Superblock, i: int, factors: tuple[Any, ...]) -> Any:
+    """See `density`; given `density_factors` of the group."""
+    at, (belief, to_across, to_center) = 16 * i, factors
+    low, high, center = load(block.low, at), load(block.high, at), load(block.center, at)
+    gradient = fused(center, belief, load(block.gradient, at))
+    curvature = load(block.curvature, at) + belief
     total, width = low + high, high - low
-    across = width * (_HALF * per_unit)
-    off = total * (_HALF * per_unit * CENTER_UNIT) - center
+    across = width * to_across
+    off = total * to_center - center
     odd, even = fused(curvature, off, gradient) * across, curvature * across * across
     return total * _HALF, width, across, odd, even
 
 
 @bare_inlined
+def least_width(prior: np.float32) -> np.float32:
+    """From which the estimates of a superblock are good: ``2 sigma 2^-16``."""
+    return np.float32(2) * np.sqrt(_NARROW / prior)
+
+
+@bare_inlined
 def is_mild(total: Any, even: Any) -> Any:
     """Whether the rule is accurate, see `_WEIGHTS`: neither a steep edge nor a narrow hill."""
-    return (total < _STEEP) & (even > _NARROW_HILL)
+    return (total < STEEP) & (even > NARROW_HILL)
 
 
 @bare_inner

@@ -99,11 +99,12 @@ class Superblock(NamedTuple):
     may_be_zero : float32 (256,)
         1 for weights that no input proves not to be 0; filled where `zeros` says so.
     kept : float32 (1024,)
-        See `keep`.
-    each : float32 (K * 7 * 16,)
-        Of each scalar input and group: what level 0 says and the bounds of that, the level of
-        weights that are 0, what takes centers to levels and derivatives to units.
-    ends : float32 (K * 7 * 16,)
+        See `keep` and `recover.estimators._means`.
+    each : float32 (K * 9 * 16,)
+        Of each scalar input and group: what level 0 says and the bounds of that, the scale, the
+        curvature of interior codes, the level of weights that are 0, what takes centers to levels
+        and derivatives to units.
+    ends : float32 (K * 9 * 16,)
         See `recover.estimators._coarse`.
     """
 
@@ -155,7 +156,7 @@ def restore(block: Superblock) -> None:
         store(block.curvature, at, load(block.kept, at + 768))
 
 
-N_EACH = 7 * 16
+N_EACH = 9 * 16
 """See `Superblock.each`; of one input."""
 
 
@@ -204,12 +205,15 @@ def open_superblock(scalars: Scalars, block: Superblock, start: int) -> Any:
         scale = load(scalars.scale, k * n_groups + start)
         offset = load(scalars.offset, k * n_groups + start)
         inverse = splat(_ONE) / scale
-        usable = (abs(inverse) < _FAR) & (abs(inverse) > _ZERO) & (abs(offset) < _FAR)
+        # One condition after the other: masks are taken apart and joined again to be combined.
+        inverse = where(abs(inverse) < _FAR, inverse, _ZERO)
+        inverse = where(abs(offset) < _FAR, inverse, _ZERO)
         store(block.scale, 16 * k, scale)
         store(block.offset, 16 * k, offset)
-        store(block.inverse, 16 * k, where(usable, inverse, splat(_ZERO)))
-        unit, per_unit = where(usable, scale, unit), where(usable, inverse, per_unit)
-        noise = where(usable, scale * scale * scalars.noise[k], noise)
+        store(block.inverse, 16 * k, inverse)
+        unit = where(inverse == _ZERO, unit, scale)
+        per_unit = where(inverse == _ZERO, per_unit, inverse)
+        noise = where(inverse == _ZERO, noise, scale * scale * scalars.noise[k])
     store(block.unit, 0, unit)
     store(block.per_unit, 0, per_unit)
     return noise

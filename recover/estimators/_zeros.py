@@ -122,7 +122,7 @@ def _forget_ends(scalars: Scalars, block: Superblock, start: int) -> None:
         for k in range(scalars.noise.size):
             if block.inverse[16 * k + i] != _ZERO:
                 codes = load_bytes(scalars.codes, k * n + 16 * (start + i))
-                gradient, curvature = density_of_ends(scalars, k, block, i, codes)
+                gradient, curvature = density_of_ends(k, block, i, codes)
                 gradient = where(may_be, -gradient, splat(_ZERO))
                 curvature = where(may_be, -curvature, splat(_ZERO))
                 add_to_group(scalars, k, block, i, codes, gradient, curvature)

@@ -37,6 +37,7 @@ def _numbers(x: Array, y: Array, table: Array, place: int, out: Array) -> None:
     store(out[12], 0, doubles.as_f16(a))
     store(out[13], 0, doubles.nearest_f32(to_f64(a) / to_f64(b)))
     store(out[14], 0, a * b - a / b + F32(2))
+    store(out[16], 0, lanes.spread(table, place))
     store(out[15], 0, lanes.where((a < b) | ~(b > a) & (b < F32(0)), -a, b))
 
 
@@ -87,7 +88,7 @@ def pair(rng: np.random.Generator) -> tuple[Array, Array]:
 def test_numbers(pair: tuple[Array, Array], rng: np.random.Generator) -> None:
     x, y = pair
     table = rng.standard_normal(64).astype(F32)
-    out = np.empty((N, N), F32)
+    out = np.empty((N + 1, N), F32)
     _numbers(x, y, table, 5, out)
     wide, far = x.astype(float), y.astype(float)
     once = (wide * far + wide).astype(F32)
@@ -107,6 +108,7 @@ def test_numbers(pair: tuple[Array, Array], rng: np.random.Generator) -> None:
         12: x.astype(np.float16),
         13: (wide / far).astype(F32),
         14: x * y - x / y + F32(2),
+        16: np.full(N, table[5]),
         15: np.where((x < y) | (y < 0), -x, y),
     }
     for row, numbers in expected.items():
@@ -214,6 +216,10 @@ def test_arrays_of_another_kind_are_refused() -> None:
     def half(table: Array) -> None:
         float16.read_f16(table, 0)
 
-    for function in (strided, two, half):
+    @numba.njit
+    def one(table: Array) -> None:
+        lanes.spread(table, 0)
+
+    for function in (strided, two, half, one):
         with pytest.raises(TypingError):
             function(np.zeros(64))

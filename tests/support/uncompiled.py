@@ -137,6 +137,7 @@ TWINS: dict[str, Callable[..., Any]] = {
     "store_bytes": _store_low,
     "store_words": _store_low,
     "splat": lambda value: lanes(np.full(LANES, value, np.float32)),
+    "spread": lambda array, at: lanes(np.full(LANES, plain(array)[at], np.float32)),
     "where": _where,
     "fused": _fused,
     "larger": lambda one, other: lanes(np.maximum(plain(one), plain(other))),

@@ -72,8 +72,7 @@ def estimate_each(
     errors = np.zeros((tallies.shape[1] - 1) * GROUP, np.float32)
     is_mode, atoms = request.estimate == MODE, has_atoms(scalars)
     is_plain = not (is_mode or atoms.any())
-    all_simple = bool(scalars.simple.all())
-    outputs = Outputs(is_mode, is_plain, all_simple, atoms, variance, deviation, errors, n // GROUP)
+    outputs = Outputs(is_mode, is_plain, atoms, variance, deviation, errors, n // GROUP)
     integrate(scalars, tabulate_intervals(evidence), others, estimates, outputs, tallies)
     if missing:
         out[:] = estimates[:n]

@@ -1,0 +1,113 @@
+"""Which part of the time of a plain copy the arithmetic of a merge takes by itself.
+
+    python -m tests.benchmarks.floor [--weights 200e6] [--folder DIR] [--threads 2] [--rounds 9]
+        [--json FILE]
+
+makes three K-quant files of that many weights, as `tests.benchmarks.core_speed` does, and copies
+all of their bytes and as many as an F16 file has, as `tests.benchmarks.copy_speed` does without
+fsync. In turns with that, on one core, the steps of a merge are done to weights that lie in the
+processor's caches: unpacking, estimating, counting conflicts where the method does not, encoding as
+F16. Each step is called for so many weights and for twice as many; what the second half takes is
+the time of the arithmetic, without that of a call, of reading and of writing.
+
+Prints nanoseconds per weight, times the number of threads: of the copy the least wall time, as
+other work on the machine makes it only slower, of the steps the median of processor time; and what
+of the copy each step takes. A merge can take no less than its steps and the pages of its output.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from recover.containers.gguf.reader import open_gguf
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.evidence.buffer import Source
+from recover.merge.compare import count_conflicts, step_for
+from recover.quants import F32Array, U8Array, quantize, type_by_name
+from tests.benchmarks.copy_speed import COPY, run
+from tests.benchmarks.core_speed import KINDS, first_tiles
+from tests.benchmarks.merge_speed import DATA, NAMES, grow
+from tests.benchmarks.record import write_record
+
+_N = 65_536
+"""Weights of the smaller call: of both as many errors are looked at as of a whole tile."""
+_SECONDS = 0.05  # of a step in one round
+_METHODS = "linear", "posterior"
+
+Step = Callable[[], object]
+
+
+def steps_of(method: str, raws: list[U8Array], n: int) -> dict[str, Step]:
+    """The steps of a merge of `n` weights, each on what the one before left."""
+    types = [type_by_name(name) for name in KINDS]
+    parts = [raw[: kind.n_bytes(n)] for raw, kind in zip(raws, types, strict=True)]
+    estimator = UncorrectedTileEstimator([Source(kind) for kind in types], method)
+    evidence = estimator.read(parts, 0, n)
+    out: F32Array = np.empty(n, np.float32)
+    encoded: U8Array = np.empty(2 * n, np.uint8)
+    steps: dict[str, Step] = {
+        "unpack": lambda: estimator.read(parts, 0, n),
+        "estimate": lambda: estimator.estimate_from(evidence, out),
+        "encode": lambda: quantize(out.reshape(1, -1), type_by_name("F16"), out=encoded),
+    }
+    if not estimator.estimator.sees_conflicts:
+        steps["count conflicts"] = lambda: count_conflicts(evidence, step_for(1 << 30))
+    for step in steps.values():
+        step()
+    return steps
+
+
+def seconds_of(step: Step) -> float:
+    """Processor seconds of one call."""
+    n, start = 0, time.process_time()
+    while time.process_time() - start < _SECONDS or n < 3:
+        step()
+        n += 1
+    return (time.process_time() - start) / n
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--weights", type=float, default=200e6)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    args = parser.parse_args()
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
+        inputs = [Path(scratch) / f"{name}.gguf" for name in NAMES]
+        for name, path in zip(NAMES, inputs, strict=True):
+            grow(DATA / f"tiny-llama-3m-{name}.gguf", path, args.weights)
+        raws, n_weights = first_tiles(inputs), open_gguf(inputs[0]).n_weights
+        copied = Path(scratch) / "copy"
+        command = [sys.executable, "-c", COPY, "False", str(args.threads)]
+        copy = [*command, *map(str, (2 * n_weights, copied, *inputs))]
+        steps = {each: [steps_of(each, raws, n) for n in (_N, 2 * _N)] for each in _METHODS}
+        for _ in range(args.rounds):
+            copied.unlink(missing_ok=True)
+            one_core = run(copy).without_start * args.threads
+            found.setdefault("copy", []).append(one_core / n_weights * 1e9)
+            for method, (less, more) in steps.items():
+                for name in less:
+                    seconds = seconds_of(more[name]) - seconds_of(less[name])
+                    found.setdefault(f"{method}, {name}", []).append(seconds / _N * 1e9)
+    least = min(found["copy"])
+    print(f"a plain copy on {args.threads} threads: {least:.2f} ns; load {os.getloadavg()[0]:.1f}")
+    for method in _METHODS:
+        names = [name for name in found if name.startswith(f"{method}, ")]
+        own = {name: float(np.median(found[name])) for name in names}
+        for name, ns in (*own.items(), (f"{method}, all of it", sum(own.values()))):
+            print(f"{name}: {ns:.2f} ns, {ns / least:.2f} of a copy")
+    if args.json:
+        write_record(args.json, "floor", found)
+
+
+if __name__ == "__main__":
+    main()
