@@ -96,25 +96,19 @@ class ErrorCalibration:
         """
         if not self.is_measured:
             return
-        light, heavy = self.kurtosis
-        shares = np.zeros(len(tallies))
-        if heavy > light:
-            least, most = _SHARES
-            beyond = (kurtosis_of(estimate, len(tallies)) - light) / (heavy - light)
-            shares = np.minimum(np.maximum(beyond, least), most)
-        first, of_merged, alone, of_alone = self._factors
-        merged = first * of_merged**shares
-        tallies[:, VARIANCE] *= merged
-        tallies[:, ALONE:] *= alone * of_alone ** shares[:, None]
+        kurtosis, merged = kurtosis_of(estimate, len(tallies)), np.empty(len(tallies))
+        _correct(kurtosis, self.kurtosis, self._factors, tallies, merged)
         if deviation is not None and deviation.size:
             rows = deviation.reshape(len(tallies), -1)
             rows *= np.sqrt(merged)[:, None].astype(np.float32)
 
     @cached_property
-    def _factors(self) -> tuple[Any, Any, Any, Any]:
-        """Of light tails, and by how much those of heavy ones are more: merged, and alone."""
-        (first, last), (alone, alone_last) = np.array(self.merged), np.array(self.alone)
-        return first, last / first, alone, alone_last / alone
+    def _factors(self) -> NDArray[np.float64]:
+        """Of light tails, and by how much those of heavy ones are more: (2, 2 + n_inputs)."""
+        factors = np.ones((2, ALONE + len(self.alone[0])))
+        factors[:, VARIANCE], factors[:, ALONE:] = self.merged, self.alone
+        factors[1] /= factors[0]
+        return factors
 
 
 def kurtosis_of(values: F32Array, n_tensors: int = 1) -> NDArray[np.float64]:
@@ -147,6 +141,30 @@ def kurtosis_of(values: F32Array, n_tensors: int = 1) -> NDArray[np.float64]:
     for i in np.flatnonzero((n_known > 0) & (n_known < known.shape[1])):
         kurtosis[i] = np.add.reduce(relative[i, known[i]]) / n_known[i]
     return kurtosis
+
+
+@kernel
+def _correct(
+    kurtosis: NDArray[np.float64],
+    measured: tuple[float, ...],
+    factors: NDArray[np.float64],
+    tallies: NDArray[np.float64],
+    merged: NDArray[np.float64],
+) -> None:
+    """Multiply tallies by the factors for the kurtosis (n_tensors,) of each tensor.
+
+    It is compared with what was measured of light and heavy tails; `merged` gets the factors of the
+    estimates' errors.
+    """
+    light, heavy = measured
+    for i in range(kurtosis.size):
+        share = 0.0
+        if heavy > light:
+            beyond = (kurtosis[i] - light) / (heavy - light)
+            share = min(max(beyond, _SHARES[0]), _SHARES[1])
+        merged[i] = factors[0, VARIANCE] * factors[1, VARIANCE] ** share
+        for column in range(tallies.shape[1]):
+            tallies[i, column] *= factors[0, column] * factors[1, column] ** share
 
 
 @kernel

@@ -55,6 +55,7 @@ class UncorrectedTileEstimator:
         places = self._buffer.by_place(np.arange(len(self._sources), dtype=np.float64))
         self._places = tuple(map(int, places))
         self._placed = tuple(self._sources[i] for i in self._places)
+        self._is_in_order = self._places == tuple(range(len(self._sources)))
         self._stored = StoredTile()
 
     def estimate(
@@ -103,7 +104,8 @@ class UncorrectedTileEstimator:
         """
         self.read(inputs, start, end)
         tallies = self.estimate_each_from(self.evidence, n_tensors, out, deviation)
-        tallies[:, ALONE:] = tallies[:, ALONE + self._buffer.order]
+        if not self._is_in_order:
+            tallies[:, ALONE:] = tallies[:, ALONE + self._buffer.order]
         return tallies
 
     def read(

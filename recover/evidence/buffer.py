@@ -8,7 +8,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import kernel
 from recover._compiled.memory import aligned
 from recover.containers.model import StoredTensor
 from recover.errors import QuantError
@@ -25,8 +24,8 @@ from recover.evidence.densities import (
     tempering,
 )
 from recover.evidence.hidden import HiddenScales
-from recover.evidence.rounding import bound_errors, rounding_of, scale_up
 from recover.evidence.tile import Evidence
+from recover.evidence.unpacking import Codes, Values, memory_of
 from recover.quants import (
     GROUP,
     TILE,
@@ -48,7 +47,6 @@ __all__ = [
     "Source",
     "take_one",
     "tells_errors",
-    "typical_variance",
 ]
 
 
@@ -141,6 +139,7 @@ class EvidenceBuffer:
         rows: dict[type[TensorType], count[int]] = {kind: count() for kind in _KINDS}
         self._row_of = [next(rows[_kind_of(kind)]) for kind in self._types]
         self._order = np.array(_order_of(self._types, self._row_of), np.int64)
+        self._memory: list[Codes | Values | Stated] = []
         open_end = np.full(256, np.inf, np.float32)
 
         beside = [
@@ -245,16 +244,18 @@ class EvidenceBuffer:
             Views of this buffer, valid until the next call.
         """
         tile = self._tile_of(n_weights)
-        for kind, row, raw in zip(self._types, self._row_of, raws, strict=True):
-            if isinstance(kind, IntervalType):
+        for kind, part, raw in zip(self._types, self._memory, raws, strict=True):
+            if isinstance(part, Stated):
                 raise QuantError(f"type {kind.name} has no bytes to unpack")
-            _unpack(tile, kind, row, raw)
+            part.unpack(raw)
         return tile
 
     def _tile_of(self, n_weights: int) -> Evidence:
         """The beginning of the memory, shaped for so many weights; kept for the next tile."""
         if n_weights != self._n_weights:
             self._tile, self._n_weights = self._views(n_weights), n_weights
+            places = zip(self._types, self._row_of, strict=True)
+            self._memory = [memory_of(self._tile, kind, row) for kind, row in places]
         return self._tile
 
     def _views(self, n_weights: int) -> Evidence:
@@ -287,31 +288,30 @@ class EvidenceBuffer:
         As `load` does, and times the tensors' scales; interval inputs state their intervals.
         """
         tile = self._tile_of(end - start)
-        proves = zip(self._types, self._proves, strict=True)
-        for tensor, (kind, has_cells), row in zip(tensors, proves, self._row_of, strict=True):
-            if isinstance(kind, IntervalType):
-                stated = tile.interval_values, tile.interval_lower, tile.interval_upper
-                out = Stated(*(each[row] for each in (*stated, tile.interval_variance)))
-                if row in self._hidden:
-                    self._hidden.state(row, cast(StoredTensor, tensor).part(start, end), out)
-                else:
-                    cast(IntervalTensor, tensor).intervals(start, end, out)
-                if not has_cells:
-                    tile.interval_lower[row] = -np.inf
-                    tile.interval_upper[row] = np.inf
+        for number, (tensor, part) in enumerate(zip(tensors, self._memory, strict=True)):
+            if isinstance(part, Stated):
+                self._state(number, tensor, start, end, part)
                 continue
             tensor = cast(StoredTensor, tensor)
-            _unpack(tile, kind, row, tensor.part(start, end))
+            part.unpack(tensor.part(start, end))
             factors = tensor.factors(start, end)
-            if factors is not None and isinstance(kind, ScalarType):
-                scale, offset = tile.scale[row], tile.offset[row]
-                scale_up(factors, scale, offset, tile.scale_error[row], tile.offset_error[row])
-            elif factors is not None:
-                with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                    tile.values[row] *= np.repeat(factors, GROUP)
-                    tile.variance[row] *= np.square(factors)
+            if factors is not None:
+                part.multiply(factors)
         self._hidden.narrow(tile)
         return tile
+
+    def _state(
+        self, number: int, tensor: StoredTensor | IntervalTensor, start: int, end: int, out: Stated
+    ) -> None:
+        """Fill what an interval input states."""
+        row = self._row_of[number]
+        if row in self._hidden:
+            self._hidden.state(row, cast(StoredTensor, tensor).part(start, end), out)
+        else:
+            cast(IntervalTensor, tensor).intervals(start, end, out)
+        if not self._proves[number]:
+            out.lower[:] = -np.inf
+            out.upper[:] = np.inf
 
 
 _INTERVALS = "interval_values", "interval_lower", "interval_upper", "interval_variance"
@@ -367,18 +367,6 @@ def _largest_lost(sources: Sequence[Source]) -> float:
     usual = 2.0**-12
     kinds = [w.type for w in sources if isinstance(w.type, ScalarType) and not w.side_scaled]
     return max((kind.largest_lost for kind in kinds), default=usual)
-
-
-def _unpack(tile: Evidence, kind: TensorType, row: int, raw: U8Array) -> None:
-    """Fill a row from the stored bytes of its input."""
-    if isinstance(kind, ScalarType):
-        scale, offset = tile.scale[row], tile.offset[row]
-        kind.unpack(raw, tile.codes[row], scale, offset)
-        errors = tile.scale_error[row], tile.offset_error[row]
-        bound_errors(raw, rounding_of(kind), scale, offset, *errors)
-    elif isinstance(kind, VectorType):
-        kind.decode(raw, tile.values[row])
-        typical_variance(tile.values[row], kind.relative_mse, tile.variance[row])
 
 
 def _density(source: Source, kind: ScalarType, beside: Sequence[TensorType]) -> F32Array:
@@ -437,15 +425,3 @@ def take_one(evidence: Evidence, k: int, out: F32Array) -> None:
         out[:] = evidence.interval_values[k - n_scalars]
     else:
         out[:] = evidence.values[k - n_scalars - n_proven]
-
-
-@kernel
-def typical_variance(values: F32Array, relative_mse: float, variance: F32Array) -> None:
-    """The error to expect of decoded values: ``relative_mse`` times the mean square of each 256."""
-    for start in range(0, values.size, 256):
-        end = min(start + 256, values.size)
-        total = 0.0
-        for i in range(start, end):
-            total += np.float64(values[i]) * np.float64(values[i])
-        for g in range(start // 16, end // 16):
-            variance[g] = np.float32(relative_mse * total / (end - start))

@@ -82,10 +82,9 @@ def count_conflicts(evidence: Evidence, step: int, n_tensors: int = 1) -> NDArra
     int64 (n_tensors,)
         Their number among those that are looked at, times `step`.
     """
-    if len(evidence.codes) + len(evidence.interval_values) < 2:
-        return np.zeros(n_tensors, np.int64)
     counts = np.zeros(n_tensors, np.int64)
-    count_contradictions(evidence, step, counts)
+    if len(evidence.codes) + len(evidence.interval_values) > 1:
+        count_contradictions(evidence, step, counts)
     return step * counts
 
 

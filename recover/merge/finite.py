@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.across import any_lane
-from recover._compiled.jit import kernel
+from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import LANES, load, splat
 from recover.evidence.buffer import Evidence
 from recover.quants import (
@@ -49,20 +49,45 @@ def n_broken(evidence: Evidence, n_tensors: int = 1) -> NDArray[np.int64]:
 
     So many tensors of one size lie one behind the other in the evidence.
     """
+    counts = np.zeros(n_tensors, np.int64)
     decoded = evidence.interval_values, evidence.values
-    numbers = evidence.scale, evidence.offset, *decoded
-    if all(_are_finite(each.reshape(-1)) for each in numbers if each.size):
-        return np.zeros(n_tensors, np.int64)
-    sound = (np.isfinite(evidence.scale) & np.isfinite(evidence.offset)).all(0)
-    for values in decoded:
-        groups = np.isfinite(values).reshape(len(values), sound.size, GROUP)
-        sound &= groups.all((0, 2))
-    return np.add.reduce(~sound.reshape(n_tensors, -1), 1, dtype=np.int64)
+    _count_broken(evidence.scale, evidence.offset, *decoded, counts)
+    return counts
 
 
 @kernel
+def _count_broken(
+    scale: F32Array,
+    offset: F32Array,
+    stated: F32Array,
+    decoded: F32Array,
+    counts: NDArray[np.int64],
+) -> None:
+    """Add to the counts (n_tensors,); the numbers are rows (..., n / 16) and (..., n)."""
+    if _are_finite(scale) and _are_finite(offset) and _are_finite(stated) and _are_finite(decoded):
+        return
+    n_groups = scale.shape[1]
+    for g in range(n_groups):
+        first, last = GROUP * g, GROUP * (g + 1)
+        is_sound = _are_sound(scale, g, g + 1) and _are_sound(offset, g, g + 1)
+        is_sound = is_sound and _are_sound(stated, first, last) and _are_sound(decoded, first, last)
+        counts[g * counts.size // n_groups] += not is_sound
+
+
+@inner
+def _are_sound(values: F32Array, start: int, end: int) -> bool:
+    """Whether all numbers in some columns are finite."""
+    n = 0
+    for k in range(values.shape[0]):
+        for i in range(start, end):
+            n += not np.isfinite(values[k, i])
+    return n == 0
+
+
+@inner
 def _are_finite(values: F32Array) -> bool:
-    """Whether all of (n,) are."""
+    """Whether all of some rows are, one behind the other."""
+    values = values.reshape(values.size)
     whole, limit = values.size // LANES * LANES, np.float32(np.inf)
     found = splat(limit) < limit
     for i in range(0, whole, LANES):

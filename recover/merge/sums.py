@@ -81,11 +81,13 @@ class Sums:
         return self.estimated
 
     def __iadd__(self, other: "Sums") -> Self:
-        for name in NUMBERS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        if other.estimated is not None:
-            tally = self.tally(other.estimated.n_inputs)
-            tally += other.estimated
+        own, estimated = vars(self), other.estimated
+        for name, number in vars(other).items():
+            if number and number is not estimated:
+                own[name] += number
+        if estimated is not None:
+            tally = self.tally(estimated.n_inputs)
+            tally += estimated
         return self
 
     def to_record(self) -> dict[str, Any]:

@@ -222,7 +222,7 @@ class TensorType:
                 f"{n_rows} rows cannot be stored as {self.name}, which interleaves"
                 f" {self.rows_interleaved}"
             )
-        return n_rows * (self.row_header + self._block_bytes(length))
+        return n_rows * (self.row_header + self.blocks_before(length) * self.type_size)
 
     def position(self, n_weights: int, row_length: int) -> int:
         """Where in a tensor's bytes the weights begin that follow the first `n_weights`.
@@ -234,7 +234,7 @@ class TensorType:
             that are not interleaved with each other.
         """
         if not self.is_by_rows:
-            return self._block_bytes(n_weights)
+            return self.n_bytes(n_weights)
         n_rows, rest = divmod(n_weights, row_length)
         if rest or n_rows % self.rows_interleaved:
             raise QuantError(
@@ -252,22 +252,23 @@ class TensorType:
             If they are no whole number of blocks, or their bytes depend on the rows (see
             `tensor_bytes`).
         """
+        n_blocks, rest = divmod(n_weights, self.block_size)
         if self.is_by_rows:
             raise QuantError(f"the size of weights as {self.name} depends on their rows")
-        return self._block_bytes(n_weights)
+        if rest:
+            raise self._no_blocks(n_weights)
+        return n_blocks * self.type_size
 
     def blocks_before(self, n_weights: int) -> int:
         """The number of blocks of the first `n_weights`; `QuantError` if they are no whole ones."""
         n_blocks, rest = divmod(n_weights, self.block_size)
         if rest:
-            raise QuantError(
-                f"{n_weights} weights are no whole number of {self.name} blocks"
-                f" of {self.block_size}"
-            )
+            raise self._no_blocks(n_weights)
         return n_blocks
 
-    def _block_bytes(self, n_weights: int) -> int:
-        return self.blocks_before(n_weights) * self.type_size
+    def _no_blocks(self, n_weights: int) -> QuantError:
+        what = f"no whole number of {self.name} blocks of {self.block_size}"
+        return QuantError(f"{n_weights} weights are {what}")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)

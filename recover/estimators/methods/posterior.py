@@ -24,8 +24,9 @@ from recover.estimators._request import MODE, Request, fill_deviation
 from recover.estimators._variances import add_variance, group_variances
 from recover.estimators.base import DENSITIES, Calibration
 from recover.estimators.tally import ALONE, VARIANCE
-from recover.evidence.buffer import Evidence, Source, typical_variance
+from recover.evidence.buffer import Evidence, Source
 from recover.evidence.densities import SHAPE
+from recover.evidence.unpacking import typical_variance
 from recover.inputs.matching import typical_error
 from recover.quants import GROUP, F32Array, ScalarType
 
