@@ -84,6 +84,7 @@ class ErrorCalibration:
         tallies: NDArray[np.float64],
         estimate: F32Array,
         deviation: F32Array | None = None,
+        kurtosis: NDArray[np.float64] | None = None,
     ) -> None:
         """Multiply sums of errors, and standard deviations.
 
@@ -93,6 +94,8 @@ class ErrorCalibration:
             The arrays of the tallies of tensors of one size.
         estimate, deviation : float32 (n,)
             Of all of them, one behind the other.
+        kurtosis : float64 (n_tensors,), optional
+            Of the estimates, if known.
         """
         if not self.is_measured:
             return
@@ -100,7 +103,8 @@ class ErrorCalibration:
         shares = np.zeros(len(tallies))
         if heavy > light:
             least, most = _SHARES
-            beyond = (kurtosis_of(estimate, len(tallies)) - light) / (heavy - light)
+            own = kurtosis_of(estimate, len(tallies)) if kurtosis is None else kurtosis
+            beyond = (own - light) / (heavy - light)
             shares = np.minimum(np.maximum(beyond, least), most)
         first, of_merged, alone, of_alone = self._factors
         merged = first * of_merged**shares
