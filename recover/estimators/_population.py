@@ -61,7 +61,7 @@ def draw(evidence: Evidence, mean: F32Array, deviation: F32Array, seed: int) -> 
     mass[_N_BINS] = _ATOM
     _distribute(between, known, mass)
     generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    chances = generator.random((2, mean.size))
+    chances = generator.random((2, mean.size), np.float32)
     x = np.empty((size.size, _SUPERBLOCK), np.float32)
     _draw_each(low, high, size, bins, mass, chances, x.reshape(-1))
     return x
@@ -150,7 +150,7 @@ def _draw_each(
     size: NDArray[np.float64],
     bins: NDArray[np.int16],
     mass: NDArray[np.float64],
-    chances: NDArray[np.float64],
+    chances: F32Array,
     out: F32Array,
 ) -> None:
     """Draw a weight between each two bounds, and multiply it by a random factor."""
@@ -162,7 +162,7 @@ def _draw_each(
         x, y, at = low[i] / size[i // 256], high[i] / size[i // 256], int(bins[0, i])
         before, after = _below(x, at, total, mass), _below(y, int(bins[1, i]), total, mass)
         atom = mass[_N_BINS] if x <= 0 and y >= 0 else 0.0
-        place = chances[0, i] * (after - before + atom) - atom
+        place = np.float64(chances[0, i]) * (after - before + atom) - atom
         if place < 0:
             drawn = 0.0
         elif after - before > 1e-12:
@@ -171,9 +171,9 @@ def _draw_each(
             at = min(at, int(bins[1, i]))
             drawn = _EDGES[at] + (place - total[at]) / mass[at] * (_EDGES[at + 1] - _EDGES[at])
         else:  # beyond all bins
-            drawn = x + (y - x) * chances[0, i]
+            drawn = x + (y - x) * np.float64(chances[0, i])
         drawn = min(max(drawn, x), y) * size[i // 256]
-        out[i] = drawn * (1 + _SPREAD * (2 * chances[1, i] - 1))
+        out[i] = drawn * (1 + _SPREAD * (2 * np.float64(chances[1, i]) - 1))
 
 
 @kernel

@@ -29,10 +29,11 @@ from recover.estimators.tally import ALONE, VARIANCE, Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Evidence, Source, rows_of
 from recover.inputs.matching import typical_error
-from recover.quants import F32Array, ScalarType, U8Array, dequantize, quantize
+from recover.quants import GROUP, F32Array, ScalarType, U8Array, dequantize, quantize
 
 _SUPERBLOCK = 256
 _DRAWN = 2, 64, 256  # one superblock in so many, but so many at least and at most
+_AT_LEAST = 0.25  # of the chances of others
 _LOOKED_AT = 128, 4, 16  # where zeros are looked for
 _STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 _SEED = 8
@@ -175,35 +176,36 @@ class Bootstrap:
         Measured or None
             None if nothing can be drawn.
         """
-        rows = start // _SUPERBLOCK + _chosen(end - start, *_DRAWN)
-        part, mean, deviation = self._estimates(evidence, rows)
-        if not part.codes.size:
+        part, estimates, weights = self._looked_at(evidence, start, end)
+        if not weights.size:
             return None
-        x = draw(part, mean, deviation, _SEED)
+        x = draw(part, *estimates, _SEED)
+        before = _sums(classes_of(estimates[0], part.scale[0]), estimates[1], weights)
         raws = [self._encode(x, source) for source in self._sources]
-        before = _sums(classes_of(mean, part.scale[0]), deviation)
         out, deviation = np.empty((2, x.size), np.float32)
-        tally = self._tile.estimate(raws, 0, x.size, out, deviation)
+        tallies = self._tile.estimate_each(raws, 0, x.size, len(x), out, deviation)
         classes = classes_of(out, self._tile.evidence.scale[0])
-        after, errors = _sums(classes, deviation), _sums(classes, out - x.reshape(-1))
+        after = _sums(classes, deviation, weights)
+        errors = _sums(classes, out - x.reshape(-1), weights)
         pairs = zip(raws, self._sources, strict=True)
-        alone = np.array([_square_error(raw, source, x) for raw, source in pairs])
-        if not (
-            np.isfinite(errors).all()
-            and after.sum() > 0
-            and tally.variance > 0
-            and all(tally.alone > 0)
-        ):
+        off = [dequantize(raw, source.type) - x.reshape(-1) for raw, source in pairs]
+        alone = np.array([_sums(classes, each, weights).sum() for each in off])
+        variance, _, *expected = weights @ tallies
+        if not (np.isfinite(errors).all() and min(after.sum(), variance, *expected) > 0):
             return None
         whole = errors.sum() / after.sum()
         known = after > _LEAST_SHARE * after.sum()
         merged = np.divide(errors, after, out=np.full(3, whole), where=known)
-        return Measured(merged, before, after.sum() / tally.variance, alone / tally.alone)
+        return Measured(merged, before, after.sum() / variance, alone / expected)
 
-    def _estimates(
-        self, evidence: Evidence, rows: NDArray[np.int64]
-    ) -> tuple[Evidence, F32Array, F32Array]:
-        """The evidence on superblocks of which something is known; estimates, and deviations."""
+    def _looked_at(
+        self, evidence: Evidence, start: int, end: int
+    ) -> tuple[Evidence, tuple[F32Array, F32Array], NDArray[np.float64]]:
+        """Evidence on superblocks of which something is known.
+
+        Estimates with their deviations, and how many superblocks each stands for.
+        """
+        rows, weights = _chosen_by_size(evidence.scale[max(self._finest, 0)], start, end)
         part = rows_of(evidence, rows, _SUPERBLOCK)
         out, deviation = np.empty((2, part.codes.shape[1]), np.float32)
         tallies = np.zeros((1, Tally.size_for(len(self._sources))))
@@ -213,12 +215,12 @@ class Bootstrap:
         reach = deviation.reshape(-1, _SUPERBLOCK).max(1)
         known = (largest > 0) & (largest < _TOO_LARGE) & (reach < _TOO_LARGE)
         if known.all():
-            return part, out, deviation
+            return part, (out, deviation), weights
         kept = np.flatnonzero(known)
         out, deviation = (
             each.reshape(-1, _SUPERBLOCK)[kept].reshape(-1) for each in (out, deviation)
         )
-        return rows_of(part, kept, _SUPERBLOCK), out, deviation
+        return rows_of(part, kept, _SUPERBLOCK), (out, deviation), weights[kept]
 
     def _encode(self, x: F32Array, source: Source) -> U8Array:
         """What the encoder of an input makes of weights; with a random importance matrix."""
@@ -269,6 +271,29 @@ def _chosen(n_weights: int, one_in: int, fewest: int, most: int) -> NDArray[np.i
     return i * stride + i * _STEP % stride
 
 
+def _chosen_by_size(
+    scale: F32Array, start: int, end: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Superblocks of a tensor that are drawn, and how many each stands for, but for a factor.
+
+    Errors are about as large as squared scales. So are the chances of superblocks: where a few have
+    most of the error they are drawn several times. (Hansen and Hurwitz, "On the theory of sampling
+    from finite populations", Annals of Mathematical Statistics 14(4), 1943.)
+    """
+    first, one_in, fewest, most = start // _SUPERBLOCK, *_DRAWN
+    squares = np.square(scale[start // GROUP : end // GROUP], dtype=np.float64)
+    sizes = squares.reshape(-1, _SUPERBLOCK // GROUP).sum(1)
+    sizes[~np.isfinite(sizes)] = 0
+    n_drawn = min(sizes.size, max(fewest, min(most, sizes.size // one_in)))
+    sizes += sizes.mean() * _AT_LEAST
+    total = np.cumsum(sizes)
+    if n_drawn == sizes.size or not total[-1] > 0:
+        return first + np.arange(n_drawn), np.ones(n_drawn)
+    places = (np.arange(n_drawn) + 0.5) / n_drawn * total[-1]
+    rows = np.minimum(np.searchsorted(total, places, "right"), sizes.size - 1)
+    return first + rows, sizes.min() / sizes[rows]
+
+
 @kernel
 def _count_sparse(
     codes: U8Array,
@@ -302,12 +327,9 @@ def _count_sparse(
             counts[i] += n_zero >= _COMMON and n_zero >= _BESIDE * n_beside
 
 
-def _sums(classes: NDArray[np.int64], values: F32Array) -> NDArray[np.float64]:
+def _sums(
+    classes: NDArray[np.int64], values: F32Array, weights: NDArray[np.float64] | float = 1.0
+) -> NDArray[np.float64]:
     """The sums of squares over superblocks of each class (3,)."""
     squares = np.square(values.reshape(-1, _SUPERBLOCK), dtype=np.float64).sum(1)
-    return np.bincount(classes, squares, 3).astype(np.float64)
-
-
-def _square_error(raw: U8Array, source: Source, x: F32Array) -> float:
-    off = dequantize(raw, source.type) - x.reshape(-1)
-    return float(np.sum(np.square(off, dtype=np.float64)))
+    return np.bincount(classes, weights * squares, 3).astype(np.float64)
