@@ -16,12 +16,12 @@ over expected ones: each class has a factor of its own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import kernel
+from recover._compiled.jit import inner, kernel
 from recover.estimators._population import draw
 from recover.estimators._request import MEAN, Request
 from recover.estimators.base import estimator
@@ -34,7 +34,7 @@ from recover.quants import GROUP, F32Array, ScalarType, U8Array, dequantize, qua
 _SUPERBLOCK = 256
 _DRAWN = 2, 64, 256  # one superblock in so many, but so many at least and at most
 _AT_LEAST = 0.25  # of the chances of others
-_LOOKED_AT = 128, 4, 16  # where zeros are looked for
+_LOOKED_AT = 12  # where zeros are looked for
 _STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 _SEED = 8
 
@@ -127,7 +127,7 @@ class Bootstrap:
         """Estimates what was drawn."""
         return UncorrectedTileEstimator(self._sources, self._method, self._estimate)
 
-    def unlike(self, evidence: Evidence, kurtosis: NDArray[np.float64]) -> NDArray[np.int64]:
+    def unlike(self, evidence: Evidence, kurtosis: NDArray[np.float64]) -> NDArray[np.bool_] | None:
         """Which tensors of one size may be unlike the sample, at a glance.
 
         Parameters
@@ -139,27 +139,21 @@ class Bootstrap:
 
         Returns
         -------
-        int64 (n_unlike,)
-            Their numbers.
+        bool (n_tensors,) or None
+            None if all are like it.
         """
-        n_tensors, n = kurtosis.size, evidence.codes.shape[1]
-        if n % (n_tensors * _SUPERBLOCK) or n == 0:
-            return np.empty(0, np.int64)
-        found = kurtosis > _FAR_TAILS
-        if self._finest >= 0:
-            rows = _chosen(n // n_tensors, *_LOOKED_AT)
-            counts, k = np.zeros(n_tensors, np.int64), self._finest
-            _count_sparse(
-                evidence.codes[k],
-                evidence.scale[k],
-                evidence.offset[k],
-                evidence.lower_levels[k],
-                evidence.upper_levels[k],
-                rows,
-                counts,
-            )
-            found |= counts > _SPARSE * rows.size
-        return np.flatnonzero(found)
+        found = np.empty(kurtosis.size, np.bool_)
+        n_found = _find_unlike(
+            evidence.codes,
+            evidence.scale,
+            evidence.offset,
+            evidence.lower_levels,
+            evidence.upper_levels,
+            self._finest,
+            kurtosis,
+            found,
+        )
+        return found if n_found else None
 
     def measure(self, evidence: Evidence, start: int, end: int) -> Measured | None:
         """Draw weights like those of a tensor, and compare their errors with what is expected.
@@ -261,16 +255,6 @@ def _can_be_drawn(source: Source) -> bool:
     return isinstance(source.type, ScalarType) and is_plain and not source.side_scaled
 
 
-@cache
-def _chosen(n_weights: int, one_in: int, fewest: int, most: int) -> NDArray[np.int64]:
-    """Superblocks of a tensor that are looked at."""
-    n = n_weights // _SUPERBLOCK
-    n_chosen = min(n, max(fewest, min(most, n // one_in)))
-    stride = n // n_chosen
-    i = np.arange(n_chosen)
-    return i * stride + i * _STEP % stride
-
-
 def _chosen_by_size(
     scale: F32Array, start: int, end: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -295,36 +279,57 @@ def _chosen_by_size(
 
 
 @kernel
-def _count_sparse(
-    codes: U8Array,
+def _find_unlike(
+    codes: NDArray[np.uint8],
     scale: F32Array,
     offset: F32Array,
     lower: F32Array,
     upper: F32Array,
-    rows: NDArray[np.int64],
-    counts: NDArray[np.int64],
-) -> None:
-    """Count superblocks of tensors in which far more weights may be 0 than lie beside.
+    k: int,
+    kurtosis: NDArray[np.float64],
+    found: NDArray[np.bool_],
+) -> int:
+    """See `Bootstrap.unlike`; cells of input `k` are looked at, if it is not negative."""
+    size, n_found = codes.shape[1] // found.size, 0
+    is_whole = size > 0 and codes.shape[1] % (256 * found.size) == 0
+    n_looked_at = min(size // 256, _LOOKED_AT)
+    for i in range(found.size):
+        n_sparse = 0
+        if is_whole and k >= 0:
+            stride = size // 256 // n_looked_at
+            for j in range(n_looked_at):
+                start = i * size + 256 * (j * stride + j * _STEP % stride)
+                n_sparse += _is_sparse(codes[k], scale[k], offset[k], lower[k], upper[k], start)
+        found[i] = is_whole and (kurtosis[i] > _FAR_TAILS or n_sparse > _SPARSE * n_looked_at)
+        n_found += found[i]
+    return n_found
+
+
+@inner
+def _is_sparse(
+    codes: U8Array, scale: F32Array, offset: F32Array, lower: F32Array, upper: F32Array, start: int
+) -> bool:
+    """Whether far more weights of a superblock may be 0 than lie beside.
 
     As `recover.estimators._zeros.near_zero` does with the cells of all inputs.
     """
-    size = codes.size // counts.size
-    for i in range(counts.size):
-        for row in rows:
-            start, n_zero, n_beside = i * size + 256 * row, 0, 0
-            for j in range(start, start + 256):
-                s, o, q = scale[j // 16], offset[j // 16], codes[j]
-                low, high = s * lower[q] + o, s * upper[q] + o
-                if s < 0:
-                    low, high = high, low
-                width = high - low
-                if not 0 < width < np.inf:
-                    continue
-                if low <= np.float32(1e-3) * width and high >= np.float32(-1e-3) * width:
-                    n_zero += 1
-                elif abs(low + high) < 4 * width:
-                    n_beside += 1
-            counts[i] += n_zero >= _COMMON and n_zero >= _BESIDE * n_beside
+    n_zero = n_beside = 0
+    for g in range(start // 16, start // 16 + 16):
+        s, o = abs(scale[g]), offset[g] if scale[g] > 0 else -offset[g]
+        if not 0 < s < np.inf:
+            continue
+        at = -o / s
+        for i in range(16 * g, 16 * g + 16):
+            low, high = lower[codes[i]] - at, upper[codes[i]] - at
+            width = high - low
+            slack = np.float32(1e-3) * width
+            if not width < np.inf:
+                continue
+            if low <= slack and high >= -slack:
+                n_zero += 1
+            elif abs(low + high) < 4 * width:
+                n_beside += 1
+    return n_zero >= _COMMON and n_zero >= _BESIDE * n_beside
 
 
 def _sums(

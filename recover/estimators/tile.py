@@ -60,14 +60,14 @@ class TileEstimator(UncorrectedTileEstimator):
             return tallies
         kurtosis = kurtosis_of(out, n_tensors)
         unlike = self._bootstrap.unlike(evidence, kurtosis)
-        if unlike.size == 0:
+        if unlike is None:
             self._error_calibration.correct(tallies, out, deviation, kurtosis)
             return tallies
         size, deviation = out.size // n_tensors, _NONE if deviation is None else deviation
         for i in range(n_tensors):
             part, own = slice(i * size, (i + 1) * size), slice(i, i + 1)
             measured = None
-            if i in unlike:
+            if unlike[i]:
                 measured = self._bootstrap.measure(evidence, part.start, part.stop)
             if measured is None:
                 known = tallies[own], out[part], deviation[part], kurtosis[own]
