@@ -84,6 +84,7 @@ class ErrorCalibration:
         tallies: NDArray[np.float64],
         estimate: F32Array,
         deviation: F32Array | None = None,
+        kurtosis: NDArray[np.float64] | None = None,
     ) -> None:
         """Multiply sums of errors, and standard deviations.
 
@@ -93,10 +94,14 @@ class ErrorCalibration:
             The arrays of the tallies of tensors of one size.
         estimate, deviation : float32 (n,)
             Of all of them, one behind the other.
+        kurtosis : float64 (n_tensors,), optional
+            Of the estimates, if known.
         """
         if not self.is_measured:
             return
-        kurtosis, merged = kurtosis_of(estimate, len(tallies)), np.empty(len(tallies))
+        merged = np.empty(len(tallies))
+        if kurtosis is None:
+            kurtosis = kurtosis_of(estimate, len(tallies))
         _correct(kurtosis, self.kurtosis, self._factors, tallies, merged)
         if deviation is not None and deviation.size:
             rows = deviation.reshape(len(tallies), -1)

@@ -6,13 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.estimators._request import MEAN
-from recover.estimators.error_calibration import ErrorCalibration, calibrate_errors
+from recover.estimators.bootstrap import Bootstrap
+from recover.estimators.error_calibration import ErrorCalibration, calibrate_errors, kurtosis_of
 from recover.estimators.tally import Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Evidence, Source
-from recover.quants import F32Array
+from recover.quants import GROUP, F32Array
 
 __all__ = ["Tally", "TileEstimator"]
+
+_NONE = np.empty(0, np.float32)
 
 
 class TileEstimator(UncorrectedTileEstimator):
@@ -41,6 +44,7 @@ class TileEstimator(UncorrectedTileEstimator):
         self._error_calibration = error_calibration or calibrate_errors(
             tuple(sources), method, estimate
         )
+        self._bootstrap = Bootstrap(sources, method, estimate)
 
     def estimate_each_from(
         self,
@@ -51,5 +55,24 @@ class TileEstimator(UncorrectedTileEstimator):
     ) -> NDArray[np.float64]:
         """Estimate what evidence tells; sums of inputs are in the order of the evidence."""
         tallies = super().estimate_each_from(evidence, n_tensors, out, deviation)
-        self._error_calibration.correct(tallies, out, deviation)
+        if not self._bootstrap.applies:
+            self._error_calibration.correct(tallies, out, deviation)
+            return tallies
+        kurtosis = kurtosis_of(out, n_tensors)
+        unlike = self._bootstrap.unlike(evidence, kurtosis)
+        if unlike is None:
+            self._error_calibration.correct(tallies, out, deviation, kurtosis)
+            return tallies
+        size, deviation = out.size // n_tensors, _NONE if deviation is None else deviation
+        for i in range(n_tensors):
+            part, own = slice(i * size, (i + 1) * size), slice(i, i + 1)
+            measured = None
+            if unlike[i]:
+                measured = self._bootstrap.measure(evidence, part.start, part.stop)
+            if measured is None:
+                known = tallies[own], out[part], deviation[part], kurtosis[own]
+                self._error_calibration.correct(*known)
+            else:
+                scale = evidence.scale[0, part.start // GROUP : part.stop // GROUP]
+                measured.correct(tallies[i], out[part], scale, deviation[part])
         return tallies
