@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from recover.cli import main
 from tests.support.models import ROOT, TINY
 
 RECOVER = f"{shlex.quote(sys.executable)} -m recover"
@@ -31,13 +32,13 @@ CANNOT = "recover: error: the results cannot be printed: {}\n"
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_streams(merge: str, tmp_path: Path, closed: str) -> None:
+def test_closed_streams(merge: str, tiny: list[Path], tmp_path: Path, closed: str) -> None:
     done = shell(f"{merge} {closed}")
     is_printed = closed in ("2>&-", "<&-")
     assert done.returncode == (0 if is_printed else 1)
     assert done.stderr == (CANNOT.format("Bad file descriptor") if closed == ">&-" else "")
     assert (done.stdout != "") == is_printed
-    shell(f"{merge.replace('out.gguf', 'other.gguf')}")
+    main(["merge", *map(str, tiny), "-o", str(tmp_path / "other.gguf"), "-q"])
     assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "other.gguf").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -34,6 +34,13 @@ SETS = (
 )
 
 
+OFTEN = tuple(name for name in method_names() if name != "joint")
+METHODS = pytest.mark.parametrize(
+    "methods", [OFTEN, pytest.param(("joint",), marks=pytest.mark.slow)], ids="+".join
+)
+"""The joint estimate begins with the posterior's, which says the same, and takes far longer."""
+
+
 @pytest.fixture(scope="module")
 def truth() -> Weights:
     """A layer of a trained model."""
@@ -94,11 +101,13 @@ def write(path: Path, kind: str, weights: Weights, *, imatrix: F32Array | None =
     return write_gguf(path, tensors)
 
 
+@METHODS
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("kinds", SETS, ids="+".join)
 def test_a_tensor_from_elsewhere_is_refused_or_named(
     kinds: tuple[str, ...],
     change: Change,
+    methods: tuple[str, ...],
     truth: Weights,
     tmp_path: Path,
     rng: np.random.Generator,
@@ -114,11 +123,12 @@ def test_a_tensor_from_elsewhere_is_refused_or_named(
         ]
         if "low_rank" in change.__name__ and kinds[odd] == "IQ3_S":
             continue  # its codes prove no bounds
-        for method in method_names():
+        for method in methods:
             said = merge(paths, tmp_path / "out.gguf", method)
             assert any(name in said for name in CHANGES[change]), (odd, method)
 
 
+@METHODS
 @pytest.mark.parametrize("imatrix", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
 @pytest.mark.parametrize("kinds", SETS, ids="+".join)
@@ -126,6 +136,7 @@ def test_right_sets_raise_no_alarm(
     kinds: tuple[str, ...],
     dtype: type,
     imatrix: bool,
+    methods: tuple[str, ...],
     truth: Weights,
     tmp_path: Path,
     rng: np.random.Generator,
@@ -136,11 +147,24 @@ def test_right_sets_raise_no_alarm(
     original = {n: x.astype(dtype).astype(np.float32) for n, x in exact.items()}
     importance = rng.lognormal(size=768).astype(np.float32) if imatrix else None
     paths = [write(tmp_path / f"{kind}.gguf", kind, original, imatrix=importance) for kind in kinds]
-    for method in method_names():
+    for method in methods:
         said = merge(paths, tmp_path / "out.gguf", method)
         assert "contradict" not in said
         assert "quantized from" not in said
         assert "disagree" not in said
+
+
+def test_the_joint_estimate_says_what_the_posterior_says(
+    truth: Weights, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    for weights in (truth, truth | one_row_replaced(truth, rng)):
+        paths = [
+            write(tmp_path / f"{kind}.gguf", kind, each)
+            for kind, each in (("Q8_0", truth), ("Q6_K", weights))
+        ]
+        said = [merge(paths, tmp_path / "out.gguf", name) for name in ("posterior", "joint")]
+        assert said[0] == said[1]
+        assert (DOWN in said[0]) == (weights is not truth)
 
 
 def merge(paths: list[Path], output: Path, method: str) -> str:

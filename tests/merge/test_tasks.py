@@ -53,7 +53,7 @@ def in_a_process(records: list[Record], folder: Path) -> list[Record]:
 class Strangers:
     """An executor: a few fresh processes have the tasks in random order, one after the other."""
 
-    def __init__(self, folder: Path, n_processes: int = 3) -> None:
+    def __init__(self, folder: Path, n_processes: int = 2) -> None:
         self.n_runs = 0
         self._folder = folder
         self._n_processes = n_processes
