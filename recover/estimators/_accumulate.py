@@ -166,13 +166,12 @@ def _add_density(
 
 
 @bare_inlined
-def _of_ends(block: Superblock, at: int, codes: Any, gradient: Any, curvature: Any) -> Any:
+def _of_ends(block: Superblock, at: int, which: Any, gradient: Any, curvature: Any) -> Any:
     """Derivatives for the codes of a group, given those of interior ones.
 
     `at` is the place of the group in `Superblock.ends`.
     """
-    ends = block.ends
-    lowest, highest = has_end(ends, at, codes)
+    ends, (lowest, highest) = block.ends, which
     gradient = where(highest, spread(ends, at + HIGH_GRADIENT), gradient)
     gradient = where(lowest, spread(ends, at + LOW_GRADIENT), gradient)
     curvature = where(highest, spread(ends, at + HIGH_CURVATURE), curvature)
@@ -200,7 +199,8 @@ def add_to_group(
 @bare_inlined
 def density_of_ends(k: int, block: Superblock, i: int, codes: Any) -> Any:
     """The derivatives that input `k` adds to those weights of group `i` that have an end code."""
-    return _of_ends(block, N_ENDS * k + i, codes, splat(_ZERO), splat(_ZERO))
+    at = N_ENDS * k + i
+    return _of_ends(block, at, has_end(block.ends, at, codes), splat(_ZERO), splat(_ZERO))
 
 
 @bare_inlined
@@ -210,10 +210,9 @@ def _codes_at(scalars: Scalars, k: int, start: int) -> int:
 
 
 @bare_inlined
-def _bounds(block: Superblock, k: int, i: int, codes: Any, q: Any) -> Any:
+def _bounds(block: Superblock, k: int, i: int, which: Any, q: Any) -> Any:
     """Bounds of group `i` by input `k`, whose levels are consecutive integers."""
-    each, ends = N_EACH * k + i, N_ENDS * k + i
-    lowest, highest = has_end(block.ends, ends, codes)
+    each, ends, (lowest, highest) = N_EACH * k + i, N_ENDS * k + i, which
     below = where(lowest, spread(block.ends, ends + LOW_REACH), q)
     above = where(highest, spread(block.ends, ends + HIGH_REACH), q)
     scale = spread(block.each, each + _SCALE)
@@ -236,14 +235,15 @@ def _accumulate_simple(
     for i in range(16):
         codes = load_bytes(scalars.codes, at + 16 * i)
         q = to_f32(codes)
-        below, above = _bounds(block, k, i, codes, q)
+        which = has_end(block.ends, N_ENDS * k + i, codes)
+        below, above = _bounds(block, k, i, which, q)
         _confine(block, 16 * i, below, above, first)
         sharp = spread(block.ends, N_ENDS * k + SHARPNESS + i)
         gradient = fused(q, c1, splat(c0)) * sharp
         curvature = spread(block.each, N_EACH * k + _INTERIOR + i)
         if varies:
             curvature = fused(q, fused(q, d2, splat(d1)), splat(d0)) * sharp
-        gradient, curvature = _of_ends(block, N_ENDS * k + i, codes, gradient, curvature)
+        gradient, curvature = _of_ends(block, N_ENDS * k + i, which, gradient, curvature)
         center = _add_density(block, k, i, q, gradient, curvature, first)
         total = fused(center, center, total)
     return total
@@ -268,7 +268,7 @@ def accumulate_any(scalars: Scalars, k: int, block: Superblock, start: int, firs
         below, above = gather(scalars.near, code + 256 * k), gather(scalars.far, code + 256 * k)
         if scale < _ZERO:
             below, above = above, below
-        lowest, highest = has_end(block.ends, ends, code)
+        lowest, highest = which = has_end(block.ends, ends, code)
         below = where(lowest, spread(block.ends, ends + LOW_REACH), below)
         above = where(highest, spread(block.ends, ends + HIGH_REACH), above)
         below = fused(level + below, scale, splat(zero))
@@ -278,7 +278,7 @@ def accumulate_any(scalars: Scalars, k: int, block: Superblock, start: int, firs
         curvature = fused(q, rows[row + CURVATURE + 2], splat(rows[row + CURVATURE + 1]))
         curvature = fused(q, curvature, splat(rows[row + CURVATURE]))
         sharp = block.ends[ends + SHARPNESS]
-        gradient, curvature = _of_ends(block, ends, code, gradient * sharp, curvature * sharp)
+        gradient, curvature = _of_ends(block, ends, which, gradient * sharp, curvature * sharp)
         size = load(block.center, 16 * i) * (block.unit[i] * (_ONE / CENTER_UNIT))
         outlier = size * size > block.limit[i]
         gradient, curvature = where(outlier, _ZERO, gradient), where(outlier, close, curvature)

@@ -114,15 +114,17 @@ def describe_ends(
     none = bits(splat(_ZERO))
     store(ends, at + LOW_CODE, from_bits(none + scalars.ends[2 * k]))
     store(ends, at + HIGH_CODE, from_bits(none + scalars.ends[2 * k + 1]))
-    negative = scale < _ZERO
+    _turn_round(ends, at, scale < _ZERO)
+
+
+@bare_inlined
+def _turn_round(ends: F32Array, at: int, negative: Any) -> None:
+    """Exchange the ends of groups with a negative scale."""
     if any_lane(negative):
-        for low_at, high_at in (
-            (LOW_REACH, HIGH_REACH),
-            (LOW_GRADIENT, HIGH_GRADIENT),
-            (LOW_CURVATURE, HIGH_CURVATURE),
-            (LOW_CODE, HIGH_CODE),
-        ):
-            exchange(ends, at + low_at, at + high_at, negative)
+        exchange(ends, at + LOW_REACH, at + HIGH_REACH, negative)
+        exchange(ends, at + LOW_GRADIENT, at + HIGH_GRADIENT, negative)
+        exchange(ends, at + LOW_CURVATURE, at + HIGH_CURVATURE, negative)
+        exchange(ends, at + LOW_CODE, at + HIGH_CODE, negative)
 
 
 @bare_inlined

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import add_up, largest_lane
+from recover._compiled.across import add_up, largest_lane, sum_lanes
 from recover._compiled.doubles import from_bits, n_true, nearest_f32, to_f64
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import (
@@ -84,11 +84,11 @@ def zero_mass(block: Superblock, i: int, middle: Any, width: Any, odd: Any, even
 @bare_inlined
 def _may_have_spike(block: Superblock, n_groups: int, uneven: bool) -> bool:
     """Whether it is worth a look; most superblocks have too few weights that may be 0."""
-    n_close = 0
+    n_close = splat(_ZERO)  # masks are not combined, which takes long
     for i in range(n_groups):
-        low, high = load(block.low, 16 * i), load(block.high, 16 * i)
-        n_close += n_true(~(low > _ZERO) & ~(high < _ZERO))
-    if n_close < _FEWEST:
+        may_be = where(load(block.low, 16 * i) > _ZERO, _ZERO, splat(_ONE))
+        n_close = n_close + where(load(block.high, 16 * i) < _ZERO, _ZERO, may_be)
+    if sum_lanes(n_close) < _FEWEST:
         return False
     total = largest = splat(_ZERO)
     for i in range(n_groups):
