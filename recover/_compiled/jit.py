@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
+import numpy as np
+
 from recover._compiled.kept import folder_for, prepare
 from recover.errors import RecoverError
 
@@ -45,10 +47,12 @@ _drop_unusable_settings()
 with _without("yaml", "scipy"):  # for a file of settings, and to see whether it is not too old
     import numba
 from llvmlite.binding import get_host_cpu_features  # noqa: E402
+from numba.core import types  # noqa: E402
 from numba.core.caching import FunctionCache, NullCache  # noqa: E402
 from numba.core.registry import CPUDispatcher  # noqa: E402
 from numba.core.types import Dispatcher  # noqa: E402
 from numba.core.typing.typeof import typeof_impl  # noqa: E402
+from numba.np.numpy_support import from_dtype, map_layout  # noqa: E402
 
 from recover._compiled.loading import Kept, initialize_runtime, lightly  # noqa: E402
 from recover._compiled.sources import sources_digest  # noqa: E402
@@ -280,6 +284,18 @@ class _Kernel:
 @typeof_impl.register(_Kernel)  # type: ignore[untyped-decorator]
 def _type_of_kernel(kernel: _Kernel, _context: Any) -> Dispatcher:
     return Dispatcher(kernel.dispatcher)
+
+
+_type_of_any_array = typeof_impl.dispatch(np.ndarray)
+
+
+@typeof_impl.register(np.ndarray)  # type: ignore[untyped-decorator]
+def _type_of_array(array: Any, context: Any) -> Any:
+    """As numba's own, which first loads `numpy.ma` to see that it is no masked array."""
+    if type(array) is not np.ndarray:
+        return _type_of_any_array(array, context)
+    readonly = not array.flags.writeable
+    return types.Array(from_dtype(array.dtype), array.ndim, map_layout(array), readonly=readonly)
 
 
 def _compiled(function: _F, *, is_inner: bool = False, **options: bool) -> _F:

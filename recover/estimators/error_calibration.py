@@ -15,10 +15,11 @@ The sample, ``recover/data/sample.npz``, is made by ``python -m tests.golden.mak
 formats of Hugging Face folders make of its weights is in `recover.estimators._folder_sample`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
+from io import BytesIO
 from itertools import count
 from typing import Any
 
@@ -385,13 +386,34 @@ def _half_of(sample: Mapping[str, NDArray[Any]], name: str, half: int) -> NDArra
     return array[half * n : (half + 1) * n]
 
 
+class _Sample(Mapping[str, NDArray[Any]]):
+    """The arrays of the sample; each is read when it is asked for, of which there are few."""
+
+    def __init__(self) -> None:
+        stored = (files("recover") / "data" / "sample.npz").read_bytes()
+        self._stored = np.load(BytesIO(stored))
+        self._known: dict[str, NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._known:
+            array = self._stored[name]
+            array.flags.writeable = False  # as the bytes of files are, for kernels
+            self._known[name] = array
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+
 @cache
-def _sample() -> dict[str, NDArray[Any]]:
-    with (files("recover") / "data" / "sample.npz").open("rb") as file, np.load(file) as arrays:
-        sample = dict(arrays)
-    for array in sample.values():
-        array.flags.writeable = False  # as the bytes of files are: kernels are compiled for either
-    return sample
+def _sample() -> Mapping[str, NDArray[Any]]:
+    return _Sample()
 
 
 @cache

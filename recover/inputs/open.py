@@ -96,16 +96,22 @@ def open_models(paths: Iterable[str | os.PathLike[str]]) -> tuple[Model, ...]:
 
 
 @cache
-def _own_containers() -> tuple[Container, ...]:
-    """The containers of this package, by discovery."""
+def _own_readers() -> tuple[str, ...]:
+    """The modules that declare the containers of this package, by discovery."""
     found = []
     for package in pkgutil.iter_modules(recover.containers.__path__):
         if package.ispkg:
             folder = import_module(f"{recover.containers.__name__}.{package.name}")
             if any(module.name == "reader" for module in pkgutil.iter_modules(folder.__path__)):
-                reader = import_module(f"{folder.__name__}.reader")
-                found += [each for each in vars(reader).values() if isinstance(each, Container)]
+                found.append(f"{folder.__name__}.reader")
     return tuple(found)
+
+
+def _own_containers() -> Iterator[Container]:
+    """The containers of this package, loaded one after the other."""
+    for name in _own_readers():
+        reader = import_module(name)
+        yield from [each for each in vars(reader).values() if isinstance(each, Container)]
 
 
 def _found_containers() -> Iterator[Container]:

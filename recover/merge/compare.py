@@ -139,12 +139,14 @@ def compare_unproven(evidence: Evidence, rows: Rows) -> Likenesses:
     proves, others = np.empty(n_proven, np.bool_), list[int]()
     levels = evidence.lower_levels, evidence.upper_levels
     bounds = evidence.interval_lower, evidence.interval_upper
-    if n_proven and not _do_all_prove(levels, bounds, proves):
+    do_all_prove, are_some_zero = _look(levels, bounds, evidence.scale, n_tensors, proves)
+    if not do_all_prove:
         unlike = (k for k in range(n_proven) if not (proves[finest] and proves[k]))
         others = [k for k in unlike if k != finest]
     others += [n_proven + v for v in range(n_proven == 0, len(evidence.likelihood))]
     likeness = np.zeros((n_tensors, N_LIKENESS))
-    likeness[:, 0] = _n_vanished(evidence, n_tensors)
+    if are_some_zero:
+        likeness[:, 0] = _n_vanished(evidence, n_tensors)
     if not others:
         return likeness
     typical = evidence.likelihood[:, 3] < _LARGEST_ERROR
@@ -166,10 +168,6 @@ def _n_vanished(evidence: Evidence, n_tensors: int) -> NDArray[np.int64]:
 
     Codes of a scale of zero prove nothing, but no encoder gives it to superblocks of large weights.
     """
-    if len(evidence.scale) < 2:
-        return np.zeros(n_tensors, np.int64)
-    if not _are_some_zero(evidence.scale, n_tensors):
-        return np.zeros(n_tensors, np.int64)
     values = (decoded(evidence, k) for k in range(len(evidence.scale)))
     return _n_lost(values, n_tensors, evidence.largest_lost)
 
@@ -190,7 +188,7 @@ def _n_lost(inputs: Iterable[F32Array], n_tensors: int, largest_lost: float) -> 
     return SUPERBLOCK * np.count_nonzero(empty & large, axis=1).astype(np.int64)
 
 
-@kernel
+@inner
 def _are_some_zero(scale: F32Array, n_tensors: int) -> bool:
     """Whether all scales of any superblock are 0 in some inputs, but not in all of them."""
     n_inputs, n_groups = scale.shape[0], scale.shape[1] // n_tensors
@@ -361,21 +359,24 @@ def takes_exact_codes(taken: StoredTensor, *, is_known: bool) -> bool:
 
 
 @kernel
-def _do_all_prove(
+def _look(
     scalars: tuple[F32Array, F32Array],
     intervals: tuple[F32Array, F32Array],
+    scale: F32Array,
+    n_tensors: int,
     proves: NDArray[np.bool_],
-) -> bool:
-    """Which scalar and interval inputs (K + I,) prove any bounds, and whether all do.
+) -> tuple[bool, bool]:
+    """Which scalar and interval inputs (K + I,) prove any bounds; whether all do.
 
-    Of the former the lower and upper levels are given, of the latter the bounds.
+    Of the former the lower and upper levels are given, of the latter the bounds. And whether
+    `_are_some_zero` of the scales.
     """
     n = scalars[0].shape[0]
     for k in range(n):
         proves[k] = _is_finite_anywhere(scalars[0][k], scalars[1][k])
     for k in range(n, proves.size):
         proves[k] = _is_finite_anywhere(intervals[0][k - n], intervals[1][k - n])
-    return bool(proves.all())
+    return bool(proves.all()), _are_some_zero(scale, n_tensors)
 
 
 @inner

@@ -128,6 +128,19 @@ def test_help_imports_nothing_heavy() -> None:
     assert "merge" in done.stdout
 
 
+def test_merge_of_gguf_files_loads_no_other_container(tiny: list[Path], tmp_path: Path) -> None:
+    arguments = ["merge", *map(str, tiny), "-o", str(tmp_path / "out.gguf"), "-q"]
+    code = (
+        "import sys, contextlib, recover.cli\n"
+        f"with contextlib.suppress(SystemExit): recover.cli.main({arguments})\n"
+        "heavy = {'recover.containers.huggingface.reader', 'scipy', 'statistics'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert (tmp_path / "out.gguf").exists()
+
+
 def test_merge_json(tiny: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     done = run("merge", *tiny, "-o", out, "--method", "midpoint", "--json")

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import erf
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -129,6 +128,10 @@ def deviation_of(n: int) -> float:
 
     That is the median of the distribution of the largest one, but for terms of the order of 1 / n.
     """
+    from statistics import (
+        NormalDist,  # which takes as long to load as all of this package's formats
+    )
+
     return 1 / NormalDist().inv_cdf(1 - math.log(2) / (2 * n))
 
 
