@@ -8,8 +8,7 @@ interval tells of weights near 0 but that they may be 0, they are: the atom has 
 the beginning. Of each weight one is drawn from that distribution within its cells.
 
 It is multiplied by a random factor near 1. Otherwise weights would lie near the levels of the
-inputs' own scales, and an encoder that searches for scales would fit them too well: of ordinary
-weights errors would be 10 to 15% too small.
+inputs' own scales, and an encoder that searches for scales would fit them too well.
 """
 
 import math

@@ -29,10 +29,11 @@ from recover.estimators.tally import ALONE, VARIANCE, Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Evidence, Source, rows_of
 from recover.inputs.matching import typical_error
-from recover.quants import GROUP, F32Array, ScalarType, U8Array, dequantize, quantize
+from recover.quants import GROUP, TILE, F32Array, ScalarType, U8Array, dequantize, quantize
 
 _SUPERBLOCK = 256
-_DRAWN = 2, 64, 256  # one superblock in so many, but so many at least and at most
+_FEWEST, _MOST = 64, 256  # superblocks that are drawn, of half of them
+_OF_WHOLE = 128  # of a whole tile: tensors that have one mostly have several
 _AT_LEAST = 0.25  # of the chances of others
 _LOOKED_AT = 12  # where zeros are looked for
 _STEP = 7919  # a prime: the next one of so many superblocks is so many places further
@@ -264,11 +265,11 @@ def _chosen_by_size(
     most of the error they are drawn several times. (Hansen and Hurwitz, "On the theory of sampling
     from finite populations", Annals of Mathematical Statistics 14(4), 1943.)
     """
-    first, one_in, fewest, most = start // _SUPERBLOCK, *_DRAWN
+    first, most = start // _SUPERBLOCK, _OF_WHOLE if end - start == TILE else _MOST
     squares = np.square(scale[start // GROUP : end // GROUP], dtype=np.float64)
     sizes = squares.reshape(-1, _SUPERBLOCK // GROUP).sum(1)
     sizes[~np.isfinite(sizes)] = 0
-    n_drawn = min(sizes.size, max(fewest, min(most, sizes.size // one_in)))
+    n_drawn = min(sizes.size, max(_FEWEST, min(most, sizes.size // 2)))
     sizes += sizes.mean() * _AT_LEAST
     total = np.cumsum(sizes)
     if n_drawn == sizes.size or not total[-1] > 0:
