@@ -21,6 +21,8 @@ from recover.cli import _compiling, _console, _streams, main
 from tests.support.gguf_files import stored, write_gguf
 from tests.support.models import TINY
 
+pytestmark = pytest.mark.long
+
 RECOVER = (sys.executable, "-m", "recover")
 
 

@@ -14,6 +14,8 @@ import pytest
 from recover.cli import main
 from tests.support.models import ROOT, TINY
 
+pytestmark = pytest.mark.long
+
 RECOVER = f"{shlex.quote(sys.executable)} -m recover"
 
 

@@ -490,8 +490,7 @@ def test_a_merge_comes_closer(
     assert together.paired.mean_kld_difference_ci99[1] < 0
     assert together.paired.mean_kld_difference_ci99_by_chunk is not None
     assert together.paired.mean_kld_difference_ci99_by_chunk[1] < 0
-    if n_ctx == 512:  # of few tokens a few are different
-        assert together.same_top > alone.same_top
+    assert together.same_top > alone.same_top or n_ctx < 512  # few tokens tell little of that
 
 
 @pytest.mark.slow

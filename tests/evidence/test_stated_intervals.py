@@ -316,13 +316,15 @@ def test_posterior_against_the_naive_reference(
     values = evidence.interval_values[0].astype(np.float64).reshape(-1, 256)
     sigma = np.sqrt(np.mean(values**2, axis=1)).repeat(256)
     lower, upper = bounds(evidence)
-    reference = truncnorm(lower / sigma, upper / sigma, scale=sigma)
     width = (upper - lower).astype(np.float64)
     seen = np.isfinite(width) & (width > 1e-3 * np.sqrt(evidence.interval_variance[0]))
     assert np.mean(seen) > 0.9
-    off = np.abs(out - reference.mean())[seen] / width[seen]
+    some = np.flatnonzero(seen)[::8]  # scipy integrates each
+    low, high = ((each / sigma)[some] for each in (lower, upper))
+    reference = truncnorm(low, high, scale=sigma[some])
+    off = np.abs(out[some] - reference.mean()) / width[some]
     assert np.sqrt(np.mean(off**2)) < 1e-3
-    ratio = deviation[seen] / reference.std()[seen]
+    ratio = deviation[some] / reference.std()
     np.testing.assert_allclose(np.median(ratio), 1, atol=0.01)
 
 

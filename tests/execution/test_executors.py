@@ -24,7 +24,7 @@ from recover.merge.plan import plan_merge
 from tests.support.sharded_commands import Shared
 from tests.support.sharding import contents, figures
 
-pytestmark = pytest.mark.filterwarnings("default")  # of Dask's own
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # Dask's own warnings
 
 
 class Records:

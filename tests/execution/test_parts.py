@@ -8,6 +8,8 @@ from recover.cli import main
 from tests.support.sharded_commands import Shared, commands
 from tests.support.sharding import LAST_MOMENTS, MOMENTS, in_a_process
 
+pytestmark = pytest.mark.long
+
 
 def test_any_order(shared: Shared, tmp_path: Path) -> None:
     home = tmp_path / "home"

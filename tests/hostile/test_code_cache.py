@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.models import ROOT, TINY
 
+pytestmark = pytest.mark.long
+
 # A kernel that takes little time to compile.
 SCRIPT = """
 import sys

@@ -28,7 +28,8 @@ class Interrupted(BaseException):
 
 def make_plan(inputs: list[Path], folder: Path) -> MergePlan:
     folder.mkdir(exist_ok=True)
-    return plan_merge(inputs, folder / "out.gguf", uncertainty=folder / "deviation.gguf")
+    deviation = folder / "deviation.gguf"
+    return plan_merge(inputs, folder / "out.gguf", uncertainty=deviation, tensors=r"blk\.[01]")
 
 
 @pytest.fixture

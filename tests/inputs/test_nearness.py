@@ -19,6 +19,8 @@ from tests.support.right_sets import IMATRICES, Made, originals, write
 from tests.support.sparse_weights import by_size
 from tests.support.text import write_model
 
+pytestmark = pytest.mark.long
+
 Console = pytest.CaptureFixture[str]
 SAYS = "it holds estimates that were made from that file"
 QUANTIZED = (

@@ -34,6 +34,8 @@ from recover.quants import dequantize
 from tests.support.gguf_files import Stored, read_weights, stored, write_gguf
 from tests.support.models import TINY
 
+pytestmark = pytest.mark.long
+
 F32Array = NDArray[np.float32]
 Weights = dict[str, F32Array]
 Make = Callable[..., Path]

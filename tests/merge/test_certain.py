@@ -17,6 +17,8 @@ from recover.merge.plan import plan_merge
 from tests.support.gguf_files import F32Array, read_weights, stored, write_gguf
 from tests.support.models import TINY
 
+pytestmark = pytest.mark.long
+
 Weights = dict[str, F32Array]
 Change = Callable[[Weights, np.random.Generator], None]
 SEEDS = range(8)

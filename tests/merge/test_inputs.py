@@ -302,7 +302,8 @@ def test_threads_change_nothing(tiny: list[Path], tmp_path: Path, method: str) -
     output = tmp_path / "out.gguf"
     written = []
     for n_threads in (1, 3):
-        figures = merge(tiny, output, method=method, n_threads=n_threads).to_json()
+        result = merge(tiny, output, method=method, tensors=r"blk\.0", n_threads=n_threads)
+        figures = result.to_json()
         assert figures.pop("seconds") > 0
         assert figures.pop("weights_per_second") > 0
         written.append((json.dumps(figures), output.read_bytes()))

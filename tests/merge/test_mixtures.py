@@ -18,6 +18,8 @@ from tests.oracle import libggml
 from tests.support.gguf_files import Stored, stored, write_gguf
 from tests.support.models import TINY
 
+pytestmark = pytest.mark.long
+
 F32Array = NDArray[np.float32]
 Weights = dict[str, F32Array]
 Change = Callable[[Weights, np.random.Generator], Weights]

@@ -29,6 +29,8 @@ from tests.support.sharding import (
     parts,
 )
 
+pytestmark = pytest.mark.long
+
 LAYOUTS: dict[str, dict[str, Any]] = {
     "file": {"tensors": r"blk\.0|norm|token"},
     "parts and deviations": {"tensors": r"blk\.[01]", "split_max_size": 300_000, "deviates": True},

@@ -26,6 +26,8 @@ from tests.support.merging import UP, Make, Q
 from tests.support.models import TINY
 from tests.support.resuming import figures
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 ALONE = """
 import json, sys

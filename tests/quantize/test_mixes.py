@@ -53,8 +53,8 @@ SHAPES = {
     "falcon": Shape("falcon", n_layers=20, joined=True),
     "odd rows": Shape(width=96),
 }
-NEARLY_LARGE = "65B", "qwen2 of 80 layers"
-"""Next to the 70B, where all mixes are looked at."""
+LARGE = "70B", "65B", "qwen2 of 80 layers"
+"""Shapes of 80 layers: a large model, and two that are nearly one; slow tests take all mixes."""
 
 
 def tensors_of(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -171,7 +171,7 @@ def test_the_larger_model(llama_29m: Path, tmp_path: Path, rng: np.random.Genera
 
 @pytest.mark.parametrize(
     ("name", "check_mixes"),
-    [(name, check_large if name in NEARLY_LARGE else check_half) for name in SHAPES]
+    [(name, check_large if name in LARGE else check_half) for name in SHAPES]
     + [pytest.param(name, check_all, marks=pytest.mark.slow) for name in SHAPES],
 )
 def test_models_of_many_shapes(
