@@ -78,6 +78,16 @@ _STEP = 7919  # a prime: the next one of so many superblocks is so many places f
 
 
 @bare_inlined
+def _has_atoms(scalars: Scalars, k: int, block: Superblock, i: int) -> bool:
+    """Whether any of several weights with an extreme code of input `k` may be in group `i`."""
+    found = False
+    for pair in range(4 * k, 4 * k + 4, 2):
+        several = scalars.extremes[pair] >= 0 and block.odds[4 * pair + i // 2] > _ZERO
+        found = found or several
+    return found and block.inverse[16 * k + i] != _ZERO
+
+
+@bare_inlined
 def _atom(
     scalars: Scalars, k: int, block: Superblock, at: int, i: int, middle: Any, half: Any
 ) -> Any:
@@ -126,7 +136,7 @@ def _estimate(
             place = mode(odd, even)
         on_atom = splat(_ZERO)
         for k in range(outputs.atoms.size):
-            if outputs.atoms[k] and block.inverse[16 * k + i] != _ZERO:
+            if outputs.atoms[k] and _has_atoms(scalars, k, block, i):
                 t, mass = _atom(scalars, k, block, k * n + at, i, middle, width * _HALF)
                 mass = mass * exp(t * (odd + even * t))
                 m0, m1 = m0 + mass, fused(mass, t, m1)
@@ -246,7 +256,7 @@ def _variance(
     m0, m1, m2 = moments(odd, even)
     half = width * _HALF
     for k in range(scalars.noise.size):
-        if outputs.atoms[k] and block.inverse[16 * k + i] != _ZERO:
+        if outputs.atoms[k] and _has_atoms(scalars, k, block, i):
             at = k * n + 16 * (start + i)
             place, mass = _atom(scalars, k, block, at, i, middle, half)
             mass = mass * exp(place * (odd + even * place))

@@ -92,14 +92,18 @@ def main() -> None:
         steps = {each: [steps_of(each, raws, n) for n in (_N, 2 * _N)] for each in _METHODS}
         for _ in range(args.rounds):
             copied.unlink(missing_ok=True)
-            one_core = run(copy).without_start * args.threads
+            ran = run(copy)
+            one_core = ran.without_start * args.threads
             found.setdefault("copy", []).append(one_core / n_weights * 1e9)
+            found.setdefault("processors", []).append(ran.processor / n_weights * 1e9)
             for method, (less, more) in steps.items():
                 for name in less:
                     seconds = seconds_of(more[name]) - seconds_of(less[name])
                     found.setdefault(f"{method}, {name}", []).append(seconds / _N * 1e9)
-    least = min(found["copy"])
-    print(f"a plain copy on {args.threads} threads: {least:.2f} ns; load {os.getloadavg()[0]:.1f}")
+    least, processors = min(found["copy"]), float(np.median(found["processors"]))
+    load = os.getloadavg()[0]
+    print(f"a plain copy on {args.threads} threads: {least:.2f} ns", end="; ")
+    print(f"{processors:.2f} ns of processors with the start of Python; load {load:.1f}")
     for method in _METHODS:
         names = [name for name in found if name.startswith(f"{method}, ")]
         own = {name: float(np.median(found[name])) for name in names}
