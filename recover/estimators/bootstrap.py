@@ -128,23 +128,24 @@ class Bootstrap:
         """Estimates what was drawn."""
         return UncorrectedTileEstimator(self._sources, self._method, self._estimate)
 
-    def unlike(self, evidence: Evidence, kurtosis: NDArray[np.float64]) -> NDArray[np.bool_] | None:
-        """Which tensors of one size may be unlike the sample, at a glance.
+    def measured(self, evidence: Evidence, kurtosis: NDArray[np.float64]) -> dict[int, Measured]:
+        """What was measured on weights like those of tensors that the sample does not fit.
 
         Parameters
         ----------
         evidence : Evidence
-            Of all of them, one behind the other.
+            Of tensors of one size, one behind the other.
         kurtosis : float64 (n_tensors,)
             Of their estimates.
 
         Returns
         -------
-        bool (n_tensors,) or None
-            None if all are like it.
+        dict
+            By the number of the tensor, from 0; those that are like the sample are not in it, nor
+            those of which nothing can be drawn.
         """
-        found = np.empty(kurtosis.size, np.bool_)
-        n_found = _find_unlike(
+        unlike = np.empty(kurtosis.size, np.bool_)
+        if not self.applies or not _find_unlike(
             evidence.codes,
             evidence.scale,
             evidence.offset,
@@ -152,25 +153,16 @@ class Bootstrap:
             evidence.upper_levels,
             self._finest,
             kurtosis,
-            found,
-        )
-        return found if n_found else None
+            unlike,
+        ):
+            return {}
+        size = evidence.codes.shape[1] // kurtosis.size
+        numbers = np.flatnonzero(unlike).tolist()
+        all_measured = {i: self._measure(evidence, i * size, (i + 1) * size) for i in numbers}
+        return {i: measured for i, measured in all_measured.items() if measured is not None}
 
-    def measure(self, evidence: Evidence, start: int, end: int) -> Measured | None:
-        """Draw weights like those of a tensor, and compare their errors with what is expected.
-
-        Parameters
-        ----------
-        evidence : Evidence
-            Of a tile.
-        start, end : int
-            Where in it the tensor lies; whole superblocks.
-
-        Returns
-        -------
-        Measured or None
-            None if nothing can be drawn.
-        """
+    def _measure(self, evidence: Evidence, start: int, end: int) -> Measured | None:
+        """Draw weights like those from `start` to `end`; None if nothing can be drawn."""
         part, estimates, weights = self._looked_at(evidence, start, end)
         if not weights.size:
             return None

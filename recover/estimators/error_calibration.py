@@ -83,9 +83,8 @@ class ErrorCalibration:
     def correct(
         self,
         tallies: NDArray[np.float64],
-        estimate: F32Array,
+        kurtosis: NDArray[np.float64],
         deviation: F32Array | None = None,
-        kurtosis: NDArray[np.float64] | None = None,
     ) -> None:
         """Multiply sums of errors, and standard deviations.
 
@@ -93,16 +92,14 @@ class ErrorCalibration:
         ----------
         tallies : float64 (n_tensors, 2 + n_inputs)
             The arrays of the tallies of tensors of one size.
-        estimate, deviation : float32 (n,)
-            Of all of them, one behind the other.
-        kurtosis : float64 (n_tensors,), optional
-            Of the estimates, if known.
+        kurtosis : float64 (n_tensors,)
+            Of their estimates, see `kurtosis_of`.
+        deviation : float32 (n,), optional
+            Of all of their weights, one behind the other.
         """
         if not self.is_measured:
             return
         merged = np.empty(len(tallies))
-        if kurtosis is None:
-            kurtosis = kurtosis_of(estimate, len(tallies))
         _correct(kurtosis, self.kurtosis, self._factors, tallies, merged)
         if deviation is not None and deviation.size:
             rows = deviation.reshape(len(tallies), -1)

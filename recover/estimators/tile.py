@@ -55,24 +55,17 @@ class TileEstimator(UncorrectedTileEstimator):
     ) -> NDArray[np.float64]:
         """Estimate what evidence tells; sums of inputs are in the order of the evidence."""
         tallies = super().estimate_each_from(evidence, n_tensors, out, deviation)
-        if not self._bootstrap.applies:
-            self._error_calibration.correct(tallies, out, deviation)
-            return tallies
         kurtosis = kurtosis_of(out, n_tensors)
-        unlike = self._bootstrap.unlike(evidence, kurtosis)
-        if unlike is None:
-            self._error_calibration.correct(tallies, out, deviation, kurtosis)
+        measured = self._bootstrap.measured(evidence, kurtosis)
+        if not measured:
+            self._error_calibration.correct(tallies, kurtosis, deviation)
             return tallies
         size, deviation = out.size // n_tensors, _NONE if deviation is None else deviation
         for i in range(n_tensors):
             part, own = slice(i * size, (i + 1) * size), slice(i, i + 1)
-            measured = None
-            if unlike[i]:
-                measured = self._bootstrap.measure(evidence, part.start, part.stop)
-            if measured is None:
-                known = tallies[own], out[part], deviation[part], kurtosis[own]
-                self._error_calibration.correct(*known)
-            else:
+            if i in measured:
                 scale = evidence.scale[0, part.start // GROUP : part.stop // GROUP]
-                measured.correct(tallies[i], out[part], scale, deviation[part])
+                measured[i].correct(tallies[i], out[part], scale, deviation[part])
+            else:
+                self._error_calibration.correct(tallies[own], kurtosis[own], deviation[part])
         return tallies

@@ -25,7 +25,7 @@ from recover.containers.gguf.reader import open_gguf
 from recover.containers.huggingface.formats import Matrix
 from recover.containers.huggingface.rows import Rows
 from recover.containers.huggingface.tensors import QuantizedTensor
-from recover.estimators.error_calibration import calibrate_errors
+from recover.estimators.error_calibration import calibrate_errors, kurtosis_of
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
 from recover.quants import TILE, F32Array, ScalarType, Stated, quantize, type_by_name
@@ -106,7 +106,7 @@ class Cases:
                 error += squares(out - part)
                 expected += tally.variance
                 conflicts += tally.n_conflicts
-                error_calibration.correct(tally.array[None], out)
+                error_calibration.correct(tally.array[None], kurtosis_of(out))
                 corrected += tally.variance
         sums = {
             "error": error,

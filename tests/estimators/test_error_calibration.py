@@ -48,7 +48,7 @@ def test_sums_and_deviations_are_corrected(half: int | None, share: float) -> No
     if half is not None:
         found = replace(found, kurtosis=tuple(kurtosis_of(each)[0] for each in x))
     tally, deviation = Tally(np.array([2.0, 7.0, 3.0, 5.0])), np.array([4.0], np.float32)
-    found.correct(tally.array[None], estimate, deviation)
+    found.correct(tally.array[None], kurtosis_of(estimate), deviation)
     merged, alone = (
         f[0] ** (1 - share) * f[1] ** share for f in map(np.array, (found.merged, found.alone))
     )
