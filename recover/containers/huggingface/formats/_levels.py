@@ -128,9 +128,8 @@ def deviation_of(n: int) -> float:
 
     That is the median of the distribution of the largest one, but for terms of the order of 1 / n.
     """
-    from statistics import (
-        NormalDist,  # which takes as long to load as all of this package's formats
-    )
+    # It takes as long to load as all formats of this package.
+    from statistics import NormalDist
 
     return 1 / NormalDist().inv_cdf(1 - math.log(2) / (2 * n))
 
