@@ -132,19 +132,17 @@ def _estimate(
         # Where next to nothing is left, rounding would lead out of the cells.
         sound = where((width > least) & is_mild(m0, even), sound, splat(_ZERO))
         place = m1 / m0
-        if outputs.mode:
-            place = mode(odd, even)
-        on_atom = splat(_ZERO)
+        largest = at_largest = splat(_ZERO)  # of the atoms
         for k in range(outputs.atoms.size):
             if outputs.atoms[k] and _has_atoms(scalars, k, block, i):
                 t, mass = _atom(scalars, k, block, k * n + at, i, middle, width * _HALF)
                 mass = mass * exp(t * (odd + even * t))
                 m0, m1 = m0 + mass, fused(mass, t, m1)
-                if outputs.mode:  # an atom with more than half of the mass
-                    on_atom = where(mass > on_atom, mass, on_atom)
-                    place = where(on_atom + on_atom > m0, t, place)
-                else:
-                    place = m1 / m0
+                place = m1 / m0
+                at_largest = where(mass > largest, t, at_largest)
+                largest = larger(mass, largest)
+        if outputs.mode:  # an atom with more than half of the mass, or the highest density
+            place = where(largest + largest > m0, at_largest, mode(odd, even))
         if block.zeros[0] > _ZERO:
             others = m0 / (m0 + zero_mass(block, i, middle, width, odd, even))
         estimate = fused(across * place, splat(block.unit[i] * np.float32(H)), middle)
