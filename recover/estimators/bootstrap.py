@@ -38,6 +38,8 @@ _AT_LEAST = 0.25  # of the chances of others
 _LOOKED_AT = 12  # where zeros are looked for
 _STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 _SEED = 8
+_FEWEST_KNOWN = 32  # superblocks: ratios of fewer are chance
+_LARGEST_RATIO = 32.0  # and those beyond are of a few weights
 
 _FAR_TAILS = 25.0  # kurtosis
 _SPARSE = 0.25  # of the superblocks
@@ -91,7 +93,8 @@ class Measured:
         shares = self.shares
         if deviation is not None and deviation.size:
             classes = classes_of(estimates, scale)
-            shares = _sums(classes, deviation)
+            own = _sums(classes, deviation)
+            shares = own if np.isfinite(own).all() else shares
             rows = deviation.reshape(-1, _SUPERBLOCK)
             rows *= np.sqrt(self.merged[classes, None]).astype(np.float32)
         total = float(shares.sum())
@@ -162,10 +165,17 @@ class Bootstrap:
         return {i: measured for i, measured in all_measured.items() if measured is not None}
 
     def _measure(self, evidence: Evidence, start: int, end: int) -> Measured | None:
-        """Draw weights like those from `start` to `end`; None if nothing can be drawn."""
+        """Draw weights like those from `start` to `end`; None if that tells nothing."""
         part, estimates, weights = self._looked_at(evidence, start, end)
-        if not weights.size:
+        if weights.size < _FEWEST_KNOWN:
             return None
+        with np.errstate(all="ignore"):  # what is drawn may be too large for a type's scales
+            return self._compare(part, estimates, weights)
+
+    def _compare(
+        self, part: Evidence, estimates: tuple[F32Array, F32Array], weights: NDArray[np.float64]
+    ) -> Measured | None:
+        """See `_measure`; of superblocks that each stand for so many."""
         x = draw(part, *estimates, _SEED)
         before = _sums(classes_of(estimates[0], part.scale[0]), estimates[1], weights)
         raws = [self._encode(x, source) for source in self._sources]
@@ -178,12 +188,15 @@ class Bootstrap:
         off = [dequantize(raw, source.type) - x.reshape(-1) for raw, source in pairs]
         alone = np.array([_sums(classes, each, weights).sum() for each in off])
         variance, _, *expected = weights @ tallies
-        if not (np.isfinite(errors).all() and min(after.sum(), variance, *expected) > 0):
-            return None
         whole = errors.sum() / after.sum()
         known = after > _LEAST_SHARE * after.sum()
         merged = np.divide(errors, after, out=np.full(3, whole), where=known)
-        return Measured(merged, before, after.sum() / variance, alone / expected)
+        in_deviations = after.sum() / variance
+        alone /= expected
+        ratios = np.array([*merged, in_deviations, *alone])
+        if not (np.isfinite(before).all() and _are_told(ratios)):
+            return None
+        return Measured(merged, before, float(in_deviations), alone)
 
     def _looked_at(
         self, evidence: Evidence, start: int, end: int
@@ -218,6 +231,11 @@ class Bootstrap:
         generator = np.random.Generator(np.random.Philox(key=[_SEED, (1 << 32) + number]))
         importance = generator.lognormal(size=(x.shape[1],)).astype(np.float32)
         return quantize(x, source.type, importance)
+
+
+def _are_told(ratios: NDArray[np.float64]) -> bool:
+    """Whether all measured over expected errors are finite, and of more than a few weights."""
+    return bool(((ratios * _LARGEST_RATIO > 1) & (ratios < _LARGEST_RATIO)).all())
 
 
 _ORDINARY, _WITH_SPIKE, _WITH_OUTLIERS = range(3)
@@ -284,7 +302,7 @@ def _find_unlike(
 ) -> int:
     """See `Bootstrap.unlike`; cells of input `k` are looked at, if it is not negative."""
     size, n_found = codes.shape[1] // found.size, 0
-    is_whole = size > 0 and codes.shape[1] % (256 * found.size) == 0
+    is_whole = size >= 256 * _FEWEST_KNOWN and codes.shape[1] % (256 * found.size) == 0
     n_looked_at = min(size // 256, _LOOKED_AT)
     for i in range(found.size):
         n_sparse = 0

@@ -216,3 +216,28 @@ def test_what_is_drawn_lies_where_the_cells_are() -> None:
     assert kurtosis_of(drawn.reshape(-1))[0] == pytest.approx(
         kurtosis_of(x.reshape(-1))[0], rel=0.1
     )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", ["linear", "posterior"])
+def test_outliers_next_to_what_scales_hold(method: str, rng: np.random.Generator) -> None:
+    """Of what is drawn, a quarter larger at most, the scale is infinite."""
+    sources, x = sources_of("Q6_K+Q4_0"), normal(SEED)
+    x.reshape(-1)[rng.permutation(x.size)[:590]] = rng.uniform(4.8e5, 5.2e5, 590)
+    out, deviation = np.empty((2, x.size), np.float32)
+    raws = encode(sources, x)
+    assert all(np.isfinite(dequantize(r, s.type)).all() for r, s in zip(raws, sources, strict=True))
+    tally = TileEstimator(sources, method).estimate(raws, 0, x.size, out, deviation)
+    assert np.isfinite(tally.array).all()
+    assert np.isfinite(deviation).all()
+
+
+def test_few_superblocks_tell_nothing() -> None:
+    """Their claims are those of the sample."""
+    sources, x = sources_of("Q5_K+Q4_K"), PRUNED["most"]
+    tile = TileEstimator(sources, "posterior")
+    for n_superblocks, is_told in ((31, False), (32, True)):
+        n = 256 * n_superblocks
+        tile.estimate(encode(sources, x[:n_superblocks]), 0, n, np.empty(n, np.float32))
+        found = Bootstrap(sources, "posterior").measured(tile.evidence, np.array([3.0]))
+        assert bool(found) == is_told
