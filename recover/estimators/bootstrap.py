@@ -39,7 +39,7 @@ _LOOKED_AT = 12  # where zeros are looked for
 _STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 _SEED = 8
 _FEWEST_KNOWN = 32  # superblocks: ratios of fewer are chance
-_LARGEST_RATIO = 32.0  # and those beyond are of a few weights
+_LARGEST_RATIO = 128.0  # and those beyond are of a few weights
 
 _FAR_TAILS = 25.0  # kurtosis
 _SPARSE = 0.25  # of the superblocks
@@ -116,12 +116,12 @@ class Bootstrap:
     ----------
     applies : bool
         Whether weights like those at hand can be drawn: our encoders make what the inputs hold,
-        without a calibration, and the method takes more than the first one.
+        without a calibration.
     """
 
     def __init__(self, sources: Sequence[Source], method: str, estimate: str = MEAN) -> None:
         self._sources, self._method, self._estimate = tuple(sources), method, estimate
-        self.applies = all(map(_can_be_drawn, sources)) and not estimator(method).takes_first
+        self.applies = all(map(_can_be_drawn, sources))
         errors = {k: typical_error(each.type) for k, each in enumerate(sources) if each.has_cells}
         known = [k for k, error in errors.items() if error < _TOO_COARSE]
         self._finest = min(known, key=errors.__getitem__, default=-1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recover.estimators import TileEstimator, _population
+from recover.estimators import FIRST_ALONE, TileEstimator, _population
 from recover.estimators.bootstrap import Bootstrap, classes_of
 from recover.estimators.error_calibration import calibrate_errors, kurtosis_of
 from recover.estimators.uncorrected import UncorrectedTileEstimator
@@ -169,7 +169,6 @@ def test_nothing_is_drawn_for_codes_of_others() -> None:
     """Of folders, calibrations, other encoders and vector types."""
     plain = Source(type_by_name("Q4_K"))
     assert Bootstrap([plain, plain], "posterior").applies
-    assert not Bootstrap([plain], "best").applies
     density = ((0.0,) * 5,) * 4
     others = replace(plain, noise=0.1), replace(plain, density=density), replace(plain, weight=0.5)
     for other in (*others, replace(plain, side_scaled=True), Source(type_by_name("IQ3_S"))):
@@ -216,6 +215,20 @@ def test_what_is_drawn_lies_where_the_cells_are() -> None:
     assert kurtosis_of(drawn.reshape(-1))[0] == pytest.approx(
         kurtosis_of(x.reshape(-1))[0], rel=0.1
     )
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PRUNED if kind != "some by size, heavy tails"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0"])
+def test_what_is_claimed_of_one_input_that_is_decoded(name: str, kind: str) -> None:
+    """Its typical error would be 1.4 to 13 times too large."""
+    sources, x = sources_of(name), PRUNED[kind]
+    out, deviation = np.empty((2, x.size), np.float32)
+    tally = TileEstimator(sources, FIRST_ALONE).estimate(
+        encode(sources, x), 0, x.size, out, deviation
+    )
+    error = np.sum(np.square(out - x.reshape(-1), dtype=np.float64))
+    assert tally.variance == pytest.approx(error, rel=0.12)
+    assert np.sum(np.square(deviation, dtype=np.float64)) == pytest.approx(error, rel=0.12)
 
 
 @pytest.mark.filterwarnings("error")
