@@ -474,7 +474,7 @@ def test_signals_leave_nothing(
     assert not list(scratch.iterdir())
 
 
-@pytest.mark.parametrize("sizes", [(128, 8), pytest.param((512, 24), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes", [(128, 16), pytest.param((512, 24), marks=pytest.mark.slow)])
 def test_a_merge_comes_closer(
     sizes: tuple[int, int], quantized_29m: dict[str, Path], llama_29m: Path, tmp_path: Path
 ) -> None:
@@ -490,7 +490,7 @@ def test_a_merge_comes_closer(
     assert together.paired.mean_kld_difference_ci99[1] < 0
     assert together.paired.mean_kld_difference_ci99_by_chunk is not None
     assert together.paired.mean_kld_difference_ci99_by_chunk[1] < 0
-    assert together.same_top > alone.same_top or n_ctx < 512  # few tokens tell little of that
+    assert together.same_top > alone.same_top
 
 
 @pytest.mark.slow
