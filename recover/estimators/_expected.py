@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover.estimators._request import Request
-from recover.estimators._variances import group_variances, sum_variance
+from recover.estimators._variances import STEP, group_variances, sum_variance
 from recover.estimators.methods import posterior
 from recover.estimators.tally import ALONE, VARIANCE
 from recover.evidence.buffer import Evidence, rows_of
@@ -24,7 +24,6 @@ from recover.quants import GROUP, F32Array
 
 _SUPERBLOCK = 256
 _N_SAMPLED = 125  # superblocks of a tensor
-_STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 
 
 def expect(
@@ -78,7 +77,7 @@ def _sampled(size: int, n_tensors: int) -> NDArray[np.int64] | None:
     if size % _SUPERBLOCK or stride < 2:
         return None
     number = np.arange(n_blocks)
-    chosen = number[number % stride == number // stride * _STEP % stride]
+    chosen = number[number % stride == number // stride * STEP % stride]
     return (np.arange(n_tensors)[:, None] * n_blocks + chosen).reshape(-1)
 
 

@@ -19,7 +19,7 @@ from recover.estimators._superblock import (
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
-_UNEVEN = np.float32(3.5)  # the largest squared scale over the mean
+UNEVEN = np.float32(3.5)  # the largest squared scale over the mean
 _BEYOND_NOISE = np.float32(5)
 
 
@@ -28,7 +28,7 @@ def is_uneven(block: Superblock) -> bool:
     """Whether ``max s^2 > 3.5 mean s^2`` of the scales s of the first input, see `begin_again`."""
     scale = load(block.scale, 0)
     squares = scale * scale
-    return largest_lane(squares) > add_up(squares) * (_UNEVEN / np.float32(16))
+    return largest_lane(squares) > add_up(squares) * (UNEVEN / np.float32(16))
 
 
 @bare_inner

@@ -61,7 +61,7 @@ from recover.estimators._superblock import (
     open_superblock,
     value_of,
 )
-from recover.estimators._variances import HARDLY_ANYTHING, add_amount, n_effective
+from recover.estimators._variances import HARDLY_ANYTHING, STEP, add_amount, n_effective
 from recover.estimators._zeros import find_zeros, zero_mass
 from recover.evidence.edges import has_extreme
 from recover.quants import TILE, F32Array
@@ -74,7 +74,6 @@ _JUST_INSIDE = np.float32(1.001)
 _ULPS = np.float32(2.0**-22)
 _N_SAMPLED = 125  # superblocks of a whole tile from which the errors to expect are told
 _FEWEST_SAMPLED = 16  # of a small tensor
-_STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 
 
 @bare_inlined
@@ -331,7 +330,7 @@ def _integrate_each(
                 _estimate(scalars, block, prior, start, out, outputs)
                 n_conflicts += _resolve_empty(scalars, spans, block, prior, start, out)
             number = (start - first) // 16
-            if number % stride == number // stride * _STEP % stride:
+            if number % stride == number // stride * STEP % stride:
                 _expect(scalars, spans, others, block, prior, start, out, outputs)
                 some = here * HARDLY_ANYTHING
                 sampled += add_amount(outputs.variance, start, start + here, some)

@@ -11,6 +11,9 @@ from recover.quants import F32Array
 
 _ZERO, _FAR = np.float32(0), np.float32(np.inf)
 
+STEP = 7919
+"""A prime: of so many superblocks one is looked at, and of the next ones so many places further."""
+
 
 @bare_inner
 def mean_variances(values: F32Array, each: F32Array, variance: F32Array) -> None:

@@ -35,8 +35,8 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _HALF = np.float32(0.5)
 _FAR = np.float32(np.inf)
-_FEWEST = np.float32(24)  # weights that may be 0
-_MORE = np.float32(1.4)  # than lie beside, so many times
+FEWEST = np.float32(24)  # weights that may be 0
+MORE = np.float32(1.4)  # than lie beside, so many times
 _MORE_IF_UNEVEN = np.float32(3)  # as a block with an outlier has cells that hold all other weights
 _NORMAL_AT_0 = np.float32(1 / math.sqrt(2 * math.pi))
 _N_STEPS = 6
@@ -50,7 +50,7 @@ def is_common(n_zero: Any, n_near: Any, uneven: bool) -> bool:
     `uneven` says whether there may be outliers.
     """
     n = add_up(n_zero)
-    return n >= _FEWEST and n >= (_MORE_IF_UNEVEN if uneven else _MORE) * add_up(n_near)
+    return n >= FEWEST and n >= (_MORE_IF_UNEVEN if uneven else MORE) * add_up(n_near)
 
 
 @bare_inlined
@@ -88,7 +88,7 @@ def _may_have_spike(block: Superblock, n_groups: int, uneven: bool) -> bool:
     for i in range(n_groups):
         may_be = where(load(block.low, 16 * i) > _ZERO, _ZERO, splat(_ONE))
         n_close = n_close + where(load(block.high, 16 * i) < _ZERO, _ZERO, may_be)
-    if sum_lanes(n_close) < _FEWEST:
+    if sum_lanes(n_close) < FEWEST:
         return False
     total = largest = splat(_ZERO)
     for i in range(n_groups):

@@ -22,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
+from recover.estimators._outliers import UNEVEN
 from recover.estimators._population import draw
 from recover.estimators._request import MEAN, Request
+from recover.estimators._variances import STEP
+from recover.estimators._zeros import FEWEST, MORE
 from recover.estimators.base import estimator
 from recover.estimators.tally import ALONE, VARIANCE, Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
@@ -36,17 +39,14 @@ _FEWEST, _MOST = 64, 256  # superblocks that are drawn, of half of them
 _OF_WHOLE = 128  # of a whole tile: tensors that have one mostly have several
 _AT_LEAST = 0.25  # of the chances of others
 _LOOKED_AT = 12  # where zeros are looked for
-_STEP = 7919  # a prime: the next one of so many superblocks is so many places further
 _SEED = 8
 _FEWEST_KNOWN = 32  # superblocks: ratios of fewer are chance
 _LARGEST_RATIO = 128.0  # and those beyond are of a few weights
 
 _FAR_TAILS = 25.0  # kurtosis
 _SPARSE = 0.25  # of the superblocks
-_COMMON, _BESIDE = 24, 1.4  # weights of one that may be 0, and over those beside
 _TOO_COARSE = 0.05  # relative error of types with too few codes to tell
 _ZEROS, _TINY = 0.05, 1e-3  # share of estimates, and of their mean size
-_UNEVEN = 3.5  # the largest squared scale over the mean, as in `_outliers.py`
 _TOO_LARGE = 1e30  # for what encoders reckon with
 _LEAST_SHARE = 0.02  # of the expected error, of a class with a factor of its own
 
@@ -65,19 +65,22 @@ class Measured:
         The sum of squared deviations over the error that is expected of the estimates.
     alone : float64 (n_inputs,)
         Of each input alone.
+    taken : int
+        The input that is decoded, in the order of the evidence; -1 if others have a part.
     """
 
     merged: NDArray[np.float64]
     shares: NDArray[np.float64]
     in_deviations: float
     alone: NDArray[np.float64]
+    taken: int
 
     def correct(
         self,
         tally: NDArray[np.float64],
         estimates: F32Array,
         scale: F32Array,
-        deviation: F32Array | None = None,
+        deviation: F32Array,
     ) -> None:
         """Multiply sums of errors, and standard deviations.
 
@@ -87,11 +90,11 @@ class Measured:
             The array of the tensor's tally.
         estimates, scale
             See `classes_of`.
-        deviation : float32 (n,) or (0,), optional
+        deviation : float32 (n,) or (0,)
             Of its weights.
         """
         shares = self.shares
-        if deviation is not None and deviation.size:
+        if deviation.size:
             classes = classes_of(estimates, scale)
             own = _sums(classes, deviation)
             shares = own if np.isfinite(own).all() else shares
@@ -100,6 +103,8 @@ class Measured:
         total = float(shares.sum())
         tally[VARIANCE] *= self.in_deviations * (shares @ self.merged) / total if total > 0 else 1.0
         tally[ALONE:] *= self.alone
+        if self.taken >= 0:
+            tally[ALONE + self.taken] = tally[VARIANCE]
 
 
 class Bootstrap:
@@ -196,7 +201,8 @@ class Bootstrap:
         ratios = np.array([*merged, in_deviations, *alone])
         if not (np.isfinite(before).all() and _are_told(ratios)):
             return None
-        return Measured(merged, before, float(in_deviations), alone)
+        taken = part.finest if estimator(self._method).takes_first else -1
+        return Measured(merged, before, float(in_deviations), alone, taken)
 
     def _looked_at(
         self, evidence: Evidence, start: int, end: int
@@ -254,7 +260,7 @@ def classes_of(estimates: F32Array, scale: F32Array) -> NDArray[np.int64]:
     sizes = np.abs(estimates.reshape(-1, _SUPERBLOCK))
     tiny = np.count_nonzero(sizes < _TINY * sizes.mean(1, keepdims=True), axis=1)
     squares = np.square(scale.reshape(len(sizes), -1), dtype=np.float64)
-    uneven = squares.max(1) > _UNEVEN * squares.mean(1)
+    uneven = squares.max(1) > UNEVEN * squares.mean(1)
     classes = np.where(uneven, _WITH_OUTLIERS, _ORDINARY)
     classes[tiny > _ZEROS * _SUPERBLOCK] = _WITH_SPIKE
     return classes
@@ -300,7 +306,7 @@ def _find_unlike(
     kurtosis: NDArray[np.float64],
     found: NDArray[np.bool_],
 ) -> int:
-    """See `Bootstrap.unlike`; cells of input `k` are looked at, if it is not negative."""
+    """See `Bootstrap.measured`; cells of input `k` are looked at, if it is not negative."""
     size, n_found = codes.shape[1] // found.size, 0
     is_whole = size >= 256 * _FEWEST_KNOWN and codes.shape[1] % (256 * found.size) == 0
     n_looked_at = min(size // 256, _LOOKED_AT)
@@ -309,7 +315,7 @@ def _find_unlike(
         if is_whole and k >= 0:
             stride = size // 256 // n_looked_at
             for j in range(n_looked_at):
-                start = i * size + 256 * (j * stride + j * _STEP % stride)
+                start = i * size + 256 * (j * stride + j * STEP % stride)
                 n_sparse += _is_sparse(codes[k], scale[k], offset[k], lower[k], upper[k], start)
         found[i] = is_whole and (kurtosis[i] > _FAR_TAILS or n_sparse > _SPARSE * n_looked_at)
         n_found += found[i]
@@ -322,7 +328,7 @@ def _is_sparse(
 ) -> bool:
     """Whether far more weights of a superblock may be 0 than lie beside.
 
-    As `recover.estimators._zeros.near_zero` does with the cells of all inputs.
+    As `recover.estimators._zeros` tells by the cells of all inputs.
     """
     n_zero = n_beside = 0
     for g in range(start // 16, start // 16 + 16):
@@ -340,7 +346,7 @@ def _is_sparse(
                 n_zero += 1
             elif abs(low + high) < 4 * width:
                 n_beside += 1
-    return n_zero >= _COMMON and n_zero >= _BESIDE * n_beside
+    return bool(n_zero >= FEWEST and n_zero >= MORE * n_beside)
 
 
 def _sums(

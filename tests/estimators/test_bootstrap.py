@@ -229,6 +229,7 @@ def test_what_is_claimed_of_one_input_that_is_decoded(name: str, kind: str) -> N
     error = np.sum(np.square(out - x.reshape(-1), dtype=np.float64))
     assert tally.variance == pytest.approx(error, rel=0.12)
     assert np.sum(np.square(deviation, dtype=np.float64)) == pytest.approx(error, rel=0.12)
+    assert tally.alone.tolist() == [tally.variance]
 
 
 @pytest.mark.filterwarnings("error")
