@@ -220,7 +220,8 @@ def find_withdrawal(totals: Totals) -> Withdrawal:
     totals : dict of int to Sums
         Of each tensor. Whether its weights were set to such numbers is of no consequence.
     """
-    sums = {index: each for index, each in totals.items() if each.estimated is not None}
+    # By index: tensors come in the order in which they were finished.
+    sums = {index: each for index, each in sorted(totals.items()) if each.estimated is not None}
     counts = {i: each.empty + each.foreign_scales for i, each in sums.items()}
     shown = [index for index, n in counts.items() if n]
     n_shown = sum(counts[index] for index in shown)

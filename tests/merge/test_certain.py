@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from recover.cli import main
+from recover.estimators import Tally
 from recover.execution import stacks
 from recover.execution.local import Threads
 from recover.execution.tasks import Record, Task
+from recover.merge.certain import find_withdrawal
 from recover.merge.execute import MergeResult, execute_merge
 from recover.merge.plan import plan_merge
+from recover.merge.sums import Sums
 from tests.support.gguf_files import F32Array, read_weights, stored, write_gguf
 from tests.support.models import TINY
 
@@ -212,3 +215,12 @@ def test_command_says_which_tensors(
     printed = capsys.readouterr()
     assert "no weight of this merge is certain" in printed.err
     assert "certain: " not in printed.out
+
+
+def test_the_order_in_which_tensors_are_finished_tells_nothing() -> None:
+    totals = {
+        i: Sums(empty=1 + i, expected=0.1 * i, estimated=Tally(np.zeros(4))) for i in range(3)
+    }
+    first, last = find_withdrawal(totals), find_withdrawal(dict(reversed(totals.items())))
+    assert first == last
+    assert list(first.contradicted) == list(last.contradicted) == [0, 1, 2]
