@@ -1,6 +1,7 @@
 """Divergence against its definitions in numpy, on logits that another binding of llama.cpp gave."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -460,10 +461,10 @@ def test_signals_leave_nothing(
     sizes = ["--n-ctx", "64", "--chunks", "2", "--threads", "1"]
     command = [sys.executable, "-c", SLOW, *arguments, *sizes]
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={"TMPDIR": str(scratch)}
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}
     ) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == "chunk\n"
+        assert "chunk\n" in iter(process.stderr.readline, "")  # perhaps behind that it compiles
         (folder,) = scratch.iterdir()
         assert [path.name for path in folder.iterdir()] == ["model.gguf"]
         process.send_signal(number)
