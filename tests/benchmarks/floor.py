@@ -9,14 +9,15 @@ with that:
 
 - The kernels of a merge read these files and write F16, called by a compiled loop on each thread,
   without Python (see `tests.benchmarks.without_python`). Prints how many times as long as the copy
-  that takes, the median of neighbouring runs and the least and the largest. No merge can take less
-  with these kernels.
+  that takes: the least time of all rounds over the copy's, as other work on the machine makes both
+  only slower, and the median of neighbouring runs with the least and the largest. No merge can take
+  less with these kernels.
 - On one core, the steps of a merge are done to weights that lie in the processor's caches:
   unpacking, estimating, counting conflicts where the method does not, encoding as F16. Each step is
   called for so many weights and for twice as many; what the second half takes is the time of the
   arithmetic, without that of a call, of reading and of writing. Prints nanoseconds per weight,
-  times the number of threads: of the copy the least wall time, as other work on the machine makes
-  it only slower, of the steps the median of processor time; and what of the copy each step takes.
+  times the number of threads: of the copy the least wall time, of the steps the median of processor
+  time; and what of the copy each step takes.
 """
 
 import argparse
@@ -44,6 +45,7 @@ _N = 65_536
 _SECONDS = 0.05  # of a step in one round
 _OF_MODELS = 100e6  # weights: enough for tensors of a tile
 _METHODS = "linear", "posterior"
+_WHOLE = "whole", "processors"
 
 Step = Callable[[], object]
 
@@ -119,8 +121,10 @@ def main() -> None:
             for method, (less, more) in steps.items():
                 copied.unlink()
                 wall, processor = merge(method, inputs, copied, args.threads)
-                found.setdefault(f"{method} over copy", []).append(wall / ran.without_start)
-                found.setdefault(f"{method} whole", []).append(processor / n_weights * 1e9)
+                whole = wall * args.threads / n_weights * 1e9
+                found.setdefault(f"{method}: whole", []).append(whole)
+                processors = processor / n_weights * 1e9
+                found.setdefault(f"{method}: processors", []).append(processors)
                 for name in less:
                     seconds = seconds_of(more[name]) - seconds_of(less[name])
                     found.setdefault(f"{method}, {name}", []).append(seconds / _N * 1e9)
@@ -131,15 +135,16 @@ def main() -> None:
 
 def report(found: dict[str, list[float]], n_threads: int) -> None:
     """Print the figures of `main`."""
-    least, processors = min(found["copy"]), float(np.median(found["processors"]))
+    least, copying = min(found["copy"]), float(np.median(found["processors"]))
     load = os.getloadavg()[0]
     print(f"a plain copy on {n_threads} threads: {least:.2f} ns", end="; ")
-    print(f"{processors:.2f} ns of processors with the start of Python; load {load:.1f}")
+    print(f"{copying:.2f} ns of processors with the start of Python; load {load:.1f}")
     for method in _METHODS:
-        times, whole = found[f"{method} over copy"], float(np.median(found[f"{method} whole"]))
-        span = f"{min(times):.2f} to {max(times):.2f}"
-        print(f"{method}, without Python: {np.median(times):.2f} ({span}) times the copy", end="; ")
-        print(f"{whole:.2f} ns of processors")
+        whole, processors = (np.array(found[f"{method}: {each}"]) for each in _WHOLE)
+        ratios = whole / found["copy"]
+        print(f"{method}, without Python: {whole.min() / least:.2f} times the copy", end=" ")
+        print(f"({np.median(ratios):.2f}, {ratios.min():.2f} to {ratios.max():.2f})", end="; ")
+        print(f"{np.median(processors):.2f} ns of processors")
         names = [name for name in found if name.startswith(f"{method}, ")]
         own = {name: float(np.median(found[name])) for name in names}
         for name, ns in (*own.items(), (f"{method}, all arithmetic", sum(own.values()))):
