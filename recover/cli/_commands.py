@@ -1,12 +1,10 @@
 """The commands together: the parser, and how a command ends."""
 
 import argparse
-import gc
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Protocol
 
 from recover import RecoverError, UsageError
@@ -109,8 +107,7 @@ def _outcome(args: argparse.Namespace) -> int:
     forget_inputs()
     try:
         try:
-            with _few_collections():
-                status: int = args.run(args)
+            status: int = args.run(args)
         finally:
             check_inputs()
     except RecoverError as error:
@@ -124,20 +121,6 @@ def _outcome(args: argparse.Namespace) -> int:
             _show_traceback()
         return _fail(f"{type(error).__name__}: {error} (unexpected; --debug shows where)")
     return status
-
-
-@contextmanager
-def _few_collections() -> Iterator[None]:
-    """Look for garbage in circles less often: there is next to none, but headers are many objects.
-
-    What is in no circle goes at once, as always.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(200_000, 20, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _printed(status: int) -> int:

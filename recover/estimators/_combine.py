@@ -1,6 +1,6 @@
 """Kernels that the estimators share."""
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,11 +226,19 @@ def combine(
     """
     n_scalars, n_proven = len(evidence.scale), len(evidence.interval_values)
     n_inputs = tallies.shape[1] - ALONE
-    scratch = _Scratch.of(n_inputs, n_scalars)
-    if not n_proven or n_inputs == 1 or evidence.weights.size:
-        _combine_by_group(evidence, out, variance, tallies, is_counted, scratch)
+    is_by_group = not n_proven or n_inputs == 1 or evidence.weights.size > 0
+    _combine_by_group(
+        evidence,
+        out,
+        variance,
+        tallies,
+        is_counted and is_by_group,
+        np.zeros(_n_scratch(n_inputs, n_scalars), np.float32),
+        np.empty(n_inputs + 1, np.float64),
+        np.empty(n_scalars, np.int32),
+    )
+    if is_by_group:
         return
-    _combine_by_group(evidence, out, variance, tallies, False, scratch)
     total, weighted = np.zeros((2, out.size), np.float32)
     value, own = np.empty_like(out), np.empty_like(variance)
     for k in range(n_inputs):
@@ -300,18 +308,26 @@ class _Scratch(NamedTuple):
     lowest: NDArray[np.int32]
     """(K,): the level of code 0 where levels are consecutive integers, otherwise `_BY_TABLE`."""
 
-    @classmethod
-    def of(cls, n_inputs: int, n_scalars: int) -> Self:
-        """Memory for so many inputs."""
-        n = max(n_scalars, 1) * _STRIP
-        return cls(
-            rows=np.zeros((n_inputs + 1, _STRIP), np.float32),
-            weights=np.empty((n_inputs, _STRIP), np.float32),
-            scales=np.empty(n, np.float32),
-            offsets=np.empty(n, np.float32),
-            sums=np.empty(n_inputs + 1, np.float64),
-            lowest=np.empty(n_scalars, np.int32),
-        )
+
+def _n_scratch(n_inputs: int, n_scalars: int) -> int:
+    """Numbers that the memory of a `_Scratch` has."""
+    return (2 * n_inputs + 1 + 2 * max(n_scalars, 1)) * _STRIP
+
+
+@bare_inner
+def _scratch_in(memory: F32Array, sums: NDArray[np.float64], lowest: NDArray[np.int32]) -> _Scratch:
+    """The parts of some memory."""
+    n_rows, n_scalars = sums.size, max(lowest.size, 1)
+    ends = n_rows * _STRIP, (2 * n_rows - 1) * _STRIP
+    scales = memory[ends[1] : ends[1] + n_scalars * _STRIP]
+    return _Scratch(
+        rows=memory[: ends[0]].reshape(n_rows, _STRIP),
+        weights=memory[ends[0] : ends[1]].reshape(n_rows - 1, _STRIP),
+        scales=scales,
+        offsets=memory[ends[1] + scales.size : ends[1] + 2 * scales.size],
+        sums=sums,
+        lowest=lowest,
+    )
 
 
 @bare_kernel
@@ -321,12 +337,16 @@ def _combine_by_group(
     variance: F32Array,
     tallies: NDArray[np.float64],
     is_counted: bool,
-    scratch: _Scratch,
+    memory: F32Array,
+    sums: NDArray[np.float64],
+    lowest: NDArray[np.int32],
 ) -> None:
     """As `combine`, with weights that each 16 share: ``out = sum over k of w_k x_k``.
 
-    Strips of groups stay in the first-level cache.
+    Strips of groups stay in the first-level cache. `memory`, all 0, `sums` and `lowest` make a
+    `_Scratch`: of a tuple a call looks at each array, which takes longer than to make it.
     """
+    scratch = _scratch_in(memory, sums, lowest)
     n_inputs, n_tensors = tallies.shape[1] - ALONE, tallies.shape[0]
     n_groups, rows, weights = variance.size // n_tensors, scratch.rows, scratch.weights
     for k in range(scratch.lowest.size):

@@ -4,6 +4,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover._compiled.across import largest_lane
 from recover._compiled.float16 import read_f16
@@ -69,11 +70,14 @@ class Rounding(NamedTuple):
 
 
 @cache
-def rounding_of(kind: ScalarType) -> Rounding:
-    """What the encoder of a type rounds last."""
+def rounding_of(kind: ScalarType) -> NDArray[np.float64]:
+    """What the encoder of a type rounds last: the fields of a `Rounding` (8,).
+
+    A kernel is called for every tile, and finds out of one array faster what it is given.
+    """
     groups = kind.block_size // GROUP
     last = kind.rounds_scale_last, kind.rounds_offset_last
-    return Rounding(
+    rounding = Rounding(
         kind.type_size,
         kind.d_at,
         groups,
@@ -82,12 +86,28 @@ def rounding_of(kind: ScalarType) -> Rounding:
         kind.zero_scale_tells,
         kind.lost_spread > 0 and groups % LANES == 0,
     )
+    return np.array(rounding, np.float64)
+
+
+@inner
+def _rounding_from(fields: NDArray[np.float64]) -> Rounding:
+    """From what `rounding_of` gave."""
+    return Rounding(
+        int(fields[0]),
+        int(fields[1]),
+        int(fields[2]),
+        fields[3] != 0,
+        fields[4] != 0,
+        np.float32(fields[5]),
+        fields[6] != 0,
+        fields[7] != 0,
+    )
 
 
 @kernel
 def bound_errors(
     raw: U8Array,
-    rounding: Rounding,
+    fields: NDArray[np.float64],
     scale: F32Array,
     offset: F32Array,
     scale_error: F32Array,
@@ -101,6 +121,7 @@ def bound_errors(
     only these have one. Where the integer scale of a sub-block is 0, e_s is minus the most that the
     scale of the block may be. Where codes may have wrapped, e_o is infinite.
     """
+    rounding = _rounding_from(fields)
     if rounding.groups_per_block % LANES == 0:
         may_wrap = _bound_superblocks(raw, rounding, scale, offset, scale_error, offset_error)
     else:

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
-from recover.evidence.rounding import Rounding, bound_errors, rounding_of, scale_up
+from recover.evidence.rounding import bound_errors, rounding_of, scale_up
 from recover.evidence.tile import Evidence
 from recover.quants import GROUP, F32Array, ScalarType, Stated, TensorType, U8Array, VectorType
 
@@ -14,7 +15,8 @@ class Codes(NamedTuple):
     """A scalar input's part of a tile: memory for what its bytes say."""
 
     kind: ScalarType
-    rounding: Rounding
+    rounding: NDArray[np.float64]
+    """From `rounding_of`."""
     codes: U8Array
     scale: F32Array
     offset: F32Array

@@ -7,7 +7,8 @@ was made from it.
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.jit import kernel
+from recover._compiled.float16 import f32_bits
+from recover._compiled.jit import inner, kernel
 from recover.inputs.samples import Sample
 from recover.quants import GROUP, F32Array
 
@@ -22,9 +23,8 @@ def telling(parent: Sample, child: Sample) -> NDArray[np.bool_]:
     if parent.type.is_native:
         tells = _varies(parent.values)
     else:
-        places = np.flatnonzero(_may_be_off(parent.values))
-        tells = np.zeros(parent.values.size, np.bool_)
-        tells[places[np.unique(pairs(parent, child)[places], return_index=True)[1]]] = True
+        tells = _may_be_off(parent.values)
+        _keep_first(parent.values, child.values, tells)
     parent.told[child] = tells
     return tells
 
@@ -65,3 +65,39 @@ def _may_be_off(values: F32Array) -> NDArray[np.bool_]:
         for i in range(start, end):
             found[i] = least < most and low < values[i] < high and values[i] != 0
     return found
+
+
+_LOW = np.uint64(0xFFFFFFFF)
+_FACTOR = np.uint64(2654435769)  # 2^32 over the golden ratio: Knuth's multiplicative hashing
+_OTHER_FACTOR = np.uint64(2246822519)
+
+
+@kernel
+def _keep_first(one: F32Array, other: F32Array, tells: NDArray[np.bool_]) -> None:
+    """Of weights (n,) that tell, and of which both inputs say the same, leave the first one.
+
+    A table of twice the size has, at a place that depends on what both say or behind it, the number
+    of the first weight.
+    """
+    n_bits = 1
+    while 1 << n_bits < 2 * tells.size:
+        n_bits += 1
+    mask, shift = (1 << n_bits) - 1, np.uint64(max(32 - n_bits, 0))
+    table = np.full(1 << n_bits, -1, np.int64)
+    for i in range(tells.size):
+        if tells[i]:
+            low, high = _bits(one[i]), _bits(other[i])
+            mixed = ((low * _FACTOR) & _LOW) ^ ((high * _OTHER_FACTOR) & _LOW)
+            at = np.int64(mixed >> shift) & mask
+            while table[at] >= 0 and (one[table[at]] != one[i] or other[table[at]] != other[i]):
+                at = (at + 1) & mask
+            if table[at] < 0:
+                table[at] = i
+            else:
+                tells[i] = False
+
+
+@inner
+def _bits(value: np.float32) -> np.uint64:
+    """Those of a number; of zeros of either sign the same."""
+    return np.uint64(f32_bits(value)) if value != 0 else np.uint64(0)

@@ -137,9 +137,15 @@ def compare_unproven(evidence: Evidence, rows: Rows) -> Likenesses:
     n_tensors = rows.n_tensors
     n_proven, finest = len(evidence.levels) + len(evidence.interval_lower), evidence.finest
     proves, others = np.empty(n_proven, np.bool_), list[int]()
-    levels = evidence.lower_levels, evidence.upper_levels
-    bounds = evidence.interval_lower, evidence.interval_upper
-    do_all_prove, are_some_zero = _look(levels, bounds, evidence.scale, n_tensors, proves)
+    do_all_prove, are_some_zero = _look(
+        evidence.lower_levels,
+        evidence.upper_levels,
+        evidence.interval_lower,
+        evidence.interval_upper,
+        evidence.scale,
+        n_tensors,
+        proves,
+    )
     if not do_all_prove:
         unlike = (k for k in range(n_proven) if not (proves[finest] and proves[k]))
         others = [k for k in unlike if k != finest]
@@ -360,8 +366,10 @@ def takes_exact_codes(taken: StoredTensor, *, is_known: bool) -> bool:
 
 @kernel
 def _look(
-    scalars: tuple[F32Array, F32Array],
-    intervals: tuple[F32Array, F32Array],
+    lower_levels: F32Array,
+    upper_levels: F32Array,
+    interval_lower: F32Array,
+    interval_upper: F32Array,
     scale: F32Array,
     n_tensors: int,
     proves: NDArray[np.bool_],
@@ -371,11 +379,11 @@ def _look(
     Of the former the lower and upper levels are given, of the latter the bounds. And whether
     `_are_some_zero` of the scales.
     """
-    n = scalars[0].shape[0]
+    n = lower_levels.shape[0]
     for k in range(n):
-        proves[k] = _is_finite_anywhere(scalars[0][k], scalars[1][k])
+        proves[k] = _is_finite_anywhere(lower_levels[k], upper_levels[k])
     for k in range(n, proves.size):
-        proves[k] = _is_finite_anywhere(intervals[0][k - n], intervals[1][k - n])
+        proves[k] = _is_finite_anywhere(interval_lower[k - n], interval_upper[k - n])
     return bool(proves.all()), _are_some_zero(scale, n_tensors)
 
 
