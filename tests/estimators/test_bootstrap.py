@@ -196,7 +196,7 @@ def test_the_distribution_is_that_of_most_likelihood(rng: np.random.Generator) -
         expected[:n_bins] = np.maximum(expected[:n_bins], 1e-8)
         expected /= expected.sum()
     between = np.stack([holds_zero, first, last]).astype(np.int64)
-    _population._distribute(between, np.stack([counts] * 3), found)
+    _population._distribute(between, np.stack([counts] * 3), found, 0, _population._N_STEPS)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
     assert len(edges) == n_bins + 1
     assert np.all(np.diff(edges) > 0)
@@ -208,7 +208,7 @@ def test_what_is_drawn_lies_where_the_cells_are() -> None:
     tile = UncorrectedTileEstimator(sources, "posterior")
     out, deviation = np.empty((2, x.size), np.float32)
     tile.estimate(encode(sources, x), 0, x.size, out, deviation)
-    drawn = _population.draw(tile.evidence, out, deviation, SEED)
+    drawn = _population.draw(tile.evidence, out, deviation, np.ones(len(x)), SEED)
     assert np.mean((drawn == 0) != (x == 0)) < 0.02
     large = abs(x) > 0.05
     assert np.mean(abs(drawn[large] / x[large] - 1) > 0.4) < 0.01
@@ -253,5 +253,7 @@ def test_few_superblocks_tell_nothing() -> None:
     for n_superblocks, is_told in ((31, False), (32, True)):
         n = 256 * n_superblocks
         tile.estimate(encode(sources, x[:n_superblocks]), 0, n, np.empty(n, np.float32))
-        found = Bootstrap(sources, "posterior").measured(tile.evidence, np.array([3.0]))
+        found = Bootstrap(sources, "posterior").measured(
+            tile.evidence, np.empty(n, np.float32), np.array([3.0])
+        )
         assert bool(found) == is_told
