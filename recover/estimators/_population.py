@@ -86,21 +86,16 @@ def _likely_mass(others: NDArray[np.float64], every: NDArray[np.float64]) -> NDA
     would make zeros too rare beside it.
     """
     mass = _at_first(every[0])
+    places = np.flatnonzero(every[0])
+    between = np.stack(np.unravel_index(places, every[0].shape))
+    known, known_others = (each.reshape(3, -1)[:, places] for each in (every, others))
     beside = mass.copy()
-    _fit(others, beside, _N_FIRST, 0)
-    _fit(every, mass, _N_FIRST, 0)
+    _distribute(between, known_others, beside, _N_FIRST, 0)
+    _distribute(between, known, mass, _N_FIRST, 0)
     more = beside[-1] / (1 - beside[-1]) / (mass[-1] / (1 - mass[-1]))
-    _fit(every, mass, 0, _N_STEPS)
+    _distribute(between, known, mass, 0, _N_STEPS)
     mass[-1] *= more
     return mass / mass.sum()
-
-
-def _fit(
-    counts: NDArray[np.float64], mass: NDArray[np.float64], n_first: int, n_steps: int
-) -> None:
-    """See `_distribute`."""
-    between = np.stack(np.nonzero(counts[0]))
-    _distribute(between, counts[:, *between], mass, n_first, n_steps)
 
 
 def _median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
@@ -290,6 +285,8 @@ def _distribute(
             total[i + 1] = total[i] + mass[i]
         more[:], less[:], at_zero, n = 0.0, 0.0, 0.0, 0.0
         for j in range(between.shape[1]):
+            if known[0, j] == 0:
+                continue
             first, last = between[1, j], between[2, j]
             off_first, off_last = 1 - known[1, j] / known[0, j], 1 - known[2, j] / known[0, j]
             if first == last:

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.across import add_up, largest_lane
+from recover._compiled.across import add_up, largest_lane, sum_lanes
+from recover._compiled.doubles import to_f64
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import larger, load, splat, where
 from recover.estimators._outliers import UNEVEN
@@ -186,30 +187,46 @@ class Bootstrap:
         return found
 
     def _measure(self, evidence: Evidence, estimates: F32Array) -> Measured | None:
-        """Draw weights like those of a tensor; None if that tells nothing."""
-        likely, is_whole = None, estimates.size == TILE
-        if self._is_likely:
-            squares = np.square(evidence.scale[max(self._finest, 0)], dtype=np.float64)
-            sizes = squares[: estimates.size // GROUP].reshape(-1, _SUPERBLOCK // GROUP).sum(1)
-            rows, weights = _chosen_by_size(sizes, _OF_WHOLE if is_whole else _MOST)
-            part = rows_of(evidence, rows, _SUPERBLOCK)
-            posterior = self._posterior(part)
-        else:
-            every = self._posterior(evidence)
-            likely = self._likely_errors(evidence, estimates, every)
-            rows, weights = _chosen_by_size(likely[0].copy(), _FEWEST if is_whole else _OF_WHOLE)
-            part = rows_of(evidence, rows, _SUPERBLOCK)
-            posterior = every.reshape(2, -1, _SUPERBLOCK)[:, rows].reshape(2, -1)
+        """Draw weights like those of a tensor; None if that tells nothing.
+
+        What other methods than the posterior expect does not tell where their errors are; what the
+        posterior says does. So errors of more superblocks are told by it, and some of these drawn.
+        """
+        sizes, is_whole = self._rough_errors(evidence, estimates), estimates.size == TILE
+        rows, weights = _chosen_by_size(sizes, _OF_WHOLE if is_whole else _MOST)
+        part = rows_of(evidence, rows, _SUPERBLOCK)
+        posterior = self._posterior(part)
         largest = np.abs(posterior).reshape(2, -1, _SUPERBLOCK).max(2)
         kept = np.flatnonzero((largest[0] > 0) & (largest < _TOO_LARGE).all(0))
         if kept.size < _FEWEST_KNOWN:
             return None
-        if kept.size < rows.size:
-            part, weights = rows_of(part, kept, _SUPERBLOCK), weights[kept]
-            posterior = posterior.reshape(2, -1, _SUPERBLOCK)[:, kept].reshape(2, -1)
-        return self._compare(
-            draw(part, posterior[0], posterior[1], weights, _SEED), weights, likely
-        )
+        likely, weights = None, weights[kept]
+        if not self._is_likely:
+            chosen = estimates.reshape(-1, _SUPERBLOCK)[rows].reshape(-1)
+            each = self._likely_errors(part, chosen, posterior)[:, kept] * weights
+            likely = each.sum(1)
+            some, more = _chosen_by_size(each[0], (_OF_WHOLE if is_whole else _MOST) // 2)
+            kept, weights = kept[some], weights[some] * more
+        part = rows_of(part, kept, _SUPERBLOCK)
+        posterior = posterior.reshape(2, -1, _SUPERBLOCK)[:, kept].reshape(2, -1)
+        x = draw(part, posterior[0], posterior[1], weights, _SEED)
+        return self._compare(x, weights, likely)
+
+    def _rough_errors(self, evidence: Evidence, estimates: F32Array) -> NDArray[np.float64]:
+        """About how large errors of superblocks are: squared scales, or more where inputs differ.
+
+        An input whose scale was rounded may be far off: estimates are, too, if it had a part.
+        """
+        k = max(self._finest, 0)
+        scales = evidence.scale[k, : estimates.size // GROUP].astype(np.float64)
+        squares = np.square(scales).reshape(-1, _SUPERBLOCK // GROUP).sum(1)
+        if self._is_likely:
+            return squares
+        values = np.empty_like(estimates)
+        take_one(evidence, k, values)
+        rough: NDArray[np.float64] = GROUP * evidence.noise[k] * squares
+        rough += _sums_of_rows(values, estimates)
+        return rough
 
     def _compare(
         self, x: F32Array, weights: NDArray[np.float64], likely: NDArray[np.float64] | None
@@ -236,7 +253,7 @@ class Bootstrap:
         if not _are_told(np.concatenate([merged, ratios])):
             return None
         taken = evidence.finest if estimator(self._method).takes_first else -1
-        return Measured(merged, ratios, None if likely is None else likely.sum(1), taken)
+        return Measured(merged, ratios, likely, taken)
 
     def _posterior(self, evidence: Evidence) -> F32Array:
         """Means and standard deviations (2, n) of what the inputs say."""
@@ -255,10 +272,10 @@ class Bootstrap:
         """
         values, (mean, deviation) = np.empty_like(estimates), posterior
         each = np.empty((1 + len(self._sources), estimates.size // _SUPERBLOCK))
-        each[0] = _sums_of_rows(estimates - mean)
+        each[0] = _sums_of_rows(estimates, mean)
         for k in range(len(self._sources)):
             take_one(evidence, k, values)
-            each[1 + k] = _sums_of_rows(values - mean)
+            each[1 + k] = _sums_of_rows(values, mean)
         each += _sums_of_rows(deviation)
         each[~np.isfinite(each)] = 0
         return each
@@ -310,22 +327,21 @@ def _can_be_drawn(source: Source) -> bool:
 def _chosen_by_size(
     sizes: NDArray[np.float64], most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Superblocks of a tensor that are drawn, and how many each stands for, but for a factor.
+    """Superblocks that are drawn, and how many each stands for.
 
-    Errors are about as large as `sizes` (n,), which are changed: squared scales, or what the
-    posterior says. So are the chances of superblocks: where a few have most of the error they are
-    drawn several times. (Hansen and Hurwitz, "On the theory of sampling from finite populations",
-    Annals of Mathematical Statistics 14(4), 1943.)
+    Errors are about as large as `sizes` (n,). So are the chances of superblocks: where a few have
+    most of the error they are drawn several times. (Hansen and Hurwitz, "On the theory of sampling
+    from finite populations", Annals of Mathematical Statistics 14(4), 1943.)
     """
-    sizes[~np.isfinite(sizes)] = 0
+    sizes = np.where(np.isfinite(sizes), sizes, 0)
     n_drawn = min(sizes.size, max(_FEWEST, min(most, sizes.size // 2)))
     sizes += sizes.mean() * _AT_LEAST
     total = np.cumsum(sizes)
     if n_drawn == sizes.size or not total[-1] > 0:
-        return np.arange(n_drawn), np.ones(n_drawn)
+        return np.arange(n_drawn), np.full(n_drawn, sizes.size / n_drawn)
     places = (np.arange(n_drawn) + 0.5) / n_drawn * total[-1]
     rows = np.minimum(np.searchsorted(total, places, "right"), sizes.size - 1)
-    return rows, sizes.min() / sizes[rows]
+    return rows, total[-1] / n_drawn / sizes[rows]
 
 
 @kernel
@@ -431,8 +447,23 @@ def _sums(
     return np.bincount(classes, weights * _sums_of_rows(values), 3).astype(np.float64)
 
 
-def _sums_of_rows(values: F32Array) -> NDArray[np.float64]:
-    """The sums of squares over superblocks."""
-    rows = values.reshape(-1, _SUPERBLOCK)
-    sums: NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+def _sums_of_rows(values: F32Array, others: F32Array | None = None) -> NDArray[np.float64]:
+    """The sums over superblocks of squares, or of squared differences."""
+    sums = np.empty(values.size // _SUPERBLOCK)
+    _add_squares(values, values if others is None else others, others is not None, sums)
     return sums
+
+
+@kernel
+def _add_squares(
+    values: F32Array, others: F32Array, is_less: bool, sums: NDArray[np.float64]
+) -> None:
+    """See `_sums_of_rows`."""
+    for b in range(sums.size):
+        total = to_f64(splat(np.float32(0)))
+        for at in range(256 * b, 256 * b + 256, 16):
+            each = to_f64(load(values, at))
+            if is_less:
+                each = each - to_f64(load(others, at))
+            total = total + each * each
+        sums[b] = sum_lanes(total)
