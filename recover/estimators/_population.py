@@ -6,7 +6,7 @@ cells: the distribution of most likelihood of such intervals, by its self-consis
 data", Journal of the Royal Statistical Society B 38(3), 1976), and an atom at 0. A few steps from a
 density without gaps: where cells that hold 0 tell no more, small weights are as likely as their
 neighbours, and all others are 0. Of each weight one is drawn from that distribution within its
-cells. Groups that all inputs hold to be 0 are, unless they are lost beside an outlier.
+cells. Groups of which all inputs say that they are 0 are, unless they are lost beside an outlier.
 
 It is multiplied by a random factor near 1. Otherwise weights would lie near the levels of the
 inputs' own scales, and an encoder that searches for scales would fit them too well.
@@ -67,12 +67,13 @@ def draw(
     _find_sizes(mean, low, high, np.inf, size)
     typical = _median(size, weights)
     _find_sizes(mean, low, high, typical, size)
-    dead = _find_dead(evidence, deviation, typical)
+    generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    chances = generator.random((2, mean.size), np.float32)
+    of_groups = generator.random(mean.size // GROUP, np.float32)
+    dead = _find_dead(evidence, deviation, typical, weights, of_groups)
     bins, counts = np.empty((2, mean.size), np.int16), np.zeros((2, 3, 2, _N_BINS, _N_BINS))
     _tabulate(mean, deviation, low, high, size, weights, dead, bins, counts)
     mass = _likely_mass(counts[0], counts[0] + counts[1])
-    generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    chances = generator.random((2, mean.size), np.float32)
     x = np.empty((size.size, _SUPERBLOCK), np.float32)
     _draw_each(low, high, size, bins, mass, chances, x.reshape(-1))
     x.reshape(-1, GROUP)[dead] = 0
@@ -105,13 +106,26 @@ def _median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
     return float(values[order[np.searchsorted(total, total[-1] / 2)]])
 
 
-def _find_dead(evidence: Evidence, deviation: F32Array, typical: float) -> NDArray[np.bool_]:
-    """Groups of which all inputs say that they are 0, and none that they may be lost."""
+def _find_dead(
+    evidence: Evidence,
+    deviation: F32Array,
+    typical: float,
+    weights: NDArray[np.float64],
+    chances: NDArray[np.float32],
+) -> NDArray[np.bool_]:
+    """Groups that are 0: all inputs say so.
+
+    Where they may say so as the group is lost beside an outlier, it is 0 as often as others are.
+    """
     n = deviation.size // GROUP
-    is_zero = (evidence.scale[:, :n] == 0) & (evidence.offset[:, :n] == 0)
-    small = deviation.reshape(-1, GROUP).max(1) < _SMALL * typical
-    found: NDArray[np.bool_] = is_zero.all(0) & small
-    return found
+    is_zero: NDArray[np.bool_] = (evidence.scale[:, :n] == 0).all(0)
+    is_zero &= (evidence.offset[:, :n] == 0).all(0)
+    is_lost = is_zero & (deviation.reshape(-1, GROUP).max(1) >= _SMALL * typical)
+    each = np.repeat(weights, _SUPERBLOCK // GROUP)
+    n_zero, n_lost = float(each @ is_zero), float(each @ is_lost)
+    known = float(each.sum()) - n_lost
+    share = (n_zero - n_lost) / known if known > 0 else 0.0
+    return is_zero & (~is_lost | (chances < share))
 
 
 def _edges() -> NDArray[np.float64]:
