@@ -31,6 +31,7 @@ _LEAST_SHARE = 1e-3  # of weights that are 0, and of others, to begin with
 _BLOCK = 32  # weights, of which the largest decides on the scale
 _LEAST = 1e-8  # mass of a bin
 _LARGE, _LARGEST_COUNTED = 16.0, 64.0  # larger than so many means of its superblock, of all
+_OUTLIER = 5.0  # than so many means of those that are not 0
 _LOST = 2.0  # sizes: cells that hold 0 and are wider do not tell how large a weight is
 _SMALL = 0.25  # sizes: what is smaller in a group that seems to be 0 is taken to be
 _BEYOND = 4.0  # deviations from the mean, where a cell has no end
@@ -180,13 +181,19 @@ def _find_sizes(
     first.
     """
     for b in range(size.size):
-        first = whole = 0.0
+        first = whole = known = 0.0
         for i in range(256 * b, 256 * b + 256):
             first += abs(mean[i]) / 256
+        n_known = 0
+        for i in range(256 * b, 256 * b + 256):
+            if low[i] > 0 or high[i] < 0:
+                n_known += 1
+                known += min(np.float64(abs(mean[i])), _LARGE * first)
+        limit = _OUTLIER * known / n_known if n_known > 0 else _LARGE * first
+        limit = min(limit, _LARGEST_COUNTED * typical)
         for i in range(256 * b, 256 * b + 256):
             is_lost = low[i] <= 0 <= high[i] and high[i] - low[i] > _LOST * typical
-            own = min(np.float64(abs(mean[i])), _LARGE * first, _LARGEST_COUNTED * typical)
-            whole += (typical if is_lost else own) / 256
+            whole += (typical if is_lost else min(np.float64(abs(mean[i])), limit)) / 256
         size[b] = whole
 
 
