@@ -17,20 +17,24 @@ over expected ones: each class has a factor of its own.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.across import add_up, largest_lane, sum_lanes
+from recover._compiled.doubles import to_f64
 from recover._compiled.jit import inner, kernel
+from recover._compiled.lanes import larger, load, splat, where
 from recover.estimators._outliers import UNEVEN
 from recover.estimators._population import draw
 from recover.estimators._request import MEAN, Request
 from recover.estimators._variances import STEP
 from recover.estimators._zeros import FEWEST, MORE
 from recover.estimators.base import estimator
-from recover.estimators.tally import ALONE, VARIANCE, Tally
+from recover.estimators.tally import ALONE, CONFLICTS, VARIANCE, Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
-from recover.evidence.buffer import Evidence, Source, rows_of
+from recover.evidence.buffer import Evidence, Source, rows_of, take_one
 from recover.inputs.matching import typical_error
 from recover.quants import GROUP, TILE, F32Array, ScalarType, U8Array, dequantize, quantize
 
@@ -40,11 +44,16 @@ _OF_WHOLE = 128  # of a whole tile: tensors that have one mostly have several
 _AT_LEAST = 0.25  # of the chances of others
 _LOOKED_AT = 12  # where zeros are looked for
 _SEED = 8
+_POSTERIORS = "posterior", "joint"  # whose deviations tell where errors are
 _FEWEST_KNOWN = 32  # superblocks: ratios of fewer are chance
-_LARGEST_RATIO = 128.0  # and those beyond are of a few weights
+_RATIOS = 2.0**-24, 128.0  # and those beyond are of a few weights
 
 _FAR_TAILS = 25.0  # kurtosis
-_SPARSE = 0.25  # of the superblocks
+_SPARSE = 0.25  # of the superblocks that are not all 0
+_DEAD = 4  # of sixteen groups
+_FAR_ABOVE = 50.0  # squared scales over their mean: there may be superblocks with outliers
+_BESIDE = 7.0  # the largest squared scale over the mean of such a superblock
+_FEW_ALL = 0.4  # of the error that is expected, that such superblocks have
 _TOO_COARSE = 0.05  # relative error of types with too few codes to tell
 _ZEROS, _TINY = 0.05, 1e-3  # share of estimates, and of their mean size
 _TOO_LARGE = 1e30  # for what encoders reckon with
@@ -59,20 +68,17 @@ class Measured:
     ----------
     merged : float64 (3,)
         Of the estimates of superblocks of each class (see `classes_of`).
-    shares : float64 (3,)
-        Those of the classes in the error that is expected of the estimates.
-    in_deviations : float
-        The sum of squared deviations over the error that is expected of the estimates.
-    alone : float64 (n_inputs,)
-        Of each input alone.
+    ratios : float64 (1 + n_inputs,)
+        Of all estimates, and of each input alone.
+    likely : float64 (1 + n_inputs,), optional
+        What these ratios are of, if not of the expected errors: what the posterior says.
     taken : int
         The input that is decoded, in the order of the evidence; -1 if others have a part.
     """
 
     merged: NDArray[np.float64]
-    shares: NDArray[np.float64]
-    in_deviations: float
-    alone: NDArray[np.float64]
+    ratios: NDArray[np.float64]
+    likely: NDArray[np.float64] | None
     taken: int
 
     def correct(
@@ -93,16 +99,16 @@ class Measured:
         deviation : float32 (n,) or (0,)
             Of its weights.
         """
-        shares = self.shares
+        errors = tally[[VARIANCE, *range(ALONE, tally.size)]]
+        errors, before = self.ratios * (errors if self.likely is None else self.likely), errors[0]
         if deviation.size:
             classes = classes_of(estimates, scale)
-            own = _sums(classes, deviation)
-            shares = own if np.isfinite(own).all() else shares
+            sums = _sums(classes, deviation)
+            expected, is_told = float(sums @ self.merged) * before, np.isfinite(sums).all()
+            share = float(sums.sum() * errors[0]) / expected if is_told and expected > 0 else 1.0
             rows = deviation.reshape(-1, _SUPERBLOCK)
-            rows *= np.sqrt(self.merged[classes, None]).astype(np.float32)
-        total = float(shares.sum())
-        tally[VARIANCE] *= self.in_deviations * (shares @ self.merged) / total if total > 0 else 1.0
-        tally[ALONE:] *= self.alone
+            rows *= np.sqrt(share * self.merged[classes, None]).astype(np.float32)
+        tally[VARIANCE], tally[ALONE:] = errors[0], errors[1:]
         if self.taken >= 0:
             tally[ALONE + self.taken] = tally[VARIANCE]
 
@@ -126,6 +132,7 @@ class Bootstrap:
 
     def __init__(self, sources: Sequence[Source], method: str, estimate: str = MEAN) -> None:
         self._sources, self._method, self._estimate = tuple(sources), method, estimate
+        self._is_likely = method in _POSTERIORS and estimate == MEAN
         self.applies = all(map(_can_be_drawn, sources))
         errors = {k: typical_error(each.type) for k, each in enumerate(sources) if each.has_cells}
         known = [k for k, error in errors.items() if error < _TOO_COARSE]
@@ -136,15 +143,19 @@ class Bootstrap:
         """Estimates what was drawn."""
         return UncorrectedTileEstimator(self._sources, self._method, self._estimate)
 
-    def measured(self, evidence: Evidence, kurtosis: NDArray[np.float64]) -> dict[int, Measured]:
+    def measured(
+        self, evidence: Evidence, estimates: F32Array, kurtosis: NDArray[np.float64]
+    ) -> dict[int, Measured]:
         """What was measured on weights like those of tensors that the sample does not fit.
 
         Parameters
         ----------
         evidence : Evidence
             Of tensors of one size, one behind the other.
+        estimates : float32 (n,)
+            Of all of their weights.
         kurtosis : float64 (n_tensors,)
-            Of their estimates.
+            Of the estimates.
 
         Returns
         -------
@@ -164,69 +175,110 @@ class Bootstrap:
             unlike,
         ):
             return {}
-        size = evidence.codes.shape[1] // kurtosis.size
-        numbers = np.flatnonzero(unlike).tolist()
-        all_measured = {i: self._measure(evidence, i * size, (i + 1) * size) for i in numbers}
-        return {i: measured for i, measured in all_measured.items() if measured is not None}
+        size = estimates.size // kurtosis.size
+        found: dict[int, Measured] = {}
+        for i in np.flatnonzero(unlike).tolist():
+            rows = np.arange(i * size // _SUPERBLOCK, (i + 1) * size // _SUPERBLOCK)
+            own = evidence if kurtosis.size == 1 else rows_of(evidence, rows, _SUPERBLOCK)
+            with np.errstate(all="ignore"):  # what is drawn may be too large for a type's scales
+                measured = self._measure(own, estimates[i * size : (i + 1) * size])
+            if measured is not None:
+                found[i] = measured
+        return found
 
-    def _measure(self, evidence: Evidence, start: int, end: int) -> Measured | None:
-        """Draw weights like those from `start` to `end`; None if that tells nothing."""
-        part, estimates, weights = self._looked_at(evidence, start, end)
-        if weights.size < _FEWEST_KNOWN:
+    def _measure(self, evidence: Evidence, estimates: F32Array) -> Measured | None:
+        """Draw weights like those of a tensor; None if that tells nothing.
+
+        What other methods than the posterior expect does not tell where their errors are; what the
+        posterior says does. So errors of more superblocks are told by it, and some of these drawn.
+        """
+        sizes, is_whole = self._rough_errors(evidence, estimates), estimates.size == TILE
+        rows, weights = _chosen_by_size(sizes, _OF_WHOLE if is_whole else _MOST)
+        part = rows_of(evidence, rows, _SUPERBLOCK)
+        posterior = self._posterior(part)
+        largest = np.abs(posterior).reshape(2, -1, _SUPERBLOCK).max(2)
+        kept = np.flatnonzero((largest[0] > 0) & (largest < _TOO_LARGE).all(0))
+        if kept.size < _FEWEST_KNOWN:
             return None
-        with np.errstate(all="ignore"):  # what is drawn may be too large for a type's scales
-            return self._compare(part, estimates, weights)
+        likely, weights = None, weights[kept]
+        if not self._is_likely:
+            chosen = estimates.reshape(-1, _SUPERBLOCK)[rows].reshape(-1)
+            each = self._likely_errors(part, chosen, posterior)[:, kept] * weights
+            likely = each.sum(1)
+            some, more = _chosen_by_size(each[0], (_OF_WHOLE if is_whole else _MOST) // 2)
+            kept, weights = kept[some], weights[some] * more
+        part = rows_of(part, kept, _SUPERBLOCK)
+        posterior = posterior.reshape(2, -1, _SUPERBLOCK)[:, kept].reshape(2, -1)
+        x = draw(part, posterior[0], posterior[1], weights, _SEED)
+        return self._compare(x, weights, likely)
+
+    def _rough_errors(self, evidence: Evidence, estimates: F32Array) -> NDArray[np.float64]:
+        """About how large errors of superblocks are: squared scales, or more where inputs differ.
+
+        An input whose scale was rounded may be far off: estimates are, too, if it had a part.
+        """
+        k = max(self._finest, 0)
+        scales = evidence.scale[k, : estimates.size // GROUP].astype(np.float64)
+        squares = np.square(scales).reshape(-1, _SUPERBLOCK // GROUP).sum(1)
+        if self._is_likely:
+            return squares
+        values = np.empty_like(estimates)
+        take_one(evidence, k, values)
+        rough: NDArray[np.float64] = GROUP * evidence.noise[k] * squares
+        rough += _sums_of_rows(values, estimates)
+        return rough
 
     def _compare(
-        self, part: Evidence, estimates: tuple[F32Array, F32Array], weights: NDArray[np.float64]
+        self, x: F32Array, weights: NDArray[np.float64], likely: NDArray[np.float64] | None
     ) -> Measured | None:
-        """See `_measure`; of superblocks that each stand for so many."""
-        x = draw(part, *estimates, _SEED)
-        before = _sums(classes_of(estimates[0], part.scale[0]), estimates[1], weights)
+        """See `_measure`; of superblocks (n, 256) that each stand for so many."""
         raws = [self._encode(x, source) for source in self._sources]
         out, deviation = np.empty((2, x.size), np.float32)
         tallies = self._tile.estimate_each(raws, 0, x.size, len(x), out, deviation)
-        classes = classes_of(out, self._tile.evidence.scale[0])
+        evidence = self._tile.evidence
+        classes = classes_of(out, evidence.scale[0])
         after = _sums(classes, deviation, weights)
         errors = _sums(classes, out - x.reshape(-1), weights)
         pairs = zip(raws, self._sources, strict=True)
         off = [dequantize(raw, source.type) - x.reshape(-1) for raw, source in pairs]
-        alone = np.array([_sums(classes, each, weights).sum() for each in off])
-        variance, _, *expected = weights @ tallies
+        measured = [errors.sum(), *(_sums(classes, each, weights).sum() for each in off)]
+        if likely is None:
+            expected = np.delete(weights @ tallies, CONFLICTS)
+        else:
+            expected = self._likely_errors(evidence, out, self._posterior(evidence)) @ weights
         whole = errors.sum() / after.sum()
         known = after > _LEAST_SHARE * after.sum()
         merged = np.divide(errors, after, out=np.full(3, whole), where=known)
-        in_deviations = after.sum() / variance
-        alone /= expected
-        ratios = np.array([*merged, in_deviations, *alone])
-        if not (np.isfinite(before).all() and _are_told(ratios)):
+        ratios = np.array(measured) / expected
+        if not _are_told(np.concatenate([merged, ratios])):
             return None
-        taken = part.finest if estimator(self._method).takes_first else -1
-        return Measured(merged, before, float(in_deviations), alone, taken)
+        taken = evidence.finest if estimator(self._method).takes_first else -1
+        return Measured(merged, ratios, likely, taken)
 
-    def _looked_at(
-        self, evidence: Evidence, start: int, end: int
-    ) -> tuple[Evidence, tuple[F32Array, F32Array], NDArray[np.float64]]:
-        """Evidence on superblocks of which something is known.
-
-        Estimates with their deviations, and how many superblocks each stands for.
-        """
-        rows, weights = _chosen_by_size(evidence.scale[max(self._finest, 0)], start, end)
-        part = rows_of(evidence, rows, _SUPERBLOCK)
-        out, deviation = np.empty((2, part.codes.shape[1]), np.float32)
+    def _posterior(self, evidence: Evidence) -> F32Array:
+        """Means and standard deviations (2, n) of what the inputs say."""
+        found = np.empty((2, evidence.codes.shape[1]), np.float32)
         tallies = np.zeros((1, Tally.size_for(len(self._sources))))
-        request = Request(self._estimate, deviation, self._sources)
-        estimator(self._method).estimate_each(part, out, tallies, request)
-        largest = np.abs(out.reshape(-1, _SUPERBLOCK)).max(1)
-        reach = deviation.reshape(-1, _SUPERBLOCK).max(1)
-        known = (largest > 0) & (largest < _TOO_LARGE) & (reach < _TOO_LARGE)
-        if known.all():
-            return part, (out, deviation), weights
-        kept = np.flatnonzero(known)
-        out, deviation = (
-            each.reshape(-1, _SUPERBLOCK)[kept].reshape(-1) for each in (out, deviation)
-        )
-        return rows_of(part, kept, _SUPERBLOCK), (out, deviation), weights[kept]
+        request = Request(MEAN, found[1], self._sources)
+        estimator(_POSTERIORS[0]).estimate_each(evidence, found[0], tallies, request)
+        return found
+
+    def _likely_errors(
+        self, evidence: Evidence, estimates: F32Array, posterior: F32Array
+    ) -> NDArray[np.float64]:
+        """Square errors of estimates and of each input, by the posterior: (1 + n_inputs, n / 256).
+
+        They are 0 where it is broken.
+        """
+        values, (mean, deviation) = np.empty_like(estimates), posterior
+        each = np.empty((1 + len(self._sources), estimates.size // _SUPERBLOCK))
+        each[0] = _sums_of_rows(estimates, mean)
+        for k in range(len(self._sources)):
+            take_one(evidence, k, values)
+            each[1 + k] = _sums_of_rows(values, mean)
+        each += _sums_of_rows(deviation)
+        each[~np.isfinite(each)] = 0
+        return each
 
     def _encode(self, x: F32Array, source: Source) -> U8Array:
         """What the encoder of an input makes of weights; with a random importance matrix."""
@@ -241,7 +293,7 @@ class Bootstrap:
 
 def _are_told(ratios: NDArray[np.float64]) -> bool:
     """Whether all measured over expected errors are finite, and of more than a few weights."""
-    return bool(((ratios * _LARGEST_RATIO > 1) & (ratios < _LARGEST_RATIO)).all())
+    return bool(((ratios > _RATIOS[0]) & (ratios < _RATIOS[1])).all())
 
 
 _ORDINARY, _WITH_SPIKE, _WITH_OUTLIERS = range(3)
@@ -273,26 +325,23 @@ def _can_be_drawn(source: Source) -> bool:
 
 
 def _chosen_by_size(
-    scale: F32Array, start: int, end: int
+    sizes: NDArray[np.float64], most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Superblocks of a tensor that are drawn, and how many each stands for, but for a factor.
+    """Superblocks that are drawn, and how many each stands for.
 
-    Errors are about as large as squared scales. So are the chances of superblocks: where a few have
+    Errors are about as large as `sizes` (n,). So are the chances of superblocks: where a few have
     most of the error they are drawn several times. (Hansen and Hurwitz, "On the theory of sampling
     from finite populations", Annals of Mathematical Statistics 14(4), 1943.)
     """
-    first, most = start // _SUPERBLOCK, _OF_WHOLE if end - start == TILE else _MOST
-    squares = np.square(scale[start // GROUP : end // GROUP], dtype=np.float64)
-    sizes = squares.reshape(-1, _SUPERBLOCK // GROUP).sum(1)
-    sizes[~np.isfinite(sizes)] = 0
+    sizes = np.where(np.isfinite(sizes), sizes, 0)
     n_drawn = min(sizes.size, max(_FEWEST, min(most, sizes.size // 2)))
     sizes += sizes.mean() * _AT_LEAST
     total = np.cumsum(sizes)
     if n_drawn == sizes.size or not total[-1] > 0:
-        return first + np.arange(n_drawn), np.ones(n_drawn)
+        return np.arange(n_drawn), np.full(n_drawn, sizes.size / n_drawn)
     places = (np.arange(n_drawn) + 0.5) / n_drawn * total[-1]
     rows = np.minimum(np.searchsorted(total, places, "right"), sizes.size - 1)
-    return first + rows, sizes.min() / sizes[rows]
+    return rows, total[-1] / n_drawn / sizes[rows]
 
 
 @kernel
@@ -306,20 +355,62 @@ def _find_unlike(
     kurtosis: NDArray[np.float64],
     found: NDArray[np.bool_],
 ) -> int:
-    """See `Bootstrap.measured`; cells of input `k` are looked at, if it is not negative."""
-    size, n_found = codes.shape[1] // found.size, 0
+    """See `Bootstrap.measured`; zeros are looked for in input `k`, if it is not negative."""
+    size, n_found, first = codes.shape[1] // found.size, 0, max(k, 0)
     is_whole = size >= 256 * _FEWEST_KNOWN and codes.shape[1] % (256 * found.size) == 0
     n_looked_at = min(size // 256, _LOOKED_AT)
     for i in range(found.size):
-        n_sparse = 0
+        n_sparse, n_alive = 0, n_looked_at
         if is_whole and k >= 0:
             stride = size // 256 // n_looked_at
             for j in range(n_looked_at):
                 start = i * size + 256 * (j * stride + j * STEP % stride)
-                n_sparse += _is_sparse(codes[k], scale[k], offset[k], lower[k], upper[k], start)
-        found[i] = is_whole and (kurtosis[i] > _FAR_TAILS or n_sparse > _SPARSE * n_looked_at)
+                n_dead = _n_dead(scale[k], start // 16)
+                n_alive -= n_dead == 16
+                is_gone = _DEAD <= n_dead < 16
+                n_sparse += is_gone or _is_sparse(
+                    codes[k], scale[k], offset[k], lower[k], upper[k], start
+                )
+        found[i] = is_whole and (kurtosis[i] > _FAR_TAILS or n_sparse > _SPARSE * n_alive)
+        if is_whole and not found[i]:
+            found[i] = _have_few_all(scale[first, i * size // 16 : (i + 1) * size // 16])
         n_found += found[i]
     return n_found
+
+
+@inner
+def _n_dead(scale: F32Array, start: int) -> int:
+    """How many groups of a superblock have the scale 0."""
+    n = 0
+    for g in range(start, start + 16):
+        n += scale[g] == 0
+    return n
+
+
+@inner
+def _have_few_all(scale: F32Array) -> bool:
+    """Whether superblocks with an outlier have much of the error, which is as squared scales."""
+    total, largest = splat(np.float32(0)), splat(np.float32(0))
+    for g in range(0, scale.size, 16):
+        square = _known_squares(scale, g)
+        total, largest = total + square, larger(square, largest)
+    whole = np.float64(add_up(total))
+    if np.float64(largest_lane(largest)) * scale.size <= _FAR_ABOVE * whole:
+        return False
+    of_few = 0.0
+    for g in range(0, scale.size, 16):
+        square = _known_squares(scale, g)
+        own = np.float64(add_up(square))
+        if np.float64(largest_lane(square)) * 16 > _BESIDE * own:
+            of_few += own
+    return bool(of_few > _FEW_ALL * whole)
+
+
+@inner
+def _known_squares(scale: F32Array, g: int) -> Any:
+    """Of sixteen scales; 0 for those that are not finite."""
+    square = load(scale, g) * load(scale, g)
+    return where(square < np.float32(np.inf), square, np.float32(0))
 
 
 @inner
@@ -353,5 +444,26 @@ def _sums(
     classes: NDArray[np.int64], values: F32Array, weights: NDArray[np.float64] | float = 1.0
 ) -> NDArray[np.float64]:
     """The sums of squares over superblocks of each class (3,)."""
-    squares = np.square(values.reshape(-1, _SUPERBLOCK), dtype=np.float64).sum(1)
-    return np.bincount(classes, weights * squares, 3).astype(np.float64)
+    return np.bincount(classes, weights * _sums_of_rows(values), 3).astype(np.float64)
+
+
+def _sums_of_rows(values: F32Array, others: F32Array | None = None) -> NDArray[np.float64]:
+    """The sums over superblocks of squares, or of squared differences."""
+    sums = np.empty(values.size // _SUPERBLOCK)
+    _add_squares(values, values if others is None else others, others is not None, sums)
+    return sums
+
+
+@kernel
+def _add_squares(
+    values: F32Array, others: F32Array, is_less: bool, sums: NDArray[np.float64]
+) -> None:
+    """See `_sums_of_rows`."""
+    for b in range(sums.size):
+        total = to_f64(splat(np.float32(0)))
+        for at in range(256 * b, 256 * b + 256, 16):
+            each = to_f64(load(values, at))
+            if is_less:
+                each = each - to_f64(load(others, at))
+            total = total + each * each
+        sums[b] = sum_lanes(total)

@@ -56,7 +56,7 @@ class TileEstimator(UncorrectedTileEstimator):
         """Estimate what evidence tells; sums of inputs are in the order of the evidence."""
         tallies = super().estimate_each_from(evidence, n_tensors, out, deviation)
         kurtosis = kurtosis_of(out, n_tensors)
-        measured = self._bootstrap.measured(evidence, kurtosis)
+        measured = self._bootstrap.measured(evidence, out, kurtosis)
         if not measured:
             self._error_calibration.correct(tallies, kurtosis, deviation)
             return tallies

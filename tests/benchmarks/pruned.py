@@ -1,15 +1,18 @@
 """What the posterior makes of weights of which many are 0.
 
-    python -m tests.benchmarks.pruned [--sets LABEL ...] [--leverage] [--speed] [FILE ...]
+    python -m tests.benchmarks.pruned [--sets LABEL ...] [--further | --leverage | --speed]
+        [--superblocks N] [--seed N] [FILE ...]
 
 prints for each set, and each way to prune normal weights (and the matrices of a GGUF file in BF16,
 or of safetensors, ONNX or npz in float32), the square errors of the posterior and of `linear` over
 that of the finest input, what both claim over what is measured, and how many estimates of the
 posterior are outside of their cells. At the end it prints how many of these rows are worse than the
 finest input or `linear`, and how many claims are near, without the rows where small weights are not
-0. With --leverage instead: what is left of the mean square error of types, by 1 - h (see
-`recover.estimators._few`). With --speed instead: processor time of a tile of which 90% is pruned,
-without and with corrected errors, and the same of normal weights.
+0. With --further weights are pruned further, or by blocks, or have few and far outliers (those with
+a single one are not counted), and files are looked at alone. With --leverage instead: what is left
+of the mean square error of types, by 1 - h (see `recover.estimators._few`). With --speed instead:
+processor time of a tile of which 90% is pruned, without and with corrected errors, and the same of
+normal weights.
 """
 
 import argparse
@@ -26,7 +29,16 @@ from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.quants import TILE, F32Array, U8Array
 from tests.support.float_files import matrices_in
 from tests.support.joint_inputs import encode, run, sources_of
-from tests.support.sparse_weights import at_random, by_column, by_size
+from tests.support.sparse_weights import (
+    at_random,
+    blocks_at_random,
+    by_column,
+    by_size,
+    by_size_of_rows,
+    with_large_columns,
+    with_one_outlier,
+    with_outliers,
+)
 
 SETS = (
     *("Q6_K+Q2_K", "Q6_K+Q3_K", "Q3_K*+Q2_K*", "Q3_K+Q2_K", "Q4_K+Q3_K", "IQ4_XS+Q3_K"),
@@ -39,30 +51,46 @@ MADE_SMALL = "90% made small"
 N_ROWS = 512  # superblocks that are looked at, of each matrix
 
 
-def made_small(x: F32Array, share: float) -> F32Array:
+def made_small(x: F32Array, share: float, seed: int) -> F32Array:
     """Not 0, but a hundredth."""
-    return at_random(x, share, SEED) * np.float32(0.99) + x * np.float32(0.01)
+    return at_random(x, share, seed) * np.float32(0.99) + x * np.float32(0.01)
 
 
-_at_random, _by_column = partial(at_random, seed=SEED), partial(by_column, seed=SEED)
-WAYS: dict[str, tuple[Callable[[F32Array, float], F32Array], float]] = {
-    **{f"{share:.0%} at random": (_at_random, share) for share in (0.3, 0.5, 0.7, 0.9)},
-    **{f"{share:.0%} by size": (by_size, share) for share in (0.5, 0.7, 0.9)},
-    MADE_SMALL: (made_small, 0.9),
-    **{f"{share:.0%} of columns": (_by_column, share) for share in (0.4, 0.9)},
+def _by_size(x: F32Array, share: float, seed: int) -> F32Array:
+    return by_size(x, share)
+
+
+Way = Callable[..., F32Array]  # of weights and, by name, a seed
+WAYS: dict[str, Way] = {
+    **{f"{share:.0%} at random": partial(at_random, share=share) for share in (0.3, 0.5, 0.7, 0.9)},
+    **{f"{share:.0%} by size": partial(_by_size, share=share) for share in (0.5, 0.7, 0.9)},
+    MADE_SMALL: partial(made_small, share=0.9),
+    **{f"{share:.0%} of columns": partial(by_column, share=share) for share in (0.4, 0.9)},
 }
+FURTHER: dict[str, Way] = {
+    **{f"{share:.0%} at random": partial(at_random, share=share) for share in (0.95, 0.97)},
+    **{f"{share:.0%} by size": partial(_by_size, share=share) for share in (0.95, 0.97)},
+    "95% by size of rows": partial(by_size_of_rows, share=0.95),
+    **{f"{share:.0%} of blocks": partial(blocks_at_random, share=share) for share in (0.5, 0.9)},
+    **{
+        f"{share:.2%} times {factor}": partial(with_outliers, share=share, factor=factor)
+        for share, factor in ((1e-3, 100), (2e-4, 100), (1e-3, 30))
+    },
+    "1% of columns times 30": partial(with_large_columns, share=0.01, factor=30),
+}
+ONE = "one outlier"  # whose own error is chance
 
 
-def drawn() -> dict[str, list[F32Array]]:
-    shape = N_ROWS, 256
-    tails = 0.02 * np.random.default_rng(4).standard_t(4, shape)
-    normal = 0.05 * np.random.default_rng(3).standard_normal(shape)
+def drawn(n_rows: int, seed: int) -> dict[str, list[F32Array]]:
+    shape = n_rows, 256
+    tails = 0.02 * np.random.default_rng(seed - 1).standard_t(4, shape)
+    normal = 0.05 * np.random.default_rng(seed - 2).standard_normal(shape)
     return {"normal": [normal.astype(np.float32)], "heavy tails": [tails.astype(np.float32)]}
 
 
-def of_file(path: Path) -> Iterator[F32Array]:
+def of_file(path: Path, n_rows: int) -> Iterator[F32Array]:
     for x in matrices_in(path):
-        yield np.ascontiguousarray(x[: max(1, N_ROWS * 256 // x.shape[1])], np.float32)
+        yield np.ascontiguousarray(x[: min(len(x), n_rows) // 2 * 2], np.float32)
 
 
 def compare(name: str, x: F32Array) -> tuple[float, ...]:
@@ -121,23 +149,29 @@ def seconds(tile: UncorrectedTileEstimator, raws: list[U8Array], out: F32Array) 
 
 
 def print_summary(rows: NDArray[np.float64]) -> None:
-    first, posterior, linear, claim, _, outside = rows.T
-    claims = claim / posterior
-    worse = [np.count_nonzero(posterior > other) for other in (first, linear)]
-    near = [np.count_nonzero(abs(claims - 1) <= most) for most in (0.03, 0.1)]
+    first, posterior, linear, claim, other, outside = rows.T
+    worse = [np.count_nonzero(posterior > errors) for errors in (first, linear)]
     print(
         f"{len(rows)} rows: worse than the finest input {worse[0]}, than linear {worse[1]}, with"
-        f" estimates outside {np.count_nonzero(outside)}; claims within 3% {near[0]}, within 10%"
-        f" {near[1]}, from {claims.min():.2f} to {claims.max():.2f}"
+        f" estimates outside {np.count_nonzero(outside)}"
     )
+    for method, claims in {"posterior": claim / posterior, "linear": other / linear}.items():
+        near = [np.count_nonzero(abs(claims - 1) <= most) for most in (0.03, 0.1)]
+        print(
+            f"{method}: claims within 3% {near[0]}, within 10% {near[1]}, from {claims.min():.2f}"
+            f" to {claims.max():.2f}"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--further", action="store_true")
     parser.add_argument("--leverage", action="store_true")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--superblocks", type=int, default=N_ROWS, help="of each matrix")
+    parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     if args.speed:
         for name in args.sets:
@@ -147,16 +181,21 @@ def main() -> None:
         for name in TYPES:
             print_leverage(name)
         return
-    kinds = drawn() | {path.stem: list(of_file(path)) for path in args.files}
+    kinds = {path.stem: list(of_file(path, args.superblocks)) for path in args.files}
+    if not (args.further and args.files):
+        kinds = drawn(args.superblocks, args.seed) | kinds
+    ways = FURTHER | {ONE: partial(with_one_outlier, factor=1e5)} if args.further else WAYS
     rows: list[tuple[float, ...]] = []
     for name in args.sets:
         for kind, matrices in kinds.items():
-            for way, (prune, share) in WAYS.items():
-                each = [compare(name, prune(x, share)) for x in matrices]
+            for way, change in ways.items():
+                each = [
+                    compare(name, change(x, seed=args.seed + i)) for i, x in enumerate(matrices)
+                ]
                 row = first, posterior, linear, claim, other, outside = tuple(
                     map(sum, zip(*each, strict=True))
                 )
-                if way != MADE_SMALL:
+                if way not in (MADE_SMALL, ONE):
                     rows.append(row)
                 print(
                     f"{name}, {kind}, {way}: posterior {posterior / first:.4f} "
