@@ -35,7 +35,7 @@ from recover._compiled.lanes import (
     to_f32,
     where,
 )
-from recover.estimators._zeros import is_common, near_zero
+from recover.estimators._zeros import FEW, is_common, near_zero
 from recover.evidence.buffer import Evidence
 from recover.quants import F32Array, U8Array
 
@@ -183,12 +183,13 @@ def _clipped(value: np.float32, most: np.float32) -> np.float32:
 def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     """Fill `means` of the superblock whose weights begin at `start`; whether it is of use.
 
-    It is not where the weights are like none that the networks have learned from: of one sign, or
-    with scales that are all so small that they are rounded far more than others.
+    It is not where the weights are like none that the networks have learned from: of one sign, with
+    scales that are all so small that they are rounded far more than others, or all but one group
+    without a scale.
     """
     n_inputs = inputs.step.size
     n_groups = inputs.codes.size // n_inputs // 16
-    square, total, usable = _ZERO, _ZERO, False
+    square, total, n_usable = _ZERO, _ZERO, 0
     for g in range(16):
         m = load(mean, start + 16 * g)
         means.total[g], means.square[g] = sum_lanes(m), sum_lanes(m * m)
@@ -200,11 +201,12 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
             scale, offset = inputs.scale[at], inputs.offset[at]
             if not (abs(scale) > _TINY and abs(scale) < _FAR and abs(offset) < _FAR):
                 means.unit[g] = _ZERO
-        usable = usable or bool(means.unit[g] > _ZERO)
+        n_usable += int(means.unit[g] > _ZERO)
     for g in range(16):
         other = g ^ 1
         means.high_32[g] = max(means.high[g], means.high[other])
         means.low_32[g] = min(means.low[g], means.low[other])
+    usable = n_usable > 1
     for k in range(n_inputs):
         largest, at = _ZERO, k * n_groups + start // 16
         for g in range(16):
@@ -218,12 +220,15 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
 
 @bare_inner
 def _has_zeros(bounds: tuple[F32Array, F32Array], start: int) -> bool:
-    """Whether many weights of the superblock are likely to be exactly 0."""
-    n_zero = n_near = splat(_ZERO)
+    """Whether many weights of a superblock are likely to be 0, or all but a few may be."""
+    zero, one = splat(_ZERO), splat(_ONE)
+    n_zero = n_near = n_large = zero
     for at in range(start, start + 256, 16):
-        may_be, near = near_zero(load(bounds[0], at), load(bounds[1], at))
+        low, high = load(bounds[0], at), load(bounds[1], at)
+        may_be, near = near_zero(low, high)
         n_zero, n_near = n_zero + may_be, n_near + near
-    return is_common(n_zero, n_near, False)
+        n_large = n_large + where(low > zero, one, where(high < zero, one, zero))
+    return is_common(n_zero, n_near, False) or sum_lanes(n_large) <= FEW
 
 
 @bare_inlined
