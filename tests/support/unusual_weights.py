@@ -32,7 +32,8 @@ def of_blocks(x: F32Array, share: float, seed: int) -> F32Array:
 
 def enlarged(x: F32Array, share: float, factor: float, shape: tuple[int, int]) -> F32Array:
     """Of the rows, columns or weights, by the `shape`, a share is so many times as large."""
-    large = np.random.default_rng(8).random(shape) < share
+    order = np.random.default_rng(8).random(shape)
+    large = order <= np.sort(order, axis=None)[max(0, round(share * order.size) - 1)]
     return x * np.where(large, np.float32(factor), np.float32(1))
 
 
