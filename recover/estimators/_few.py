@@ -39,7 +39,7 @@ from recover.estimators._superblock import Superblock, level_of, value_of
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _EVENLY = np.float32(1 / 12)  # the variance of a place in a step
-_LEAST = np.float32(1 / 16)  # of N: the rule integrates no spikes
+_LEAST = np.float32(2.0**-12)  # of N
 _OF_OTHERS = np.float32(1.25)
 
 

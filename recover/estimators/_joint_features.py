@@ -35,7 +35,7 @@ from recover._compiled.lanes import (
     to_f32,
     where,
 )
-from recover.estimators._zeros import is_common, near_zero
+from recover.estimators._zeros import FEW, is_common, near_zero
 from recover.evidence.buffer import Evidence
 from recover.quants import F32Array, U8Array
 
@@ -74,6 +74,7 @@ _FAR = np.float32(np.inf)
 _LEAST = np.float32(1e-4)  # of a deviation, over the finest step
 _TINY = np.float32(1e-30)
 _ONE_SIDED = np.float32(0.4)  # of the mean of a superblock, over the root mean square
+_SMOOTH = np.float32(0.7)  # of the squares of the means of groups, over the squares of all weights
 _BLOCK_ONE_SIDED = np.float32(0.8**2)  # of that of 32 weights, squared
 _LEAST_SCALE = np.float32(2**-14)  # the smallest float16 with all of its digits
 
@@ -183,16 +184,18 @@ def _clipped(value: np.float32, most: np.float32) -> np.float32:
 def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     """Fill `means` of the superblock whose weights begin at `start`; whether it is of use.
 
-    It is not where the weights are like none that the networks have learned from: of one sign, or
-    with scales that are all so small that they are rounded far more than others.
+    It is not where the weights are like none that the networks have learned from: of one sign, in
+    all or in each group, with scales that are all so small that they are rounded far more than
+    others, or all but one group without a scale.
     """
     n_inputs = inputs.step.size
     n_groups = inputs.codes.size // n_inputs // 16
-    square, total, usable = _ZERO, _ZERO, False
+    square, total, of_means, n_usable = _ZERO, _ZERO, _ZERO, 0
     for g in range(16):
         m = load(mean, start + 16 * g)
         means.total[g], means.square[g] = sum_lanes(m), sum_lanes(m * m)
         total, square = total + means.total[g], square + means.square[g]
+        of_means += means.total[g] * means.total[g] * np.float32(1 / 16)
         means.high[g], means.low[g] = largest_lane(m), -largest_lane(-m)
         means.unit[g] = abs(inputs.scale[start // 16 + g]) * inputs.step[0]
         for k in range(n_inputs):
@@ -200,11 +203,12 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
             scale, offset = inputs.scale[at], inputs.offset[at]
             if not (abs(scale) > _TINY and abs(scale) < _FAR and abs(offset) < _FAR):
                 means.unit[g] = _ZERO
-        usable = usable or bool(means.unit[g] > _ZERO)
+        n_usable += int(means.unit[g] > _ZERO)
     for g in range(16):
         other = g ^ 1
         means.high_32[g] = max(means.high[g], means.high[other])
         means.low_32[g] = min(means.low[g], means.low[other])
+    usable = n_usable > 1
     for k in range(n_inputs):
         largest, at = _ZERO, k * n_groups + start // 16
         for g in range(16):
@@ -212,18 +216,21 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
         usable = usable and bool(largest >= _LEAST_SCALE)
     size = np.float32(math.sqrt(square / np.float32(256)))
     means.size[0] = size
-    of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size
+    of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or of_means > _SMOOTH * square
     return usable and bool(size > _TINY) and bool(size < _FAR) and not of_one_sign
 
 
 @bare_inner
 def _has_zeros(bounds: tuple[F32Array, F32Array], start: int) -> bool:
-    """Whether many weights of the superblock are likely to be exactly 0."""
-    n_zero = n_near = splat(_ZERO)
+    """Whether many weights of a superblock are likely to be 0, or all but a few may be."""
+    zero, one = splat(_ZERO), splat(_ONE)
+    n_zero = n_near = n_large = zero
     for at in range(start, start + 256, 16):
-        may_be, near = near_zero(load(bounds[0], at), load(bounds[1], at))
+        low, high = load(bounds[0], at), load(bounds[1], at)
+        may_be, near = near_zero(low, high)
         n_zero, n_near = n_zero + may_be, n_near + near
-    return is_common(n_zero, n_near, False)
+        n_large = n_large + where(low > zero, one, where(high < zero, one, zero))
+    return is_common(n_zero, n_near, False) or sum_lanes(n_large) <= FEW
 
 
 @bare_inlined

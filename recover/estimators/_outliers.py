@@ -1,19 +1,24 @@
 """Superblocks in which some sub-blocks, or some weights, are much larger than the others."""
 
+from typing import Any
+
 import numpy as np
 
 from recover._compiled.across import add_up, largest_lane
+from recover._compiled.doubles import n_true
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import fused, load, splat, store, where
+from recover._compiled.lanes import fused, larger, load, splat, store, where
 from recover.estimators._accumulate import accumulate_any
 from recover.estimators._lost import accumulate_lost
-from recover.estimators._product_tables import CURVATURE_UNIT, Scalars, Spans
-from recover.estimators._sizes import narrow_wide_ones, squares, without_largest
+from recover.estimators._one_sided import MEANS
+from recover.estimators._product_tables import CENTER_UNIT, CURVATURE_UNIT, Scalars, Spans
+from recover.estimators._sizes import narrow_wide_ones, without_largest
 from recover.estimators._spans import accumulate_spans, begin_with_spans
 from recover.estimators._superblock import (
     OUTLIER,
     Superblock,
     replace_first,
+    squares,
 )
 
 _ZERO = np.float32(0)
@@ -21,6 +26,7 @@ _ONE = np.float32(1)
 _FAR = np.float32(np.inf)
 UNEVEN = np.float32(3.5)  # the largest squared scale over the mean
 _BEYOND_NOISE = np.float32(5)
+_MANY = 3  # of 16 weights
 
 
 @bare_inlined
@@ -47,6 +53,31 @@ def _typical_square(block: Superblock, n_groups: int) -> np.float32:
     return means[n // 2] if n > 0 else _ZERO
 
 
+@bare_inlined
+def _is_apart(block: Superblock, i: int) -> Any:
+    """Which weights of a group are outliers, or as far out by their bounds."""
+    low, high = load(block.low, 16 * i), load(block.high, 16 * i)
+    nearest = larger(larger(low, -high), splat(_ZERO))
+    beyond = nearest * nearest * block.precision[i] > OUTLIER
+    return (squares(block, i) > block.limit[i]) | beyond
+
+
+@bare_inlined
+def take_own_prior(
+    block: Superblock, i: int, prior: np.float32, mean: np.float32, apart: Any
+) -> None:
+    """Exchange the prior of the superblock, which is to come, for ``N(mean, 1 / precision)``.
+
+    Of the weights of group `i` those that are `apart` have none.
+    """
+    precision, unit = where(apart, _ZERO, splat(block.precision[i])), block.unit[i]
+    more = (splat(prior) - precision) * (unit * unit * CURVATURE_UNIT)
+    center, gradient = load(block.center, 16 * i), load(block.gradient, 16 * i)
+    gradient = gradient + precision * (mean * unit * CURVATURE_UNIT * CENTER_UNIT)
+    store(block.gradient, 16 * i, fused(center, more, gradient))
+    store(block.curvature, 16 * i, load(block.curvature, 16 * i) + more)
+
+
 @bare_inner
 def begin_again(
     scalars: Scalars,
@@ -66,7 +97,8 @@ def begin_again(
     typical, noise = _typical_square(block, n_groups), scalars.noise[0]
     for i in range(n_groups):
         own, scale = without_largest(squares(block, i)), block.scale[i]
-        all_large = own > max(typical, _BEYOND_NOISE * noise * scale * scale)
+        least = max(typical, _BEYOND_NOISE * noise * scale * scale)
+        all_large = own > least and n_true(squares(block, i) > least) >= _MANY
         width = own if all_large else typical
         # Where all else is lost in the noise everything is an outlier.
         block.limit[i] = OUTLIER * width if width > _ZERO else -_ONE
@@ -80,14 +112,7 @@ def begin_again(
         begin_with_spans(spans, scalars, block, start, splat(_ZERO))
     narrow_wide_ones(scalars, block, start, n_groups, typical)
     for i in range(n_groups):
-        own = splat(prior - block.precision[i])
-        more = where(squares(block, i) > block.limit[i], splat(prior), own)
-        more = more * (
-            block.unit[i] * block.unit[i] * CURVATURE_UNIT
-        )  # the prior of all is to come
-        center, gradient = load(block.center, 16 * i), load(block.gradient, 16 * i)
-        store(block.gradient, 16 * i, fused(center, more, gradient))
-        store(block.curvature, 16 * i, load(block.curvature, 16 * i) + more)
+        take_own_prior(block, i, prior, block.each[MEANS + i], _is_apart(block, i))
     if spans is not None:
         accumulate_spans(spans, block, start)
     store(block.limit, 0, splat(_FAR))

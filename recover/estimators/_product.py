@@ -32,6 +32,7 @@ from recover.estimators._extremes import fix_extremes
 from recover.estimators._few import expect_less_of_few
 from recover.estimators._lost import accumulate_lost
 from recover.estimators._means import estimate_means
+from recover.estimators._nearly_empty import take_for_empty
 from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import ATOMS, N_COLUMNS, H, Others, Outputs, Scalars, Spans
@@ -367,7 +368,11 @@ def _gather(
     if spans is not None:
         block.zeros[0] *= spans.zero_odds
     if uneven and block.zeros[0] == _ZERO:
-        begin_again(scalars, spans, block, start, here, prior)
+        is_empty = False
+        if others is None and spans is None:
+            is_empty = take_for_empty(scalars, spans, block, start, here, prior)
+        if not is_empty:
+            begin_again(scalars, spans, block, start, here, prior)
     else:  # small weights are no zeros: what is lost comes after these
         accumulate_lost(scalars, block, start)
     if not outputs.plain:

@@ -9,7 +9,8 @@ likely as it makes the codes at hand:
 
 A mean square W_j of 16 weights is off by chance, by a variance of about 0.14 of its logarithm. So
 the logarithms are drawn to their mean by what that is of their variance (James and Stein,
-"Estimation with quadratic loss", Berkeley Symposium 1, 1961).
+"Estimation with quadratic loss", Berkeley Symposium 1, 1961). Where weights are of one sign, the
+prior has a mean (see `recover.estimators._one_sided`).
 """
 
 import math
@@ -20,24 +21,19 @@ import numpy as np
 from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import fused, larger, load, smaller, splat, store, where
+from recover.estimators._one_sided import MEANS, drawn_mean, share_of_means, square_of_mean
 from recover.estimators._product_tables import Scalars
-from recover.estimators._superblock import Superblock, center_value
+from recover.estimators._superblock import Superblock, squares
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _FAR = np.float32(np.inf)
 _WITHOUT_LARGEST = np.float32(1.28 / 15)  # on the sum of the squares of 15 of 16
 _BEYOND_NOISE = np.float32(5)
 _BY_CHANCE = 0.14  # variance of the logarithm of a mean square of 16 normal weights
+_OF_MEANS = 64  # the place of the share of means, in `Superblock.each`
 _LEAST_MASS = np.float32(1e-3)
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.27: off by 5e-4 at most.
 _ERF = tuple(np.float32(c) for c in (0.278393, 0.230389, 0.000972, 0.078108))
-
-
-@bare_inlined
-def squares(block: Superblock, i: int) -> Any:
-    """Squares of what the first usable input says of a group."""
-    center = center_value(block, i)
-    return center * center
 
 
 @bare_inlined
@@ -84,6 +80,7 @@ def _log_of_all(block: Superblock, each: Any) -> np.float64:
 def _known_sizes(scalars: Scalars, block: Superblock, start: int, n_groups: int) -> int:
     """Put the logarithms of the W_j into the scratch memory, drawn to their mean; how many."""
     n, total, square, noise = 0, 0.0, 0.0, scalars.noise[0]
+    all_squares = of_means = _ZERO
     for i in range(n_groups):
         own, scale = without_largest(squares(block, i)), scalars.scale[start + i]
         lost = -scalars.scale_error[start + i] * scalars.lost[0]
@@ -93,7 +90,10 @@ def _known_sizes(scalars: Scalars, block: Superblock, start: int, n_groups: int)
             log = math.log(np.float64(own))
             block.each[n] = np.float32(log)
             n, total, square = n + 1, total + log, square + log * log
+            all_squares += own
+            of_means += square_of_mean(scalars, block, start, i)
     if n > 0:
+        block.each[_OF_MEANS] = share_of_means(of_means / all_squares, n)
         mean = total / n
         variance = square / n - mean * mean
         share = max(0.0, 1 - _BY_CHANCE / variance) if variance > 0 else 0.0
@@ -123,8 +123,12 @@ def _size_beside(block: Superblock, i: int, n: int) -> np.float32:
 def narrow_wide_ones(
     scalars: Scalars, block: Superblock, start: int, n_groups: int, typical: np.float32
 ) -> None:
-    """Set `Superblock.precision` of groups whose steps are wide beside a `typical` mean square."""
+    """Set `Superblock.precision` of groups whose steps are wide beside a `typical` mean square.
+
+    The means of their priors are in `Superblock.each`, from `MEANS` on.
+    """
     n = -1
+    store(block.each, MEANS, splat(_ZERO))
     for i in range(n_groups):
         scale = block.scale[i]
         if not (scale * scale > typical and block.precision[i] == _ONE / typical):
@@ -133,4 +137,7 @@ def narrow_wide_ones(
             n = _known_sizes(scalars, block, start, n_groups)
         if n == 0:
             break
-        block.precision[i] = _ONE / _size_beside(block, i, n)
+        size = _size_beside(block, i, n)
+        mean, size = drawn_mean(scalars, block, start, i, size, block.each[_OF_MEANS])
+        block.each[MEANS + i] = mean
+        block.precision[i] = _ONE / size

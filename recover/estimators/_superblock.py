@@ -137,6 +137,13 @@ def center_value(block: Superblock, i: int) -> Any:
 
 
 @bare_inlined
+def squares(block: Superblock, i: int) -> Any:
+    """Squares of what the first usable input says of a group."""
+    center = center_value(block, i)
+    return center * center
+
+
+@bare_inlined
 def keep(block: Superblock) -> None:
     """Keep the bounds and derivatives of a superblock, for `restore`."""
     for at in range(0, 256, 16):

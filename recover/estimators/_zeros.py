@@ -36,8 +36,10 @@ _ONE = np.float32(1)
 _HALF = np.float32(0.5)
 _FAR = np.float32(np.inf)
 FEWEST = np.float32(24)  # weights that may be 0
+FEW = np.float32(16)  # weights that cannot be 0: too few of a superblock to tell a spike by
 MORE = np.float32(1.4)  # than lie beside, so many times
 _MORE_IF_UNEVEN = np.float32(3)  # as a block with an outlier has cells that hold all other weights
+_TIMES_USUAL = np.float32(4)  # the width of cells beside outliers, which tell no zeros
 _NORMAL_AT_0 = np.float32(1 / math.sqrt(2 * math.pi))
 _N_STEPS = 6
 _LEAST_GAIN = 36.0  # of the log likelihood of a superblock
@@ -81,6 +83,22 @@ def zero_mass(block: Superblock, i: int, middle: Any, width: Any, odd: Any, even
     return where(there, mass, splat(_ZERO))
 
 
+@bare_inner
+def _usual_width(block: Superblock, n_groups: int) -> np.float32:
+    """The median over groups of the least width of their cells that is not infinite."""
+    n, widths = 0, block.kept
+    for i in range(n_groups):
+        width = -largest_lane(load(block.low, 16 * i) - load(block.high, 16 * i))
+        if _ZERO < width < _FAR:
+            place = n
+            while place > 0 and widths[place - 1] > width:
+                widths[place] = widths[place - 1]
+                place -= 1
+            widths[place] = width
+            n += 1
+    return widths[n // 2] if n > 0 else _ZERO
+
+
 @bare_inlined
 def _may_have_spike(block: Superblock, n_groups: int, uneven: bool) -> bool:
     """Whether it is worth a look; most superblocks have too few weights that may be 0."""
@@ -99,6 +117,8 @@ def _may_have_spike(block: Superblock, n_groups: int, uneven: bool) -> bool:
     widest, rest = _FAR, add_up(total) - largest_lane(largest)
     if rest < largest_lane(largest):
         widest = np.sqrt(rest / np.float32(16 * n_groups))
+    if uneven:
+        widest = min(widest, _TIMES_USUAL * _usual_width(block, n_groups))
     n_zero = n_near = splat(_ZERO)
     for i in range(n_groups):
         low, high = load(block.low, 16 * i), load(block.high, 16 * i)
@@ -110,7 +130,7 @@ def _may_have_spike(block: Superblock, n_groups: int, uneven: bool) -> bool:
 
 
 @bare_inner
-def _forget_ends(scalars: Scalars, block: Superblock, start: int) -> None:
+def forget_ends(scalars: Scalars, block: Superblock, start: int) -> None:
     """Of weights that may be 0, an end code says no more than that they are in its cell.
 
     Its density was drawn from weights which the scale was fitted to. Zeros have no say in that, and
@@ -215,7 +235,7 @@ def find_zeros(
         return prior
     keep(block)
     find_possible_zeros(scalars, spans, block, start)
-    _forget_ends(scalars, block, start)
+    forget_ends(scalars, block, start)
     sharpen(block, _ZERO)
     known = prior * np.float32(_n_known(block, n_groups) / (16 * n_groups))
     before = _log_likelihood(block, _ZERO, known, n_groups)

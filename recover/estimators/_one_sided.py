@@ -1,0 +1,100 @@
+"""Sub-blocks beside an outlier whose other weights are of one sign, as in smooth filters.
+
+All of these have one code, which says little of each: steps are wide. But where scale and minimum
+are fitted by least squares, the mean m of what is decoded is that of the weights but for what is
+rounded, the scale to a multiple of d and the minimum to one of dmin: with the mean level y, the
+variance of m is
+
+    V = ((y d)^2 + dmin^2) / 12 + s^2 N / 16
+
+Of the variance W of the weights a share T is that of the means of sub-blocks, 1/16 where weights
+are independent. What the other sub-blocks have beyond that tells T, or m itself where it is too far
+from 0 for chance:
+
+    T = max(share W, m^2 - 4 (V + W / 16))
+
+The mean of the prior is then ``m T / (T + V)`` (the best linear prediction, as that of James and
+Stein, see `recover.estimators._sizes`), and what is left of T in its variance ``V T / (T + V)``.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from recover._compiled.across import add_up, largest_lane
+from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.lanes import load, load_bytes, splat, where
+from recover.estimators._coarse import step_of_minima
+from recover.estimators._product_tables import N_COLUMNS, STEPS, Scalars
+from recover.estimators._superblock import Superblock, center_value, level_of, squares
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_FAR = np.float32(np.inf)
+_SIXTEENTH = np.float32(1 / 16)
+_EVENLY = np.float32(1 / 12)  # the variance of a place in a step
+_BEYOND_CHANCE = np.float32(4)  # the square of a mean, over its variance
+_LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
+_MOST = np.float32(0.9)
+_FEWEST_STEPS = 15  # with fewer (Q2_K) absolute errors are fitted
+
+MEANS = 48
+"""Where in `Superblock.each` the means of the groups' priors are (16,)."""
+
+
+@bare_inner
+def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
+    """M and V of a group, by the input that knows them best; V is infinite if none does."""
+    mean, variance = _ZERO, _FAR
+    counts = where(squares(block, i) > block.limit[i], splat(_ZERO), splat(_ONE))
+    n, n_counted = scalars.codes.size // scalars.noise.size, add_up(counts)
+    for k in range(scalars.noise.size):
+        at, steps = 16 * k + i, scalars.rows[N_COLUMNS * k + STEPS]
+        n_steps = scalars.ends[2 * k + 1] - scalars.ends[2 * k]
+        if not (steps > _ZERO and scalars.extremes[4 * k] < 0 and n_steps >= _FEWEST_STEPS):
+            continue
+        if block.inverse[at] == _ZERO or block.offset[at] == _ZERO or n_counted == _ZERO:
+            continue
+        usable = load(block.inverse, 16 * k) != _ZERO
+        d = largest_lane(where(usable, abs(load(block.scale, 16 * k)), splat(_ZERO))) / steps
+        minima = where(usable, abs(load(block.offset, 16 * k)), splat(_ZERO))
+        dmin = step_of_minima(scalars, k, minima)
+        codes = load_bytes(scalars.codes, k * n + 16 * (start + i))
+        level = add_up(level_of(scalars, k, codes) * counts) / n_counted
+        scale, off = block.scale[at], level * d
+        own = (off * off + dmin * dmin) * _EVENLY + scale * scale * scalars.noise[k] * _SIXTEENTH
+        if dmin > _ZERO and own < variance:
+            mean, variance = level * scale + block.offset[at], own
+    return mean, variance
+
+
+@bare_inlined
+def square_of_mean(scalars: Scalars, block: Superblock, start: int, i: int) -> np.float32:
+    """The square of the mean of a group, but for the error of that."""
+    mean, variance = _mean(scalars, block, start, i)
+    if not variance < _FAR:
+        mean, variance = add_up(center_value(block, i)) * _SIXTEENTH, _ZERO
+    return mean * mean - variance
+
+
+@bare_inlined
+def share_of_means(ratio: np.float32, n: int) -> np.float32:
+    """What squares of means of n groups are of all squares, but for what is by chance."""
+    share = (ratio - _SIXTEENTH) / (_ONE - _SIXTEENTH)
+    return min(share, _MOST) if share > _LEAST_SHARE / np.float32(math.sqrt(n)) else _ZERO
+
+
+@bare_inner
+def drawn_mean(
+    scalars: Scalars, block: Superblock, start: int, i: int, size: np.float32, share: np.float32
+) -> Any:
+    """Mean and variance of the prior of a group whose weights have the mean square `size`."""
+    mean, variance = _mean(scalars, block, start, i)
+    if not variance < _FAR:
+        return _ZERO, size
+    of_means = share * size
+    known = max(of_means, mean * mean - _BEYOND_CHANCE * (variance + size * _SIXTEENTH))
+    if not known > _ZERO:
+        return _ZERO, size
+    drawn = known / (known + variance)
+    return mean * drawn, size - of_means + variance * drawn

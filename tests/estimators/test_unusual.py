@@ -1,0 +1,73 @@
+"""Weights of which all but a few are 0 or far smaller, and smooth ones beside outliers."""
+
+import numpy as np
+import pytest
+
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.evidence.cells import intersect_cells
+from recover.quants import F32Array
+from tests.support.joint_inputs import encode, sources_of
+from tests.support.sparse_weights import at_random, normal, pruned
+from tests.support.unusual_weights import columns_times, filters, in_rows, weights_times
+
+
+def estimated(method: str, name: str, x: F32Array) -> F32Array:
+    """Estimates, which are within the cells of all inputs."""
+    sources = sources_of(name)[: 1 if method == "best" else None]
+    tile, out = UncorrectedTileEstimator(sources, method), np.empty(x.size, np.float32)
+    tile.estimate(encode(sources, x), 0, x.size, out)
+    if method in ("posterior", "joint"):
+        lower, upper = np.empty((2, x.size), np.float32)
+        intersect_cells(tile.evidence, lower, upper)
+        assert np.all((lower <= out) & (out <= upper))
+    return out
+
+
+def error(method: str, name: str, x: F32Array) -> float:
+    off = estimated(method, name, x).astype(np.float64) - x.reshape(-1)
+    return float(np.sum(off**2))
+
+
+@pytest.mark.parametrize("name", ["Q3_K*+Q2_K*", "Q3_K+Q2_K", "Q6_K+Q2_K", "Q6_K+Q3_K"])
+@pytest.mark.parametrize("share", [0.97, 0.98])
+def test_of_nearly_empty_weights_a_merge_is_not_worse_than_the_finest(
+    share: float, name: str
+) -> None:
+    """It had up to 2.4 of its error: single weights were taken for 0 since all others were."""
+    x = pruned(2, share)
+    assert error("posterior", name, x) < error("best", name, x)
+
+
+NEARLY_EMPTY = {
+    "97% in rows": in_rows(normal(3), 0.97),
+    "99%": at_random(normal(3), 0.99, 4),
+    "far outliers": weights_times(normal(3), 0.001, 1000),
+}
+
+
+@pytest.mark.parametrize("kind", NEARLY_EMPTY)
+@pytest.mark.parametrize("name", ["Q5_K+Q4_K+Q2_K", "Q4_K+Q2_K", "Q5_K*+Q4_K*+Q2_K*"])
+def test_networks_leave_nearly_empty_superblocks_alone(name: str, kind: str) -> None:
+    """They made up to ten times the posterior's error of it."""
+    x = NEARLY_EMPTY[kind]
+    assert error("joint", name, x) <= 1.002 * error("posterior", name, x)
+
+
+def test_beside_outliers_smooth_weights_are_not_drawn_to_zero() -> None:
+    """The posterior had 1.4 times the error of `linear`, and what was decoded told of a mean."""
+    x, name = columns_times(filters(256, 3), 0.02, 30), "Q4_K+Q3_K"
+    linear = error("linear", name, x)
+    assert error("posterior", name, x) < 1.15 * linear
+    assert error("joint", name, x) < linear
+
+
+def test_wide_cells_beside_outliers_tell_no_zeros() -> None:
+    """Two outliers of one block made all weights beside them seem to be exactly 0."""
+    x = np.float32(1.5) * filters(64, 6) + np.float32(0.3)
+    x[:, [5, 9]] *= 30
+    decoded, out = (
+        estimated(each, "Q4_K+Q3_K", x).reshape(x.shape) for each in ("best", "posterior")
+    )
+    beside = np.r_[0:5, 6:9, 10:16]
+    alone, merged = (np.mean((each - x)[:, beside] ** 2) for each in (decoded, out))
+    assert merged < 1.1 * alone
