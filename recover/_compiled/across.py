@@ -9,7 +9,14 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from recover._compiled.lanes import LANES, call_llvm, concatenate, f32_lanes, f64_lanes, mask_lanes
+from recover._compiled.vectors import (
+    LANES,
+    call_llvm,
+    concatenate,
+    f32_lanes,
+    f64_lanes,
+    mask_lanes,
+)
 
 _F32, _I32, _WORD = ir.FloatType(), ir.IntType(32), ir.IntType(LANES)
 

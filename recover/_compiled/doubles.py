@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from recover._compiled.lanes import (
+from recover._compiled.vectors import (
     LANES,
     f32_lanes,
     f64_lanes,

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import is_array, pointer_to
+from recover._compiled.vectors import is_array, pointer_to
 
 
 @intrinsic

@@ -20,7 +20,8 @@ from recover.estimators import DEFAULT_METHOD
 from recover.execution.output import check_output_path
 from recover.execution.tiles import Progress
 from recover.inputs.alignment import align, is_absent
-from recover.inputs.completion import complete, is_measured, is_tried
+from recover.inputs.completion import complete
+from recover.inputs.found import is_measured, is_tried
 from recover.inputs.matching import find_duplicates
 from recover.inputs.metadata import METHOD_KEY
 from recover.inputs.open import open_models

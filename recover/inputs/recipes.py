@@ -20,7 +20,7 @@ from recover.containers.huggingface.tensors import QuantizedTensor
 from recover.containers.model import Model, StoredTensor
 from recover.containers.views import Span, View
 from recover.inputs.alignment import AbsentTensor
-from recover.inputs.completion import completed_tensor, found_of, found_record, read_found
+from recover.inputs.found import completed_tensor, found_of, found_record, read_found
 from recover.inputs.generations import as_type, twin_of
 from recover.inputs.originals.origin import RecoveredTensor
 from recover.inputs.originals.requantized import SecondHand
