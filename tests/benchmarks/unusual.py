@@ -69,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     normal = 0.05 * np.random.default_rng(3).standard_normal((N_ROWS, 256))
     kinds = {"normal": [normal.astype(np.float32)], "filters": [filters(N_ROWS, 3)]}
-    kinds |= {path.stem: list(of_file(path)) for path in args.files}
+    kinds |= {path.stem: list(of_file(path, N_ROWS)) for path in args.files}
     n, n_outside, counts = 0, 0, dict[str, list[int]]()
     for name in args.sets:
         for kind, matrices in kinds.items():
