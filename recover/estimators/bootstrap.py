@@ -1,9 +1,10 @@
 """Expected errors of weights unlike the shipped sample: measured on weights like those at hand.
 
 The sample of `recover.estimators.error_calibration` has no zeros and no far outliers. Where many
-weights of a tensor seem to be 0, or the tails are far heavier than the sample's, what is expected
-is corrected by a parametric bootstrap (Efron and Tibshirani, "An introduction to the bootstrap",
-1993, chapter 6.5). Some superblocks are looked at:
+weights of a tensor seem to be 0, the tails are far heavier than the sample's, or superblocks with
+an outlier have much of the error, what is expected is corrected by a parametric bootstrap (Efron
+and Tibshirani, "An introduction to the bootstrap", 1993, chapter 6.5). Some superblocks are looked
+at:
 
 1. How weights are distributed is told by their cells, and of each weight one is drawn from that
    distribution within its cells (`recover.estimators._population`). So zeros, outliers and columns
