@@ -58,7 +58,7 @@ def test_beside_outliers_smooth_weights_are_not_drawn_to_zero() -> None:
     x, name = columns_times(filters(256, 3), 0.02, 30), "Q4_K+Q3_K"
     linear = error("linear", name, x)
     assert error("posterior", name, x) < 1.15 * linear
-    assert error("joint", name, x) < linear
+    assert error("joint", name, x) < 1.15 * linear
 
 
 def test_wide_cells_beside_outliers_tell_no_zeros() -> None:
