@@ -74,7 +74,7 @@ _FAR = np.float32(np.inf)
 _LEAST = np.float32(1e-4)  # of a deviation, over the finest step
 _TINY = np.float32(1e-30)
 _ONE_SIDED = np.float32(0.4)  # of the mean of a superblock, over the root mean square
-_SMOOTH = np.float32(0.7)  # of the squares of the means of groups, over the squares of all weights
+_SMOOTH, _MANY_SMOOTH = np.float32(0.7), 6  # of the square of a group, that of its mean; groups
 _BLOCK_ONE_SIDED = np.float32(0.8**2)  # of that of 32 weights, squared
 _LEAST_SCALE = np.float32(2**-14)  # the smallest float16 with all of its digits
 
@@ -185,17 +185,18 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     """Fill `means` of the superblock whose weights begin at `start`; whether it is of use.
 
     It is not where the weights are like none that the networks have learned from: of one sign, in
-    all or in each group, with scales that are all so small that they are rounded far more than
+    all or in many groups, with scales that are all so small that they are rounded far more than
     others, or all but one group without a scale.
     """
     n_inputs = inputs.step.size
     n_groups = inputs.codes.size // n_inputs // 16
-    square, total, of_means, n_usable = _ZERO, _ZERO, _ZERO, 0
+    square, total, n_usable, n_smooth = _ZERO, _ZERO, 0, 0
     for g in range(16):
         m = load(mean, start + 16 * g)
         means.total[g], means.square[g] = sum_lanes(m), sum_lanes(m * m)
         total, square = total + means.total[g], square + means.square[g]
-        of_means += means.total[g] * means.total[g] * np.float32(1 / 16)
+        of_mean = means.total[g] * means.total[g] * np.float32(1 / 16)
+        n_smooth += int(of_mean > _SMOOTH * means.square[g])
         means.high[g], means.low[g] = largest_lane(m), -largest_lane(-m)
         means.unit[g] = abs(inputs.scale[start // 16 + g]) * inputs.step[0]
         for k in range(n_inputs):
@@ -216,7 +217,7 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
         usable = usable and bool(largest >= _LEAST_SCALE)
     size = np.float32(math.sqrt(square / np.float32(256)))
     means.size[0] = size
-    of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or of_means > _SMOOTH * square
+    of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or n_smooth >= _MANY_SMOOTH
     return usable and bool(size > _TINY) and bool(size < _FAR) and not of_one_sign
 
 

@@ -156,6 +156,16 @@ def _estimate(
     return not any_lane(sound == _ZERO)
 
 
+@bare_inlined
+def _largest_offset(scalars: Scalars, g: int) -> np.float32:
+    """Of all inputs that are not broken, in a group."""
+    largest, n = _ZERO, scalars.scale.size // scalars.noise.size
+    for k in range(scalars.noise.size):
+        if is_finite(scalars, k * n + g):
+            largest = max(largest, abs(scalars.offset[k * n + g]))
+    return largest
+
+
 @bare_inner
 def _resolve_empty(
     scalars: Scalars,
@@ -184,8 +194,9 @@ def _resolve_empty(
             first = first_value(scalars, g, out.size)
         there = where(abs(width) < _FAR, middle, first)
         # Not on an edge, which others round otherwise: it is a sum of what may be much larger.
-        inner_low = lower + (abs(lower) + sigma) * _ULPS
-        inner_high = upper - (abs(upper) + sigma) * _ULPS
+        size = sigma + _largest_offset(scalars, g)
+        inner_low = lower + (abs(lower) + size) * _ULPS
+        inner_high = upper - (abs(upper) + size) * _ULPS
         there = where(there < inner_low, inner_low, where(there > inner_high, inner_high, there))
         between = (lower + upper) * _HALF
         there = where((abs(between) < _FAR) & (abs(width) < _FAR), between, there)
