@@ -16,35 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from llvmlite.binding import parse_bitcode
 from numba.core import environment
 from numba.core.caching import CompileResultCacheImpl
-from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.environment import Environment
 from numba.core.runtime import nrtdynmod, rtsys
 
+from recover._compiled.linked import Library, Linked
 
-class _Library(JITCodeLibrary):  # type: ignore[misc]
-    """Machine code; what others are compiled with is read when one is."""
 
-    _bitcode: bytes | None = None
-    _shared_module: Any
+class _Library(Library):
+    """Machine code, and what others are compiled with."""
 
     @classmethod
     def _unserialize(cls, codegen: Any, state: Any) -> Any:
         name, _, (object_code, bitcode) = state
-        library = cls(codegen, name)
-        library._bitcode = bitcode
+        library = (cls if object_code else Linked)(codegen, name)
+        library.bitcode = bitcode
         library.enable_object_caching()
         library._set_compiled_object(object_code)
         library._finalize_final_module()
         return library
-
-    def _get_module_for_linking(self) -> Any:
-        if self._shared_module is None and self._bitcode is not None:
-            self._shared_module = parse_bitcode(self._bitcode)
-        return super()._get_module_for_linking()
 
 
 class Kept(CompileResultCacheImpl):  # type: ignore[misc]
@@ -62,6 +54,8 @@ class Kept(CompileResultCacheImpl):  # type: ignore[misc]
 
 
 def _names(library: Any) -> list[str]:
+    if isinstance(library, Linked):
+        return []
     module = library._get_module_for_linking()
     return [
         each.name

@@ -65,4 +65,4 @@ def sources_digest(path: str) -> str:
 def _machinery() -> set[str]:
     """How kernels are compiled."""
     folder = Path(__file__).parent
-    return {str(folder / f"{name}.py") for name in ("jit", "loading")}
+    return {str(folder / f"{name}.py") for name in ("jit", "linked", "loading")}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recover._compiled.across import sum_lanes
-from recover._compiled.jit import bare_inlined, bare_inner
+from recover._compiled.jit import bare_inlined, bare_inner, bare_sized
 from recover._compiled.lanes import fused, larger, load, smaller, splat, sqrt, store
 from recover.quants import F32Array
 
@@ -116,7 +116,7 @@ def _active(value: object) -> object:
     return value * smaller(larger(ramp, splat(_ZERO)), splat(_ONE))
 
 
-@bare_inner
+@bare_sized
 def _apply(layer: Layer, x: F32Array, x_at: int, out: F32Array, out_at: int, mode: int) -> None:
     """A layer of 16 columns; mode 1 lets the results become active, mode 2 adds them."""
     terms, n_in, at = layer.terms, layer.n_in, 0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recover._compiled.jit import inner
+from recover._compiled.jit import inner, sized
 from recover._compiled.lanes import load, splat, sqrt, store
 from recover.quants._k_integers import largest_scales, make_qp_quants
 from recover.quants._search import (
@@ -84,7 +84,7 @@ def _weigh_by_magnitude(x: F32Array, weights: F32Array) -> None:
         store(weights, i, average + abs(load(x, i)))
 
 
-@inner
+@sized
 def mean_squares(x: F32Array, start: int, n: int, factor: np.float32, out: F32Array) -> None:
     """`factor` times the mean square of the superblock, for each of sixteen sub-blocks.
 
@@ -96,7 +96,7 @@ def mean_squares(x: F32Array, start: int, n: int, factor: np.float32, out: F32Ar
         out[k : k + 256 // n] = mean
 
 
-@inner
+@sized
 def search_batch(
     x: F32Array, imatrix: F32Array, at: int, n: int, steps: Steps, batch: Batch
 ) -> None:
@@ -131,7 +131,7 @@ def search_batch(
             largest_scales(values, highest, integers, unit)
 
 
-@inner
+@sized
 def encode_superblock(
     x: F32Array,
     scale: F32Array,

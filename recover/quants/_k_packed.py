@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recover._compiled.jit import inner
+from recover._compiled.jit import inner, sized
 from recover.quants._k_affine import BATCH, encode_superblock, new_batch, search_batch
 from recover.quants._k_scales import pack_scales, unpack_scales
 from recover.quants._search import Steps
@@ -27,7 +27,7 @@ def pack_codes(codes: U8Array, highest: int, stored: U8Array) -> None:
             qs[32 * j + i] = (low & fifteen) | (high << four)
 
 
-@inner
+@sized
 def quantize_packed(
     x: F32Array, imatrix: F32Array, steps: Steps, limit: int, type_size: int, raw: U8Array
 ) -> None:

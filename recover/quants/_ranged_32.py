@@ -7,7 +7,7 @@ them.
 import numpy as np
 
 from recover._compiled.float16 import read_f16, write_f16
-from recover._compiled.jit import inlined, inner, kernel
+from recover._compiled.jit import inlined, kernel, sized
 from recover.quants._declared import layout
 from recover.quants._legacy import (
     codes_of_32,
@@ -47,7 +47,7 @@ def _unpack(raw: U8Array, n_bits: int, codes: U8Array, scale: F32Array, offset: 
         load_codes(block[4:], n_bits, codes[32 * b : 32 * b + 32])
 
 
-@inner
+@sized
 def _quantize_plain(x: F32Array, n_bits: int, raw: U8Array) -> None:
     """D = (max - min) / highest, code = int((x - min) / d + 0.5).
 
@@ -64,7 +64,7 @@ def _quantize_plain(x: F32Array, n_bits: int, raw: U8Array) -> None:
         store_codes(codes, n_bits, block[4:])
 
 
-@inner
+@sized
 def _quantize_weighted(
     x: F32Array, imatrix: F32Array, steps: Steps, n_bits: int, raw: U8Array
 ) -> None:
@@ -87,7 +87,7 @@ def _quantize_weighted(
         store_codes(codes, n_bits, block[4:])
 
 
-@inner
+@sized
 def _quantize(x: F32Array, imatrix: F32Array, steps: Steps, n_bits: int, raw: U8Array) -> None:
     """Mirrors `quantize_q4_1` and `quantize_q5_1`."""
     if imatrix.size:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recover._compiled.float16 import f32_bits
-from recover._compiled.jit import inner, kernel
+from recover._compiled.jit import inner, kernel, sized
 from recover._compiled.lanes import (
     bits,
     load,
@@ -69,7 +69,7 @@ def nearest_int(value: Any) -> Any:
     return (bits(value + np.float32(12582912)) & 0x7FFFFF) - 0x400000
 
 
-@inner
+@sized
 def clipped_nearest(value: Any, lowest: int, highest: int) -> Any:
     """`nearest_int`, clipped at both ends."""
     codes = nearest_int(value)
@@ -130,7 +130,7 @@ def encode(
         store_bytes(out, i, codes - lowest)
 
 
-@inner
+@sized
 def encode_found(
     x: F32Array, factor: np.float32, base: np.float32, lowest: int, highest: int, out: U8Array
 ) -> None:
@@ -238,7 +238,7 @@ def largest_in_lanes(x: F32Array) -> Any:
     return largest
 
 
-@inner
+@sized
 def _symmetric_sums(x: F32Array, weights: F32Array, factor: Any, half: int) -> Any:
     """The weighted sums of x * code and of code**2."""
     sum_xl = sum_l2 = splat(np.float32(0))
@@ -251,7 +251,7 @@ def _symmetric_sums(x: F32Array, weights: F32Array, factor: Any, half: int) -> A
     return sum_xl, sum_l2
 
 
-@inner
+@sized
 def make_qx_quants(x: F32Array, weights: F32Array, half: int, found: F32Array, at: int) -> None:
     """Scale of codes from ``-half`` to ``half - 1``; goes to `found` from column `at` on.
 

@@ -7,7 +7,7 @@ codes of `n_bits` bits as `recover.quants._legacy.store_codes` puts them.
 import numpy as np
 
 from recover._compiled.float16 import read_f16, write_f16
-from recover._compiled.jit import inlined, inner, kernel
+from recover._compiled.jit import inlined, kernel, sized
 from recover.quants._declared import layout
 from recover.quants._legacy import (
     codes_of_32,
@@ -49,7 +49,7 @@ def unpack_signed(
         load_codes(block[2:], n_bits, codes[32 * b : 32 * b + 32])
 
 
-@inner
+@sized
 def _quantize_plain(x: F32Array, n_bits: int, raw: U8Array) -> None:
     """D = the weight of largest magnitude / -half, code = min(2 half - 1, int(x / d + half + 0.5)).
 
@@ -65,7 +65,7 @@ def _quantize_plain(x: F32Array, n_bits: int, raw: U8Array) -> None:
         store_codes(codes, n_bits, block[2:])
 
 
-@inner
+@sized
 def _quantize_weighted(x: F32Array, imatrix: F32Array, n_bits: int, raw: U8Array) -> None:
     """The scale is searched for; mirrors `quantize_row_q4_0_impl` and `quantize_row_q5_0_impl`."""
     means, x = row_mean_squares(x), x.reshape(x.size)
@@ -82,7 +82,7 @@ def _quantize_weighted(x: F32Array, imatrix: F32Array, n_bits: int, raw: U8Array
         store_codes(codes, n_bits, block[2:])
 
 
-@inner
+@sized
 def _quantize(x: F32Array, imatrix: F32Array, n_bits: int, raw: U8Array) -> None:
     """Mirrors `quantize_q4_0` and `quantize_q5_0`."""
     if imatrix.size:

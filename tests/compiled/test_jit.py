@@ -7,11 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numba.core.caching import NullCache
+from numpy.typing import NDArray
 
 import recover
+from recover._compiled.jit import inner, kernel, sized
 from recover._compiled.sources import imported
 from recover.quants._k_scales import unpack_scales
 from recover.quants.q4_k import Q4_K
@@ -82,3 +86,36 @@ def test_machine_code_of_other_processes_is_taken_and_called_by_new(tmp_path: Pa
         assert run("sum", "add").split() == [b"240.0", b"48.0", b"192.0"]
         assert sorted(tmp_path.rglob("*.nbc")) == before  # nothing was compiled
     assert len(runtime.read_bytes()) > len(content)  # it was made anew
+
+
+@inner
+def _sum_of(x: NDArray[np.float32], n: int) -> np.float32:
+    total = np.float32(0)
+    for i in range(n):
+        total += x[i]
+    return total
+
+
+@sized
+def _sum_of_known(x: NDArray[np.float32], n: int) -> np.float32:
+    return _sum_of(x, n)
+
+
+@kernel
+def _sums(x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    out[0], out[1] = _sum_of(x, 2), _sum_of(x, n=3)
+    out[2], out[3] = _sum_of_known(x, 4), _sum_of_known(x, 5)
+
+
+def test_inner_functions_are_compiled_once_and_have_no_machine_code() -> None:
+    kernels: list[Any] = [_sums, _sum_of, _sum_of_known]
+    for each in kernels:
+        each.dispatcher._cache = NullCache()
+    out = np.empty(4, np.float32)
+    _sums(np.arange(6, dtype=np.float32), out)
+    assert out.tolist() == [1, 3, 6, 10]
+    libraries = [
+        [compiled.library for compiled in each.dispatcher.overloads.values()] for each in kernels
+    ]
+    assert [len(each) for each in libraries] == [1, 1, 2]  # the last knows the numbers
+    assert [bool(each[0]._get_compiled_object()) for each in libraries] == [True, False, True]
