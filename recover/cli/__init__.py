@@ -33,9 +33,11 @@ def main_of_process() -> None:
     To free object by object what is known of types and machine code takes longer than many a
     command; the system frees it anyway. There is next to no garbage in circles, but modules and
     headers are many objects to look through for it: that is done seldom. (What is in no circle goes
-    at once, as always.)
+    at once, as always.) Threads of NumPy's BLAS would look for work for 2^26 cycles, 0.03 s, when
+    they are made and after each product, and keep a core busy: they are to sleep.
     """
     gc.set_threshold(200_000, 20, 100)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # 2^4 cycles: the least
     status = main()
     import atexit
     import threading
