@@ -64,7 +64,7 @@ def test_q8_and_others() -> None:
 @pytest.mark.inference
 def test_linear_weights(tmp_path: Path) -> None:
     picture = tmp_path / "sweep.png"
-    few = ("--chunks", "2", "--n-ctx", "128", "--text", str(SHARED / "hamlet.txt"))
+    few = ("--chunks", "1", "--n-ctx", "64", "--text", str(SHARED / "hamlet.txt"))
     lines = run("linear_weights", str(TINY), *few, "--plot", str(picture))
     names = "joint", "posterior", "linear", "least", "equal"
     error = {name: figures(lines, name)[0] for name in names}

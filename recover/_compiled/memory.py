@@ -1,4 +1,4 @@
-"""Memory for kernels that load and store whole cache lines."""
+"""Memory for kernels: of whole cache lines, and such as cannot be written to."""
 
 from typing import Any, TypeVar
 
@@ -20,3 +20,13 @@ def aligned(n: int, dtype: type[Scalar]) -> NDArray[Scalar]:
     memory: NDArray[Any] = np.empty(n_bytes + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
     return memory[start : start + n_bytes].view(dtype)
+
+
+def constant(array: NDArray[Scalar]) -> NDArray[Scalar]:
+    """A view that cannot be written to.
+
+    Kernels are compiled once for such arrays and once for others. What a file stores is one.
+    """
+    view = array.view()
+    view.flags.writeable = False
+    return view

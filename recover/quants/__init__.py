@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from recover._compiled.float16 import all_finite
+from recover._compiled.memory import constant
 from recover.errors import QuantError
 from recover.quants._decode import decode_scalar
 from recover.quants._registry import (
@@ -170,11 +171,12 @@ def quantize(
     if not has_encoder(tensor_type):
         raise QuantError(f"weights cannot be encoded as {tensor_type.name}")
     ne0 = x.shape[-1]
-    weights = np.ascontiguousarray(x, np.float32).reshape(x.size // max(ne0, 1), ne0)
+    rows = np.ascontiguousarray(x, np.float32).reshape(x.size // max(ne0, 1), ne0)
+    weights = constant(rows)
     n_bytes = tensor_type.tensor_bytes(weights.shape[::-1])
     if not isinstance(tensor_type, FloatType):
         _check_finite(weights)
-    importance = _checked_imatrix(imatrix, ne0)
+    importance = constant(_checked_imatrix(imatrix, ne0))
     encode = _variant_encoder(quantizer, tensor_type, imatrix)
     if out is None:
         out = np.empty(n_bytes, np.uint8)

@@ -210,7 +210,7 @@ def install() -> None:
     numba.extending.intrinsic = lambda function: TWINS[function.__name__]
     for name in ("kernel", "bare_kernel"):
         setattr(jit, name, _interpreted)
-    for name in ("inner", "inlined", "bare_inner", "bare_inlined"):
+    for name in ("inner", "sized", "inlined", "bare_inner", "bare_sized", "bare_inlined"):
         setattr(jit, name, lambda function: function)
 
 

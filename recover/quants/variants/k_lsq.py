@@ -27,6 +27,7 @@ import numpy as np
 from recover._compiled.float16 import f16_to_f32, f32_to_f16
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import load, splat, store, where
+from recover._compiled.memory import constant
 from recover.quants._k_affine import Batch, encode_superblock, new_batch
 from recover.quants._k_packed import pack_codes
 from recover.quants._k_scales import pack_scales, unpack_scales
@@ -308,12 +309,12 @@ def _improve(x: F32Array, raw: U8Array, type_size: int, highest: int) -> None:
 
 
 def _quantize_q4_k(x: F32Array, raw: U8Array) -> None:
-    Q4_K.quantize(x, np.empty(0, np.float32), raw)
+    Q4_K.quantize(x, constant(np.empty(0, np.float32)), raw)
     _improve(x, raw, Q4_K.type_size, 15)
 
 
 def _quantize_q5_k(x: F32Array, raw: U8Array) -> None:
-    Q5_K.quantize(x, np.empty(0, np.float32), raw)
+    Q5_K.quantize(x, constant(np.empty(0, np.float32)), raw)
     _improve(x, raw, Q5_K.type_size, 31)
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from recover._compiled.float16 import f16_to_f32, f32_to_f16, read_f16, write_f16
 from recover._compiled.jit import inner, kernel
+from recover._compiled.memory import constant
 from recover.quants._legacy import join_nibbles
 from recover.quants.base import F32Array, U8Array
 from recover.quants.q4_0 import Q4_0
@@ -201,7 +202,7 @@ def _improve(x: F32Array, raw: U8Array) -> None:
 
 
 def _quantize(x: F32Array, raw: U8Array) -> None:
-    Q4_0.quantize(x, np.empty(0, np.float32), raw)
+    Q4_0.quantize(x, constant(np.empty(0, np.float32)), raw)
     _improve(x, raw)
 
 
