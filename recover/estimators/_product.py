@@ -36,7 +36,7 @@ from recover.estimators._nearly_empty import take_for_empty
 from recover.estimators._others import accumulate_others
 from recover.estimators._outliers import begin_again, is_uneven
 from recover.estimators._product_tables import ATOMS, N_COLUMNS, H, Others, Outputs, Scalars, Spans
-from recover.estimators._proven import proven_bounds
+from recover.estimators._proven import confine_by_others, proven_bounds
 from recover.estimators._rule import (
     ALL,
     END,
@@ -386,6 +386,7 @@ def _gather(
             begin_again(scalars, spans, block, start, here, prior)
     else:  # small weights are no zeros: what is lost comes after these
         accumulate_lost(scalars, block, start)
+    confine_by_others(scalars, block, start)
     if not outputs.plain:
         fix_extremes(scalars, block, start)
     if others is not None:

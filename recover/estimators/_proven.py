@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from recover._compiled.across import any_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import (
     gather,
@@ -45,15 +46,26 @@ def _prove(low: Any, high: Any, scalars: Scalars, k: int, at: int) -> Any:
 
 
 @bare_inlined
+def _prove_any(low: Any, high: Any, scalars: Scalars, k: int, g: int) -> Any:
+    """Intersect bounds with all that input `k` proves; `g` as in `scale`.
+
+    A scale that float16 rounded to 0 has an error, and cells of that size.
+    """
+    if is_finite(scalars, g):
+        if scalars.scale[g] != _ZERO or scalars.scale_error[g] > _ZERO:
+            low, high = _prove(low, high, scalars, k, 16 * g)
+        else:
+            low, high = prove_lost(scalars, k, g, low, high)
+    return low, high
+
+
+@bare_inlined
 def _proven(scalars: Scalars, spans: Spans | None, start: int, i: int) -> Any:
     """The proven bounds of group `i` of a superblock, but for weights that alone are extreme."""
     low, high = splat(-_FAR), splat(_FAR)
     for k in range(scalars.noise.size):
         at = k * (scalars.codes.size // scalars.noise.size // 16) + start + i
-        if scalars.scale[at] != _ZERO and is_finite(scalars, at):
-            low, high = _prove(low, high, scalars, k, 16 * at)
-        elif is_finite(scalars, at):
-            low, high = prove_lost(scalars, k, at, low, high)
+        low, high = _prove_any(low, high, scalars, k, at)
     if spans is not None:
         low, high = prove_spans(spans, 16 * (start + i), low, high)
     return low, high
@@ -67,6 +79,21 @@ def proven_bounds(
     low, high = _proven(scalars, spans, start, i)
     fixed_low, fixed_high = load(block.fixed_low, 16 * i), load(block.fixed_high, 16 * i)
     return larger(low, fixed_low), smaller(high, fixed_high)
+
+
+@bare_inner
+def confine_by_others(scalars: Scalars, block: Superblock, start: int) -> None:
+    """Narrow the bounds of groups by inputs that have no density there, and yet have cells."""
+    n_groups = scalars.codes.size // scalars.noise.size // 16
+    for k in range(scalars.noise.size):
+        if not any_lane(load(block.inverse, 16 * k) == _ZERO):
+            continue
+        for i in range(16):
+            if block.inverse[16 * k + i] == _ZERO:
+                low, high = load(block.low, 16 * i), load(block.high, 16 * i)
+                low, high = _prove_any(low, high, scalars, k, k * n_groups + start + i)
+                store(block.low, 16 * i, low)
+                store(block.high, 16 * i, high)
 
 
 @bare_inner

@@ -83,3 +83,14 @@ def test_beside_far_larger_offsets_estimates_lie_in_their_cells() -> None:
 def test_networks_leave_smooth_superblocks_alone(name: str) -> None:
     x = filters(256, 3)
     assert error("joint", name, x) <= 1.002 * error("posterior", name, x)
+
+
+@pytest.mark.parametrize("size", [1e-6, 3e-7])
+@pytest.mark.parametrize("name", ["Q8_0+Q2_K", "Q8_0+Q6_K+Q5_K+Q4_K+Q2_K"])
+def test_scales_that_float16_rounds_to_zero_prove_how_small_weights_are(
+    name: str, size: float
+) -> None:
+    """Q8_0 has cells there; estimates by the other inputs lay up to 48 of their widths outside."""
+    x = normal(3)
+    x *= np.float32(size / np.std(x))
+    assert error("posterior", name, x) < error("best", name, x)
