@@ -35,6 +35,7 @@ def test_miqu_situation() -> None:
     assert error["posterior"] < 0.78
 
 
+@pytest.mark.slow
 def test_many_uploads() -> None:
     lines = run("many_uploads", str(TINY))
     linear, midpoint, posterior = figures(lines, "6")[1:]
@@ -52,6 +53,7 @@ def test_calibrate_and_apply() -> None:
         assert 0.8 < float(own[-2]) < 0.83
 
 
+@pytest.mark.slow
 def test_q8_and_others() -> None:
     lines = run("q8_and_others", str(TINY))
     rows = [[float(word) for word in line[-3:]] for line in lines if line[0] == "Q8_0"]

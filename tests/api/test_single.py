@@ -15,7 +15,7 @@ from recover.execution.tasks import Task
 from recover.merge.work import Worker
 from tests.support.gguf_files import read_weights, stored, write_gguf
 from tests.support.hf_folders import write_folder
-from tests.support.models import DATA, SHARED, TINY, quantize
+from tests.support.models import DATA, TINY, quantize
 
 NAMES = ("blk.0.attn_q.weight", "blk.1.ffn_down.weight", "output_norm.weight", "token_embd.weight")
 TINY_FILES = [DATA / f"tiny-llama-3m-{name}.gguf" for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
@@ -89,9 +89,8 @@ def test_one_input_alone(tmp_path: Path) -> None:
     check(TINY_FILES[2:], NAMES, tmp_path)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the larger model is not here")
-def test_larger_model(tmp_path: Path) -> None:
-    files = quantize(SHARED / "llama-29m-bf16.gguf", tmp_path, ("Q5_K_M", "Q4_K_M", "Q2_K"))
+def test_larger_model(quantized_29m: dict[str, Path], tmp_path: Path) -> None:
+    files = [quantized_29m[name] for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
     check(files, ("blk.3.ffn_down.weight", "blk.5.attn_v.weight"), tmp_path)
 
 

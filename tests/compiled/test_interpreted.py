@@ -12,8 +12,8 @@ from tests.support.small_cases import CASES
 
 pytestmark = pytest.mark.long
 
-QUICK = {"encoders", "decoders", "formats", "grids", "kernels"}
-"""The others take minutes."""
+QUICK = {"encoders", "grids", "kernels"}
+"""The others take longer, some of them minutes."""
 NEARLY = " sums", " lost", "gram", "scalings", " kl", " nll"
 """Arrays of the case `kernels` that are sums, logarithms or exponentials."""
 

@@ -131,8 +131,18 @@ def test_a_tensor_from_elsewhere_is_refused_or_named(
 
 
 @METHODS
-@pytest.mark.parametrize("imatrix", [False, True])
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize(
+    ("dtype", "imatrix"),
+    [
+        (np.float32, False),
+        (ml_dtypes.bfloat16, True),
+        (np.float16, False),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((np.float32, True), (ml_dtypes.bfloat16, False), (np.float16, True))
+        ),
+    ],
+)
 @pytest.mark.parametrize("kinds", SETS, ids="+".join)
 def test_right_sets_raise_no_alarm(
     kinds: tuple[str, ...],
