@@ -27,6 +27,7 @@ from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import load, load_bytes, splat, where
 from recover.estimators._coarse import step_of_minima
 from recover.estimators._product_tables import N_COLUMNS, STEPS, Scalars
+from recover.estimators._proven import FEWEST_STEPS
 from recover.estimators._superblock import Superblock, center_value, level_of, squares
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -36,7 +37,7 @@ _EVENLY = np.float32(1 / 12)  # the variance of a place in a step
 _BEYOND_CHANCE = np.float32(4)  # the square of a mean, over its variance
 _LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
 _MOST = np.float32(0.9)
-_FEWEST_STEPS = 15  # with fewer (Q2_K) absolute errors are fitted
+
 
 MEANS = 48
 """Where in `Superblock.each` the means of the groups' priors are (16,)."""
@@ -51,7 +52,7 @@ def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
     for k in range(scalars.noise.size):
         at, steps = 16 * k + i, scalars.rows[N_COLUMNS * k + STEPS]
         n_steps = scalars.ends[2 * k + 1] - scalars.ends[2 * k]
-        if not (steps > _ZERO and scalars.extremes[4 * k] < 0 and n_steps >= _FEWEST_STEPS):
+        if not (steps > _ZERO and scalars.extremes[4 * k] < 0 and n_steps >= FEWEST_STEPS):
             continue
         if block.inverse[at] == _ZERO or block.offset[at] == _ZERO or n_counted == _ZERO:
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import any_lane
+from recover._compiled.across import any_lane, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import (
     gather,
@@ -19,14 +19,18 @@ from recover._compiled.lanes import (
     store,
     where,
 )
+from recover.estimators._coarse import step_of_minima
 from recover.estimators._lost import prove_lost
-from recover.estimators._product_tables import Scalars, Spans
+from recover.estimators._product_tables import N_COLUMNS, STEPS, Scalars, Spans
 from recover.estimators._spans import prove_spans
-from recover.estimators._superblock import Superblock, is_finite
+from recover.estimators._superblock import Superblock, is_finite, value_of
 from recover.evidence.edges import edge_above, edge_below
 
-_ZERO, _ONE = np.float32(0), np.float32(1)
+_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _FAR = np.float32(np.inf)
+_BEYOND = np.float32(3)  # steps
+FEWEST_STEPS = 15
+"""With fewer (Q2_K) absolute errors are fitted, in which zeros have no weight."""
 
 
 @bare_inlined
@@ -96,15 +100,43 @@ def confine_by_others(scalars: Scalars, block: Superblock, start: int) -> None:
                 store(block.high, 16 * i, high)
 
 
+@bare_inlined
+def _most_rounded(scalars: Scalars, block: Superblock, k: int, n_steps: np.float32) -> np.float32:
+    """How far apart values are, at the end of all steps, whose scale and minimum are neighbours."""
+    steps = scalars.rows[N_COLUMNS * k + STEPS]
+    if not steps > _ZERO:
+        return _ZERO
+    usable = load(block.inverse, 16 * k) != _ZERO
+    d = largest_lane(where(usable, abs(load(block.scale, 16 * k)), splat(_ZERO))) / steps
+    minima = where(usable, abs(load(block.offset, 16 * k)), splat(_ZERO))
+    return n_steps * d + step_of_minima(scalars, k, minima)
+
+
 @bare_inner
 def find_possible_zeros(
     scalars: Scalars, spans: Spans | None, block: Superblock, start: int
 ) -> None:
-    """Fill `Superblock.may_be_zero`; bounds that are likely by what is stated count as proven."""
+    """Fill `Superblock.may_be_zero`; bounds that are likely by what is stated count as proven.
+
+    An end cell is open, but where zeros count in the fit of scale and minimum, none is farther
+    beyond the last level than these may be rounded by, and some steps.
+    """
+    n = scalars.codes.size // scalars.noise.size
     for i in range(16):
         low, high = _proven(scalars, spans, start, i)
-        inside = (low < _ZERO) & (high > _ZERO)
-        if spans is not None:
+        store(block.may_be_zero, 16 * i, where((low < _ZERO) & (high > _ZERO), _ONE, _ZERO))
+    for k in range(scalars.noise.size):
+        n_steps = scalars.ends[2 * k + 1] - scalars.ends[2 * k]
+        if scalars.simple[k] and n_steps >= FEWEST_STEPS:
+            rounded = _HALF * _most_rounded(scalars, block, k, np.float32(n_steps))
+            for i in range(16):
+                if block.inverse[16 * k + i] != _ZERO:
+                    value = value_of(scalars, k, k * n + 16 * (start + i))
+                    reach = _BEYOND * abs(block.scale[16 * k + i]) + rounded
+                    known = load(block.may_be_zero, 16 * i)
+                    store(block.may_be_zero, 16 * i, where(abs(value) < reach, known, _ZERO))
+    if spans is not None:
+        for i in range(16):
             low, high = load(block.low, 16 * i), load(block.high, 16 * i)
-            inside = inside & ~(low > _ZERO) & ~(high < _ZERO)
-        store(block.may_be_zero, 16 * i, where(inside, splat(_ONE), splat(_ZERO)))
+            known = load(block.may_be_zero, 16 * i)
+            store(block.may_be_zero, 16 * i, where((low > _ZERO) | (high < _ZERO), _ZERO, known))

@@ -94,3 +94,24 @@ def test_weights_that_are_often_small_have_no_spike() -> None:
         weights = (0.03 * x).astype(np.float32)
         out = run("posterior", sources, encode(sources, weights), weights.size)[0]
         assert np.mean(abs(out) < 1e-4 * np.std(weights)) < 2e-3
+
+
+SMOOTH = np.array(
+    [
+        [-5.5, -10.3, -5.2, -5.1, -9.5, -4.8, -4.7, -9.4],
+        [-4.5, -4.4, -9.1, -4.2, -4.1, -8.8, -3.7, -3.7],
+        [-8.7, -3.2, -4, -8.9, -3.1, -4.2, -9, -3.1],
+        [-4.7, -10, -3.7, -5.1, -10.4, -4.3, -5.1, -10.7],
+    ],
+    np.float32,
+)
+"""Weights of a filter of a voice detector, from 3 to 11, of which most others were pruned."""
+
+
+@pytest.mark.parametrize("name", ["Q5_K+Q4_K+Q2_K", "Q5_K*+Q4_K*+Q2_K*"])
+def test_weights_that_are_all_of_a_sub_block_are_not_taken_for_zeros(name: str) -> None:
+    """Those with the end code had an open cell with 0 in it, many steps beyond its last level."""
+    x = np.zeros((1, 256), np.float32)
+    x[0, 224:] = SMOOTH.reshape(-1)
+    x[0, 217:224] = 0.8, 1.5, 1.5, 1.7, -1.4, -3.2, -0.8
+    assert error("posterior", name, x)[0] < error("best", name, x)[0]
