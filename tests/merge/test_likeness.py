@@ -145,7 +145,7 @@ def test_another_revision(weights: F32Array, tmp_path: Path, rng: np.random.Gene
         assert NAME in said(tmp_path, changed)
 
 
-@pytest.mark.parametrize("coarse", ["IQ1_M", "IQ2_XXS"])
+@pytest.mark.parametrize("coarse", [pytest.param("IQ1_M", marks=pytest.mark.slow), "IQ2_XXS"])
 def test_beside_a_coarse_one(
     coarse: str, weights: F32Array, tmp_path: Path, rng: np.random.Generator
 ) -> None:
