@@ -13,7 +13,7 @@ from recover._compiled.lanes import load, splat, store, where
 from recover.estimators._few import expect_less_of_few
 from recover.estimators._lost import accumulate_lost
 from recover.estimators._outliers import take_own_prior
-from recover.estimators._product_tables import CENTER_UNIT, Scalars, Spans
+from recover.estimators._product_tables import CENTER_UNIT, Scalars
 from recover.estimators._proven import find_possible_zeros
 from recover.estimators._superblock import Superblock
 from recover.estimators._zeros import FEW, forget_ends
@@ -56,18 +56,13 @@ def _lost_square(scalars: Scalars, block: Superblock, start: int, n_groups: int)
 
 @bare_inner
 def take_for_empty(
-    scalars: Scalars,
-    spans: Spans | None,
-    block: Superblock,
-    start: int,
-    n_groups: int,
-    prior: np.float32,
+    scalars: Scalars, block: Superblock, start: int, n_groups: int, prior: np.float32
 ) -> bool:
     """Take all but a few weights of a superblock for next to 0; whether it is such a superblock."""
     small = _lost_square(scalars, block, start, n_groups)
     if not (small > _ZERO and _ONE / small < _FAR):
         return False
-    find_possible_zeros(scalars, spans, block, start)
+    find_possible_zeros(scalars, None, block, start)
     if _n_large(block, n_groups) > FEW:
         return False
     forget_ends(scalars, block, start)

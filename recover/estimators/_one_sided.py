@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import add_up, largest_lane
+from recover._compiled.across import add_up
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import load, load_bytes, splat, where
-from recover.estimators._coarse import step_of_minima
-from recover.estimators._product_tables import N_COLUMNS, STEPS, Scalars
+from recover._compiled.lanes import load_bytes, splat, where
+from recover.estimators._product_tables import Scalars
 from recover.estimators._proven import FEWEST_STEPS
-from recover.estimators._superblock import Superblock, center_value, level_of, squares
+from recover.estimators._superblock import Superblock, center_value, level_of, squares, steps_of
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _FAR = np.float32(np.inf)
@@ -37,7 +36,6 @@ _EVENLY = np.float32(1 / 12)  # the variance of a place in a step
 _BEYOND_CHANCE = np.float32(4)  # the square of a mean, over its variance
 _LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
 _MOST = np.float32(0.9)
-
 
 MEANS = 48
 """Where in `Superblock.each` the means of the groups' priors are (16,)."""
@@ -50,16 +48,12 @@ def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
     counts = where(squares(block, i) > block.limit[i], splat(_ZERO), splat(_ONE))
     n, n_counted = scalars.codes.size // scalars.noise.size, add_up(counts)
     for k in range(scalars.noise.size):
-        at, steps = 16 * k + i, scalars.rows[N_COLUMNS * k + STEPS]
-        n_steps = scalars.ends[2 * k + 1] - scalars.ends[2 * k]
-        if not (steps > _ZERO and scalars.extremes[4 * k] < 0 and n_steps >= FEWEST_STEPS):
+        at, n_steps = 16 * k + i, scalars.ends[2 * k + 1] - scalars.ends[2 * k]
+        if not (scalars.extremes[4 * k] < 0 and n_steps >= FEWEST_STEPS):
             continue
         if block.inverse[at] == _ZERO or block.offset[at] == _ZERO or n_counted == _ZERO:
             continue
-        usable = load(block.inverse, 16 * k) != _ZERO
-        d = largest_lane(where(usable, abs(load(block.scale, 16 * k)), splat(_ZERO))) / steps
-        minima = where(usable, abs(load(block.offset, 16 * k)), splat(_ZERO))
-        dmin = step_of_minima(scalars, k, minima)
+        d, dmin = steps_of(scalars, k, block)
         codes = load_bytes(scalars.codes, k * n + 16 * (start + i))
         level = add_up(level_of(scalars, k, codes) * counts) / n_counted
         scale, off = block.scale[at], level * d

@@ -17,6 +17,7 @@ from recover.estimators._spans import accumulate_spans, begin_with_spans
 from recover.estimators._superblock import (
     OUTLIER,
     Superblock,
+    median_of,
     replace_first,
     squares,
 )
@@ -44,13 +45,9 @@ def _typical_square(block: Superblock, n_groups: int) -> np.float32:
     for i in range(n_groups):
         mean = without_largest(squares(block, i))
         if mean > _ZERO:
-            place = n
-            while place > 0 and means[place - 1] > mean:
-                means[place] = means[place - 1]
-                place -= 1
-            means[place] = mean
+            means[n] = mean
             n += 1
-    return means[n // 2] if n > 0 else _ZERO
+    return median_of(means, n)
 
 
 @bare_inlined

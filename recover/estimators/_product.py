@@ -381,7 +381,7 @@ def _gather(
     if uneven and block.zeros[0] == _ZERO:
         is_empty = False
         if others is None and spans is None:
-            is_empty = take_for_empty(scalars, spans, block, start, here, prior)
+            is_empty = take_for_empty(scalars, block, start, here, prior)
         if not is_empty:
             begin_again(scalars, spans, block, start, here, prior)
     else:  # small weights are no zeros: what is lost comes after these

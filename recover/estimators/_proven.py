@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import any_lane, largest_lane
+from recover._compiled.across import any_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import (
     gather,
@@ -19,11 +19,10 @@ from recover._compiled.lanes import (
     store,
     where,
 )
-from recover.estimators._coarse import step_of_minima
 from recover.estimators._lost import prove_lost
-from recover.estimators._product_tables import N_COLUMNS, STEPS, Scalars, Spans
+from recover.estimators._product_tables import Scalars, Spans
 from recover.estimators._spans import prove_spans
-from recover.estimators._superblock import Superblock, is_finite, value_of
+from recover.estimators._superblock import Superblock, is_finite, steps_of, value_of
 from recover.evidence.edges import edge_above, edge_below
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -100,18 +99,6 @@ def confine_by_others(scalars: Scalars, block: Superblock, start: int) -> None:
                 store(block.high, 16 * i, high)
 
 
-@bare_inlined
-def _most_rounded(scalars: Scalars, block: Superblock, k: int, n_steps: np.float32) -> np.float32:
-    """How far apart values are, at the end of all steps, whose scale and minimum are neighbours."""
-    steps = scalars.rows[N_COLUMNS * k + STEPS]
-    if not steps > _ZERO:
-        return _ZERO
-    usable = load(block.inverse, 16 * k) != _ZERO
-    d = largest_lane(where(usable, abs(load(block.scale, 16 * k)), splat(_ZERO))) / steps
-    minima = where(usable, abs(load(block.offset, 16 * k)), splat(_ZERO))
-    return n_steps * d + step_of_minima(scalars, k, minima)
-
-
 @bare_inner
 def find_possible_zeros(
     scalars: Scalars, spans: Spans | None, block: Superblock, start: int
@@ -128,7 +115,8 @@ def find_possible_zeros(
     for k in range(scalars.noise.size):
         n_steps = scalars.ends[2 * k + 1] - scalars.ends[2 * k]
         if scalars.simple[k] and n_steps >= FEWEST_STEPS:
-            rounded = _HALF * _most_rounded(scalars, block, k, np.float32(n_steps))
+            d, dmin = steps_of(scalars, k, block)
+            rounded = _HALF * (np.float32(n_steps) * d + dmin)
             for i in range(16):
                 if block.inverse[16 * k + i] != _ZERO:
                     value = value_of(scalars, k, k * n + 16 * (start + i))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover._compiled.across import add_up
+from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import (
     fused,
@@ -22,8 +22,8 @@ from recover._compiled.lanes import (
     where,
 )
 from recover._compiled.memory import aligned
-from recover.estimators._coarse import N_ENDS
-from recover.estimators._product_tables import CENTER_UNIT, LEVEL, N_COLUMNS, Scalars
+from recover.estimators._coarse import N_ENDS, step_of_minima
+from recover.estimators._product_tables import CENTER_UNIT, LEVEL, N_COLUMNS, STEPS, Scalars
 from recover.quants import F32Array
 
 _ZERO = np.float32(0)
@@ -141,6 +141,33 @@ def squares(block: Superblock, i: int) -> Any:
     """Squares of what the first usable input says of a group."""
     center = center_value(block, i)
     return center * center
+
+
+@bare_inlined
+def steps_of(scalars: Scalars, k: int, block: Superblock) -> Any:
+    """What scales and minima of input `k` are multiples of; 0 if it stores no integers."""
+    steps = scalars.rows[N_COLUMNS * k + STEPS]
+    if not steps > _ZERO:
+        return _ZERO, _ZERO
+    usable = load(block.inverse, 16 * k) != _ZERO
+    d = largest_lane(where(usable, abs(load(block.scale, 16 * k)), splat(_ZERO))) / steps
+    minima = where(usable, abs(load(block.offset, 16 * k)), splat(_ZERO))
+    return d, step_of_minima(scalars, k, minima)
+
+
+@bare_inner
+def median_of(values: F32Array, n: int) -> np.float32:
+    """The median of the first n values, which are put into order; the upper one of two, 0 if none.
+
+    There are at most sixteen.
+    """
+    for i in range(1, n):
+        value, place = values[i], i
+        while place > 0 and values[place - 1] > value:
+            values[place] = values[place - 1]
+            place -= 1
+        values[place] = value
+    return values[n // 2] if n > 0 else _ZERO
 
 
 @bare_inlined

@@ -29,7 +29,7 @@ from recover.estimators._accumulate import add_to_group, density_of_ends
 from recover.estimators._product_tables import H, Scalars, Spans
 from recover.estimators._proven import find_possible_zeros
 from recover.estimators._rule import ALL, density, exp, moments, sharpen
-from recover.estimators._superblock import Superblock, center_value, keep, restore
+from recover.estimators._superblock import Superblock, center_value, keep, median_of, restore
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -90,13 +90,9 @@ def _usual_width(block: Superblock, n_groups: int) -> np.float32:
     for i in range(n_groups):
         width = -largest_lane(load(block.low, 16 * i) - load(block.high, 16 * i))
         if _ZERO < width < _FAR:
-            place = n
-            while place > 0 and widths[place - 1] > width:
-                widths[place] = widths[place - 1]
-                place -= 1
-            widths[place] = width
+            widths[n] = width
             n += 1
-    return widths[n // 2] if n > 0 else _ZERO
+    return median_of(widths, n)
 
 
 @bare_inlined

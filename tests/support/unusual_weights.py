@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from recover.quants import F32Array
-from tests.support.sparse_weights import at_random, by_column
+from tests.support.sparse_weights import at_random, blocks_at_random, by_column
 
 
 def filters(n: int, seed: int) -> F32Array:
@@ -22,12 +22,6 @@ def in_rows(x: F32Array, share: float) -> F32Array:
     """The smallest of each row become 0."""
     limits = np.quantile(abs(x), share, axis=1, keepdims=True)
     return np.where(abs(x) > limits, x, np.float32(0))
-
-
-def of_blocks(x: F32Array, share: float, seed: int) -> F32Array:
-    """Blocks of 32 become 0."""
-    ones = at_random(np.ones((x.size // 32, 1), np.float32), share, seed)
-    return (x.reshape(-1, 32) * ones).reshape(x.shape)
 
 
 def enlarged(x: F32Array, share: float, factor: float, shape: tuple[int, int]) -> F32Array:
@@ -62,7 +56,7 @@ WAYS: dict[str, Callable[[F32Array], F32Array]] = {
         for share in (0.95, 0.97, 0.98, 0.99)
     },
     **{f"{share:.0%} 0 by size in rows": partial(in_rows, share=share) for share in (0.95, 0.97)},
-    "97% of blocks 0": partial(of_blocks, share=0.97, seed=6),
+    "97% of blocks 0": partial(blocks_at_random, share=0.97, seed=6),
     "97% of columns 0": partial(by_column, share=0.97, seed=6),
     "0.1% times 100": partial(weights_times, share=0.001, factor=100),
     "0.1% times 1000": partial(weights_times, share=0.001, factor=1000),
