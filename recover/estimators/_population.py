@@ -8,8 +8,9 @@ density without gaps: where cells that hold 0 tell no more, small weights are as
 neighbours, and all others are 0. Of each weight one is drawn from that distribution within its
 cells. Groups of which all inputs say that they are 0 are, unless they are lost beside an outlier.
 
-It is multiplied by a random factor near 1. Otherwise weights would lie near the levels of the
-inputs' own scales, and an encoder that searches for scales would fit them too well.
+It is multiplied by a random factor near 1, nearer where a block has one sign. Otherwise weights
+would lie near the levels of the inputs' own scales, and an encoder that searches for scales would
+fit them too well.
 """
 
 import math
@@ -260,7 +261,10 @@ def _draw_each(
     chances: F32Array,
     out: F32Array,
 ) -> None:
-    """Draw a weight between each two bounds, and multiply it by a random factor."""
+    """Draw a weight between each two bounds, and multiply it by a random factor.
+
+    Where the weights of a block are of one sign, the factor changes them by less.
+    """
     total = np.empty(_N_BINS + 1)
     total[0] = 0.0
     for j in range(_N_BINS):
@@ -279,8 +283,22 @@ def _draw_each(
             drawn = _EDGES[at] + (place - total[at]) / mass[at] * (_EDGES[at + 1] - _EDGES[at])
         else:  # beyond all bins
             drawn = x + (y - x) * np.float64(chances[0, i])
-        drawn = min(max(drawn, x), y) * size[i // 256]
-        out[i] = drawn * (1 + _SPREAD * (2 * np.float64(chances[1, i]) - 1))
+        out[i] = min(max(drawn, x), y) * size[i // 256]
+    for start in range(0, out.size, _BLOCK):
+        spread = _SPREAD * _share_beside_mean(out, start)
+        for i in range(start, start + _BLOCK):
+            out[i] *= 1 + spread * (2 * np.float64(chances[1, i]) - 1)
+
+
+@inner
+def _share_beside_mean(x: F32Array, start: int) -> float:
+    """The standard deviation of a block over its root mean square: of one sign it is small."""
+    total = squares = 0.0
+    for i in range(start, start + _BLOCK):
+        value = np.float64(x[i])
+        total += value
+        squares += value * value
+    return math.sqrt(max(1 - total * total / (_BLOCK * squares), 0.0)) if squares > 0 else 1.0
 
 
 @kernel

@@ -80,6 +80,10 @@ def _never(source: Source) -> bool:
     return False
 
 
+def _not_always(sources: Sequence[Source]) -> bool:
+    return False
+
+
 def _nothing(sources: Sequence[Source]) -> float:
     return 0.0
 
@@ -131,6 +135,10 @@ class Estimator:
     gains_alone : callable
         ``gains_alone(source)``: whether its estimate from a single input is better than what that
         one is decoded to. Default: it never is.
+    bootstraps : callable
+        ``bootstraps(sources)``: whether what it expects is always measured on weights like those at
+        hand (see `recover.estimators.bootstrap`), as its own estimates take far longer. Default: it
+        is where weights are unlike the shipped sample.
     """
 
     name: str
@@ -146,9 +154,18 @@ class Estimator:
     with_network: WithNetwork | None = None
     saves: Callable[[Sequence[Source]], float] = _nothing
     gains_alone: Callable[[Source], bool] = _never
+    bootstraps: Callable[[Sequence[Source]], bool] = _not_always
 
 
-_FUNCTIONS = "estimate", "estimate_each", "calibrate", "gains_alone", "with_network", "saves"
+_FUNCTIONS = (
+    "estimate",
+    "estimate_each",
+    "calibrate",
+    "gains_alone",
+    "with_network",
+    "saves",
+    "bootstraps",
+)
 _FACTS = "summary", "has_mode", "sees_conflicts", "decides", "takes_first", "calibrated"
 
 

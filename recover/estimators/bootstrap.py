@@ -1,10 +1,9 @@
 """Expected errors of weights unlike the shipped sample: measured on weights like those at hand.
 
-The sample of `recover.estimators.error_calibration` has no zeros and no far outliers. Where many
-weights of a tensor seem to be 0, the tails are far heavier than the sample's, or superblocks with
-an outlier have much of the error, what is expected is corrected by a parametric bootstrap (Efron
-and Tibshirani, "An introduction to the bootstrap", 1993, chapter 6.5). Some superblocks are looked
-at:
+Where the weights of a tensor are unlike the sample of `recover.estimators.error_calibration`
+(`recover.estimators._unlike` tells), what is expected is corrected by a parametric bootstrap (Efron
+and Tibshirani, "An introduction to the bootstrap", 1993, chapter 6.5). So it is always where an
+estimator takes far longer than that. Some superblocks are looked at:
 
 1. How weights are distributed is told by their cells, and of each weight one is drawn from that
    distribution within its cells (`recover.estimators._population`). So zeros, outliers and columns
@@ -18,20 +17,18 @@ over expected ones: each class has a factor of its own.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.across import add_up, largest_lane, sum_lanes
+from recover._compiled.across import sum_lanes
 from recover._compiled.doubles import to_f64
-from recover._compiled.jit import inner, kernel
-from recover._compiled.lanes import larger, load, splat, where
+from recover._compiled.jit import kernel
+from recover._compiled.lanes import load, splat
 from recover.estimators._outliers import UNEVEN
 from recover.estimators._population import draw
 from recover.estimators._request import MEAN, Request
-from recover.estimators._variances import STEP
-from recover.estimators._zeros import FEWEST, MORE
+from recover.estimators._unlike import FEWEST_KNOWN, find_unlike
 from recover.estimators.base import estimator
 from recover.estimators.tally import ALONE, CONFLICTS, VARIANCE, Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
@@ -41,20 +38,14 @@ from recover.quants import GROUP, TILE, F32Array, ScalarType, U8Array, dequantiz
 
 _SUPERBLOCK = 256
 _FEWEST, _MOST = 64, 256  # superblocks that are drawn, of half of them
-_OF_WHOLE = 128  # of a whole tile: tensors that have one mostly have several
+_OF_WHOLE = (
+    128  # of a whole tile (tensors that have one mostly have several), and of ordinary weights
+)
 _AT_LEAST = 0.25  # of the chances of others
-_LOOKED_AT = 12  # where zeros are looked for
 _SEED = 8
 _POSTERIORS = "posterior", "joint"  # whose deviations tell where errors are
-_FEWEST_KNOWN = 32  # superblocks: ratios of fewer are chance
 _RATIOS = 2.0**-24, 128.0  # and those beyond are of a few weights
 
-_FAR_TAILS = 25.0  # kurtosis
-_SPARSE = 0.25  # of the superblocks that are not all 0
-_DEAD = 4  # of sixteen groups
-_FAR_ABOVE = 50.0  # squared scales over their mean: there may be superblocks with outliers
-_BESIDE = 7.0  # the largest squared scale over the mean of such a superblock
-_FEW_ALL = 0.4  # of the error that is expected, that such superblocks have
 _TOO_COARSE = 0.05  # relative error of types with too few codes to tell
 _ZEROS, _TINY = 0.05, 1e-3  # share of estimates, and of their mean size
 _TOO_LARGE = 1e30  # for what encoders reckon with
@@ -138,6 +129,7 @@ class Bootstrap:
         errors = {k: typical_error(each.type) for k, each in enumerate(sources) if each.has_cells}
         known = [k for k, error in errors.items() if error < _TOO_COARSE]
         self._finest = min(known, key=errors.__getitem__, default=-1)
+        self._always = estimator(method).bootstraps(sources) and estimate == MEAN
 
     @cached_property
     def _tile(self) -> UncorrectedTileEstimator:
@@ -161,52 +153,50 @@ class Bootstrap:
         Returns
         -------
         dict
-            By the number of the tensor, from 0; those that are like the sample are not in it, nor
-            those of which nothing can be drawn.
+            By the number of the tensor, from 0. Those of which nothing can be drawn are not in it,
+            nor those that are like the sample, unless the estimator always asks for it.
         """
-        unlike = np.empty(kurtosis.size, np.bool_)
-        if not self.applies or not _find_unlike(
-            evidence.codes,
-            evidence.scale,
-            evidence.offset,
-            evidence.lower_levels,
-            evidence.upper_levels,
-            self._finest,
-            kurtosis,
-            unlike,
-        ):
+        if not self.applies:
+            return {}
+        unlike = find_unlike(evidence, self._finest, estimates, kurtosis)
+        if not (self._always or unlike.any()):
             return {}
         size = estimates.size // kurtosis.size
         found: dict[int, Measured] = {}
-        for i in np.flatnonzero(unlike).tolist():
+        for i in np.flatnonzero(unlike | self._always).tolist():
             rows = np.arange(i * size // _SUPERBLOCK, (i + 1) * size // _SUPERBLOCK)
             own = evidence if kurtosis.size == 1 else rows_of(evidence, rows, _SUPERBLOCK)
             with np.errstate(all="ignore"):  # what is drawn may be too large for a type's scales
-                measured = self._measure(own, estimates[i * size : (i + 1) * size])
+                most = self._most(size, is_unlike=bool(unlike[i]))
+                measured = self._measure(own, estimates[i * size : (i + 1) * size], most)
             if measured is not None:
                 found[i] = measured
         return found
 
-    def _measure(self, evidence: Evidence, estimates: F32Array) -> Measured | None:
-        """Draw weights like those of a tensor; None if that tells nothing.
+    @staticmethod
+    def _most(size: int, *, is_unlike: bool) -> int:
+        """How many superblocks of a tensor with that many weights in a tile are drawn."""
+        return _MOST if is_unlike and size < TILE else _OF_WHOLE
+
+    def _measure(self, evidence: Evidence, estimates: F32Array, most: int) -> Measured | None:
+        """Draw weights like those of `most` superblocks of a tensor; None if that tells nothing.
 
         What other methods than the posterior expect does not tell where their errors are; what the
         posterior says does. So errors of more superblocks are told by it, and some of these drawn.
         """
-        sizes, is_whole = self._rough_errors(evidence, estimates), estimates.size == TILE
-        rows, weights = _chosen_by_size(sizes, _OF_WHOLE if is_whole else _MOST)
+        rows, weights = _chosen_by_size(self._rough_errors(evidence, estimates), most)
         part = rows_of(evidence, rows, _SUPERBLOCK)
         posterior = self._posterior(part)
         largest = np.abs(posterior).reshape(2, -1, _SUPERBLOCK).max(2)
         kept = np.flatnonzero((largest[0] > 0) & (largest < _TOO_LARGE).all(0))
-        if kept.size < _FEWEST_KNOWN:
+        if kept.size < FEWEST_KNOWN:
             return None
         likely, weights = None, weights[kept]
         if not self._is_likely:
             chosen = estimates.reshape(-1, _SUPERBLOCK)[rows].reshape(-1)
             each = self._likely_errors(part, chosen, posterior)[:, kept] * weights
             likely = each.sum(1)
-            some, more = _chosen_by_size(each[0], (_OF_WHOLE if is_whole else _MOST) // 2)
+            some, more = _chosen_by_size(each[0], most // 2)
             kept, weights = kept[some], weights[some] * more
         part = rows_of(part, kept, _SUPERBLOCK)
         posterior = posterior.reshape(2, -1, _SUPERBLOCK)[:, kept].reshape(2, -1)
@@ -343,102 +333,6 @@ def _chosen_by_size(
     places = (np.arange(n_drawn) + 0.5) / n_drawn * total[-1]
     rows = np.minimum(np.searchsorted(total, places, "right"), sizes.size - 1)
     return rows, total[-1] / n_drawn / sizes[rows]
-
-
-@kernel
-def _find_unlike(
-    codes: NDArray[np.uint8],
-    scale: F32Array,
-    offset: F32Array,
-    lower: F32Array,
-    upper: F32Array,
-    k: int,
-    kurtosis: NDArray[np.float64],
-    found: NDArray[np.bool_],
-) -> int:
-    """See `Bootstrap.measured`; zeros are looked for in input `k`, if it is not negative."""
-    size, n_found, first = codes.shape[1] // found.size, 0, max(k, 0)
-    is_whole = size >= 256 * _FEWEST_KNOWN and codes.shape[1] % (256 * found.size) == 0
-    n_looked_at = min(size // 256, _LOOKED_AT)
-    for i in range(found.size):
-        n_sparse, n_alive = 0, n_looked_at
-        if is_whole and k >= 0:
-            stride = size // 256 // n_looked_at
-            for j in range(n_looked_at):
-                start = i * size + 256 * (j * stride + j * STEP % stride)
-                n_dead = _n_dead(scale[k], start // 16)
-                n_alive -= n_dead == 16
-                is_gone = _DEAD <= n_dead < 16
-                n_sparse += is_gone or _is_sparse(
-                    codes[k], scale[k], offset[k], lower[k], upper[k], start
-                )
-        found[i] = is_whole and (kurtosis[i] > _FAR_TAILS or n_sparse > _SPARSE * n_alive)
-        if is_whole and not found[i]:
-            found[i] = _have_few_all(scale[first, i * size // 16 : (i + 1) * size // 16])
-        n_found += found[i]
-    return n_found
-
-
-@inner
-def _n_dead(scale: F32Array, start: int) -> int:
-    """How many groups of a superblock have the scale 0."""
-    n = 0
-    for g in range(start, start + 16):
-        n += scale[g] == 0
-    return n
-
-
-@inner
-def _have_few_all(scale: F32Array) -> bool:
-    """Whether superblocks with an outlier have much of the error, which is as squared scales."""
-    total, largest = splat(np.float32(0)), splat(np.float32(0))
-    for g in range(0, scale.size, 16):
-        square = _known_squares(scale, g)
-        total, largest = total + square, larger(square, largest)
-    whole = np.float64(add_up(total))
-    if np.float64(largest_lane(largest)) * scale.size <= _FAR_ABOVE * whole:
-        return False
-    of_few = 0.0
-    for g in range(0, scale.size, 16):
-        square = _known_squares(scale, g)
-        own = np.float64(add_up(square))
-        if np.float64(largest_lane(square)) * 16 > _BESIDE * own:
-            of_few += own
-    return bool(of_few > _FEW_ALL * whole)
-
-
-@inner
-def _known_squares(scale: F32Array, g: int) -> Any:
-    """Of sixteen scales; 0 for those that are not finite."""
-    square = load(scale, g) * load(scale, g)
-    return where(square < np.float32(np.inf), square, np.float32(0))
-
-
-@inner
-def _is_sparse(
-    codes: U8Array, scale: F32Array, offset: F32Array, lower: F32Array, upper: F32Array, start: int
-) -> bool:
-    """Whether far more weights of a superblock may be 0 than lie beside.
-
-    As `recover.estimators._zeros` tells by the cells of all inputs.
-    """
-    n_zero = n_beside = 0
-    for g in range(start // 16, start // 16 + 16):
-        s, o = abs(scale[g]), offset[g] if scale[g] > 0 else -offset[g]
-        if not 0 < s < np.inf:
-            continue
-        at = -o / s
-        for i in range(16 * g, 16 * g + 16):
-            low, high = lower[codes[i]] - at, upper[codes[i]] - at
-            width = high - low
-            slack = np.float32(1e-3) * width
-            if not width < np.inf:
-                continue
-            if low <= slack and high >= -slack:
-                n_zero += 1
-            elif abs(low + high) < 4 * width:
-                n_beside += 1
-    return bool(n_zero >= FEWEST and n_zero >= MORE * n_beside)
 
 
 def _sums(

@@ -116,6 +116,11 @@ def saves(sources: Sequence[Source]) -> float:
     return 0.0 if entry is None else entry.sets[label]
 
 
+def bootstraps(sources: Sequence[Source]) -> bool:
+    """See `recover.estimators.base.Estimator`."""
+    return terms_for(sources) is not None
+
+
 @cache
 def _terms_for(names: tuple[str, ...]) -> Terms | None:
     entry = serving(label_of(names))
