@@ -3,9 +3,10 @@
     python -m tests.benchmarks.joint [--sets LABEL ...] [--hard] [FILE ...]
 
 prints for each set and file (GGUF in BF16; safetensors, ONNX or npz in float32) the square errors
-of both over that of the finest input, what both claim over what is measured, and the matrix that
-gains least; with --hard also those of weights that are hard to estimate. Without --sets: sets
-that have a network of their own.
+of both over that of the finest input, what both claim over what is measured, with what chance
+changes that of joint by (its standard error: superblocks are off by what they are off from their
+expected errors), and the matrix that gains least; with --hard also those of weights that are hard
+to estimate. Without --sets: sets that have a network of their own.
 """
 
 import argparse
@@ -23,20 +24,26 @@ N_OWN = 15  # sets that have a network of their own
 
 
 def compare(name: str, x: F32Array) -> tuple[float, ...]:
-    """Square errors of the finest input, posterior and joint; what posterior and joint claim."""
+    """Square errors of the finest input, posterior and joint; what posterior and joint claim.
+
+    Last comes what chance changes the error of joint by, squared.
+    """
     sources = sources_of(name)
     raws, truth = encode(sources, x), x.reshape(-1).astype(np.float64)
     done = [run(method, sources, raws, x.size) for method in ("posterior", "joint")]
     first = run("best", sources[:1], raws[:1], x.size)[0]
     errors = [float(np.sum((out - truth) ** 2)) for out in (first, done[0][0], done[1][0])]
-    return (*errors, *(each[2].variance for each in done))
+    out, deviation = (each.astype(np.float64) for each in done[1][:2])
+    beyond = ((out - truth) ** 2 - deviation**2).reshape(-1, 256).sum(1)
+    return (*errors, *(each[2].variance for each in done), float(np.sum(beyond**2)))
 
 
 def line(label: str, sums: tuple[float, ...], least: float) -> str:
-    first, before, after, *claimed = sums
+    first, before, after, *claimed, chance = sums
     return (
         f"{label}: {before / first:.4f} -> {after / first:.4f} ({after / before - 1:+.2%}), "
-        f"claims {claimed[0] / before:.3f} -> {claimed[1] / after:.3f}, least {least:+.2%}"
+        f"claims {claimed[0] / before:.3f} -> {claimed[1] / after:.3f} "
+        f"({chance**0.5 / after:.3f}), least {least:+.2%}"
     )
 
 

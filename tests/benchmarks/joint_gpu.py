@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from recover.estimators import _joint_gpu
+from recover.estimators import TileEstimator, _joint_gpu
 from recover.estimators.methods import joint
-from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.quants import TILE, F32Array, quantize
 from tests.support.joint_inputs import sources_of
 
@@ -33,7 +32,7 @@ def main() -> None:
     n_tiles = max(1, round(args.weights / TILE))
 
     def work(n: int) -> F32Array:
-        tile, out = UncorrectedTileEstimator(sources, "joint"), np.empty(TILE, np.float32)
+        tile, out = TileEstimator(sources, "joint"), np.empty(TILE, np.float32)
         for _ in range(n):
             tile.estimate(raws, 0, TILE, out, np.empty_like(out))
         return out
@@ -49,7 +48,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             print(f"{share * args.threads * TILE / seconds / 1e6:.1f} million weights/s")
     vars(joint)["device"] = lambda: None
-    tile, out = UncorrectedTileEstimator(sources, "joint"), np.empty(TILE, np.float32)
+    tile, out = TileEstimator(sources, "joint"), np.empty(TILE, np.float32)
     deviation = np.empty_like(out)
     start = time.process_time()
     tile.estimate(raws, 0, TILE, out, deviation)
