@@ -38,9 +38,8 @@ from recover.quants import GROUP, TILE, F32Array, ScalarType, U8Array, dequantiz
 
 _SUPERBLOCK = 256
 _FEWEST, _MOST = 64, 256  # superblocks that are drawn, of half of them
-_OF_WHOLE = (
-    128  # of a whole tile (tensors that have one mostly have several), and of ordinary weights
-)
+_OF_WHOLE = 128  # of a whole tile: tensors that have one mostly have several
+_SHARE = 8  # one of so many, of weights like the sample: estimates take longer than that
 _AT_LEAST = 0.25  # of the chances of others
 _SEED = 8
 _POSTERIORS = "posterior", "joint"  # whose deviations tell where errors are
@@ -164,27 +163,24 @@ class Bootstrap:
         size = estimates.size // kurtosis.size
         found: dict[int, Measured] = {}
         for i in np.flatnonzero(unlike | self._always).tolist():
+            n = _n_drawn(size, is_unlike=bool(unlike[i]))
+            if n < FEWEST_KNOWN:
+                continue
             rows = np.arange(i * size // _SUPERBLOCK, (i + 1) * size // _SUPERBLOCK)
             own = evidence if kurtosis.size == 1 else rows_of(evidence, rows, _SUPERBLOCK)
             with np.errstate(all="ignore"):  # what is drawn may be too large for a type's scales
-                most = self._most(size, is_unlike=bool(unlike[i]))
-                measured = self._measure(own, estimates[i * size : (i + 1) * size], most)
+                measured = self._measure(own, estimates[i * size : (i + 1) * size], n)
             if measured is not None:
                 found[i] = measured
         return found
 
-    @staticmethod
-    def _most(size: int, *, is_unlike: bool) -> int:
-        """How many superblocks of a tensor with that many weights in a tile are drawn."""
-        return _MOST if is_unlike and size < TILE else _OF_WHOLE
-
-    def _measure(self, evidence: Evidence, estimates: F32Array, most: int) -> Measured | None:
-        """Draw weights like those of `most` superblocks of a tensor; None if that tells nothing.
+    def _measure(self, evidence: Evidence, estimates: F32Array, n: int) -> Measured | None:
+        """Draw weights like those of `n` superblocks of a tensor; None if that tells nothing.
 
         What other methods than the posterior expect does not tell where their errors are; what the
         posterior says does. So errors of more superblocks are told by it, and some of these drawn.
         """
-        rows, weights = _chosen_by_size(self._rough_errors(evidence, estimates), most)
+        rows, weights = _chosen_by_size(self._rough_errors(evidence, estimates), n)
         part = rows_of(evidence, rows, _SUPERBLOCK)
         posterior = self._posterior(part)
         largest = np.abs(posterior).reshape(2, -1, _SUPERBLOCK).max(2)
@@ -196,7 +192,7 @@ class Bootstrap:
             chosen = estimates.reshape(-1, _SUPERBLOCK)[rows].reshape(-1)
             each = self._likely_errors(part, chosen, posterior)[:, kept] * weights
             likely = each.sum(1)
-            some, more = _chosen_by_size(each[0], most // 2)
+            some, more = _chosen_by_size(each[0], max(_FEWEST, n // 2))
             kept, weights = kept[some], weights[some] * more
         part = rows_of(part, kept, _SUPERBLOCK)
         posterior = posterior.reshape(2, -1, _SUPERBLOCK)[:, kept].reshape(2, -1)
@@ -315,8 +311,18 @@ def _can_be_drawn(source: Source) -> bool:
     return isinstance(source.type, ScalarType) and is_plain and not source.side_scaled
 
 
+def _n_drawn(size: int, *, is_unlike: bool) -> int:
+    """How many superblocks are drawn of a tensor with that many weights in a tile."""
+    whole, n_superblocks = size == TILE, size // _SUPERBLOCK
+    if is_unlike:
+        most = _OF_WHOLE if whole else _MOST
+        return min(n_superblocks, max(_FEWEST, min(most, n_superblocks // 2)))
+    most = _OF_WHOLE // 2 if whole else _OF_WHOLE
+    return min(most, n_superblocks // _SHARE)
+
+
 def _chosen_by_size(
-    sizes: NDArray[np.float64], most: int
+    sizes: NDArray[np.float64], n_drawn: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Superblocks that are drawn, and how many each stands for.
 
@@ -325,7 +331,7 @@ def _chosen_by_size(
     from finite populations", Annals of Mathematical Statistics 14(4), 1943.)
     """
     sizes = np.where(np.isfinite(sizes), sizes, 0)
-    n_drawn = min(sizes.size, max(_FEWEST, min(most, sizes.size // 2)))
+    n_drawn = min(n_drawn, sizes.size)
     sizes += sizes.mean() * _AT_LEAST
     total = np.cumsum(sizes)
     if n_drawn == sizes.size or not total[-1] > 0:
