@@ -10,6 +10,9 @@ times as far from its inner edge. And the places in the cells that the search ha
 are moved evenly over ``z r / 2`` on both sides, z from -1 to 1: of a wave as long as a cell about
 ``exp(-2 pi^2 (z r)^2 / 12)`` is left, in the mean about ``1 / (1 + pi^2 r^2 / 18)``. The densities
 were drawn where l has its usual size; both factors are 1 there.
+
+The scale of the superblock is a float16. Where it is only n units of 2^-24 it was rounded by up to
+``1 / (2 n)``, and the square of ``L / n`` is added to that of r.
 """
 
 from typing import Any
@@ -48,10 +51,12 @@ from recover.estimators._product_tables import (
     WIDE_MINIMA,
     Scalars,
 )
+from recover.estimators._rounded_scales import UNIT
 from recover.quants import F32Array
 
 _ZERO, _HALF, _ONE, _THREE = np.float32(0), np.float32(0.5), np.float32(1), np.float32(3)
 _SHIFT = np.float32(SHIFT)
+_UNIT, _TINY = np.float32(UNIT), np.float32(1e-30)
 
 LOW_REACH, HIGH_REACH, LOW_GRADIENT, HIGH_GRADIENT = range(0, 4 * 16, 16)
 LOW_CURVATURE, HIGH_CURVATURE, SHARPNESS = range(4 * 16, 7 * 16, 16)
@@ -89,14 +94,18 @@ def describe_ends(
     coarse, inner_low, inner_high = rows[row + COARSE], rows[row + FAR_OFF], rows[row + NEAR]
     usable = where(inverse == _ZERO, splat(_ZERO), abs(scale))
     # Rounded to l = 1 were many that are less: no more is assumed of these than of l = 2.
-    limit = splat(rows[row + STEPS] * _HALF)
-    r = coarse * smaller(abs(inverse) * largest_lane(usable), limit)
+    steps = rows[row + STEPS]
+    limit = splat(steps * _HALF)
+    largest = largest_lane(usable)
+    r = coarse * smaller(abs(inverse) * largest, limit)
+    rounded = coarse * min(steps * steps * _UNIT / max(largest, _TINY), steps * _HALF)
+    square = r * r + rounded * rounded
     minima = where(inverse == _ZERO, splat(_ZERO), abs(offset))
     p = smaller(abs(inverse) * step_of_minima(scalars, k, minima), coarse * limit)
     more = larger(p * p - rows[row + WIDE_MINIMA], splat(_ZERO))
-    stretch = sqrt((_ONE + _HALF * (r * r + more)) * rows[row + PER_USUAL])
+    stretch = sqrt((_ONE + _HALF * (square + more)) * rows[row + PER_USUAL])
     narrow = splat(_ONE) / stretch
-    sharp = splat(rows[row + USUAL_SHIFT]) / (_ONE + _SHIFT * (r * r + _THREE * more))
+    sharp = splat(rows[row + USUAL_SHIFT]) / (_ONE + _SHIFT * (square + _THREE * more))
     store(ends, at + SHARPNESS, sharp)
     reach = (rows[row + NEAR_END] - inner_low) * stretch + inner_low
     store(ends, at + LOW_REACH, lowest + reach)

@@ -35,6 +35,7 @@ from recover._compiled.lanes import (
     to_f32,
     where,
 )
+from recover.estimators._rounded_scales import least_scales
 from recover.estimators._zeros import FEW, is_common, near_zero
 from recover.evidence.buffer import Evidence
 from recover.quants import F32Array, U8Array
@@ -75,8 +76,10 @@ _LEAST = np.float32(1e-4)  # of a deviation, over the finest step
 _TINY = np.float32(1e-30)
 _ONE_SIDED = np.float32(0.4)  # of the mean of a superblock, over the root mean square
 _SMOOTH, _MANY_SMOOTH = np.float32(0.7), 6  # of the square of a group, that of its mean; groups
+_MOST_OF_ONE_SIGN = np.float32(0.8)  # more weights of a superblock, of those that cannot be 0
 _BLOCK_ONE_SIDED = np.float32(0.8**2)  # of that of 32 weights, squared
 _LEAST_SCALE = np.float32(2**-14)  # the smallest float16 with all of its digits
+_ROUNDED = 0.65  # steps: by half as many float16 may have moved the levels at the ends
 
 
 class Inputs(NamedTuple):
@@ -93,6 +96,8 @@ class Inputs(NamedTuple):
         The mean distance of neighbouring levels.
     even : bool (K,)
         Whether levels are consecutive integers.
+    least : float32 (K,)
+        Superblocks without larger scales are unlike those that the networks have learned from.
     """
 
     codes: U8Array
@@ -102,6 +107,7 @@ class Inputs(NamedTuple):
     ends: NDArray[np.int32]
     step: F32Array
     even: NDArray[np.bool_]
+    least: F32Array
 
 
 def inputs_of(evidence: Evidence) -> Inputs:
@@ -118,6 +124,7 @@ def inputs_of(evidence: Evidence) -> Inputs:
         ends.reshape(-1),
         np.divide(span, n_steps, dtype=np.float32),
         (np.diff(evidence.levels) == 1).all(1),
+        np.maximum(least_scales(evidence, _ROUNDED), _LEAST_SCALE),
     )
 
 
@@ -214,7 +221,7 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
         largest, at = _ZERO, k * n_groups + start // 16
         for g in range(16):
             largest = max(largest, abs(inputs.scale[at + g]))
-        usable = usable and bool(largest >= _LEAST_SCALE)
+        usable = usable and bool(largest >= inputs.least[k])
     size = np.float32(math.sqrt(square / np.float32(256)))
     means.size[0] = size
     of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or n_smooth >= _MANY_SMOOTH
@@ -222,16 +229,22 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
 
 
 @bare_inner
-def _has_zeros(bounds: tuple[F32Array, F32Array], start: int) -> bool:
-    """Whether many weights of a superblock are likely to be 0, or all but a few may be."""
+def _has_zeros_or_one_sign(bounds: tuple[F32Array, F32Array], start: int) -> bool:
+    """Whether many weights of a superblock are likely to be 0, or all but a few may be.
+
+    Or whether all but a few of those that cannot be 0 have one sign.
+    """
     zero, one = splat(_ZERO), splat(_ONE)
-    n_zero = n_near = n_large = zero
+    n_zero = n_near = n_above = n_below = zero
     for at in range(start, start + 256, 16):
         low, high = load(bounds[0], at), load(bounds[1], at)
         may_be, near = near_zero(low, high)
         n_zero, n_near = n_zero + may_be, n_near + near
-        n_large = n_large + where(low > zero, one, where(high < zero, one, zero))
-    return is_common(n_zero, n_near, False) or sum_lanes(n_large) <= FEW
+        n_above = n_above + where(low > zero, one, zero)
+        n_below = n_below + where(high < zero, one, zero)
+    above, below = sum_lanes(n_above), sum_lanes(n_below)
+    of_one_sign = abs(above - below) > _MOST_OF_ONE_SIGN * (above + below)
+    return of_one_sign or above + below <= FEW or is_common(n_zero, n_near, False)
 
 
 @bare_inlined
@@ -397,7 +410,7 @@ def describe(
         Whether there is something to tell; otherwise nothing was filled in.
     """
     mean, deviation = posterior
-    if not survey(inputs, mean, start, means) or _has_zeros(bounds, start):
+    if not survey(inputs, mean, start, means) or _has_zeros_or_one_sign(bounds, start):
         return False
     n_inputs = inputs.step.size
     size = 16 * (PER_WEIGHT + PER_WEIGHT_AND_INPUT * n_inputs)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import larger, load, splat, where
+from recover.estimators._rounded_scales import least_scales
 from recover.estimators._variances import STEP
 from recover.estimators._zeros import FEWEST, MORE
 from recover.evidence.buffer import Evidence
@@ -30,7 +31,7 @@ _BESIDE = 7.0  # the largest squared scale over the mean of such a superblock
 _FEW_ALL = 0.4  # of the error that is expected, that such superblocks have
 _ONE_SIDED = 0.1  # of the squares of blocks, that their means have; by chance 1/32
 _BLOCK = 32  # weights
-_ROUNDED = np.float32(2.0**-14)  # float16 rounds smaller scales more than others
+_ROUNDED = 0.4  # steps: by half as many float16 may have moved the levels at the ends
 
 
 def find_unlike(
@@ -57,7 +58,8 @@ def find_unlike(
     k = max(finest, 0)
     grid = evidence.codes[k], evidence.scale[k], evidence.offset[k]
     levels = evidence.lower_levels[k], evidence.upper_levels[k]
-    _find(*grid, *levels, evidence.scale, finest >= 0, estimates, kurtosis, found)
+    limits = least_scales(evidence, _ROUNDED)
+    _find(*grid, *levels, evidence.scale, limits, finest >= 0, estimates, kurtosis, found)
     return found
 
 
@@ -69,12 +71,13 @@ def _find(
     lower: F32Array,
     upper: F32Array,
     scales: F32Array,
+    limits: F32Array,
     may_be_sparse: bool,
     estimates: F32Array,
     kurtosis: NDArray[np.float64],
     found: NDArray[np.bool_],
 ) -> None:
-    """See `find_unlike`; `scales` are those of all inputs, the others are of one."""
+    """See `find_unlike`; `scales` and `limits` (K,) are of all inputs, the others of one."""
     size = codes.size // found.size
     is_whole = size >= 256 * FEWEST_KNOWN and codes.size % (256 * found.size) == 0
     n_looked_at = min(size // 256, _LOOKED_AT)
@@ -82,13 +85,11 @@ def _find(
         if not is_whole:
             found[i] = False
             continue
-        n_sparse, n_alive, n_rounded, n_lost, one_sided, n_blocks = 0, 0, 0, 0, 0.0, 0
+        n_sparse, n_alive, n_rounded, one_sided, n_blocks = 0, 0, 0, 0.0, 0
         stride = size // 256 // n_looked_at
         for j in range(n_looked_at):
             start = i * size + 256 * (j * stride + j * STEP % stride)
-            largest = _largest(scales, start // 16)
-            n_lost += bool(largest == 0)
-            n_rounded += bool(0 < largest < _ROUNDED)
+            n_rounded += _is_rounded(scales, limits, start // 16)
             for at in range(start, start + 256, _BLOCK):
                 share = _share_of_mean(estimates, at)
                 if share >= 0:
@@ -103,7 +104,7 @@ def _find(
             not _LIGHT_TAILS < kurtosis[i] < _FAR_TAILS
             or n_sparse > _SPARSE * n_alive
             or one_sided > _ONE_SIDED * n_blocks
-            or n_rounded > _SPARSE * (n_looked_at - n_lost)
+            or n_rounded > _SPARSE * n_looked_at
             or _have_few_all(scale[i * size // 16 : (i + 1) * size // 16])
         )
 
@@ -120,13 +121,15 @@ def _share_of_mean(x: F32Array, start: int) -> float:
 
 
 @inner
-def _largest(scale: F32Array, start: int) -> np.float32:
-    """The largest scale of a superblock, of all inputs."""
-    largest = np.float32(0)
-    for k in range(scale.shape[0]):
+def _is_rounded(scales: F32Array, limits: F32Array, start: int) -> bool:
+    """Whether an input has a scale of a superblock, and all are below its limit."""
+    rounded = False
+    for k in range(limits.size):
+        largest = np.float32(0)
         for g in range(start, start + 16):
-            largest = max(largest, abs(scale[k, g]))
-    return largest
+            largest = max(largest, abs(scales[k, g]))
+        rounded = rounded or bool(0 < largest < limits[k])
+    return rounded
 
 
 @inner

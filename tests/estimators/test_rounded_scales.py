@@ -1,0 +1,54 @@
+"""Weights so small that float16 has few digits for the scales of superblocks."""
+
+import numpy as np
+import pytest
+
+from recover.quants import F32Array
+from tests.support.joint_inputs import encode, run, sources_of
+
+
+def weights(deviation: float, seed: int = 5) -> F32Array:
+    x = deviation * np.random.default_rng(seed).standard_normal((768, 256))
+    return x.astype(np.float32)
+
+
+def errors(name: str, x: F32Array) -> tuple[list[float], list[float]]:
+    """Square errors by the finest input, posterior and joint; what is claimed over these."""
+    sources, found, claims = sources_of(name), [], []
+    raws = encode(sources, x)
+    for method in ("best", "posterior", "joint"):
+        n = 1 if method == "best" else len(sources)
+        out, _, tally, is_inside = run(method, sources[:n], raws[:n], x.size)
+        found.append(float(np.sum((out - x.reshape(-1).astype(np.float64)) ** 2)))
+        claims.append(tally.variance / found[-1])
+        assert is_inside
+    return found, claims
+
+
+@pytest.mark.parametrize(("name", "most"), [("Q6_K+Q4_K", 0.89), ("Q6_K+Q3_K", 0.935)])
+def test_end_codes_reach_further(name: str, most: float) -> None:
+    """Their likelihood was that of scales with all digits: 0.899 and 0.945 of the finest."""
+    finest, posterior, _ = errors(name, weights(0.001))[0]
+    assert posterior < most * finest
+
+
+@pytest.mark.parametrize("name", ["Q6_K+Q4_K", "Q6_K+Q5_0", "Q8_0+Q6_K", "Q6_K+Q3_K"])
+@pytest.mark.parametrize("deviation", [0.005, 0.003, 0.001])
+def test_claims(deviation: float, name: str) -> None:
+    """0.75 to 0.98 was claimed by the posterior."""
+    _, claims = errors(name, weights(deviation))
+    np.testing.assert_allclose(claims[1:], 1, atol=0.03)
+
+
+@pytest.mark.parametrize("name", ["Q8_0+Q6_K", "Q6_K+Q6_K*", "Q6_K+Q5_0", "Q8_0+Q6_K+Q3_K"])
+@pytest.mark.parametrize("deviation", [0.003, 0.001])
+def test_networks_leave_them_alone(deviation: float, name: str) -> None:
+    """They made up to 4% more of the posterior's error."""
+    _, posterior, joint = errors(name, weights(deviation))[0]
+    assert joint < 1.002 * posterior
+
+
+@pytest.mark.parametrize("name", ["Q5_K+Q4_K", "Q6_K+Q4_K"])
+def test_others_are_corrected(name: str) -> None:
+    _, posterior, joint = errors(name, weights(0.006))[0]
+    assert joint < 0.98 * posterior
