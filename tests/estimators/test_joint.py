@@ -138,8 +138,8 @@ def test_weights_of_one_sign_are_left_alone() -> None:
 @pytest.mark.parametrize("name", ["Q5_K*+Q4_K*+Q2_K*", "Q4_K*+Q2_K*"])
 def test_weights_beside_zeros_of_one_sign_are_left_alone(name: str) -> None:
     """As after a rectifier: the networks made up to 5% more of the posterior's error of these."""
-    x = 0.02 * np.random.default_rng(5).standard_t(4, (512, 256)) - 0.008
-    x = np.maximum(x, 0).astype(np.float32)
+    drawn = 0.02 * np.random.default_rng(5).standard_t(4, (512, 256)) - 0.008
+    x = np.maximum(drawn, 0).astype(np.float32)
     sources, truth = sources_of(name), x.reshape(-1).astype(np.float64)
     raws = encode(sources, x)
     joint, posterior = (
