@@ -30,6 +30,7 @@ from recover._compiled.lanes import (
 from recover.estimators._accumulate import accumulate_all
 from recover.estimators._extremes import fix_extremes
 from recover.estimators._few import expect_less_of_few
+from recover.estimators._fit import hold_to_fit, may_be_clipped
 from recover.estimators._lost import accumulate_lost
 from recover.estimators._means import estimate_means
 from recover.estimators._nearly_empty import take_for_empty
@@ -391,4 +392,6 @@ def _gather(
         fix_extremes(scalars, block, start)
     if others is not None:
         accumulate_others(others, block, start, here, prior, noise)
+    if may_be_clipped(scalars):
+        hold_to_fit(scalars, block, start, prior)
     return prior
