@@ -27,10 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import add_up
+from recover._compiled.across import add_up, largest_lane
 from recover._compiled.doubles import n_true
 from recover._compiled.jit import bare_inlined, bare_inner
-from recover._compiled.lanes import fused, load, load_bytes, splat, store, where
+from recover._compiled.lanes import fused, load, load_bytes, splat, sqrt, store, where
+from recover.estimators._one_sided import MEANS
+from recover.estimators._outliers import take_own_prior
 from recover.estimators._product_tables import (
     CENTER_UNIT,
     CURVATURE_UNIT,
@@ -40,7 +42,7 @@ from recover.estimators._product_tables import (
 )
 from recover.estimators._proven import FEWEST_STEPS
 from recover.estimators._rule import density, moments
-from recover.estimators._superblock import Superblock, center_value, level_of, steps_of
+from recover.estimators._superblock import Superblock, center_value, level_of, steps_of, value_of
 from recover.estimators._zeros import zero_mass
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -85,18 +87,43 @@ def _tilt(
     square = each * each
     rounded = d * d * _EVENLY + scale * scale * scalars.noise[0] * (_UNKNOWN * add_up(square))
     per_unit = block.unit[i] * (CURVATURE_UNIT * CENTER_UNIT)
-    tilt, nothing = _ZERO, splat(_ZERO)
-    for _ in range(_N_STEPS):
+    target, nothing = _ZERO, splat(_ZERO)
+    for step in range(_N_STEPS):
         mean, variance = _means(block, i, prior)
         counts = (each != _ZERO) & (variance > _ZERO) & (variance < _FAR)
         off = add_up(where(counts, each * (mean - center_value(block, i)), nothing))
-        spread = add_up(where(counts, square * variance, nothing)) + rounded
-        step = -(off + rounded * tilt) / spread
-        if not abs(step) < _FAR:
+        spread = add_up(where(counts, square * variance, nothing))
+        if step == 0:
+            alike = add_up(where(counts, abs(each) * sqrt(variance), nothing))
+            known = alike * alike
+            target = off * (rounded / (known + rounded))
+        tilt = (target - off) / spread
+        most = _ONE / largest_lane(where(counts, abs(each) * sqrt(variance), nothing))
+        tilt = max(min(tilt, most), -most)
+        if not abs(tilt) < _FAR:
             break
-        tilt += step
         gradient = load(block.gradient, 16 * i)
-        store(block.gradient, 16 * i, fused(each, splat(step * per_unit), gradient))
+        store(block.gradient, 16 * i, fused(each, splat(tilt * per_unit), gradient))
+
+
+@bare_inner
+def _forget(scalars: Scalars, block: Superblock, start: int, i: int) -> None:
+    at, n = 16 * i, scalars.codes.size // scalars.noise.size
+    keep = splat(_ZERO)
+    if block.zeros[0] > _ZERO:
+        keep = load(block.may_be_zero, at)
+    gradient, curvature = load(block.gradient, at), load(block.curvature, at)
+    store(block.gradient, at, splat(_ZERO))
+    store(block.curvature, at, splat(_ZERO))
+    for k in range(scalars.noise.size):
+        if block.inverse[16 * k + i] != _ZERO:
+            ratio = block.unit[i] * block.inverse[16 * k + i]
+            off = center_value(block, i) - value_of(scalars, k, k * n + 16 * (start + i))
+            slope = CURVATURE_UNIT * CENTER_UNIT * ratio * block.inverse[16 * k + i] / scalars.noise[k]
+            store(block.gradient, at, load(block.gradient, at) - off * slope)
+            store(block.curvature, at, load(block.curvature, at) - splat(CURVATURE_UNIT * ratio * ratio / scalars.noise[k]))
+    store(block.gradient, at, where(keep > _ZERO, gradient, load(block.gradient, at)))
+    store(block.curvature, at, where(keep > _ZERO, curvature, load(block.curvature, at)))
 
 
 @bare_inlined
@@ -108,7 +135,9 @@ def _n_clipped(scalars: Scalars, start: int, i: int) -> Any:
 
 
 @bare_inner
-def hold_to_fit(scalars: Scalars, block: Superblock, start: int, prior: np.float32) -> None:
+def hold_to_fit(
+    scalars: Scalars, block: Superblock, start: int, prior: np.float32, is_sparse: bool, is_uneven: bool
+) -> None:
     """Tilt the densities of a superblock of which many weights have an end code of the first input.
 
     Everything else is known of it.
@@ -124,4 +153,9 @@ def hold_to_fit(scalars: Scalars, block: Superblock, start: int, prior: np.float
     for i in range(16):
         clipped, _ = _n_clipped(scalars, start, i)
         if block.inverse[i] != _ZERO and clipped >= _FEWEST:
-            _tilt(scalars, block, start, i, prior, d)
+            if is_sparse:
+                _tilt(scalars, block, start, i, prior, d)
+            else:
+                _forget(scalars, block, start, i)
+                if is_uneven:
+                    take_own_prior(block, i, prior, block.each[MEANS + i], splat(_ZERO) != splat(_ZERO))

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import add_up
+from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import load_bytes, splat, where
 from recover.estimators._product_tables import Scalars
@@ -36,6 +36,7 @@ _EVENLY = np.float32(1 / 12)  # the variance of a place in a step
 _BEYOND_CHANCE = np.float32(4)  # the square of a mean, over its variance
 _LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
 _MOST = np.float32(0.9)
+_OF_SIGN = np.float32(2 / math.pi)  # the squared mean of a half-normal, over its mean square
 
 MEANS = 48
 """Where in `Superblock.each` the means of the groups' priors are (16,)."""
@@ -79,17 +80,33 @@ def share_of_means(ratio: np.float32, n: int) -> np.float32:
     return min(share, _MOST) if share > _LEAST_SHARE / np.float32(math.sqrt(n)) else _ZERO
 
 
+@bare_inlined
+def _sign_of_outlier(block: Superblock, i: int) -> np.float32:
+    """Of the largest weight of a group, if it is an outlier; or 0."""
+    center, size = center_value(block, i), squares(block, i)
+    largest = largest_lane(size)
+    if not largest > block.limit[i]:
+        return _ZERO
+    return _ONE if add_up(where(size == largest, center, splat(_ZERO))) > _ZERO else -_ONE
+
+
 @bare_inner
 def drawn_mean(
     scalars: Scalars, block: Superblock, start: int, i: int, size: np.float32, share: np.float32
 ) -> Any:
     """Mean and variance of the prior of a group whose weights have the mean square `size`."""
     mean, variance = _mean(scalars, block, start, i)
+    of_means, expected = share * size, _ZERO
+    known = of_means
+    if variance < _FAR:
+        known = max(of_means, mean * mean - _BEYOND_CHANCE * (variance + size * _SIXTEENTH))
+    if known == of_means:
+        expected = _sign_of_outlier(block, i) * share * np.sqrt(_OF_SIGN * size)
+        known -= expected * expected
     if not variance < _FAR:
-        return _ZERO, size
-    of_means = share * size
-    known = max(of_means, mean * mean - _BEYOND_CHANCE * (variance + size * _SIXTEENTH))
+        return expected, size - expected * expected
     if not known > _ZERO:
         return _ZERO, size
     drawn = known / (known + variance)
-    return mean * drawn, size - of_means + variance * drawn
+    left = size - of_means
+    return expected + (mean - expected) * drawn, left + variance * drawn

@@ -379,8 +379,8 @@ def _gather(
         expect_less_of_few(scalars, block, start, here)
     if spans is not None:
         block.zeros[0] *= spans.zero_odds
+    is_empty = False
     if uneven and block.zeros[0] == _ZERO:
-        is_empty = False
         if others is None and spans is None:
             is_empty = take_for_empty(scalars, block, start, here, prior)
         if not is_empty:
@@ -393,5 +393,5 @@ def _gather(
     if others is not None:
         accumulate_others(others, block, start, here, prior, noise)
     if may_be_clipped(scalars):
-        hold_to_fit(scalars, block, start, prior)
+        hold_to_fit(scalars, block, start, prior, is_empty or block.zeros[0] > _ZERO, uneven)
     return prior
