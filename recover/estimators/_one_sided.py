@@ -36,17 +36,24 @@ _EVENLY = np.float32(1 / 12)  # the variance of a place in a step
 _BEYOND_CHANCE = np.float32(4)  # the square of a mean, over its variance
 _LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
 _MOST = np.float32(0.9)
+_FEWEST = 6  # groups
 _OF_SIGN = np.float32(2 / math.pi)  # the squared mean of a half-normal, over its mean square
 
 MEANS = 48
 """Where in `Superblock.each` the means of the groups' priors are (16,)."""
 
 
+@bare_inlined
+def _no_outliers(block: Superblock, i: int) -> Any:
+    """By lane 1 for weights of a group that are no outliers, and 0 for these."""
+    return where(squares(block, i) > block.limit[i], splat(_ZERO), splat(_ONE))
+
+
 @bare_inner
 def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
     """M and V of a group, by the input that knows them best; V is infinite if none does."""
     mean, variance = _ZERO, _FAR
-    counts = where(squares(block, i) > block.limit[i], splat(_ZERO), splat(_ONE))
+    counts = _no_outliers(block, i)
     n, n_counted = scalars.codes.size // scalars.noise.size, add_up(counts)
     for k in range(scalars.noise.size):
         at, n_steps = 16 * k + i, scalars.ends[2 * k + 1] - scalars.ends[2 * k]
@@ -69,14 +76,17 @@ def square_of_mean(scalars: Scalars, block: Superblock, start: int, i: int) -> n
     """The square of the mean of a group, but for the error of that."""
     mean, variance = _mean(scalars, block, start, i)
     if not variance < _FAR:
-        mean, variance = add_up(center_value(block, i)) * _SIXTEENTH, _ZERO
+        counts = _no_outliers(block, i)
+        mean, variance = add_up(center_value(block, i) * counts) / max(add_up(counts), _ONE), _ZERO
     return mean * mean - variance
 
 
 @bare_inlined
-def share_of_means(ratio: np.float32, n: int) -> np.float32:
+def share_of_means(of_means: np.float32, all_squares: np.float32, n: int) -> np.float32:
     """What squares of means of n groups are of all squares, but for what is by chance."""
-    share = (ratio - _SIXTEENTH) / (_ONE - _SIXTEENTH)
+    if n < _FEWEST:
+        return _ZERO
+    share = (of_means / all_squares - _SIXTEENTH) / (_ONE - _SIXTEENTH)
     return min(share, _MOST) if share > _LEAST_SHARE / np.float32(math.sqrt(n)) else _ZERO
 
 
