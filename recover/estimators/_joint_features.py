@@ -74,8 +74,8 @@ _FAR = np.float32(np.inf)
 _LEAST = np.float32(1e-4)  # of a deviation, over the finest step
 _TINY = np.float32(1e-30)
 _ONE_SIDED = np.float32(0.4)  # of the mean of a superblock, over the root mean square
-_SMOOTH = np.float32(0.7)  # of the square of a group, that of its mean
-_MANY_SMOOTH = np.float32(3 / 8)  # of all groups, or of those that can be used
+_SMOOTH, _MANY_SMOOTH = np.float32(0.7), 6  # of the square of a group, that of its mean; groups
+_OF_MEAN, _ITS_ERROR = np.float32(1 / 16), np.float32(math.sqrt(2) / 16)  # the same by chance
 _BLOCK_ONE_SIDED = np.float32(0.8**2)  # of that of 32 weights, squared
 _LEAST_SCALE = np.float32(2**-14)  # the smallest float16 with all of its digits
 
@@ -192,7 +192,7 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     n_inputs = inputs.step.size
     n_groups = inputs.codes.size // n_inputs // 16
     square, total = _ZERO, _ZERO
-    n_usable = n_smooth = n_both = 0
+    n_usable, n_smooth, of_means = 0, 0, _ZERO
     for g in range(16):
         m = load(mean, start + 16 * g)
         means.total[g], means.square[g] = sum_lanes(m), sum_lanes(m * m)
@@ -205,9 +205,10 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
             if not (abs(scale) > _TINY and abs(scale) < _FAR and abs(offset) < _FAR):
                 means.unit[g] = _ZERO
         of_mean = means.total[g] * means.total[g] * np.float32(1 / 16)
-        is_usable, is_smooth = means.unit[g] > _ZERO, of_mean > _SMOOTH * means.square[g]
-        n_usable, n_smooth = n_usable + int(is_usable), n_smooth + int(is_smooth)
-        n_both += int(is_usable and is_smooth)
+        n_smooth += int(of_mean > _SMOOTH * means.square[g])
+        if means.unit[g] > _ZERO:
+            n_usable += 1
+            of_means += of_mean / max(means.square[g], _TINY)
     for g in range(16):
         other = g ^ 1
         means.high_32[g] = max(means.high[g], means.high[other])
@@ -220,9 +221,10 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
         usable = usable and bool(largest >= _LEAST_SCALE)
     size = np.float32(math.sqrt(square / np.float32(256)))
     means.size[0] = size
-    of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size
-    of_one_sign = of_one_sign or np.float32(n_smooth) >= _MANY_SMOOTH * np.float32(16)
-    of_one_sign = of_one_sign or np.float32(n_both) >= _MANY_SMOOTH * np.float32(n_usable)
+    of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or n_smooth >= _MANY_SMOOTH
+    if 1 < n_usable < 16:  # beside blocks of zeros, or far outliers
+        n = np.float32(n_usable)
+        of_one_sign |= of_means > n * _OF_MEAN + np.float32(4) * np.sqrt(n) * _ITS_ERROR
     return usable and bool(size > _TINY) and bool(size < _FAR) and not of_one_sign
 
 
