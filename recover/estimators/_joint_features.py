@@ -192,7 +192,7 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     n_inputs = inputs.step.size
     n_groups = inputs.codes.size // n_inputs // 16
     square, total = _ZERO, _ZERO
-    n_usable, n_smooth, of_means = 0, 0, _ZERO
+    n_usable, n_smooth, of_means, its_square = 0, 0, _ZERO, _ZERO
     for g in range(16):
         m = load(mean, start + 16 * g)
         means.total[g], means.square[g] = sum_lanes(m), sum_lanes(m * m)
@@ -206,9 +206,11 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
                 means.unit[g] = _ZERO
         of_mean = means.total[g] * means.total[g] * np.float32(1 / 16)
         n_smooth += int(of_mean > _SMOOTH * means.square[g])
-        if means.unit[g] > _ZERO:
-            n_usable += 1
-            of_means += of_mean / max(means.square[g], _TINY)
+        n_usable += int(means.unit[g] > _ZERO)
+        largest = max(means.high[g], -means.low[g])
+        if largest * largest < _HALF * means.square[g]:  # no outlier
+            of_means += of_mean - means.square[g] * _OF_MEAN
+            its_square += means.square[g] * means.square[g]
     for g in range(16):
         other = g ^ 1
         means.high_32[g] = max(means.high[g], means.high[other])
@@ -222,9 +224,8 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     size = np.float32(math.sqrt(square / np.float32(256)))
     means.size[0] = size
     of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or n_smooth >= _MANY_SMOOTH
-    if 1 < n_usable < 16:  # beside blocks of zeros, or far outliers
-        n = np.float32(n_usable)
-        of_one_sign |= of_means > n * _OF_MEAN + np.float32(4) * np.sqrt(n) * _ITS_ERROR
+    if n_usable < 16:  # beside blocks of zeros, or far outliers
+        of_one_sign |= of_means > np.float32(4) * np.sqrt(its_square) * _ITS_ERROR
     return usable and bool(size > _TINY) and bool(size < _FAR) and not of_one_sign
 
 
