@@ -76,6 +76,13 @@ def _log_of_all(block: Superblock, each: Any) -> np.float64:
     return np.float64(math.log(product))
 
 
+@bare_inlined
+def _step(scalars: Scalars) -> np.float32:
+    """The mean distance of neighbouring levels of the first input."""
+    low, high = scalars.ends[0], scalars.ends[1]
+    return (scalars.levels[high] - scalars.levels[low]) / np.float32(high - low)
+
+
 @bare_inner
 def _known_sizes(
     scalars: Scalars, block: Superblock, start: int, n_groups: int, typical: np.float32
@@ -86,6 +93,7 @@ def _known_sizes(
     """
     n, total, square, noise = 0, 0.0, 0.0, scalars.noise[0]
     n_narrow, all_squares, of_means = 0, _ZERO, _ZERO
+    step = _step(scalars)
     for i in range(n_groups):
         own, scale = without_largest(squares(block, i)), scalars.scale[start + i]
         lost = -scalars.scale_error[start + i] * scalars.lost[0]
@@ -95,7 +103,7 @@ def _known_sizes(
             log = math.log(np.float64(own))
             block.each[n] = np.float32(log)
             n, total, square = n + 1, total + log, square + log * log
-            if not scale * scale > typical:
+            if not scale * scale * (step * step) > typical:
                 n_narrow, all_squares = n_narrow + 1, all_squares + own
                 of_means += square_of_mean(scalars, block, start, i)
     if n > 0:
@@ -133,11 +141,11 @@ def narrow_wide_ones(
 
     The means of their priors are in `Superblock.each`, from `MEANS` on.
     """
-    n = -1
+    n, step = -1, _step(scalars)
     store(block.each, MEANS, splat(_ZERO))
     for i in range(n_groups):
-        scale = block.scale[i]
-        if not (scale * scale > typical and block.precision[i] == _ONE / typical):
+        width = block.scale[i] * step
+        if not (width * width > typical and block.precision[i] == _ONE / typical):
             continue
         if n < 0:
             n = _known_sizes(scalars, block, start, n_groups, typical)
