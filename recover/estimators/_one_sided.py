@@ -25,7 +25,7 @@ import numpy as np
 from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import load_bytes, splat, where
-from recover.estimators._product_tables import Scalars
+from recover.estimators._product_tables import N_COLUMNS, STEPS, Scalars
 from recover.estimators._proven import FEWEST_STEPS
 from recover.estimators._superblock import Superblock, center_value, level_of, squares, steps_of
 
@@ -36,6 +36,7 @@ _EVENLY = np.float32(1 / 12)  # the variance of a place in a step
 _BEYOND_CHANCE = np.float32(4)  # the square of a mean, over its variance
 _LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
 _MOST = np.float32(0.9)
+_ALMOST = np.float32(0.99)  # of the largest, which is not rounded to an integer
 _FEWEST = 6  # groups
 _OF_SIGN = np.float32(2 / math.pi)  # the squared mean of a half-normal, over its mean square
 
@@ -64,10 +65,13 @@ def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
         d, dmin = steps_of(scalars, k, block)
         codes = load_bytes(scalars.codes, k * n + 16 * (start + i))
         level = add_up(level_of(scalars, k, codes) * counts) / n_counted
-        scale, off = block.scale[at], level * d
-        own = (off * off + dmin * dmin) * _EVENLY + scale * scale * scalars.noise[k] * _SIXTEENTH
+        scale, offset, steps = block.scale[at], block.offset[at], scalars.rows[N_COLUMNS * k + STEPS]
+        off = level * d if abs(scale) < _ALMOST * steps * d else _ZERO
+        off_minima = dmin if abs(offset) < _ALMOST * steps * dmin else _ZERO
+        own = (off * off + off_minima * off_minima) * _EVENLY
+        own += scale * scale * scalars.noise[k] * _SIXTEENTH
         if dmin > _ZERO and own < variance:
-            mean, variance = level * scale + block.offset[at], own
+            mean, variance = level * scale + offset, own
     return mean, variance
 
 
