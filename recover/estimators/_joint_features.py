@@ -75,7 +75,7 @@ _LEAST = np.float32(1e-4)  # of a deviation, over the finest step
 _TINY = np.float32(1e-30)
 _ONE_SIDED = np.float32(0.4)  # of the mean of a superblock, over the root mean square
 _SMOOTH, _MANY_SMOOTH = np.float32(0.7), 6  # of the square of a group, that of its mean; groups
-_OF_MEAN, _ITS_ERROR = np.float32(1 / 16), np.float32(math.sqrt(2) / 16)  # the same by chance
+_SMOOTH_IN_ALL = np.float32(0.5)  # of the squares of the groups that have no outlier
 _BLOCK_ONE_SIDED = np.float32(0.8**2)  # of that of 32 weights, squared
 _LEAST_SCALE = np.float32(2**-14)  # the smallest float16 with all of its digits
 
@@ -192,7 +192,7 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     n_inputs = inputs.step.size
     n_groups = inputs.codes.size // n_inputs // 16
     square, total = _ZERO, _ZERO
-    n_usable, n_smooth, of_means, its_square = 0, 0, _ZERO, _ZERO
+    n_usable, n_smooth, of_means, squares = 0, 0, _ZERO, _ZERO
     for g in range(16):
         m = load(mean, start + 16 * g)
         means.total[g], means.square[g] = sum_lanes(m), sum_lanes(m * m)
@@ -209,8 +209,7 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
         n_usable += int(means.unit[g] > _ZERO)
         largest = max(means.high[g], -means.low[g])
         if largest * largest < _HALF * means.square[g]:  # no outlier
-            of_means += of_mean - means.square[g] * _OF_MEAN
-            its_square += means.square[g] * means.square[g]
+            of_means, squares = of_means + of_mean, squares + means.square[g]
     for g in range(16):
         other = g ^ 1
         means.high_32[g] = max(means.high[g], means.high[other])
@@ -225,7 +224,7 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     means.size[0] = size
     of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or n_smooth >= _MANY_SMOOTH
     if n_usable < 16:  # beside blocks of zeros, or far outliers
-        of_one_sign |= of_means > np.float32(4) * np.sqrt(its_square) * _ITS_ERROR
+        of_one_sign |= of_means > _SMOOTH_IN_ALL * squares
     return usable and bool(size > _TINY) and bool(size < _FAR) and not of_one_sign
 
 
