@@ -7,14 +7,25 @@ variance of m is
 
     V = ((y d)^2 + dmin^2) / 12 + s^2 N / 16
 
-Of the variance W of the weights a share T is that of the means of sub-blocks, 1/16 where weights
-are independent. What the other sub-blocks have beyond that tells T, or m itself where it is too far
-from 0 for chance:
+without the rounding of a scale or minimum that is the largest of the superblock, as the others are
+counted in steps of that.
 
-    T = max(share W, m^2 - 4 (V + W / 16))
+Of the variance W of the weights a share is that of the means of sub-blocks, 1/16 where weights are
+independent; what those sub-blocks have beyond that whose steps are not wide tells it. T, the
+variance of the mean, is that or, where m is too far from 0 for chance, what m has:
 
-The mean of the prior is then ``m T / (T + V)`` (the best linear prediction, as that of James and
-Stein, see `recover.estimators._sizes`), and what is left of T in its variance ``V T / (T + V)``.
+    T = max(share W, m^2 - 9 (V + W / 16))
+
+In smooth weights the sign of an outlier tells that of the weights beside it, and an outlier goes
+with the mean as any weight does, with a correlation of the root of the share. So where T is told by
+the share, the mean is expected to be
+
+    b = sign share (2 W / pi)^0.5
+
+(the mean of a normal number given the sign of another), and T is less by its square. The mean of
+the prior is then ``b + (m - b) T / (T + V)`` (the best linear prediction, as that of James and
+Stein, see `recover.estimators._sizes`), and what is left of T in its variance ``V T / (T + V)``. In
+types without minima V is infinite.
 """
 
 import math
@@ -37,7 +48,7 @@ _BEYOND_CHANCE = np.float32(9)  # the square of a mean, over its variance
 _LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
 _MOST = np.float32(0.9)
 _ALMOST = np.float32(0.99)  # of the largest, which is not rounded to an integer
-_FEWEST = 6  # groups
+_FEWEST = 6  # sub-blocks that tell the share
 _OF_SIGN = np.float32(2 / math.pi)  # the squared mean of a half-normal, over its mean square
 
 MEANS = 48
@@ -65,9 +76,10 @@ def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
         d, dmin = steps_of(scalars, k, block)
         codes = load_bytes(scalars.codes, k * n + 16 * (start + i))
         level = add_up(level_of(scalars, k, codes) * counts) / n_counted
-        scale, offset, steps = block.scale[at], block.offset[at], scalars.rows[N_COLUMNS * k + STEPS]
-        off = level * d if abs(scale) < _ALMOST * steps * d else _ZERO
-        off_minima = dmin if abs(offset) < _ALMOST * steps * dmin else _ZERO
+        scale, offset = block.scale[at], block.offset[at]
+        almost = _ALMOST * scalars.rows[N_COLUMNS * k + STEPS]
+        off = level * d if abs(scale) < almost * d else _ZERO
+        off_minima = dmin if abs(offset) < almost * dmin else _ZERO
         own = (off * off + off_minima * off_minima) * _EVENLY
         own += scale * scale * scalars.noise[k] * _SIXTEENTH
         if dmin > _ZERO and own < variance:
@@ -122,5 +134,4 @@ def drawn_mean(
     if not known > _ZERO:
         return _ZERO, size
     drawn = known / (known + variance)
-    left = size - of_means
-    return expected + (mean - expected) * drawn, left + variance * drawn
+    return expected + (mean - expected) * drawn, size - of_means + variance * drawn

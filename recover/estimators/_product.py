@@ -28,9 +28,9 @@ from recover._compiled.lanes import (
     where,
 )
 from recover.estimators._accumulate import accumulate_all
+from recover.estimators._alike import make_alike, may_be_alike
 from recover.estimators._extremes import fix_extremes
 from recover.estimators._few import expect_less_of_few
-from recover.estimators._fit import hold_to_fit, may_be_clipped
 from recover.estimators._lost import accumulate_lost
 from recover.estimators._means import estimate_means
 from recover.estimators._nearly_empty import take_for_empty
@@ -392,6 +392,7 @@ def _gather(
         fix_extremes(scalars, block, start)
     if others is not None:
         accumulate_others(others, block, start, here, prior, noise)
-    if may_be_clipped(scalars):
-        hold_to_fit(scalars, block, start, prior, is_empty or block.zeros[0] > _ZERO, uneven)
+    if others is None and spans is None and may_be_alike(scalars):
+        is_sparse = is_empty or block.zeros[0] > _ZERO
+        make_alike(scalars, block, start, prior, is_sparse, uneven)
     return prior
