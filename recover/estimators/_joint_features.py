@@ -77,6 +77,7 @@ _TINY = np.float32(1e-30)
 _ONE_SIDED = np.float32(0.4)  # of the mean of a superblock, over the root mean square
 _SMOOTH, _MANY_SMOOTH = np.float32(0.7), 6  # of the square of a group, that of its mean; groups
 _MOST_OF_ONE_SIGN = np.float32(0.8)  # more weights of a superblock, of those that cannot be 0
+_SMOOTH_IN_ALL = np.float32(0.5)  # of the squares of the groups that have no outlier
 _BLOCK_ONE_SIDED = np.float32(0.8**2)  # of that of 32 weights, squared
 _LEAST_SCALE = np.float32(2**-14)  # the smallest float16 with all of its digits
 _ROUNDED = 0.65  # steps: by half as many float16 may have moved the levels at the ends
@@ -197,13 +198,12 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     """
     n_inputs = inputs.step.size
     n_groups = inputs.codes.size // n_inputs // 16
-    square, total, n_usable, n_smooth = _ZERO, _ZERO, 0, 0
+    square, total = _ZERO, _ZERO
+    n_usable, n_smooth, of_means, squares = 0, 0, _ZERO, _ZERO
     for g in range(16):
         m = load(mean, start + 16 * g)
         means.total[g], means.square[g] = sum_lanes(m), sum_lanes(m * m)
         total, square = total + means.total[g], square + means.square[g]
-        of_mean = means.total[g] * means.total[g] * np.float32(1 / 16)
-        n_smooth += int(of_mean > _SMOOTH * means.square[g])
         means.high[g], means.low[g] = largest_lane(m), -largest_lane(-m)
         means.unit[g] = abs(inputs.scale[start // 16 + g]) * inputs.step[0]
         for k in range(n_inputs):
@@ -211,7 +211,12 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
             scale, offset = inputs.scale[at], inputs.offset[at]
             if not (abs(scale) > _TINY and abs(scale) < _FAR and abs(offset) < _FAR):
                 means.unit[g] = _ZERO
+        of_mean = means.total[g] * means.total[g] * np.float32(1 / 16)
+        n_smooth += int(of_mean > _SMOOTH * means.square[g])
         n_usable += int(means.unit[g] > _ZERO)
+        largest = max(means.high[g], -means.low[g])
+        if largest * largest < _HALF * means.square[g]:  # no outlier
+            of_means, squares = of_means + of_mean, squares + means.square[g]
     for g in range(16):
         other = g ^ 1
         means.high_32[g] = max(means.high[g], means.high[other])
@@ -225,6 +230,8 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     size = np.float32(math.sqrt(square / np.float32(256)))
     means.size[0] = size
     of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or n_smooth >= _MANY_SMOOTH
+    if n_usable < 16:  # beside blocks of zeros, or far outliers
+        of_one_sign |= of_means > _SMOOTH_IN_ALL * squares
     return usable and bool(size > _TINY) and bool(size < _FAR) and not of_one_sign
 
 

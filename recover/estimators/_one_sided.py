@@ -7,14 +7,25 @@ variance of m is
 
     V = ((y d)^2 + dmin^2) / 12 + s^2 N / 16
 
-Of the variance W of the weights a share T is that of the means of sub-blocks, 1/16 where weights
-are independent. What the other sub-blocks have beyond that tells T, or m itself where it is too far
-from 0 for chance:
+without the rounding of a scale or minimum that is the largest of the superblock, as the others are
+counted in steps of that.
 
-    T = max(share W, m^2 - 4 (V + W / 16))
+Of the variance W of the weights a share is that of the means of sub-blocks, 1/16 where weights are
+independent; what those sub-blocks have beyond that whose steps are not wide tells it. T, the
+variance of the mean, is that or, where m is too far from 0 for chance, what m has:
 
-The mean of the prior is then ``m T / (T + V)`` (the best linear prediction, as that of James and
-Stein, see `recover.estimators._sizes`), and what is left of T in its variance ``V T / (T + V)``.
+    T = max(share W, m^2 - 9 (V + W / 16))
+
+In smooth weights the sign of an outlier tells that of the weights beside it, and an outlier goes
+with the mean as any weight does, with a correlation of the root of the share. So where T is told by
+the share, the mean is expected to be
+
+    b = sign share (2 W / pi)^0.5
+
+(the mean of a normal number given the sign of another), and T is less by its square. The mean of
+the prior is then ``b + (m - b) T / (T + V)`` (the best linear prediction, as that of James and
+Stein, see `recover.estimators._sizes`), and what is left of T in its variance ``V T / (T + V)``. In
+types without minima V is infinite.
 """
 
 import math
@@ -22,10 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import add_up
+from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import load_bytes, splat, where
-from recover.estimators._product_tables import Scalars
+from recover.estimators._product_tables import N_COLUMNS, STEPS, Scalars
 from recover.estimators._proven import FEWEST_STEPS
 from recover.estimators._superblock import Superblock, center_value, level_of, squares, steps_of
 
@@ -33,19 +44,28 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 _FAR = np.float32(np.inf)
 _SIXTEENTH = np.float32(1 / 16)
 _EVENLY = np.float32(1 / 12)  # the variance of a place in a step
-_BEYOND_CHANCE = np.float32(4)  # the square of a mean, over its variance
+_BEYOND_CHANCE = np.float32(9)  # the square of a mean, over its variance
 _LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
 _MOST = np.float32(0.9)
+_ALMOST = np.float32(0.99)  # of the largest, which is not rounded to an integer
+_FEWEST = 6  # sub-blocks that tell the share
+_OF_SIGN = np.float32(2 / math.pi)  # the squared mean of a half-normal, over its mean square
 
 MEANS = 48
 """Where in `Superblock.each` the means of the groups' priors are (16,)."""
+
+
+@bare_inlined
+def _no_outliers(block: Superblock, i: int) -> Any:
+    """By lane 1 for weights of a group that are no outliers, and 0 for these."""
+    return where(squares(block, i) > block.limit[i], splat(_ZERO), splat(_ONE))
 
 
 @bare_inner
 def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
     """M and V of a group, by the input that knows them best; V is infinite if none does."""
     mean, variance = _ZERO, _FAR
-    counts = where(squares(block, i) > block.limit[i], splat(_ZERO), splat(_ONE))
+    counts = _no_outliers(block, i)
     n, n_counted = scalars.codes.size // scalars.noise.size, add_up(counts)
     for k in range(scalars.noise.size):
         at, n_steps = 16 * k + i, scalars.ends[2 * k + 1] - scalars.ends[2 * k]
@@ -56,10 +76,14 @@ def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
         d, dmin = steps_of(scalars, k, block)
         codes = load_bytes(scalars.codes, k * n + 16 * (start + i))
         level = add_up(level_of(scalars, k, codes) * counts) / n_counted
-        scale, off = block.scale[at], level * d
-        own = (off * off + dmin * dmin) * _EVENLY + scale * scale * scalars.noise[k] * _SIXTEENTH
+        scale, offset = block.scale[at], block.offset[at]
+        almost = _ALMOST * scalars.rows[N_COLUMNS * k + STEPS]
+        off = level * d if abs(scale) < almost * d else _ZERO
+        off_minima = dmin if abs(offset) < almost * dmin else _ZERO
+        own = (off * off + off_minima * off_minima) * _EVENLY
+        own += scale * scale * scalars.noise[k] * _SIXTEENTH
         if dmin > _ZERO and own < variance:
-            mean, variance = level * scale + block.offset[at], own
+            mean, variance = level * scale + offset, own
     return mean, variance
 
 
@@ -68,15 +92,28 @@ def square_of_mean(scalars: Scalars, block: Superblock, start: int, i: int) -> n
     """The square of the mean of a group, but for the error of that."""
     mean, variance = _mean(scalars, block, start, i)
     if not variance < _FAR:
-        mean, variance = add_up(center_value(block, i)) * _SIXTEENTH, _ZERO
+        counts = _no_outliers(block, i)
+        mean, variance = add_up(center_value(block, i) * counts) / max(add_up(counts), _ONE), _ZERO
     return mean * mean - variance
 
 
 @bare_inlined
-def share_of_means(ratio: np.float32, n: int) -> np.float32:
+def share_of_means(of_means: np.float32, all_squares: np.float32, n: int) -> np.float32:
     """What squares of means of n groups are of all squares, but for what is by chance."""
-    share = (ratio - _SIXTEENTH) / (_ONE - _SIXTEENTH)
+    if n < _FEWEST:
+        return _ZERO
+    share = (of_means / all_squares - _SIXTEENTH) / (_ONE - _SIXTEENTH)
     return min(share, _MOST) if share > _LEAST_SHARE / np.float32(math.sqrt(n)) else _ZERO
+
+
+@bare_inlined
+def _sign_of_outlier(block: Superblock, i: int) -> np.float32:
+    """Of the largest weight of a group, if it is an outlier; or 0."""
+    center, size = center_value(block, i), squares(block, i)
+    largest = largest_lane(size)
+    if not largest > block.limit[i]:
+        return _ZERO
+    return _ONE if add_up(where(size == largest, center, splat(_ZERO))) > _ZERO else -_ONE
 
 
 @bare_inner
@@ -85,11 +122,16 @@ def drawn_mean(
 ) -> Any:
     """Mean and variance of the prior of a group whose weights have the mean square `size`."""
     mean, variance = _mean(scalars, block, start, i)
+    of_means, expected = share * size, _ZERO
+    known = of_means
+    if variance < _FAR:
+        known = max(of_means, mean * mean - _BEYOND_CHANCE * (variance + size * _SIXTEENTH))
+    if known == of_means:
+        expected = _sign_of_outlier(block, i) * share * np.sqrt(_OF_SIGN * size)
+        known -= expected * expected
     if not variance < _FAR:
-        return _ZERO, size
-    of_means = share * size
-    known = max(of_means, mean * mean - _BEYOND_CHANCE * (variance + size * _SIXTEENTH))
+        return expected, size - expected * expected
     if not known > _ZERO:
         return _ZERO, size
     drawn = known / (known + variance)
-    return mean * drawn, size - of_means + variance * drawn
+    return expected + (mean - expected) * drawn, size - of_means + variance * drawn

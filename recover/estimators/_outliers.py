@@ -51,7 +51,7 @@ def _typical_square(block: Superblock, n_groups: int) -> np.float32:
 
 
 @bare_inlined
-def _is_apart(block: Superblock, i: int) -> Any:
+def is_apart(block: Superblock, i: int) -> Any:
     """Which weights of a group are outliers, or as far out by their bounds."""
     low, high = load(block.low, 16 * i), load(block.high, 16 * i)
     nearest = larger(larger(low, -high), splat(_ZERO))
@@ -109,7 +109,7 @@ def begin_again(
         begin_with_spans(spans, scalars, block, start, splat(_ZERO))
     narrow_wide_ones(scalars, block, start, n_groups, typical)
     for i in range(n_groups):
-        take_own_prior(block, i, prior, block.each[MEANS + i], _is_apart(block, i))
+        take_own_prior(block, i, prior, block.each[MEANS + i], is_apart(block, i))
     if spans is not None:
         accumulate_spans(spans, block, start)
     store(block.limit, 0, splat(_FAR))

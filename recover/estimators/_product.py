@@ -28,6 +28,7 @@ from recover._compiled.lanes import (
     where,
 )
 from recover.estimators._accumulate import accumulate_all
+from recover.estimators._alike import make_alike, may_be_alike
 from recover.estimators._extremes import fix_extremes
 from recover.estimators._few import expect_less_of_few
 from recover.estimators._lost import accumulate_lost
@@ -378,8 +379,8 @@ def _gather(
         expect_less_of_few(scalars, block, start, here)
     if spans is not None:
         block.zeros[0] *= spans.zero_odds
+    is_empty = False
     if uneven and block.zeros[0] == _ZERO:
-        is_empty = False
         if others is None and spans is None:
             is_empty = take_for_empty(scalars, block, start, here, prior)
         if not is_empty:
@@ -391,4 +392,7 @@ def _gather(
         fix_extremes(scalars, block, start)
     if others is not None:
         accumulate_others(others, block, start, here, prior, noise)
+    if others is None and spans is None and may_be_alike(scalars):
+        is_sparse = is_empty or block.zeros[0] > _ZERO
+        make_alike(scalars, block, start, prior, is_sparse, uneven)
     return prior

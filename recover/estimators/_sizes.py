@@ -76,11 +76,24 @@ def _log_of_all(block: Superblock, each: Any) -> np.float64:
     return np.float64(math.log(product))
 
 
+@bare_inlined
+def _step(scalars: Scalars) -> np.float32:
+    """The mean distance of neighbouring levels of the first input."""
+    low, high = scalars.ends[0], scalars.ends[1]
+    return (scalars.levels[high] - scalars.levels[low]) / np.float32(high - low)
+
+
 @bare_inner
-def _known_sizes(scalars: Scalars, block: Superblock, start: int, n_groups: int) -> int:
-    """Put the logarithms of the W_j into the scratch memory, drawn to their mean; how many."""
+def _known_sizes(
+    scalars: Scalars, block: Superblock, start: int, n_groups: int, typical: np.float32
+) -> int:
+    """Put the logarithms of the W_j into the scratch memory, drawn to their mean; how many.
+
+    The share of means is told by those whose steps are not wide: beside an outlier all have a code.
+    """
     n, total, square, noise = 0, 0.0, 0.0, scalars.noise[0]
-    all_squares = of_means = _ZERO
+    n_narrow, all_squares, of_means = 0, _ZERO, _ZERO
+    step = _step(scalars)
     for i in range(n_groups):
         own, scale = without_largest(squares(block, i)), scalars.scale[start + i]
         lost = -scalars.scale_error[start + i] * scalars.lost[0]
@@ -90,10 +103,11 @@ def _known_sizes(scalars: Scalars, block: Superblock, start: int, n_groups: int)
             log = math.log(np.float64(own))
             block.each[n] = np.float32(log)
             n, total, square = n + 1, total + log, square + log * log
-            all_squares += own
-            of_means += square_of_mean(scalars, block, start, i)
+            if not scale * scale * (step * step) > typical:
+                n_narrow, all_squares = n_narrow + 1, all_squares + own
+                of_means += square_of_mean(scalars, block, start, i)
     if n > 0:
-        block.each[_OF_MEANS] = share_of_means(of_means / all_squares, n)
+        block.each[_OF_MEANS] = share_of_means(of_means, all_squares, n_narrow)
         mean = total / n
         variance = square / n - mean * mean
         share = max(0.0, 1 - _BY_CHANCE / variance) if variance > 0 else 0.0
@@ -127,14 +141,14 @@ def narrow_wide_ones(
 
     The means of their priors are in `Superblock.each`, from `MEANS` on.
     """
-    n = -1
+    n, step = -1, _step(scalars)
     store(block.each, MEANS, splat(_ZERO))
     for i in range(n_groups):
-        scale = block.scale[i]
-        if not (scale * scale > typical and block.precision[i] == _ONE / typical):
+        width = block.scale[i] * step
+        if not (width * width > typical and block.precision[i] == _ONE / typical):
             continue
         if n < 0:
-            n = _known_sizes(scalars, block, start, n_groups)
+            n = _known_sizes(scalars, block, start, n_groups, typical)
         if n == 0:
             break
         size = _size_beside(block, i, n)
