@@ -193,14 +193,16 @@ def _resolve_empty(
             first = finest_value(scalars, spans, g, out.size)
         else:
             first = first_value(scalars, g, out.size)
-        there = where(abs(width) < _FAR, middle, first)
+        # Where the finest decodes a superblock to 0 (no prior), nothing tells how small weights are.
+        is_told = (abs(width) < _FAR) & (splat(prior) > _ZERO)
+        there = where(is_told, middle, first)
         # Not on an edge, which others round otherwise: it is a sum of what may be much larger.
         size = sigma + _largest_offset(scalars, g)
         inner_low = lower + (abs(lower) + size) * _ULPS
         inner_high = upper - (abs(upper) + size) * _ULPS
         there = where(there < inner_low, inner_low, where(there > inner_high, inner_high, there))
         between = (lower + upper) * _HALF
-        there = where((abs(between) < _FAR) & (abs(width) < _FAR), between, there)
+        there = where((abs(between) < _FAR) & is_told, between, there)
         beyond = (estimate < lower) | (estimate > upper)
         inside = larger(inner_low, smaller(inner_high, estimate))
         inside = where(beyond & (inner_low < inner_high), inside, estimate)

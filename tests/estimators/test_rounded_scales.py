@@ -52,3 +52,10 @@ def test_networks_leave_them_alone(deviation: float, name: str) -> None:
 def test_others_are_corrected(name: str) -> None:
     _, posterior, joint = errors(name, weights(0.006))[0]
     assert joint < 0.98 * posterior
+
+
+@pytest.mark.parametrize("name", ["Q8_0+Q4_K", "Q8_0+Q6_K", "Q8_0"])
+def test_scales_that_are_rounded_to_zero_tell_no_size(name: str) -> None:
+    """The middle of what they prove was taken: 200 times the error of the zeros that are decoded."""
+    finest, posterior, joint = errors(name, weights(1e-9))[0]
+    assert posterior == joint == finest
