@@ -187,6 +187,11 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
         say(f"expected mean square error: {ratio:.3f} of that of the best single input{remark}")
         for saving in result.savings:
             say(sentence(saving))
+    if share := result.share_not_served:
+        say(
+            f"{plan.method} does not know the types of {share:.1%} of the estimated weights: these"
+            f" are as {DEFAULT_METHOD} has them"
+        )
     if n := result.n_without_claim:
         say(
             f"no claim is made of the error of {n:,} tensors: no input confines their weights, so"

@@ -193,7 +193,7 @@ def _resolve_empty(
             first = finest_value(scalars, spans, g, out.size)
         else:
             first = first_value(scalars, g, out.size)
-        # Where the finest decodes a superblock to 0 (no prior), nothing tells how small weights are.
+        # Without a prior, as all is decoded to 0, nothing tells how small these weights are.
         is_told = (abs(width) < _FAR) & (splat(prior) > _ZERO)
         there = where(is_told, middle, first)
         # Not on an edge, which others round otherwise: it is a sum of what may be much larger.

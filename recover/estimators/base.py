@@ -80,10 +80,6 @@ def _never(source: Source) -> bool:
     return False
 
 
-def _not_always(sources: Sequence[Source]) -> bool:
-    return False
-
-
 def _nothing(sources: Sequence[Source]) -> float:
     return 0.0
 
@@ -135,10 +131,10 @@ class Estimator:
     gains_alone : callable
         ``gains_alone(source)``: whether its estimate from a single input is better than what that
         one is decoded to. Default: it never is.
-    bootstraps : callable
-        ``bootstraps(sources)``: whether what it expects is always measured on weights like those at
-        hand (see `recover.estimators.bootstrap`), as its own estimates take far longer. Default: it
-        is where weights are unlike the shipped sample.
+    serves : callable or None
+        ``serves(sources)``: whether it knows more of such sources than the default method, of which
+        its estimates are otherwise. They take far longer, so that what it expects is always
+        measured (see `recover.estimators.bootstrap`). Default: None, it treats all alike.
     """
 
     name: str
@@ -154,7 +150,7 @@ class Estimator:
     with_network: WithNetwork | None = None
     saves: Callable[[Sequence[Source]], float] = _nothing
     gains_alone: Callable[[Source], bool] = _never
-    bootstraps: Callable[[Sequence[Source]], bool] = _not_always
+    serves: Callable[[Sequence[Source]], bool] | None = None
 
 
 _FUNCTIONS = (
@@ -164,7 +160,7 @@ _FUNCTIONS = (
     "gains_alone",
     "with_network",
     "saves",
-    "bootstraps",
+    "serves",
 )
 _FACTS = "summary", "has_mode", "sees_conflicts", "decides", "takes_first", "calibrated"
 

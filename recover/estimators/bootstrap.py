@@ -128,7 +128,8 @@ class Bootstrap:
         errors = {k: typical_error(each.type) for k, each in enumerate(sources) if each.has_cells}
         known = [k for k, error in errors.items() if error < _TOO_COARSE]
         self._finest = min(known, key=errors.__getitem__, default=-1)
-        self._always = estimator(method).bootstraps(sources) and estimate == MEAN
+        serves = estimator(method).serves
+        self._always = serves is not None and serves(sources) and estimate == MEAN
 
     @cached_property
     def _tile(self) -> UncorrectedTileEstimator:

@@ -32,7 +32,7 @@ from recover.merge.merging import Merging
 from recover.merge.plan import MergePlan, TensorPlan
 from recover.merge.redundant import errors_alone
 from recover.merge.resume import Tell, Unfinished
-from recover.merge.savings import Saving, savings
+from recover.merge.savings import Saving, savings, share_not_served
 from recover.merge.sums import Totals
 from recover.quants import GROUP
 
@@ -128,6 +128,16 @@ class MergeResult(Brief):
             if each.expected_rmse is not None
         )
         return savings(estimated, self.plan.method)
+
+    @property
+    def share_not_served(self) -> float:
+        """Share of the estimated weights that got the default method's estimate."""
+        estimated = (
+            (each.plan.sources, each.plan.n_weights)
+            for each in self.tensors
+            if each.expected_rmse is not None
+        )
+        return share_not_served(estimated, self.plan.method)
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``recover merge --json`` prints."""

@@ -56,6 +56,6 @@ def test_others_are_corrected(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Q8_0+Q4_K", "Q8_0+Q6_K", "Q8_0"])
 def test_scales_that_are_rounded_to_zero_tell_no_size(name: str) -> None:
-    """The middle of what they prove was taken: 200 times the error of the zeros that are decoded."""
+    """The middle of what they prove was taken: 200 times the error of 0."""
     finest, posterior, joint = errors(name, weights(1e-9))[0]
     assert posterior == joint == finest

@@ -74,7 +74,7 @@ def test_defaults() -> None:
     assert facts == (False,) * 4
     assert known.calibrated is None
     assert not known.gains_alone(inputs[0])
-    assert not known.bootstraps(inputs)
+    assert known.serves is None
     assert method_for(inputs, "toy") == home.FIRST_ALONE
     assert method_for(inputs * 2, "toy") == "toy"
 

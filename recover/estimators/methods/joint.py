@@ -116,7 +116,7 @@ def saves(sources: Sequence[Source]) -> float:
     return 0.0 if entry is None else entry.sets[label]
 
 
-def bootstraps(sources: Sequence[Source]) -> bool:
+def serves(sources: Sequence[Source]) -> bool:
     """See `recover.estimators.base.Estimator`."""
     return terms_for(sources) is not None
 
