@@ -24,7 +24,7 @@ class UncorrectedTileEstimator:
     Parameters
     ----------
     sources : sequence of Source
-        The inputs, in any order.
+        The inputs, finest first; scalar ones, intervals and vector types may be mixed.
     method : str
         Name of the estimator.
     estimate : {"mean", "map"}

@@ -119,7 +119,7 @@ class EvidenceBuffer:
     Parameters
     ----------
     sources : sequence of Source
-        One per input, in any order.
+        One per input, finest first; scalar ones, intervals and vector types may be mixed.
     proven : bool
         Whether bounds are to be sure, where the scale that chose the codes is not the stored one
         (see `recover.evidence.hidden`); otherwise they are those of usual ratios of both.
