@@ -56,6 +56,10 @@ def hard_weights(n: int = 64) -> dict[str, F32Array]:
         "far outliers": np.where(rng.random(shape) < 0.005, 50 * x, x),
         "one sign": abs(x) + np.float32(0.01),
         "blocks of one sign": x + blocks,
+        "small": x * np.float32(0.06),
+        "smaller": x * np.float32(0.02),
         "tiny": x * np.float32(1e-4),
+        "uniform": rng.uniform(-0.05, 0.05, shape).astype(np.float32),
+        "rectified": np.maximum(x - np.float32(0.015), 0),
         "zeros": np.zeros(shape, np.float32),
     }
