@@ -7,17 +7,28 @@ weights, and the sixteen groups, are worked on at once. Layers are float32, thei
 input by input.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recover._compiled.across import sum_lanes
 from recover._compiled.jit import bare_inlined, bare_inner, bare_sized
-from recover._compiled.lanes import fused, larger, load, smaller, splat, sqrt, store
+from recover._compiled.lanes import (
+    HELD,
+    fused,
+    larger,
+    load,
+    smaller,
+    splat,
+    spread,
+    sqrt,
+    store,
+)
+from recover._compiled.memory import aligned
 from recover.quants import F32Array
 
 OUTPUTS = 8  # rows of the last layer, of which the first two are of use
-_ROWS = 8  # of a layer that are added up at once
+_ROWS = 8 if HELD > 16 else 4  # of a layer that are added up at once
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -106,7 +117,7 @@ def new_scratch(network: Network) -> Scratch:
         2 * width * 16,
         16 * 2 * 16,
     )
-    return Scratch(*(np.empty(n, np.float32) for n in sizes))
+    return Scratch(*(aligned(n, np.float32) for n in sizes))
 
 
 @bare_inlined
@@ -116,40 +127,47 @@ def _active(value: object) -> object:
     return value * smaller(larger(ramp, splat(_ZERO)), splat(_ONE))
 
 
+@bare_inlined
+def _finish(rows: Any, out: F32Array, at: int, mode: int) -> None:
+    """Store four rows; mode as in `_apply`."""
+    a, b, c, d = rows
+    if mode == 1:
+        a, b, c, d = _active(a), _active(b), _active(c), _active(d)
+    if mode == 2:
+        a, b = a + load(out, at), b + load(out, at + 16)
+        c, d = c + load(out, at + 32), d + load(out, at + 48)
+    store(out, at, a)
+    store(out, at + 16, b)
+    store(out, at + 32, c)
+    store(out, at + 48, d)
+
+
 @bare_sized
 def _apply(layer: Layer, x: F32Array, x_at: int, out: F32Array, out_at: int, mode: int) -> None:
     """A layer of 16 columns; mode 1 lets the results become active, mode 2 adds them."""
     terms, n_in, at = layer.terms, layer.n_in, 0
     for j in range(0, layer.n_out, _ROWS):
-        a, b = splat(terms[at]), splat(terms[at + 1])
-        c, d = splat(terms[at + 2]), splat(terms[at + 3])
-        e, f = splat(terms[at + 4]), splat(terms[at + 5])
-        g, h = splat(terms[at + 6]), splat(terms[at + 7])
+        a, b = spread(terms, at), spread(terms, at + 1)
+        c, d = spread(terms, at + 2), spread(terms, at + 3)
+        e = f = g = h = a
+        if _ROWS == 8:
+            e, f = spread(terms, at + 4), spread(terms, at + 5)
+            g, h = spread(terms, at + 6), spread(terms, at + 7)
         for i in range(n_in):
             at += _ROWS
             value = load(x, x_at + 16 * i)
-            a, b = fused(value, terms[at], a), fused(value, terms[at + 1], b)
-            c, d = fused(value, terms[at + 2], c), fused(value, terms[at + 3], d)
-            e, f = fused(value, terms[at + 4], e), fused(value, terms[at + 5], f)
-            g, h = fused(value, terms[at + 6], g), fused(value, terms[at + 7], h)
+            a, b = fused(value, spread(terms, at), a), fused(value, spread(terms, at + 1), b)
+            c, d = fused(value, spread(terms, at + 2), c), fused(value, spread(terms, at + 3), d)
+            if _ROWS == 8:
+                e = fused(value, spread(terms, at + 4), e)
+                f = fused(value, spread(terms, at + 5), f)
+                g = fused(value, spread(terms, at + 6), g)
+                h = fused(value, spread(terms, at + 7), h)
         at += _ROWS
         place = out_at + 16 * j
-        if mode == 1:
-            a, b, c, d = _active(a), _active(b), _active(c), _active(d)
-            e, f, g, h = _active(e), _active(f), _active(g), _active(h)
-        if mode == 2:
-            a, b = a + load(out, place), b + load(out, place + 16)
-            c, d = c + load(out, place + 32), d + load(out, place + 48)
-            e, f = e + load(out, place + 64), f + load(out, place + 80)
-            g, h = g + load(out, place + 96), h + load(out, place + 112)
-        store(out, place, a)
-        store(out, place + 16, b)
-        store(out, place + 32, c)
-        store(out, place + 48, d)
-        store(out, place + 64, e)
-        store(out, place + 80, f)
-        store(out, place + 96, g)
-        store(out, place + 112, h)
+        _finish((a, b, c, d), out, place, mode)
+        if _ROWS == 8:
+            _finish((e, f, g, h), out, place + 64, mode)
 
 
 @bare_inner
