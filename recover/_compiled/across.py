@@ -10,12 +10,16 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from recover._compiled.vectors import (
+    F32_VECTOR,
+    I32_VECTOR,
     LANES,
     call_llvm,
     concatenate,
     f32_lanes,
     f64_lanes,
+    is_array,
     mask_lanes,
+    pointer_to,
 )
 
 _F32, _I32, _WORD = ir.FloatType(), ir.IntType(32), ir.IntType(LANES)
@@ -100,3 +104,28 @@ def sum_lanes(_context: Any, value: Any) -> Any:
         return builder.extract_element(total, _I32(0))
 
     return number(value), generate
+
+
+@intrinsic
+def sum_rows(_context: Any, array: Any, at: Any) -> Any:
+    """In lane k the sum of ``array[at + 16 * k : at + 16 * (k + 1)]``, added up in pairs."""
+    if not (is_array(array, types.float32) and array.layout == "C"):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place, rows = context.cast(builder, args[1], sig.args[1], types.intp), []
+        for row in range(LANES):
+            begin = builder.add(place, place.type(LANES * row))
+            pointer = pointer_to(context, builder, sig.args[0], args[0], begin, F32_VECTOR)
+            rows.append(builder.load(pointer, align=4))
+        while (n := len(rows) // 2) > 0:  # a vector has sums of 2 * n lanes of LANES / (2 * n) rows
+            chunks = range(0, LANES, 2 * n)
+            low = [side + c + i for c in chunks for side in (0, LANES) for i in range(n)]
+            orders = [ir.Constant(I32_VECTOR, [at + more for at in low]) for more in (0, n)]
+            rows = [
+                builder.fadd(*(builder.shuffle_vector(one, other, order) for order in orders))
+                for one, other in zip(rows[:n], rows[n:], strict=True)
+            ]
+        return rows[0]
+
+    return f32_lanes(array, at), generate

@@ -36,6 +36,9 @@ from recover._compiled.vectors import (
     storing,
 )
 from recover._compiled.vectors import (
+    HELD as HELD,
+)
+from recover._compiled.vectors import (
     LANES as LANES,
 )
 

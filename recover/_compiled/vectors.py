@@ -9,10 +9,13 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
+from numba.core.codegen import get_host_cpu_features
 from numba.core.typing import signature
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANES = 16
+HELD = 32 if "+avx512f" in get_host_cpu_features().split(",") else 8
+"""Vectors that the registers of the CPU hold: 32 of 512 bits, 16 of 256 or 32 of 128."""
 
 _F32 = ir.FloatType()
 _F64 = ir.DoubleType()

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from recover._compiled.across import sum_lanes
 from recover._compiled.jit import bare_inlined, bare_inner, bare_kernel
 from recover._compiled.lanes import larger, load, smaller, splat, sqrt, store, where
+from recover._compiled.memory import aligned
 from recover.estimators._joint_features import (
     Inputs,
     Means,
@@ -62,7 +63,7 @@ def correct(
     lower, upper = np.empty((2, estimate.size), np.float32)
     intersect_cells(evidence, lower, upper)
     by_weight, by_group = n_features(n_inputs)
-    told = np.empty(256 * by_weight, np.float32), np.empty(16 * by_group, np.float32)
+    told = aligned(256 * by_weight, np.float32), aligned(16 * by_group, np.float32)
     sums = np.zeros((n_tensors, 1 + n_inputs))
     posterior, bounds = (estimate, deviation), (lower, upper)
     _correct_all(network, inputs, posterior, bounds, told, new_means(), new_scratch(network), sums)

@@ -23,7 +23,12 @@ from recover.estimators._joint_features import (
     LAYERS_OF_ROUND,
     shapes_of_layers,
 )
-from recover.estimators._joint_net import Layer, Network, Round, layer
+from recover.estimators._joint_net import (
+    Network,
+    Round,
+    layer_of_groups,
+    layer_of_weights,
+)
 from recover.quants import F32Array
 
 STAR = "*"
@@ -195,7 +200,7 @@ def fits(terms: Terms, n_inputs: int) -> bool:
     n_rounds = sum(key.endswith("enter.bias") for key in terms)
     sizes = shapes_of_layers(width, n_rounds, n_inputs)
     return (
-        width > 0
+        width >= 16
         and width % 8 == 0
         and n_rounds > 0
         and len(terms) == 2 * len(sizes)
@@ -243,12 +248,34 @@ _made: dict[int, tuple[Terms, Network]] = {}
 
 
 def _network_of(terms: Terms) -> Network:
-
-    def part(name: str) -> Layer:
-        return layer(terms[f"{name}.weight"], terms[f"{name}.bias"])
-
+    """See `Network`; what is always added to the results of a layer is in its biases."""
+    width = terms["begin.bias"].size
     n_rounds = sum(key.startswith("rounds.") for key in terms) // (2 * len(LAYERS_OF_ROUND))
-    rounds = [
-        Round(*(part(f"rounds.{i}.{each}") for each in LAYERS_OF_ROUND)) for i in range(n_rounds)
-    ]
-    return Network(part("weights"), part("groups"), part("begin"), tuple(rounds), part("end"))
+    one, none = np.ones(width, np.float32), np.zeros(width, np.float32)
+
+    def matrix(name: str) -> F32Array:
+        return terms[f"{name}.weight"]
+
+    def bias(name: str) -> F32Array:
+        return terms[f"{name}.bias"]
+
+    def exchange(name: str) -> Round:
+        gather, more = matrix(f"{name}.gather"), bias(f"{name}.gather")
+        of_16 = np.concatenate([gather[:, :width], gather[:, 3 * width :]], 1)
+        return Round(
+            layer_of_weights(matrix(f"{name}.enter"), bias(f"{name}.enter")),
+            layer_of_groups(gather[:, width : 3 * width], more),
+            layer_of_groups(of_16, np.zeros_like(more)),
+            layer_of_groups(
+                matrix(f"{name}.spread"), bias(f"{name}.spread") + np.concatenate([none, one])
+            ),
+            layer_of_weights(matrix(f"{name}.leave"), bias(f"{name}.leave")),
+        )
+
+    return Network(
+        layer_of_weights(matrix("weights"), none),
+        layer_of_groups(matrix("groups"), bias("groups")),
+        layer_of_groups(matrix("begin"), bias("begin") + bias("weights")),
+        tuple(exchange(f"rounds.{i}") for i in range(n_rounds)),
+        layer_of_weights(matrix("end"), bias("end") + np.array([0, 1], np.float32)),
+    )

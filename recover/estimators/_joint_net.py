@@ -2,22 +2,37 @@
 
 Each weight has `width` numbers, which `n_rounds` times are exchanged with those of its superblock:
 a layer by itself; the means over its 16, over its 32 and over all 256 weights, of which a layer for
-the group makes a gain and a shift of each number; a layer that adds to what the weight had. Sixteen
-weights, and the sixteen groups, are worked on at once. Layers are float32, their sums are added up
-input by input.
+the group makes a gain and a shift of each number; a layer that adds to what the weight had.
+
+Layers are float32. What costs time are sums of products, of `_ROWS` rows of one matrix and sixteen
+columns of another at once: as many as the registers of the CPU hold. Columns are sixteen weights,
+and rows the outputs of a layer; of the layers for groups, columns are outputs and rows are groups.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from recover._compiled.across import sum_lanes
+from recover._compiled.across import sum_rows
 from recover._compiled.jit import bare_inlined, bare_inner, bare_sized
-from recover._compiled.lanes import fused, larger, load, smaller, splat, sqrt, store
+from recover._compiled.lanes import (
+    HELD,
+    fused,
+    larger,
+    load,
+    smaller,
+    splat,
+    spread,
+    sqrt,
+    store,
+)
+from recover._compiled.memory import aligned
 from recover.quants import F32Array
 
-OUTPUTS = 8  # rows of the last layer, of which the first two are of use
-_ROWS = 8  # of a layer that are added up at once
+_ROWS = 8 if HELD > 16 else 4  # of a layer that are added up at once
+_PLAIN, _ACTIVE, _ADDED = 0, 1, 2  # what becomes of the results of a layer
+_ALL = 4  # 2**4 groups share a row
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -26,30 +41,38 @@ _SIXTH = np.float32(1 / 6)
 
 
 class Layer(NamedTuple):
-    """A matrix, in bundles of eight rows, each of which begins with their biases.
+    """A matrix in the order in which it is worked on, and biases.
 
     Attributes
     ----------
-    terms : float32 (n_out / 8 * (n_in + 1) * 8,)
+    terms : float32 (n_bundles * n_in * size,)
+        Bundles of outputs; in each, one input after the other. Of weights, bundles have `_ROWS`
+        outputs, of groups 16; the last of these begins early where `n_out` is no multiple of 16.
+    bias : float32 (n_out,)
     n_in, n_out : int
     """
 
     terms: F32Array
+    bias: F32Array
     n_in: int
     n_out: int
 
 
 class Round(NamedTuple):
-    """The layers of one exchange."""
+    """The layers of one exchange.
+
+    `of_32` is told of means over 32 and 256 weights, `of_16` of those over 16 and of the group.
+    """
 
     enter: Layer
-    gather: Layer
+    of_32: Layer
+    of_16: Layer
     spread: Layer
     leave: Layer
 
 
 class Network(NamedTuple):
-    """The layers of a network."""
+    """The layers of a network; `groups`, `begin` and three of each round are for groups."""
 
     weights: Layer
     groups: Layer
@@ -65,48 +88,71 @@ class Scratch(NamedTuple):
     ----------
     state, entered : float32 (16 * width * 16,)
         Of each group, weight by weight in each row.
-    group : float32 (max(2 * width, 8) * 16,)
+    factor : float32 (16 * 16,)
+        What makes the root mean square of each weight's state 1.
+    group : float32 (width * 16,)
         Of the group at hand.
-    told : float32 ((3 * width + embedding) * 16,)
-        Of all groups, group by group in each row: means, then the embedding.
-    context, spread : float32 (context * 16,), (2 * width * 16,)
+    by_16 : float32 (16 * 2 * width,)
+        Of each group the means, then the embedding.
+    by_32 : float32 (8 * 2 * width,)
+        Of each 32 weights their means, then those of all.
+    of_32 : float32 (8 * context,)
+    context : float32 (16 * context,)
+    spread : float32 (16 * 2 * width,)
+        Of each group shifts, then gains.
     result : float32 (16 * 2 * 16,)
         Group by group 16 corrections in deviations, then 16 factors of variances.
     """
 
     state: F32Array
     entered: F32Array
+    factor: F32Array
     group: F32Array
-    told: F32Array
+    by_16: F32Array
+    by_32: F32Array
+    of_32: F32Array
     context: F32Array
     spread: F32Array
     result: F32Array
 
 
-def layer(weight: F32Array, bias: F32Array) -> Layer:
+def layer_of_weights(weight: F32Array, bias: F32Array) -> Layer:
     """A layer from its matrix (n_out, n_in) and biases; rows are filled up to whole bundles."""
     missing = -len(bias) % _ROWS
-    whole = np.concatenate([bias[:, None], weight], 1).astype(np.float32)
-    whole = np.pad(whole, ((0, missing), (0, 0)))
-    n_out, n_terms = whole.shape
-    bundles = whole.reshape(n_out // _ROWS, _ROWS, n_terms).transpose(0, 2, 1)
-    return Layer(np.ascontiguousarray(bundles).reshape(-1), n_terms - 1, n_out)
+    whole = np.pad(weight, ((0, missing), (0, 0)))
+    return _layer(whole, np.pad(bias, (0, missing)), range(0, len(whole), _ROWS), _ROWS)
+
+
+def layer_of_groups(weight: F32Array, bias: F32Array) -> Layer:
+    """A layer from its matrix (n_out, n_in) and biases; `n_out` is at least 16."""
+    starts = [min(at, len(bias) - 16) for at in range(0, len(bias), 16)]
+    return _layer(weight, bias, starts, 16)
+
+
+def _layer(weight: F32Array, bias: F32Array, starts: Iterable[int], size: int) -> Layer:
+    bundles = np.stack([weight[at : at + size].T for at in starts])
+    terms = aligned(bundles.size, np.float32)
+    terms[:] = bundles.reshape(-1)
+    n_out, n_in = weight.shape
+    return Layer(terms, np.array(bias, np.float32), n_in, n_out)
 
 
 def new_scratch(network: Network) -> Scratch:
     """Memory for one superblock."""
-    width, embedding = network.weights.n_out, network.groups.n_out
-    context = network.rounds[0].gather.n_out
+    width, context = network.begin.n_out, network.rounds[0].of_16.n_out
     sizes = (
         16 * width * 16,
         16 * width * 16,
-        2 * max(width, OUTPUTS) * 16,
-        (3 * width + embedding) * 16,
-        context * 16,
-        2 * width * 16,
+        16 * 16,
+        width * 16,
+        16 * 2 * width,
+        8 * 2 * width,
+        8 * context,
+        16 * context,
+        16 * 2 * width,
         16 * 2 * 16,
     )
-    return Scratch(*(np.empty(n, np.float32) for n in sizes))
+    return Scratch(*(aligned(n, np.float32) for n in sizes))
 
 
 @bare_inlined
@@ -116,92 +162,179 @@ def _active(value: object) -> object:
     return value * smaller(larger(ramp, splat(_ZERO)), splat(_ONE))
 
 
+@bare_inlined
+def _sums(
+    rows: F32Array, at: int, place: tuple[int, int], columns: F32Array, first: int, n: int
+) -> Any:
+    """Sums of `n` products, of rows that begin `at` and sixteen columns that begin at `first`.
+
+    `place` is how far apart rows are, and the terms of a row. There are `_ROWS` results.
+    """
+    row, step = place
+    a = b = c = d = e = f = g = h = splat(_ZERO)
+    for i in range(n):
+        value = load(columns, first + 16 * i)
+        a, b = fused(value, spread(rows, at), a), fused(value, spread(rows, at + row), b)
+        c = fused(value, spread(rows, at + 2 * row), c)
+        d = fused(value, spread(rows, at + 3 * row), d)
+        if _ROWS == 8:
+            e = fused(value, spread(rows, at + 4 * row), e)
+            f = fused(value, spread(rows, at + 5 * row), f)
+            g = fused(value, spread(rows, at + 6 * row), g)
+            h = fused(value, spread(rows, at + 7 * row), h)
+        at += step
+    return (a, b, c, d), (e, f, g, h)
+
+
 @bare_sized
-def _apply(layer: Layer, x: F32Array, x_at: int, out: F32Array, out_at: int, mode: int) -> None:
-    """A layer of 16 columns; mode 1 lets the results become active, mode 2 adds them."""
-    terms, n_in, at = layer.terms, layer.n_in, 0
+def _apply(layer: Layer, bias: F32Array, x: F32Array, factor: Any, out: F32Array, mode: int) -> Any:
+    """Apply a layer to sixteen weights times a factor of each; their sums of the results' squares.
+
+    What is added to the results is `bias`, a number for each output. Where the results become
+    active, nothing is said of squares.
+    """
+    squares = splat(_ZERO)
     for j in range(0, layer.n_out, _ROWS):
-        a, b = splat(terms[at]), splat(terms[at + 1])
-        c, d = splat(terms[at + 2]), splat(terms[at + 3])
-        e, f = splat(terms[at + 4]), splat(terms[at + 5])
-        g, h = splat(terms[at + 6]), splat(terms[at + 7])
-        for i in range(n_in):
-            at += _ROWS
-            value = load(x, x_at + 16 * i)
-            a, b = fused(value, terms[at], a), fused(value, terms[at + 1], b)
-            c, d = fused(value, terms[at + 2], c), fused(value, terms[at + 3], d)
-            e, f = fused(value, terms[at + 4], e), fused(value, terms[at + 5], f)
-            g, h = fused(value, terms[at + 6], g), fused(value, terms[at + 7], h)
-        at += _ROWS
-        place = out_at + 16 * j
-        if mode == 1:
-            a, b, c, d = _active(a), _active(b), _active(c), _active(d)
-            e, f, g, h = _active(e), _active(f), _active(g), _active(h)
-        if mode == 2:
-            a, b = a + load(out, place), b + load(out, place + 16)
-            c, d = c + load(out, place + 32), d + load(out, place + 48)
-            e, f = e + load(out, place + 64), f + load(out, place + 80)
-            g, h = g + load(out, place + 96), h + load(out, place + 112)
-        store(out, place, a)
-        store(out, place + 16, b)
-        store(out, place + 32, c)
-        store(out, place + 48, d)
-        store(out, place + 64, e)
-        store(out, place + 80, f)
-        store(out, place + 96, g)
-        store(out, place + 112, h)
+        first, second = _sums(layer.terms, layer.n_in * j, (1, _ROWS), x, 0, layer.n_in)
+        squares = _finish(first, factor, bias, j, out, mode, squares)
+        if _ROWS == 8:
+            squares = _finish(second, factor, bias, j + 4, out, mode, squares)
+    return squares
+
+
+@bare_inlined
+def _finish(
+    rows: Any, factor: Any, bias: F32Array, j: int, out: F32Array, mode: int, squares: Any
+) -> Any:
+    """Store four rows of results from row `j` on; the squares with theirs."""
+    a, b = fused(rows[0], factor, spread(bias, j)), fused(rows[1], factor, spread(bias, j + 1))
+    c, d = fused(rows[2], factor, spread(bias, j + 2)), fused(rows[3], factor, spread(bias, j + 3))
+    at = 16 * j
+    if mode == _ACTIVE:
+        a, b, c, d = _active(a), _active(b), _active(c), _active(d)
+    if mode == _ADDED:
+        a, b = a + load(out, at), b + load(out, at + 16)
+        c, d = c + load(out, at + 32), d + load(out, at + 48)
+    _store((a, b, c, d), out, at, 16)
+    if mode != _ACTIVE:
+        squares = fused(d, d, fused(c, c, fused(b, b, fused(a, a, squares))))
+    return squares
+
+
+@bare_inlined
+def _store(rows: Any, out: F32Array, at: int, length: int) -> None:
+    """Store four rows."""
+    store(out, at, rows[0])
+    store(out, at + length, rows[1])
+    store(out, at + 2 * length, rows[2])
+    store(out, at + 3 * length, rows[3])
 
 
 @bare_inner
-def _normalize(x: F32Array, at: int, width: int, out: F32Array) -> None:
-    """Divide 16 columns by their root mean squares."""
-    total = splat(_ZERO)
-    for j in range(width):
-        value = load(x, at + 16 * j)
-        total = fused(value, value, total)
-    share = fused(total, splat(_ONE / np.float32(width)), splat(np.float32(1e-6)))
-    factor = splat(_ONE) / sqrt(share)
-    for j in range(width):
-        store(out, 16 * j, load(x, at + 16 * j) * factor)
+def _apply_to_groups(
+    layer: Layer,
+    x: F32Array,
+    place: tuple[int, int],
+    start: F32Array,
+    share: int,
+    out: F32Array,
+    rows: tuple[int, int],
+    mode: int,
+) -> None:
+    """Apply a layer to groups.
+
+    Parameters
+    ----------
+    layer : Layer
+    x : float32
+    place : tuple of int
+        How far apart groups are, and the numbers of a group.
+    start : float32 (n_groups >> share, n_out)
+        What is added to the results; 2**`share` groups have a row.
+    out : float32
+        To be filled.
+    rows : tuple of int
+        How many groups there are, and how far apart they are in `out`.
+    mode : int
+        Whether results become active.
+    """
+    n_rows, length = rows
+    for t in range(0, layer.n_out, 16):
+        j = min(t, layer.n_out - 16)
+        for r in range(0, n_rows, _ROWS):
+            first, second = _sums(x, r * place[0], place, layer.terms, layer.n_in * t, layer.n_in)
+            _store(first, out, r * length + j, length)
+            if _ROWS == 8:
+                _store(second, out, (r + 4) * length + j, length)
+            for k in range(r, r + _ROWS):
+                value = load(out, k * length + j) + load(start, (k >> share) * layer.n_out + j)
+                store(out, k * length + j, _active(value) if mode == _ACTIVE else value)
+
+
+@bare_inlined
+def _factor_of(squares: Any, width: int) -> Any:
+    """What makes the root mean square of `width` numbers 1."""
+    share = fused(squares, splat(_ONE / np.float32(width)), splat(np.float32(1e-6)))
+    return splat(_ONE) / sqrt(share)
 
 
 @bare_inner
 def _tell_means(entered: F32Array, width: int, told: F32Array) -> None:
-    """Rows of means over 16, 32 and 256 weights, by group."""
-    sixteenth = np.float32(1 / 16)
-    for j in range(width):
-        total = _ZERO
-        for g in range(16):
-            mean = sum_lanes(load(entered, 16 * (width * g + j))) * sixteenth
-            told[16 * j + g] = mean
-            total += mean
-        of_all = 16 * (2 * width + j)
-        store(told, of_all, splat(total * sixteenth))
-        of_32 = 16 * (width + j)
-        for g in range(0, 16, 2):
-            mean = (told[16 * j + g] + told[16 * j + g + 1]) * _HALF
-            told[of_32 + g] = mean
-            told[of_32 + g + 1] = mean
+    """Means over the sixteen weights of a group."""
+    for i in range(0, width, 16):
+        j = min(i, width - 16)
+        store(told, j, sum_rows(entered, 16 * j) * np.float32(1 / 16))
+
+
+@bare_inner
+def _tell_means_of_blocks(by_16: F32Array, width: int, by_32: F32Array) -> None:
+    """Means over 32 and 256 weights."""
+    length = 2 * width
+    for i in range(0, width, 16):
+        j, total = min(i, width - 16), splat(_ZERO)
+        for b in range(8):
+            at = 2 * length * b + j
+            mean = (load(by_16, at) + load(by_16, at + length)) * _HALF
+            store(by_32, length * b + j, mean)
+            total = total + mean
+        for b in range(8):
+            store(by_32, length * b + width + j, total * np.float32(1 / 8))
+
+
+@bare_inner
+def _tell_groups(layers: Round, width: int, scratch: Scratch) -> None:
+    """The gains and shifts of a round."""
+    _tell_means_of_blocks(scratch.by_16, width, scratch.by_32)
+    context, of_32, n_out = scratch.context, scratch.of_32, layers.of_16.n_out
+    told, rows = (2 * width, 1), (16, 2 * width)
+    bias = layers.of_32.bias
+    _apply_to_groups(layers.of_32, scratch.by_32, told, bias, _ALL, of_32, (8, n_out), _PLAIN)
+    _apply_to_groups(layers.of_16, scratch.by_16, told, of_32, 1, context, (16, n_out), _ACTIVE)
+    bias = layers.spread.bias
+    _apply_to_groups(layers.spread, context, (n_out, 1), bias, _ALL, scratch.spread, rows, _PLAIN)
 
 
 @bare_inner
 def _exchange(layers: Round, width: int, scratch: Scratch) -> None:
     """One round."""
-    state, entered, group = scratch.state, scratch.entered, scratch.group
-    size = 16 * width
+    group, size = scratch.group, 16 * width
     for g in range(16):
-        _normalize(state, g * size, width, group)
-        _apply(layers.enter, group, 0, entered, g * size, 1)
-    _tell_means(entered, width, scratch.told)
-    _apply(layers.gather, scratch.told, 0, scratch.context, 0, 1)
-    _apply(layers.spread, scratch.context, 0, scratch.spread, 0, 0)
+        state = scratch.state[g * size : (g + 1) * size]
+        entered = scratch.entered[g * size : (g + 1) * size]
+        _apply(
+            layers.enter, layers.enter.bias, state, load(scratch.factor, 16 * g), entered, _ACTIVE
+        )
+        _tell_means(entered, width, scratch.by_16[2 * width * g : 2 * width * (g + 1)])
+    _tell_groups(layers, width, scratch)
     for g in range(16):
+        state = scratch.state[g * size : (g + 1) * size]
+        row = 2 * width * g
         for j in range(width):
-            shift = scratch.spread[16 * j + g]
-            gain = _ONE + scratch.spread[16 * (width + j) + g]
-            value = fused(load(entered, g * size + 16 * j), gain, splat(shift))
+            shift, gain = spread(scratch.spread, row + j), spread(scratch.spread, row + width + j)
+            value = fused(load(scratch.entered, g * size + 16 * j), gain, shift)
             store(group, 16 * j, _active(value))
-        _apply(layers.leave, group, 0, state, g * size, 2)
+        squares = _apply(layers.leave, layers.leave.bias, group, splat(_ONE), state, _ADDED)
+        store(scratch.factor, 16 * g, _factor_of(squares, width))
 
 
 @bare_inner
@@ -215,22 +348,22 @@ def infer(network: Network, by_weight: F32Array, by_group: F32Array, scratch: Sc
         What `recover.estimators._joint_features.describe` tells.
     scratch : Scratch
     """
-    width, state = network.weights.n_out, scratch.state
-    size = 16 * width
-    embedding = 3 * size
-    _apply(network.groups, by_group, 0, scratch.told, embedding, 1)
-    _apply(network.begin, scratch.told, embedding, scratch.spread, 0, 0)
+    width, n_in = network.begin.n_out, 16 * network.weights.n_in
+    size, rows = 16 * width, (16, 2 * width)
+    groups, begin, told = network.groups, network.begin, scratch.by_16[width:]
+    _apply_to_groups(groups, by_group, (1, 16), groups.bias, _ALL, told, rows, _ACTIVE)
+    place, rows = (2 * width, 1), (16, width)
+    _apply_to_groups(begin, told, place, begin.bias, _ALL, scratch.spread, rows, _PLAIN)
     for g in range(16):
-        _apply(network.weights, by_weight, 16 * network.weights.n_in * g, state, g * size, 0)
-        for j in range(width):
-            at = g * size + 16 * j
-            store(state, at, load(state, at) + scratch.spread[16 * j + g])
+        bias, x = scratch.spread[width * g : width * (g + 1)], by_weight[n_in * g : n_in * (g + 1)]
+        state = scratch.state[g * size : (g + 1) * size]
+        squares = _apply(network.weights, bias, x, splat(_ONE), state, _PLAIN)
+        store(scratch.factor, 16 * g, _factor_of(squares, width))
     for layers in network.rounds:
         _exchange(layers, width, scratch)
     least = splat(np.float32(1 / 16))
     for g in range(16):
-        _normalize(state, g * size, width, scratch.group)
-        _apply(network.end, scratch.group, 0, scratch.group, size, 0)
-        store(scratch.result, 32 * g, load(scratch.group, size))
-        factor = load(scratch.group, size + 16) + _ONE
-        store(scratch.result, 32 * g + 16, larger(factor, least))
+        state, factor = scratch.state[g * size : (g + 1) * size], load(scratch.factor, 16 * g)
+        _apply(network.end, network.end.bias, state, factor, scratch.group, _PLAIN)
+        store(scratch.result, 32 * g, load(scratch.group, 0))
+        store(scratch.result, 32 * g + 16, larger(load(scratch.group, 16), least))

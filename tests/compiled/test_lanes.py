@@ -159,6 +159,19 @@ def test_numbers_of_all_lanes(pair: tuple[Array, Array]) -> None:
     np.testing.assert_array_equal(out, [*numbers, bits.sum(), wide[0]])
 
 
+def test_sums_of_rows_are_those_of_each(rng: np.random.Generator) -> None:
+    @numba.njit
+    def rows(x: Array, out: Array) -> None:
+        store(out, 0, across.sum_rows(x, 8))
+        for k in range(N):
+            out[N + k] = across.sum_lanes(load(x, 8 + N * k))
+
+    x, out = rng.standard_normal(8 + N * N).astype(F32), np.empty(2 * N, F32)
+    rows(x, out)
+    np.testing.assert_array_equal(out[:N], out[N:])
+    np.testing.assert_allclose(out[:N], x[8:].reshape(N, N).sum(1, dtype=float), rtol=0, atol=1e-5)
+
+
 def test_16_bit_floats_are_those_of_numpy() -> None:
     """All of them there, and back from numbers between them."""
     words = np.arange(1 << 16, dtype=np.uint16)
@@ -220,6 +233,10 @@ def test_arrays_of_another_kind_are_refused() -> None:
     def one(table: Array) -> None:
         lanes.spread(table, 0)
 
-    for function in (strided, two, half, one):
+    @numba.njit
+    def rows(table: Array) -> None:
+        across.sum_rows(table, 0)
+
+    for function in (strided, two, half, one, rows):
         with pytest.raises(TypingError):
             function(np.zeros(64))

@@ -1,7 +1,11 @@
 """The method `joint`: what its networks gain, and where they are left alone."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,6 +195,27 @@ def test_a_network_is_what_its_layers_say(name: str) -> None:
     got = scratch.result.reshape(16, 2, 16)
     np.testing.assert_allclose(got[:, 0].reshape(-1), corrections, atol=1e-4)
     np.testing.assert_allclose(got[:, 1].reshape(-1), factors, atol=1e-4)
+
+
+_ELSEWHERE = """
+import sys
+import pytest
+import recover._compiled.vectors as vectors
+vectors.HELD = 8 if vectors.HELD > 16 else 32
+from recover.estimators._joint_net import _ROWS
+assert _ROWS == (8 if vectors.HELD > 16 else 4)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_network_is_what_its_layers_say_with_more_or_fewer_registers(tmp_path: Path) -> None:
+    arguments = ["-p", "no:cacheprovider", __file__, "-k", "what_its_layers_say and not registers"]
+    subprocess.run(
+        [sys.executable, "-c", _ELSEWHERE, *arguments],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        check=True,
+    )
 
 
 def test_the_files_are_small() -> None:

@@ -154,6 +154,9 @@ TWINS: dict[str, Callable[..., Any]] = {
     "largest_lane": lambda value: plain(value).max(),
     "add_up": _add_up,
     "sum_lanes": _sum_lanes,
+    "sum_rows": lambda array, at: lanes(
+        np.array([_sum_lanes(plain(array)[at + LANES * k :][:LANES]) for k in range(LANES)])
+    ),
     "to_f64": lambda value: lanes(plain(value), np.float64),
     "nearest_f32": lambda value: lanes(plain(value), np.float32),
     "from_bits": lambda value: lanes(plain(value).astype(np.int32).view(np.float32)),
