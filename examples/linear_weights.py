@@ -27,7 +27,9 @@ LINES = {"least squares": "-.", "linear": "--", "posterior": "-", "joint": ":"}
 """What is drawn across, and how."""
 
 
-def candidates(files: list[Path], truth: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+def candidates(
+    files: list[Path], truth: Path, grid: Sequence[float], folder: Path
+) -> Iterator[tuple[str, Path]]:
     """What each model is called, and its file."""
     fitted = recover.calibrate(files, truth)
 
@@ -45,7 +47,7 @@ def candidates(files: list[Path], truth: Path, folder: Path) -> Iterator[tuple[s
 
     yield mean("Q5_K_M alone", (1, 0, 0))
     for q2 in Q2:
-        for q4 in Q4:
+        for q4 in grid:
             if q2 or q4:
                 yield mean(f"{1 - q4 - q2:.2f} {q4:.2f} {q2:.2f}", (1 - q4 - q2, q4, q2))
     yield mean("equal weights", (1 / 3, 1 / 3, 1 / 3))
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="UTF-8 text (default: one beside the model)")
     parser.add_argument("--chunks", type=int, default=24, help="of 512 tokens (default: 24)")
     parser.add_argument("--n-ctx", type=int, default=512, help=argparse.SUPPRESS)
+    parser.add_argument("--grid", type=float, nargs="+", default=Q4, help=argparse.SUPPRESS)
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     args = parser.parse_args()
     is_small = args.model.name == SMALL.name
@@ -74,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="recover-study-") as scratch:
         folder = Path(scratch)
         files = [quantize_mix(args.model, folder, name) for name in ("Q5_K_M", "Q4_K_M", "Q2_K")]
-        names, paths = zip(*candidates(files, args.model, folder), strict=True)
+        names, paths = zip(*candidates(files, args.model, args.grid, folder), strict=True)
         errors = recover.evaluate_models(paths, args.model)
         found = recover.measure_divergence(
             paths, args.model, text, n_ctx=args.n_ctx, n_chunks=args.chunks
@@ -86,10 +89,11 @@ def main() -> None:
         figures = f"{error.total.mse / first:8.4f}  {each.mean_kld:.5f}  {each.ppl:10.4f}"
         print(f"{name:23}  {figures}  {each.same_top:8.2%}")
     if args.plot is not None:
-        draw(args.plot, dict(zip(names, ((e.mean_kld, e.ppl) for e in found), strict=True)))
+        figures_of = dict(zip(names, ((e.mean_kld, e.ppl) for e in found), strict=True))
+        draw(args.plot, args.grid, figures_of)
 
 
-def draw(path: Path, figures: dict[str, tuple[float, float]]) -> None:
+def draw(path: Path, grid: Sequence[float], figures: dict[str, tuple[float, float]]) -> None:
     """Mean divergence and perplexity over the weight of Q4_K_M, a line for each of Q2_K."""
     from matplotlib.figure import Figure
 
@@ -99,9 +103,10 @@ def draw(path: Path, figures: dict[str, tuple[float, float]]) -> None:
     ):
         for q2 in Q2:
             names = [
-                f"{1 - q4 - q2:.2f} {q4:.2f} {q2:.2f}" if q2 or q4 else "Q5_K_M alone" for q4 in Q4
+                f"{1 - q4 - q2:.2f} {q4:.2f} {q2:.2f}" if q2 or q4 else "Q5_K_M alone"
+                for q4 in grid
             ]
-            ax.plot(Q4, [figures[name][i] for name in names], "o-", label=f"{q2:.0%} of Q2_K")
+            ax.plot(grid, [figures[name][i] for name in names], "o-", label=f"{q2:.0%} of Q2_K")
         for name, style in LINES.items():
             ax.axhline(figures[name][i], color="0.4", linestyle=style, label=name)
         ax.set_xlabel("weight of Q4_K_M; the rest is Q5_K_M's")

@@ -64,14 +64,19 @@ def test_q8_and_others() -> None:
 
 
 @pytest.mark.inference
-def test_linear_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "shares", ["0 0.2", pytest.param("0 0.1 0.2 0.3 0.4", marks=pytest.mark.slow)]
+)
+def test_linear_weights(shares: str, tmp_path: Path) -> None:
     picture = tmp_path / "sweep.png"
     few = ("--chunks", "1", "--n-ctx", "64", "--text", str(SHARED / "hamlet.txt"))
-    lines = run("linear_weights", str(TINY), *few, "--plot", str(picture))
+    lines = run(
+        "linear_weights", str(TINY), *few, "--plot", str(picture), "--grid", *shares.split()
+    )
     names = "joint", "posterior", "linear", "least", "equal"
     error = {name: figures(lines, name)[0] for name in names}
     grid = [float(line[3]) for line in lines if line[0][0] == "0"]
-    assert len(grid) == 14
+    assert len(grid) == 3 * len(shares.split()) - 1
     assert error["joint"] < error["posterior"] < error["linear"] < min(grid) + 0.002
     assert error["linear"] == pytest.approx(error["least"], abs=0.005)
     assert error["equal"] > 5

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scheduling import TABLES, group_of
+
 ROOT = Path(__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -37,3 +39,10 @@ def test_naive_twins_know_nothing_of_what_they_check(path: Path) -> None:
 def test_files_are_short() -> None:
     for path in FILES:
         assert len(path.read_text().splitlines()) <= 500, path.relative_to(ROOT)
+
+
+def test_files_with_the_same_tables_stay_together() -> None:
+    groups = {path: group_of(str(path.relative_to(ROOT.parent))) for path in FILES}
+    assert groups[ROOT / "test_layers.py"] == "tests/test_layers.py"
+    together = {path.name for path, group in groups.items() if group == TABLES}
+    assert together >= {"test_posterior_quality.py", "test_dequantize.py", "test_right_sets.py"}

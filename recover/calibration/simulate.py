@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from recover._compiled.memory import constant
 from recover.evidence.densities import (
     ATOM,
     BELOW,
@@ -102,7 +103,7 @@ def errors_by_code(
         raw = quantize(x, kind, importance(SEED, chunk, x.shape[1]) if weighted else None)
         codes = np.empty(x.size, np.uint8)
         scale, offset = np.empty((2, x.size // GROUP), np.float32)
-        kind.unpack(raw, codes, scale, offset)
+        kind.unpack(constant(raw), codes, scale, offset)
         off = dequantize(raw, kind).astype(np.float64) - x.reshape(-1)
         squares = np.repeat(np.square(scale.astype(np.float64)), GROUP)
         usable = squares > 0
@@ -147,7 +148,7 @@ class Counts:
         kind, n_bins = self._kind, self._bins.size - 1
         codes = np.empty(x.size, np.uint8)
         scale, offset = np.empty((2, x.size // GROUP), np.float32)
-        kind.unpack(raw, codes, scale, offset)
+        kind.unpack(constant(raw), codes, scale, offset)
         scales = np.repeat(scale, GROUP).astype(np.float64)
         usable = scales != 0
         value = dequantize(raw, kind).astype(np.float64)

@@ -215,7 +215,7 @@ def _resolve_empty(
 def _expect(
     scalars: Scalars,
     spans: Spans | None,
-    others: Others | None,
+    others: Others,
     block: Superblock,
     prior: np.float32,
     start: int,
@@ -242,11 +242,10 @@ def _expect(
         if spans is not None:
             add_errors(spans, row, at, estimate, error, errors)
             row += spans.noise.size
-        if others is not None:
-            for v in range(others.values.size // n):
-                place = 16 * (row + v)
-                off = estimate - load(others.values, v * n + at)
-                store(errors, place, load(errors, place) + (off * off + error))
+        for v in range(others.values.size // n):
+            place = 16 * (row + v)
+            off = estimate - load(others.values, v * n + at)
+            store(errors, place, load(errors, place) + (off * off + error))
 
 
 @bare_inlined
@@ -292,7 +291,7 @@ def _variance(
 def integrate(
     scalars: Scalars,
     spans: Spans | None,
-    others: Others | None,
+    others: Others,
     out: F32Array,
     outputs: Outputs,
     tallies: NDArray[np.float64],
@@ -310,7 +309,7 @@ def integrate(
 def _integrate_each(
     scalars: Scalars,
     spans: Spans | None,
-    others: Others | None,
+    others: Others,
     block: Superblock,
     out: F32Array,
     outputs: Outputs,
@@ -359,7 +358,7 @@ def _integrate_each(
 def _gather(
     scalars: Scalars,
     spans: Spans | None,
-    others: Others | None,
+    others: Others,
     block: Superblock,
     start: int,
     here: int,
@@ -368,6 +367,7 @@ def _gather(
     """Take all inputs into account in a superblock of so many groups; the prior's precision."""
     noise = open_superblock(scalars, block, start)
     total = accumulate_all(scalars, block, start)
+    alone = others.values.size == 0  # scalar and interval inputs
     if spans is not None:
         squares, noise = begin_with_spans(spans, scalars, block, start, noise)
         total += add_up(squares)
@@ -375,7 +375,7 @@ def _gather(
     block.zeros[0], uneven = _ZERO, is_uneven(block)
     if spans is not None:
         accumulate_spans(spans, block, start)
-    if others is None and (spans is None or spans.zero_odds > _ZERO):
+    if alone and (spans is None or spans.zero_odds > _ZERO):
         prior = find_zeros(scalars, spans, block, start, prior, here, uneven)
     if block.zeros[0] > _ZERO:
         expect_less_of_few(scalars, block, start, here)
@@ -383,7 +383,7 @@ def _gather(
         block.zeros[0] *= spans.zero_odds
     is_empty = False
     if uneven and block.zeros[0] == _ZERO:
-        if others is None and spans is None:
+        if alone and spans is None:
             is_empty = take_for_empty(scalars, block, start, here, prior)
         if not is_empty:
             begin_again(scalars, spans, block, start, here, prior)
@@ -392,9 +392,9 @@ def _gather(
     confine_by_others(scalars, block, start)
     if not outputs.plain:
         fix_extremes(scalars, block, start)
-    if others is not None:
+    if not alone:
         accumulate_others(others, block, start, here, prior, noise)
-    if others is None and spans is None and may_be_alike(scalars):
+    if alone and spans is None and may_be_alike(scalars):
         is_sparse = is_empty or block.zeros[0] > _ZERO
         make_alike(scalars, block, start, prior, is_sparse, uneven)
     return prior

@@ -87,6 +87,11 @@ class Others(NamedTuple):
     tempering: np.float32
 
 
+_NONE = np.empty(0, np.float32)
+NO_OTHERS = Others(_NONE, _NONE, _NONE, np.float32(1))
+"""Where V is 0: of one type with the rest, for which the kernels are compiled once."""
+
+
 class Spans(NamedTuple):
     """The evidence of the I interval inputs; rows are joined.
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
+from recover._compiled.memory import constant
 from recover.evidence.rounding import bound_errors, rounding_of, scale_up
 from recover.evidence.tile import Evidence
 from recover.quants import GROUP, F32Array, ScalarType, Stated, TensorType, U8Array, VectorType
@@ -26,6 +27,7 @@ class Codes(NamedTuple):
     def unpack(self, raw: U8Array) -> None:
         """Fill it from the stored bytes."""
         _, rounding, codes, scale, offset, *errors = self
+        raw = constant(raw)
         self.kind.unpack(raw, codes, scale, offset)
         bound_errors(raw, rounding, scale, offset, *errors)
 
@@ -43,7 +45,7 @@ class Values(NamedTuple):
 
     def unpack(self, raw: U8Array) -> None:
         """Fill it from the stored bytes."""
-        self.kind.decode(raw, self.values)
+        self.kind.decode(constant(raw), self.values)
         typical_variance(self.values, self.kind.relative_mse, self.variance)
 
     def multiply(self, factors: F32Array) -> None:

@@ -9,6 +9,7 @@ hold its parent's weights so well, and does.
 
 import numpy as np
 
+from recover._compiled.memory import constant
 from recover.evidence.densities import end_codes
 from recover.inputs.samples import Sample
 from recover.quants import GROUP, ScalarType, TensorType
@@ -42,7 +43,7 @@ class Direction:
         for i, sample in enumerate((integers, floats)):
             codes, offset = np.empty(n, np.uint8), np.empty(n // GROUP, np.float32)
             assert isinstance(sample.type, ScalarType)
-            sample.type.unpack(sample.raw, codes, steps, offset)
+            sample.type.unpack(constant(sample.raw), codes, steps, offset)
             self._last[i] = max(self._last[i], int(codes.max()))
         span = np.abs(steps).reshape(-1, _SUB_BLOCK // GROUP).max(1) * _span(floats.type)
         off = np.abs(integers.values - floats.values).reshape(-1, _SUB_BLOCK).max(1)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import kernel
+from recover._compiled.memory import constant
 from recover.inputs.samples import Sample
 from recover.inputs.told import pairs, telling
 from recover.quants import GROUP, F32Array, ScalarType, VectorType
@@ -103,7 +104,7 @@ def _codes_of(child: Sample) -> _Codes | None:
         n = child.values.size
         codes = np.empty(n, np.uint8)
         scale, offset = np.empty((2, n // GROUP), np.float32)
-        kind.unpack(child.raw, codes, scale, offset)
+        kind.unpack(constant(child.raw), codes, scale, offset)
         first, last = int(codes.min()), int(codes.max())
         book = kind.levels[first : last + 1, None].copy()
         wide = scale.repeat(GROUP), offset.repeat(GROUP)

@@ -121,6 +121,7 @@ def dequantize(raw: U8Array, tensor_type: TensorType, out: F32Array | None = Non
     n_weights = n_blocks * tensor_type.block_size
     if out is None:
         out = np.empty(n_weights, np.float32)
+    raw = constant(raw)
     match tensor_type:
         case ScalarType():
             decode_scalar(tensor_type, raw, out)

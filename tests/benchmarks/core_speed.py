@@ -28,13 +28,17 @@ KINDS = ("Q5_K", "Q4_K", "Q2_K")
 _N_TILES = 20
 
 
-def first_tiles(paths: list[Path]) -> list[U8Array]:
-    """The bytes of the first tile of the largest tensor that has these types."""
+def first_tiles(paths: list[Path]) -> tuple[int, list[U8Array]]:
+    """The first weights of the largest tensor that has these types, a tile at most.
+
+    Their number, and their bytes in each file.
+    """
     models = [open_gguf(path).tensors for path in paths]
     names = [n for n in models[0] if tuple(each[n].type.name for each in models) == KINDS]
     name = max(names, key=lambda name: models[0][name].n_weights)
     tensors = [each[name] for each in models]
-    return [tensor.raw[: tensor.type.n_bytes(TILE)] for tensor in tensors]
+    n = min(TILE, tensors[0].n_weights)
+    return n, [tensor.raw[: tensor.type.n_bytes(n)] for tensor in tensors]
 
 
 def main() -> None:
@@ -47,16 +51,16 @@ def main() -> None:
     args = parser.parse_args()
     sources = [Source(type_by_name(name)) for name in KINDS]
     estimator = TileEstimator(sources, args.method)
-    out, encoded = np.empty(TILE, np.float32), np.empty(2 * TILE, np.uint8)
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         inputs = [Path(scratch) / f"{name}.gguf" for name in NAMES]
         for name, path in zip(NAMES, inputs, strict=True):
             grow(DATA / f"tiny-llama-3m-{name}.gguf", path, args.weights)
-        raws = first_tiles(inputs)
+        n, raws = first_tiles(inputs)
+        out, encoded = np.empty(n, np.float32), np.empty(2 * n, np.uint8)
 
         def work() -> None:
             for _ in range(_N_TILES):
-                estimator.estimate(raws, 0, TILE, out)
+                estimator.estimate(raws, 0, n, out)
                 quantize(out.reshape(1, -1), type_by_name("F16"), out=encoded)
 
         def merge() -> None:
@@ -66,7 +70,7 @@ def main() -> None:
         merge()  # compile, and fill the page cache
         work()
         print("a tile in memory")
-        tile = print_speeds(work, _N_TILES * TILE, args)
+        tile = print_speeds(work, _N_TILES * n, args)
         print("a merge on one thread")
         whole = print_speeds(merge, open_gguf(inputs[0]).n_weights, args)
     if args.json:

@@ -85,7 +85,7 @@ def make_inputs(folder: Path, n_weights: float) -> tuple[list[U8Array], list[Pat
         models = [Path(scratch) / f"{name}.gguf" for name in NAMES]
         for name, path in zip(NAMES, models, strict=True):
             grow(DATA / f"tiny-llama-3m-{name}.gguf", path, _OF_MODELS)
-        raws = [raw.copy() for raw in first_tiles(models)]
+        raws = [raw.copy() for raw in first_tiles(models)[1]]
     paths = [folder / name for name in KINDS]
     for path, raw in zip(paths, raws, strict=True):
         with path.open("wb") as file:

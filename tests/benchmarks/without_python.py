@@ -21,7 +21,7 @@ from recover._compiled.memory import aligned
 from recover.estimators import Tally
 from recover.estimators._combine import _combine_by_group, _n_scratch
 from recover.estimators._product import _integrate_each
-from recover.estimators._product_tables import Outputs, has_atoms, tabulate
+from recover.estimators._product_tables import NO_OTHERS, Outputs, has_atoms, tabulate
 from recover.estimators._superblock import new_superblock
 from recover.estimators._variances import group_variances
 from recover.estimators.error_calibration import _relative_fourths
@@ -160,7 +160,7 @@ def _merge_posterior(
     for tile in range(first, n, n_threads):
         _read(files, own, tile)
         group_variances(own.evidence, own.evidence.finest, own.variance)
-        _integrate_each(scalars, None, None, block, own.out, outputs, own.tallies)
+        _integrate_each(scalars, None, NO_OTHERS, block, own.out, outputs, own.tallies)
         if not _write(files, own, tile):
             return False
     return True

@@ -149,13 +149,20 @@ def check_half(model: Path, folder: Path, rng: np.random.Generator) -> None:
     check(model, folder, others, importance_of(model, rng))
 
 
+def check_types(model: Path, folder: Path, rng: np.random.Generator) -> None:
+    """A mix of each type that most weights have, every other one with an importance matrix."""
+    names = list({mix.base: name for name, mix in MIXES.items() if name in WITHOUT}.values())
+    check(model, folder, tuple(names[::2]))
+    check(model, folder, tuple(names[1::2]), importance_of(model, rng))
+
+
 def check_large(model: Path, folder: Path, rng: np.random.Generator) -> None:
     """The mixes that are others in large models."""
     check(model, folder, FINER_IN_LARGE, importance_of(model, rng))
 
 
 HOW_MANY = pytest.mark.parametrize(
-    "check_mixes", [check_half, pytest.param(check_all, marks=pytest.mark.slow)]
+    "check_mixes", [check_types, pytest.param(check_all, marks=pytest.mark.slow)]
 )
 Check = Callable[[Path, Path, np.random.Generator], None]
 

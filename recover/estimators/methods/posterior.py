@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recover.estimators._product import integrate
 from recover.estimators._product_tables import (
+    NO_OTHERS,
     Others,
     Outputs,
     has_atoms,
@@ -63,7 +64,7 @@ def estimate_each(
         deviation = np.empty_like(estimates)
     variance = np.empty(estimates.size // GROUP, np.float32)
     group_variances(evidence, evidence.finest, variance)
-    others = None
+    others = NO_OTHERS
     if len(evidence.values) > 0:
         mean, around = np.empty_like(estimates), np.empty_like(variance)
         _predict(evidence, mean, around)
