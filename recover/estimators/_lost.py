@@ -4,6 +4,11 @@ The value of such a weight is the offset, whatever its code. How far weights are
 measured type by type (`recover.quants.base.ScalarType.lost_spread`): their density is normal. Of
 some types it is proven how far they are at most. The offset of types with minima was rounded as
 well, by more than most of these weights: they are asked only where no input has a scale.
+
+Such an offset o is the lowest weight, or 0. The scale that was found is at most d / 2, so that the
+others are at most n d / 2 above it, with n steps between the end codes. Where 0 is less than n d /
+4 from o the weights may lie on both sides of it, and their density is around 0, see docs. Otherwise
+they are of one sign: it is around ``o + n d / 4``.
 """
 
 import math
@@ -49,6 +54,15 @@ def _variance_of_offsets(scalars: Scalars, k: int, first: int) -> np.float32:
     return dmin * dmin * np.float32(1 / 12)
 
 
+@bare_inlined
+def _beside_minimum(offset: np.float32, reach: np.float32) -> np.float32:
+    """Where the middle of weights is of which the lowest is `offset` and the others are near it.
+
+    It is 0 if that is possible: they are at most twice the `reach` above.
+    """
+    return min(offset + reach, _ZERO) if offset < _ZERO else max(offset - reach, _ZERO)
+
+
 @bare_inner
 def accumulate_lost(scalars: Scalars, block: Superblock, start: int) -> None:
     """Add what scales of 0 say of a superblock: ``log g(x) = -(x - o)^2 / (2 (spread d)^2)``."""
@@ -65,9 +79,14 @@ def accumulate_lost(scalars: Scalars, block: Superblock, start: int) -> None:
             offset, size = scalars.offset[first + i], -scalars.scale_error[first + i] * spread
             center = offset
             if minima > _ZERO and size > _ZERO:
-                center = _ZERO
+                n_steps = np.float32(scalars.ends[2 * k + 1] - scalars.ends[2 * k])
+                center = _beside_minimum(offset, n_steps * size / spread * _QUARTER)
+                below = offset - center
+                square = (below * below + rounded) * _QUARTER
+                if center != _ZERO:
+                    square += rounded
                 size *= _BESIDE_MINIMA
-                size = np.float32(math.sqrt(size * size + (offset * offset + rounded) * _QUARTER))
+                size = np.float32(math.sqrt(size * size + square))
             ratio = block.unit[i] / size if size > _ZERO else _FAR
             counts = scalars.lost[3 * k + 2] > _ZERO or not has_scalar(scalars, block, i)
             if not (counts and abs(ratio) < _FAR and abs(offset) < _FAR):

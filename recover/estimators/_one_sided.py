@@ -48,7 +48,6 @@ _BEYOND_CHANCE = np.float32(9)  # the square of a mean, over its variance
 _LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
 _MOST = np.float32(0.9)
 _ALMOST = np.float32(0.99)  # of the largest, which is not rounded to an integer
-_FEWEST = 6  # sub-blocks that tell the share
 _OF_SIGN = np.float32(2 / math.pi)  # the squared mean of a half-normal, over its mean square
 
 MEANS = 48
@@ -98,12 +97,10 @@ def square_of_mean(scalars: Scalars, block: Superblock, start: int, i: int) -> n
 
 
 @bare_inlined
-def share_of_means(of_means: np.float32, all_squares: np.float32, n: int) -> np.float32:
-    """What squares of means of n groups are of all squares, but for what is by chance."""
-    if n < _FEWEST:
-        return _ZERO
-    share = (of_means / all_squares - _SIXTEENTH) / (_ONE - _SIXTEENTH)
-    return min(share, _MOST) if share > _LEAST_SHARE / np.float32(math.sqrt(n)) else _ZERO
+def share_of_means(ratio: np.float32, n: np.float32) -> np.float32:
+    """What squares of means of as many as n equal groups are of all squares, beyond chance."""
+    share = (ratio - _SIXTEENTH) / (_ONE - _SIXTEENTH)
+    return min(share, _MOST) if share > _LEAST_SHARE / np.sqrt(n) else _ZERO
 
 
 @bare_inlined

@@ -32,6 +32,7 @@ _BEYOND_NOISE = np.float32(5)
 _BY_CHANCE = 0.14  # variance of the logarithm of a mean square of 16 normal weights
 _OF_MEANS = 64  # the place of the share of means, in `Superblock.each`
 _LEAST_MASS = np.float32(1e-3)
+_FEWEST = 6  # sub-blocks that tell the share of means
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.27: off by 5e-4 at most.
 _ERF = tuple(np.float32(c) for c in (0.278393, 0.230389, 0.000972, 0.078108))
 
@@ -92,7 +93,7 @@ def _known_sizes(
     The share of means is told by those whose steps are not wide: beside an outlier all have a code.
     """
     n, total, square, noise = 0, 0.0, 0.0, scalars.noise[0]
-    n_narrow, all_squares, of_means = 0, _ZERO, _ZERO
+    n_narrow, all_squares, of_means, uneven = 0, _ZERO, _ZERO, _ZERO
     step = _step(scalars)
     for i in range(n_groups):
         own, scale = without_largest(squares(block, i)), scalars.scale[start + i]
@@ -104,10 +105,13 @@ def _known_sizes(
             block.each[n] = np.float32(log)
             n, total, square = n + 1, total + log, square + log * log
             if not scale * scale * (step * step) > typical:
-                n_narrow, all_squares = n_narrow + 1, all_squares + own
+                n_narrow, all_squares, uneven = n_narrow + 1, all_squares + own, uneven + own * own
                 of_means += square_of_mean(scalars, block, start, i)
     if n > 0:
-        block.each[_OF_MEANS] = share_of_means(of_means, all_squares, n_narrow)
+        block.each[_OF_MEANS] = _ZERO
+        if n_narrow >= _FEWEST:
+            n_alike = all_squares * all_squares / uneven
+            block.each[_OF_MEANS] = share_of_means(of_means / all_squares, n_alike)
         mean = total / n
         variance = square / n - mean * mean
         share = max(0.0, 1 - _BY_CHANCE / variance) if variance > 0 else 0.0
@@ -144,13 +148,16 @@ def narrow_wide_ones(
     n, step = -1, _step(scalars)
     store(block.each, MEANS, splat(_ZERO))
     for i in range(n_groups):
-        width = block.scale[i] * step
+        scale = block.scale[i]
+        width = scale * step
         if not (width * width > typical and block.precision[i] == _ONE / typical):
             continue
         if n < 0:
             n = _known_sizes(scalars, block, start, n_groups, typical)
         if n == 0:
             break
+        if not scale * scale > typical and block.each[_OF_MEANS] == _ZERO:
+            continue
         size = _size_beside(block, i, n)
         mean, size = drawn_mean(scalars, block, start, i, size, block.each[_OF_MEANS])
         block.each[MEANS + i] = mean

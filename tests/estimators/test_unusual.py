@@ -111,6 +111,8 @@ SMOOTH = filters(256, 3)
         ("Q3_K+Q2_K", columns_times(SMOOTH, 0.01, 30), 0.8),
         ("Q6_K+Q3_K", weights_times(SMOOTH, 0.001, 100), 0.8),
         ("Q4_K+Q2_K", columns_times(SMOOTH, 0.01, 100), 1),
+        ("Q5_K+Q4_K", weights_times(SMOOTH, 0.001, 100), 0.8),  # 1.03 when lost ones were around 0
+        ("Q5_K+Q4_K", columns_times(SMOOTH, 0.01, 30), 1),
     ],
 )
 def test_of_smooth_weights_the_posterior_is_no_worse_than_linear(

@@ -144,8 +144,12 @@ def believe_lost(
         if evidence.scale_steps[k] and evidence.levels[k, evidence.end_codes[k, 0]] == 0:
             dmin = np.abs(centers).reshape(-1, min(16, centers.size)).max(axis=1)
             rounded = (dmin / evidence.scale_steps[k]).repeat(min(16, centers.size)) ** 2 / 12
-            of_minima = np.sqrt((0.4 * spreads) ** 2 + (centers**2 + rounded) / 4)
-            centers, spreads = np.zeros_like(centers), np.where(spreads > 0, of_minima, 0)
+            n_steps = evidence.end_codes[k, 1] - evidence.end_codes[k, 0]
+            reach = n_steps * np.maximum(-errors.astype(np.float64), 0) / 4
+            middles = np.sign(centers) * np.maximum(np.abs(centers) - reach, 0)
+            of_minima = (0.4 * spreads) ** 2 + ((centers - middles) ** 2 + rounded) / 4
+            of_minima = np.sqrt(of_minima + np.where(middles != 0, rounded, 0))
+            centers, spreads = middles, np.where(spreads > 0, of_minima, 0)
         centers, spreads = centers.repeat(16), spreads.repeat(16)
         spreads[has_scale & (counts == 0)] = 0
         places = zip(centers.tolist(), spreads.tolist(), strict=True)
