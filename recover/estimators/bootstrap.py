@@ -15,7 +15,7 @@ over expected ones: each class has a factor of its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -45,6 +45,7 @@ _SEED = 8
 _POSTERIORS = "posterior", "joint"  # whose deviations tell where errors are
 _RATIOS = 2.0**-24, 128.0  # and those beyond are of a few weights
 
+_OFF = 0.02**2  # of weights like the sample: by how much what it says is off, squared
 _TOO_COARSE = 0.05  # relative error of types with too few codes to tell
 _ZEROS, _TINY = 0.05, 1e-3  # share of estimates, and of their mean size
 _TOO_LARGE = 1e30  # for what encoders reckon with
@@ -65,12 +66,15 @@ class Measured:
         What these ratios are of, if not of the expected errors: what the posterior says.
     taken : int
         The input that is decoded, in the order of the evidence; -1 if others have a part.
+    trust : float
+        How much it counts beside what the shipped sample says, from 0 to 1.
     """
 
     merged: NDArray[np.float64]
     ratios: NDArray[np.float64]
     likely: NDArray[np.float64] | None
     taken: int
+    trust: float = 1.0
 
     def correct(
         self,
@@ -172,7 +176,7 @@ class Bootstrap:
             with np.errstate(all="ignore"):  # what is drawn may be too large for a type's scales
                 measured = self._measure(own, estimates[i * size : (i + 1) * size], n)
             if measured is not None:
-                found[i] = measured
+                found[i] = replace(measured, trust=1.0) if unlike[i] else measured
         return found
 
     def _measure(self, evidence: Evidence, estimates: F32Array, n: int) -> Measured | None:
@@ -241,7 +245,9 @@ class Bootstrap:
         if not _are_told(np.concatenate([merged, ratios])):
             return None
         taken = evidence.finest if estimator(self._method).takes_first else -1
-        return Measured(merged, ratios, likely, taken)
+        beyond = _sums_of_rows(out - x.reshape(-1)) - whole * _sums_of_rows(deviation)
+        chance = float(np.sum(np.square(weights * beyond))) / errors.sum() ** 2
+        return Measured(merged, ratios, likely, taken, _OFF / (_OFF + chance))
 
     def _posterior(self, evidence: Evidence) -> F32Array:
         """Means and standard deviations (2, n) of what the inputs say."""

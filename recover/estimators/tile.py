@@ -1,6 +1,7 @@
 """The estimate of a tile, as a merge has it: the same wherever one is made or predicted."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +64,23 @@ class TileEstimator(UncorrectedTileEstimator):
         size, deviation = out.size // n_tensors, _NONE if deviation is None else deviation
         for i in range(n_tensors):
             part, own = slice(i * size, (i + 1) * size), slice(i, i + 1)
-            if i in measured:
-                scale = evidence.scale[0, part.start // GROUP : part.stop // GROUP]
-                measured[i].correct(tallies[i], out[part], scale, deviation[part])
-            else:
-                self._error_calibration.correct(tallies[own], kurtosis[own], deviation[part])
+            known, sums, spread = measured.get(i), tallies[own], deviation[part]
+            if known is None:
+                self._error_calibration.correct(sums, kurtosis[own], spread)
+                continue
+            scale = evidence.scale[0, part.start // GROUP : part.stop // GROUP]
+            if known.trust == 1:
+                known.correct(sums[0], out[part], scale, spread)
+                continue
+            by_sample, its_spread = sums.copy(), spread.copy()
+            self._error_calibration.correct(by_sample, kurtosis[own], its_spread)
+            known.correct(sums[0], out[part], scale, spread)
+            _draw_to(sums, by_sample, known.trust)
+            _draw_to(spread, its_spread, known.trust)
         return tallies
+
+
+def _draw_to(values: NDArray[Any], others: NDArray[Any], trust: float) -> None:
+    """Multiply figures so that their logarithms are that much nearer to those of others."""
+    ratio = np.divide(values, others, out=np.ones_like(values), where=others > 0)
+    values *= np.power(ratio, trust - 1, out=np.ones_like(ratio), where=ratio > 0)
