@@ -81,6 +81,7 @@ _SMOOTH_IN_ALL = np.float32(0.5)  # of the squares of the groups that have no ou
 _BLOCK_ONE_SIDED = np.float32(0.8**2)  # of that of 32 weights, squared
 _LEAST_SCALE = np.float32(2**-14)  # the smallest float16 with all of its digits
 _ROUNDED = 0.65  # steps: by half as many float16 may have moved the levels at the ends
+_MOVED = np.float32(0.12)  # steps of the finest input: they are not where the codes were chosen
 
 
 class Inputs(NamedTuple):
@@ -90,9 +91,13 @@ class Inputs(NamedTuple):
     ----------
     codes : uint8 (K * n,)
     scale, offset : float32 (K * n / 16,)
+    scale_error : float32 (K * n / 16,)
+        How far the scales that chose the codes may be from these.
     levels : float32 (K * 256,)
     ends : int32 (K * 2,)
         The lowest and the highest code.
+    farthest : float32 (K,)
+        The farthest of their levels from 0.
     step : float32 (K,)
         The mean distance of neighbouring levels.
     even : bool (K,)
@@ -104,8 +109,10 @@ class Inputs(NamedTuple):
     codes: U8Array
     scale: F32Array
     offset: F32Array
+    scale_error: F32Array
     levels: F32Array
     ends: NDArray[np.int32]
+    farthest: F32Array
     step: F32Array
     even: NDArray[np.bool_]
     least: F32Array
@@ -121,8 +128,10 @@ def inputs_of(evidence: Evidence) -> Inputs:
         evidence.codes.reshape(-1),
         evidence.scale.reshape(-1),
         evidence.offset.reshape(-1),
+        evidence.scale_error.reshape(-1),
         evidence.levels.reshape(-1),
         ends.reshape(-1),
+        np.abs(evidence.levels[rows[:, None], ends]).max(1),
         np.divide(span, n_steps, dtype=np.float32),
         (np.diff(evidence.levels) == 1).all(1),
         np.maximum(least_scales(evidence, _ROUNDED), _LEAST_SCALE),
@@ -223,10 +232,12 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
         means.low_32[g] = min(means.low[g], means.low[other])
     usable = n_usable > 1
     for k in range(n_inputs):
-        largest, at = _ZERO, k * n_groups + start // 16
+        largest, at, n_moved = _ZERO, k * n_groups + start // 16, 0
         for g in range(16):
             largest = max(largest, abs(inputs.scale[at + g]))
-        usable = usable and bool(largest >= inputs.least[k])
+            moved = inputs.scale_error[at + g] * inputs.farthest[k]
+            n_moved += int(moved > _MOVED * means.unit[g] > _ZERO)
+        usable = usable and bool(largest >= inputs.least[k]) and 2 * n_moved < n_usable
     size = np.float32(math.sqrt(square / np.float32(256)))
     means.size[0] = size
     of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or n_smooth >= _MANY_SMOOTH
