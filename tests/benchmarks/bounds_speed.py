@@ -29,8 +29,8 @@ def print_speeds(
         run()
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         n = n_weights / 1e6
-        print(f"{n:.0f}M weights: {n / wall:.1f}M/s of wall time,", end=" ")
-        print(f"{n / processor:.1f}M/s of processor time")
+        print(f"{n:.3g}M weights: {n / wall:.4g}M/s of wall time,", end=" ")
+        print(f"{n / processor:.4g}M/s of processor time")
         figures.append({"n_weights": n_weights, "wall_s": wall, "processor_s": processor})
     return figures
 

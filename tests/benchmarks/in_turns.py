@@ -3,11 +3,11 @@
     python -m tests.benchmarks.in_turns OTHER_TREE [--benchmark core_speed] [--rounds 40]
         [--json FILE] [ARGUMENT ...]
 
-runs a benchmark that uses `print_speeds` (`core_speed`, `bounds_speed`) once in each tree, with
-this Python and all other arguments. The processes take turns, round by round, so that whatever
-else the machine does meets both alike. Prints, of each thing that is measured, the median of
-weights per second of processor time in either tree; and of the ratios of neighbouring rounds the
-median, the quartiles, and the limits within which the median lies with 95% confidence.
+runs a benchmark that uses `print_speeds` (`core_speed`, `bounds_speed`, `joint --speed`) once in
+each tree, with this Python and all other arguments. The processes take turns, round by round, so
+that whatever else the machine does meets both alike. Prints, of each thing that is measured, the
+median of weights per second of processor time in either tree; and of the ratios of neighbouring
+rounds the median, the quartiles, and the limits within which the median lies with 95% confidence.
 """
 
 import argparse
@@ -104,8 +104,8 @@ def main() -> None:
         quartiles = np.percentile(ratios, [25, 75])
         medians = {name: float(np.median(each)) / 1e6 for name, each in rates.items()}
         print(
-            f"{args.rounds} rounds of {told['this']['ready'] / 1e6:.0f}M weights:"
-            f" {medians['other']:.1f}M/s there, {medians['this']:.1f}M/s here;"
+            f"{args.rounds} rounds of {told['this']['ready'] / 1e6:.3g}M weights:"
+            f" {medians['other']:.4g}M/s there, {medians['this']:.4g}M/s here;"
             f" ratio {np.median(ratios):.3f} (median within {low:.3f} to {high:.3f},"
             f" quartiles {quartiles[0]:.3f} to {quartiles[1]:.3f})",
             flush=True,

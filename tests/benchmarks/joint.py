@@ -7,6 +7,11 @@ of both over that of the finest input, what both claim over what is measured, wi
 changes that of joint by (its standard error: superblocks are off by what they are off from their
 expected errors), and the matrix that gains least; with --hard also those of weights that are hard
 to estimate. Without --sets: sets that have a network of their own.
+
+    python -m tests.benchmarks.joint --speed [--sets LABEL ...] [--rounds 5]
+
+prints weights per second instead, of one thread, from stored bytes to estimates; with
+`tests.benchmarks.in_turns OTHER_TREE --benchmark joint --speed` beside those of another tree.
 """
 
 import argparse
@@ -15,7 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from recover.estimators._joint_files import labels
-from recover.quants import F32Array
+from recover.estimators.uncorrected import UncorrectedTileEstimator
+from recover.quants import TILE, F32Array
+from tests.benchmarks.bounds_speed import print_speeds
 from tests.support.float_files import matrices_in
 from tests.support.joint_inputs import encode, hard_weights, run, sources_of
 
@@ -47,13 +54,28 @@ def line(label: str, sums: tuple[float, ...], least: float) -> str:
     )
 
 
+def print_speeds_of(name: str, args: argparse.Namespace) -> None:
+    """Weights per second of a set."""
+    sources, out = sources_of(name), np.empty(TILE, np.float32)
+    x = (0.02 * np.random.default_rng(0).standard_t(8, (TILE // 256, 256))).astype(np.float32)
+    raws, tile = encode(sources, x), UncorrectedTileEstimator(sources, "joint")
+    tile.estimate(raws, 0, TILE, out)  # compile
+    print(name)
+    print_speeds(lambda: tile.estimate(raws, 0, TILE, out), TILE, args)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--sets", nargs="+", default=labels()[:N_OWN])
     parser.add_argument("--hard", action="store_true")
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     for name in args.sets:
+        if args.speed:
+            print_speeds_of(name, args)
+            continue
         for path in args.files:
             each = [compare(name, x[:N_ROWS]) for x in matrices_in(path)]
             sums = tuple(map(sum, zip(*each, strict=True)))

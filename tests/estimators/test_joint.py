@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from recover._compiled.jit import bare_kernel
-from recover.estimators._joint_files import label_of, labels, network_of, serving, terms_of
+from recover.estimators._joint_features import shapes_of_layers
+from recover.estimators._joint_files import fits, label_of, labels, network_of, serving, terms_of
 from recover.estimators._joint_net import Network, Scratch, infer, new_scratch
 from recover.estimators.methods.joint import names_of, terms_for
 from recover.estimators.uncorrected import UncorrectedTileEstimator
@@ -182,19 +184,34 @@ def _infer(network: Network, told: F32Array, of_groups: F32Array, scratch: Scrat
     infer(network, told, of_groups, scratch)
 
 
-@pytest.mark.parametrize("name", ["Q5_K+Q4_K", "Q4_K*+IQ4_XS*+Q3_K*", "Q4_K+IQ4_XS+Q4_0"])
-def test_a_network_is_what_its_layers_say(name: str) -> None:
-    entry, names = serving(name), tuple(name.split("+"))
-    assert entry is not None
-    known, rng = network_of(terms_of(entry, names)), np.random.default_rng(4)
+def _check(terms: Mapping[str, F32Array]) -> None:
+    """That a network is what its layers say, of numbers that are drawn."""
+    known, rng = network_of(terms), np.random.default_rng(4)
     by_weight = rng.standard_normal((16, known.weights.n_in, 16)).astype(np.float32)
     by_group = rng.standard_normal((known.groups.n_in, 16)).astype(np.float32)
     scratch = new_scratch(known)
     _infer(known, by_weight.reshape(-1), by_group.reshape(-1), scratch)
-    corrections, factors = joint_network.infer(terms_of(entry, names), by_weight, by_group)
+    corrections, factors = joint_network.infer(terms, by_weight, by_group)
     got = scratch.result.reshape(16, 2, 16)
     np.testing.assert_allclose(got[:, 0].reshape(-1), corrections, atol=1e-4)
     np.testing.assert_allclose(got[:, 1].reshape(-1), factors, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Q5_K+Q4_K", "Q4_K*+IQ4_XS*+Q3_K*", "Q4_K+IQ4_XS+Q4_0"])
+def test_a_network_is_what_its_layers_say(name: str) -> None:
+    entry, names = serving(name), tuple(name.split("+"))
+    assert entry is not None
+    _check(terms_of(entry, names))
+
+
+@pytest.mark.parametrize("width", [16, 24, 48, 64])
+def test_networks_of_other_widths_are_what_their_layers_say(width: int) -> None:
+    rng, terms = np.random.default_rng(width), dict[str, F32Array]()
+    for name, (n_out, n_in) in shapes_of_layers(width, 3, 2).items():
+        terms[f"{name}.weight"] = rng.standard_normal((n_out, n_in), np.float32) / n_in**0.5
+        terms[f"{name}.bias"] = rng.standard_normal(n_out, np.float32)
+    assert fits(terms, 2)
+    _check(terms)
 
 
 _ELSEWHERE = """
