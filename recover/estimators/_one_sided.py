@@ -61,14 +61,14 @@ def _no_outliers(block: Superblock, i: int) -> Any:
 
 
 @bare_inner
-def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
+def _mean(scalars: Scalars, block: Superblock, start: int, i: int, is_smooth: bool) -> Any:
     """M and V of a group, by the input that knows them best; V is infinite if none does."""
     mean, variance = _ZERO, _FAR
     counts = _no_outliers(block, i)
     n, n_counted = scalars.codes.size // scalars.noise.size, add_up(counts)
     for k in range(scalars.noise.size):
         at, n_steps = 16 * k + i, scalars.ends[2 * k + 1] - scalars.ends[2 * k]
-        if not (scalars.extremes[4 * k] < 0 and n_steps >= FEWEST_STEPS):
+        if not (scalars.extremes[4 * k] < 0 and (n_steps >= FEWEST_STEPS or is_smooth)):
             continue
         if block.inverse[at] == _ZERO or block.offset[at] == _ZERO or n_counted == _ZERO:
             continue
@@ -89,7 +89,7 @@ def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
 @bare_inlined
 def square_of_mean(scalars: Scalars, block: Superblock, start: int, i: int) -> np.float32:
     """The square of the mean of a group, but for the error of that."""
-    mean, variance = _mean(scalars, block, start, i)
+    mean, variance = _mean(scalars, block, start, i, False)
     if not variance < _FAR:
         counts = _no_outliers(block, i)
         mean, variance = add_up(center_value(block, i) * counts) / max(add_up(counts), _ONE), _ZERO
@@ -118,7 +118,7 @@ def drawn_mean(
     scalars: Scalars, block: Superblock, start: int, i: int, size: np.float32, share: np.float32
 ) -> Any:
     """Mean and variance of the prior of a group whose weights have the mean square `size`."""
-    mean, variance = _mean(scalars, block, start, i)
+    mean, variance = _mean(scalars, block, start, i, share > _ZERO)
     of_means, expected = share * size, _ZERO
     known = of_means
     if variance < _FAR:
