@@ -16,8 +16,8 @@ variance of the mean, is that or, where m is too far from 0 for chance, what m h
 
     T = max(share W, m^2 - 9 (V + W / 16))
 
-In smooth weights a sign tells where the mean is. A type without minima has levels on both sides of 0
-that differ (IQ4_XS has none at 0), and its encoder takes the sign of the scale that fits the others
+In smooth weights a sign tells where the mean is. The levels of a type without minima differ on both
+sides of 0 (IQ4_XS has none at 0), and its encoder takes the sign of the scale that fits the others
 best: what is decoded of them has their sign. Where that is 0, or types have minima, it is the sign
 of the outlier, which goes with the mean as any weight does, with a correlation r of the root of the
 share. So where T is told by the share, the mean is expected to be
