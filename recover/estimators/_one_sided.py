@@ -16,16 +16,19 @@ variance of the mean, is that or, where m is too far from 0 for chance, what m h
 
     T = max(share W, m^2 - 9 (V + W / 16))
 
-In smooth weights the sign of an outlier tells that of the weights beside it, and an outlier goes
-with the mean as any weight does, with a correlation of the root of the share. So where T is told by
-the share, the mean is expected to be
+In smooth weights a sign tells where the mean is. The levels of a type without minima differ on both
+sides of 0 (IQ4_XS has none at 0), and its encoder takes the sign of the scale that fits the others
+best: what is decoded of them has their sign. Where that is 0, or types have minima, it is the sign
+of the outlier, which goes with the mean as any weight does, with a correlation r of the root of the
+share. So where T is told by the share, the mean is expected to be
 
-    b = sign share (2 W / pi)^0.5
+    b = sign r (2 share W / pi)^0.5         r = 1 for the sign of the mean itself
 
 (the mean of a normal number given the sign of another), and T is less by its square. The mean of
 the prior is then ``b + (m - b) T / (T + V)`` (the best linear prediction, as that of James and
 Stein, see `recover.estimators._sizes`), and what is left of T in its variance ``V T / (T + V)``. In
-types without minima V is infinite.
+types without minima V is infinite. Q2_K is asked for m where weights are smooth alone: absolute
+errors are fitted there, in which zeros have no weight.
 """
 
 import math
@@ -36,7 +39,7 @@ import numpy as np
 from recover._compiled.across import add_up, largest_lane
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import load_bytes, splat, where
-from recover.estimators._product_tables import N_COLUMNS, STEPS, Scalars
+from recover.estimators._product_tables import MINIMA, N_COLUMNS, STEPS, Scalars
 from recover.estimators._proven import FEWEST_STEPS
 from recover.estimators._superblock import Superblock, center_value, level_of, squares, steps_of
 
@@ -61,14 +64,14 @@ def _no_outliers(block: Superblock, i: int) -> Any:
 
 
 @bare_inner
-def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
+def _mean(scalars: Scalars, block: Superblock, start: int, i: int, is_smooth: bool) -> Any:
     """M and V of a group, by the input that knows them best; V is infinite if none does."""
     mean, variance = _ZERO, _FAR
     counts = _no_outliers(block, i)
     n, n_counted = scalars.codes.size // scalars.noise.size, add_up(counts)
     for k in range(scalars.noise.size):
         at, n_steps = 16 * k + i, scalars.ends[2 * k + 1] - scalars.ends[2 * k]
-        if not (scalars.extremes[4 * k] < 0 and n_steps >= FEWEST_STEPS):
+        if not (scalars.extremes[4 * k] < 0 and (n_steps >= FEWEST_STEPS or is_smooth)):
             continue
         if block.inverse[at] == _ZERO or block.offset[at] == _ZERO or n_counted == _ZERO:
             continue
@@ -89,7 +92,7 @@ def _mean(scalars: Scalars, block: Superblock, start: int, i: int) -> Any:
 @bare_inlined
 def square_of_mean(scalars: Scalars, block: Superblock, start: int, i: int) -> np.float32:
     """The square of the mean of a group, but for the error of that."""
-    mean, variance = _mean(scalars, block, start, i)
+    mean, variance = _mean(scalars, block, start, i, False)
     if not variance < _FAR:
         counts = _no_outliers(block, i)
         mean, variance = add_up(center_value(block, i) * counts) / max(add_up(counts), _ONE), _ZERO
@@ -104,13 +107,20 @@ def share_of_means(ratio: np.float32, n: np.float32) -> np.float32:
 
 
 @bare_inlined
-def _sign_of_outlier(block: Superblock, i: int) -> np.float32:
-    """Of the largest weight of a group, if it is an outlier; or 0."""
-    center, size = center_value(block, i), squares(block, i)
-    largest = largest_lane(size)
-    if not largest > block.limit[i]:
-        return _ZERO
-    return _ONE if add_up(where(size == largest, center, splat(_ZERO))) > _ZERO else -_ONE
+def _expected_mean(
+    scalars: Scalars, block: Superblock, i: int, size: np.float32, share: np.float32
+) -> np.float32:
+    """The mean of a group by a sign: of what is decoded without a minimum, or of its outlier."""
+    center, counts = center_value(block, i), _no_outliers(block, i)
+    told, known = add_up(center * counts) / max(add_up(counts), _ONE), np.sqrt(share)
+    had_say = told != _ZERO and (scalars.simple[0] or told * told < size)
+    if scalars.rows[MINIMA] > _ZERO or not had_say:
+        square = squares(block, i)
+        largest = largest_lane(square)
+        told, known = add_up(where(square == largest, center, splat(_ZERO))), share
+        if not largest > block.limit[i]:
+            return _ZERO
+    return known * np.sqrt(_OF_SIGN * size) * (_ONE if told > _ZERO else -_ONE)
 
 
 @bare_inner
@@ -118,13 +128,13 @@ def drawn_mean(
     scalars: Scalars, block: Superblock, start: int, i: int, size: np.float32, share: np.float32
 ) -> Any:
     """Mean and variance of the prior of a group whose weights have the mean square `size`."""
-    mean, variance = _mean(scalars, block, start, i)
+    mean, variance = _mean(scalars, block, start, i, bool(share > _ZERO))
     of_means, expected = share * size, _ZERO
     known = of_means
     if variance < _FAR:
         known = max(of_means, mean * mean - _BEYOND_CHANCE * (variance + size * _SIXTEENTH))
     if known == of_means:
-        expected = _sign_of_outlier(block, i) * share * np.sqrt(_OF_SIGN * size)
+        expected = _expected_mean(scalars, block, i, size, share)
         known -= expected * expected
     if not variance < _FAR:
         return expected, size - expected * expected
