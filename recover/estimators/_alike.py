@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from recover._compiled.across import add_up, largest_lane, sum_lanes
+from recover._compiled.across import add_up, any_lane, largest_lane, sum_lanes
 from recover._compiled.doubles import n_true
 from recover._compiled.jit import bare_inlined, bare_inner
 from recover._compiled.lanes import fused, load, load_bytes, splat, sqrt, store, where
@@ -82,12 +82,13 @@ def _n_at_end(scalars: Scalars, start: int, i: int) -> int:
 def _are_many(scalars: Scalars, block: Superblock, start: int) -> bool:
     """Whether many weights of a superblock have the lowest code."""
     n_lowest = n_others = splat(_ZERO)
-    zero = -int(scalars.rows[LEVEL])
+    lowest, zero = scalars.ends[0], -int(scalars.rows[LEVEL])
+    all_usable = not any_lane(load(block.inverse, 0) == _ZERO)
     for i in range(16):
-        if block.inverse[i] != _ZERO:
+        if all_usable or block.inverse[i] != _ZERO:
             codes = load_bytes(scalars.codes, 16 * (start + i))
-            n_lowest = n_lowest + where(codes == scalars.ends[0], splat(_ONE), splat(_ZERO))
-            n_others = n_others + where(codes == zero, splat(_ZERO), splat(_ONE))
+            n_lowest = where(codes == lowest, n_lowest + _ONE, n_lowest)
+            n_others = where(codes == zero, n_others, n_others + _ONE)
     return sum_lanes(n_lowest) > _MANY * sum_lanes(n_others)
 
 
