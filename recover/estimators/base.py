@@ -133,8 +133,9 @@ class Estimator:
         one is decoded to. Default: it never is.
     serves : callable or None
         ``serves(sources)``: whether it knows more of such sources than the default method, of which
-        its estimates are otherwise. They take far longer, so that what it expects is always
-        measured (see `recover.estimators.bootstrap`). Default: None, it treats all alike.
+        its estimates are otherwise. They take far longer, so that what it expects of smaller
+        tensors is always measured (see `recover.estimators.bootstrap`). Default: None, it treats
+        all alike.
     """
 
     name: str

@@ -2,8 +2,8 @@
 
 Where the weights of a tensor are unlike the sample of `recover.estimators.error_calibration`
 (`recover.estimators._unlike` tells), what is expected is corrected by a parametric bootstrap (Efron
-and Tibshirani, "An introduction to the bootstrap", 1993, chapter 6.5). So it is always where an
-estimator takes far longer than that. Some superblocks are looked at:
+and Tibshirani, "An introduction to the bootstrap", 1993, chapter 6.5). So it is of all tensors that
+are less than a tile, if the estimator takes far longer than that. Some superblocks are looked at:
 
 1. How weights are distributed is told by their cells, and of each weight one is drawn from that
    distribution within its cells (`recover.estimators._population`). So zeros, outliers and columns
@@ -324,8 +324,7 @@ def _n_drawn(size: int, *, is_unlike: bool) -> int:
     if is_unlike:
         most = _OF_WHOLE if whole else _MOST
         return min(n_superblocks, max(_FEWEST, min(most, n_superblocks // 2)))
-    most = _OF_WHOLE // 2 if whole else _OF_WHOLE
-    return min(most, n_superblocks // _SHARE)
+    return 0 if whole else min(_OF_WHOLE, n_superblocks // _SHARE)
 
 
 def _chosen_by_size(
