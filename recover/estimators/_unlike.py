@@ -31,7 +31,7 @@ _BESIDE = 7.0  # the largest squared scale over the mean of such a superblock
 _FEW_ALL = 0.4  # of the error that is expected, that such superblocks have
 _ONE_SIDED = 0.1  # of the squares of blocks, that their means have; by chance 1/32
 _BLOCK = 32  # weights
-_ROUNDED = 0.4  # steps: by half as many float16 may have moved the levels at the ends
+_ROUNDED = 0.2  # steps by which float16 may have moved the levels at the ends
 
 
 def find_unlike(
