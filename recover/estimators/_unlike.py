@@ -124,7 +124,7 @@ def share_of_mean(x: F32Array, start: int) -> float:
 
 @inner
 def _is_rounded(scales: F32Array, limits: F32Array, start: int) -> bool:
-    """Whether an input has a scale of a superblock, and all are below its limit."""
+    """Whether the scales that an input has of a superblock are all below its limit."""
     rounded = False
     for k in range(limits.size):
         largest = np.float32(0)
