@@ -6,9 +6,9 @@ have it, and its scale was fitted to them: they cannot all be beyond. A superblo
 where more than 0.23 of the codes that are not of level 0 are the lowest code, which the largest
 weight of a sub-block has. Of normal weights 0.09 are, in the superblocks of llama-29m at most 0.16,
 in smooth filters 0.35. Where three weights of a sub-block or more have the same end code, their
-densities become those by which `linear` weighs decoded values:
+densities become those by which `linear` weighs decoded values v, with N the noise of the type:
 
-    log g(u) = -u^2 / (2 N)
+    log g(u) = -u^2 / (2 N),    u = (x - v) / s
 
 Where all but a few weights are 0, that is too wide. A scale s is found there by least squares, with
 weights w that grow with the size, and rounded to a multiple of d. With the levels y and w = abs(y)
@@ -22,8 +22,8 @@ deviations e_i, the sum of them has the variance D, and t makes it
 
     sum a (mean of x - v)  ->  R / (R + D) of that,     D = (sum abs(a) e)^2
 
-by Newton's method. Types of few levels and without minima (Q3_K) are looked at alone, where they
-are the finest input: few weights have an end code of others.
+by Newton's method. Only types of few levels and without minima (Q3_K) are looked at, and only where
+they are the finest input: few weights have an end code of others.
 """
 
 from typing import Any

@@ -75,12 +75,12 @@ _FAR = np.float32(np.inf)
 _LEAST = np.float32(1e-4)  # of a deviation, over the finest step
 _TINY = np.float32(1e-30)
 _ONE_SIDED = np.float32(0.4)  # of the mean of a superblock, over the root mean square
-_SMOOTH, _MANY_SMOOTH = np.float32(0.7), 6  # of the square of a group, that of its mean; groups
-_MOST_OF_ONE_SIGN = np.float32(0.8)  # more weights of a superblock, of those that cannot be 0
+_SMOOTH, _MANY_SMOOTH = np.float32(0.7), 6  # share of its mean in a group's squares; groups
+_MOST_OF_ONE_SIGN = np.float32(0.8)  # so many more than of the other, if they cannot be 0
 _SMOOTH_IN_ALL = np.float32(0.5)  # of the squares of the groups that have no outlier
 _BLOCK_ONE_SIDED = np.float32(0.8**2)  # of that of 32 weights, squared
 _LEAST_SCALE = np.float32(2**-14)  # the smallest float16 with all of its digits
-_ROUNDED = 0.65  # steps: by half as many float16 may have moved the levels at the ends
+_ROUNDED = 0.325  # steps by which float16 may have moved the levels at the ends
 _MOVED = np.float32(0.12)  # steps of the finest input: they are not where the codes were chosen
 
 
@@ -202,8 +202,8 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
     """Fill `means` of the superblock whose weights begin at `start`; whether it is of use.
 
     It is not where the weights are like none that the networks have learned from: of one sign, in
-    all or in many groups, with scales that are all so small that they are rounded far more than
-    others, or all but one group without a scale.
+    all or in many groups or in those beside blocks of zeros; with scales that float16 rounded far
+    more than others; or with all but one group without a scale.
     """
     n_inputs = inputs.step.size
     n_groups = inputs.codes.size // n_inputs // 16
@@ -240,10 +240,10 @@ def survey(inputs: Inputs, mean: F32Array, start: int, means: Means) -> bool:
         usable = usable and bool(largest >= inputs.least[k]) and 2 * n_moved < n_usable
     size = np.float32(math.sqrt(square / np.float32(256)))
     means.size[0] = size
-    of_one_sign = abs(total) > _ONE_SIDED * np.float32(256) * size or n_smooth >= _MANY_SMOOTH
+    is_smooth = abs(total) > _ONE_SIDED * np.float32(256) * size or n_smooth >= _MANY_SMOOTH
     if n_usable < 16:  # beside blocks of zeros, or far outliers
-        of_one_sign |= of_means > _SMOOTH_IN_ALL * squares
-    return usable and bool(size > _TINY) and bool(size < _FAR) and not of_one_sign
+        is_smooth |= of_means > _SMOOTH_IN_ALL * squares
+    return usable and bool(size > _TINY) and bool(size < _FAR) and not is_smooth
 
 
 @bare_inner

@@ -168,7 +168,7 @@ def _sums(
 ) -> Any:
     """Sums of `n` products, of rows that begin `at` and sixteen columns that begin at `first`.
 
-    `place` is how far apart rows are, and the terms of a row. There are `_ROWS` results.
+    `place` is how far apart rows are, and the terms of a row. The second four are 0 of 4 rows.
     """
     row, step = place
     a = b = c = d = e = f = g = h = splat(_ZERO)

@@ -7,8 +7,8 @@ well, by more than most of these weights: they are asked only where no input has
 
 Such an offset o is the lowest weight, or 0. The scale that was found is at most d / 2, so that the
 others are at most n d / 2 above it, with n steps between the end codes. Where 0 is less than n d /
-4 from o the weights may lie on both sides of it, and their density is around 0, see docs. Otherwise
-they are of one sign: it is around ``o + n d / 4``.
+4 from o the weights may lie on both sides of it, and their density is around 0. Otherwise they are
+of one sign, and it is around ``o + n d / 4``.
 """
 
 import math
@@ -71,10 +71,8 @@ def accumulate_lost(scalars: Scalars, block: Superblock, start: int) -> None:
         first, spread = k * n_groups + start, scalars.lost[3 * k]
         if not (spread > _ZERO and any_lane(load(scalars.scale_error, first) < _ZERO)):
             continue
-        rounded, minima = (
-            _variance_of_offsets(scalars, k, first),
-            scalars.rows[N_COLUMNS * k + MINIMA],
-        )
+        rounded = _variance_of_offsets(scalars, k, first)
+        minima = scalars.rows[N_COLUMNS * k + MINIMA]
         for i in range(16):
             offset, size = scalars.offset[first + i], -scalars.scale_error[first + i] * spread
             center = offset

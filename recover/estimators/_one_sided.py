@@ -27,7 +27,7 @@ share. So where T is told by the share, the mean is expected to be
 (the mean of a normal number given the sign of another), and T is less by its square. The mean of
 the prior is then ``b + (m - b) T / (T + V)`` (the best linear prediction, as that of James and
 Stein, see `recover.estimators._sizes`), and what is left of T in its variance ``V T / (T + V)``. In
-types without minima V is infinite. Q2_K is asked for m where weights are smooth alone: absolute
+types without minima V is infinite. Q2_K is asked for m only where weights are smooth: absolute
 errors are fitted there, in which zeros have no weight.
 """
 
@@ -49,7 +49,7 @@ _SIXTEENTH = np.float32(1 / 16)
 _EVENLY = np.float32(1 / 12)  # the variance of a place in a step
 _BEYOND_CHANCE = np.float32(9)  # the square of a mean, over its variance
 _LEAST_SHARE = np.float32(4 * math.sqrt(2) / 16)  # four standard errors, of one sub-block
-_MOST = np.float32(0.9)
+_MOST = np.float32(0.9)  # share: weights of a sub-block differ
 _ALMOST = np.float32(0.99)  # of the largest, which is not rounded to an integer
 _OF_SIGN = np.float32(2 / math.pi)  # the squared mean of a half-normal, over its mean square
 
@@ -113,6 +113,7 @@ def _expected_mean(
     """The mean of a group by a sign: of what is decoded without a minimum, or of its outlier."""
     center, counts = center_value(block, i), _no_outliers(block, i)
     told, known = add_up(center * counts) / max(add_up(counts), _ONE), np.sqrt(share)
+    # Beside uneven levels, weights far smaller than the least had no say in the scale's sign.
     had_say = told != _ZERO and (scalars.simple[0] or told * told < size)
     if scalars.rows[MINIMA] > _ZERO or not had_say:
         square = squares(block, i)

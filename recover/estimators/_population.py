@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recover._compiled.jit import inner, kernel
+from recover.estimators._unlike import BLOCK, share_of_mean
 from recover.evidence.buffer import Evidence
 from recover.evidence.cells import intersect_cells
 from recover.quants import GROUP, F32Array
@@ -29,7 +30,6 @@ _N_SIZES = _PER_OCTAVE * (_LARGEST - _SMALLEST)
 _N_BINS = 2 * _N_SIZES
 _N_FIRST, _N_STEPS = 20, 8  # steps for the atom alone, and for all
 _LEAST_SHARE = 1e-3  # of weights that are 0, and of others, to begin with
-_BLOCK = 32  # weights, of which the largest decides on the scale
 _LEAST = 1e-8  # mass of a bin
 _LARGE, _LARGEST_COUNTED = 16.0, 64.0  # larger than so many means of its superblock, of all
 _OUTLIER = 5.0  # than so many means of those that are not 0
@@ -220,9 +220,9 @@ def _tabulate(
         per_size = 1 / size[b]
         largest = 256 * b
         for i in range(256 * b, 256 * b + 256):
-            if i % _BLOCK == 0:
+            if i % BLOCK == 0:
                 largest = i
-                for j in range(i + 1, i + _BLOCK):
+                for j in range(i + 1, i + BLOCK):
                     if abs(mean[j]) > abs(mean[largest]):
                         largest = j
             lower, upper, reach = low[i], high[i], np.float32(_BEYOND) * deviation[i]
@@ -284,21 +284,11 @@ def _draw_each(
         else:  # beyond all bins
             drawn = x + (y - x) * np.float64(chances[0, i])
         out[i] = min(max(drawn, x), y) * size[i // 256]
-    for start in range(0, out.size, _BLOCK):
-        spread = _SPREAD * _share_beside_mean(out, start)
-        for i in range(start, start + _BLOCK):
+    for start in range(0, out.size, BLOCK):
+        share = min(max(1 - share_of_mean(out, start), 0.0), 1.0)  # beside the mean
+        spread = _SPREAD * math.sqrt(share)
+        for i in range(start, start + BLOCK):
             out[i] *= 1 + spread * (2 * np.float64(chances[1, i]) - 1)
-
-
-@inner
-def _share_beside_mean(x: F32Array, start: int) -> float:
-    """The standard deviation of a block over its root mean square: of one sign it is small."""
-    total = squares = 0.0
-    for i in range(start, start + _BLOCK):
-        value = np.float64(x[i])
-        total += value
-        squares += value * value
-    return math.sqrt(max(1 - total * total / (_BLOCK * squares), 0.0)) if squares > 0 else 1.0
 
 
 @kernel

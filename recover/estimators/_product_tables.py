@@ -89,7 +89,7 @@ class Others(NamedTuple):
 
 _NONE = np.empty(0, np.float32)
 NO_OTHERS = Others(_NONE, _NONE, _NONE, np.float32(1))
-"""Where V is 0: of one type with the rest, for which the kernels are compiled once."""
+"""Where V is 0: a record as well, so that kernels are compiled for one type."""
 
 
 class Spans(NamedTuple):

@@ -10,7 +10,7 @@ UNIT = 2.0**-24
 
 
 def least_scales(evidence: Evidence, most: float) -> F32Array:
-    """The largest scales of groups below which superblocks have a scale that was rounded by much.
+    """What the largest scale of a superblock is at least, unless float16 rounded its own by much.
 
     A scale of n units of float16 is off by up to half a unit, and the levels at the ends by up to
     half their distance from the middle over n.
@@ -19,7 +19,7 @@ def least_scales(evidence: Evidence, most: float) -> F32Array:
     ----------
     evidence : Evidence
     most : float
-        Twice that, in steps between levels.
+        How far these levels may be off, in steps.
 
     Returns
     -------
@@ -27,4 +27,4 @@ def least_scales(evidence: Evidence, most: float) -> F32Array:
     """
     half_range = np.abs(evidence.end_codes[:, 1] - evidence.end_codes[:, 0]) / 2
     largest = np.maximum(evidence.scale_steps, 1)
-    return (half_range * largest * UNIT / most).astype(np.float32)
+    return (half_range * largest * UNIT / (2 * most)).astype(np.float32)

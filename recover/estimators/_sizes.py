@@ -90,7 +90,7 @@ def _known_sizes(
 ) -> int:
     """Put the logarithms of the W_j into the scratch memory, drawn to their mean; how many.
 
-    The share of means is told by those whose steps are not wide: beside an outlier all have a code.
+    The share of means is told by groups whose steps are not wide: others have one code for all.
     """
     n, total, square, noise = 0, 0.0, 0.0, scalars.noise[0]
     n_narrow, all_squares, of_means, uneven = 0, _ZERO, _ZERO, _ZERO

@@ -103,7 +103,7 @@ class Superblock(NamedTuple):
     each : float32 (K * 9 * 16,)
         Of each scalar input and group: what level 0 says and the bounds of that, the scale, the
         curvature of interior codes, the level of weights that are 0, what takes centers to levels
-        and derivatives to units.
+        and derivatives to units. Scratch memory afterwards (`recover.estimators._one_sided.MEANS`).
     ends : float32 (K * 9 * 16,)
         See `recover.estimators._coarse`.
     """

@@ -22,6 +22,9 @@ from recover.quants import F32Array, U8Array
 FEWEST_KNOWN = 32
 """Superblocks: what fewer tell is chance."""
 
+BLOCK = 32
+"""Weights that may have a sign or a scale of their own."""
+
 _LOOKED_AT = 12  # superblocks
 _LIGHT_TAILS, _FAR_TAILS = 2.3, 25.0  # kurtosis; that of uniform weights is 1.8, of normal ones 3
 _SPARSE = 0.25  # of the superblocks that are not all 0
@@ -30,8 +33,7 @@ _FAR_ABOVE = 50.0  # squared scales over their mean: there may be superblocks wi
 _BESIDE = 7.0  # the largest squared scale over the mean of such a superblock
 _FEW_ALL = 0.4  # of the error that is expected, that such superblocks have
 _ONE_SIDED = 0.1  # of the squares of blocks, that their means have; by chance 1/32
-_BLOCK = 32  # weights
-_ROUNDED = 0.4  # steps: by half as many float16 may have moved the levels at the ends
+_ROUNDED = 0.2  # steps by which float16 may have moved the levels at the ends
 
 
 def find_unlike(
@@ -90,8 +92,8 @@ def _find(
         for j in range(n_looked_at):
             start = i * size + 256 * (j * stride + j * STEP % stride)
             n_rounded += _is_rounded(scales, limits, start // 16)
-            for at in range(start, start + 256, _BLOCK):
-                share = _share_of_mean(estimates, at)
+            for at in range(start, start + 256, BLOCK):
+                share = share_of_mean(estimates, at)
                 if share >= 0:
                     one_sided += share
                     n_blocks += 1
@@ -110,19 +112,19 @@ def _find(
 
 
 @inner
-def _share_of_mean(x: F32Array, start: int) -> float:
+def share_of_mean(x: F32Array, start: int) -> float:
     """Of the squares of a block, what its mean has; negative if all are 0."""
     total = squares = 0.0
-    for i in range(start, start + _BLOCK):
+    for i in range(start, start + BLOCK):
         value = np.float64(x[i])
         total += value
         squares += value * value
-    return total * total / (_BLOCK * squares) if 0 < squares < np.inf else -1.0
+    return total * total / (BLOCK * squares) if 0 < squares < np.inf else -1.0
 
 
 @inner
 def _is_rounded(scales: F32Array, limits: F32Array, start: int) -> bool:
-    """Whether an input has a scale of a superblock, and all are below its limit."""
+    """Whether the scales that an input has of a superblock are all below its limit."""
     rounded = False
     for k in range(limits.size):
         largest = np.float32(0)

@@ -132,10 +132,10 @@ class Estimator:
         ``gains_alone(source)``: whether its estimate from a single input is better than what that
         one is decoded to. Default: it never is.
     serves : callable or None
-        ``serves(sources)``: whether it knows more of such sources than the default method, of which
-        its estimates are otherwise. They take far longer, so that what it expects of smaller
-        tensors is always measured (see `recover.estimators.bootstrap`). Default: None, it treats
-        all alike.
+        ``serves(sources)``: whether it knows more of such sources than the default method, whose
+        estimates it gives of others. Where it does it takes far longer, so that there is time to
+        measure errors on weights like those at hand (see `recover.estimators.bootstrap`). Default:
+        None, it treats all alike.
     """
 
     name: str

@@ -2,8 +2,9 @@
 
 Where the weights of a tensor are unlike the sample of `recover.estimators.error_calibration`
 (`recover.estimators._unlike` tells), what is expected is corrected by a parametric bootstrap (Efron
-and Tibshirani, "An introduction to the bootstrap", 1993, chapter 6.5). So it is of all tensors that
-are less than a tile, if the estimator takes far longer than that. Some superblocks are looked at:
+and Tibshirani, "An introduction to the bootstrap", 1993, chapter 6.5). Where the estimator takes
+far longer than that, the expected errors of all tensors that are less than a tile are corrected by
+both, weighed by what is known of their own errors. Some superblocks are looked at:
 
 1. How weights are distributed is told by their cells, and of each weight one is drawn from that
    distribution within its cells (`recover.estimators._population`). So zeros, outliers and columns
@@ -39,7 +40,7 @@ from recover.quants import GROUP, TILE, F32Array, ScalarType, U8Array, dequantiz
 _SUPERBLOCK = 256
 _FEWEST, _MOST = 64, 256  # superblocks that are drawn, of half of them
 _OF_WHOLE = 128  # of a whole tile: tensors that have one mostly have several
-_SHARE = 8  # one of so many, of weights like the sample: estimates take longer than that
+_SHARE = 8  # one of so many is drawn, of weights like the sample: estimates take longer than that
 _AT_LEAST = 0.25  # of the chances of others
 _SEED = 8
 _POSTERIORS = "posterior", "joint"  # whose deviations tell where errors are
@@ -158,13 +159,11 @@ class Bootstrap:
         -------
         dict
             By the number of the tensor, from 0. Those of which nothing can be drawn are not in it,
-            nor those that are like the sample, unless the estimator always asks for it.
+            nor those that are like the sample, unless the estimator takes far longer than this.
         """
         if not self.applies:
             return {}
         unlike = find_unlike(evidence, self._finest, estimates, kurtosis)
-        if not (self._always or unlike.any()):
-            return {}
         size = estimates.size // kurtosis.size
         found: dict[int, Measured] = {}
         for i in np.flatnonzero(unlike | self._always).tolist():

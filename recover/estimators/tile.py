@@ -69,18 +69,16 @@ class TileEstimator(UncorrectedTileEstimator):
                 self._error_calibration.correct(sums, kurtosis[own], spread)
                 continue
             scale = evidence.scale[0, part.start // GROUP : part.stop // GROUP]
-            if known.trust == 1:
-                known.correct(sums[0], out[part], scale, spread)
-                continue
             by_sample, its_spread = sums.copy(), spread.copy()
-            self._error_calibration.correct(by_sample, kurtosis[own], its_spread)
             known.correct(sums[0], out[part], scale, spread)
-            _draw_to(sums, by_sample, known.trust)
-            _draw_to(spread, its_spread, known.trust)
+            if known.trust < 1:
+                self._error_calibration.correct(by_sample, kurtosis[own], its_spread)
+                _weigh(sums, by_sample, known.trust)
+                _weigh(spread, its_spread, known.trust)
         return tallies
 
 
-def _draw_to(values: NDArray[Any], others: NDArray[Any], trust: float) -> None:
-    """Multiply figures so that their logarithms are that much nearer to those of others."""
+def _weigh(values: NDArray[Any], others: NDArray[Any], trust: float) -> None:
+    """Replace figures by ``values**trust * others**(1 - trust)``, unless one of them is 0."""
     ratio = np.divide(values, others, out=np.ones_like(values), where=others > 0)
     values *= np.power(ratio, trust - 1, out=np.ones_like(ratio), where=ratio > 0)

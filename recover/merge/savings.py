@@ -62,9 +62,7 @@ def sentence(saving: Saving) -> str:
     )
 
 
-def share_not_served(
-    estimated: Iterable[tuple[Sequence[Source], int]], method: str = DEFAULT_METHOD
-) -> float:
+def share_not_served(estimated: Iterable[tuple[Sequence[Source], int]], method: str) -> float:
     """Share of the estimated weights of which a method knows no more than the default one.
 
     Parameters

@@ -11,7 +11,7 @@ from recover.estimators.bootstrap import _POSTERIORS, Bootstrap, classes_of
 from recover.estimators.error_calibration import calibrate_errors, kurtosis_of
 from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.evidence.buffer import Source
-from recover.quants import F32Array, dequantize, type_by_name
+from recover.quants import TILE, F32Array, dequantize, type_by_name
 from tests.support.joint_inputs import encode, hard_weights, run, sources_of
 from tests.support.sparse_weights import (
     at_random,
@@ -25,6 +25,7 @@ from tests.support.sparse_weights import (
 
 SEED = 21  # others than those by which the numbers were found
 SHAPE = 768, 256
+F32 = np.float32
 
 
 def normal(seed: int) -> F32Array:
@@ -155,10 +156,36 @@ def test_light_tails(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Q6_K+Q3_K", "Q6_K+Q4_K"])
-def test_joint_is_always_measured(name: str) -> None:
-    """Weights on a grid look like any others: 1.08 and 1.10 was claimed."""
+def test_joint_of_weights_on_a_grid(name: str) -> None:
+    """They look like any others, of which the sample alone claims 1.08 and 1.10."""
     x = np.round(normal(SEED) * 200) / np.float32(200)
     assert claims("joint", name, x)[0] == pytest.approx(1, abs=0.05)
+
+
+def test_joint_of_weights_like_the_sample_is_measured_and_told_by_it() -> None:
+    sources, x = sources_of("Q5_K+Q4_K"), normal(SEED)
+    raws = encode(sources, x)
+    _, deviation, tally, _ = run("joint", sources, raws, x.size)
+    plain, (out, own) = UncorrectedTileEstimator(sources, "joint"), np.empty((2, x.size), F32)
+    expected, kurtosis = plain.estimate(raws, 0, x.size, out, own).array, kurtosis_of(out)
+    by_sample, its_deviation = expected.copy(), own.copy()
+    calibrate_errors(tuple(sources), "joint").correct(by_sample[None], kurtosis, its_deviation)
+    known = Bootstrap(sources, "joint").measured(plain.evidence, out, kurtosis)[0]
+    known.correct(expected, out, plain.evidence.scale[0], own)
+    assert 0.05 < known.trust < 0.95
+    assert not np.allclose(expected, by_sample, rtol=1e-3)
+    weighed = expected**known.trust * by_sample ** (1 - known.trust)
+    np.testing.assert_allclose(tally.array, weighed, rtol=1e-9)
+    weighed = own**known.trust * its_deviation ** (1 - known.trust)
+    np.testing.assert_allclose(deviation, weighed, rtol=1e-5)
+
+
+def test_joint_of_a_whole_tile_like_the_sample_is_told_by_it_alone() -> None:
+    sources, rng = sources_of("Q5_K+Q4_K"), np.random.default_rng(SEED)
+    x = (0.05 * rng.standard_normal((TILE // 256, 256))).astype(F32)
+    tile, out = UncorrectedTileEstimator(sources, "joint"), np.empty(TILE, F32)
+    tile.estimate(encode(sources, x), 0, TILE, out)
+    assert Bootstrap(sources, "joint").measured(tile.evidence, out, kurtosis_of(out)) == {}
 
 
 def test_joint_of_inputs_without_a_network() -> None:
