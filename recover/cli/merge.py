@@ -189,8 +189,8 @@ def _print_result(result: "MergeResult", *, verbose: bool) -> None:
             say(sentence(saving))
     if share := result.share_not_served:
         say(
-            f"{plan.method} does not know the types of {share:.1%} of the estimated weights: these"
-            f" are as {DEFAULT_METHOD} has them"
+            f"{plan.method} has nothing to add for the inputs of {share:.1%} of the estimated"
+            f" weights: these are as {DEFAULT_METHOD} has them"
         )
     if n := result.n_without_claim:
         say(
