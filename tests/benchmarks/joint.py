@@ -78,6 +78,8 @@ def main() -> None:
             continue
         for path in args.files:
             each = [compare(name, x[:N_ROWS]) for x in matrices_in(path)]
+            if not each:
+                parser.error(f"{path} has no arrays that are large enough")
             sums = tuple(map(sum, zip(*each, strict=True)))
             least = max(after / before - 1 for _, before, after, *_ in each if before > 0)
             print(line(f"{path.stem} {name}", sums, least), flush=True)
