@@ -12,7 +12,8 @@ are moved evenly over ``z r / 2`` on both sides, z from -1 to 1: of a wave as lo
 were drawn where l has its usual size; both factors are 1 there.
 
 The scale of the superblock is a float16. Where it is only n units of 2^-24 it was rounded by up to
-``1 / (2 n)``, and the square of ``L / n`` is added to that of r.
+``1 / (2 n)``, and the square of ``L / n`` is added to that of r. How far end codes reach it changes
+only by what is beyond 9: scales that are a little off are as often too large as too small.
 """
 
 from typing import Any
@@ -57,6 +58,7 @@ from recover.quants import F32Array
 _ZERO, _HALF, _ONE, _THREE = np.float32(0), np.float32(0.5), np.float32(1), np.float32(3)
 _SHIFT = np.float32(SHIFT)
 _UNIT, _TINY = np.float32(UNIT), np.float32(1e-30)
+_FAR_ROUNDED = np.float32(9)
 
 LOW_REACH, HIGH_REACH, LOW_GRADIENT, HIGH_GRADIENT = range(0, 4 * 16, 16)
 LOW_CURVATURE, HIGH_CURVATURE, SHARPNESS = range(4 * 16, 7 * 16, 16)
@@ -100,10 +102,11 @@ def describe_ends(
     r = coarse * smaller(abs(inverse) * largest, limit)
     rounded = coarse * min(steps * steps * _UNIT / max(largest, _TINY), steps * _HALF)
     square = r * r + rounded * rounded
+    far = max(rounded * rounded - _FAR_ROUNDED, _ZERO)
     minima = where(inverse == _ZERO, splat(_ZERO), abs(offset))
     p = smaller(abs(inverse) * step_of_minima(scalars, k, minima), coarse * limit)
     more = larger(p * p - rows[row + WIDE_MINIMA], splat(_ZERO))
-    stretch = sqrt((_ONE + _HALF * (square + more)) * rows[row + PER_USUAL])
+    stretch = sqrt((_ONE + _HALF * (r * r + far + more)) * rows[row + PER_USUAL])
     narrow = splat(_ONE) / stretch
     sharp = splat(rows[row + USUAL_SHIFT]) / (_ONE + _SHIFT * (square + _THREE * more))
     store(ends, at + SHARPNESS, sharp)

@@ -202,6 +202,7 @@ def _resolve_empty(
         inner_high = upper - (abs(upper) + size) * _ULPS
         there = where(there < inner_low, inner_low, where(there > inner_high, inner_high, there))
         between = (lower + upper) * _HALF
+        is_told = is_told | ~(inner_low < inner_high)
         there = where((abs(between) < _FAR) & is_told, between, there)
         beyond = (estimate < lower) | (estimate > upper)
         inside = larger(inner_low, smaller(inner_high, estimate))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recover._compiled.across import add_up, largest_lane
+from recover._compiled.across import add_up, largest_lane, sum_lanes
 from recover._compiled.jit import inner, kernel
 from recover._compiled.lanes import larger, load, splat, where
 from recover.estimators._rounded_scales import least_scales
@@ -36,8 +36,17 @@ _ONE_SIDED = 0.1  # of the squares of blocks, that their means have; by chance 1
 _ROUNDED = 0.2  # steps by which float16 may have moved the levels at the ends
 
 
+def hardly_held(evidence: Evidence) -> F32Array:
+    """Scales of groups (n_inputs,): smaller ones are of scales that float16 hardly holds."""
+    return least_scales(evidence, _ROUNDED)
+
+
 def find_unlike(
-    evidence: Evidence, finest: int, estimates: F32Array, kurtosis: NDArray[np.float64]
+    evidence: Evidence,
+    limits: F32Array,
+    finest: int,
+    estimates: F32Array,
+    kurtosis: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
     """Which tensors are unlike the sample.
 
@@ -45,6 +54,8 @@ def find_unlike(
     ----------
     evidence : Evidence
         Of tensors of one size, one behind the other.
+    limits : float32 (n_inputs,)
+        See `hardly_held`: the same for all tiles.
     finest : int
         The input in which zeros are looked for; none if it is negative.
     estimates : float32 (n,)
@@ -60,7 +71,6 @@ def find_unlike(
     k = max(finest, 0)
     grid = evidence.codes[k], evidence.scale[k], evidence.offset[k]
     levels = evidence.lower_levels[k], evidence.upper_levels[k]
-    limits = least_scales(evidence, _ROUNDED)
     _find(*grid, *levels, evidence.scale, limits, finest >= 0, estimates, kurtosis, found)
     return found
 
@@ -114,12 +124,9 @@ def _find(
 @inner
 def share_of_mean(x: F32Array, start: int) -> float:
     """Of the squares of a block, what its mean has; negative if all are 0."""
-    total = squares = 0.0
-    for i in range(start, start + BLOCK):
-        value = np.float64(x[i])
-        total += value
-        squares += value * value
-    return total * total / (BLOCK * squares) if 0 < squares < np.inf else -1.0
+    one, other = load(x, start), load(x, start + BLOCK // 2)
+    total, squares = sum_lanes(one + other), np.float64(sum_lanes(one * one + other * other))
+    return np.float64(total) * total / (BLOCK * squares) if 0 < squares < np.inf else -1.0
 
 
 @inner

@@ -29,7 +29,7 @@ from recover._compiled.lanes import load, splat
 from recover.estimators._outliers import UNEVEN
 from recover.estimators._population import draw
 from recover.estimators._request import MEAN, Request
-from recover.estimators._unlike import FEWEST_KNOWN, find_unlike
+from recover.estimators._unlike import FEWEST_KNOWN, find_unlike, hardly_held
 from recover.estimators.base import estimator
 from recover.estimators.tally import ALONE, CONFLICTS, VARIANCE, Tally
 from recover.estimators.uncorrected import UncorrectedTileEstimator
@@ -133,6 +133,7 @@ class Bootstrap:
         errors = {k: typical_error(each.type) for k, each in enumerate(sources) if each.has_cells}
         known = [k for k, error in errors.items() if error < _TOO_COARSE]
         self._finest = min(known, key=errors.__getitem__, default=-1)
+        self._limits: F32Array | None = None
         serves = estimator(method).serves
         self._always = serves is not None and serves(sources) and estimate == MEAN
 
@@ -163,7 +164,9 @@ class Bootstrap:
         """
         if not self.applies:
             return {}
-        unlike = find_unlike(evidence, self._finest, estimates, kurtosis)
+        if self._limits is None:
+            self._limits = hardly_held(evidence)
+        unlike = find_unlike(evidence, self._limits, self._finest, estimates, kurtosis)
         size = estimates.size // kurtosis.size
         found: dict[int, Measured] = {}
         for i in np.flatnonzero(unlike | self._always).tolist():
@@ -320,6 +323,8 @@ def _can_be_drawn(source: Source) -> bool:
 def _n_drawn(size: int, *, is_unlike: bool) -> int:
     """How many superblocks are drawn of a tensor with that many weights in a tile."""
     whole, n_superblocks = size == TILE, size // _SUPERBLOCK
+    if size % _SUPERBLOCK:
+        return 0
     if is_unlike:
         most = _OF_WHOLE if whole else _MOST
         return min(n_superblocks, max(_FEWEST, min(most, n_superblocks // 2)))

@@ -381,3 +381,11 @@ def test_few_superblocks_tell_nothing() -> None:
             tile.evidence, np.empty(n, np.float32), np.array([3.0])
         )
         assert bool(found) == is_told
+
+
+@pytest.mark.parametrize("n_rows", [801, 2731])
+def test_joint_of_weights_that_are_no_whole_superblocks(n_rows: int) -> None:
+    """Rows of 96 weights: what is drawn is whole superblocks, so nothing is."""
+    rng = np.random.default_rng(SEED)
+    x = (0.05 * rng.standard_normal((n_rows, 96))).astype(np.float32)
+    assert claims("joint", "Q5_0+IQ4_NL", x)[0] == pytest.approx(1, abs=0.04)

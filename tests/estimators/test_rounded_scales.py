@@ -25,10 +25,10 @@ def errors(name: str, x: F32Array) -> tuple[list[float], list[float]]:
     return found, claims
 
 
-@pytest.mark.parametrize(("name", "most"), [("Q6_K+Q4_K", 0.89), ("Q6_K+Q3_K", 0.935)])
+@pytest.mark.parametrize(("name", "most"), [("Q6_K+Q4_K", 0.74), ("Q6_K+Q3_K", 0.81)])
 def test_end_codes_reach_further(name: str, most: float) -> None:
-    """Their likelihood was that of scales with all digits: 0.906 and 0.947 of the finest."""
-    finest, posterior, _ = errors(name, weights(0.001))[0]
+    """Their likelihood was that of scales with all digits: 0.86 and 0.96 of the finest."""
+    finest, posterior, _ = errors(name, weights(0.0005))[0]
     assert posterior < most * finest
 
 
@@ -59,3 +59,11 @@ def test_scales_that_are_rounded_to_zero_tell_no_size(name: str) -> None:
     """The middle of what they prove was taken: 200 times the error of 0."""
     finest, posterior, joint = errors(name, weights(1e-9))[0]
     assert posterior == joint == finest
+
+
+@pytest.mark.parametrize("name", ["Q6_K*+Q3_K*", "Q6_K*+Q4_K*"])
+def test_scales_that_are_a_little_off_are_as_often_too_large(name: str) -> None:
+    """That end codes reach further made 1% more of the error of this one."""
+    finest, posterior, _ = errors(name, weights(0.002))[0]
+    most = {"Q6_K*+Q3_K*": 0.9385, "Q6_K*+Q4_K*": 0.88}[name]
+    assert posterior < most * finest

@@ -57,7 +57,7 @@ def hard_weights(n: int = 64) -> dict[str, F32Array]:
         "one sign": abs(x) + np.float32(0.01),
         "blocks of one sign": x + blocks,
         "small": x * np.float32(0.06),
-        "smaller": x * np.float32(0.02),
+        "smaller": x * np.float32(0.01),
         "tiny": x * np.float32(1e-4),
         "uniform": rng.uniform(-0.05, 0.05, shape).astype(np.float32),
         "rectified": np.maximum(x - np.float32(0.015), 0),
