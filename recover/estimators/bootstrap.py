@@ -75,7 +75,7 @@ class Measured:
     ratios: NDArray[np.float64]
     likely: NDArray[np.float64] | None
     taken: int
-    trust: float = 1.0
+    trust: float
 
     def correct(
         self,
@@ -99,7 +99,7 @@ class Measured:
         errors, before = self.ratios * (errors if self.likely is None else self.likely), errors[0]
         if deviation.size:
             classes = classes_of(estimates, scale)
-            sums = _sums(classes, deviation)
+            sums = _by_class(classes, _sums_of_rows(deviation))
             expected, is_told = float(sums @ self.merged) * before, np.isfinite(sums).all()
             share = float(sums.sum() * errors[0]) / expected if is_told and expected > 0 else 1.0
             rows = deviation.reshape(-1, _SUPERBLOCK)
@@ -231,11 +231,11 @@ class Bootstrap:
         tallies = self._tile.estimate_each(raws, 0, x.size, len(x), out, deviation)
         evidence = self._tile.evidence
         classes = classes_of(out, evidence.scale[0])
-        after = _sums(classes, deviation, weights)
-        errors = _sums(classes, out - x.reshape(-1), weights)
+        variances, squares = _sums_of_rows(deviation), _sums_of_rows(out, x.reshape(-1))
+        after, errors = (_by_class(classes, weights * each) for each in (variances, squares))
         pairs = zip(raws, self._sources, strict=True)
-        off = [dequantize(raw, source.type) - x.reshape(-1) for raw, source in pairs]
-        measured = [errors.sum(), *(_sums(classes, each, weights).sum() for each in off)]
+        off = [dequantize(raw, source.type) for raw, source in pairs]
+        measured = [errors.sum(), *(weights @ _sums_of_rows(each, x.reshape(-1)) for each in off)]
         if likely is None:
             expected = np.delete(weights @ tallies, CONFLICTS)
         else:
@@ -247,9 +247,8 @@ class Bootstrap:
         if not _are_told(np.concatenate([merged, ratios])):
             return None
         taken = evidence.finest if estimator(self._method).takes_first else -1
-        beyond = _sums_of_rows(out - x.reshape(-1)) - whole * _sums_of_rows(deviation)
-        chance = float(np.sum(np.square(weights * beyond))) / errors.sum() ** 2
-        return Measured(merged, ratios, likely, taken, _OFF / (_OFF + chance))
+        chance = np.sum(np.square(weights * (squares - whole * variances))) / errors.sum() ** 2
+        return Measured(merged, ratios, likely, taken, float(_OFF / (_OFF + chance)))
 
     def _posterior(self, evidence: Evidence) -> F32Array:
         """Means and standard deviations (2, n) of what the inputs say."""
@@ -351,11 +350,9 @@ def _chosen_by_size(
     return rows, total[-1] / n_drawn / sizes[rows]
 
 
-def _sums(
-    classes: NDArray[np.int64], values: F32Array, weights: NDArray[np.float64] | float = 1.0
-) -> NDArray[np.float64]:
-    """The sums of squares over superblocks of each class (3,)."""
-    return np.bincount(classes, weights * _sums_of_rows(values), 3).astype(np.float64)
+def _by_class(classes: NDArray[np.int64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sums of superblocks (n,), added up over those of each class (3,)."""
+    return np.bincount(classes, sums, 3).astype(np.float64)
 
 
 def _sums_of_rows(values: F32Array, others: F32Array | None = None) -> NDArray[np.float64]:
