@@ -20,7 +20,7 @@ from recover.estimators.uncorrected import UncorrectedTileEstimator
 from recover.quants import F32Array
 from tests.naive import joint_network
 from tests.oracle.weights import gguf_weights
-from tests.support.joint_inputs import encode, hard_weights, run, sources_of
+from tests.support.joint_inputs import encode, hard_weights, measure, run, sources_of
 from tests.support.models import DATA, TINY
 
 FOLDER = DATA / "joint"
@@ -146,12 +146,7 @@ def test_weights_beside_zeros_of_one_sign_are_left_alone(name: str) -> None:
     """As after a rectifier: the networks made up to 5% more of the posterior's error of these."""
     drawn = 0.02 * np.random.default_rng(5).standard_t(4, (512, 256)) - 0.008
     x = np.maximum(drawn, 0).astype(np.float32)
-    sources, truth = sources_of(name), x.reshape(-1).astype(np.float64)
-    raws = encode(sources, x)
-    joint, posterior = (
-        float(np.sum((run(method, sources, raws, x.size)[0] - truth) ** 2))
-        for method in ("joint", "posterior")
-    )
+    joint, posterior = (measure(method, name, x)[0] for method in ("joint", "posterior"))
     assert joint < 1.002 * posterior
 
 

@@ -139,3 +139,21 @@ def test_scales_that_float16_rounds_to_zero_prove_how_small_weights_are(
     x = normal(3)
     x *= np.float32(size / np.std(x))
     assert error("posterior", name, x) < error("best", name, x)
+
+
+@pytest.mark.parametrize("name", ["Q8_0+Q5_K", "Q8_0+Q4_K"])
+def test_where_all_scales_are_zero_a_broken_minimum_leads_out_of_no_cell(name: str) -> None:
+    """What its size may be rounded by is far more than the cells of the other input are wide."""
+    x = (1e-8 * np.random.default_rng(1).standard_normal((4, 256))).astype(np.float32)
+    sources = sources_of(name)
+    raws = encode(sources, x)
+    raws[1] = raws[1].copy()
+    block = raws[1].reshape(4, -1)[1]
+    block[2:4], block[4:16] = np.array([60000], np.float16).view(np.uint8), 0
+    block[8:12] = 63  # integer minima of four sub-blocks
+    tile, out = UncorrectedTileEstimator(sources, "posterior"), np.empty(x.size, np.float32)
+    tile.estimate(raws, 0, x.size, out)
+    lower, upper = np.empty((2, x.size), np.float32)
+    intersect_cells(tile.evidence, lower, upper)
+    assert np.abs(tile.evidence.offset[1]).max() > 1e6
+    assert np.all((lower <= out) & (out <= upper) | (lower > upper))

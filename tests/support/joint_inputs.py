@@ -40,6 +40,18 @@ def run(
     return out, deviation, tally, bool(np.all((lower <= out) & (out <= upper)))
 
 
+def measure(method: str, name: str, x: F32Array) -> tuple[float, float]:
+    """The square error of estimates, which are in all cells, and what is claimed over it.
+
+    `best` is the finest input alone.
+    """
+    sources = sources_of(name)[: 1 if method == "best" else None]
+    out, _, tally, is_inside = run(method, sources, encode(sources, x), x.size)
+    assert is_inside
+    error = float(np.sum((out - x.reshape(-1).astype(np.float64)) ** 2))
+    return error, tally.variance / error
+
+
 def hard_weights(n: int = 64) -> dict[str, F32Array]:
     """Superblocks (n, 256) that the posterior's assumptions do not fit, by what they are."""
     rng = np.random.default_rng(3)
@@ -61,5 +73,7 @@ def hard_weights(n: int = 64) -> dict[str, F32Array]:
         "tiny": x * np.float32(1e-4),
         "uniform": rng.uniform(-0.05, 0.05, shape).astype(np.float32),
         "rectified": np.maximum(x - np.float32(0.015), 0),
+        "on a grid": np.round(x * 200) / np.float32(200),
+        "sorted": np.sort(x.reshape(-1)).reshape(shape),
         "zeros": np.zeros(shape, np.float32),
     }
